@@ -1,0 +1,2 @@
+//! kagami.
+fn main() {}
