@@ -1,0 +1,3 @@
+//! The pure core: events in, actions out. It knows no clock, random number, file or socket.
+
+pub mod disk;

@@ -1,0 +1,1 @@
+//! The shell: disks, the link, metadata, time. It holds no policy.

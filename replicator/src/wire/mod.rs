@@ -1,0 +1,1 @@
+//! What crosses the link: frames and the messages in them. Pure encoding and decoding.
