@@ -11,9 +11,9 @@
 //! | [`dirty`], [`runs`] | the dirty bitmap and its stale pages; walking its marks |
 //! | [`activity_log`] | the hot set and what its next record says |
 //! | [`sector`] | the self-validating sector that everything on disk is made of |
-//! | [`superblock`], [`page`], [`record`] | the structures on disk |
+//! | [`superblock`], [`slots`], [`page`], [`record`] | the structures on disk |
 //! | [`layout`], [`format`] | where they are; creating them |
-//! | [`recover`] | from the bytes read back to marks, hot set and record |
+//! | [`recover`], [`replay`] | from the bytes read back to marks, hot set and record |
 //! | [`foreign`] | does a store look used by something else |
 
 const _: () = assert!(usize::BITS >= 64, "kagami needs a 64-bit machine");
@@ -21,16 +21,28 @@ const _: () = assert!(usize::BITS >= 64, "kagami needs a 64-bit machine");
 pub mod activity_log;
 mod bits;
 pub mod dirty;
+pub mod foreign;
+pub mod format;
 pub mod geometry;
+pub mod layout;
 pub mod page;
 pub mod record;
+pub mod recover;
+pub mod replay;
 pub mod runs;
 pub mod sector;
+pub mod slots;
 mod summary;
+pub mod superblock;
 
 pub use activity_log::{ActivityLog, CutRecord, LogState};
 pub use dirty::DirtyBitmap;
+pub use format::{Chunk, Fill, Format};
 pub use geometry::{
     BLOCK, BLOCKS_PER_EXTENT, Block, EXTENT, Extent, Geometry, Run, SECTOR, SizeError,
 };
+pub use layout::{Layout, LayoutError, Placement};
 pub use page::{ExtentWords, Page};
+pub use recover::{Finding, Recovered, Recovery, recover};
+pub use slots::{ReadSlots, SlotWrite, Slots, SuperblockFault, read_slots};
+pub use superblock::{Backing, DiskState, Generation, Record, Superblock, mirror_tag};
