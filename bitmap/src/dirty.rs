@@ -56,7 +56,7 @@ impl DirtyBitmap {
     /// Costs no memory until marks touch it: 32 MiB for each TiB when all of it was touched.
     pub fn new(blocks: u64) -> Self {
         let extents = blocks.div_ceil(BLOCKS_PER_EXTENT);
-        assert!(extents <= u64::from(u32::MAX), "{blocks} blocks");
+        assert!(u32::try_from(extents).is_ok(), "{blocks} blocks");
         let pages = page::pages_for(extents as u32);
         let flags = || Bits::new(at(extents));
         Self {

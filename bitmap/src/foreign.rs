@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn blank_stores_are_free() {
-        assert_eq!(looks_used(&[0; HEAD_BYTES], &[0; TAIL_BYTES]), None);
+        assert_eq!(looks_used(&vec![0; HEAD_BYTES], &vec![0; TAIL_BYTES]), None);
         assert_eq!(looks_used(&[], &[]), None);
     }
 

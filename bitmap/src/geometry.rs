@@ -209,7 +209,9 @@ pub struct Geometry {
 impl Geometry {
     /// The geometry of a mirror of `size` bytes; the last block and extent may be partial.
     ///
-    /// Errors: a size of 0, of no whole sectors, or above [`MAX_SIZE`].
+    /// # Errors
+    ///
+    /// A size of 0, of no whole sectors, or above [`MAX_SIZE`].
     pub fn new(size: u64) -> Result<Self, SizeError> {
         match size {
             0 => Err(SizeError::Zero),

@@ -91,7 +91,9 @@ impl Layout {
     ///
     /// 1 TiB needs 43 MiB, and 64 KiB are needed by the smallest.
     ///
-    /// Errors: a size or a capacity that can't be.
+    /// # Errors
+    ///
+    /// A size or a capacity that can't be.
     pub fn new(
         max_size: u64,
         log_capacity: u32,
@@ -128,7 +130,9 @@ impl Layout {
 
     /// Where the metadata begin in a store of `store_len` bytes: add it to every offset.
     ///
-    /// Errors: the store is too short.
+    /// # Errors
+    ///
+    /// The store is too short.
     pub fn area_start(&self, store_len: u64) -> Result<u64, LayoutError> {
         let room = match self.placement {
             Placement::Own => store_len,

@@ -366,7 +366,9 @@ impl Recovery {
 /// Recovers a copy from a metadata store that is in memory whole: the simulator's disks, and
 /// small stores. `expected`: the uuid of the mirror, if it is known.
 ///
-/// Errors: as [`read_slots`].
+/// # Errors
+///
+/// As [`read_slots`].
 pub fn recover(
     store: &[u8],
     placement: Placement,

@@ -144,6 +144,13 @@ fn whole(sectors: &[LogSector]) -> Option<&LogSector> {
         .then_some(first)
 }
 
+/// A slot, on the way back through the records.
+#[derive(Clone, Copy, PartialEq)]
+enum Slot {
+    Unknown,
+    Holds(Option<Extent>),
+}
+
 /// Walks back from the newest whole record until every slot is known.
 fn read_back(
     records: &[Vec<LogSector>],
@@ -155,7 +162,7 @@ fn read_back(
         .max()
         .ok_or(LogDamage::Empty)?;
     let torn = find_torn(records, newest)?;
-    let mut slots: Vec<Option<Option<Extent>>> = vec![None; capacity as usize];
+    let mut slots = vec![Slot::Unknown; capacity as usize];
     let mut unknown = slots.len();
     let (mut seq, mut index) = newest;
     for _ in 0..records.len() {
@@ -177,14 +184,14 @@ fn read_back(
             }
             for &(slot, extent) in &sector.slots {
                 let known = &mut slots[slot as usize];
-                if known.is_none() {
-                    *known = Some(extent);
+                if *known == Slot::Unknown {
+                    *known = Slot::Holds(extent);
                     unknown -= 1;
                 }
             }
         }
         if unknown == 0 || first.kind == RecordKind::Reset {
-            return finish(slots, records, newest, highest_seq, torn);
+            return finish(&slots, records, newest, highest_seq, torn);
         }
         seq = first.previous;
         index = (index + records.len() - 1) % records.len();
@@ -223,14 +230,20 @@ fn find_torn(
 }
 
 fn finish(
-    slots: Vec<Option<Option<Extent>>>,
+    slots: &[Slot],
     records: &[Vec<LogSector>],
     (newest_seq, newest): (u64, usize),
     highest_seq: u64,
     torn: Option<(u32, Vec<Extent>)>,
 ) -> Result<Replay, LogDamage> {
-    // Slots that a reset does not name are empty.
-    let slots: Vec<Option<Extent>> = slots.into_iter().map(Option::flatten).collect();
+    let slots: Vec<Option<Extent>> = slots
+        .iter()
+        .map(|slot| match slot {
+            Slot::Holds(extent) => *extent,
+            // A reset does not name it.
+            Slot::Unknown => None,
+        })
+        .collect();
     let mut hot = HashSet::new();
     for &extent in slots.iter().flatten() {
         if !hot.insert(extent) {

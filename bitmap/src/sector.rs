@@ -130,7 +130,9 @@ pub struct Sector<'a> {
 
 /// Checks the 512 bytes read from `place`.
 ///
-/// Errors: what is wrong, in an order that makes each statement true: version, place and
+/// # Errors
+///
+/// What is wrong, in an order that makes each statement true: version, place and
 /// mirror are believed only under a good checksum.
 pub fn decode(bytes: &[u8], place: Place) -> Result<Sector<'_>, SectorFault> {
     assert_eq!(bytes.len(), SECTOR_BYTES, "a sector is read whole");
@@ -254,7 +256,7 @@ mod tests {
 
     fn unit() -> Bytes {
         encode_unit(Kind::Page, 3, 9, TAG, |nth, payload| {
-            payload.fill(nth as u8)
+            payload.fill(nth as u8);
         })
     }
 

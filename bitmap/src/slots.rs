@@ -174,7 +174,9 @@ pub enum Repair {
 /// `store_len`: bytes of the store, to see that all metadata are there; `expected`: the uuid
 /// of the mirror, if it is known.
 ///
-/// Errors: [`SuperblockFault`], each with what to do.
+/// # Errors
+///
+/// [`SuperblockFault`], each with what to do.
 pub fn read_slots(
     bytes: &[u8],
     store_len: u64,

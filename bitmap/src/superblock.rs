@@ -124,6 +124,10 @@ pub enum DiskState {
 
 /// The record of a copy: docs/protocol.md §1, but for the marks.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "the fields of the specification"
+)]
 pub struct Record {
     /// The mirror's uuid.
     pub mirror: u128,
