@@ -157,6 +157,12 @@ impl ActivityLog {
         slots.filter(|&extent| self.is_hot(extent))
     }
 
+    /// The hot extents, the least recently touched first.
+    pub fn by_age(&self) -> impl Iterator<Item = Extent> + '_ {
+        let slots = std::iter::successors(self.age.oldest(), |&slot| self.age.younger(slot));
+        slots.filter_map(|slot| self.slots[slot as usize])
+    }
+
     /// The sequence number of the next record.
     pub fn next_seq(&self) -> u64 {
         self.next_seq

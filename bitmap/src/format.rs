@@ -7,12 +7,11 @@
 use bytes::{Bytes, BytesMut};
 
 use crate::activity_log::empty_ring;
-use crate::geometry::{Extent, Geometry, WORDS_PER_EXTENT};
+use crate::geometry::{Extent, WORDS_PER_EXTENT};
 use crate::layout::SLOTS_BYTES;
 use crate::page::{Page, encode_directory, encode_page};
 use crate::sector::UNIT_BYTES;
-use crate::slots::first_slots;
-use crate::superblock::{Superblock, mirror_tag};
+use crate::superblock::Superblock;
 
 /// What the bitmap pages of a new store say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +80,7 @@ impl<'a> Format<'a> {
 
     fn log(&self) -> Bytes {
         let capacity = self.superblock.layout.log_capacity;
-        join(empty_ring(capacity, 0, self.tag()).map(|(_, image)| image))
+        join(empty_ring(capacity, 0, self.superblock.tag()).map(|(_, image)| image))
     }
 
     fn directory(&self) -> Bytes {
@@ -96,12 +95,12 @@ impl<'a> Format<'a> {
             _ => !0,
         };
         let pages = 0..layout.directory_pages;
-        join(pages.map(|index| encode_directory(index, 1, self.tag(), words)))
+        join(pages.map(|index| encode_directory(index, 1, self.superblock.tag(), words)))
     }
 
     fn pages(&self, first: u32, end: u32) -> Bytes {
         let blocks = match self.fill {
-            Fill::Marked => self.geometry().blocks(),
+            Fill::Marked => self.superblock.geometry().blocks(),
             Fill::Blank | Fill::Clean => 0,
         };
         let words = |extent: Extent| {
@@ -114,15 +113,7 @@ impl<'a> Format<'a> {
                 }
             })
         };
-        join((first..end).map(|index| encode_page(index, 1, self.tag(), words)))
-    }
-
-    fn geometry(&self) -> Geometry {
-        Geometry::new(self.superblock.record.size).expect("a record has a checked size")
-    }
-
-    fn tag(&self) -> u64 {
-        mirror_tag(self.superblock.record.mirror)
+        join((first..end).map(|index| encode_page(index, 1, self.superblock.tag(), words)))
     }
 }
 
@@ -155,8 +146,8 @@ impl Iterator for Format<'_> {
                 (false, offset, self.pages(first, end), step)
             }
             Step::Slot { next } => {
-                let slots = first_slots(self.superblock);
-                let (offset, image) = slots.into_iter().nth(next)?;
+                let step = self.superblock.steps().into_iter().nth(next)?;
+                let (offset, image) = step.into_iter().next()?;
                 (true, offset, image, Step::Slot { next: next + 1 })
             }
         };

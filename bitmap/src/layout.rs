@@ -165,6 +165,11 @@ impl Layout {
         area + u64::from(page.index()) * UNIT
     }
 
+    /// Offset of the activity log's ring: [`crate::CutRecord::offset`] counts from here.
+    pub fn log_offset(&self) -> u64 {
+        self.log_offset
+    }
+
     /// Offset of a record of the activity log.
     pub fn record_offset(&self, index: u32) -> u64 {
         assert!(index < self.log_records, "record {index}");

@@ -40,9 +40,10 @@ pub use dirty::DirtyBitmap;
 pub use format::{Chunk, Fill, Format};
 pub use geometry::{
     BLOCK, BLOCKS_PER_EXTENT, Block, EXTENT, Extent, Geometry, Run, SECTOR, SizeError,
+    WORDS_PER_EXTENT,
 };
 pub use layout::{Layout, LayoutError, Placement};
 pub use page::{ExtentWords, Page};
 pub use recover::{Finding, Recovered, Recovery, recover};
-pub use slots::{ReadSlots, SlotWrite, Slots, SuperblockFault, read_slots};
-pub use superblock::{Backing, DiskState, Generation, Record, Superblock, mirror_tag};
+pub use slots::{ReadSlots, SuperblockFault, read_slots};
+pub use superblock::{Backing, Generation, Record, StoredDisk, Superblock, mirror_tag};

@@ -24,8 +24,8 @@ use crate::sector::{
     self, Kind, Place, SECTOR_BYTES, SECTORS_PER_UNIT, Sector, SectorFault, UNIT_BYTES,
     sector_index,
 };
-use crate::slots::{ReadSlots, Repair, Slots, SuperblockFault, read_slots};
-use crate::superblock::{Superblock, mirror_tag};
+use crate::slots::{ReadSlots, Repair, SlotFault, SuperblockFault, read_slots};
+use crate::superblock::Superblock;
 
 /// Fill with this what the disk refuses to read: it passes for nothing.
 pub const UNREADABLE: u8 = 0xff;
@@ -73,7 +73,6 @@ pub enum Finding {
 impl Finding {
     /// True if no crash explains it: a disk, a controller or a person did this.
     pub fn is_damage(&self) -> bool {
-        use crate::slots::SlotFault;
         match self {
             Finding::Slot { repair, .. } => {
                 !matches!(repair, Repair::Older | Repair::Fault(SlotFault::Torn))
@@ -128,24 +127,22 @@ impl fmt::Display for Finding {
 
 /// The state of a copy, as its metadata tell.
 ///
-/// Before anything is served, in this order, each step flushed: if `superblock_differs`, write
-/// the superblock; then write `rewrite_log`, if it is not empty.
+/// Before anything is served, `repair` is carried out.
 #[derive(Clone, Debug)]
 pub struct Recovered {
     /// The superblock. If the log was damaged, its record says `all_marked`.
     pub superblock: Superblock,
-    /// The order of the next update of the superblock.
-    pub slots: Slots,
-    /// The superblock on disk is not this in both slots: write it.
-    pub superblock_differs: bool,
     /// The marks, and which pages have to be written.
     pub bitmap: DirtyBitmap,
     /// The hot extents, whose blocks are all marked.
     pub hot: Vec<Extent>,
     /// For [`crate::ActivityLog::resume`].
     pub log: LogState,
-    /// A new ring in place of a damaged one: place and 4096 bytes each.
-    pub rewrite_log: Vec<(u32, Bytes)>,
+    /// What has to be written before anything is served, empty after a clean stop: offset
+    /// from the start of the metadata, and bytes; each step is on stable storage before the
+    /// next begins. (The superblock, where a slot was not whole or is older, or the log was
+    /// damaged; then a new ring in place of a damaged one.)
+    pub repair: Vec<Vec<(u64, Bytes)>>,
     /// Higher than any page's sequence number.
     pub next_page_seq: u64,
     /// What was found, in the order in which it was found.
@@ -156,7 +153,6 @@ pub struct Recovered {
 #[derive(Debug)]
 pub struct Recovery {
     superblock: Superblock,
-    slots: Slots,
     superblock_differs: bool,
     geometry: Geometry,
     bitmap: DirtyBitmap,
@@ -171,15 +167,13 @@ pub struct Recovery {
 impl Recovery {
     /// Begins with the superblock that [`read_slots`] found.
     pub fn new(read: ReadSlots) -> Self {
-        let record = &read.superblock.record;
-        let geometry = Geometry::new(record.size).expect("a read record has a checked size");
+        let (geometry, tag) = (read.superblock.geometry(), read.superblock.tag());
         let findings = read
             .repair
             .map(|(slot, repair)| Finding::Slot { slot, repair });
         Self {
             geometry,
-            bitmap: DirtyBitmap::new(geometry.blocks()).with_tag(mirror_tag(record.mirror)),
-            slots: read.slots,
+            bitmap: DirtyBitmap::new(geometry.blocks()).with_tag(tag),
             superblock_differs: read.repair.is_some(),
             log: None,
             directory: Vec::new(),
@@ -315,7 +309,7 @@ impl Recovery {
     pub fn finish(mut self) -> Recovered {
         assert!(self.next_page >= self.pages_wanted(), "pages are missing");
         let capacity = self.layout().log_capacity;
-        let (log, rewrite_log) = match self.log.take().expect("the log was fed") {
+        let (log, ring) = match self.log.take().expect("the log was fed") {
             Ok(replay) => {
                 let torn = replay.torn.iter().flat_map(|(_, heats)| heats);
                 for &extent in replay.state.slots.iter().flatten().chain(torn) {
@@ -327,22 +321,29 @@ impl Recovery {
                 // The mark of everything must be durable before the ring is made anew.
                 self.superblock_differs |= !self.superblock.record.all_marked;
                 self.superblock.record.all_marked = true;
-                let ring = empty_ring(capacity, highest_seq, self.tag()).collect();
-                (LogState::emptied(capacity, highest_seq), ring)
+                let ring = empty_ring(capacity, highest_seq, self.tag())
+                    .map(|(index, image)| (self.layout().record_offset(index), image));
+                (LogState::emptied(capacity, highest_seq), ring.collect())
             }
         };
         if self.superblock.record.all_marked {
             self.findings.push(Finding::AllMarked);
             self.bitmap.mark_all();
         }
+        let mut repair = Vec::new();
+        if self.superblock_differs {
+            self.superblock.seq = self.superblock.seq.saturating_add(1);
+            repair = self.superblock.steps();
+        }
+        if !ring.is_empty() {
+            repair.push(ring);
+        }
         Recovered {
             hot: log.slots.iter().flatten().copied().collect(),
             superblock: self.superblock,
-            slots: self.slots,
-            superblock_differs: self.superblock_differs,
             bitmap: self.bitmap,
             log,
-            rewrite_log,
+            repair,
             next_page_seq: self.highest_page_seq.saturating_add(1),
             findings: self.findings,
         }
@@ -359,7 +360,7 @@ impl Recovery {
     }
 
     fn tag(&self) -> u64 {
-        mirror_tag(self.superblock.record.mirror)
+        self.superblock.tag()
     }
 }
 

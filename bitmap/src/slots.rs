@@ -1,17 +1,15 @@
-//! The two slots of the superblock: which is read, which is written first.
+//! The two slots of the superblock, read back.
 //!
-//! Decides what a pair of slots means after a crash or damage, and keeps the order of
-//! updates: never over the only good slot. What the superblock says is superblock.rs's.
+//! Decides what a pair of slots means after a crash or damage, and so which slot the next
+//! update writes first: never the only good one. What a superblock says is superblock.rs's.
 
 use std::fmt;
 
-use bytes::Bytes;
-
-use crate::layout::{Layout, SLOTS_BYTES};
+use crate::layout::SLOTS_BYTES;
 use crate::sector::{
     self, Kind, PAYLOAD_BYTES, Place, SECTOR_BYTES, SECTORS_PER_UNIT, SectorFault, UNIT_BYTES,
 };
-use crate::superblock::{BadField, Superblock, mirror_tag};
+use crate::superblock::{BadField, Superblock};
 
 /// What is wrong with one slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,61 +98,13 @@ pub enum SuperblockFault {
     },
 }
 
-/// How the slots stand on disk, and the order of the next update. Owned by the core.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Slots {
-    /// The slot that must not be written until the other is good.
-    good: usize,
-    next_seq: u64,
-}
-
-/// One of the two writes of an update; a flush follows each.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SlotWrite {
-    /// 0 or 1.
-    pub slot: usize,
-    /// Bytes from the start of the metadata.
-    pub offset: u64,
-    /// 4096 bytes.
-    pub image: Bytes,
-}
-
-impl Slots {
-    /// The slots of a store as [`crate::Format`] left it.
-    pub fn fresh() -> Self {
-        Self {
-            good: 1,
-            next_seq: 2,
-        }
-    }
-
-    /// Cuts an update: write the first, flush, tell [`Self::first_done`], write the second,
-    /// flush; then the superblock is durable. If either write fails, what is on disk is the
-    /// old or the new superblock: cut again.
-    pub fn cut(&mut self, superblock: &Superblock) -> [SlotWrite; 2] {
-        let seq = self.next_seq;
-        self.next_seq += 1;
-        [1 - self.good, self.good].map(|slot| SlotWrite {
-            slot,
-            offset: superblock.layout.slot_offset(slot),
-            image: superblock.encode(slot, seq),
-        })
-    }
-
-    /// The first write of the update cut last is durable: from now on it is the good slot.
-    pub fn first_done(&mut self) {
-        self.good = 1 - self.good;
-    }
-}
-
 /// The superblock read from its two slots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadSlots {
-    /// The newest whole one.
+    /// The newest whole one. Its `seq` is the highest seen, torn updates included.
     pub superblock: Superblock,
-    /// For the next update. If `repair` is set, cut one before anything is served.
-    pub slots: Slots,
-    /// The slot that is not the superblock's equal, and why.
+    /// The slot that is not the superblock's equal, and why: write an update before anything
+    /// is served.
     pub repair: Option<(usize, Repair)>,
 }
 
@@ -198,7 +148,7 @@ pub fn read_slots(
         .map(|sector| sector.seq)
         .max();
     let (good, read, repair) = match slots {
-        [Ok(first), Ok(second)] if first.contradicts(&second) => {
+        [Ok(first), Ok(second)] if contradict(&first, &second) => {
             return Err(SuperblockFault::SlotsDisagree {
                 first: first.seq,
                 second: second.seq,
@@ -211,7 +161,7 @@ pub fn read_slots(
         [Err(fault), Ok(second)] => (1, second, Some((0, Repair::Fault(fault)))),
         [Err(first), Err(second)] => return Err(SuperblockFault::BothDamaged { first, second }),
     };
-    let superblock = read.superblock;
+    let superblock = read;
     if let Some(expected) = expected
         && superblock.record.mirror != expected
     {
@@ -226,10 +176,13 @@ pub fn read_slots(
             needs: superblock.layout.total_len,
         });
     }
-    let next_seq = highest.unwrap_or(read.seq).max(read.seq).saturating_add(1);
     Ok(ReadSlots {
-        superblock,
-        slots: Slots { good, next_seq },
+        superblock: Superblock {
+            // Above every sector there is, so that no two attempts share a number.
+            seq: highest.unwrap_or(superblock.seq),
+            first_slot: 1 - good,
+            ..superblock
+        },
         repair,
     })
 }
@@ -261,19 +214,12 @@ fn place(index: usize) -> Place {
     }
 }
 
-struct Slot {
-    seq: u64,
-    superblock: Superblock,
+/// Two whole slots that no sequence of updates leaves.
+fn contradict(first: &Superblock, second: &Superblock) -> bool {
+    first.record.mirror != second.record.mirror || (first.seq == second.seq && first != second)
 }
 
-impl Slot {
-    fn contradicts(&self, other: &Slot) -> bool {
-        self.superblock.record.mirror != other.superblock.record.mirror
-            || (self.seq == other.seq && self.superblock != other.superblock)
-    }
-}
-
-fn read_slot(slot: usize, bytes: &[u8]) -> Result<Slot, SlotFault> {
+fn read_slot(slot: usize, bytes: &[u8]) -> Result<Superblock, SlotFault> {
     let mut body = Vec::with_capacity(SECTORS_PER_UNIT * PAYLOAD_BYTES);
     let mut first = None;
     let mut torn = false;
@@ -291,16 +237,10 @@ fn read_slot(slot: usize, bytes: &[u8]) -> Result<Slot, SlotFault> {
     let Some((seq, tag)) = first.filter(|_| !torn) else {
         return Err(SlotFault::Torn);
     };
-    let superblock = Superblock::from_body(&body).map_err(SlotFault::Field)?;
-    if mirror_tag(superblock.record.mirror) != tag {
+    let superblock = Superblock::from_body(&body, seq).map_err(SlotFault::Field)?;
+    if superblock.tag() != tag {
         let fault = SectorFault::OtherMirror(tag);
         return Err(SlotFault::Sector { nth: 0, fault });
     }
-    Ok(Slot { seq, superblock })
-}
-
-/// The two slots of a new store, as update 1.
-pub(crate) fn first_slots(superblock: &Superblock) -> [(u64, Bytes); 2] {
-    let layout: &Layout = &superblock.layout;
-    [0, 1].map(|slot| (layout.slot_offset(slot), superblock.encode(slot, 1)))
+    Ok(superblock)
 }

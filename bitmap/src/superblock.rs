@@ -2,8 +2,8 @@
 //!
 //! Two slots hold it. An update is written to one, flushed, then to the other, flushed; it is
 //! durable when both are done. So at every instant one slot is whole, and a single damaged
-//! sector loses nothing that was durable. [`crate::Slots`] keeps which slot is written first:
-//! never the only good one. What the record's fields mean to the protocol is the core's.
+//! sector loses nothing that was durable. Reading the slots back is slots.rs's; what the
+//! record's fields mean to the protocol is the core's.
 
 use bytes::Bytes;
 
@@ -113,7 +113,7 @@ pub struct Generation {
 
 /// What a copy is good for, as stored. (`UpToDate` is found at run time, never stored.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DiskState {
+pub enum StoredDisk {
     /// Good, not known to be the newest.
     Consistent,
     /// Good as of an earlier time, and knows it.
@@ -154,7 +154,7 @@ pub struct Record {
     /// Set before the first write as Primary, cleared by a clean demotion or on adopting.
     pub was_primary: bool,
     /// What the copy is good for.
-    pub disk: DiskState,
+    pub disk: StoredDisk,
     /// `current` came from forcing an Inconsistent or Outdated copy.
     pub forced_bad: bool,
     /// The machine's boot id when the copies were last in sync.
@@ -187,7 +187,7 @@ impl Record {
             base: None,
             alone: false,
             was_primary: false,
-            disk: DiskState::Consistent,
+            disk: StoredDisk::Consistent,
             forced_bad: false,
             boot: None,
             verify_found: false,
@@ -238,7 +238,7 @@ impl Record {
 
     /// True for a copy that is never promoted unless forced: Inconsistent or Outdated.
     pub fn is_bad(&self) -> bool {
-        self.disk != DiskState::Consistent
+        self.disk != StoredDisk::Consistent
     }
 
     /// True for a copy that has no generation.
@@ -259,6 +259,10 @@ pub struct Backing {
 /// All that a superblock holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Superblock {
+    /// The update that it is: add 1 for the next, before [`Self::steps`].
+    pub seq: u64,
+    /// The slot that an update writes first: never the only good one (slots.rs decides).
+    pub first_slot: usize,
     /// Where the metadata are.
     pub layout: Layout,
     /// Where the data are.
@@ -282,13 +286,55 @@ pub struct BadField {
 const BODY_BYTES: usize = PAYLOAD_BYTES * SECTORS_PER_UNIT;
 
 impl Superblock {
+    /// The superblock of a copy that is being created ([`crate::Format`]).
+    ///
+    /// `created`: seconds since 1970, for people.
+    pub fn new(layout: Layout, backing: Backing, created: u64, record: Record) -> Self {
+        assert!(record.size <= layout.max_size, "{} bytes", record.size);
+        Self {
+            seq: 1,
+            first_slot: 0,
+            layout,
+            backing,
+            created,
+            record,
+        }
+    }
+
+    /// The mirror's size.
+    pub fn geometry(&self) -> Geometry {
+        Geometry::new(self.record.size).expect("a record has a checked size")
+    }
+
+    /// What every sector of this mirror's metadata carries.
+    pub fn tag(&self) -> u64 {
+        mirror_tag(self.record.mirror)
+    }
+
+    /// The writes of this update: offset from the start of the metadata, and 4096 bytes. Each
+    /// step is on stable storage before the next begins; after the last the update is durable.
+    ///
+    /// If a step fails, the store holds the old or the new superblock, and the copy has
+    /// failed: read it again ([`crate::read_slots`]), for the order of the next update.
+    pub fn steps(&self) -> Vec<Vec<(u64, Bytes)>> {
+        [self.first_slot, 1 - self.first_slot]
+            .map(|slot| vec![(self.layout.slot_offset(slot), self.encode(slot))])
+            .into()
+    }
+
     /// Encodes the image of a slot: 4096 bytes.
-    pub fn encode(&self, slot: usize, seq: u64) -> Bytes {
+    pub fn encode(&self, slot: usize) -> Bytes {
         let body = self.body();
-        let tag = mirror_tag(self.record.mirror);
-        sector::encode_unit(Kind::Superblock, slot as u32, seq, tag, |nth, payload| {
-            payload.copy_from_slice(&body[nth * PAYLOAD_BYTES..][..PAYLOAD_BYTES]);
-        })
+        let unit = slot as u32;
+        sector::encode_unit(
+            Kind::Superblock,
+            unit,
+            self.seq,
+            self.tag(),
+            |nth, payload| {
+                payload.copy_from_slice(&body[nth * PAYLOAD_BYTES..][..PAYLOAD_BYTES]);
+            },
+        )
     }
 
     fn body(&self) -> Vec<u8> {
@@ -304,9 +350,9 @@ impl Superblock {
         put32(b, field::LOGICAL_BLOCK, record.logical_block);
         put32(b, field::FLAGS, flags(record));
         let disk = match record.disk {
-            DiskState::Consistent => 1,
-            DiskState::Outdated => 2,
-            DiskState::Inconsistent => 3,
+            StoredDisk::Consistent => 1,
+            StoredDisk::Outdated => 2,
+            StoredDisk::Inconsistent => 3,
         };
         put32(b, field::DISK, disk);
         put64(b, field::ARBITER, record.arbiter.unwrap_or(0));
@@ -339,7 +385,7 @@ impl Superblock {
     }
 
     /// Reads a body of 3776 bytes, whose sectors passed their checks.
-    pub(crate) fn from_body(body: &[u8]) -> Result<Self, BadField> {
+    pub(crate) fn from_body(body: &[u8], seq: u64) -> Result<Self, BadField> {
         let bad = |field, value| BadField { field, value };
         let incompatible = le32(body, field::INCOMPATIBLE);
         if incompatible != 0 {
@@ -405,6 +451,8 @@ impl Superblock {
             }
         }
         Ok(Self {
+            seq,
+            first_slot: 0,
             layout,
             backing: Backing {
                 data_offset: le64(body, field::DATA_OFFSET),
@@ -429,9 +477,9 @@ fn record_from_body(body: &[u8], max_size: u64) -> Result<Record, BadField> {
         return Err(bad("logical block", logical_block.into()));
     }
     let disk = match le32(body, field::DISK) {
-        1 => DiskState::Consistent,
-        2 => DiskState::Outdated,
-        3 => DiskState::Inconsistent,
+        1 => StoredDisk::Consistent,
+        2 => StoredDisk::Outdated,
+        3 => StoredDisk::Inconsistent,
         other => return Err(bad("disk state", other.into())),
     };
     let history = le32(body, field::HISTORY_LEN);
