@@ -68,7 +68,7 @@ impl Mirror {
         }
     }
 
-    /// True if a Primary without a disk has nobody to serve from: its copy was the newest.
+    /// True if this node has neither a disk nor a peer to serve from: EIO, at once.
     pub(super) fn has_lost_all(&self) -> bool {
         self.local.store != Store::Usable && self.up().is_none()
     }

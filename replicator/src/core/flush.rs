@@ -72,11 +72,6 @@ impl Flushing {
         }
         jobs
     }
-
-    /// The runs that the running cycle will clear.
-    pub fn resynced(&self) -> &[Run] {
-        self.cycle.as_ref().map_or(&[], |cycle| &cycle.resynced)
-    }
 }
 
 impl Mirror {

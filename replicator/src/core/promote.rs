@@ -9,7 +9,7 @@ use super::flush::FlushOf;
 use super::link::Phase;
 use super::message::Message;
 use super::request::Gate;
-use super::state::{CommandId, Connection, DiskState, Role, Solo};
+use super::state::{CommandId, Role, Solo};
 use super::{Action, Actions, DiskFault, DiskOp, DiskWork, Mirror, Store};
 
 /// A promotion under way.
@@ -517,14 +517,5 @@ impl Mirror {
     pub(super) fn on_peer_bye(&mut self, out: &mut Actions) -> Result<(), String> {
         self.close_session("the peer stops", out);
         Ok(())
-    }
-
-    /// What a refused promotion of a Secondary tells about the connection.
-    pub(super) fn is_connected(&self) -> bool {
-        self.connection() == Connection::Connected
-    }
-
-    pub(super) fn is_up_to_date(&self) -> bool {
-        self.disk_state() == DiskState::UpToDate
     }
 }

@@ -56,6 +56,9 @@ impl Mirror {
             Ok(is_write) => is_write,
             Err(error) => return Self::complete(id, Err(error), out),
         };
+        if self.has_lost_all() {
+            return Self::complete(id, Err(IoError::Io), out);
+        }
         let job = Job {
             id,
             arrived: self.now,

@@ -51,11 +51,6 @@ impl Timers {
         self.at[timer as usize] = None;
     }
 
-    /// True if it is armed.
-    pub fn is_set(&self, timer: Timer) -> bool {
-        self.at[timer as usize].is_some()
-    }
-
     /// True, once, if the deadline has passed.
     pub fn take_due(&mut self, timer: Timer, now: Time) -> bool {
         let due = self.at[timer as usize].is_some_and(|at| at <= now);
