@@ -221,7 +221,8 @@ impl DirtyBitmap {
         words
     }
 
-    fn all(&self) -> Run {
+    /// Every block.
+    pub fn all(&self) -> Run {
         Run::new(Block(0), self.blocks())
     }
 

@@ -13,8 +13,10 @@ use crate::activity_log::LogState;
 use crate::geometry::Extent;
 use crate::record::{LogSector, RecordKind, ring_records, windows};
 use crate::sector::{
-    self, Kind, Place, SECTOR_BYTES, SECTORS_PER_UNIT, SectorFault, UNIT_BYTES, sector_index,
+    self, Kind, Place, SECTOR_BYTES, SECTORS_PER_UNIT, Sector, SectorFault, UNIT_BYTES,
 };
+
+const UNIT_SECTORS: u32 = SECTORS_PER_UNIT as u32;
 
 /// Why the log can't be trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,44 +97,58 @@ pub(crate) fn replay(
     extents: u32,
     tag: u64,
 ) -> Result<Replay, Damaged> {
-    let mut highest_seq = 0;
-    let mut first_damage = None;
-    let mut records = Vec::new();
-    for (index, record) in (0..).zip(ring.chunks_exact(UNIT_BYTES)) {
-        let mut sectors = Vec::with_capacity(SECTORS_PER_UNIT);
-        for (nth, bytes) in record.chunks_exact(SECTOR_BYTES).enumerate() {
-            let place = Place {
-                kind: Kind::Log,
-                index: sector_index(index, nth),
-                tag: Some(tag),
-            };
-            let read = sector::decode(bytes, place)
-                .map_err(|fault| LogDamage::Sector { index, nth, fault })
-                .and_then(|sector| {
-                    highest_seq = highest_seq.max(sector.seq);
-                    LogSector::decode(sector.seq, sector.payload, capacity, extents)
-                        .ok_or(LogDamage::Nonsense { index })
-                });
-            match read {
-                Ok(sector) => sectors.push(sector),
-                Err(damage) => first_damage = first_damage.or(Some(damage)),
-            }
-        }
-        records.push(sectors);
-    }
     assert_eq!(
-        records.len(),
-        ring_records(capacity) as usize,
+        ring.len(),
+        ring_records(capacity) as usize * UNIT_BYTES,
         "the whole ring"
     );
+    let mut highest_seq = 0;
+    let mut first_damage = None;
+    let mut sectors = Vec::with_capacity(ring.len() / SECTOR_BYTES);
+    for (index, bytes) in (0u32..).zip(ring.chunks_exact(SECTOR_BYTES)) {
+        let place = Place {
+            kind: Kind::Log,
+            index,
+            tag: Some(tag),
+        };
+        match sector::decode(bytes, place) {
+            Ok(sector) => {
+                highest_seq = highest_seq.max(sector.seq);
+                sectors.push(sector);
+            }
+            Err(fault) => {
+                let (index, nth) = (index / UNIT_SECTORS, (index % UNIT_SECTORS) as usize);
+                first_damage.get_or_insert(LogDamage::Sector { index, nth, fault });
+            }
+        }
+    }
     let read = match first_damage {
-        None => read_back(&records, capacity, highest_seq),
+        None => understand(&sectors, capacity, extents)
+            .and_then(|records| read_back(&records, capacity, highest_seq)),
         Some(damage) => Err(damage),
     };
     read.map_err(|damage| Damaged {
         damage,
         highest_seq,
     })
+}
+
+/// What the sound sectors say, by record.
+fn understand(
+    sectors: &[Sector<'_>],
+    capacity: u32,
+    extents: u32,
+) -> Result<Vec<Vec<LogSector>>, LogDamage> {
+    (0..)
+        .zip(sectors.chunks_exact(SECTORS_PER_UNIT))
+        .map(|(index, record)| {
+            record
+                .iter()
+                .map(|sector| LogSector::decode(sector.seq, sector.payload, capacity, extents))
+                .collect::<Option<_>>()
+                .ok_or(LogDamage::Nonsense { index })
+        })
+        .collect()
 }
 
 /// A record whose eight sectors are of one write.
@@ -268,4 +284,92 @@ fn finish(
         },
         torn,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::activity_log::{ActivityLog, empty_ring};
+
+    const CAPACITY: u32 = 64;
+    const TAG: u64 = 77;
+
+    /// A ring whose newest record, in place 0, made extents 0 to 9 hot.
+    fn ring() -> Vec<u8> {
+        let mut ring: Vec<u8> = empty_ring(CAPACITY, 0, TAG)
+            .flat_map(|(_, image)| image.to_vec())
+            .collect();
+        let mut log = ActivityLog::new(CAPACITY, 0, TAG);
+        (0..10).for_each(|extent| log.want(Extent(extent)));
+        let cut = log.cut_record(|_| true).unwrap();
+        ring[cut.offset as usize..][..UNIT_BYTES].copy_from_slice(&cut.image);
+        ring
+    }
+
+    fn read(ring: &[u8]) -> Result<Replay, LogDamage> {
+        replay(ring, CAPACITY, 100, TAG).map_err(|damaged| damaged.damage)
+    }
+
+    #[test]
+    fn a_sound_ring_gives_the_hot_set_and_where_to_go_on() {
+        let replay = read(&ring()).unwrap();
+        assert_eq!(replay.state.slots.iter().flatten().count(), 10);
+        let state = replay.state;
+        assert_eq!(
+            (state.newest_seq, state.newest_index, state.next_seq),
+            (9, 0, 10)
+        );
+        assert!(replay.torn.is_none());
+    }
+
+    #[test]
+    fn no_flipped_bit_of_a_record_passes() {
+        let mut ring = ring();
+        for bit in 0..UNIT_BYTES * 8 {
+            ring[bit / 8] ^= 1 << (bit % 8);
+            let found = read(&ring).unwrap_err();
+            let nth = bit / 8 / SECTOR_BYTES;
+            assert!(matches!(found, LogDamage::Sector { index: 0, nth: n, .. } if n == nth));
+            ring[bit / 8] ^= 1 << (bit % 8);
+        }
+    }
+
+    #[test]
+    fn what_no_crash_leaves_is_damage() {
+        let sound = ring();
+        let unit = |index: usize| index * UNIT_BYTES..(index + 1) * UNIT_BYTES;
+        // A mix in a place that is not behind the newest.
+        let mut torn = sound.clone();
+        let other = ActivityLog::new(CAPACITY, 0, TAG);
+        let mut other = ActivityLog::resume(
+            LogState {
+                newest_index: 3,
+                ..LogState::emptied(CAPACITY, other.next_seq() - 9)
+            },
+            TAG,
+        );
+        other.want(Extent(1));
+        let cut = other.cut_record(|_| true).unwrap();
+        assert_eq!(cut.index, 4);
+        torn[unit(4)][..SECTOR_BYTES].copy_from_slice(&cut.image[..SECTOR_BYTES]);
+        assert_eq!(read(&torn).unwrap_err(), LogDamage::Torn { index: 4 });
+        // A record in another's place: every sector says where it belongs.
+        let mut moved = sound.clone();
+        moved.copy_within(unit(1), unit(2).start);
+        assert!(matches!(
+            read(&moved),
+            Err(LogDamage::Sector { index: 2, .. })
+        ));
+        // Another mirror's log.
+        let other = replay(&sound, CAPACITY, 100, TAG + 1).unwrap_err();
+        let fault = SectorFault::OtherMirror(TAG);
+        assert_eq!(
+            other.damage,
+            LogDamage::Sector {
+                index: 0,
+                nth: 0,
+                fault
+            }
+        );
+    }
 }
