@@ -1,1 +1,4 @@
 //! The shell: disks, the link, metadata, time. It holds no policy.
+
+pub mod buffers;
+pub mod uring;
