@@ -1,6 +1,9 @@
 //! The shell: disks, the link, metadata, time. It holds no policy.
 
 pub mod buffers;
+pub mod disk;
 pub mod fence;
+pub mod metadata;
 pub mod probe;
+pub mod storage;
 pub mod uring;
