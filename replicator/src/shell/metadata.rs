@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use slab::Slab;
 
 use super::buffers::{Buffer, PAGE, Share};
-use super::storage::{Answer, Area, Io, MetadataId, StorageCompletion, StoreId, Tag, fault};
+use super::storage::{Area, Io, MetadataId, StorageCompletion, StoreId, Tag, fault};
 use super::uring::Payload;
 use crate::core::disk::DiskFault;
 
@@ -53,6 +53,8 @@ struct Submission {
     outstanding: usize,
     /// The present step's writes are followed by a flush.
     then_flush: bool,
+    /// The present step is one synchronous write: its failure is a lost flush.
+    durable: bool,
     error: Option<Errno>,
 }
 
@@ -88,6 +90,7 @@ impl MetadataStore {
             uncopied: VecDeque::new(),
             outstanding: 0,
             then_flush: false,
+            durable: false,
             error: None,
         });
         self.advance(io, slot, done);
@@ -98,15 +101,18 @@ impl MetadataStore {
         &mut self,
         io: &mut Io,
         slot: u32,
-        answer: Answer,
+        error: Option<Errno>,
         done: &mut Vec<StorageCompletion>,
     ) {
         let slot = slot as usize;
         let submission = &mut self.submissions[slot];
         submission.outstanding -= 1;
-        if let Err(error) = answer {
+        if let Some(error) = error {
             submission.error.get_or_insert(error);
             self.failed.get_or_insert(error);
+            if submission.durable && fault(error) != DiskFault::NoSpace {
+                io.fail_flushes(self.store, error);
+            }
         }
         if submission.outstanding > 0 {
             return;
@@ -175,6 +181,7 @@ impl MetadataStore {
         let dsync = alone && parts == 1;
         let submission = &mut self.submissions[slot];
         submission.then_flush = !dsync;
+        submission.durable = dsync;
         submission.outstanding = parts;
         if parts == 0 {
             submission.then_flush = false;
@@ -196,7 +203,7 @@ impl MetadataStore {
 
     fn copy(&mut self, io: &mut Io, slot: usize, offset: u64, data: &[u8], mut buffer: Buffer) {
         buffer.copy_from_slice(data);
-        let dsync = !self.submissions[slot].then_flush;
+        let dsync = self.submissions[slot].durable;
         let tag = Tag::metadata(self.id, slot);
         io.write(self.store, tag, offset, Payload::Buffer(buffer), dsync);
     }

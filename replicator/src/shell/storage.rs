@@ -329,7 +329,7 @@ impl Storage {
             }
             Owner::Metadata(index) => {
                 let store = &mut self.metadata[index.into()];
-                store.on_answer(&mut self.io, tag.slot, answer, &mut self.done);
+                store.on_answer(&mut self.io, tag.slot, answer.err(), &mut self.done);
             }
         }
     }
