@@ -5,5 +5,7 @@ pub mod disk;
 pub mod fence;
 pub mod metadata;
 pub mod probe;
+pub mod signature;
 pub mod storage;
+pub mod store;
 pub mod uring;

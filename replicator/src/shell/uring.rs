@@ -134,15 +134,16 @@ impl Ring {
 
     fn build() -> io::Result<IoUring> {
         let mut builder = IoUring::builder();
+        // Cooperative task work spares the thread an interrupt for each completion. Deferred task
+        // work would spare more, but does not wake a thread that sleeps in epoll.
         builder
             .setup_cqsize(KERNEL_DEPTH)
-            .setup_clamp()
             .dontfork()
             .setup_single_issuer()
-            .setup_defer_taskrun()
+            .setup_coop_taskrun()
             .setup_taskrun_flag();
         match builder.build(SUBMISSION_ENTRIES) {
-            // Before 6.1 the kernel knows neither; they only spare it interrupts.
+            // A kernel before 6.0 knows not all of these.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::builder()
                 .setup_cqsize(KERNEL_DEPTH)
                 .dontfork()
@@ -215,12 +216,12 @@ impl Ring {
     /// As [`Ring::submit`].
     pub fn drain(&mut self, out: &mut Vec<Completion>) -> io::Result<()> {
         let ring = &mut self.watched.get_mut().0;
-        // Deferred completions are posted only when the thread asks for them.
-        let (deferred, overflown) = {
+        // Completions held back by cooperative task work are posted when the thread asks for them.
+        let (held_back, overflown) = {
             let queue = ring.submission();
             (queue.taskrun(), queue.cq_overflow())
         };
-        if deferred || overflown {
+        if held_back || overflown {
             match ring.submit() {
                 Ok(_) => {}
                 Err(error) => match error.raw_os_error() {
@@ -269,8 +270,8 @@ impl Ring {
 
     fn has_completions(&mut self) -> bool {
         let ring = &mut self.watched.get_mut().0;
-        let deferred = ring.submission().taskrun();
-        deferred || !ring.completion().is_empty()
+        let held_back = ring.submission().taskrun();
+        held_back || !ring.completion().is_empty()
     }
 
     /// Entries that lie in the submission queue because the kernel refused them.
