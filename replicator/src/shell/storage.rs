@@ -42,22 +42,20 @@
 //! # }
 //! ```
 
-use std::collections::VecDeque;
-use std::fs::File;
-use std::io;
-use std::rc::Rc;
+mod io;
 
 use bytes::Bytes;
-use rustix::io::Errno;
 use slab::Slab;
 
-use super::buffers::{Buffer, PAGE, Pool, Share};
+use super::buffers::{PAGE, Pool, Share};
 use super::disk::{Counters, Disk, DiskCompletion};
 use super::fence::StoreFile;
 use super::metadata::{MetadataCompletion, MetadataStore};
 use super::probe::Capabilities;
-use super::uring::{Completion, Operation, Payload, Ring, RingError};
+use super::uring::{Completion, Ring, RingError};
 use crate::core::disk::{DiskFault, DiskOp};
+use io::OpenStore;
+pub(super) use io::{Answer, Io, Owner, Tag, fault};
 
 /// Bytes written at once where a range has to be zeroed by writing.
 const ZERO_STEP: usize = 256 << 10;
@@ -136,15 +134,7 @@ impl Storage {
             .ok_or(StorageError::PoolTooSmall { have })?;
         zeroes.fill(0);
         Ok(Self {
-            io: Io {
-                ring: Ring::new()?,
-                pool,
-                zeroes: zeroes.freeze(),
-                stores: Slab::new(),
-                starved: VecDeque::new(),
-                granted: None,
-                answers: VecDeque::new(),
-            },
+            io: Io::new(Ring::new()?, pool, zeroes.freeze()),
             disks: Slab::new(),
             metadata: Slab::new(),
             done: Vec::new(),
@@ -154,15 +144,7 @@ impl Storage {
 
     /// Takes over an open, locked store. It stays open until [`Storage::remove_store`].
     pub fn add_store(&mut self, file: StoreFile) -> StoreId {
-        let (file, capabilities) = file.into_parts();
-        StoreId(index(self.io.stores.insert(OpenStore {
-            file: Rc::new(file),
-            capabilities,
-            users: 0,
-            flush: FlushState::default(),
-            no_punch: false,
-            no_zero_range: false,
-        })))
+        StoreId(index(self.io.stores.insert(OpenStore::new(file))))
     }
 
     /// Serves the data in `area` of a store.
@@ -225,7 +207,7 @@ impl Storage {
     /// # Errors
     ///
     /// The ring is broken; nothing can be done with it any more.
-    pub fn submit_queued(&mut self) -> io::Result<()> {
+    pub fn submit_queued(&mut self) -> std::io::Result<()> {
         self.settle();
         self.io.start_flushes();
         self.io.ring.submit()
@@ -236,7 +218,7 @@ impl Storage {
     /// # Errors
     ///
     /// As [`Storage::submit_queued`].
-    pub fn drain(&mut self, out: &mut Vec<StorageCompletion>) -> io::Result<()> {
+    pub fn drain(&mut self, out: &mut Vec<StorageCompletion>) -> std::io::Result<()> {
         let mut reaped = std::mem::take(&mut self.reaped);
         let result = self.io.ring.drain(&mut reaped);
         for completion in reaped.drain(..) {
@@ -254,7 +236,7 @@ impl Storage {
     /// # Errors
     ///
     /// As [`Storage::submit_queued`].
-    pub async fn ready(&mut self) -> io::Result<()> {
+    pub async fn ready(&mut self) -> std::io::Result<()> {
         self.submit_queued()?;
         if !self.done.is_empty() {
             return Ok(());
@@ -337,234 +319,4 @@ impl Storage {
 
 fn index(key: usize) -> u16 {
     u16::try_from(key).expect("no thread has 65,536 stores")
-}
-
-/// What the ring or a gathered flush says to the one who asked: a read's buffer, or nothing.
-pub(super) type Answer = Result<Option<Buffer>, Errno>;
-
-/// Who asked the ring for something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Owner {
-    Store(u16),
-    Disk(u16),
-    Metadata(u16),
-}
-
-/// An asker and its own number for what it asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Tag {
-    pub(super) owner: Owner,
-    pub(super) slot: u32,
-}
-
-impl Tag {
-    pub(super) fn disk(id: DiskId, slot: usize) -> Self {
-        Self::new(Owner::Disk(id.0), slot)
-    }
-
-    pub(super) fn metadata(id: MetadataId, slot: usize) -> Self {
-        Self::new(Owner::Metadata(id.0), slot)
-    }
-
-    fn new(owner: Owner, slot: usize) -> Self {
-        let slot = u32::try_from(slot).expect("no disk has 2^32 operations in flight");
-        Self { owner, slot }
-    }
-
-    fn encode(self) -> u64 {
-        let (kind, index) = match self.owner {
-            Owner::Store(index) => (0, index),
-            Owner::Disk(index) => (1, index),
-            Owner::Metadata(index) => (2, index),
-        };
-        kind << 48 | u64::from(index) << 32 | u64::from(self.slot)
-    }
-
-    fn decode(tag: u64) -> Self {
-        let index = (tag >> 32) as u16;
-        let owner = match tag >> 48 {
-            0 => Owner::Store(index),
-            1 => Owner::Disk(index),
-            _ => Owner::Metadata(index),
-        };
-        Self {
-            owner,
-            slot: tag as u32,
-        }
-    }
-}
-
-/// What disks and metadata stores share: handed to them for the length of a call.
-#[derive(Debug)]
-pub(super) struct Io {
-    ring: Ring,
-    pub(super) pool: Pool,
-    /// Zeroes to write from.
-    pub(super) zeroes: Bytes,
-    stores: Slab<OpenStore>,
-    /// Operations that wait for memory, in order.
-    starved: VecDeque<Starved>,
-    /// Memory that came for the first of them.
-    granted: Option<Buffer>,
-    /// Answers that did not come from the ring.
-    answers: VecDeque<(Tag, Answer)>,
-}
-
-#[derive(Debug)]
-struct Starved {
-    tag: Tag,
-    len: usize,
-    share: Share,
-}
-
-/// A store and what is known of its flushes.
-#[derive(Debug)]
-pub(super) struct OpenStore {
-    file: Rc<File>,
-    pub(super) capabilities: Capabilities,
-    users: usize,
-    flush: FlushState,
-    /// The store has refused to punch holes, or to zero ranges.
-    pub(super) no_punch: bool,
-    pub(super) no_zero_range: bool,
-}
-
-/// At most one `fdatasync` of a store is under way, so that its result can't be taken for that of an
-/// earlier one; who asks meanwhile is served by the next, all together.
-#[derive(Debug, Default)]
-struct FlushState {
-    under_way: Vec<Tag>,
-    waiting: Vec<Tag>,
-    failed: Option<Errno>,
-}
-
-impl Io {
-    fn use_store(&mut self, store: StoreId, area: Area) {
-        let store = &mut self.stores[store.0.into()];
-        let page = PAGE as u64;
-        assert!(
-            area.start.is_multiple_of(page) && area.len.is_multiple_of(page),
-            "{area:?} is not in whole blocks"
-        );
-        assert!(
-            area.len <= store.capabilities.usable_from(area.start),
-            "{area:?} is larger than the store ({} bytes)",
-            store.capabilities.size
-        );
-        store.users += 1;
-    }
-
-    pub(super) fn store(&mut self, store: StoreId) -> &mut OpenStore {
-        &mut self.stores[store.0.into()]
-    }
-
-    pub(super) fn push(&mut self, store: StoreId, tag: Tag, offset: u64, operation: Operation) {
-        let file = &self.stores[store.0.into()].file;
-        self.ring.push(tag.encode(), file, offset, operation);
-    }
-
-    pub(super) fn write(
-        &mut self,
-        store: StoreId,
-        tag: Tag,
-        offset: u64,
-        data: Payload,
-        dsync: bool,
-    ) {
-        self.push(store, tag, offset, Operation::Write { data, dsync });
-    }
-
-    /// Whether the store can write from this memory without a copy.
-    pub(super) fn is_aligned(&self, store: StoreId, data: &[u8]) -> bool {
-        let align = self.stores[store.0.into()].capabilities.memory_align;
-        data.as_ptr().addr().is_multiple_of(align)
-    }
-
-    /// Flushes the store once everything that has completed by now is covered; answers `tag`.
-    pub(super) fn flush(&mut self, store: StoreId, tag: Tag) {
-        let flush = &mut self.stores[store.0.into()].flush;
-        if let Some(error) = flush.failed {
-            self.answers.push_back((tag, Err(error)));
-        } else {
-            flush.waiting.push(tag);
-        }
-    }
-
-    /// The error of the flush that was lost, if one was.
-    pub(super) fn flush_failure(&self, store: StoreId) -> Option<Errno> {
-        self.stores[store.0.into()].flush.failed
-    }
-
-    /// Notes that the store has lost a flush (or a durable write, which contains one).
-    pub(super) fn fail_flushes(&mut self, store: StoreId, error: Errno) {
-        let flush = &mut self.stores[store.0.into()].flush;
-        flush.failed.get_or_insert(error);
-        for tag in flush.waiting.drain(..) {
-            self.answers.push_back((tag, Err(error)));
-        }
-    }
-
-    /// Begins a flush for every store that has asked and has none under way.
-    fn start_flushes(&mut self) {
-        for (index, store) in &mut self.stores {
-            if !store.flush.waiting.is_empty() && store.flush.under_way.is_empty() {
-                std::mem::swap(&mut store.flush.waiting, &mut store.flush.under_way);
-                let tag = Tag::new(Owner::Store(index as u16), 0);
-                self.ring
-                    .push(tag.encode(), &store.file, 0, Operation::Sync);
-            }
-        }
-    }
-
-    /// The flush under way has ended.
-    fn flushed(&mut self, index: u16, error: Option<Errno>) {
-        if let Some(error) = error {
-            self.fail_flushes(StoreId(index), error);
-        }
-        let flush = &mut self.stores[index.into()].flush;
-        // A durable write may have failed while this one ran: its lost data may be this flush's too.
-        let failed = flush.failed;
-        for tag in flush.under_way.drain(..) {
-            self.answers.push_back((tag, failed.map_or(Ok(None), Err)));
-        }
-    }
-
-    /// Queues `tag` for `len` bytes of memory; the owner's `on_memory` gets them. First come, first
-    /// served; whoever wants memory while others wait goes behind them.
-    pub(super) fn starve(&mut self, tag: Tag, len: usize, share: Share) {
-        if len > self.pool.limit(share) {
-            self.answers.push_back((tag, Err(Errno::NOMEM)));
-        } else {
-            self.starved.push_back(Starved { tag, len, share });
-        }
-    }
-
-    /// Memory at once, unless somebody waits for some already.
-    pub(super) fn alloc(&mut self, len: usize, share: Share) -> Option<Buffer> {
-        if self.starved.is_empty() {
-            self.pool.alloc(len, share)
-        } else {
-            None
-        }
-    }
-
-    /// The first of those who wait, with its memory, if there is some.
-    fn feed(&mut self) -> Option<(Tag, Buffer)> {
-        let first = self.starved.front()?;
-        let buffer = self
-            .granted
-            .take()
-            .or_else(|| self.pool.alloc(first.len, first.share))?;
-        let first = self.starved.pop_front()?;
-        assert!(buffer.len() == first.len, "memory of another's length");
-        Some((first.tag, buffer))
-    }
-}
-
-/// How the core names an error of the kernel.
-pub(super) fn fault(error: Errno) -> DiskFault {
-    match error {
-        Errno::NOSPC | Errno::DQUOT => DiskFault::NoSpace,
-        other => DiskFault::Io(other.raw_os_error()),
-    }
 }

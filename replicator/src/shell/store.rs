@@ -23,7 +23,7 @@ use std::time::Duration;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
-use super::buffers::{PAGE, Pool, PoolConfig};
+use super::buffers::{Pool, PoolConfig};
 use super::fence::{FenceError, StoreFile};
 use super::probe::StoreKind;
 use super::signature::{self, Found, Signature};
@@ -154,7 +154,7 @@ pub fn check_unused(store: &StoreFile, own: &[Signature]) -> Result<(), StoreErr
     };
     let pool = working_pool().map_err(failed)?;
     let size = store.capabilities().size;
-    // Direct I/O reads whole sectors: the last one of a device is always whole.
+    // The odd tail of a store is never used, so what lies there is left alone.
     let usable = store.capabilities().usable_from(0);
     let head_len = LOOK.min(usable) as usize;
     let tail_start = usable.saturating_sub(LOOK).max(head_len as u64);
