@@ -36,7 +36,7 @@ pub trait BlockDevice: 'static {
     ///
     /// # Errors
     /// A refusal to be served at all (a Secondary names the node that is Primary).
-    fn info(&self) -> Result<DeviceInfo, Refusal>;
+    fn info(&self, access: Access) -> Result<DeviceInfo, Refusal>;
 
     /// Admits one more session. The guard is dropped when the session's last request is done.
     ///
@@ -45,7 +45,7 @@ pub trait BlockDevice: 'static {
     ///
     /// # Errors
     /// As [`info`](Self::info).
-    fn open(&self) -> Result<Opening, Refusal>;
+    fn open(&self, access: Access) -> Result<Opening, Refusal>;
 
     /// Gives memory for a write's payload of exactly `len` bytes (at most
     /// [`DeviceInfo::max_payload`]), waiting while there is none: that is the back-pressure that a
@@ -54,6 +54,15 @@ pub trait BlockDevice: 'static {
 
     /// Starts a request. Never blocks; `completion` may be used before this returns.
     fn submit(&self, request: Request, completion: Completion);
+}
+
+/// How an export is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Clients can't write, whatever the device allows.
+    ReadOnly,
+    /// Clients may write, unless [`DeviceInfo::read_only`] says otherwise.
+    ReadWrite,
 }
 
 /// Memory that a payload is read into and that then travels as [`Bytes`].
