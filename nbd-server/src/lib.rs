@@ -24,6 +24,7 @@ pub mod meta_context;
 pub mod negotiate;
 pub mod null;
 pub mod option;
+mod option_reply;
 mod outbox;
 pub mod proto;
 pub mod reply;

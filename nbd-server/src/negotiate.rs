@@ -10,9 +10,11 @@ use crate::device::{DeviceInfo, Refusal, RefusalKind};
 use crate::error::ClientFault;
 use crate::meta_context::{Contexts, Purpose};
 use crate::option::{ClientOption, ContextQuery, ExportQuery, OPTION_HEADER_LEN, OptionHeader};
+use crate::option_reply::{
+    block_size_info, export_info, refuse, reply, text_info, too_big, unsupported,
+};
 use crate::proto::{
-    self, INIT_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC, handshake_flag, info, opt, rep,
-    transmission_flag,
+    self, INIT_MAGIC, OPTION_MAGIC, handshake_flag, info, opt, rep, transmission_flag,
 };
 
 /// Handshake flags of this server.
@@ -408,11 +410,8 @@ impl Negotiation {
             }
         };
         let mut infos = Vec::new();
-        let mut data = Vec::with_capacity(14);
-        data.put_u16(info::EXPORT);
-        data.put_u64(info.size);
-        data.put_u16(transmission_flags(&info, self.structured));
-        reply(&mut infos, option, rep::INFO, &data);
+        let flags = transmission_flags(&info, self.structured);
+        export_info(&mut infos, option, info.size, flags);
         if query.asks_for(info::NAME) {
             text_info(&mut infos, option, info::NAME, &found.listed.name);
         }
@@ -424,12 +423,7 @@ impl Negotiation {
         let asked = query.asks_for(info::BLOCK_SIZE);
         let unasked = !asked && info.min_block > 512;
         if asked || unasked {
-            data.clear();
-            data.put_u16(info::BLOCK_SIZE);
-            data.put_u32(info.min_block);
-            data.put_u32(info.preferred_block);
-            data.put_u32(info.max_payload);
-            reply(&mut infos, option, rep::INFO, &data);
+            block_size_info(&mut infos, option, &info);
         }
         if unasked {
             out.append(&mut infos);
@@ -594,37 +588,4 @@ fn block_size_text(info: &DeviceInfo) -> String {
 fn goodbye(out: &mut Vec<u8>) -> Step {
     reply(out, opt::ABORT, rep::ACK, &[]);
     Step::Goodbye
-}
-
-fn too_big(out: &mut Vec<u8>, option: u32) {
-    let text = format!("up to {MAX_OPTION_DATA} bytes of data are accepted");
-    refuse(out, option, rep::ERR_TOO_BIG, &text);
-}
-
-fn unsupported(out: &mut Vec<u8>, option: u32) {
-    refuse(
-        out,
-        option,
-        rep::ERR_UNSUP,
-        &format!("option {option} is not supported"),
-    );
-}
-
-fn text_info(out: &mut Vec<u8>, option: u32, kind: u16, text: &str) {
-    let mut data = Vec::with_capacity(2 + text.len());
-    data.put_u16(kind);
-    data.put_slice(text.as_bytes());
-    reply(out, option, rep::INFO, &data);
-}
-
-fn refuse(out: &mut Vec<u8>, option: u32, code: u32, text: &str) {
-    reply(out, option, code, proto::clip(text).as_bytes());
-}
-
-fn reply(out: &mut Vec<u8>, option: u32, code: u32, data: &[u8]) {
-    out.put_u64(OPTION_REPLY_MAGIC);
-    out.put_u32(option);
-    out.put_u32(code);
-    out.put_u32(data.len() as u32);
-    out.put_slice(data);
 }
