@@ -1,1 +1,3 @@
 //! What crosses the link: frames and the messages in them. Pure encoding and decoding.
+
+pub mod message;
