@@ -183,7 +183,7 @@ fn a_metadata_store_is_allocated_whole_and_reads_as_zeroes() {
     let path = store_file(&folder, "tail", 4 * MIB);
     let store = open(&path).expect("free");
     store
-        .write_durably(&pool, 0, &[5; 4 << 20])
+        .write_durably(&pool, 0, &vec![5; 4 << 20])
         .expect("a good disk");
     let area = |len| Area {
         start: 2 * MIB,
