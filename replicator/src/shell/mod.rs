@@ -9,3 +9,6 @@ pub mod signature;
 pub mod storage;
 pub mod store;
 pub mod uring;
+pub mod identity;
+pub mod quic;
+pub mod tls;
