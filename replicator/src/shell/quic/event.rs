@@ -82,7 +82,7 @@ pub mod code {
     pub const PROTOCOL: u32 = 4;
     /// Data arrived damaged.
     pub const DAMAGED: u32 = 5;
-    /// The peer opens sessions too fast.
+    /// The peer opens streams too fast.
     pub const TOO_MANY: u32 = 6;
     /// No protocol version is common.
     pub const NO_COMMON_VERSION: u32 = 7;
@@ -192,9 +192,9 @@ pub enum PeerFault {
     /// It opened a stream or connection and didn't go on.
     #[error("{0} was not finished within {1:?}")]
     Slow(&'static str, Duration),
-    /// It opens sessions without end.
-    #[error("{0} sessions opened within a second")]
-    TooManyOpenings(u32),
+    /// It opens streams without end.
+    #[error("{0} streams opened within a second")]
+    TooManyStreams(u32),
 }
 
 /// Why a connection or session couldn't be had.

@@ -107,7 +107,7 @@ struct Inner {
     next_session: Cell<u64>,
     handshakes: Cell<u32>,
     events: EventQueue,
-    told: RefCell<HashMap<(Option<NodeId>, Option<IpAddr>), Told>>,
+    told: RefCell<HashMap<Failing, Told>>,
     start_reader: StartReader,
 }
 
@@ -119,6 +119,9 @@ struct Mirror {
     /// The task that opens its sessions, where this node dials.
     keeper: Option<AbortHandle>,
 }
+
+/// Whom a failure is about: a peer, an address, or both.
+type Failing = (Option<NodeId>, Option<IpAddr>);
 
 /// A failure that was told.
 struct Told {
@@ -228,7 +231,7 @@ impl Link {
         }
         for conn in lost {
             let reason = CloseReason::new(code::UNPINNED, "the key is no longer pinned");
-            conn.close(inner, DownReason::ClosedHere(reason));
+            conn.close(&DownReason::ClosedHere(reason));
         }
         self.restart_keepers();
     }
@@ -365,7 +368,7 @@ impl Link {
                 dialer.abort();
             }
             if let Some(conn) = peer.connection() {
-                conn.close(&self.inner, reason.clone());
+                conn.close(&reason);
             }
         }
         for endpoint in self.inner.endpoints.borrow().iter() {

@@ -6,7 +6,6 @@ use std::rc::Rc;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use super::Inner;
 use super::config::{NodeId, PeerConfig};
 use super::connection::Conn;
 use super::event::DownReason;
@@ -48,13 +47,13 @@ impl Peer {
     }
 
     /// Makes `conn` the connection with this peer; sessions of an older one go down first.
-    pub(super) fn adopt(&self, inner: &Inner, conn: &Rc<Conn>) {
+    pub(super) fn adopt(&self, conn: &Rc<Conn>) {
         let older = self.connection();
         if let Some(older) = older {
             if Rc::ptr_eq(&older, conn) {
                 return;
             }
-            older.close(inner, DownReason::Replaced);
+            older.close(&DownReason::Replaced);
         }
         self.conn.send_replace(Some(Rc::clone(conn)));
         tracing::info!(

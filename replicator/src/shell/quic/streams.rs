@@ -137,7 +137,7 @@ pub(super) async fn write(session: Rc<Session>, class: Class, mut send: SendHalf
 fn on_write_error(session: &Rc<Session>, error: WriteError) {
     match error {
         WriteError::Stopped(code) => session.expect_close(code),
-        WriteError::ConnectionLost(error) => session.conn.on_lost(session.inner(), error),
+        WriteError::ConnectionLost(error) => session.conn.on_lost(error),
         // Ours to close, and closed already; 0-RTT is never used.
         WriteError::ClosedStream | WriteError::ZeroRttRejected => {}
     }
@@ -211,7 +211,7 @@ fn on_read_error(session: &Rc<Session>, class: Class, error: ReadError) {
             session.down(DownReason::ClosedByPeer(reason_of(code, String::new())));
         }
         ReadError::Reset(code) => session.expect_close(code),
-        ReadError::ConnectionLost(error) => session.conn.on_lost(session.inner(), error),
+        ReadError::ConnectionLost(error) => session.conn.on_lost(error),
         // Ours to close, and closed already; reads are ordered, 0-RTT is never used.
         ReadError::ClosedStream | ReadError::IllegalOrderedRead | ReadError::ZeroRttRejected => {}
     }
