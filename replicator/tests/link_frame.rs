@@ -87,12 +87,9 @@ proptest! {
         let at = at.index(stream.len());
         stream[at] ^= 1_u8 << bit;
         // A length made longer waits for bytes that don't come: no frame is made up meanwhile.
-        match decode(&stream.into(), &[usize::MAX]) {
-            Ok((got, whole)) => {
-                prop_assert!(!whole && got.len() < frames.len());
-                prop_assert!(same(&frames[..got.len()], &got));
-            }
-            Err(_) => {}
+        if let Ok((got, whole)) = decode(&stream.into(), &[usize::MAX]) {
+            prop_assert!(!whole && got.len() < frames.len());
+            prop_assert!(same(&frames[..got.len()], &got));
         }
     }
 
