@@ -63,8 +63,8 @@ fn shake(
 struct Shows(Arc<CertifiedKey>);
 
 impl Shows {
-    fn new(certificate: CertificateDer<'static>, key: PrivateKeyDer<'static>) -> Arc<Self> {
-        let key = rustls::crypto::ring::sign::any_supported_type(&key).expect("a key");
+    fn new(certificate: CertificateDer<'static>, key: &PrivateKeyDer<'static>) -> Arc<Self> {
+        let key = rustls::crypto::ring::sign::any_supported_type(key).expect("a key");
         Arc::new(Self(Arc::new(CertifiedKey::new(vec![certificate], key))))
     }
 }
@@ -82,6 +82,18 @@ impl rustls::client::ResolvesClientCert for Shows {
 impl rustls::server::ResolvesServerCert for Shows {
     fn resolve(&self, _: rustls::server::ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(Arc::clone(&self.0))
+    }
+}
+
+/// Shows no certificate.
+#[derive(Debug)]
+struct Nothing;
+impl rustls::client::ResolvesClientCert for Nothing {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        None
+    }
+    fn has_certs(&self) -> bool {
+        false
     }
 }
 
@@ -112,7 +124,7 @@ fn dates_and_names_count_for_nothing() {
             .expect("a certificate")
             .der()
             .clone();
-        Shows::new(certificate, key.private_key())
+        Shows::new(certificate, &key.private_key())
     };
     let (mut client, mut server) = configs(&a, &b);
     client.client_auth_cert_resolver = around(&a, 1990, 1991); // long expired
@@ -124,7 +136,7 @@ fn dates_and_names_count_for_nothing() {
 fn a_certificate_without_its_key_is_worth_nothing() {
     let (a, b, thief) = (key(), key(), key());
     let (mut client, server) = configs(&a, &b);
-    client.client_auth_cert_resolver = Shows::new(a.certificate().clone(), thief.private_key());
+    client.client_auth_cert_resolver = Shows::new(a.certificate().clone(), &thief.private_key());
     let (_, at_server) = shake(client, server);
     assert!(
         matches!(at_server, Err(Error::InvalidCertificate(_))),
@@ -132,7 +144,7 @@ fn a_certificate_without_its_key_is_worth_nothing() {
     );
 
     let (client, mut server) = configs(&a, &b);
-    server.cert_resolver = Shows::new(b.certificate().clone(), thief.private_key());
+    server.cert_resolver = Shows::new(b.certificate().clone(), &thief.private_key());
     let (at_client, _) = shake(client, server);
     assert!(
         matches!(at_client, Err(Error::InvalidCertificate(_))),
@@ -142,7 +154,7 @@ fn a_certificate_without_its_key_is_worth_nothing() {
     // Even where anyone is admitted, what is shown must be proven.
     let anyone = tls::server_config(&b, Admit::Anyone, names()).expect("TLS");
     let (mut client, _) = configs(&a, &b);
-    client.client_auth_cert_resolver = Shows::new(a.certificate().clone(), thief.private_key());
+    client.client_auth_cert_resolver = Shows::new(a.certificate().clone(), &thief.private_key());
     assert!(shake(client, anyone).1.is_err());
 }
 
@@ -158,16 +170,6 @@ fn strangers_and_the_nameless_are_refused() {
         "{error}"
     );
 
-    #[derive(Debug)]
-    struct Nothing;
-    impl rustls::client::ResolvesClientCert for Nothing {
-        fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-            None
-        }
-        fn has_certs(&self) -> bool {
-            false
-        }
-    }
     let (mut client, server) = configs(&a, &b);
     client.client_auth_cert_resolver = Arc::new(Nothing);
     assert_eq!(shake(client, server).1, Err(Error::NoCertificatesPresented));

@@ -208,7 +208,7 @@ impl Conn {
         send: SendHalf,
         recv: RecvHalf,
     ) {
-        self.peer.adopt(self);
+        self.peer.adopt(inner, self);
         let Preamble {
             nonce,
             mirror,

@@ -62,7 +62,7 @@ pub(super) async fn dial(inner: Rc<Inner>, peer: Rc<Peer>) {
         let connected = Instant::now();
         match race(&inner, &peer).await {
             Ok(conn) => {
-                peer.adopt(&conn);
+                peer.adopt(&inner, &conn);
                 spawn_local(Rc::clone(&conn).watch());
                 // Errs as above.
                 let _ = peer.conn.subscribe().wait_for(Option::is_none).await;

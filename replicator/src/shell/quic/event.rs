@@ -186,6 +186,9 @@ pub enum PeerFault {
     /// A stream ended without the session being closed.
     #[error("the {0} stream ended while the session was up")]
     StreamEnded(Class),
+    /// A close frame where only data belongs.
+    #[error("a close frame on the {0} stream")]
+    CloseFrame(Class),
     /// The opening of a connection or stream is wrong.
     #[error("{0}")]
     Opening(#[from] super::opening::OpeningFault),

@@ -416,13 +416,9 @@ impl Link {
             let wanted = with().any(|mirror| mirror.wanted);
             peer.wanted
                 .send_if_modified(|before| std::mem::replace(before, wanted) != wanted);
+            let mirrors = with().count();
             if let Some(conn) = peer.connection() {
-                let allow = Allowance::for_mirrors(&inner.config.tuning, with().count());
-                conn.quic.set_receive_window(allow.window);
-                if !inner.dials(*node) {
-                    conn.quic
-                        .set_max_concurrent_bi_streams(allow.streams.into());
-                }
+                inner.allow(&conn, mirrors);
             }
         }
     }
@@ -481,6 +477,16 @@ impl Inner {
         } else {
             let text = "the mirror is disconnected here (StandAlone): `kagami connect` ends that";
             Err(CloseReason::new(code::NOT_WANTED, text))
+        }
+    }
+
+    /// Lets a connection's peer open as many streams as its mirrors need.
+    fn allow(&self, conn: &connection::Conn, mirrors: usize) {
+        let allow = Allowance::for_mirrors(&self.config.tuning, mirrors);
+        conn.quic.set_receive_window(allow.window);
+        if !self.dials(conn.peer.node) {
+            conn.quic
+                .set_max_concurrent_bi_streams(allow.streams.into());
         }
     }
 

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+use super::Inner;
 use super::config::{NodeId, PeerConfig};
 use super::connection::Conn;
 use super::event::DownReason;
@@ -47,7 +48,7 @@ impl Peer {
     }
 
     /// Makes `conn` the connection with this peer; sessions of an older one go down first.
-    pub(super) fn adopt(&self, conn: &Rc<Conn>) {
+    pub(super) fn adopt(&self, inner: &Inner, conn: &Rc<Conn>) {
         let older = self.connection();
         if let Some(older) = older {
             if Rc::ptr_eq(&older, conn) {
@@ -55,6 +56,8 @@ impl Peer {
             }
             older.close(&DownReason::Replaced);
         }
+        // Mirrors may have come since the handshake.
+        inner.allow(conn, inner.mirrors_with(self.node));
         self.conn.send_replace(Some(Rc::clone(conn)));
         tracing::info!(
             peer = %self.name(),
