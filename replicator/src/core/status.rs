@@ -1,0 +1,97 @@
+//! A mirror's state for people: `kagami status` shows this, whole.
+
+use kagami_bitmap::superblock::Generation;
+
+use super::decide::Verdict;
+use super::state::{Connection, DiskState, Replication, Role, Time};
+
+/// One mirror as one node sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Bytes.
+    pub size: u64,
+    /// The local role.
+    pub role: Role,
+    /// The local copy.
+    pub disk: DiskState,
+    /// The peer's role, while connected.
+    pub peer_role: Option<Role>,
+    /// The peer's copy; Unknown while not connected.
+    pub peer_disk: DiskState,
+    /// The connection.
+    pub connection: Connection,
+    /// Since when it is what it is.
+    pub connection_since: Time,
+    /// What both do together.
+    pub replication: Replication,
+    /// The version of the data.
+    pub generation: Option<Generation>,
+    /// Answering writes that only this copy holds, since then.
+    pub alone_since: Option<Time>,
+    /// By which permission.
+    pub alone_by: Option<&'static str>,
+    /// Blocks that the copies may differ in, unflushed writes not counted.
+    pub marked_blocks: u64,
+    /// Requests of front ends in flight.
+    pub in_flight: usize,
+    /// Why requests are held, if they are.
+    pub held: Option<String>,
+    /// The last handshake's verdict.
+    pub verdict: Option<Verdict>,
+    /// The running resynchronisation or verification.
+    pub progress: Option<Progress>,
+    /// The newest round trip measured by pings, nanoseconds.
+    pub round_trip_ns: Option<u64>,
+    /// Counters since start.
+    pub counters: Counters,
+}
+
+/// How far a resynchronisation or verification is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Blocks to do, at its start (grows with new marks).
+    pub total_blocks: u64,
+    /// Blocks done.
+    pub done_blocks: u64,
+    /// Bytes sent to the peer.
+    pub sent_bytes: u64,
+    /// When it began.
+    pub since: Time,
+    /// Bytes per second of late.
+    pub rate: u64,
+    /// An operator paused it.
+    pub paused: bool,
+    /// Blocks found different (verification).
+    pub different: u64,
+}
+
+/// Counted since the daemon's start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Requests to read.
+    pub reads: u64,
+    /// Their bytes.
+    pub read_bytes: u64,
+    /// Requests to write, zero or discard.
+    pub writes: u64,
+    /// Their bytes.
+    pub write_bytes: u64,
+    /// Flushes asked for.
+    pub flushes: u64,
+    /// Sum of the nanoseconds from a write's arrival to its answer.
+    pub write_ns: u64,
+    /// Activity-log records written.
+    pub log_records: u64,
+    /// Bitmap pages written.
+    pub pages: u64,
+    /// Superblock updates.
+    pub records: u64,
+    /// Bytes of data sent to the peer by writes.
+    pub replicated_bytes: u64,
+    /// Bytes of data sent by resynchronisations.
+    pub resync_bytes: u64,
+    /// Blocks found equal by checksum, and not sent.
+    pub resync_equal_blocks: u64,
+    /// Blocks received from the peer and applied.
+    pub applied_blocks: u64,
+}
