@@ -3,12 +3,12 @@
 pub mod buffers;
 pub mod disk;
 pub mod fence;
+pub mod identity;
 pub mod metadata;
 pub mod probe;
+pub mod quic;
 pub mod signature;
 pub mod storage;
 pub mod store;
-pub mod uring;
-pub mod identity;
-pub mod quic;
 pub mod tls;
+pub mod uring;
