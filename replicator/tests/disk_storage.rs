@@ -166,7 +166,7 @@ fn the_largest_requests_go_through_the_default_pool() {
     let folder = folder();
     let path = store_file(&folder, "store", 33 * MIB);
     tokio_uring::start(async {
-        let mut rig = Rig::new(&path, 80 << 20);
+        let mut rig = Rig::new(&path, 64 << 20);
         let data = rig.aligned(32 << 20, 8);
         rig.run(write(MIB, data)).await.expect("a good disk");
         let bytes = rig.read(MIB, 32 << 20).await;
