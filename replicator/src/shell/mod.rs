@@ -4,6 +4,7 @@ pub mod arbiter;
 pub mod boot;
 pub mod buffers;
 pub mod disk;
+pub mod engine;
 pub mod fence;
 mod fields;
 pub mod identity;

@@ -107,7 +107,7 @@ struct Inner {
     next_session: Cell<u64>,
     handshakes: Cell<u32>,
     events: EventQueue,
-    told: RefCell<HashMap<(Option<NodeId>, Option<IpAddr>), Told>>,
+    told: RefCell<HashMap<Failing, Told>>,
     start_reader: StartReader,
 }
 
@@ -119,6 +119,9 @@ struct Mirror {
     /// The task that opens its sessions, where this node dials.
     keeper: Option<AbortHandle>,
 }
+
+/// Whom a failure is about: a peer, an address, or both.
+type Failing = (Option<NodeId>, Option<IpAddr>);
 
 /// A failure that was told.
 struct Told {
@@ -228,7 +231,7 @@ impl Link {
         }
         for conn in lost {
             let reason = CloseReason::new(code::UNPINNED, "the key is no longer pinned");
-            conn.close(inner, DownReason::ClosedHere(reason));
+            conn.close(&DownReason::ClosedHere(reason));
         }
         self.restart_keepers();
     }
@@ -365,7 +368,7 @@ impl Link {
                 dialer.abort();
             }
             if let Some(conn) = peer.connection() {
-                conn.close(&self.inner, reason.clone());
+                conn.close(&reason);
             }
         }
         for endpoint in self.inner.endpoints.borrow().iter() {
@@ -413,13 +416,9 @@ impl Link {
             let wanted = with().any(|mirror| mirror.wanted);
             peer.wanted
                 .send_if_modified(|before| std::mem::replace(before, wanted) != wanted);
+            let mirrors = with().count();
             if let Some(conn) = peer.connection() {
-                let allow = Allowance::for_mirrors(&inner.config.tuning, with().count());
-                conn.quic.set_receive_window(allow.window);
-                if !inner.dials(*node) {
-                    conn.quic
-                        .set_max_concurrent_bi_streams(allow.streams.into());
-                }
+                inner.allow(&conn, mirrors);
             }
         }
     }
@@ -478,6 +477,16 @@ impl Inner {
         } else {
             let text = "the mirror is disconnected here (StandAlone): `kagami connect` ends that";
             Err(CloseReason::new(code::NOT_WANTED, text))
+        }
+    }
+
+    /// Lets a connection's peer open as many streams as its mirrors need.
+    fn allow(&self, conn: &connection::Conn, mirrors: usize) {
+        let allow = Allowance::for_mirrors(&self.config.tuning, mirrors);
+        conn.quic.set_receive_window(allow.window);
+        if !self.dials(conn.peer.node) {
+            conn.quic
+                .set_max_concurrent_bi_streams(allow.streams.into());
         }
     }
 
