@@ -45,6 +45,11 @@ impl Fingerprint {
         Self(Sha256::digest(spki).into())
     }
 
+    /// The fingerprint that is this hash.
+    pub const fn from_bytes(hash: [u8; 32]) -> Self {
+        Self(hash)
+    }
+
     /// The hash itself.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
