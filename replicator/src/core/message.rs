@@ -270,8 +270,10 @@ impl Message {
     /// The class of stream that the message travels on.
     pub fn class(&self) -> Class {
         match self {
-            Self::Write { .. } | Self::Zero { .. } | Self::Read { .. } | Self::ReadReply { .. } => Class::Data,
-            Self::ResyncBlocks { .. } | Self::Compare { .. } | Self::Compared { .. } | Self::Marks { .. } => {
+            Self::Write { .. } | Self::Zero { .. } | Self::Read { .. } | Self::ReadReply { .. } => {
+                Class::Data
+            }
+            Self::ResyncBlocks { .. } | Self::Compare { .. } | Self::Compared { .. } => {
                 Class::Resync
             }
             _ => Class::Control,

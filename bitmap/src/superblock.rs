@@ -1,0 +1,542 @@
+//! The superblock: the record of a copy (docs/protocol.md §1), and where its metadata are.
+//!
+//! Two slots hold it. An update is written to one, flushed, then to the other, flushed; it is
+//! durable when both are done. So at every instant one slot is whole, and a single damaged
+//! sector loses nothing that was durable. Reading the slots back is slots.rs's; what the
+//! record's fields mean to the protocol is the core's.
+
+use bytes::Bytes;
+
+use crate::geometry::Geometry;
+use crate::layout::{Layout, LayoutError, Placement};
+use crate::sector::{
+    self, Kind, PAYLOAD_BYTES, SECTORS_PER_UNIT, le32, le64, le128, put32, put64, put128,
+};
+
+/// Earlier generations that are kept; `base` is kept beside them however old.
+pub const HISTORY_MAX: usize = 64;
+
+/// Offsets in the superblock's body: the payloads of its eight sectors, one after the other.
+pub mod field {
+    /// The mirror's uuid, u128.
+    pub const MIRROR: usize = 0;
+    /// Id of this node, u64.
+    pub const NODE: usize = 16;
+    /// Id of the peer, u64; valid under flag `PEER`.
+    pub const PEER: usize = 24;
+    /// Bytes of the mirror, u64.
+    pub const SIZE: usize = 32;
+    /// Bytes of a logical block, u32: 512 or 4096.
+    pub const LOGICAL_BLOCK: usize = 40;
+    /// Flags, u32: [`crate::superblock::flag`].
+    pub const FLAGS: usize = 44;
+    /// Flags that must be understood, u32; none are defined, others than 0 are refused.
+    pub const INCOMPATIBLE: usize = 48;
+    /// Disk state, u32: 1 Consistent, 2 Outdated, 3 Inconsistent.
+    pub const DISK: usize = 52;
+    /// The arbiter register's instance, u64; valid under flag `ARBITER`.
+    pub const ARBITER: usize = 56;
+    /// Current generation, counter u64 and tag u64; valid under flag `CURRENT`.
+    pub const CURRENT: usize = 64;
+    /// Base generation, likewise; valid under flag `BASE`.
+    pub const BASE: usize = 80;
+    /// The machine's boot id, u128; valid under flag `BOOT`.
+    pub const BOOT: usize = 96;
+    /// Seconds since 1970 at creation, u64; for people.
+    pub const CREATED: usize = 112;
+    /// Where the data begin in the backing store, bytes, u64.
+    pub const DATA_OFFSET: usize = 120;
+    /// Bytes of the backing store at creation, u64.
+    pub const STORE_SIZE: usize = 128;
+    /// Layout: the size the mirror may grow to, bytes, u64.
+    pub const MAX_SIZE: usize = 136;
+    /// Layout: extents that can be hot, u32.
+    pub const LOG_CAPACITY: usize = 144;
+    /// Layout: placement, u32: 1 own store, 2 tail.
+    pub const PLACEMENT: usize = 148;
+    /// Layout: offset of the slots, u64.
+    pub const SLOTS_OFFSET: usize = 152;
+    /// Layout: offset of the log, u64.
+    pub const LOG_OFFSET: usize = 160;
+    /// Layout: offset of the directory, u64.
+    pub const DIRECTORY_OFFSET: usize = 168;
+    /// Layout: offset of the pages, u64.
+    pub const PAGES_OFFSET: usize = 176;
+    /// Layout: records of the log, u32.
+    pub const LOG_RECORDS: usize = 184;
+    /// Layout: pages of the directory, u32.
+    pub const DIRECTORY_PAGES: usize = 188;
+    /// Layout: bitmap pages, u32.
+    pub const PAGES: usize = 192;
+    /// Entries of the history, u32, at most 64.
+    pub const HISTORY_LEN: usize = 196;
+    /// Layout: bytes of all metadata, u64.
+    pub const TOTAL_LEN: usize = 200;
+    /// The history, newest first: counter u64 and tag u64 each, 1024 bytes.
+    pub const HISTORY: usize = 512;
+}
+
+/// Bits of the flags field.
+pub mod flag {
+    /// The store is known to read as zeroes.
+    pub const ZEROED: u32 = 1 << 0;
+    /// `current` was minted for this copy and never offered.
+    pub const ALONE: u32 = 1 << 1;
+    /// Primary, and not cleanly demoted since.
+    pub const WAS_PRIMARY: u32 = 1 << 2;
+    /// `current` came from forcing a bad copy.
+    pub const FORCED_BAD: u32 = 1 << 3;
+    /// Some marks come from a verify that found differences.
+    pub const VERIFY_FOUND: u32 = 1 << 4;
+    /// Every block counts as marked, whatever the pages say.
+    pub const ALL_MARKED: u32 = 1 << 5;
+    /// The peer's id is valid.
+    pub const PEER: u32 = 1 << 8;
+    /// The arbiter's instance is valid.
+    pub const ARBITER: u32 = 1 << 9;
+    /// The current generation is valid.
+    pub const CURRENT: u32 = 1 << 10;
+    /// The base generation is valid.
+    pub const BASE: u32 = 1 << 11;
+    /// The boot id is valid.
+    pub const BOOT: u32 = 1 << 12;
+}
+
+/// A version of the data: a counter for people, and a random tag, which alone is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Generation {
+    /// Counts up with each mint; for people.
+    pub counter: u64,
+    /// Random.
+    pub tag: u64,
+}
+
+/// What a copy is good for, as stored. (`UpToDate` is found at run time, never stored.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum StoredDisk {
+    /// Good, not known to be the newest.
+    Consistent,
+    /// Good as of an earlier time, and knows it.
+    Outdated,
+    /// A mix of versions: a resync did not end.
+    Inconsistent,
+}
+
+/// The record of a copy: docs/protocol.md §1, but for the marks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "the fields of the specification"
+)]
+pub struct Record {
+    /// The mirror's uuid.
+    pub mirror: u128,
+    /// This node's stable id.
+    pub node: u64,
+    /// The peer's, once it is known.
+    pub peer: Option<u64>,
+    /// Bytes of the mirror.
+    pub size: u64,
+    /// Bytes of a logical block: 512 or 4096.
+    pub logical_block: u32,
+    /// Instance of the arbiter's register.
+    pub arbiter: Option<u64>,
+    /// The version of this copy's data; None: never written.
+    pub current: Option<Generation>,
+    /// The store is known to read as zeroes.
+    pub zeroed: bool,
+    /// Generations before `current`, newest first, `base` among them.
+    pub history: Vec<Generation>,
+    /// The last generation in which both copies were equal; none while the peer has `current`.
+    pub base: Option<Generation>,
+    /// `current` was minted for this copy and never offered to the peer.
+    pub alone: bool,
+    /// Set before the first write as Primary, cleared by a clean demotion or on adopting.
+    pub was_primary: bool,
+    /// What the copy is good for.
+    pub disk: StoredDisk,
+    /// `current` came from forcing an Inconsistent or Outdated copy.
+    pub forced_bad: bool,
+    /// The machine's boot id when the copies were last in sync.
+    pub boot: Option<u128>,
+    /// Some marks come from a verify that found differences.
+    pub verify_found: bool,
+    /// Every block counts as marked, whatever the pages say: "all marks durable" in one write.
+    /// Cleared once the pages were written.
+    pub all_marked: bool,
+}
+
+/// The first 64 bits of a mirror's uuid, which every sector carries.
+pub fn mirror_tag(mirror: u128) -> u64 {
+    (mirror >> 64) as u64
+}
+
+impl Record {
+    /// The record of a copy that was never written: no peer, no generation, Consistent.
+    pub fn new(mirror: u128, node: u64, size: u64) -> Self {
+        Self {
+            mirror,
+            node,
+            peer: None,
+            size,
+            logical_block: 512,
+            arbiter: None,
+            current: None,
+            zeroed: false,
+            history: Vec::new(),
+            base: None,
+            alone: false,
+            was_primary: false,
+            disk: StoredDisk::Consistent,
+            forced_bad: false,
+            boot: None,
+            verify_found: false,
+            all_marked: false,
+        }
+    }
+
+    /// Mints a generation (docs/protocol.md §1): `tag` is random and new.
+    ///
+    /// The old current joins the history and, if there was no base, becomes it; the copy is
+    /// `alone`, and no longer known to read as zeroes. Not yet durable.
+    pub fn mint(&mut self, tag: u64) {
+        assert!(!self.in_line(tag), "tag {tag:016x} is not new");
+        if let Some(old) = self.current {
+            self.history.insert(0, old);
+            self.base = self.base.or(Some(old));
+        }
+        self.current = Some(Generation {
+            counter: self.current.map_or(1, |old| old.counter + 1),
+            tag,
+        });
+        self.alone = true;
+        self.zeroed = false;
+        self.bound_history();
+    }
+
+    /// Drops the oldest generations over [`HISTORY_MAX`], never `base`.
+    pub fn bound_history(&mut self) {
+        while self.history.len() > HISTORY_MAX {
+            let oldest = self.history.len() - 1;
+            let is_base = self
+                .base
+                .is_some_and(|base| base.tag == self.history[oldest].tag);
+            self.history
+                .remove(if is_base { oldest - 1 } else { oldest });
+        }
+    }
+
+    /// True if the generation is in the history (not if it is the current one).
+    pub fn knows(&self, tag: u64) -> bool {
+        self.history.iter().any(|known| known.tag == tag)
+    }
+
+    /// True if the generation is the current one or in the history.
+    pub fn in_line(&self, tag: u64) -> bool {
+        self.current.is_some_and(|current| current.tag == tag) || self.knows(tag)
+    }
+
+    /// True for a copy that is never promoted unless forced: Inconsistent or Outdated.
+    pub fn is_bad(&self) -> bool {
+        self.disk != StoredDisk::Consistent
+    }
+
+    /// True for a copy that has no generation.
+    pub fn is_never_written(&self) -> bool {
+        self.current.is_none()
+    }
+}
+
+/// Where the data are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backing {
+    /// Where the data begin in the backing store, bytes; 0 but for foreign layouts.
+    pub data_offset: u64,
+    /// Bytes of the backing store when the copy was created.
+    pub store_size: u64,
+}
+
+/// All that a superblock holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Superblock {
+    /// The update that it is: add 1 for the next, before [`Self::steps`].
+    pub seq: u64,
+    /// The slot that an update writes first: never the only good one (slots.rs decides).
+    pub first_slot: usize,
+    /// Where the metadata are.
+    pub layout: Layout,
+    /// Where the data are.
+    pub backing: Backing,
+    /// Seconds since 1970 at creation; for people.
+    pub created: u64,
+    /// The record of the copy.
+    pub record: Record,
+}
+
+/// A field of a superblock whose checksums are good says what can't be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field} is {value:#x}")]
+pub struct BadField {
+    /// The field, as in docs/on-disk-format.md.
+    pub field: &'static str,
+    /// What it holds.
+    pub value: u64,
+}
+
+const BODY_BYTES: usize = PAYLOAD_BYTES * SECTORS_PER_UNIT;
+
+impl Superblock {
+    /// The superblock of a copy that is being created ([`crate::Format`]).
+    ///
+    /// `created`: seconds since 1970, for people.
+    pub fn new(layout: Layout, backing: Backing, created: u64, record: Record) -> Self {
+        assert!(record.size <= layout.max_size, "{} bytes", record.size);
+        Self {
+            seq: 1,
+            first_slot: 0,
+            layout,
+            backing,
+            created,
+            record,
+        }
+    }
+
+    /// The mirror's size.
+    pub fn geometry(&self) -> Geometry {
+        Geometry::new(self.record.size).expect("a record has a checked size")
+    }
+
+    /// What every sector of this mirror's metadata carries.
+    pub fn tag(&self) -> u64 {
+        mirror_tag(self.record.mirror)
+    }
+
+    /// The writes of this update: offset from the start of the metadata, and 4096 bytes. Each
+    /// step is on stable storage before the next begins; after the last the update is durable.
+    ///
+    /// If a step fails, the store holds the old or the new superblock, and the copy has
+    /// failed: read it again ([`crate::read_slots`]), for the order of the next update.
+    pub fn steps(&self) -> Vec<Vec<(u64, Bytes)>> {
+        [self.first_slot, 1 - self.first_slot]
+            .map(|slot| vec![(self.layout.slot_offset(slot), self.encode(slot))])
+            .into()
+    }
+
+    /// Encodes the image of a slot: 4096 bytes.
+    pub fn encode(&self, slot: usize) -> Bytes {
+        let body = self.body();
+        let unit = slot as u32;
+        sector::encode_unit(
+            Kind::Superblock,
+            unit,
+            self.seq,
+            self.tag(),
+            |nth, payload| {
+                payload.copy_from_slice(&body[nth * PAYLOAD_BYTES..][..PAYLOAD_BYTES]);
+            },
+        )
+    }
+
+    fn body(&self) -> Vec<u8> {
+        let Record { history, .. } = &self.record;
+        assert!(history.len() <= HISTORY_MAX, "history of {}", history.len());
+        let (record, layout) = (&self.record, &self.layout);
+        let mut body = vec![0u8; BODY_BYTES];
+        let b = body.as_mut_slice();
+        put128(b, field::MIRROR, record.mirror);
+        put64(b, field::NODE, record.node);
+        put64(b, field::PEER, record.peer.unwrap_or(0));
+        put64(b, field::SIZE, record.size);
+        put32(b, field::LOGICAL_BLOCK, record.logical_block);
+        put32(b, field::FLAGS, flags(record));
+        let disk = match record.disk {
+            StoredDisk::Consistent => 1,
+            StoredDisk::Outdated => 2,
+            StoredDisk::Inconsistent => 3,
+        };
+        put32(b, field::DISK, disk);
+        put64(b, field::ARBITER, record.arbiter.unwrap_or(0));
+        put_generation(b, field::CURRENT, record.current);
+        put_generation(b, field::BASE, record.base);
+        put128(b, field::BOOT, record.boot.unwrap_or(0));
+        put64(b, field::CREATED, self.created);
+        put64(b, field::DATA_OFFSET, self.backing.data_offset);
+        put64(b, field::STORE_SIZE, self.backing.store_size);
+        put64(b, field::MAX_SIZE, layout.max_size);
+        put32(b, field::LOG_CAPACITY, layout.log_capacity);
+        let placement = match layout.placement {
+            Placement::Own => 1,
+            Placement::Tail => 2,
+        };
+        put32(b, field::PLACEMENT, placement);
+        put64(b, field::SLOTS_OFFSET, layout.slots_offset);
+        put64(b, field::LOG_OFFSET, layout.log_offset);
+        put64(b, field::DIRECTORY_OFFSET, layout.directory_offset);
+        put64(b, field::PAGES_OFFSET, layout.pages_offset);
+        put32(b, field::LOG_RECORDS, layout.log_records);
+        put32(b, field::DIRECTORY_PAGES, layout.directory_pages);
+        put32(b, field::PAGES, layout.pages);
+        put32(b, field::HISTORY_LEN, history.len() as u32);
+        put64(b, field::TOTAL_LEN, layout.total_len);
+        for (nth, &generation) in history.iter().enumerate() {
+            put_generation(b, field::HISTORY + nth * 16, Some(generation));
+        }
+        body
+    }
+
+    /// Reads a body of 3776 bytes, whose sectors passed their checks.
+    pub(crate) fn from_body(body: &[u8], seq: u64) -> Result<Self, BadField> {
+        let bad = |field, value| BadField { field, value };
+        let incompatible = le32(body, field::INCOMPATIBLE);
+        if incompatible != 0 {
+            return Err(bad("the set of incompatible features", incompatible.into()));
+        }
+        let placement = match le32(body, field::PLACEMENT) {
+            1 => Placement::Own,
+            2 => Placement::Tail,
+            other => return Err(bad("placement", other.into())),
+        };
+        let max_size = le64(body, field::MAX_SIZE);
+        let log_capacity = le32(body, field::LOG_CAPACITY);
+        let layout =
+            Layout::new(max_size, log_capacity, placement).map_err(|fault| match fault {
+                LayoutError::LogCapacity(n) => bad("log capacity", n.into()),
+                _ => bad("maximum size", max_size),
+            })?;
+        // Version 1 has one layout for each size; what is read is then within it.
+        for (field, found, expected) in [
+            (
+                "slots offset",
+                le64(body, field::SLOTS_OFFSET),
+                layout.slots_offset,
+            ),
+            (
+                "log offset",
+                le64(body, field::LOG_OFFSET),
+                layout.log_offset,
+            ),
+            (
+                "directory offset",
+                le64(body, field::DIRECTORY_OFFSET),
+                layout.directory_offset,
+            ),
+            (
+                "pages offset",
+                le64(body, field::PAGES_OFFSET),
+                layout.pages_offset,
+            ),
+            (
+                "log records",
+                le32(body, field::LOG_RECORDS).into(),
+                layout.log_records.into(),
+            ),
+            (
+                "directory pages",
+                le32(body, field::DIRECTORY_PAGES).into(),
+                layout.directory_pages.into(),
+            ),
+            (
+                "pages",
+                le32(body, field::PAGES).into(),
+                layout.pages.into(),
+            ),
+            (
+                "total length",
+                le64(body, field::TOTAL_LEN),
+                layout.total_len,
+            ),
+        ] {
+            if found != expected {
+                return Err(bad(field, found));
+            }
+        }
+        Ok(Self {
+            seq,
+            first_slot: 0,
+            layout,
+            backing: Backing {
+                data_offset: le64(body, field::DATA_OFFSET),
+                store_size: le64(body, field::STORE_SIZE),
+            },
+            created: le64(body, field::CREATED),
+            record: record_from_body(body, max_size)?,
+        })
+    }
+}
+
+fn record_from_body(body: &[u8], max_size: u64) -> Result<Record, BadField> {
+    let bad = |field, value| BadField { field, value };
+    let flags = le32(body, field::FLAGS);
+    let is = |flag: u32| flags & flag != 0;
+    let size = le64(body, field::SIZE);
+    if Geometry::new(size).is_err() || size > max_size {
+        return Err(bad("size", size));
+    }
+    let logical_block = le32(body, field::LOGICAL_BLOCK);
+    if logical_block != 512 && logical_block != 4096 {
+        return Err(bad("logical block", logical_block.into()));
+    }
+    let disk = match le32(body, field::DISK) {
+        1 => StoredDisk::Consistent,
+        2 => StoredDisk::Outdated,
+        3 => StoredDisk::Inconsistent,
+        other => return Err(bad("disk state", other.into())),
+    };
+    let history = le32(body, field::HISTORY_LEN);
+    if history as usize > HISTORY_MAX {
+        return Err(bad("history length", history.into()));
+    }
+    let history = (0..history as usize).map(|nth| generation(body, field::HISTORY + nth * 16));
+    Ok(Record {
+        mirror: le128(body, field::MIRROR),
+        node: le64(body, field::NODE),
+        peer: is(flag::PEER).then(|| le64(body, field::PEER)),
+        size,
+        logical_block,
+        arbiter: is(flag::ARBITER).then(|| le64(body, field::ARBITER)),
+        current: is(flag::CURRENT).then(|| generation(body, field::CURRENT)),
+        zeroed: is(flag::ZEROED),
+        history: history.collect(),
+        base: is(flag::BASE).then(|| generation(body, field::BASE)),
+        alone: is(flag::ALONE),
+        was_primary: is(flag::WAS_PRIMARY),
+        disk,
+        forced_bad: is(flag::FORCED_BAD),
+        boot: is(flag::BOOT).then(|| le128(body, field::BOOT)),
+        verify_found: is(flag::VERIFY_FOUND),
+        all_marked: is(flag::ALL_MARKED),
+    })
+}
+
+fn flags(record: &Record) -> u32 {
+    [
+        (record.zeroed, flag::ZEROED),
+        (record.alone, flag::ALONE),
+        (record.was_primary, flag::WAS_PRIMARY),
+        (record.forced_bad, flag::FORCED_BAD),
+        (record.verify_found, flag::VERIFY_FOUND),
+        (record.all_marked, flag::ALL_MARKED),
+        (record.peer.is_some(), flag::PEER),
+        (record.arbiter.is_some(), flag::ARBITER),
+        (record.current.is_some(), flag::CURRENT),
+        (record.base.is_some(), flag::BASE),
+        (record.boot.is_some(), flag::BOOT),
+    ]
+    .into_iter()
+    .filter(|(set, _)| *set)
+    .fold(0, |flags, (_, flag)| flags | flag)
+}
+
+fn put_generation(body: &mut [u8], at: usize, generation: Option<Generation>) {
+    if let Some(generation) = generation {
+        put64(body, at, generation.counter);
+        put64(body, at + 8, generation.tag);
+    }
+}
+
+fn generation(body: &[u8], at: usize) -> Generation {
+    Generation {
+        counter: le64(body, at),
+        tag: le64(body, at + 8),
+    }
+}

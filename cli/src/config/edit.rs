@@ -1,0 +1,326 @@
+//! Changes to the configuration file by commands: comments and layout stay, the result is checked
+//! before it is written, and the file is replaced in one step.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use toml_edit::{DocumentMut, Item, Table};
+
+use super::keys::{self, Section};
+use super::places::Places;
+use super::{Config, ConfigError, read_file};
+
+const HEADER: &str = "\
+# kagami's configuration. Every key and its default: `kagami config show --defaults`.
+# Check a change with `kagami config check`, hand it to the running daemon with `kagami reload`.
+";
+
+/// Why the file was not changed.
+#[derive(Debug, thiserror::Error)]
+pub enum EditError {
+    /// The file as it is, or as it would be, is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A system call failed.
+    #[error("{}: not {what}: {source}\n  next: {next}", file.display())]
+    Io {
+        /// Which file or folder.
+        file: PathBuf,
+        /// "written", "locked".
+        what: &'static str,
+        /// The kernel's word.
+        source: io::Error,
+        /// What to do.
+        next: &'static str,
+    },
+}
+
+/// A configuration file being changed. Others that change it wait until this is dropped.
+#[derive(Debug)]
+pub struct Editor {
+    file: PathBuf,
+    document: DocumentMut,
+    /// The folder's descriptor holds the lock.
+    folder: File,
+    existed: bool,
+}
+
+impl Editor {
+    /// Opens the file for changes; a file that is not there begins empty.
+    ///
+    /// # Errors
+    /// It is not TOML, or its folder can't be made or locked.
+    pub fn open(file: &Path) -> Result<Self, EditError> {
+        // A link is followed, so that the rename replaces the file and not the link.
+        let file = file.canonicalize().unwrap_or_else(|_| file.to_owned());
+        let folder_path = file.parent().unwrap_or(Path::new("/")).to_owned();
+        let io = |what, next| {
+            let file = folder_path.clone();
+            move |source| EditError::Io {
+                file,
+                what,
+                source,
+                next,
+            }
+        };
+        fs::create_dir_all(&folder_path).map_err(io(
+            "created",
+            "run the command as a user who may, or name another file with --config",
+        ))?;
+        let folder = File::open(&folder_path).map_err(io("opened", "check its permissions"))?;
+        rustix::fs::flock(&folder, FlockOperation::LockExclusive)
+            .map_err(|errno| io("locked", "use a file system that knows locks")(errno.into()))?;
+        let existed = file.exists();
+        let text = if existed {
+            read_file(&file)?
+        } else {
+            String::new()
+        };
+        let document = text.parse::<DocumentMut>().map_err(|_| {
+            // The reader says it with line and next step.
+            super::read::read(&file, &text).expect_err("what does not parse does not read")
+        })?;
+        Ok(Self {
+            file,
+            document,
+            folder,
+            existed,
+        })
+    }
+
+    /// The file was there before.
+    pub fn existed(&self) -> bool {
+        self.existed
+    }
+
+    /// The file.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// The configuration as it is now; `None` while the file does not exist.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn config(&self, places: &Places) -> Result<Option<Config>, ConfigError> {
+        if !self.existed {
+            return Ok(None);
+        }
+        Config::parse(&self.file, &self.text(), places).map(Some)
+    }
+
+    /// The text as it would be written.
+    pub fn text(&self) -> String {
+        if self.existed {
+            self.document.to_string()
+        } else {
+            format!("{HEADER}{}", self.document)
+        }
+    }
+
+    /// Sets a key; its section is made where it is missing, its comment stays.
+    pub fn set(
+        &mut self,
+        section: Section,
+        name: &str,
+        key: &str,
+        value: impl Into<toml_edit::Value>,
+    ) {
+        assert!(
+            keys::find(section, key).is_some(),
+            "{key} is not in the table of keys"
+        );
+        let mut value = value.into();
+        let table = self.table(section, name);
+        if let Some(old) = table.get(key).and_then(Item::as_value) {
+            *value.decor_mut() = old.decor().clone();
+        }
+        table.insert(key, Item::Value(value));
+    }
+
+    /// Removes a key, if it is there.
+    pub fn unset(&mut self, section: Section, name: &str, key: &str) {
+        self.table(section, name).remove(key);
+    }
+
+    fn table(&mut self, section: Section, name: &str) -> &mut dyn toml_edit::TableLike {
+        let mut table: &mut dyn toml_edit::TableLike = self.document.as_table_mut();
+        let mut path = vec![section.word()];
+        if !matches!(section, Section::Node | Section::Nbd | Section::Witness) {
+            path.push(name);
+        }
+        if section == Section::Resync {
+            path.push("resync");
+        }
+        let depth = path.len();
+        for (index, step) in path.into_iter().enumerate() {
+            let implicit = index + 1 < depth && index == 0;
+            table = table
+                .entry(step)
+                .or_insert_with(|| {
+                    let mut new = Table::new();
+                    new.set_implicit(implicit);
+                    new.decor_mut().set_prefix("\n");
+                    Item::Table(new)
+                })
+                .as_table_like_mut()
+                .expect("the file was checked: its sections are tables");
+        }
+        table
+    }
+
+    /// Checks the result as the daemon would and replaces the file with it: whole, or not at all.
+    ///
+    /// # Errors
+    /// The result would be wrong (nothing was written), or a system call failed.
+    pub fn save(self, places: &Places) -> Result<Config, EditError> {
+        let text = self.text();
+        let config = Config::parse(&self.file, &text, places)?;
+        let next = "the file is as it was; free some space or check permissions, and try again";
+        self.replace(&text).map_err(|source| EditError::Io {
+            file: self.file.clone(),
+            what: "written",
+            source,
+            next,
+        })?;
+        Ok(config)
+    }
+
+    fn replace(&self, text: &str) -> io::Result<()> {
+        let name = self.file.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+        let mut temporary_name = std::ffi::OsString::from(".");
+        temporary_name.push(name);
+        temporary_name.push(".new");
+        let temporary = self.file.with_file_name(temporary_name);
+        // The lock makes this name ours: what is left there is from a command that died.
+        match fs::remove_file(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mode = fs::metadata(&self.file).map_or(0o644, |facts| facts.permissions().mode());
+        let written = (|| {
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&temporary)?;
+            file.write_all(text.as_bytes())?;
+            file.set_permissions(fs::Permissions::from_mode(mode & 0o7777))?;
+            file.sync_all()?;
+            fs::rename(&temporary, &self.file)
+        })();
+        if written.is_err() {
+            // Best effort: the error that matters is the first one.
+            let _ = fs::remove_file(&temporary);
+        }
+        written?;
+        self.folder.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places() -> Places {
+        Places::of_root()
+    }
+
+    const FILE: &str = "\
+# ours
+[node]
+name = \"alpha\"   # the left one
+id = 7
+
+[mirror.pg] # the database
+uuid = \"00112233445566778899aabbccddeeff\"
+size = \"20GiB\"
+backing = \"/dev/vg0/pg\"
+metadata = \"/dev/vg0/pg-meta\"
+solo = \"never\"  # for now
+";
+
+    #[test]
+    fn comments_and_layout_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("kagami.toml");
+        fs::write(&file, FILE).unwrap();
+        let mut editor = Editor::open(&file).unwrap();
+        editor.set(Section::Mirror, "pg", "solo", "always");
+        editor.set(Section::Mirror, "pg", "peer", "beta");
+        editor.set(Section::Peer, "beta", "id", 8);
+        editor.set(
+            Section::Peer,
+            "beta",
+            "addresses",
+            toml_edit::Array::from_iter(["10.0.0.2:7789"]),
+        );
+        let print = format!("sha256:{}", "ab".repeat(32));
+        editor.set(
+            Section::Peer,
+            "beta",
+            "fingerprints",
+            toml_edit::Array::from_iter([print.as_str()]),
+        );
+        editor.save(&places()).unwrap();
+        let expected = FILE.replace(
+            "solo = \"never\"  # for now",
+            "solo = \"always\"  # for now\npeer = \"beta\"",
+        ) + &format!(
+            "\n[peer.beta]\nid = 8\naddresses = [\"10.0.0.2:7789\"]\nfingerprints = [\"{print}\"]\n"
+        );
+        assert_eq!(fs::read_to_string(&file).unwrap(), expected);
+        let names: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
+        assert_eq!(names.len(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn a_wrong_result_is_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("kagami.toml");
+        fs::write(&file, FILE).unwrap();
+        let mut editor = Editor::open(&file).unwrap();
+        editor.set(Section::Mirror, "pg", "solo", "arbiter");
+        let said = editor.save(&places()).unwrap_err().to_string();
+        assert!(said.contains("without an arbiter"), "{said}");
+        assert_eq!(fs::read_to_string(&file).unwrap(), FILE);
+    }
+
+    #[test]
+    fn a_new_file_begins_with_what_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("deep/er/kagami.toml");
+        let mut editor = Editor::open(&file).unwrap();
+        assert!(!editor.existed());
+        editor.set(Section::Node, "", "name", "alpha");
+        editor.set(Section::Node, "", "id", 7);
+        editor.save(&places()).unwrap();
+        let text = fs::read_to_string(&file).unwrap();
+        assert_eq!(
+            text,
+            format!("{HEADER}\n[node]\nname = \"alpha\"\nid = 7\n")
+        );
+        assert!(Config::parse(&file, &text, &places()).is_ok());
+    }
+
+    #[test]
+    fn a_link_stays_a_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("real.toml");
+        let link = folder.path().join("link.toml");
+        fs::write(&file, FILE).unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let mut editor = Editor::open(&link).unwrap();
+        editor.set(Section::Node, "", "log-level", "warn");
+        editor.save(&places()).unwrap();
+        assert!(link.is_symlink());
+        assert!(
+            fs::read_to_string(&file)
+                .unwrap()
+                .contains("log-level = \"warn\"")
+        );
+    }
+}

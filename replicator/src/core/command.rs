@@ -1,0 +1,384 @@
+//! What an operator orders.
+
+use kagami_bitmap::superblock::StoredDisk;
+
+use super::durable::After;
+use super::event::{Command, From, Refusal, Reply};
+use super::flush::FlushOf;
+use super::link::Phase;
+use super::message::Message;
+use super::state::{CommandId, NodeId, Role, Solo};
+use super::{Actions, DiskFault, DiskOp, DiskWork, Mirror, Store};
+
+fn refusal(what: &str, facts: Vec<String>, next: &str) -> Refusal {
+    Refusal {
+        what: what.into(),
+        facts,
+        next: next.into(),
+    }
+}
+
+impl Mirror {
+    pub(super) fn on_command(&mut self, id: CommandId, command: Command, out: &mut Actions) {
+        if self.stopping.is_some() {
+            let why = refusal(
+                "refused: the daemon is stopping",
+                vec![],
+                "start it again: `kagami up`",
+            );
+            return self.answer(id, Err(why), out);
+        }
+        match command {
+            Command::Promote { force } => self.promote(id, force, out),
+            Command::Demote { force } => self.demote(Some(id), force, out),
+            Command::Resync { from, full } => self.order_resync(id, from, full, out),
+            Command::PauseSync => self.order_pause(id, true, out),
+            Command::ResumeSync => self.order_pause(id, false, out),
+            Command::Verify { repair } => self.begin_verify(id, repair, out),
+            Command::StopVerify => self.stop_verify(id, out),
+            Command::Invalidate => self.order_invalidate(id, out),
+            Command::Disconnect => self.order_disconnect(id, out),
+            Command::Connect => {
+                self.door.shut = false;
+                self.door.refused = 0;
+                self.open_door(out);
+                self.answer(id, Ok(Reply::Started), out);
+            }
+            Command::Stop => {
+                self.stopping = Some(id);
+                self.stop_progress = Stopping::Begin;
+            }
+            Command::Set(settings) => {
+                self.set(settings, out);
+                self.answer(id, Ok(Reply::Done), out);
+            }
+        }
+    }
+
+    fn order_pause(&mut self, id: CommandId, pause: bool, out: &mut Actions) {
+        let running = matches!(
+            self.up().map(|up| &up.phase),
+            Some(Phase::Source(_) | Phase::Target(_))
+        );
+        if !running {
+            return self.answer(
+                id,
+                Ok(Reply::Nothing("no resynchronisation runs".into())),
+                out,
+            );
+        }
+        self.pause(pause, out);
+        let there = self.up().is_some_and(|up| up.paused_there);
+        if !pause && there {
+            let facts = vec!["it is paused at the other node too".to_owned()];
+            let why = refusal("not resumed", facts, "run `kagami resume-sync` there");
+            return self.answer(id, Err(why), out);
+        }
+        self.answer(id, Ok(Reply::Done), out);
+    }
+
+    /// `kagami resync`: after a split brain or for a first copy an operator's word decides the next
+    /// handshake; in sync it makes the copy that is not kept a target.
+    fn order_resync(&mut self, id: CommandId, from: Option<From>, full: bool, out: &mut Actions) {
+        if matches!(
+            self.up().map(|up| &up.phase),
+            Some(Phase::Source(_) | Phase::Target(_))
+        ) {
+            let why = refusal(
+                "refused: a resynchronisation runs",
+                vec![],
+                "watch it with `kagami status --watch`",
+            );
+            return self.answer(id, Err(why), out);
+        }
+        if self.local.store != Store::Usable {
+            let why = refusal(
+                "refused: this copy has no usable disk",
+                vec![],
+                "replace the disk first",
+            );
+            return self.answer(id, Err(why), out);
+        }
+        let from = match from {
+            Some(from) => from,
+            None if self.is_in_sync() && !full && self.bitmap.count() == 0 => {
+                return self.answer(
+                    id,
+                    Ok(Reply::Nothing(
+                        "the copies are in sync, nothing is marked".into(),
+                    )),
+                    out,
+                );
+            }
+            None if self.is_in_sync() && self.is_primary() => From::Local,
+            None if self.is_in_sync()
+                && self.up().is_some_and(|up| up.peer.role == Role::Primary) =>
+            {
+                From::Peer
+            }
+            None => {
+                let next = "say whose data stays: `--from local` or `--from peer`";
+                let why = refusal(
+                    "refused: it is not clear which copy is to stay",
+                    vec![],
+                    next,
+                );
+                return self.answer(id, Err(why), out);
+            }
+        };
+        let keep = match from {
+            From::Local => self.me,
+            From::Peer => self.peer,
+        };
+        if keep == self.peer && self.is_primary() {
+            let next = "demote this node first (`kagami demote`)";
+            let why = refusal(
+                "refused: this node is Primary, its own copy would be overwritten",
+                vec![],
+                next,
+            );
+            return self.answer(id, Err(why), out);
+        }
+        if self.is_in_sync() {
+            let peer_primary = self.up().is_some_and(|up| up.peer.role == Role::Primary);
+            if keep == self.me && peer_primary {
+                let next = "demote the other node first";
+                let why = refusal(
+                    "refused: the other node is Primary, its copy would be overwritten",
+                    vec![],
+                    next,
+                );
+                return self.answer(id, Err(why), out);
+            }
+            if keep == self.me {
+                self.send(Message::Resolve { keep, full }, out);
+            } else {
+                self.become_invalid(full, None);
+            }
+        } else {
+            self.solo.keep = Some(keep);
+            self.solo.keep_full = full;
+            self.door.shut = false;
+            self.door.refused = 0;
+            if self.link.is_some() {
+                self.close_session("an operator chose the copy that stays", out);
+            }
+            self.open_door(out);
+        }
+        self.answer(id, Ok(Reply::Started), out);
+    }
+
+    /// The operator at the other end chose.
+    ///
+    /// Errors: it would overwrite a Primary in sync.
+    pub(super) fn on_resolve(
+        &mut self,
+        keep: NodeId,
+        full: bool,
+        _out: &mut Actions,
+    ) -> Result<(), String> {
+        if keep != self.peer || !self.is_in_sync() {
+            return Err("it resolves what needs no word".into());
+        }
+        if self.is_primary() {
+            return Err("it wants to overwrite the copy of a Primary".into());
+        }
+        self.become_invalid(full, None);
+        Ok(())
+    }
+
+    fn order_invalidate(&mut self, id: CommandId, out: &mut Actions) {
+        if self.is_primary() || self.promoting.is_some() {
+            let why = refusal(
+                "refused: this node is Primary",
+                vec![],
+                "demote it first, or invalidate the other node",
+            );
+            return self.answer(id, Err(why), out);
+        }
+        if self.local.store != Store::Usable {
+            let why = refusal(
+                "refused: this copy has no usable disk",
+                vec![],
+                "replace the disk",
+            );
+            return self.answer(id, Err(why), out);
+        }
+        self.become_invalid(true, Some(id));
+    }
+
+    /// This copy is not to be trusted: Inconsistent, durably, then the handshake makes it a target.
+    fn become_invalid(&mut self, full: bool, command: Option<CommandId>) {
+        if full {
+            self.bitmap.mark_all();
+            self.pages.write_all = true;
+        }
+        self.alone = None;
+        self.change_record(After::Invalidated { command }, |r| {
+            r.disk = StoredDisk::Inconsistent;
+            r.zeroed = false;
+            r.all_marked |= full;
+        });
+    }
+
+    pub(super) fn on_invalidated_durable(&mut self, command: Option<CommandId>, out: &mut Actions) {
+        self.end_attempt();
+        self.local.up_to_date = false;
+        self.close_session("this copy was invalidated", out);
+        if let Some(id) = command {
+            self.answer(id, Ok(Reply::Done), out);
+        }
+    }
+
+    fn order_disconnect(&mut self, id: CommandId, out: &mut Actions) {
+        let held = self.is_primary() && self.is_in_sync() && self.settings.solo == Solo::Never;
+        if held {
+            let facts =
+                vec!["solo = \"never\": without the peer this node answers nothing".to_owned()];
+            let next = "run `kagami disconnect` on the other node: it leaves cleanly, and this one goes on";
+            return self.answer(
+                id,
+                Err(refusal("refused: this node is Primary", facts, next)),
+                out,
+            );
+        }
+        self.door.shut = true;
+        let leaves = self.is_in_sync() && self.up().is_some_and(|up| up.peer.role == Role::Primary);
+        if leaves {
+            self.submit(DiskWork::Flush(FlushOf::Leave(id)), DiskOp::Flush, out);
+            return;
+        }
+        self.close_session("an operator disconnected it", out);
+        self.open_door(out);
+        self.answer(id, Ok(Reply::Done), out);
+    }
+
+    /// docs/protocol.md §5, clean leave: flushed, then Outdated, durably, then told.
+    pub(super) fn on_flushed_to_leave(
+        &mut self,
+        id: CommandId,
+        result: Result<(), DiskFault>,
+        out: &mut Actions,
+    ) {
+        if result.is_ok() && self.is_in_sync() && !self.is_primary() {
+            self.change_record(After::Outdated { command: id }, |r| {
+                r.disk = StoredDisk::Outdated
+            });
+        } else {
+            self.left(id, out);
+        }
+    }
+
+    pub(super) fn on_outdated_durable(&mut self, id: CommandId, out: &mut Actions) {
+        self.end_attempt();
+        if self.is_in_sync() {
+            self.send(Message::Leave, out);
+        }
+        self.left(id, out);
+    }
+
+    fn left(&mut self, id: CommandId, out: &mut Actions) {
+        self.local.up_to_date = false;
+        self.close_session("this node leaves", out);
+        self.open_door(out);
+        if self.stopping == Some(id) {
+            self.stop_progress = Stopping::Left;
+        } else {
+            self.answer(id, Ok(Reply::Done), out);
+        }
+    }
+
+    /// Takes a clean stop as far as it can go: demoted, gone from the session, everything
+    /// flushed, pages written, the activity log empty.
+    pub(super) fn advance_stop(&mut self, out: &mut Actions) {
+        let Some(id) = self.stopping else { return };
+        match self.stop_progress {
+            Stopping::Begin => {
+                self.door.shut = true;
+                if self.promoting.is_some() {
+                    let why = refusal(
+                        "not promoted: the daemon is stopping",
+                        vec![],
+                        "start it again",
+                    );
+                    self.refuse_promotion(why, out);
+                }
+                if self.is_primary() {
+                    if self.demoting.is_none() {
+                        self.demote(None, true, out);
+                    }
+                } else if self.is_in_sync()
+                    && self.up().is_some_and(|up| up.peer.role == Role::Primary)
+                {
+                    self.stop_progress = Stopping::Leaving;
+                    self.submit(DiskWork::Flush(FlushOf::Leave(id)), DiskOp::Flush, out);
+                } else {
+                    if self.up().is_some() {
+                        self.send(Message::Bye, out);
+                    }
+                    self.close_session("this node stops", out);
+                    self.open_door(out);
+                    self.stop_progress = Stopping::Left;
+                    self.advance_stop(out);
+                }
+            }
+            Stopping::Left if self.local.store != Store::Usable => self.stopped(out),
+            Stopping::Left
+                if self.writes.is_empty()
+                    && self.reads.is_empty()
+                    && !self.durable.is_changing() =>
+            {
+                self.stop_progress = Stopping::Flushing;
+                self.submit(DiskWork::Flush(FlushOf::Stop), DiskOp::Flush, out);
+            }
+            Stopping::Pages if self.are_pages_written() && self.log.is_record_on_its_way() => {}
+            Stopping::Pages if self.are_pages_written() => {
+                self.stop_progress = Stopping::Log;
+                if self.log.is_empty() {
+                    self.stopped(out);
+                } else {
+                    self.empty_log(out);
+                }
+            }
+            Stopping::Pages if self.local.store == Store::Usable => self.pages.write_all = true,
+            Stopping::Pages => self.stopped(out),
+            Stopping::Left
+            | Stopping::Leaving
+            | Stopping::Flushing
+            | Stopping::Log
+            | Stopping::Done => {}
+        }
+    }
+
+    pub(super) fn on_flushed_to_stop(&mut self) {
+        if self.stop_progress == Stopping::Flushing {
+            self.stop_progress = Stopping::Pages;
+        }
+    }
+
+    pub(super) fn on_log_emptied(&mut self, out: &mut Actions) {
+        if self.stop_progress == Stopping::Log {
+            self.stopped(out);
+        }
+    }
+
+    fn stopped(&mut self, out: &mut Actions) {
+        self.stop_progress = Stopping::Done;
+        if let Some(id) = self.stopping {
+            self.answer(id, Ok(Reply::Done), out);
+        }
+    }
+}
+
+/// How far a clean stop is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Stopping {
+    #[default]
+    Begin,
+    Leaving,
+    Left,
+    Flushing,
+    Pages,
+    Log,
+    Done,
+}

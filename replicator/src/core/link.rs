@@ -1,0 +1,545 @@
+//! The session with the peer: how it begins and ends, who is alive (pings), and the lease.
+//!
+//! A session is one set of streams. It begins as a meeting (`handshake`) and is then up, in a
+//! phase. *Close, then ask* (docs/protocol.md §2): its end on this side is one function,
+//! [`Mirror::end_session`], which takes away everything that rested on it before anything else
+//! is done.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::diskless::Serve;
+use super::handshake::Meeting;
+use super::message::Message;
+use super::read::PeerRead;
+use super::resync::{Source, Target};
+use super::state::{Connection, DiskState, Replication, Role, Seq, SessionId, Time};
+use super::timers::Timer;
+use super::write::WriteKey;
+use super::{Action, Actions, Mirror, Notice};
+
+/// A set of streams to the peer.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub id: SessionId,
+    opened: Time,
+    /// When the newest ping that the peer echoed was sent.
+    echoed: Option<Time>,
+    pub round_trip_ns: Option<u64>,
+    /// The peer's time-out, once it said hello.
+    pub peer_timeout_ms: u64,
+    pub stage: LinkStage,
+}
+
+#[derive(Debug)]
+pub(super) enum LinkStage {
+    Meeting(Box<Meeting>),
+    Up(Box<Up>),
+}
+
+/// What is known of the peer in a session.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer {
+    pub role: Role,
+    pub disk: DiskState,
+    pub unmap_zeroes: bool,
+    pub arbiter: Option<u64>,
+}
+
+/// A session that is up.
+#[derive(Debug)]
+pub(super) struct Up {
+    pub peer: Peer,
+    pub phase: Phase,
+    // What this side sent and the peer owes.
+    seq: Seq,
+    pub owed: BTreeMap<Seq, (Owed, Time)>,
+    pub flushed_id: u64,
+    /// (the peer's number, the cycle's number, since when)
+    pub owed_flush: Option<(u64, u64, Time)>,
+    pub reads: BTreeMap<u64, (PeerRead, u32, Time)>,
+    pub next_read: u64,
+    // What the peer sent.
+    pub applied: Applied,
+    pub peer_flushes: Vec<(u64, Seq)>,
+    /// The peer may be Primary in this session: it asked, and this node said yes.
+    pub granted: bool,
+    /// An operator paused the resynchronisation, here or there.
+    pub paused_here: bool,
+    pub paused_there: bool,
+    pub verified_there: bool,
+}
+
+/// What the two copies are doing.
+#[derive(Debug)]
+pub(super) enum Phase {
+    /// Every write goes to both.
+    InSync,
+    /// This copy brings the peer's up to date.
+    Source(Box<Source>),
+    /// The other way round.
+    Target(Target),
+    /// One has no disk.
+    Serve(Serve),
+}
+
+/// What the peer has to answer by its number.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Owed {
+    Write(WriteKey),
+    /// A piece of a resynchronisation's chunk.
+    Chunk(u64),
+}
+
+/// Which of the peer's writes are applied: all up to one, and some beyond, since streams overtake.
+#[derive(Debug, Default)]
+pub(super) struct Applied {
+    upto: Seq,
+    beyond: BTreeSet<Seq>,
+    /// Received and not applied.
+    under_way: BTreeSet<Seq>,
+}
+
+impl Applied {
+    /// A write arrived. False if it was here before.
+    pub fn receive(&mut self, seq: Seq) -> bool {
+        seq > self.upto && !self.beyond.contains(&seq) && self.under_way.insert(seq)
+    }
+
+    pub fn apply(&mut self, seq: Seq) {
+        assert!(self.under_way.remove(&seq), "write {seq} was not received");
+        self.beyond.insert(seq);
+        while self.beyond.remove(&Seq(self.upto.0 + 1)) {
+            self.upto.0 += 1;
+        }
+    }
+
+    /// True if everything up to `after` is applied.
+    pub fn covers(&self, after: Seq) -> bool {
+        self.upto >= after
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.under_way.is_empty()
+    }
+}
+
+impl Up {
+    pub fn new(peer: Peer, phase: Phase) -> Self {
+        Self {
+            peer,
+            phase,
+            seq: Seq(0),
+            owed: BTreeMap::new(),
+            flushed_id: 0,
+            owed_flush: None,
+            reads: BTreeMap::new(),
+            next_read: 1,
+            applied: Applied::default(),
+            peer_flushes: Vec::new(),
+            granted: false,
+            paused_here: false,
+            paused_there: false,
+            verified_there: false,
+        }
+    }
+
+    pub fn next_seq(&mut self) -> Seq {
+        self.seq.0 += 1;
+        self.seq
+    }
+
+    pub fn last_seq(&self) -> Seq {
+        self.seq
+    }
+
+    /// Since when the peer owes its oldest answer.
+    fn owes_since(&self) -> Option<Time> {
+        let write = self.owed.first_key_value().map(|(_, (_, at))| *at);
+        let flush = self.owed_flush.map(|(_, _, at)| at);
+        let read = self.reads.first_key_value().map(|(_, (_, _, at))| *at);
+        [write, flush, read].into_iter().flatten().min()
+    }
+}
+
+/// Whether this node looks for its peer.
+#[derive(Debug, Default)]
+pub(super) struct Door {
+    /// An operator said to stay without a session, or the daemon stops.
+    pub shut: bool,
+    /// Handshakes refused in a row.
+    pub refused: u32,
+    /// Why the connection is what it is.
+    pub cause: String,
+    pub since: Time,
+}
+
+/// Longest wait after a refused handshake.
+const BACK_OFF_MS: u64 = 10_000;
+
+impl Mirror {
+    /// Looks for the peer, after a wait if it was refused.
+    pub(super) fn open_door(&mut self, out: &mut Actions) {
+        let lost_disk = self.local.store != super::Store::Usable && !self.is_primary();
+        let from = if self.door.shut || lost_disk {
+            None
+        } else if self.door.refused == 0 {
+            Some(self.now)
+        } else {
+            let wait = 250u64 << self.door.refused.min(8);
+            Some(self.now.after_ms(wait.min(BACK_OFF_MS)))
+        };
+        out.push(Action::WantSession { from });
+    }
+
+    pub(super) fn on_link_up(&mut self, session: SessionId, _version: u16, out: &mut Actions) {
+        if self.link.is_some() {
+            self.end_session("the peer opened a new session", out);
+        }
+        if self.door.shut {
+            let reason = "this node is told to stay without a session".to_owned();
+            out.push(Action::CloseSession { session, reason });
+            return;
+        }
+        self.link = Some(Link {
+            id: session,
+            opened: self.now,
+            echoed: None,
+            round_trip_ns: None,
+            peer_timeout_ms: self.settings.timeout_ms,
+            stage: LinkStage::Meeting(Box::default()),
+        });
+        self.timers.set(
+            Timer::PeerSilent,
+            self.now.after_ms(self.settings.timeout_ms),
+        );
+        self.timers.set(
+            Timer::AckOverdue,
+            self.now.after_ms(self.settings.ack_timeout_ms),
+        );
+        self.on_ping_due(out);
+    }
+
+    pub(super) fn on_link_down(&mut self, session: SessionId, reason: &str, out: &mut Actions) {
+        if self.link.as_ref().is_some_and(|link| link.id == session) {
+            self.end_session(reason, out);
+        }
+    }
+
+    /// Closes the session on this side and tells the shell.
+    pub(super) fn close_session(&mut self, reason: &str, out: &mut Actions) {
+        if let Some(link) = &self.link {
+            let session = link.id;
+            out.push(Action::CloseSession {
+                session,
+                reason: reason.to_owned(),
+            });
+            self.end_session(reason, out);
+        }
+    }
+
+    /// Takes away everything that rested on the session.
+    pub(super) fn end_session(&mut self, reason: &str, out: &mut Actions) {
+        let Some(link) = self.link.take() else { return };
+        self.door.cause = reason.to_owned();
+        for timer in [
+            Timer::PeerSilent,
+            Timer::Ping,
+            Timer::AckOverdue,
+            Timer::Resync,
+        ] {
+            self.timers.clear(timer);
+        }
+        if let LinkStage::Up(up) = link.stage {
+            self.cancel_cycle();
+            // *Marked-before-different*: what was not flushed on both differs from now on. Its
+            // extents are hot, and stay so until the pages say it.
+            self.unflushed.move_into(&mut self.bitmap);
+            self.timers.clear(Timer::AutoFlush);
+            let up = *up;
+            self.forget_verify();
+            if let Phase::Source(source) = up.phase {
+                self.drop_chunks(&source);
+                self.wake_blocked(out);
+            }
+            self.gate = if self.demoting.is_some() {
+                super::request::Gate::Closing
+            } else {
+                super::request::Gate::Open
+            };
+            self.lose_peer_of_writes(out);
+            self.lose_peer_reads(up.reads.into_values().map(|(read, ..)| read).collect(), out);
+        }
+        self.local.up_to_date = self.alone.is_some();
+        self.forget_rejoin();
+        self.on_session_end_promoting();
+        self.open_door(out);
+        self.seek_permission(out);
+    }
+
+    /// The session that is up, if one is.
+    pub(super) fn up(&self) -> Option<&Up> {
+        match self.link.as_ref().map(|link| &link.stage) {
+            Some(LinkStage::Up(up)) => Some(up),
+            _ => None,
+        }
+    }
+
+    pub(super) fn up_mut(&mut self) -> Option<&mut Up> {
+        match self.link.as_mut().map(|link| &mut link.stage) {
+            Some(LinkStage::Up(up)) => Some(up),
+            _ => None,
+        }
+    }
+
+    /// The session that is up, by its id.
+    pub(super) fn session(&self) -> Option<SessionId> {
+        self.up().and(self.link.as_ref()).map(|link| link.id)
+    }
+
+    pub(super) fn is_session(&self, session: SessionId) -> bool {
+        self.session() == Some(session)
+    }
+
+    /// Sends a message in the session there is, meeting or up.
+    pub(super) fn send(&mut self, message: Message, out: &mut Actions) -> Option<SessionId> {
+        let session = self.link.as_ref()?.id;
+        out.push(Action::Send {
+            session,
+            class: message.class(),
+            message,
+        });
+        Some(session)
+    }
+
+    /// The lease T: the smaller of both time-outs.
+    fn lease_ms(&self) -> u64 {
+        let theirs = self
+            .link
+            .as_ref()
+            .map_or(u64::MAX, |link| link.peer_timeout_ms);
+        self.settings.timeout_ms.min(theirs)
+    }
+
+    /// docs/protocol.md §8: until T after this node sent the newest ping that came back.
+    pub(super) fn has_lease(&self) -> bool {
+        let Some(link) = &self.link else { return false };
+        matches!(link.stage, LinkStage::Up(_))
+            && link
+                .echoed
+                .is_some_and(|sent| self.now < sent.after_ms(self.lease_ms()))
+    }
+
+    pub(super) fn on_ping_due(&mut self, out: &mut Actions) {
+        let sent = self.now.0;
+        if self.send(Message::Ping { sent }, out).is_some() {
+            self.timers
+                .set(Timer::Ping, self.now.after_ms((self.lease_ms() / 8).max(1)));
+        }
+        let idle = !std::mem::take(&mut self.flush.busy) && self.runs_in_flight().next().is_none();
+        if idle && !self.unflushed.is_empty() {
+            self.flush.wanted = true;
+        }
+    }
+
+    pub(super) fn on_ping(&mut self, sent: u64, out: &mut Actions) {
+        self.echoed_peer = Some(self.now);
+        self.send(Message::Pong { sent }, out);
+    }
+
+    /// Errors: an echo of a ping that was not sent yet.
+    pub(super) fn on_pong(&mut self, sent: u64) -> Result<(), String> {
+        let (now, lease) = (self.now, self.lease_ms());
+        let Some(link) = &mut self.link else {
+            return Ok(());
+        };
+        let sent = Time(sent);
+        if sent > now || sent < link.opened {
+            return Err("it echoes a ping that was not sent".into());
+        }
+        link.round_trip_ns = Some(now.since(sent));
+        let newest = link.echoed.map_or(sent, |echoed| echoed.max(sent));
+        link.echoed = Some(newest);
+        self.timers.set(Timer::PeerSilent, newest.after_ms(lease));
+        Ok(())
+    }
+
+    pub(super) fn on_peer_silent(&mut self, out: &mut Actions) {
+        // A daemon that was stopped for longer finds the echoes after the timer: the lease has
+        // ended all the same, and the session with it.
+        self.close_session("the peer is silent", out);
+    }
+
+    pub(super) fn watch_acks(&mut self) {
+        self.timers.set_once(
+            Timer::AckOverdue,
+            self.now.after_ms(self.settings.ack_timeout_ms),
+        );
+    }
+
+    /// docs/protocol.md §5: a peer that answers pings but no writes is lost.
+    pub(super) fn on_ack_overdue(&mut self, out: &mut Actions) {
+        let Some(link) = &self.link else { return };
+        let since = match &link.stage {
+            LinkStage::Meeting(_) => Some(link.opened),
+            LinkStage::Up(up) => up.owes_since(),
+        };
+        let Some(since) = since else { return };
+        let due = since.after_ms(self.settings.ack_timeout_ms);
+        if self.now < due {
+            self.timers.set(Timer::AckOverdue, due);
+            return;
+        }
+        out.push(Action::Report(Notice::Stalled { who: "peer" }));
+        self.solo.ask_before_hello = true;
+        self.door.refused += 1;
+        self.close_session("the peer answers no writes", out);
+    }
+
+    /// The peer broke a rule: the session ends, the daemon does not.
+    pub(super) fn on_peer_fault(&mut self, what: String, out: &mut Actions) {
+        let reason = format!("the peer broke the protocol: {what}");
+        out.push(Action::Report(Notice::PeerFault { what }));
+        self.door.refused += 1;
+        self.close_session(&reason, out);
+    }
+
+    pub(super) fn connection(&self) -> Connection {
+        match &self.link {
+            Some(Link {
+                stage: LinkStage::Up(_),
+                ..
+            }) => Connection::Connected,
+            _ if self.door.shut
+                || (self.door.refused > 0 && self.last_verdict.is_some_and(is_refusal)) =>
+            {
+                Connection::StandAlone
+            }
+            _ => Connection::Connecting,
+        }
+    }
+
+    pub(super) fn replication(&self) -> Replication {
+        let Some(up) = self.up() else {
+            return Replication::Off;
+        };
+        let paused = up.paused_here || up.paused_there;
+        match &up.phase {
+            Phase::Source(_) | Phase::Target(_) if paused => Replication::PausedSync,
+            Phase::Source(_) => Replication::SyncSource,
+            Phase::Target(_) => Replication::SyncTarget,
+            Phase::InSync if self.verify.is_some() => Replication::VerifySource,
+            Phase::InSync if up.verified_there => Replication::VerifyTarget,
+            Phase::InSync => Replication::Established,
+            Phase::Serve(_) => Replication::Off,
+        }
+    }
+
+    /// True if both copies hold every write that is answered.
+    pub(super) fn is_in_sync(&self) -> bool {
+        matches!(self.up().map(|up| &up.phase), Some(Phase::InSync))
+    }
+
+    /// In sync, writes are answered when both have them.
+    pub(super) fn must_both_hold(&self) -> bool {
+        self.is_in_sync()
+    }
+
+    pub(super) fn is_source(&self) -> bool {
+        matches!(self.up().map(|up| &up.phase), Some(Phase::Source(_)))
+    }
+
+    /// True if writes go to the peer too.
+    pub(super) fn is_mirroring(&self) -> bool {
+        self.is_in_sync() || self.is_source() || self.is_carried()
+    }
+
+    pub(super) fn tell_peer_state(&mut self, out: &mut Actions) {
+        if self.up().is_some() {
+            let (role, disk) = (self.role, self.disk_state());
+            self.send(Message::State { role, disk }, out);
+        }
+    }
+
+    pub(super) fn on_message(&mut self, session: SessionId, message: Message, out: &mut Actions) {
+        let Some(link) = &mut self.link else { return };
+        if link.id != session {
+            return;
+        }
+        let result = match (message, &mut link.stage) {
+            (Message::Ping { sent }, _) => {
+                self.on_ping(sent, out);
+                Ok(())
+            }
+            (Message::Pong { sent }, _) => self.on_pong(sent),
+            (message, LinkStage::Meeting(_)) => self.on_meeting_message(message, out),
+            (message, LinkStage::Up(_)) => self.on_up_message(message, out),
+        };
+        if let Err(what) = result {
+            self.on_peer_fault(what, out);
+        }
+    }
+
+    /// Errors: what the message breaks; the session is closed.
+    pub(super) fn on_up_message(
+        &mut self,
+        message: Message,
+        out: &mut Actions,
+    ) -> Result<(), String> {
+        match message {
+            Message::Write {
+                seq,
+                offset,
+                data,
+                fua,
+                early,
+            } => self.on_peer_write(seq, offset, data, fua, early, out),
+            Message::Zero {
+                seq,
+                offset,
+                len,
+                unmap,
+                fua,
+            } => self.on_peer_zero(seq, offset, len, unmap, fua, out),
+            Message::ResyncBlocks { seq, offset, data } => {
+                self.on_resync_blocks(seq, offset, data, out)
+            }
+            Message::Received { seq } => self.on_received(seq, out),
+            Message::Done { seq, result } => self.on_done(seq, result, out),
+            Message::Flush { id, after } => self.on_peer_flush(id, after, out),
+            Message::Flushed { id, result } => self.on_flushed(id, result, out),
+            Message::Cleared { runs } => self.on_cleared(&runs),
+            Message::Offer { current, history } => self.on_offer(current, history),
+            Message::Adopted => self.on_adopted(out),
+            Message::Settled => self.on_settled(out),
+            Message::State { role, disk } => self.on_peer_state(role, disk, out),
+            Message::PromoteAsk => self.on_promote_ask(out),
+            Message::PromoteGrant => self.on_promote_grant(out),
+            Message::PromoteRefuse { why } => self.on_promote_refuse(&why, out),
+            Message::Carrying => self.on_carrying(out),
+            Message::Read { id, offset, len } => self.on_read_for_peer(id, offset, len, out),
+            Message::ReadReply { id, result } => self.on_read_reply(id, result, out),
+            Message::Compare {
+                id,
+                offset,
+                hashes,
+                verify,
+            } => self.on_compare(id, offset, hashes, verify, out),
+            Message::Compared { id, result } => self.on_compared(id, result, out),
+            Message::Progress { doing } => self.on_peer_progress(doing),
+            Message::ArbiterInstance { instance } => self.on_arbiter_instance(instance),
+            Message::ArbiterRecorded { instance } => self.on_arbiter_recorded(instance),
+            Message::Leave => self.on_peer_leave(out),
+            Message::Bye => self.on_peer_bye(out),
+            Message::Resolve { keep, full } => self.on_resolve(keep, full, out),
+            Message::Hello(_)
+            | Message::Marks { .. }
+            | Message::Ready
+            | Message::Ping { .. }
+            | Message::Pong { .. } => Err("it greets twice".into()),
+        }
+    }
+}
+
+fn is_refusal(verdict: super::decide::Verdict) -> bool {
+    matches!(verdict.strategy, super::decide::Strategy::Refuse(_))
+}

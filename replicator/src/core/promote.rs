@@ -1,0 +1,521 @@
+//! Roles: promote, demote, force (docs/protocol.md §3, §5).
+//!
+//! Connected, the peer grants, for that session only; alone, permission is what `solo` says.
+//! *No-stale-promotion*: an Inconsistent or Outdated copy is refused unless forced.
+
+use super::durable::After;
+use super::event::{IoError, Refusal, Reply};
+use super::flush::FlushOf;
+use super::link::Phase;
+use super::message::Message;
+use super::request::Gate;
+use super::state::{CommandId, Role, Solo};
+use super::{Action, Actions, DiskFault, DiskOp, DiskWork, Mirror, Store};
+
+/// A promotion under way.
+#[derive(Debug)]
+pub(super) struct Promoting {
+    command: CommandId,
+    stage: Promotion,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Promotion {
+    /// To be decided by what there is: a session, or not.
+    Begin,
+    /// The peer was asked.
+    Asked,
+    /// The peer granted; `was_primary` is being written.
+    Granted,
+    /// Without the peer: permission is sought, or written.
+    Alone,
+}
+
+/// A demotion under way.
+#[derive(Debug)]
+pub(super) struct Demoting {
+    command: Option<CommandId>,
+    stage: Demotion,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Demotion {
+    /// Requests under way end.
+    Draining,
+    /// What is unflushed is flushed.
+    Flushing,
+    /// The local flush of a Primary without a session is under way.
+    FlushingAlone,
+    /// `was_primary` is being written.
+    Recording,
+}
+
+fn refusal(what: impl Into<String>, facts: Vec<String>, next: impl Into<String>) -> Refusal {
+    Refusal {
+        what: what.into(),
+        facts,
+        next: next.into(),
+    }
+}
+
+impl Mirror {
+    pub(super) fn answer(&self, id: CommandId, result: Result<Reply, Refusal>, out: &mut Actions) {
+        out.push(Action::CommandDone { id, result });
+    }
+
+    pub(super) fn promote(&mut self, command: CommandId, force: bool, out: &mut Actions) {
+        if self.is_primary() {
+            return self.answer(
+                command,
+                Ok(Reply::Nothing("this node is Primary already".into())),
+                out,
+            );
+        }
+        if self.promoting.is_some() || self.demoting.is_some() {
+            let next = "wait for it: `kagami status`";
+            let busy = refusal("not promoted: a change of role is under way", vec![], next);
+            return self.answer(command, Err(busy), out);
+        }
+        if self.local.store != Store::Usable {
+            let facts = vec![format!("the local copy is {}", self.disk_state())];
+            let next = "promote the other node, or replace this node's disk";
+            return self.answer(
+                command,
+                Err(refusal(
+                    "not promoted: this copy has no usable disk",
+                    facts,
+                    next,
+                )),
+                out,
+            );
+        }
+        self.promoting = Some(Promoting {
+            command,
+            stage: Promotion::Begin,
+        });
+        if force && self.up().is_none() {
+            self.promoting = Some(Promoting {
+                command,
+                stage: Promotion::Alone,
+            });
+            self.force(Some(command), true, out);
+        }
+    }
+
+    /// True while a promotion without the peer is sought.
+    pub(super) fn is_promoting_alone(&self) -> bool {
+        matches!(
+            self.promoting,
+            Some(Promoting {
+                stage: Promotion::Alone,
+                ..
+            })
+        )
+    }
+
+    /// Takes changes of role as far as they can go.
+    pub(super) fn advance_roles(&mut self, out: &mut Actions) {
+        if let Some(Promoting {
+            stage: Promotion::Begin,
+            ..
+        }) = self.promoting
+        {
+            self.begin_promotion(out);
+        }
+        self.advance_demotion(out);
+        self.advance_stop(out);
+    }
+
+    fn begin_promotion(&mut self, out: &mut Actions) {
+        if self.is_meeting() {
+            return;
+        }
+        let Some(up) = self.up() else {
+            return self.promote_without_peer(out);
+        };
+        let copying = self.is_copying();
+        match &up.phase {
+            _ if up.peer.role == Role::Primary || up.granted => {
+                let next = "demote it there first (`kagami demote`), then promote here";
+                let facts = vec![format!("node {} is Primary", self.peer)];
+                self.refuse_promotion(
+                    refusal("not promoted: the peer is Primary", facts, next),
+                    out,
+                );
+            }
+            Phase::Target(_) => {
+                let facts =
+                    vec!["this copy is Inconsistent until the resynchronisation ends".into()];
+                let next = "wait for it (`kagami status --watch`), or promote the other node";
+                self.refuse_promotion(
+                    refusal(
+                        "not promoted: this copy is being resynchronised",
+                        facts,
+                        next,
+                    ),
+                    out,
+                );
+            }
+            Phase::Serve(_) => {
+                let facts = vec![format!("the peer's disk is {}", up.peer.disk)];
+                let next = "wait for the peer's disk to be replaced, or disconnect it first";
+                self.refuse_promotion(
+                    refusal("not promoted: one copy has no disk", facts, next),
+                    out,
+                );
+            }
+            // A source that is about to settle is Primary a moment later.
+            Phase::Source(_) if !copying => {}
+            Phase::InSync | Phase::Source(_) => {
+                if let Some(promoting) = &mut self.promoting {
+                    promoting.stage = Promotion::Asked;
+                }
+                self.send(Message::PromoteAsk, out);
+            }
+        }
+    }
+
+    fn promote_without_peer(&mut self, out: &mut Actions) {
+        if self.durable.is_changing() {
+            return;
+        }
+        if !self.is_good() {
+            let state = self.disk_state();
+            let facts = vec![format!(
+                "this copy is {state}, and the peer is not connected"
+            )];
+            let next = "connect the peer and let it resync, or `kagami promote --force` (loses the peer's writes since)";
+            return self.refuse_promotion(
+                refusal(format!("not promoted: this copy is {state}"), facts, next),
+                out,
+            );
+        }
+        if self.record().is_never_written() {
+            let facts = vec!["neither copy was ever written".into()];
+            let next = "connect the peer first (`kagami pair`), or `kagami promote --force` to begin with this copy";
+            return self.refuse_promotion(
+                refusal("not promoted: this mirror has no data yet", facts, next),
+                out,
+            );
+        }
+        if self.settings.solo == Solo::Never {
+            let facts = vec![format!(
+                "node {} is not connected, and solo = \"never\"",
+                self.peer
+            )];
+            let next = "connect the peer, name an arbiter, or `kagami promote --force` if the peer is surely not Primary";
+            return self.refuse_promotion(
+                refusal("not promoted: no permission to go on alone", facts, next),
+                out,
+            );
+        }
+        if let Some(promoting) = &mut self.promoting {
+            promoting.stage = Promotion::Alone;
+        }
+        if self.alone.is_some() {
+            // It carried a Primary that has gone: named already, once that one's lease has ended.
+            return self.promoted_alone(out);
+        }
+        if self.settings.solo == Solo::Always {
+            self.change_record(After::Promoted, |r| r.was_primary = true);
+        } else {
+            self.seek_permission(out);
+        }
+    }
+
+    /// Permission to go on alone is there, durably: the promotion that waited for it is done.
+    pub(super) fn promoted_alone(&mut self, out: &mut Actions) {
+        if !self.is_promoting_alone() {
+            return;
+        }
+        if self.record().was_primary {
+            self.become_primary(out);
+        } else {
+            self.change_record(After::Promoted, |r| r.was_primary = true);
+        }
+    }
+
+    fn become_primary(&mut self, out: &mut Actions) {
+        assert!(
+            self.record().was_primary,
+            "`was_primary` is durable before the first write"
+        );
+        assert!(
+            self.is_good(),
+            "No-stale-promotion: {:?}",
+            self.record().disk
+        );
+        let Some(promoting) = self.promoting.take() else {
+            return;
+        };
+        self.role = Role::Primary;
+        self.gate = Gate::Open;
+        self.answer(promoting.command, Ok(Reply::Done), out);
+        if self.is_copying() && self.alone.is_none() {
+            self.go_on_by_consent(out);
+        }
+        if self.is_in_sync() {
+            self.seek_to_rejoin(out);
+        }
+    }
+
+    pub(super) fn refuse_promotion(&mut self, why: Refusal, out: &mut Actions) {
+        if let Some(promoting) = self.promoting.take() {
+            self.answer(promoting.command, Err(why), out);
+        }
+    }
+
+    /// The peer asks to be Primary in this session.
+    pub(super) fn on_promote_ask(&mut self, out: &mut Actions) -> Result<(), String> {
+        let asked = matches!(
+            self.promoting,
+            Some(Promoting {
+                stage: Promotion::Asked | Promotion::Granted,
+                ..
+            })
+        );
+        let why = if self.is_primary() {
+            Some(format!("node {} is Primary", self.me))
+        } else if asked && self.me < self.peer {
+            Some(format!("node {} is being promoted itself", self.me))
+        } else if self.stopping.is_some() {
+            Some(format!("node {} is stopping", self.me))
+        } else if self.is_source() {
+            Some("this copy is the target of a resynchronisation".to_owned())
+        } else {
+            None
+        };
+        match why {
+            Some(why) => {
+                self.send(Message::PromoteRefuse { why }, out);
+            }
+            None => {
+                if let Some(up) = self.up_mut() {
+                    up.granted = true;
+                }
+                self.send(Message::PromoteGrant, out);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn on_promote_grant(&mut self, _out: &mut Actions) -> Result<(), String> {
+        match &mut self.promoting {
+            Some(promoting) if promoting.stage == Promotion::Asked => {
+                promoting.stage = Promotion::Granted
+            }
+            _ => return Err("it grants what was not asked".into()),
+        }
+        self.change_record(After::Promoted, |r| r.was_primary = true);
+        Ok(())
+    }
+
+    pub(super) fn on_promote_refuse(&mut self, why: &str, out: &mut Actions) -> Result<(), String> {
+        match &self.promoting {
+            Some(promoting) if promoting.stage == Promotion::Asked => {}
+            _ => return Err("it refuses what was not asked".into()),
+        }
+        let next = "look at the other node: `kagami status` there";
+        self.refuse_promotion(
+            refusal("not promoted: the peer refuses", vec![why.to_owned()], next),
+            out,
+        );
+        Ok(())
+    }
+
+    pub(super) fn on_promoted_durable(&mut self, out: &mut Actions) {
+        match self.promoting.as_ref().map(|p| p.stage) {
+            Some(Promotion::Granted) if self.up().is_some() => self.become_primary(out),
+            Some(Promotion::Alone)
+                if self.up().is_none() && !self.is_frozen() && self.is_good() =>
+            {
+                self.become_primary(out);
+            }
+            Some(_) => {
+                if let Some(promoting) = &mut self.promoting {
+                    promoting.stage = Promotion::Begin;
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// A grant counts for its session only.
+    pub(super) fn on_session_end_promoting(&mut self) {
+        if let Some(promoting) = &mut self.promoting
+            && matches!(promoting.stage, Promotion::Asked | Promotion::Granted)
+        {
+            promoting.stage = Promotion::Begin;
+        }
+    }
+
+    /// The forced generation is durable.
+    pub(super) fn on_forced(
+        &mut self,
+        command: Option<CommandId>,
+        promote: bool,
+        out: &mut Actions,
+    ) {
+        if self.local.store != Store::Usable {
+            return;
+        }
+        if promote {
+            self.on_forced_minted(out);
+        } else {
+            // The kept copy of two that an operator chose between; nobody is made Primary.
+            self.open_door(out);
+        }
+        if let Some(command) = command.filter(|_| !promote) {
+            self.answer(command, Ok(Reply::Done), out);
+        }
+    }
+
+    /// Stops being Primary at once; what front ends wait for is failed by the caller.
+    pub(super) fn stop_being_primary(&mut self, cause: &str, out: &mut Actions) {
+        self.role = Role::Secondary;
+        self.gate = Gate::Open;
+        if let Some(demoting) = self.demoting.take()
+            && let Some(command) = demoting.command
+        {
+            self.answer(command, Ok(Reply::Done), out);
+        }
+        self.refuse_promotion(
+            refusal(
+                format!("not promoted: {cause}"),
+                vec![],
+                "see `kagami status`",
+            ),
+            out,
+        );
+    }
+
+    pub(super) fn demote(&mut self, command: Option<CommandId>, force: bool, out: &mut Actions) {
+        let reply = |result, out: &mut Actions| {
+            if let Some(id) = command {
+                out.push(Action::CommandDone { id, result });
+            }
+        };
+        if !self.is_primary() {
+            return reply(
+                Ok(Reply::Nothing("this node is Secondary already".into())),
+                out,
+            );
+        }
+        if self.demoting.is_some() {
+            return reply(
+                Err(refusal(
+                    "not demoted: it is under way already",
+                    vec![],
+                    "wait for it",
+                )),
+                out,
+            );
+        }
+        if self.is_holding() {
+            if !force {
+                let facts = vec![format!(
+                    "{} requests wait: {}",
+                    self.jobs.len(),
+                    self.why_held()
+                )];
+                let next = "connect the peer, or `kagami demote --force` (those requests fail)";
+                return reply(
+                    Err(refusal(
+                        "not demoted: requests wait for the peer",
+                        facts,
+                        next,
+                    )),
+                    out,
+                );
+            }
+            self.gate = Gate::Closing;
+            self.fail_requests(IoError::NotPrimary, out);
+        }
+        self.gate = Gate::Closing;
+        self.demoting = Some(Demoting {
+            command,
+            stage: Demotion::Draining,
+        });
+    }
+
+    fn advance_demotion(&mut self, out: &mut Actions) {
+        let Some(demoting) = &self.demoting else {
+            return;
+        };
+        let quiet = self.jobs.is_empty() && self.runs_in_flight().next().is_none();
+        match demoting.stage {
+            Demotion::Draining if self.is_holding() && self.stopping.is_some() => {
+                self.fail_requests(IoError::NotPrimary, out);
+            }
+            Demotion::Draining if quiet => {
+                let mirrors = self.is_mirroring();
+                if let Some(demoting) = &mut self.demoting {
+                    demoting.stage = if mirrors {
+                        Demotion::Flushing
+                    } else {
+                        Demotion::FlushingAlone
+                    };
+                }
+                if mirrors {
+                    self.advance_demotion(out);
+                } else if self.local.store == Store::Usable {
+                    self.submit(DiskWork::Flush(FlushOf::Demote), DiskOp::Flush, out);
+                } else {
+                    self.record_demotion();
+                }
+            }
+            Demotion::Flushing if !self.is_mirroring() => {
+                if let Some(demoting) = &mut self.demoting {
+                    demoting.stage = Demotion::Draining;
+                }
+            }
+            Demotion::Flushing if self.unflushed.is_empty() && !self.flush.is_running() => {
+                self.record_demotion()
+            }
+            Demotion::Flushing => self.flush.wanted = true,
+            Demotion::Draining | Demotion::FlushingAlone | Demotion::Recording => {}
+        }
+    }
+
+    pub(super) fn on_flushed_to_demote(
+        &mut self,
+        result: Result<(), DiskFault>,
+        _out: &mut Actions,
+    ) {
+        if result.is_ok() && self.demoting.is_some() {
+            self.record_demotion();
+        }
+    }
+
+    /// A clean hand-over forgets `was_primary`: everything is on both disks, unmarked.
+    fn record_demotion(&mut self) {
+        if let Some(demoting) = &mut self.demoting {
+            demoting.stage = Demotion::Recording;
+        }
+        let clean = self.is_in_sync() && self.bitmap.count() == 0 && self.unflushed.is_empty();
+        self.change_record(After::Demoted, |r| r.was_primary &= !clean);
+    }
+
+    pub(super) fn on_demoted_durable(&mut self, _out: &mut Actions) {
+        let Some(demoting) = self.demoting.take() else {
+            return;
+        };
+        assert!(
+            self.jobs.is_empty(),
+            "requests under way at the end of a demotion"
+        );
+        self.role = Role::Secondary;
+        self.gate = Gate::Open;
+        self.alone = None;
+        self.local.up_to_date = self.is_in_sync() || self.is_source();
+        if let Some(command) = demoting.command {
+            self.answer(command, Ok(Reply::Done), _out);
+        }
+    }
+
+    /// The Primary is about to go, cleanly demoted.
+    pub(super) fn on_peer_bye(&mut self, out: &mut Actions) -> Result<(), String> {
+        self.close_session("the peer stops", out);
+        Ok(())
+    }
+}

@@ -1,0 +1,253 @@
+//! A read's life: from the local copy, or from the peer's where this one can't give the block.
+//!
+//! *Read-your-writes*: whether this node may answer is checked after the data was read, since
+//! the lease may have ended meanwhile (docs/protocol.md §8); a read that may not be answered
+//! is held and done again.
+
+use bytes::{Bytes, BytesMut};
+use kagami_bitmap::{Block, Run};
+
+use super::event::{IoError, Request};
+use super::message::Message;
+use super::request::{Held, JobKey};
+use super::state::Replication;
+use super::write::WriteKey;
+use super::{Actions, DiskFault, DiskOp, DiskResult, DiskState, DiskWork, Mirror, Notice, Store};
+
+/// Most bytes that one message asks the peer for.
+pub(super) const PEER_READ: u64 = 1 << 20;
+
+/// Key of a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ReadKey(pub usize);
+
+/// A read of a front end.
+#[derive(Debug)]
+pub(super) struct Read {
+    job: JobKey,
+    offset: u64,
+    len: u32,
+    /// The whole blocks that hold it.
+    span: Run,
+    /// Collected from the peer.
+    from_peer: BytesMut,
+    /// The local copy could not give it.
+    repair: bool,
+}
+
+/// What the peer was asked to send.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum PeerRead {
+    Read(ReadKey),
+    Edge { write: WriteKey, last: bool },
+}
+
+impl Mirror {
+    pub(super) fn begin_read(&mut self, job: JobKey, offset: u64, len: u32, out: &mut Actions) {
+        let span = Run::touching_bytes(offset, u64::from(len));
+        assert!(span.is_some(), "{offset}+{len} was checked");
+        let span = span.unwrap_or(self.geometry.all());
+        let read = Read {
+            job,
+            offset,
+            len,
+            span,
+            from_peer: BytesMut::new(),
+            repair: false,
+        };
+        let key = ReadKey(self.reads.insert(read));
+        if self.local.store == Store::Usable {
+            let op = DiskOp::Read {
+                offset: span.byte_offset(),
+                len: span.byte_len() as u32,
+            };
+            self.submit(DiskWork::Read(key), op, out);
+        } else {
+            self.read_from_peer(key, out);
+        }
+    }
+
+    pub(super) fn on_read_local(&mut self, key: ReadKey, result: DiskResult, out: &mut Actions) {
+        match result {
+            Ok(data) => {
+                assert_eq!(
+                    data.len() as u64,
+                    self.reads[key.0].span.byte_len(),
+                    "a short read"
+                );
+                self.finish_read(key, &data, out);
+            }
+            Err(fault) if self.can_read_from_peer() => {
+                let doing = "reading (the peer's block is used)";
+                out.push(super::Action::Report(Notice::DiskFailed { fault, doing }));
+                self.reads[key.0].repair = true;
+                self.read_from_peer(key, out);
+            }
+            Err(_) => {
+                let read = self.reads.remove(key.0);
+                self.end_read(read.job, Err(IoError::Io), out);
+            }
+        }
+    }
+
+    /// Answers the read, or holds it to be done again if this node may not answer any more.
+    fn finish_read(&mut self, key: ReadKey, data: &Bytes, out: &mut Actions) {
+        let read = self.reads.remove(key.0);
+        if self.may_read() {
+            let skip = (read.offset - read.span.byte_offset()) as usize;
+            let data = data.slice(skip..skip + read.len as usize);
+            self.end_read(read.job, Ok(data), out);
+        } else if self.is_primary() {
+            let request = Request::Read {
+                offset: read.offset,
+                len: read.len,
+            };
+            self.held.push_back(Held {
+                job: read.job,
+                request,
+            });
+        } else {
+            self.end_read(read.job, Err(IoError::NotPrimary), out);
+        }
+    }
+
+    /// True if the peer's copy is as good as this one.
+    pub(super) fn can_read_from_peer(&self) -> bool {
+        let in_sync = matches!(
+            self.replication(),
+            Replication::Established | Replication::VerifySource | Replication::VerifyTarget
+        );
+        self.has_lease()
+            && (self.is_carried()
+                || (in_sync
+                    && self
+                        .up()
+                        .is_some_and(|up| up.peer.disk == DiskState::UpToDate)))
+    }
+
+    /// Asks the peer for the next piece of a read.
+    fn read_from_peer(&mut self, key: ReadKey, out: &mut Actions) {
+        let read = &self.reads[key.0];
+        let done = read.from_peer.len() as u64;
+        let offset = read.span.byte_offset() + done;
+        let len = (read.span.byte_len() - done).min(PEER_READ) as u32;
+        self.ask_peer(PeerRead::Read(key), offset, len, out);
+    }
+
+    pub(super) fn read_edge_from_peer(
+        &mut self,
+        write: WriteKey,
+        block: Block,
+        last: bool,
+        out: &mut Actions,
+    ) {
+        self.ask_peer(
+            PeerRead::Edge { write, last },
+            block.byte_offset(),
+            4096,
+            out,
+        );
+    }
+
+    fn ask_peer(&mut self, read: PeerRead, offset: u64, len: u32, out: &mut Actions) {
+        let now = self.now;
+        let Some(up) = self.up_mut() else {
+            return self.on_peer_data(read, Err(DiskFault::Io(5)), out);
+        };
+        let id = up.next_read;
+        up.next_read += 1;
+        up.reads.insert(id, (read, len, now));
+        self.send(Message::Read { id, offset, len }, out);
+        self.watch_acks();
+    }
+
+    /// The peer's answer to a read.
+    ///
+    /// Errors: an answer to nothing, or of another length.
+    pub(super) fn on_read_reply(
+        &mut self,
+        id: u64,
+        result: DiskResult,
+        out: &mut Actions,
+    ) -> Result<(), String> {
+        let Some((read, len, _)) = self.up_mut().and_then(|up| up.reads.remove(&id)) else {
+            return Err(format!("it answers read {id}, which was not asked"));
+        };
+        if result.as_ref().is_ok_and(|data| data.len() != len as usize) {
+            return Err(format!(
+                "its answer to read {id} has another length than asked"
+            ));
+        }
+        self.on_peer_data(read, result, out);
+        Ok(())
+    }
+
+    fn on_peer_data(&mut self, read: PeerRead, result: DiskResult, out: &mut Actions) {
+        let key = match read {
+            PeerRead::Edge { write, last } => return self.on_edge(write, last, result, out),
+            PeerRead::Read(key) => key,
+        };
+        let Ok(data) = result else {
+            let read = self.reads.remove(key.0);
+            return self.end_read(read.job, Err(IoError::Io), out);
+        };
+        let read = &mut self.reads[key.0];
+        read.from_peer.extend_from_slice(&data);
+        if (read.from_peer.len() as u64) < read.span.byte_len() {
+            return self.read_from_peer(key, out);
+        }
+        let (span, repair) = (read.span, read.repair);
+        let data = std::mem::take(&mut read.from_peer).freeze();
+        if repair && self.local.store == Store::Usable && self.spans.try_lock(span) {
+            let op = DiskOp::Write {
+                offset: span.byte_offset(),
+                data: data.clone(),
+                fua: false,
+            };
+            self.submit(DiskWork::Repair(span), op, out);
+        }
+        self.finish_read(key, &data, out);
+    }
+
+    /// What the peer gave for a block that could not be read here is written back, or can't be.
+    pub(super) fn on_repaired(
+        &mut self,
+        run: Run,
+        result: Result<(), DiskFault>,
+        out: &mut Actions,
+    ) {
+        self.spans.unlock(run);
+        match result {
+            Ok(()) => out.push(super::Action::Report(Notice::ReadRepaired { run })),
+            Err(fault) => {
+                self.on_local_failed(fault, "writing back a block that could not be read", out)
+            }
+        }
+        self.wake_blocked(out);
+    }
+
+    /// The session is gone: what the peer was asked for is held, to be read again.
+    pub(super) fn lose_peer_reads(&mut self, reads: Vec<PeerRead>, out: &mut Actions) {
+        for read in reads {
+            match read {
+                PeerRead::Edge { .. } => self.on_peer_data(read, Err(DiskFault::Io(5)), out),
+                PeerRead::Read(key) => {
+                    let read = self.reads.remove(key.0);
+                    if read.repair {
+                        // The local copy failed at it, and the peer is gone.
+                        self.end_read(read.job, Err(IoError::Io), out);
+                    } else {
+                        let request = Request::Read {
+                            offset: read.offset,
+                            len: read.len,
+                        };
+                        self.held.push_back(Held {
+                            job: read.job,
+                            request,
+                        });
+                    }
+                }
+            }
+        }
+    }
+}

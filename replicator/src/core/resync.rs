@@ -1,0 +1,770 @@
+//! Bringing one copy up to date from the other (docs/protocol.md §5, docs/design.md §8).
+//!
+//! The source walks its marks in passes. A chunk's span is locked while it is read, sent and
+//! applied, so a write to it is ordered with it; writes elsewhere go to both copies meanwhile.
+//! *Cleared-only-when-equal*: a chunk's marks go when both copies have flushed after it was
+//! applied. With no marks left the source freezes new writes for a moment and leaves, offers,
+//! and settles: steps 4 to 6.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use kagami_bitmap::superblock::{Generation, StoredDisk};
+use kagami_bitmap::{BLOCK, BLOCKS_PER_EXTENT, Block, Run};
+
+use super::durable::After;
+use super::handshake::RUNS;
+use super::link::{Owed, Phase, Up};
+use super::message::{Doing, Message};
+use super::pace::TICK_MS;
+use super::request::Gate;
+use super::secondary::hash_blocks;
+use super::state::{DiskState, SessionId, Solo, Time};
+use super::status::Progress;
+use super::timers::Timer;
+use super::{Action, Actions, DiskOp, DiskResult, DiskWork, Mirror, Notice};
+
+/// Blocks of a chunk.
+const CHUNK: u64 = 256;
+/// Flush when this many blocks were applied and not flushed.
+const FLUSH_BLOCKS: u64 = 16 * 1024;
+/// Pages are written this often, so that a resync that is broken goes on where it stopped.
+const PAGES_MS: u64 = 3_000;
+/// A pass that could not read some blocks is done again after this.
+const RETRY_MS: u64 = 1_000;
+
+/// What blocks of the source were read for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Send,
+    Compare,
+}
+
+/// How far the source is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    Copying,
+    /// No marks left: is the arbiter there, to take this copy back into {A, B}?
+    Probing,
+    /// New writes wait until the ones under way are on both disks.
+    Freezing,
+    /// `alone` is being switched off, durably.
+    Leaving,
+    Offered,
+    Settling,
+}
+
+/// A run on its way to the target; locked.
+#[derive(Debug)]
+struct Chunk {
+    run: Run,
+    /// Messages that the target owes an answer to.
+    pieces: u32,
+    /// Kept until the target says which blocks differ.
+    data: Option<Bytes>,
+}
+
+/// The source's side.
+#[derive(Debug)]
+pub(super) struct Source {
+    pub stage: Stage,
+    cursor: Block,
+    chunks: BTreeMap<u64, Chunk>,
+    next_chunk: u64,
+    in_flight: u64,
+    /// Applied at the target, not yet covered by a flush of both.
+    acked: Vec<Run>,
+    acked_blocks: u64,
+    /// The pass met blocks that could not be read.
+    failed_reads: bool,
+    wait_until: Option<Time>,
+    marked_at_start: u64,
+    done_blocks: u64,
+    sent_bytes: u64,
+    since: Time,
+}
+
+/// The target's side.
+#[derive(Debug)]
+pub(super) struct Target {
+    marked_at_start: u64,
+    since: Time,
+    adopted: bool,
+}
+
+impl Source {
+    pub fn new(marked: u64, now: Time) -> Self {
+        Self {
+            stage: Stage::Copying,
+            cursor: Block(0),
+            chunks: BTreeMap::new(),
+            next_chunk: 1,
+            in_flight: 0,
+            acked: Vec::new(),
+            acked_blocks: 0,
+            failed_reads: false,
+            wait_until: None,
+            marked_at_start: marked,
+            done_blocks: 0,
+            sent_bytes: 0,
+            since: now,
+        }
+    }
+
+    /// Nothing to copy: both read as zeroes, the generation is minted.
+    pub fn first(now: Time) -> Self {
+        Self {
+            stage: Stage::Leaving,
+            ..Self::new(0, now)
+        }
+    }
+}
+
+impl Target {
+    pub fn new(marked: u64, now: Time) -> Self {
+        Self {
+            marked_at_start: marked,
+            since: now,
+            adopted: false,
+        }
+    }
+}
+
+impl Up {
+    /// What a flush would have cleared is to be flushed again.
+    pub fn put_back_resynced(&mut self, runs: Vec<Run>) {
+        if let Phase::Source(source) = &mut self.phase {
+            source.acked_blocks += runs.iter().map(|run| run.count).sum::<u64>();
+            source.acked.extend(runs);
+        }
+    }
+}
+
+impl Mirror {
+    fn source(&mut self) -> Option<&mut Source> {
+        match self.up_mut().map(|up| &mut up.phase) {
+            Some(Phase::Source(source)) => Some(source),
+            _ => None,
+        }
+    }
+
+    fn source_stage(&self) -> Option<Stage> {
+        match self.up().map(|up| &up.phase) {
+            Some(Phase::Source(source)) => Some(source.stage),
+            _ => None,
+        }
+    }
+
+    /// True while a Primary may still be made of the source, or the target be brought up to date.
+    pub(super) fn is_copying(&self) -> bool {
+        self.source_stage() == Some(Stage::Copying)
+    }
+
+    /// The session came up for a resynchronisation.
+    pub(super) fn begin_resync(&mut self, out: &mut Actions) {
+        self.timers
+            .set(Timer::WritePages, self.now.after_ms(PAGES_MS));
+        self.timers.set(Timer::Resync, self.now.after_ms(TICK_MS));
+        let counters = self.counters;
+        self.pace
+            .begin(self.now, counters.writes, counters.write_ns, &self.settings);
+        if self.is_source() && self.is_primary() && self.alone.is_none() {
+            self.go_on_by_consent(out);
+        }
+    }
+
+    pub(super) fn on_resync_timer(&mut self, _out: &mut Actions) {
+        let counters = self.counters;
+        let sent = match self.up().map(|up| &up.phase) {
+            Some(Phase::Source(source)) => source.sent_bytes,
+            Some(Phase::Target(_)) => counters.applied_blocks * BLOCK,
+            _ => {
+                self.pace.learn(counters.writes, counters.write_ns);
+                return;
+            }
+        };
+        let settings = self.settings.clone();
+        self.pace.tick(
+            self.now,
+            counters.writes,
+            counters.write_ns,
+            sent,
+            &settings,
+        );
+        self.timers.set(Timer::Resync, self.now.after_ms(TICK_MS));
+        self.timers
+            .set_once(Timer::WritePages, self.now.after_ms(PAGES_MS));
+    }
+
+    /// Takes the resynchronisation as far as it can go.
+    pub(super) fn advance_resync(&mut self, out: &mut Actions) {
+        match self.source_stage() {
+            None => {}
+            Some(Stage::Copying) => {
+                self.send_chunks(out);
+                self.end_pass(out);
+            }
+            Some(Stage::Freezing) => self.leave_when_quiet(),
+            Some(Stage::Probing | Stage::Leaving | Stage::Offered | Stage::Settling) => {}
+        }
+    }
+
+    fn send_chunks(&mut self, out: &mut Actions) {
+        let Some(up) = self.up() else { return };
+        if up.paused_here || up.paused_there {
+            return;
+        }
+        let Some(session) = self.session() else {
+            return;
+        };
+        loop {
+            let Some(source) = self.source() else { return };
+            if source.wait_until.is_some() {
+                return;
+            }
+            let (cursor, in_flight) = (source.cursor, source.in_flight);
+            let Some(run) = self.next_chunk(cursor) else {
+                // The pass has come to its end.
+                let end = Block(self.geometry.blocks());
+                if let Some(source) = self.source() {
+                    source.cursor = end;
+                }
+                return;
+            };
+            if !self.pace.admits(run.byte_len(), in_flight) {
+                return;
+            }
+            if !self.spans.try_lock(run) {
+                // An application's write is under way there; it goes to both, or the next pass does.
+                if let Some(source) = self.source() {
+                    source.cursor = run.end();
+                }
+                continue;
+            }
+            let purpose = if self.is_worth_comparing(run) {
+                Purpose::Compare
+            } else {
+                Purpose::Send
+            };
+            if let Some(source) = self.source() {
+                source.cursor = run.end();
+                source.in_flight += run.byte_len();
+            }
+            let op = DiskOp::Read {
+                offset: run.byte_offset(),
+                len: run.byte_len() as u32,
+            };
+            self.submit(
+                DiskWork::Resync {
+                    session,
+                    run,
+                    purpose,
+                },
+                op,
+                out,
+            );
+        }
+    }
+
+    /// The next marked run from the cursor on, within an extent.
+    fn next_chunk(&self, cursor: Block) -> Option<Run> {
+        let run = self.bitmap.next_run(cursor, CHUNK)?;
+        let extent_end = (run.first.0 / BLOCKS_PER_EXTENT + 1) * BLOCKS_PER_EXTENT;
+        Some(Run::new(run.first, run.count.min(extent_end - run.first.0)))
+    }
+
+    /// A whole extent is marked when it was hot in a crash, or for a full copy: most of it may be
+    /// equal, and a checksum is cheaper than a block.
+    fn is_worth_comparing(&self, run: Run) -> bool {
+        let extent = self.geometry.extent_run(run.first.extent());
+        self.settings.checksum_first && self.bitmap.count_in(extent) == extent.count
+    }
+
+    pub(super) fn on_resync_read(
+        &mut self,
+        session: SessionId,
+        run: Run,
+        purpose: Purpose,
+        result: DiskResult,
+        out: &mut Actions,
+    ) {
+        if !self.is_session(session) {
+            self.spans.unlock(run);
+            return self.wake_blocked(out);
+        }
+        let data = match result {
+            Ok(data) => data,
+            Err(fault) => {
+                out.push(Action::Report(Notice::DiskFailed {
+                    fault,
+                    doing: "reading for a resynchronisation",
+                }));
+                if let Some(source) = self.source() {
+                    source.failed_reads = true;
+                    source.in_flight -= run.byte_len();
+                }
+                self.spans.unlock(run);
+                return self.wake_blocked(out);
+            }
+        };
+        let Some(source) = self.source() else { return };
+        let id = source.next_chunk;
+        source.next_chunk += 1;
+        match purpose {
+            Purpose::Send => {
+                source.chunks.insert(
+                    id,
+                    Chunk {
+                        run,
+                        pieces: 0,
+                        data: None,
+                    },
+                );
+                self.send_piece(id, run, data, out);
+            }
+            Purpose::Compare => {
+                let hashes = hash_blocks(&data);
+                source.chunks.insert(
+                    id,
+                    Chunk {
+                        run,
+                        pieces: 1,
+                        data: Some(data),
+                    },
+                );
+                self.send(
+                    Message::Compare {
+                        id,
+                        offset: run.byte_offset(),
+                        hashes,
+                        verify: false,
+                    },
+                    out,
+                );
+            }
+        }
+    }
+
+    fn send_piece(&mut self, chunk: u64, run: Run, data: Bytes, out: &mut Actions) {
+        let now = self.now;
+        let Some(up) = self.up_mut() else { return };
+        let seq = up.next_seq();
+        up.owed.insert(seq, (Owed::Chunk(chunk), now));
+        if let Some(source) = self.source() {
+            source.sent_bytes += run.byte_len();
+            if let Some(chunk) = source.chunks.get_mut(&chunk) {
+                chunk.pieces += 1;
+            }
+        }
+        self.counters.resync_bytes += run.byte_len();
+        self.send(
+            Message::ResyncBlocks {
+                seq,
+                offset: run.byte_offset(),
+                data,
+            },
+            out,
+        );
+        self.watch_acks();
+    }
+
+    /// The peer says which blocks of a chunk, or of a verification, differ.
+    ///
+    /// Errors: an answer to nothing, or with impossible indices.
+    pub(super) fn on_compared(
+        &mut self,
+        id: u64,
+        result: Result<Vec<u32>, super::DiskFault>,
+        out: &mut Actions,
+    ) -> Result<(), String> {
+        if self.source_stage().is_none() {
+            return self.on_verify_compared(id, result, out);
+        }
+        let Some((run, data)) = self
+            .source()
+            .and_then(|source| source.chunks.get_mut(&id))
+            .and_then(|chunk| chunk.data.take().map(|data| (chunk.run, data)))
+        else {
+            return Err(format!("it answers comparison {id}, which was not asked"));
+        };
+        // A block that the target can't read is sent.
+        let different = result.unwrap_or_else(|_| (0..run.count as u32).collect());
+        if different.iter().any(|i| u64::from(*i) >= run.count)
+            || different.windows(2).any(|w| w[0] >= w[1])
+        {
+            return Err(format!(
+                "its answer to comparison {id} names blocks that were not asked"
+            ));
+        }
+        self.counters.resync_equal_blocks += run.count - different.len() as u64;
+        let mut at = 0;
+        while at < different.len() {
+            let first = u64::from(different[at]);
+            let mut count = 1;
+            while at + (count as usize) < different.len()
+                && u64::from(different[at + count as usize]) == first + count
+            {
+                count += 1;
+            }
+            at += count as usize;
+            let piece = data.slice((first * BLOCK) as usize..((first + count) * BLOCK) as usize);
+            self.send_piece(id, Run::new(Block(run.first.0 + first), count), piece, out);
+        }
+        self.on_chunk_done(id, out);
+        Ok(())
+    }
+
+    /// The target has applied a piece of a chunk, or compared it.
+    pub(super) fn on_chunk_done(&mut self, id: u64, out: &mut Actions) {
+        let Some(source) = self.source() else { return };
+        let Some(chunk) = source.chunks.get_mut(&id) else {
+            return;
+        };
+        chunk.pieces -= 1;
+        if chunk.pieces > 0 {
+            return;
+        }
+        let run = chunk.run;
+        source.chunks.remove(&id);
+        source.in_flight -= run.byte_len();
+        source.acked.push(run);
+        source.acked_blocks += run.count;
+        let enough = source.acked_blocks >= FLUSH_BLOCKS;
+        self.flush.wanted |= enough;
+        self.spans.unlock(run);
+        self.wake_blocked(out);
+    }
+
+    pub(super) fn resync_acked(&self) -> bool {
+        matches!(self.up().map(|up| &up.phase), Some(Phase::Source(source)) if !source.acked.is_empty())
+    }
+
+    pub(super) fn take_resync_acked(&mut self) -> Vec<Run> {
+        self.source().map_or_else(Vec::new, |source| {
+            source.acked_blocks = 0;
+            std::mem::take(&mut source.acked)
+        })
+    }
+
+    /// Both copies have flushed these runs: step 3, cleared.
+    pub(super) fn on_synced(&mut self, mut runs: Vec<Run>, out: &mut Actions) {
+        runs.sort_by_key(|run| run.first);
+        let mut cleared = 0;
+        for run in &runs {
+            cleared += self.bitmap.clear(*run);
+        }
+        if let Some(source) = self.source() {
+            source.done_blocks += cleared;
+        }
+        for runs in runs.chunks(RUNS) {
+            self.send(
+                Message::Cleared {
+                    runs: runs.to_vec(),
+                },
+                out,
+            );
+        }
+    }
+
+    /// Errors: blocks behind the end, or a peer that is not the source.
+    pub(super) fn on_cleared(&mut self, runs: &[Run]) -> Result<(), String> {
+        let blocks = self.geometry.blocks();
+        if runs.iter().any(|run| run.end().0 > blocks) {
+            return Err("it clears blocks behind the end".into());
+        }
+        if !matches!(self.up().map(|up| &up.phase), Some(Phase::Target(_))) {
+            return Err("it clears marks of a copy that is not its target".into());
+        }
+        for run in runs {
+            self.bitmap.clear(*run);
+        }
+        Ok(())
+    }
+
+    /// A pass that has nothing more to send: flush, then the next one, or the end.
+    fn end_pass(&mut self, out: &mut Actions) {
+        let end = Block(self.geometry.blocks());
+        let now = self.now;
+        let flushing = self.flush.is_running();
+        let marks = self.bitmap.count();
+        let asks = self.alone.is_some()
+            && self.settings.solo == Solo::Arbiter
+            && self.record().arbiter.is_some();
+        let Some(source) = self.source() else { return };
+        if source.wait_until.is_some_and(|at| at > now) {
+            return;
+        }
+        source.wait_until = None;
+        if source.cursor < end || source.in_flight > 0 {
+            return;
+        }
+        if !source.acked.is_empty() {
+            self.flush.wanted = true;
+            return;
+        }
+        if flushing {
+            return;
+        }
+        if marks > 0 {
+            source.cursor = Block(0);
+            if std::mem::take(&mut source.failed_reads) {
+                source.wait_until = Some(now.after_ms(RETRY_MS));
+            }
+            return;
+        }
+        if asks {
+            source.stage = Stage::Probing;
+            self.probe_arbiter(out);
+        } else {
+            self.freeze();
+        }
+    }
+
+    /// The arbiter answered a probe, or did not: then this copy stays alone, and tries later.
+    pub(super) fn on_probed(&mut self, reachable: bool) {
+        let retry = self
+            .now
+            .after_ms(self.settings.arbiter_timeout_ms.max(RETRY_MS));
+        let Some(source) = self.source() else { return };
+        if source.stage != Stage::Probing {
+            return;
+        }
+        if reachable {
+            self.freeze();
+        } else {
+            source.stage = Stage::Copying;
+            source.wait_until = Some(retry);
+        }
+    }
+
+    fn freeze(&mut self) {
+        if let Some(source) = self.source() {
+            source.stage = Stage::Freezing;
+            if self.gate == Gate::Open {
+                self.gate = Gate::Frozen;
+            }
+        }
+    }
+
+    /// Step 4: no marks, nothing in flight; then `alone` goes, durably.
+    fn leave_when_quiet(&mut self) {
+        if self.bitmap.count() > 0 {
+            // An application's write failed at one copy meanwhile: copy on.
+            if let Some(source) = self.source() {
+                source.stage = Stage::Copying;
+                source.cursor = Block(0);
+            }
+            if self.gate == Gate::Frozen {
+                self.gate = Gate::Open;
+            }
+            return;
+        }
+        if !self.unflushed.is_empty() {
+            self.flush.wanted = true;
+            return;
+        }
+        let quiet = self.runs_in_flight().next().is_none()
+            && !self.flush.is_running()
+            && self.attempt.is_none()
+            && !self.durable.is_changing();
+        let Some(session) = self.session().filter(|_| quiet) else {
+            return;
+        };
+        // *One-writer*, rule 2: leave before you offer.
+        self.alone = None;
+        self.change_record(After::Left { session }, |r| r.alone = false);
+        if let Some(source) = self.source() {
+            source.stage = Stage::Leaving;
+        }
+    }
+
+    pub(super) fn on_left_durable(&mut self, session: SessionId, out: &mut Actions) {
+        if !self.is_session(session) {
+            return;
+        }
+        let record = self.record();
+        let (current, history) = (record.current, record.history.clone());
+        let Some(current) = current else {
+            panic!("a source has a generation")
+        };
+        assert!(
+            !self.record().alone && self.alone.is_none(),
+            "rule 2: leave before you offer"
+        );
+        if let Some(source) = self.source() {
+            source.stage = Stage::Offered;
+        }
+        self.send(Message::Offer { current, history }, out);
+    }
+
+    /// Step 5: the target adopts, in one durable write.
+    ///
+    /// Errors: an offer out of turn.
+    pub(super) fn on_offer(
+        &mut self,
+        current: Generation,
+        history: Vec<Generation>,
+    ) -> Result<(), String> {
+        let Some(session) = self.session() else {
+            return Ok(());
+        };
+        let ready = match self.up_mut() {
+            Some(Up {
+                phase: Phase::Target(target),
+                applied,
+                ..
+            }) if applied.is_idle() => !std::mem::replace(&mut target.adopted, true),
+            _ => false,
+        };
+        if !ready {
+            return Err(
+                "it offers its generation to a copy that is not its target, or too early".into(),
+            );
+        }
+        let boot = self.boot;
+        self.bitmap.clear_all();
+        self.pages.write_all = true;
+        self.change_record(After::Adopted { session }, |r| {
+            r.current = Some(current);
+            r.history = history;
+            r.bound_history();
+            r.base = None;
+            r.alone = false;
+            r.disk = StoredDisk::Consistent;
+            r.forced_bad = false;
+            r.was_primary = false;
+            r.zeroed = false;
+            r.all_marked = false;
+            r.verify_found = false;
+            r.boot = Some(boot);
+        });
+        Ok(())
+    }
+
+    pub(super) fn on_adopted_durable(&mut self, session: SessionId, out: &mut Actions) {
+        self.local.unbroken = true;
+        if self.is_session(session) {
+            self.local.up_to_date = true;
+            self.send(Message::Adopted, out);
+        }
+    }
+
+    /// Step 6: only now the source forgets the base.
+    ///
+    /// Errors: a confirmation of nothing.
+    pub(super) fn on_adopted(&mut self, _out: &mut Actions) -> Result<(), String> {
+        let Some(session) = self.session() else {
+            return Ok(());
+        };
+        let boot = self.boot;
+        match self.source() {
+            Some(source) if source.stage == Stage::Offered => source.stage = Stage::Settling,
+            _ => return Err("it has adopted a generation that was not offered".into()),
+        }
+        self.change_record(After::Settled { session }, |r| {
+            r.base = None;
+            r.boot = Some(boot);
+            r.verify_found = false;
+        });
+        Ok(())
+    }
+
+    pub(super) fn on_settled_durable(&mut self, session: SessionId, out: &mut Actions) {
+        self.local.unbroken = self.local.store == super::Store::Usable;
+        if !self.is_session(session) {
+            return;
+        }
+        self.send(Message::Settled, out);
+        if let Some(source) = self.source() {
+            let (marked, sent, since) = (
+                source.marked_at_start * BLOCK,
+                source.sent_bytes,
+                source.since,
+            );
+            let ms = self.now.since(since) / 1_000_000;
+            out.push(Action::Report(Notice::ResyncDone { marked, sent, ms }));
+        }
+        if let Some(up) = self.up_mut() {
+            up.peer.disk = DiskState::UpToDate;
+            up.phase = Phase::InSync;
+        }
+        if self.gate == Gate::Frozen {
+            self.gate = Gate::Open;
+        }
+        self.pages.write_all = true;
+        self.on_in_sync(out);
+    }
+
+    /// Errors: out of turn.
+    pub(super) fn on_settled(&mut self, out: &mut Actions) -> Result<(), String> {
+        match self.up_mut() {
+            Some(up) => match &up.phase {
+                Phase::Target(Target { adopted: true, .. }) => up.phase = Phase::InSync,
+                _ => return Err("it says in sync to a copy that has not adopted".into()),
+            },
+            None => return Ok(()),
+        }
+        self.on_in_sync(out);
+        Ok(())
+    }
+
+    /// In sync from now on.
+    pub(super) fn on_in_sync(&mut self, out: &mut Actions) {
+        self.local.unbroken = self.local.store == super::Store::Usable;
+        self.timers.clear(Timer::Resync);
+        self.seek_to_rejoin(out);
+    }
+
+    /// The session has gone: spans of chunks whose blocks were read are free again. (The others
+    /// are freed when their read ends.)
+    pub(super) fn drop_chunks(&mut self, source: &Source) {
+        for chunk in source.chunks.values() {
+            self.spans.unlock(chunk.run);
+        }
+    }
+
+    /// An operator pauses or resumes, here.
+    pub(super) fn pause(&mut self, pause: bool, out: &mut Actions) {
+        if let Some(up) = self.up_mut() {
+            up.paused_here = pause;
+            let doing = if pause { Doing::Paused } else { Doing::Sync };
+            self.send(Message::Progress { doing }, out);
+        }
+    }
+
+    pub(super) fn on_peer_progress(&mut self, doing: Doing) -> Result<(), String> {
+        if let Some(up) = self.up_mut() {
+            up.paused_there = doing == Doing::Paused;
+            up.verified_there = doing == Doing::Verify;
+        }
+        Ok(())
+    }
+
+    /// How far the resynchronisation or the verification is.
+    pub(super) fn progress(&self, _now: Time) -> Option<Progress> {
+        let up = self.up()?;
+        let paused = up.paused_here || up.paused_there;
+        match &up.phase {
+            Phase::Source(source) => Some(Progress {
+                total_blocks: (source.done_blocks + self.bitmap.count())
+                    .max(source.marked_at_start),
+                done_blocks: source.done_blocks,
+                sent_bytes: source.sent_bytes,
+                since: source.since,
+                rate: self.pace.rate,
+                paused,
+                different: 0,
+            }),
+            Phase::Target(target) => Some(Progress {
+                total_blocks: target.marked_at_start,
+                done_blocks: target.marked_at_start.saturating_sub(self.bitmap.count()),
+                sent_bytes: 0,
+                since: target.since,
+                rate: self.pace.rate,
+                paused,
+                different: 0,
+            }),
+            _ => self.verify_progress(),
+        }
+    }
+}

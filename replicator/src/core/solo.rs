@@ -1,0 +1,681 @@
+//! Going on without the peer: permission, and the arbiter's register (docs/protocol.md §3, §4).
+//!
+//! *One-writer*: permission is confirmed, then a generation is minted, durably, and only then is
+//! anything answered that this copy alone holds. One attempt at the arbiter is open at a time;
+//! only an answer to its own question counts, and a meeting with the peer ends it.
+
+use super::durable::After;
+use super::event::Refusal;
+use super::link::Phase;
+use super::message::{Hello, Message};
+use super::register::{ArbiterAnswer, Ask, Register};
+use super::settings::BothStalePolicy;
+use super::state::{Attempt as Nonce, NodeId, Role, SessionId, Solo, Time};
+use super::timers::Timer;
+use super::{Action, Actions, Mirror, Notice};
+
+/// Permission to answer what only this copy holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Alone {
+    pub since: Time,
+    /// docs/protocol.md §3.
+    pub by: &'static str,
+}
+
+/// What an attempt is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    GoAlone,
+    /// For a Primary whose disk failed.
+    Carry,
+    /// Back to {A, B}.
+    Rejoin,
+    /// Is the arbiter there at all?
+    Probe,
+    /// Am I named still?
+    Check,
+    /// Write down what an operator forced.
+    Force,
+}
+
+/// An open attempt at the arbiter.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    id: Nonce,
+    purpose: Purpose,
+    /// The generation that a grant is for.
+    tag: u64,
+    swapping: bool,
+}
+
+/// What is known and wanted beside the attempt.
+#[derive(Debug, Default)]
+pub(super) struct Outlook {
+    /// The arbiter's last refusal, for people.
+    refused: Option<String>,
+    /// The arbiter was not reached.
+    unreachable: Option<String>,
+    /// The register is to name both again.
+    pub rejoin: bool,
+    /// The register does not know yet what an operator forced.
+    forced: bool,
+    /// After a hanging peer: ask before the next hello (docs/protocol.md §5).
+    pub ask_before_hello: bool,
+    /// An operator's word: the copy that stays.
+    pub keep: Option<NodeId>,
+    pub keep_full: bool,
+    /// Instance of a register that both are recording.
+    naming: Option<u64>,
+    /// The instance that both recorded in this session; its register may be created.
+    fresh: Option<u64>,
+}
+
+/// A margin on the wait for the peer's lease, milliseconds (docs/protocol.md §8).
+const MARGIN_MS: u64 = 50;
+/// An arbiter that refused is asked again after this.
+const ASK_AGAIN_MS: u64 = 5_000;
+
+impl Mirror {
+    /// When the peer's lease has surely ended: T·(1 + 2·drift) and a margin after this node's
+    /// last echo and its start.
+    fn peer_lease_ends(&self) -> Time {
+        let wait = self.settings.timeout_ms + self.settings.timeout_ms / 50 + MARGIN_MS;
+        self.echoed_peer
+            .unwrap_or(self.started)
+            .max(self.started)
+            .after_ms(wait)
+    }
+
+    /// Starts what may give a Primary, or one that is to be, permission to go on alone.
+    pub(super) fn seek_permission(&mut self, _out: &mut Actions) {
+        if self.wants_permission() && self.settings.solo == Solo::Arbiter {
+            // A Primary asks at once, a Secondary after its wait (§4).
+            let at = if self.is_primary() {
+                self.now
+            } else {
+                self.peer_lease_ends()
+            };
+            if at > self.now {
+                self.timers.set_once(Timer::AskAgain, at);
+            } else if self.attempt.is_none() {
+                self.timers.set_once(Timer::AskAgain, self.now);
+            }
+        }
+    }
+
+    fn wants_permission(&self) -> bool {
+        self.alone.is_none()
+            && self.link.is_none()
+            && self.is_good()
+            && (self.is_primary() || self.is_promoting_alone())
+            && !self
+                .durable
+                .awaits(|after| matches!(after, After::Minted { .. } | After::Forced { .. }))
+    }
+
+    /// Mode `always` mints with the first write alone, not at the loss of the link.
+    pub(super) fn advance_solo(&mut self, out: &mut Actions) {
+        if self.settings.solo == Solo::Always
+            && self.wants_permission()
+            && self.is_primary()
+            && self.has_waiting_writes()
+        {
+            self.mint("always", out);
+        }
+        if self.timers.take_due(Timer::AskAgain, self.now) {
+            self.on_ask_again(out);
+        }
+    }
+
+    fn has_waiting_writes(&self) -> bool {
+        self.jobs.iter().any(|(_, job)| job.is_write) || !self.flush.requests.is_empty()
+    }
+
+    /// A generation of this copy's own, durably; then it is alone.
+    fn mint(&mut self, by: &'static str, out: &mut Actions) {
+        if self.is_frozen() {
+            self.close_session("this copy goes on alone", out);
+        }
+        let tag = self.draw_tag();
+        self.mint_as(tag, After::Minted { by });
+    }
+
+    fn mint_as(&mut self, tag: u64, after: After) {
+        let primary = self.is_primary() || self.is_promoting_alone();
+        self.change_record(after, |r| {
+            if !r.alone {
+                r.mint(tag);
+            }
+            r.zeroed = false;
+            r.was_primary |= primary;
+        });
+    }
+
+    /// The target is durably Inconsistent: it can't ask, so no arbiter is needed (§3 consent).
+    pub(super) fn go_on_by_consent(&mut self, _out: &mut Actions) {
+        if self.alone.is_none()
+            && !self
+                .durable
+                .awaits(|after| matches!(after, After::Minted { .. }))
+        {
+            let tag = self.draw_tag();
+            self.mint_as(tag, After::Minted { by: "consent" });
+        }
+    }
+
+    pub(super) fn on_minted(&mut self, by: &'static str, out: &mut Actions) {
+        let consented = by == "consent" && (self.is_copying() || self.link.is_none());
+        let by_itself = by != "consent"
+            && self
+                .link
+                .as_ref()
+                .is_none_or(|_| self.is_meeting() && !self.is_frozen());
+        if !self.is_good() || !(consented || by_itself) {
+            // The session changed meanwhile: `alone` is set in the record, which the next
+            // handshake respects; permission is sought anew.
+            return self.seek_permission(out);
+        }
+        self.become_alone(by, out);
+    }
+
+    fn become_alone(&mut self, by: &'static str, out: &mut Actions) {
+        assert!(
+            self.record().alone,
+            "One-writer: alone in a generation that the peer may have"
+        );
+        assert!(
+            self.is_good(),
+            "No-stale-promotion: {:?}",
+            self.record().disk
+        );
+        self.alone = Some(Alone {
+            since: self.now,
+            by,
+        });
+        self.local.up_to_date = true;
+        self.solo.refused = None;
+        self.solo.unreachable = None;
+        if let Some(generation) = self.record().current {
+            out.push(Action::Report(Notice::Minted {
+                generation,
+                permission: by,
+            }));
+        }
+        self.promoted_alone(out);
+        self.answer_waiting_writes(out);
+        self.watch_register();
+    }
+
+    fn watch_register(&mut self) {
+        if self.settings.solo == Solo::Arbiter && (self.alone.is_some() || self.solo.forced) {
+            self.timers.set(
+                Timer::AskAgain,
+                self.now.after_ms(self.settings.arbiter_timeout_ms.max(500)),
+            );
+        }
+    }
+
+    /// Ends the open attempt; an answer that comes later is not listened to.
+    pub(super) fn end_attempt(&mut self) {
+        self.attempt = None;
+        self.timers.clear(Timer::Attempt);
+    }
+
+    fn ask(&mut self, purpose: Purpose, out: &mut Actions) {
+        let id = Nonce(self.draw_tag());
+        let tag = match (self.record().alone, self.record().current) {
+            (true, Some(current)) => current.tag,
+            _ => self.draw_tag(),
+        };
+        self.attempt = Some(Attempt {
+            id,
+            purpose,
+            tag,
+            swapping: false,
+        });
+        self.timers.set(
+            Timer::Attempt,
+            self.now.after_ms(self.settings.arbiter_timeout_ms),
+        );
+        out.push(Action::AskArbiter {
+            attempt: id,
+            ask: Ask::Read,
+        });
+    }
+
+    pub(super) fn on_ask_again(&mut self, out: &mut Actions) {
+        if self.attempt.is_some() || self.settings.solo != Solo::Arbiter {
+            return;
+        }
+        if self.wants_permission() {
+            let at = self.peer_lease_ends();
+            if self.is_primary() || at <= self.now {
+                self.ask(Purpose::GoAlone, out);
+            } else {
+                self.timers.set(Timer::AskAgain, at);
+            }
+        } else if self.solo.forced {
+            self.ask(Purpose::Force, out);
+        } else if self.alone.is_some() && self.record().arbiter.is_some() {
+            self.ask(Purpose::Check, out);
+        } else if self.solo.rejoin && self.is_in_sync() {
+            self.seek_to_rejoin(out);
+        } else if self.must_carry() {
+            self.ask(Purpose::Carry, out);
+        }
+    }
+
+    /// Is the arbiter there? A source that is alone stays so until it is (§5 step 4).
+    pub(super) fn probe_arbiter(&mut self, out: &mut Actions) {
+        if self.attempt.is_some() {
+            self.on_probed(false);
+        } else {
+            self.ask(Purpose::Probe, out);
+        }
+    }
+
+    pub(super) fn ask_to_carry(&mut self, out: &mut Actions) {
+        if self.settings.solo != Solo::Arbiter {
+            if let Some(session) = self.session() {
+                let tag = self.draw_tag();
+                self.mint_as(tag, After::MintedToCarry { session });
+            }
+        } else if self.attempt.is_none() {
+            self.ask(Purpose::Carry, out);
+        } else {
+            self.timers
+                .set_once(Timer::AskAgain, self.now.after_ms(100));
+        }
+    }
+
+    /// The session is gone: what was to be told to the register in it is not.
+    pub(super) fn forget_rejoin(&mut self) {
+        self.solo.rejoin = false;
+        self.solo.fresh = None;
+        if matches!(&self.attempt, Some(a) if matches!(a.purpose, Purpose::Rejoin | Purpose::Carry | Purpose::Probe))
+        {
+            self.end_attempt();
+        }
+    }
+
+    /// In sync again: the register is to name both.
+    pub(super) fn seek_to_rejoin(&mut self, out: &mut Actions) {
+        let chosen = match (self.role, self.up().map(|up| up.peer.role)) {
+            (Role::Primary, _) => true,
+            (Role::Secondary, Some(Role::Secondary)) => self.me < self.peer,
+            _ => false,
+        };
+        self.solo.rejoin = chosen && self.settings.solo == Solo::Arbiter;
+        if !self.solo.rejoin || self.attempt.is_some() || !self.is_in_sync() {
+            return;
+        }
+        let peer_instance = self.up().and_then(|up| up.peer.arbiter);
+        match self.record().arbiter {
+            Some(instance) if peer_instance == Some(instance) => self.ask(Purpose::Rejoin, out),
+            _ => self.name_register(),
+        }
+    }
+
+    /// §4 *create*: both record the instance before the register exists.
+    fn name_register(&mut self) {
+        let Some(session) = self.session() else {
+            return;
+        };
+        if self
+            .durable
+            .awaits(|after| matches!(after, After::ArbiterNamed { .. }))
+        {
+            return;
+        }
+        let instance = self.draw_tag() | 1;
+        self.solo.naming = Some(instance);
+        self.change_record(After::ArbiterNamed { session }, |r| {
+            r.arbiter = Some(instance)
+        });
+    }
+
+    pub(super) fn on_arbiter_named(&mut self, session: SessionId, out: &mut Actions) {
+        if !self.is_session(session) {
+            return;
+        }
+        let instance = self.record().arbiter;
+        if self.solo.naming.take().is_some() {
+            self.send(Message::ArbiterInstance { instance }, out);
+        } else {
+            self.send(Message::ArbiterRecorded { instance }, out);
+        }
+    }
+
+    pub(super) fn on_arbiter_instance(&mut self, instance: Option<u64>) -> Result<(), String> {
+        let Some(session) = self.session().filter(|_| self.is_in_sync()) else {
+            return Err("it names a register while the copies are not in sync".into());
+        };
+        if let Some(up) = self.up_mut() {
+            up.peer.arbiter = instance;
+        }
+        self.change_record(After::ArbiterNamed { session }, |r| r.arbiter = instance);
+        Ok(())
+    }
+
+    pub(super) fn on_arbiter_recorded(&mut self, instance: Option<u64>) -> Result<(), String> {
+        if let Some(up) = self.up_mut() {
+            up.peer.arbiter = instance;
+        }
+        if instance == self.record().arbiter {
+            self.solo.fresh = instance;
+        }
+        if self.solo.rejoin {
+            self.timers.set(Timer::AskAgain, self.now);
+        }
+        Ok(())
+    }
+
+    pub(super) fn on_arbiter(&mut self, id: Nonce, answer: ArbiterAnswer, out: &mut Actions) {
+        let Some(attempt) = self.attempt.take_if(|attempt| attempt.id == id) else {
+            return;
+        };
+        self.timers.clear(Timer::Attempt);
+        match answer {
+            ArbiterAnswer::Unreachable(why) => self.on_no_answer(attempt.purpose, why, out),
+            ArbiterAnswer::Swapped => self.on_granted(&attempt, out),
+            ArbiterAnswer::Register(Some(register))
+                if register.nonce == attempt.id && attempt.swapping =>
+            {
+                // One's own nonce: the swap took place, its answer was lost.
+                self.on_granted(&attempt, out);
+            }
+            ArbiterAnswer::Register(register) => self.on_register(attempt, register, out),
+        }
+    }
+
+    /// No answer came in time: a request may still be on its way, so the next attempt reads and
+    /// swaps again; only a new seq kills the old one.
+    pub(super) fn on_attempt_timer(&mut self, out: &mut Actions) {
+        if let Some(attempt) = self.attempt.take() {
+            self.on_no_answer(attempt.purpose, "no answer in time".into(), out);
+        }
+    }
+
+    fn on_no_answer(&mut self, purpose: Purpose, why: String, out: &mut Actions) {
+        if self.solo.unreachable.as_ref() != Some(&why) {
+            out.push(Action::Report(Notice::ArbiterUnreachable {
+                why: why.clone(),
+            }));
+        }
+        self.solo.unreachable = Some(why);
+        let again = self.now.after_ms(self.settings.arbiter_timeout_ms / 4);
+        match purpose {
+            // *Still alone* (§3): never offered since, so the peer has no such generation.
+            Purpose::GoAlone if self.record().alone && self.wants_permission() => {
+                self.mint_as(0, After::Minted { by: "still alone" });
+            }
+            Purpose::Probe => self.on_probed(false),
+            _ => {}
+        }
+        self.timers.set_once(Timer::AskAgain, again);
+    }
+
+    fn on_register(&mut self, attempt: Attempt, register: Option<Register>, out: &mut Actions) {
+        self.solo.unreachable = None;
+        match attempt.purpose {
+            Purpose::GoAlone | Purpose::Carry => match self.why_not_granted(register.as_ref()) {
+                None => self.swap(attempt, register, out),
+                Some(why) => self.on_not_granted(attempt.purpose, register.as_ref(), why, out),
+            },
+            Purpose::Rejoin => self.rejoin(attempt, register, out),
+            Purpose::Force => self.swap(attempt, register, out),
+            Purpose::Probe => self.on_probed(true),
+            Purpose::Check => {
+                let named = register
+                    .as_ref()
+                    .is_none_or(|r| r.copies.contains(&self.me));
+                if named {
+                    self.watch_register();
+                } else {
+                    self.on_not_named(register.as_ref(), out);
+                }
+            }
+        }
+    }
+
+    /// §4 *go alone*: this copy is named, and the register's generation or its parent is in its line.
+    fn why_not_granted(&self, register: Option<&Register>) -> Option<String> {
+        let Some(register) = register else {
+            return Some("the arbiter's register is empty, and grants nothing".into());
+        };
+        if self.record().arbiter != Some(register.instance) {
+            return Some("the arbiter's register is not the one that this mirror recorded".into());
+        }
+        if !register.copies.contains(&self.me) {
+            return Some("the arbiter's register names the other copy".into());
+        }
+        let record = self.record();
+        if !record.in_line(register.generation)
+            && (register.parent == 0 || !record.in_line(register.parent))
+        {
+            return Some("the arbiter's register knows a newer generation than this copy".into());
+        }
+        None
+    }
+
+    fn swap(&mut self, mut attempt: Attempt, register: Option<Register>, out: &mut Actions) {
+        // A new question: an answer to the one before is not for this.
+        let id = Nonce(self.draw_tag());
+        let current = self.record().current.map_or(0, |g| g.tag);
+        let forced = attempt.purpose == Purpose::Force;
+        let instance = match (&register, self.record().arbiter) {
+            (Some(register), _) => register.instance,
+            (None, Some(instance)) => instance,
+            (None, None) => return self.on_no_register(attempt.purpose),
+        };
+        let (copies, generation, parent) = match attempt.purpose {
+            Purpose::Rejoin => (
+                vec![self.me.min(self.peer), self.me.max(self.peer)],
+                current,
+                current,
+            ),
+            // What was forced is minted already.
+            Purpose::Force => (
+                vec![self.me],
+                current,
+                self.record().history.first().map_or(0, |g| g.tag),
+            ),
+            _ => (vec![self.me], attempt.tag, current),
+        };
+        let new = Register {
+            instance,
+            seq: register.as_ref().map_or(0, |r| r.seq) + 1,
+            copies,
+            generation,
+            parent,
+            nonce: id,
+            forced,
+        };
+        let expect = register.map(|r| (r.instance, r.seq));
+        attempt.id = id;
+        attempt.swapping = true;
+        self.attempt = Some(attempt);
+        self.timers.set(
+            Timer::Attempt,
+            self.now.after_ms(self.settings.arbiter_timeout_ms),
+        );
+        out.push(Action::AskArbiter {
+            attempt: id,
+            ask: Ask::Swap {
+                expect,
+                register: new,
+            },
+        });
+    }
+
+    fn on_no_register(&mut self, purpose: Purpose) {
+        if purpose == Purpose::Force {
+            self.solo.forced = false;
+        }
+    }
+
+    fn rejoin(&mut self, attempt: Attempt, register: Option<Register>, out: &mut Actions) {
+        let instance = self.record().arbiter;
+        let current = self.record().current.map(|g| g.tag);
+        match &register {
+            _ if !self.is_in_sync() => {}
+            Some(r) if Some(r.instance) != instance || instance.is_none() => {
+                // Another register than the one both recorded: an operator replaces arbiters.
+                self.solo.rejoin = false;
+                let why = "it holds a register that this mirror did not create".to_owned();
+                out.push(Action::Report(Notice::ArbiterUnreachable { why }));
+            }
+            Some(r) if r.copies.len() == 2 && Some(r.generation) == current => {
+                self.solo.rejoin = false;
+                self.solo.fresh = None;
+            }
+            // Empty: never created, or wiped. A late swap of its past must find nothing to match,
+            // so an instance is drawn and recorded by both in this session.
+            None if self.solo.fresh.is_none() || self.solo.fresh != instance => {
+                self.name_register()
+            }
+            _ => self.swap(attempt, register, out),
+        }
+    }
+
+    fn on_granted(&mut self, attempt: &Attempt, out: &mut Actions) {
+        self.solo.refused = None;
+        match attempt.purpose {
+            Purpose::GoAlone if self.wants_permission() => {
+                self.mint_as(attempt.tag, After::Minted { by: "arbiter" })
+            }
+            Purpose::Carry if self.must_carry() => {
+                if let Some(session) = self.session() {
+                    self.mint_as(attempt.tag, After::MintedToCarry { session });
+                }
+            }
+            Purpose::Rejoin => {
+                self.solo.rejoin = false;
+                self.solo.fresh = None;
+            }
+            Purpose::Force => {
+                self.solo.forced = false;
+                self.watch_register();
+            }
+            _ => {}
+        }
+        let _ = out;
+    }
+
+    fn on_not_granted(
+        &mut self,
+        purpose: Purpose,
+        register: Option<&Register>,
+        why: String,
+        out: &mut Actions,
+    ) {
+        let named = register.map(|r| r.copies.clone()).unwrap_or_default();
+        if self.solo.refused.as_ref() != Some(&why) {
+            out.push(Action::Report(Notice::ArbiterRefused { named }));
+        }
+        self.solo.refused = Some(why.clone());
+        if purpose == Purpose::GoAlone {
+            self.refuse_promotion(
+                Refusal {
+                    what: format!("not promoted: {why}"),
+                    facts: register.iter().map(|r| format!("it names {:?} in generation {:x}", r.copies, r.generation)).collect(),
+                    next: "connect the peer and let it resync, or `kagami promote --force` (loses the peer's writes)".into(),
+                },
+                out,
+            );
+        }
+        self.timers
+            .set_once(Timer::AskAgain, self.now.after_ms(ASK_AGAIN_MS));
+    }
+
+    /// Alone, and not named any more: somebody forced the other copy. Stop before it is worse.
+    fn on_not_named(&mut self, register: Option<&Register>, out: &mut Actions) {
+        let named = register.map(|r| r.copies.clone()).unwrap_or_default();
+        out.push(Action::Report(Notice::ArbiterRefused { named }));
+        self.solo.refused = Some("the arbiter's register names the other copy".into());
+        self.alone = None;
+        self.local.up_to_date = false;
+        self.timers
+            .set_once(Timer::AskAgain, self.now.after_ms(ASK_AGAIN_MS));
+    }
+
+    /// What held requests wait for.
+    pub(super) fn why_held(&self) -> String {
+        if self.link.is_some() {
+            return "meeting the peer".into();
+        }
+        match self.settings.solo {
+            Solo::Never => {
+                "the peer is not connected, and solo = \"never\" lets no copy go on alone".into()
+            }
+            Solo::Always => "a generation is being minted".into(),
+            Solo::Arbiter => match (&self.solo.refused, &self.solo.unreachable) {
+                (Some(why), _) => why.clone(),
+                (None, Some(why)) => format!("the arbiter is not reachable: {why}"),
+                (None, None) => "asking the arbiter".into(),
+            },
+        }
+    }
+
+    /// An operator forces this copy: minted whatever it is, and recorded as such.
+    pub(super) fn force(
+        &mut self,
+        command: Option<super::state::CommandId>,
+        promote: bool,
+        out: &mut Actions,
+    ) {
+        if self.link.is_some() {
+            self.close_session("this copy is forced", out);
+        }
+        self.end_attempt();
+        let tag = self.draw_tag();
+        self.change_record(After::Forced { command, promote }, |r| {
+            let bad = r.is_bad();
+            r.mint(tag);
+            r.forced_bad = bad;
+            r.disk = kagami_bitmap::superblock::StoredDisk::Consistent;
+            r.was_primary |= promote;
+            r.zeroed = false;
+        });
+    }
+
+    pub(super) fn on_forced_minted(&mut self, out: &mut Actions) {
+        self.solo.forced = self.settings.solo == Solo::Arbiter;
+        self.become_alone("force", out);
+        self.timers.set(Timer::AskAgain, self.now);
+    }
+
+    /// docs/protocol.md §9.
+    pub(super) fn on_both_stale(&mut self, theirs: &Hello) {
+        let keep = match self.settings.both_stale {
+            BothStalePolicy::Wait => None,
+            BothStalePolicy::PreferLocal => Some(self.me),
+            BothStalePolicy::PreferLastPrimary => {
+                match (self.record().was_primary, theirs.was_primary) {
+                    (true, false) => Some(self.me),
+                    (false, true) => Some(theirs.node),
+                    _ => None,
+                }
+            }
+        };
+        self.solo.keep = keep;
+    }
+
+    /// The peer left cleanly: its copy is Outdated, durably (§3 consent).
+    ///
+    /// Errors: from a peer that is Primary.
+    pub(super) fn on_peer_leave(&mut self, out: &mut Actions) -> Result<(), String> {
+        let Some(up) = self.up() else { return Ok(()) };
+        if up.peer.role == Role::Primary {
+            return Err("it leaves as Primary".into());
+        }
+        let in_sync = matches!(up.phase, Phase::InSync);
+        let consent = in_sync && self.is_primary();
+        self.close_session("the peer has left cleanly", out);
+        if consent && self.is_good() {
+            self.end_attempt();
+            self.go_on_by_consent(out);
+        }
+        Ok(())
+    }
+}

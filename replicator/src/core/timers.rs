@@ -1,0 +1,71 @@
+//! The core's deadlines: an array with a place for each kind, so that arming is an assignment
+//! and a cancelled one can't leak.
+
+use super::state::Time;
+
+/// What a deadline is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub(super) enum Timer {
+    /// Send the next ping.
+    Ping,
+    /// No echo for the time-out: the session ends.
+    PeerSilent,
+    /// The oldest write or flush the peer owes is as old as `ack-timeout`.
+    AckOverdue,
+    /// The attempt at the arbiter: its wait is over, or it is given up.
+    Attempt,
+    /// Ask the arbiter again: to go alone, to check that this copy is still named, to rejoin.
+    AskAgain,
+    /// Flush what is unflushed.
+    AutoFlush,
+    /// Write stale bitmap pages.
+    WritePages,
+    /// The resynchronisation's controller, and its retries.
+    Resync,
+    /// How many kinds there are.
+    Count,
+}
+
+/// The deadlines of one mirror.
+#[derive(Debug, Default)]
+pub(super) struct Timers {
+    at: [Option<Time>; Timer::Count as usize],
+    /// What the shell was told last.
+    told: Option<Time>,
+}
+
+impl Timers {
+    /// Arms or moves a deadline.
+    pub fn set(&mut self, timer: Timer, at: Time) {
+        self.at[timer as usize] = Some(at);
+    }
+
+    /// Arms a deadline unless it is armed already.
+    pub fn set_once(&mut self, timer: Timer, at: Time) {
+        self.at[timer as usize].get_or_insert(at);
+    }
+
+    /// Disarms a deadline.
+    pub fn clear(&mut self, timer: Timer) {
+        self.at[timer as usize] = None;
+    }
+
+    /// True, once, if the deadline has passed.
+    pub fn take_due(&mut self, timer: Timer, now: Time) -> bool {
+        let due = self.at[timer as usize].is_some_and(|at| at <= now);
+        if due {
+            self.at[timer as usize] = None;
+        }
+        due
+    }
+
+    /// The next deadline, if the shell was not told of it yet.
+    pub fn changed(&mut self) -> Option<Option<Time>> {
+        let next = self.at.iter().flatten().min().copied();
+        (next != self.told).then(|| {
+            self.told = next;
+            next
+        })
+    }
+}

@@ -1,0 +1,322 @@
+//! Comparing both copies while they are in use (docs/design.md §8).
+//!
+//! Chunks are compared by hash without a lock; a chunk that seems to differ is compared again
+//! with its span locked against writes, so that a busy device gives no false alarm. What
+//! differs then is marked. It runs from the Primary, or from either node while there is none.
+
+use bytes::Bytes;
+use kagami_bitmap::{BLOCK, Block, Run};
+
+use super::durable::After;
+use super::event::{Refusal, Reply};
+use super::message::{Doing, Message};
+use super::secondary::hash_blocks;
+use super::state::{CommandId, Role, SessionId, Time};
+use super::status::Progress;
+use super::{Action, Actions, DiskFault, DiskOp, DiskResult, DiskWork, Mirror, Notice};
+
+/// Blocks compared by one message.
+const CHUNK: u64 = 256;
+/// Chunks under way.
+const DEPTH: usize = 4;
+
+/// A verification under way.
+#[derive(Debug)]
+pub(super) struct Verify {
+    command: CommandId,
+    repair: bool,
+    cursor: Block,
+    /// Asked of the peer: number, run, whether its span is locked.
+    asked: Vec<(u64, Run, bool)>,
+    /// Being read here.
+    reading: usize,
+    /// To be compared again, locked.
+    suspects: Vec<Run>,
+    next_id: u64,
+    compared: u64,
+    different: u64,
+    since: Time,
+}
+
+impl Mirror {
+    pub(super) fn begin_verify(&mut self, command: CommandId, repair: bool, out: &mut Actions) {
+        let refuse = |what: &str, next: &str| Refusal {
+            what: what.into(),
+            facts: vec![],
+            next: next.into(),
+        };
+        let refused = if self.verify.is_some() {
+            Some(refuse(
+                "not verified: a verification runs",
+                "watch it with `kagami status --watch`",
+            ))
+        } else if !self.is_in_sync() {
+            Some(refuse(
+                "not verified: the copies are not in sync",
+                "wait until `kagami status` says in sync",
+            ))
+        } else if self.up().is_some_and(|up| up.peer.role == Role::Primary) {
+            Some(refuse(
+                "not verified: the other node is Primary",
+                "run `kagami verify` there",
+            ))
+        } else {
+            None
+        };
+        if let Some(refused) = refused {
+            return self.answer(command, Err(refused), out);
+        }
+        self.verify = Some(Verify {
+            command,
+            repair,
+            cursor: Block(0),
+            asked: Vec::new(),
+            reading: 0,
+            suspects: Vec::new(),
+            next_id: 1,
+            compared: 0,
+            different: 0,
+            since: self.now,
+        });
+        self.send(
+            Message::Progress {
+                doing: Doing::Verify,
+            },
+            out,
+        );
+    }
+
+    /// Keeps a few chunks under way; suspects first.
+    pub(super) fn advance_verify(&mut self, out: &mut Actions) {
+        let Some(session) = self.session().filter(|_| self.is_in_sync()) else {
+            return;
+        };
+        let blocks = self.geometry.blocks();
+        loop {
+            let Some(verify) = &mut self.verify else {
+                return;
+            };
+            if verify.asked.len() + verify.reading >= DEPTH {
+                return;
+            }
+            let free = verify
+                .suspects
+                .iter()
+                .position(|run| self.spans.is_free(*run));
+            let (run, locked) = if let Some(at) = free {
+                let run = verify.suspects.swap_remove(at);
+                assert!(self.spans.try_lock(run), "{run} was free");
+                (run, true)
+            } else if verify.cursor.0 < blocks {
+                let run = Run::new(verify.cursor, CHUNK.min(blocks - verify.cursor.0));
+                verify.cursor = run.end();
+                (run, false)
+            } else {
+                break;
+            };
+            verify.reading += 1;
+            let op = DiskOp::Read {
+                offset: run.byte_offset(),
+                len: run.byte_len() as u32,
+            };
+            self.submit(
+                DiskWork::Verify {
+                    session,
+                    run,
+                    locked,
+                },
+                op,
+                out,
+            );
+        }
+        if self
+            .verify
+            .as_ref()
+            .is_some_and(|v| v.asked.is_empty() && v.reading == 0 && v.suspects.is_empty())
+        {
+            self.end_verify(out);
+        }
+    }
+
+    pub(super) fn on_verify_read(
+        &mut self,
+        session: SessionId,
+        run: Run,
+        locked: bool,
+        result: DiskResult,
+        out: &mut Actions,
+    ) {
+        if !self.is_session(session) || self.verify.is_none() {
+            if locked {
+                self.spans.unlock(run);
+                self.wake_blocked(out);
+            }
+            return;
+        }
+        let Some(verify) = &mut self.verify else {
+            return;
+        };
+        verify.reading -= 1;
+        match result {
+            Ok(data) => {
+                let id = verify.next_id;
+                verify.next_id += 1;
+                verify.asked.push((id, run, locked));
+                self.ask_to_compare(id, run, &data, out);
+            }
+            Err(fault) => {
+                out.push(Action::Report(Notice::DiskFailed {
+                    fault,
+                    doing: "reading for a verification",
+                }));
+                self.found_different(run, locked, out);
+            }
+        }
+    }
+
+    fn ask_to_compare(&mut self, id: u64, run: Run, data: &Bytes, out: &mut Actions) {
+        let hashes = hash_blocks(data);
+        self.send(
+            Message::Compare {
+                id,
+                offset: run.byte_offset(),
+                hashes,
+                verify: true,
+            },
+            out,
+        );
+    }
+
+    /// Errors: an answer to nothing, or with impossible indices.
+    pub(super) fn on_verify_compared(
+        &mut self,
+        id: u64,
+        result: Result<Vec<u32>, DiskFault>,
+        out: &mut Actions,
+    ) -> Result<(), String> {
+        let Some(verify) = &mut self.verify else {
+            // Stopped meanwhile by an operator.
+            return Ok(());
+        };
+        let Some(at) = verify.asked.iter().position(|(asked, ..)| *asked == id) else {
+            return Err(format!("it answers comparison {id}, which was not asked"));
+        };
+        let (_, run, locked) = verify.asked.swap_remove(at);
+        let different = result.unwrap_or_else(|_| (0..run.count as u32).collect());
+        if different.iter().any(|i| u64::from(*i) >= run.count) {
+            return Err(format!(
+                "its answer to comparison {id} names blocks that were not asked"
+            ));
+        }
+        if !locked {
+            verify.compared += run.count;
+            // Each is looked at again by itself, with its block locked.
+            verify.suspects.extend(
+                different
+                    .iter()
+                    .map(|i| Run::new(Block(run.first.0 + u64::from(*i)), 1)),
+            );
+            return Ok(());
+        }
+        if different.is_empty() {
+            self.spans.unlock(run);
+            self.wake_blocked(out);
+        } else {
+            self.found_different(run, true, out);
+        }
+        Ok(())
+    }
+
+    /// These blocks differ, or can't be read: they are marked, durably soon.
+    fn found_different(&mut self, run: Run, locked: bool, out: &mut Actions) {
+        self.bitmap.mark(run);
+        self.pages.write_all = true;
+        if !self.record().verify_found {
+            self.change_record(After::Nothing, |r| r.verify_found = true);
+        }
+        if let Some(verify) = &mut self.verify {
+            verify.different += run.count;
+        }
+        out.push(Action::Report(Notice::VerifyFound { run }));
+        if locked {
+            self.spans.unlock(run);
+            self.wake_blocked(out);
+        }
+    }
+
+    fn end_verify(&mut self, out: &mut Actions) {
+        let Some(verify) = self.verify.take() else {
+            return;
+        };
+        let (compared, different) = (verify.compared, verify.different);
+        out.push(Action::Report(Notice::VerifyDone {
+            compared,
+            different,
+        }));
+        self.send(
+            Message::Progress {
+                doing: Doing::Nothing,
+            },
+            out,
+        );
+        let found = if different == 0 {
+            format!("{} compared, no difference", compared * BLOCK)
+        } else {
+            format!("{different} blocks differ; they are marked")
+        };
+        self.answer(verify.command, Ok(Reply::Nothing(found)), out);
+        if verify.repair && self.bitmap.count() > 0 {
+            // The handshake finds the marks, and makes the Primary, or the lower id, their source.
+            self.close_session("what the verification found is resynchronised", out);
+        }
+    }
+
+    /// The session ended under a verification, or an operator stops it: what it found stays marked.
+    pub(super) fn forget_verify(&mut self) {
+        if let Some(verify) = &mut self.verify {
+            for (_, run, locked) in std::mem::take(&mut verify.asked) {
+                if locked {
+                    self.spans.unlock(run);
+                }
+                // To be compared again once the copies are in sync.
+                verify.cursor = verify.cursor.min(run.first);
+            }
+            verify.reading = 0;
+            verify.suspects.clear();
+        }
+    }
+
+    pub(super) fn stop_verify(&mut self, command: CommandId, out: &mut Actions) {
+        if self.verify.is_none() {
+            return self.answer(
+                command,
+                Ok(Reply::Nothing("no verification runs".into())),
+                out,
+            );
+        }
+        self.forget_verify();
+        if let Some(verify) = self.verify.take() {
+            self.answer(verify.command, Ok(Reply::Nothing("stopped".into())), out);
+        }
+        self.send(
+            Message::Progress {
+                doing: Doing::Nothing,
+            },
+            out,
+        );
+        self.wake_blocked(out);
+        self.answer(command, Ok(Reply::Done), out);
+    }
+
+    pub(super) fn verify_progress(&self) -> Option<Progress> {
+        self.verify.as_ref().map(|verify| Progress {
+            total_blocks: self.geometry.blocks(),
+            done_blocks: verify.compared,
+            sent_bytes: 0,
+            since: verify.since,
+            rate: 0,
+            paused: false,
+            different: verify.different,
+        })
+    }
+}

@@ -1,0 +1,559 @@
+//! A write's life: its span locked, its extents hot, the blocks that it covers in part read,
+//! then on both copies at once, and answered when enough of them have it.
+//!
+//! *Read-your-writes*: of two overlapping writes the later one waits until the earlier one has
+//! ended on both copies, so both end in the same order. *Marked-before-different*: nothing is
+//! submitted before every extent of it is hot.
+
+use bytes::{Bytes, BytesMut};
+use kagami_bitmap::{Block, Run};
+
+use super::event::IoError;
+use super::message::Message;
+use super::request::JobKey;
+use super::state::{Protocol, Seq, SessionId};
+use super::{Actions, DiskFault, DiskOp, DiskResult, DiskWork, Mirror, Role, Store};
+
+/// Key of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct WriteKey(pub usize);
+
+/// Who asked for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// A front end.
+    Front(JobKey),
+    /// A front end that was told already: the write only ends.
+    Answered,
+    /// The peer.
+    Peer { session: SessionId, seq: Seq },
+}
+
+/// What is written.
+#[derive(Clone, Debug)]
+pub(super) enum Work {
+    /// Whole blocks.
+    Whole(Bytes),
+    /// Part of the span's first or last block, or of both.
+    Partial { at: usize, data: Bytes },
+    /// Zeroes.
+    Zero { unmap: bool },
+}
+
+/// How far it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// An earlier write overlaps it.
+    Blocked,
+    /// An extent is not hot.
+    Cold,
+    /// Blocks that it covers in part are being read; as many operations are under way.
+    Edges(u8),
+    /// Nobody may answer it at the moment.
+    Parked,
+    /// Submitted.
+    Started,
+    /// Given up while edges were being read; as many operations are under way.
+    Dropped(u8),
+}
+
+/// What a copy has of a started write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Copy {
+    /// It is not asked to write it.
+    None,
+    /// Not yet.
+    Owed,
+    /// In the peer's memory (protocol B).
+    Received,
+    /// On its disk, perhaps in a volatile cache.
+    Done,
+    /// The session ended before it was answered: nothing is known.
+    Lost,
+    /// The store is full; the block's content is undefined there.
+    NoSpace,
+}
+
+/// A write of a front end or of the peer.
+#[derive(Debug)]
+pub(super) struct Write {
+    pub origin: Origin,
+    pub span: Run,
+    pub work: Work,
+    pub fua: bool,
+    pub stage: Stage,
+    pub local: Copy,
+    pub peer: Copy,
+    /// Its number in the session it was sent in.
+    pub sent: Option<(SessionId, Seq)>,
+    pub pinned: bool,
+    pub locked: bool,
+    edges: [Option<Bytes>; 2],
+}
+
+impl Mirror {
+    /// Takes on a write of whole blocks or parts of them.
+    pub(super) fn add_write(
+        &mut self,
+        origin: Origin,
+        span: Run,
+        work: Work,
+        fua: bool,
+        out: &mut Actions,
+    ) {
+        let key = self.insert_write(origin, span, work, fua);
+        let waits = self
+            .blocked
+            .iter()
+            .any(|k| self.writes[k.0].span.overlaps(span));
+        if waits || !self.spans.try_lock(span) {
+            self.blocked.push_back(key);
+        } else {
+            self.writes[key.0].locked = true;
+            self.heat_for(key, out);
+        }
+    }
+
+    pub(super) fn insert_write(
+        &mut self,
+        origin: Origin,
+        span: Run,
+        work: Work,
+        fua: bool,
+    ) -> WriteKey {
+        WriteKey(self.writes.insert(Write {
+            origin,
+            span,
+            work,
+            fua,
+            stage: Stage::Blocked,
+            local: Copy::None,
+            peer: Copy::None,
+            sent: None,
+            pinned: false,
+            locked: false,
+            edges: [None, None],
+        }))
+    }
+
+    /// Lets go on what waited for a span that is free now, in order of arrival.
+    pub(super) fn wake_blocked(&mut self, out: &mut Actions) {
+        if self.blocked.is_empty() {
+            return;
+        }
+        let waiting = std::mem::take(&mut self.blocked);
+        let mut ready = Vec::new();
+        for key in waiting {
+            let span = self.writes[key.0].span;
+            let behind = self
+                .blocked
+                .iter()
+                .any(|k| self.writes[k.0].span.overlaps(span));
+            if !behind && self.spans.try_lock(span) {
+                self.writes[key.0].locked = true;
+                ready.push(key);
+            } else {
+                self.blocked.push_back(key);
+            }
+        }
+        for key in ready {
+            self.heat_for(key, out);
+        }
+    }
+
+    /// All extents are hot.
+    pub(super) fn on_heated(&mut self, key: WriteKey, out: &mut Actions) {
+        if matches!(self.writes[key.0].work, Work::Partial { .. }) {
+            self.read_edges(key, out);
+        } else {
+            self.start_write(key, out);
+        }
+    }
+
+    /// Reads the first and last block of the span where the write does not cover them.
+    fn read_edges(&mut self, key: WriteKey, out: &mut Actions) {
+        if !self.may_read() {
+            // Read again, and merged, once this copy may answer.
+            self.writes[key.0].stage = Stage::Parked;
+            self.parked.push(key);
+            return;
+        }
+        let write = &self.writes[key.0];
+        let Work::Partial { at, data } = &write.work else {
+            return;
+        };
+        let span = write.span;
+        let end = at + data.len();
+        let first = *at % 4096 != 0 || end < 4096;
+        let last = end % 4096 != 0 && (span.count > 1 || !first);
+        let mut blocks = Vec::new();
+        if first {
+            blocks.push(span.first);
+        }
+        if last {
+            blocks.push(Block(span.end().0 - 1));
+        }
+        assert!(!blocks.is_empty(), "a partial write has an edge");
+        self.writes[key.0].stage = Stage::Edges(blocks.len() as u8);
+        for block in blocks {
+            let last = block != span.first || !first;
+            if self.local.store == Store::Usable {
+                let op = DiskOp::Read {
+                    offset: block.byte_offset(),
+                    len: 4096,
+                };
+                self.submit(DiskWork::Edge { write: key, last }, op, out);
+            } else {
+                self.read_edge_from_peer(key, block, last, out);
+            }
+        }
+    }
+
+    /// A block that the write covers in part was read: the span's first, or its `last`.
+    pub(super) fn on_edge(
+        &mut self,
+        key: WriteKey,
+        last: bool,
+        result: DiskResult,
+        out: &mut Actions,
+    ) {
+        let (stage, span) = (self.writes[key.0].stage, self.writes[key.0].span);
+        let (Stage::Edges(left) | Stage::Dropped(left)) = stage else {
+            panic!("an edge was read for a write in {stage:?}");
+        };
+        assert!(left > 0, "no edge was asked for");
+        let gone = matches!(stage, Stage::Dropped(_));
+        let peer_has_it = self.can_read_from_peer();
+        let write = &mut self.writes[key.0];
+        match result {
+            Ok(block) if !gone => {
+                write.edges[usize::from(last)] = Some(block);
+                write.stage = Stage::Edges(left - 1);
+                if left == 1 {
+                    self.merge_edges(key);
+                    self.start_write(key, out);
+                }
+            }
+            Err(_) if !gone && peer_has_it => {
+                // The block can't be read here: the peer's is as good.
+                let block = if last {
+                    Block(span.end().0 - 1)
+                } else {
+                    span.first
+                };
+                self.read_edge_from_peer(key, block, last, out);
+            }
+            _ => {
+                write.stage = Stage::Dropped(left - 1);
+                self.answer_write(key, Err(IoError::Io), out);
+                if left == 1 {
+                    self.end_write(key, out);
+                }
+            }
+        }
+    }
+
+    fn merge_edges(&mut self, key: WriteKey) {
+        let write = &mut self.writes[key.0];
+        let Work::Partial { at, data } = &write.work else {
+            return;
+        };
+        let len = write.span.byte_len() as usize;
+        let mut whole = BytesMut::zeroed(len);
+        if let Some(first) = &write.edges[0] {
+            whole[..4096].copy_from_slice(first);
+        }
+        if let Some(last) = &write.edges[1] {
+            whole[len - 4096..].copy_from_slice(last);
+        }
+        whole[*at..*at + data.len()].copy_from_slice(data);
+        write.work = Work::Whole(whole.freeze());
+        write.edges = [None, None];
+    }
+
+    /// Submits the write to the local disk and sends it to the peer, as the state demands.
+    pub(super) fn start_write(&mut self, key: WriteKey, out: &mut Actions) {
+        if matches!(self.writes[key.0].work, Work::Partial { .. }) {
+            return self.read_edges(key, out);
+        }
+        let from_peer = matches!(self.writes[key.0].origin, Origin::Peer { .. });
+        if !from_peer && !self.may_write() {
+            self.writes[key.0].stage = Stage::Parked;
+            self.parked.push(key);
+            return;
+        }
+        let write = &self.writes[key.0];
+        let (span, fua) = (write.span, write.fua);
+        for extent in span.extents() {
+            assert!(
+                self.log.is_hot(extent) || self.local.store != Store::Usable,
+                "Marked-before-different: {extent} is cold"
+            );
+        }
+        let mirrors = !from_peer && self.is_mirroring();
+        if mirrors && self.local.store == Store::Usable {
+            self.unflushed.write(span);
+            self.note_unflushed();
+        } else if self.local.store == Store::Usable {
+            self.bitmap.mark(span);
+        }
+        let mut sent = None;
+        if mirrors {
+            sent = self.send_write(key, out);
+        }
+        let local = self.local.store == Store::Usable;
+        let write = &mut self.writes[key.0];
+        write.stage = Stage::Started;
+        write.sent = sent;
+        write.peer = if sent.is_some() {
+            Copy::Owed
+        } else {
+            Copy::None
+        };
+        write.local = if local { Copy::Owed } else { Copy::None };
+        if local {
+            let offset = span.byte_offset();
+            let op = match &write.work {
+                Work::Whole(data) => DiskOp::Write {
+                    offset,
+                    data: data.clone(),
+                    fua,
+                },
+                Work::Zero { unmap } => DiskOp::Zero {
+                    offset,
+                    len: span.byte_len(),
+                    unmap: *unmap,
+                    fua,
+                },
+                Work::Partial { .. } => panic!("a partial write is merged before it starts"),
+            };
+            self.submit(DiskWork::Write(key), op, out);
+        }
+    }
+
+    fn send_write(&mut self, key: WriteKey, out: &mut Actions) -> Option<(SessionId, Seq)> {
+        let early = self.settings.protocol == Protocol::B;
+        let write = &self.writes[key.0];
+        let (offset, len, fua) = (write.span.byte_offset(), write.span.byte_len(), write.fua);
+        let work = write.work.clone();
+        let now = self.now;
+        let up = self.up_mut()?;
+        let seq = up.next_seq();
+        up.owed.insert(seq, (super::link::Owed::Write(key), now));
+        let message = match work {
+            Work::Whole(data) => Message::Write {
+                seq,
+                offset,
+                data,
+                fua,
+                early: early && !fua,
+            },
+            Work::Zero { unmap } => Message::Zero {
+                seq,
+                offset,
+                len,
+                unmap,
+                fua,
+            },
+            Work::Partial { .. } => panic!("a partial write is merged before it is sent"),
+        };
+        self.counters.replicated_bytes += len;
+        let session = self.send(message, out)?;
+        self.watch_acks();
+        Some((session, seq))
+    }
+
+    /// The local disk has carried out a write.
+    pub(super) fn on_write_local(
+        &mut self,
+        key: WriteKey,
+        result: Result<(), DiskFault>,
+        out: &mut Actions,
+    ) {
+        match result {
+            Ok(()) => self.writes[key.0].local = Copy::Done,
+            Err(DiskFault::NoSpace) if self.role == Role::Primary && self.alone.is_some() => {
+                // Alone on a full store: this write fails, the copy does not (docs/design.md §5.9).
+                // The peer may have taken it, so the block differs.
+                let write = &mut self.writes[key.0];
+                write.local = Copy::NoSpace;
+                self.bitmap.mark(write.span);
+                self.close_session(
+                    "the local store is full: a write failed here and may be there",
+                    out,
+                );
+            }
+            Err(fault) => {
+                self.writes[key.0].local = Copy::None;
+                self.on_local_failed(fault, "writing", out);
+            }
+        }
+        self.advance_write(key, out);
+    }
+
+    /// The peer has a write in memory.
+    pub(super) fn on_peer_received(&mut self, key: WriteKey, out: &mut Actions) {
+        if self.writes[key.0].peer == Copy::Owed {
+            self.writes[key.0].peer = Copy::Received;
+        }
+        self.advance_write(key, out);
+    }
+
+    /// The peer has carried out a write.
+    pub(super) fn on_peer_wrote(&mut self, key: WriteKey, out: &mut Actions) {
+        self.writes[key.0].peer = Copy::Done;
+        self.advance_write(key, out);
+    }
+
+    /// Answers the write if it may be, and ends it if nothing of it is under way.
+    pub(super) fn advance_write(&mut self, key: WriteKey, out: &mut Actions) {
+        if self.may_answer(&self.writes[key.0]) {
+            let full = self.writes[key.0].local == Copy::NoSpace;
+            self.answer_write(key, if full { Err(IoError::NoSpace) } else { Ok(()) }, out);
+        }
+        let write = &self.writes[key.0];
+        let answered = !matches!(write.origin, Origin::Front(_));
+        let idle = write.local != Copy::Owed && !matches!(write.peer, Copy::Owed | Copy::Received);
+        if answered && idle {
+            self.end_write(key, out);
+        }
+    }
+
+    /// docs/protocol.md §2: in sync when both copies have it, alone when this one has, for a
+    /// Primary without a disk when the peer that carries has; sooner in protocols A and B,
+    /// under the lease.
+    fn may_answer(&self, write: &Write) -> bool {
+        if write.stage != Stage::Started || matches!(write.origin, Origin::Answered) {
+            return false;
+        }
+        if let Origin::Peer { .. } = write.origin {
+            return write.local != Copy::Owed;
+        }
+        match (write.local, write.peer) {
+            (Copy::Owed, _) => false,
+            (Copy::NoSpace, peer) => peer != Copy::Owed,
+            (Copy::Done, Copy::Done) => true,
+            (Copy::Done, Copy::None | Copy::Lost) => self.alone.is_some(),
+            (Copy::Done, peer) => {
+                let early = match self.settings.protocol {
+                    Protocol::A => true,
+                    Protocol::B => peer == Copy::Received,
+                    Protocol::C => false,
+                };
+                early && !write.fua && self.is_in_sync() && self.has_lease()
+            }
+            (Copy::None, Copy::Done) => self.is_carried(),
+            _ => false,
+        }
+    }
+
+    fn answer_write(&mut self, key: WriteKey, result: Result<(), IoError>, out: &mut Actions) {
+        match std::mem::replace(&mut self.writes[key.0].origin, Origin::Answered) {
+            Origin::Front(job) => self.end_piece(job, result.err(), out),
+            Origin::Peer { session, seq } => {
+                let local = self.writes[key.0].local;
+                let result = match local {
+                    Copy::Done => Ok(()),
+                    Copy::NoSpace => Err(DiskFault::NoSpace),
+                    _ => Err(DiskFault::Io(5)),
+                };
+                let blocks = self.writes[key.0].span.count;
+                self.on_applied(session, seq, blocks, result, out);
+            }
+            Origin::Answered => {}
+        }
+    }
+
+    /// Nothing of the write is under way any more.
+    fn end_write(&mut self, key: WriteKey, out: &mut Actions) {
+        let write = self.writes.remove(key.0);
+        if write.pinned {
+            self.heat.unpin(write.span);
+        } else {
+            self.heat.forget(key);
+        }
+        if write.locked {
+            self.spans.unlock(write.span);
+            self.wake_blocked(out);
+        }
+    }
+
+    /// The session is gone: what it owed is lost, and answered once this copy may go on alone.
+    pub(super) fn lose_peer_of_writes(&mut self, out: &mut Actions) {
+        let keys: Vec<WriteKey> = self.started_writes().collect();
+        for key in keys {
+            let write = &mut self.writes[key.0];
+            if write.sent.is_some() {
+                write.peer = Copy::Lost;
+            }
+            if matches!(write.origin, Origin::Answered) && write.local != Copy::Owed {
+                self.end_write(key, out);
+            }
+        }
+    }
+
+    /// This copy may go on alone: what waited for that is answered.
+    pub(super) fn answer_waiting_writes(&mut self, out: &mut Actions) {
+        let keys: Vec<WriteKey> = self.started_writes().collect();
+        for key in keys {
+            if self.writes.contains(key.0) {
+                self.advance_write(key, out);
+            }
+        }
+    }
+
+    fn started_writes(&self) -> impl Iterator<Item = WriteKey> + '_ {
+        self.writes
+            .iter()
+            .filter(|(_, w)| w.stage == Stage::Started)
+            .map(|(key, _)| WriteKey(key))
+    }
+
+    /// Runs of started writes that have not ended, on this copy or the peer's.
+    pub(super) fn runs_in_flight(&self) -> impl Iterator<Item = Run> + '_ {
+        self.writes
+            .iter()
+            .filter(|(_, w)| w.stage == Stage::Started)
+            .map(|(_, w)| w.span)
+    }
+
+    /// True if a disk write is under way that the hello must wait for (docs/protocol.md §5).
+    pub(super) fn owes_disk_writes(&self, is: impl Fn(&Write) -> bool) -> bool {
+        self.writes
+            .iter()
+            .any(|(_, w)| w.local == Copy::Owed && is(w))
+    }
+
+    /// Fails all writes of front ends; those under way end by themselves.
+    pub(super) fn fail_writes(&mut self, error: IoError, out: &mut Actions) {
+        self.parked.clear();
+        let keys: Vec<WriteKey> = self.writes.iter().map(|(key, _)| WriteKey(key)).collect();
+        for key in keys {
+            let Some(write) = self.writes.get(key.0) else {
+                continue;
+            };
+            if matches!(write.origin, Origin::Peer { .. }) {
+                continue;
+            }
+            let stage = write.stage;
+            self.answer_write(key, Err(error), out);
+            match stage {
+                Stage::Started => {
+                    let write = &self.writes[key.0];
+                    if write.local != Copy::Owed
+                        && !matches!(write.peer, Copy::Owed | Copy::Received)
+                    {
+                        self.end_write(key, out);
+                    }
+                }
+                Stage::Edges(left) => self.writes[key.0].stage = Stage::Dropped(left),
+                Stage::Dropped(_) => {}
+                Stage::Blocked | Stage::Cold | Stage::Parked => {
+                    self.blocked.retain(|k| *k != key);
+                    self.end_write(key, out);
+                }
+            }
+        }
+        self.parked.clear();
+    }
+}

@@ -1,0 +1,90 @@
+//! Being dialled: handshakes with whoever holds a pinned key, and nobody else.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use quinn::{Incoming, VarInt};
+use tokio::task::spawn_local;
+use tokio::time::{sleep, timeout};
+
+use super::Inner;
+use super::connection::{self, Conn};
+use super::event::{LinkFault, PeerFault, code};
+use crate::shell::tls;
+
+/// Handshakes under way at once; more are refused, for anybody may begin one.
+const MAX_HANDSHAKES: u32 = 64;
+
+/// Serves an endpoint until it is closed.
+pub(super) async fn accept(inner: Rc<Inner>, endpoint: quinn::Endpoint) {
+    while let Some(incoming) = endpoint.accept().await {
+        if inner.handshakes.get() >= MAX_HANDSHAKES {
+            incoming.refuse();
+            continue;
+        }
+        inner.handshakes.set(inner.handshakes.get() + 1);
+        let inner = Rc::clone(&inner);
+        spawn_local(async move {
+            let address = incoming.remote_address();
+            let outcome = greet(&inner, incoming).await;
+            inner.handshakes.set(inner.handshakes.get() - 1);
+            match outcome {
+                Ok(conn) => serve(inner, conn).await,
+                Err((peer, fault)) => inner.report(peer, Some(address), fault),
+            }
+        });
+    }
+}
+
+/// Brings an incoming connection to the point where it may open sessions.
+async fn greet(
+    inner: &Rc<Inner>,
+    incoming: Incoming,
+) -> Result<Rc<Conn>, (Option<super::NodeId>, LinkFault)> {
+    let (config, within) = inner.server_config_for(incoming.remote_address().ip());
+    let nobody = |fault| (None, fault);
+    let broken = |error| (None, connection::fault_of(inner, within, error));
+    let connecting = incoming.accept_with(config).map_err(broken)?;
+    let quic = timeout(within, connecting)
+        .await
+        .map_err(|_| nobody(LinkFault::NoAnswer(within)))?
+        .map_err(broken)?;
+    let peer = tls::peer_fingerprint(&quic).and_then(|key| Some((inner.peer_with_key(&key)?, key)));
+    let Some((peer, key)) = peer else {
+        // Unpinned between the handshake's check and this one.
+        quic.close(
+            VarInt::from_u32(code::UNPINNED),
+            b"the key is no longer pinned",
+        );
+        return Err(nobody(LinkFault::UnknownKey("no longer".to_owned())));
+    };
+    let known = |fault| (Some(peer.node), fault);
+    let theirs = connection::hello(inner, &quic, within)
+        .await
+        .map_err(known)?;
+    connection::check_hello(inner, &quic, peer.node, &theirs).map_err(known)?;
+    if inner.dials(peer.node) {
+        connection::refuse(&quic, code::WRONG_NODE, &LinkFault::WrongDirection);
+        return Err(known(LinkFault::WrongDirection));
+    }
+    Ok(Conn::new(quic, peer, theirs.version, key, within))
+}
+
+async fn serve(inner: Rc<Inner>, conn: Rc<Conn>) {
+    spawn_local(Rc::clone(&conn).watch(Rc::clone(&inner)));
+    spawn_local(close_unused(Rc::clone(&inner), Rc::clone(&conn)));
+    conn.serve(inner).await;
+}
+
+/// A connection is dialled for sessions: one that opens none is not kept.
+async fn close_unused(inner: Rc<Inner>, conn: Rc<Conn>) {
+    let within: Duration = conn.timeout * 2;
+    sleep(within).await;
+    let is_adopted = conn
+        .peer
+        .connection()
+        .is_some_and(|current| Rc::ptr_eq(&current, &conn));
+    if conn.is_open() && !is_adopted {
+        conn.fail(&inner, PeerFault::Slow("the opening of a session", within));
+    }
+}

@@ -1,0 +1,602 @@
+//! The link of one data-plane thread: QUIC connections with the peers, a session for each mirror.
+//!
+//! There is one UDP endpoint for each listen address, one connection for each peer, and over it, for
+//! each mirror, a *session*: three streams (control, data, resync, urgent in that order) that begin
+//! and end together. A session is new in every respect, so no frame of an ended one can appear in
+//! its successor. The node with the lower id dials and opens; the other admits. Connections and
+//! sessions are made again for ever, as long as [`Link::want`] says so.
+//!
+//! The engine is told everything by one queue of [`LinkEvent`]s in order ([`Link::ready`],
+//! [`Link::drain`]) and says everything by calls that never wait. What it must watch is
+//! [`Link::queued_bytes`]; what holds the peer back is the [`BufferSource`].
+//!
+//! All tasks run on the thread that made the [`Link`], inside its `LocalSet` (or
+//! `tokio_uring::start`). Policy is elsewhere: which mirrors exist and what the frames mean. The
+//! bytes on the wire are described in docs/wire-protocol.md.
+
+mod accept;
+mod config;
+mod connection;
+mod dial;
+mod endpoint;
+mod event;
+mod opening;
+mod peer;
+mod session;
+mod streams;
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use tokio::task::{AbortHandle, spawn_local};
+use tokio::time::timeout;
+
+pub use config::{
+    Congestion, DEFAULT_TIMEOUT, LinkConfig, MirrorId, NodeId, PeerConfig, SUPPORTED, Tuning,
+};
+pub use endpoint::BindError;
+pub use event::{CloseReason, DownReason, LinkEvent, LinkFault, PeerFault, SessionId, code};
+pub use opening::OpeningFault;
+pub use streams::BufferSource;
+
+use crate::shell::identity::{Fingerprint, NodeKey};
+use crate::shell::tls::{self, Admit, Pins, TlsError};
+use crate::wire::frame::{Class, KIND_CLOSE, OutFrame};
+use endpoint::{Allowance, transport};
+use event::EventQueue;
+use peer::Peer;
+use session::Session;
+use streams::RecvHalf;
+
+/// Equal failures are told once in this time.
+const TELL_AGAIN: Duration = Duration::from_secs(30);
+/// Failures remembered so as not to repeat them; strangers can cause any number of different ones.
+const MAX_TOLD: usize = 1024;
+
+/// The link can't be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// An address can't be listened on.
+    #[error("can't listen on {0}")]
+    Bind(#[from] BindError),
+    /// The key doesn't fit the crypto.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// What is known of the connection with a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// Its address.
+    pub address: SocketAddr,
+    /// The round trip, smoothed.
+    pub round_trip: Duration,
+    /// The protocol version agreed on.
+    pub version: u16,
+    /// The key that it showed.
+    pub key: Fingerprint,
+    /// Bytes of UDP payload in one datagram.
+    pub datagram: u16,
+    /// Packets sent and found lost so far.
+    pub lost_packets: u64,
+    /// Datagrams sent and received so far.
+    pub datagrams: (u64, u64),
+}
+
+/// The link of one data-plane thread; see the module. Dropped, it closes everything at once.
+pub struct Link {
+    inner: Rc<Inner>,
+}
+
+type StartReader = Box<dyn Fn(Rc<Session>, Class, RecvHalf) -> AbortHandle>;
+
+struct Inner {
+    config: LinkConfig,
+    key: NodeKey,
+    fingerprint: Fingerprint,
+    /// The keys of all peers.
+    pins: Pins,
+    server: quinn::ServerConfig,
+    endpoints: RefCell<Vec<quinn::Endpoint>>,
+    peers: RefCell<HashMap<NodeId, Rc<Peer>>>,
+    mirrors: RefCell<HashMap<MirrorId, Mirror>>,
+    sessions: RefCell<HashMap<SessionId, Rc<Session>>>,
+    next_session: Cell<u64>,
+    handshakes: Cell<u32>,
+    events: EventQueue,
+    told: RefCell<HashMap<(Option<NodeId>, Option<IpAddr>), Told>>,
+    start_reader: StartReader,
+}
+
+/// A mirror that this thread has.
+struct Mirror {
+    peer: NodeId,
+    wanted: bool,
+    session: Option<Rc<Session>>,
+    /// The task that opens its sessions, where this node dials.
+    keeper: Option<AbortHandle>,
+}
+
+/// A failure that was told.
+struct Told {
+    error: LinkFault,
+    at: Instant,
+    repeated: u64,
+}
+
+impl Link {
+    /// Opens the sockets and begins to listen. Received payloads go where `source` says.
+    ///
+    /// # Errors
+    ///
+    /// An address can't be listened on; the key can't be used.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with a `LocalSet`.
+    pub fn new<S: BufferSource>(
+        config: LinkConfig,
+        key: NodeKey,
+        source: S,
+    ) -> Result<Self, LinkError> {
+        let source = Rc::new(source);
+        let pins = Pins::default();
+        let names = connection::protocols(&config.versions);
+        let server = tls::quic_server(&key, Admit::Pinned(pins.clone()), names)?;
+        let mut endpoints = Vec::new();
+        for address in &config.listen {
+            let server = Some(server.clone());
+            endpoints.push(endpoint::open(*address, &config.tuning, &key, server)?);
+        }
+        let peers = config.peers.clone();
+        let inner = Rc::new(Inner {
+            config,
+            fingerprint: key.fingerprint(),
+            key,
+            pins,
+            server,
+            endpoints: RefCell::new(endpoints),
+            peers: RefCell::default(),
+            mirrors: RefCell::default(),
+            sessions: RefCell::default(),
+            next_session: Cell::new(1),
+            handshakes: Cell::new(0),
+            events: EventQueue::default(),
+            told: RefCell::default(),
+            start_reader: Box::new(move |session, class, recv| {
+                spawn_local(streams::read(session, class, recv, Rc::clone(&source))).abort_handle()
+            }),
+        });
+        let link = Self { inner };
+        link.set_peers(peers);
+        for endpoint in link.inner.endpoints.borrow().iter() {
+            spawn_local(accept::accept(Rc::clone(&link.inner), endpoint.clone()));
+        }
+        Ok(link)
+    }
+
+    /// The addresses listened on, with the ports that were given.
+    pub fn local_addresses(&self) -> Vec<SocketAddr> {
+        self.inner
+            .endpoints
+            .borrow()
+            .iter()
+            .take(self.inner.config.listen.len())
+            .filter_map(|e| e.local_addr().ok())
+            .collect()
+    }
+
+    /// Puts these peers in the place of all. A connection whose peer or key is gone is closed; other
+    /// changes count from the next connection on.
+    pub fn set_peers(&self, peers: Vec<PeerConfig>) {
+        let inner = &self.inner;
+        inner.pins.replace(
+            peers
+                .iter()
+                .flat_map(|peer| peer.fingerprints.iter().copied()),
+        );
+        let mut old = inner.peers.take();
+        let mut lost = Vec::new();
+        for config in peers {
+            let node = config.node;
+            let peer = match old.remove(&node) {
+                Some(peer) => {
+                    peer.pins.replace(config.fingerprints.iter().copied());
+                    *peer.config.borrow_mut() = config;
+                    lost.extend(
+                        peer.connection()
+                            .filter(|conn| !peer.pins.contains(&conn.key)),
+                    );
+                    peer
+                }
+                None => Peer::new(config),
+            };
+            if inner.dials(node) && peer.dialer.borrow().is_none() {
+                let task = spawn_local(dial::dial(Rc::clone(inner), Rc::clone(&peer)));
+                *peer.dialer.borrow_mut() = Some(task.abort_handle());
+            }
+            inner.peers.borrow_mut().insert(node, peer);
+        }
+        for peer in old.into_values() {
+            if let Some(dialer) = peer.dialer.take() {
+                dialer.abort();
+            }
+            lost.extend(peer.connection());
+        }
+        for conn in lost {
+            let reason = CloseReason::new(code::UNPINNED, "the key is no longer pinned");
+            conn.close(inner, DownReason::ClosedHere(reason));
+        }
+        self.restart_keepers();
+    }
+
+    /// Says which mirrors this thread has, each with its peer. New ones are not wanted yet; sessions
+    /// of those that are gone end.
+    pub fn set_mirrors(&self, mirrors: &[(MirrorId, NodeId)]) {
+        let gone: Vec<MirrorId> = {
+            let all = self.inner.mirrors.borrow();
+            all.iter()
+                .filter(|(id, mirror)| !mirrors.contains(&(**id, mirror.peer)))
+                .map(|(id, _)| *id)
+                .collect()
+        };
+        for mirror in gone {
+            self.unwant(
+                mirror,
+                CloseReason::new(code::UNKNOWN_MIRROR, "this mirror was removed"),
+            );
+            self.inner.mirrors.borrow_mut().remove(&mirror);
+        }
+        for (mirror, peer) in mirrors {
+            self.inner
+                .mirrors
+                .borrow_mut()
+                .entry(*mirror)
+                .or_insert(Mirror {
+                    peer: *peer,
+                    wanted: false,
+                    session: None,
+                    keeper: None,
+                });
+        }
+        self.restart_keepers();
+    }
+
+    /// Whether a mirror is to have a session. Set to false the session ends, and the peer is refused
+    /// new ones (`StandAlone`).
+    pub fn want(&self, mirror: MirrorId, wanted: bool) {
+        if wanted {
+            if let Some(mirror) = self.inner.mirrors.borrow_mut().get_mut(&mirror) {
+                mirror.wanted = true;
+            }
+            self.restart_keepers();
+        } else {
+            let text = "the mirror is disconnected there (StandAlone)";
+            self.unwant(mirror, CloseReason::new(code::NOT_WANTED, text));
+        }
+    }
+
+    /// Sends a frame; it goes out after those of its class before it. Frames for a session that has
+    /// ended are dropped, for its `Down` is on its way.
+    ///
+    /// # Panics
+    ///
+    /// When the frame is over the bounds of [`crate::wire::limits`], or of the link's own kind.
+    pub fn send(&self, session: SessionId, class: Class, frame: OutFrame) {
+        assert!(
+            frame.kind != KIND_CLOSE,
+            "kind {KIND_CLOSE} belongs to the link"
+        );
+        let session = self.inner.sessions.borrow().get(&session).cloned();
+        if let Some(session) = session {
+            session.send(class, frame);
+        }
+    }
+
+    /// Bytes of frames that wait for the transport; 0 for a session that has ended.
+    pub fn queued_bytes(&self, session: SessionId, class: Class) -> usize {
+        self.inner
+            .sessions
+            .borrow()
+            .get(&session)
+            .map_or(0, |session| session.queued(class))
+    }
+
+    /// Ends a session. What waits on its control stream still goes out, with the reason behind it;
+    /// of this session only its `Down` is still to come. The mirror gets a new one if it is wanted.
+    pub fn close(&self, session: SessionId, reason: CloseReason) {
+        let session = self.inner.sessions.borrow().get(&session).cloned();
+        if let Some(session) = session {
+            session.down(DownReason::ClosedHere(reason));
+        }
+    }
+
+    /// Waits until there are events.
+    pub async fn ready(&self) {
+        self.inner.events.ready().await;
+    }
+
+    /// Moves all events to the end of `out`, in order.
+    pub fn drain(&self, out: &mut Vec<LinkEvent>) {
+        self.inner.events.drain(out);
+    }
+
+    /// The connection with a peer, if there is one.
+    pub fn peer_status(&self, peer: NodeId) -> Option<PeerStatus> {
+        let conn = self.inner.peers.borrow().get(&peer)?.connection()?;
+        let stats = conn.quic.stats();
+        Some(PeerStatus {
+            address: conn.quic.remote_address(),
+            round_trip: stats.path.rtt,
+            version: conn.version,
+            key: conn.key,
+            datagram: stats.path.current_mtu,
+            lost_packets: stats.path.lost_packets,
+            datagrams: (stats.udp_tx.datagrams, stats.udp_rx.datagrams),
+        })
+    }
+
+    /// Ends all sessions and connections and waits, at most a second, for the peers to be told.
+    pub async fn shutdown(self) {
+        self.stop();
+        let endpoints = self.inner.endpoints.take();
+        let all_idle = async {
+            for endpoint in &endpoints {
+                endpoint.wait_idle().await;
+            }
+        };
+        // A peer that isn't told finds out by its time-out.
+        let _ = timeout(Duration::from_secs(1), all_idle).await;
+    }
+
+    fn stop(&self) {
+        let reason = DownReason::ClosedHere(CloseReason::new(code::STOPPING, "the daemon stops"));
+        for mirror in self.inner.mirrors.borrow_mut().values_mut() {
+            mirror.wanted = false;
+            if let Some(keeper) = mirror.keeper.take() {
+                keeper.abort();
+            }
+        }
+        for peer in self.inner.peers.take().into_values() {
+            if let Some(dialer) = peer.dialer.take() {
+                dialer.abort();
+            }
+            if let Some(conn) = peer.connection() {
+                conn.close(&self.inner, reason.clone());
+            }
+        }
+        for endpoint in self.inner.endpoints.borrow().iter() {
+            endpoint.close(code::STOPPING.into(), b"the daemon stops");
+        }
+    }
+
+    fn unwant(&self, mirror: MirrorId, reason: CloseReason) {
+        let session = {
+            let mut mirrors = self.inner.mirrors.borrow_mut();
+            let Some(mirror) = mirrors.get_mut(&mirror) else {
+                return;
+            };
+            mirror.wanted = false;
+            if let Some(keeper) = mirror.keeper.take() {
+                keeper.abort();
+            }
+            mirror.session.clone()
+        };
+        if let Some(session) = session {
+            session.down(DownReason::ClosedHere(reason));
+        }
+        self.restart_keepers();
+    }
+
+    /// Starts the tasks that open sessions where they are missing, and tells the dialers.
+    fn restart_keepers(&self) {
+        let inner = &self.inner;
+        let peers = inner.peers.borrow();
+        let mut mirrors = inner.mirrors.borrow_mut();
+        for (id, mirror) in &mut *mirrors {
+            let Some(peer) = peers.get(&mirror.peer) else {
+                if let Some(keeper) = mirror.keeper.take() {
+                    keeper.abort();
+                }
+                continue;
+            };
+            if mirror.wanted && inner.dials(mirror.peer) && mirror.keeper.is_none() {
+                let task = dial::keep_session(Rc::clone(inner), Rc::clone(peer), *id);
+                mirror.keeper = Some(spawn_local(task).abort_handle());
+            }
+        }
+        for (node, peer) in &*peers {
+            let with = || mirrors.values().filter(|mirror| mirror.peer == *node);
+            let wanted = with().any(|mirror| mirror.wanted);
+            peer.wanted
+                .send_if_modified(|before| std::mem::replace(before, wanted) != wanted);
+            if let Some(conn) = peer.connection() {
+                let allow = Allowance::for_mirrors(&inner.config.tuning, with().count());
+                conn.quic.set_receive_window(allow.window);
+                if !inner.dials(*node) {
+                    conn.quic
+                        .set_max_concurrent_bi_streams(allow.streams.into());
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Inner {
+    /// Whether this node is the one that dials.
+    fn dials(&self, peer: NodeId) -> bool {
+        self.config.node < peer
+    }
+
+    fn new_session_id(&self) -> SessionId {
+        let id = self.next_session.get();
+        self.next_session.set(id + 1);
+        SessionId(id)
+    }
+
+    fn add_session(&self, session: &Rc<Session>) {
+        if let Some(mirror) = self.mirrors.borrow_mut().get_mut(&session.mirror) {
+            mirror.session = Some(Rc::clone(session));
+        }
+        self.sessions
+            .borrow_mut()
+            .insert(session.id, Rc::clone(session));
+    }
+
+    fn remove_session(&self, session: &Session) {
+        self.sessions.borrow_mut().remove(&session.id);
+        if let Some(mirror) = self.mirrors.borrow_mut().get_mut(&session.mirror)
+            && mirror
+                .session
+                .as_ref()
+                .is_some_and(|current| current.id == session.id)
+        {
+            mirror.session = None;
+        }
+    }
+
+    /// Whether a peer may open a session for a mirror; the one that it replaces.
+    fn may_open(&self, mirror: MirrorId, peer: NodeId) -> Result<Option<Rc<Session>>, CloseReason> {
+        let mirrors = self.mirrors.borrow();
+        let Some(entry) = mirrors.get(&mirror).filter(|entry| entry.peer == peer) else {
+            let text = format!(
+                "this node has no mirror {mirror} with you: was it set up by `kagami pair` on both?"
+            );
+            return Err(CloseReason::new(code::UNKNOWN_MIRROR, text));
+        };
+        if entry.wanted {
+            Ok(entry.session.clone())
+        } else {
+            let text = "the mirror is disconnected here (StandAlone): `kagami connect` ends that";
+            Err(CloseReason::new(code::NOT_WANTED, text))
+        }
+    }
+
+    fn mirrors_with(&self, peer: NodeId) -> usize {
+        self.mirrors
+            .borrow()
+            .values()
+            .filter(|mirror| mirror.peer == peer)
+            .count()
+    }
+
+    fn peer_with_key(&self, key: &Fingerprint) -> Option<Rc<Peer>> {
+        self.peers
+            .borrow()
+            .values()
+            .find(|peer| peer.pins.contains(key))
+            .cloned()
+    }
+
+    /// How to treat who dials from there: with the time-out of the peer that has the address, or the
+    /// longest of all.
+    fn server_config_for(&self, from: IpAddr) -> (std::sync::Arc<quinn::ServerConfig>, Duration) {
+        let peers = self.peers.borrow();
+        let at_address = peers
+            .values()
+            .find(|p| p.config.borrow().addresses.iter().any(|a| a.ip() == from));
+        let timeout = match at_address {
+            Some(peer) => peer.config.borrow().timeout,
+            None => peers
+                .values()
+                .map(|p| p.config.borrow().timeout)
+                .max()
+                .unwrap_or(DEFAULT_TIMEOUT),
+        };
+        let mirrors = peers
+            .keys()
+            .map(|node| self.mirrors_with(*node))
+            .max()
+            .unwrap_or_default();
+        let allow = Allowance::for_mirrors(&self.config.tuning, mirrors);
+        let mut config = self.server.clone();
+        config.transport_config(transport(&self.config.tuning, timeout, allow).into());
+        (config.into(), timeout)
+    }
+
+    /// The endpoints that can send to an address; one is made where there is none.
+    fn endpoints_for(&self, address: SocketAddr) -> Vec<quinn::Endpoint> {
+        let mut endpoints = self.endpoints.borrow_mut();
+        let same_family = |endpoint: &&quinn::Endpoint| {
+            endpoint
+                .local_addr()
+                .is_ok_and(|local| local.is_ipv4() == address.is_ipv4())
+        };
+        let found: Vec<_> = endpoints.iter().filter(same_family).cloned().collect();
+        if !found.is_empty() {
+            return found;
+        }
+        match endpoint::open(
+            endpoint::any_address(address),
+            &self.config.tuning,
+            &self.key,
+            None,
+        ) {
+            Ok(endpoint) => {
+                endpoints.push(endpoint.clone());
+                vec![endpoint]
+            }
+            Err(error) => {
+                tracing::warn!(%address, %error, "no socket to dial from");
+                Vec::new()
+            }
+        }
+    }
+
+    /// Tells of a failure, unless the same was told a moment ago.
+    fn report(&self, peer: Option<NodeId>, address: Option<SocketAddr>, error: LinkFault) {
+        let mut told = self.told.borrow_mut();
+        // Strangers come from any port.
+        let key = (peer, address.map(|address| address.ip()));
+        let mut repeated = 0;
+        if let Some(before) = told.get_mut(&key)
+            && before.error == error
+        {
+            if before.at.elapsed() < TELL_AGAIN {
+                before.repeated += 1;
+                return;
+            }
+            repeated = before.repeated;
+        }
+        if told.len() >= MAX_TOLD {
+            told.clear();
+        }
+        told.insert(
+            key,
+            Told {
+                error: error.clone(),
+                at: Instant::now(),
+                repeated: 0,
+            },
+        );
+        drop(told);
+        let name = peer.and_then(|node| Some(self.peers.borrow().get(&node)?.name()));
+        tracing::warn!(
+            peer = name.as_deref().unwrap_or("unknown"),
+            address = address.map(tracing::field::display),
+            %error,
+            repeated,
+            "not connected"
+        );
+        self.events.push(LinkEvent::ConnectFailed {
+            peer,
+            address,
+            error,
+            repeated,
+        });
+    }
+}
+
+/// A random number, for nonces, connection ids and pauses.
+fn random() -> u64 {
+    getrandom::u64().expect("the system gives random numbers once it has booted")
+}

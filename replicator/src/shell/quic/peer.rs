@@ -1,0 +1,80 @@
+//! A peer as the link knows it: its settings, its keys, and the one connection with it.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+use super::Inner;
+use super::config::{NodeId, PeerConfig};
+use super::connection::Conn;
+use super::event::DownReason;
+use crate::shell::tls::Pins;
+
+pub(super) struct Peer {
+    pub node: NodeId,
+    pub config: RefCell<PeerConfig>,
+    pub pins: Pins,
+    /// The connection that sessions are opened on.
+    pub conn: watch::Sender<Option<Rc<Conn>>>,
+    /// Whether any mirror wants a session with it.
+    pub wanted: watch::Sender<bool>,
+    /// The task that dials it, where this node does.
+    pub dialer: RefCell<Option<AbortHandle>>,
+    /// The index in its addresses of the one that answered last.
+    pub last_good: Cell<usize>,
+}
+
+impl Peer {
+    pub(super) fn new(config: PeerConfig) -> Rc<Self> {
+        Rc::new(Self {
+            node: config.node,
+            pins: Pins::new(config.fingerprints.iter().copied()),
+            config: RefCell::new(config),
+            conn: watch::Sender::new(None),
+            wanted: watch::Sender::new(false),
+            dialer: RefCell::new(None),
+            last_good: Cell::new(0),
+        })
+    }
+
+    pub(super) fn name(&self) -> String {
+        self.config.borrow().name.clone()
+    }
+
+    pub(super) fn connection(&self) -> Option<Rc<Conn>> {
+        self.conn.borrow().clone()
+    }
+
+    /// Makes `conn` the connection with this peer; sessions of an older one go down first.
+    pub(super) fn adopt(&self, inner: &Inner, conn: &Rc<Conn>) {
+        let older = self.connection();
+        if let Some(older) = older {
+            if Rc::ptr_eq(&older, conn) {
+                return;
+            }
+            older.close(inner, DownReason::Replaced);
+        }
+        self.conn.send_replace(Some(Rc::clone(conn)));
+        tracing::info!(
+            peer = %self.name(),
+            address = %conn.quic.remote_address(),
+            version = conn.version,
+            "connected"
+        );
+    }
+
+    /// `conn` has ended.
+    pub(super) fn forget(&self, conn: &Conn) {
+        self.conn.send_if_modified(|current| {
+            let ours = current
+                .as_ref()
+                .is_some_and(|current| std::ptr::eq(&raw const **current, conn));
+            if ours {
+                *current = None;
+            }
+            ours
+        });
+    }
+}

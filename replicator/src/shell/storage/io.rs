@@ -1,0 +1,357 @@
+//! What disks and metadata stores share: the ring, the open stores, flushes, waiting for memory.
+//!
+//! Keeps one flush of a store under way at a time and gathers those that ask meanwhile, and keeps the
+//! operations that wait for memory in order. Every answer goes back to its asker by [`Tag`].
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use rustix::io::Errno;
+use slab::Slab;
+
+use super::super::buffers::{Buffer, PAGE, Pool, Share};
+use super::super::fence::StoreFile;
+use super::super::probe::Capabilities;
+use super::super::uring::{Operation, Payload, Ring};
+use super::{Area, DiskId, MetadataId, StoreId};
+use crate::core::disk::DiskFault;
+
+/// What the ring or a gathered flush says to the one who asked: a read's buffer, or nothing.
+pub(in crate::shell) type Answer = Result<Option<Buffer>, Errno>;
+
+/// Who asked the ring for something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::shell) enum Owner {
+    Store(u16),
+    Disk(u16),
+    Metadata(u16),
+}
+
+/// An asker and its own number for what it asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::shell) struct Tag {
+    pub(in crate::shell) owner: Owner,
+    pub(in crate::shell) slot: u32,
+}
+
+impl Tag {
+    pub(in crate::shell) fn disk(id: DiskId, slot: usize) -> Self {
+        Self::new(Owner::Disk(id.0), slot)
+    }
+
+    pub(in crate::shell) fn metadata(id: MetadataId, slot: usize) -> Self {
+        Self::new(Owner::Metadata(id.0), slot)
+    }
+
+    fn new(owner: Owner, slot: usize) -> Self {
+        let slot = u32::try_from(slot).expect("no disk has 2^32 operations in flight");
+        Self { owner, slot }
+    }
+
+    pub(super) fn encode(self) -> u64 {
+        let (kind, index) = match self.owner {
+            Owner::Store(index) => (0, index),
+            Owner::Disk(index) => (1, index),
+            Owner::Metadata(index) => (2, index),
+        };
+        kind << 48 | u64::from(index) << 32 | u64::from(self.slot)
+    }
+
+    pub(super) fn decode(tag: u64) -> Self {
+        let index = (tag >> 32) as u16;
+        let owner = match tag >> 48 {
+            0 => Owner::Store(index),
+            1 => Owner::Disk(index),
+            _ => Owner::Metadata(index),
+        };
+        Self {
+            owner,
+            slot: tag as u32,
+        }
+    }
+}
+
+/// What disks and metadata stores share: handed to them for the length of a call.
+#[derive(Debug)]
+pub(in crate::shell) struct Io {
+    pub(super) ring: Ring,
+    pub(in crate::shell) pool: Pool,
+    /// Zeroes to write from.
+    pub(in crate::shell) zeroes: Bytes,
+    pub(super) stores: Slab<OpenStore>,
+    /// Operations that wait for memory, in order.
+    pub(super) starved: VecDeque<Starved>,
+    /// Memory that came for the first of them.
+    pub(super) granted: Option<Buffer>,
+    /// Answers that did not come from the ring.
+    pub(super) answers: VecDeque<(Tag, Answer)>,
+}
+
+#[derive(Debug)]
+pub(super) struct Starved {
+    tag: Tag,
+    pub(super) len: usize,
+    pub(super) share: Share,
+}
+
+/// A store and what is known of its flushes.
+#[derive(Debug)]
+pub(in crate::shell) struct OpenStore {
+    file: Rc<File>,
+    pub(in crate::shell) capabilities: Capabilities,
+    pub(super) users: usize,
+    pub(super) flush: FlushState,
+    /// The store has refused to punch holes, or to zero ranges.
+    pub(in crate::shell) no_punch: bool,
+    pub(in crate::shell) no_zero_range: bool,
+}
+
+/// At most one `fdatasync` of a store is under way, so that its result can't be taken for that of an
+/// earlier one; who asks meanwhile is served by the next, all together.
+#[derive(Debug, Default)]
+pub(super) struct FlushState {
+    under_way: Vec<Tag>,
+    waiting: Vec<Tag>,
+    pub(super) failed: Option<Errno>,
+}
+
+impl OpenStore {
+    pub(super) fn new(file: StoreFile) -> Self {
+        let (file, capabilities) = file.into_parts();
+        Self {
+            file: Rc::new(file),
+            capabilities,
+            users: 0,
+            flush: FlushState::default(),
+            no_punch: false,
+            no_zero_range: false,
+        }
+    }
+}
+
+impl Io {
+    pub(super) fn new(ring: Ring, pool: Pool, zeroes: Bytes) -> Self {
+        Self {
+            ring,
+            pool,
+            zeroes,
+            stores: Slab::new(),
+            starved: VecDeque::new(),
+            granted: None,
+            answers: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn use_store(&mut self, store: StoreId, area: Area) {
+        let store = &mut self.stores[store.0.into()];
+        let page = PAGE as u64;
+        assert!(
+            area.start.is_multiple_of(page) && area.len.is_multiple_of(page),
+            "{area:?} is not in whole blocks"
+        );
+        assert!(
+            area.len <= store.capabilities.usable_from(area.start),
+            "{area:?} is larger than the store ({} bytes)",
+            store.capabilities.size
+        );
+        store.users += 1;
+    }
+
+    pub(in crate::shell) fn store(&mut self, store: StoreId) -> &mut OpenStore {
+        &mut self.stores[store.0.into()]
+    }
+
+    pub(in crate::shell) fn push(
+        &mut self,
+        store: StoreId,
+        tag: Tag,
+        offset: u64,
+        operation: Operation,
+    ) {
+        let file = &self.stores[store.0.into()].file;
+        self.ring.push(tag.encode(), file, offset, operation);
+    }
+
+    pub(in crate::shell) fn write(
+        &mut self,
+        store: StoreId,
+        tag: Tag,
+        offset: u64,
+        data: Payload,
+        dsync: bool,
+    ) {
+        self.push(store, tag, offset, Operation::Write { data, dsync });
+    }
+
+    /// Whether the store can write from this memory without a copy.
+    pub(in crate::shell) fn is_aligned(&self, store: StoreId, data: &[u8]) -> bool {
+        let align = self.stores[store.0.into()].capabilities.memory_align;
+        data.as_ptr().addr().is_multiple_of(align)
+    }
+
+    /// Flushes the store once everything that has completed by now is covered; answers `tag`.
+    pub(in crate::shell) fn flush(&mut self, store: StoreId, tag: Tag) {
+        let flush = &mut self.stores[store.0.into()].flush;
+        if let Some(error) = flush.failed {
+            self.answers.push_back((tag, Err(error)));
+        } else {
+            flush.waiting.push(tag);
+        }
+    }
+
+    /// The error of the flush that was lost, if one was.
+    pub(in crate::shell) fn flush_failure(&self, store: StoreId) -> Option<Errno> {
+        self.stores[store.0.into()].flush.failed
+    }
+
+    /// Notes that the store has lost a flush (or a durable write, which contains one).
+    pub(in crate::shell) fn fail_flushes(&mut self, store: StoreId, error: Errno) {
+        let flush = &mut self.stores[store.0.into()].flush;
+        flush.failed.get_or_insert(error);
+        for tag in flush.waiting.drain(..) {
+            self.answers.push_back((tag, Err(error)));
+        }
+    }
+
+    /// Begins a flush for every store that has asked and has none under way.
+    pub(super) fn start_flushes(&mut self) {
+        for (index, store) in &mut self.stores {
+            if !store.flush.waiting.is_empty() && store.flush.under_way.is_empty() {
+                std::mem::swap(&mut store.flush.waiting, &mut store.flush.under_way);
+                let tag = Tag::new(Owner::Store(index as u16), 0);
+                self.ring
+                    .push(tag.encode(), &store.file, 0, Operation::Sync);
+            }
+        }
+    }
+
+    /// The flush under way has ended.
+    pub(super) fn flushed(&mut self, index: u16, error: Option<Errno>) {
+        if let Some(error) = error {
+            self.fail_flushes(StoreId(index), error);
+        }
+        let flush = &mut self.stores[index.into()].flush;
+        // A durable write may have failed while this one ran: its lost data may be this flush's too.
+        let failed = flush.failed;
+        for tag in flush.under_way.drain(..) {
+            self.answers.push_back((tag, failed.map_or(Ok(None), Err)));
+        }
+    }
+
+    /// Queues `tag` for `len` bytes of memory; the owner's `on_memory` gets them. First come, first
+    /// served; whoever wants memory while others wait goes behind them.
+    pub(in crate::shell) fn starve(&mut self, tag: Tag, len: usize, share: Share) {
+        if len > self.pool.limit(share) {
+            self.answers.push_back((tag, Err(Errno::NOMEM)));
+        } else {
+            self.starved.push_back(Starved { tag, len, share });
+        }
+    }
+
+    /// Memory at once, unless somebody waits for some already.
+    pub(in crate::shell) fn alloc(&mut self, len: usize, share: Share) -> Option<Buffer> {
+        if self.starved.is_empty() {
+            self.pool.alloc(len, share)
+        } else {
+            None
+        }
+    }
+
+    /// The first of those who wait, with its memory, if there is some.
+    pub(super) fn feed(&mut self) -> Option<(Tag, Buffer)> {
+        let first = self.starved.front()?;
+        let buffer = self
+            .granted
+            .take()
+            .or_else(|| self.pool.alloc(first.len, first.share))?;
+        let first = self.starved.pop_front()?;
+        assert!(buffer.len() == first.len, "memory of another's length");
+        Some((first.tag, buffer))
+    }
+}
+
+/// How the core names an error of the kernel.
+pub(in crate::shell) fn fault(error: Errno) -> DiskFault {
+    match error {
+        Errno::NOSPC | Errno::DQUOT => DiskFault::NoSpace,
+        other => DiskFault::Io(other.raw_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::{Storage, StorageCompletion};
+    use super::{Area, Bytes, Errno, Pool, StoreFile};
+    use crate::core::disk::{DiskFault, DiskOp};
+    use crate::shell::buffers::PoolConfig;
+    use crate::shell::store::create_backing_file;
+
+    /// No kernel makes a flush fail on demand without a device made for it, so the loss is noted by
+    /// hand; what follows from it is real.
+    #[test]
+    fn a_lost_flush_is_final_for_the_store() {
+        let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a folder");
+        let path = folder.path().join("store");
+        drop(create_backing_file(&path, 1 << 20, true).expect("a store"));
+        tokio_uring::start(async {
+            let pool = Pool::new(&PoolConfig::with_bytes(2 << 20)).expect("memory");
+            let mut storage = Storage::new(pool).expect("storage");
+            let file = StoreFile::open(&path, Duration::ZERO).expect("free");
+            let store = storage.add_store(file);
+            let half = |start| Area {
+                start,
+                len: 1 << 19,
+            };
+            let disk = storage.add_disk(store, half(0));
+            let metadata = storage.add_metadata(store, half(1 << 19));
+            let block = || Bytes::from_static(&[7; 4096]);
+            let write = |fua| DiskOp::Write {
+                offset: 0,
+                data: block(),
+                fua,
+            };
+
+            storage.submit(disk, 1, DiskOp::Flush);
+            storage.io.fail_flushes(store, Errno::IO);
+            storage.submit(disk, 2, DiskOp::Flush);
+            storage.submit(disk, 3, write(true));
+            let zero = DiskOp::Zero {
+                offset: 0,
+                len: 4096,
+                unmap: true,
+                fua: true,
+            };
+            storage.submit(disk, 4, zero);
+            storage.submit(disk, 5, write(false));
+            storage.submit_metadata(metadata, 6, vec![vec![(0, block())]]);
+            let (mut drained, mut results) = (Vec::new(), Vec::new());
+            while results.len() < 6 {
+                storage.ready().await.expect("ring");
+                storage.drain(&mut drained).expect("ring");
+                results.extend(drained.drain(..).map(|completion| match completion {
+                    StorageCompletion::Disk(done) => (done.id, done.result.map(|_| ())),
+                    StorageCompletion::Metadata(done) => (done.id, done.result),
+                }));
+            }
+            results.sort_by_key(|result| result.0);
+            let lost = Err(DiskFault::Io(Errno::IO.raw_os_error()));
+            assert_eq!(
+                results,
+                [
+                    (1, lost),
+                    (2, lost),
+                    (3, lost),
+                    (4, lost),
+                    (5, Ok(())),
+                    (6, lost)
+                ]
+            );
+            assert!(storage.is_flush_failed(store));
+            assert_eq!(storage.metadata_fault(metadata), lost.err());
+        });
+    }
+}

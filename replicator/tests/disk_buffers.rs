@@ -1,0 +1,170 @@
+//! The buffer pool: bounds, shares, waiting, and the way back from other threads.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::{future::Future, pin::pin, thread};
+
+use bytes::Bytes;
+use kagami_replicator::shell::buffers::{PAGE, Pool, PoolConfig, Share};
+
+const MIB: usize = 1 << 20;
+
+fn pool(bytes: usize, reserve: usize) -> Pool {
+    Pool::new(&PoolConfig {
+        bytes,
+        reserve,
+        lock: false,
+    })
+    .expect("memory")
+}
+
+/// Counts its wake-ups.
+#[derive(Default)]
+struct Wakes(AtomicUsize);
+
+impl Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn buffers_are_aligned_and_counted_in_pages() {
+    let pool = pool(MIB, 0);
+    let small = pool.alloc(100, Share::FrontEnd).expect("room");
+    let large = pool.alloc(5000, Share::FrontEnd).expect("room");
+    assert_eq!((small.len(), large.len()), (100, 5000));
+    assert!(small.as_ptr().addr().is_multiple_of(PAGE));
+    assert!(large.as_ptr().addr().is_multiple_of(PAGE));
+    assert_eq!(pool.stats().in_use, 3 * PAGE);
+    drop((small, large));
+    assert_eq!(pool.stats().in_use, 0);
+}
+
+#[test]
+fn frozen_memory_returns_with_its_last_slice_from_another_thread() {
+    let pool = pool(MIB, 0);
+    let mut buffer = pool.alloc(2 * PAGE, Share::FrontEnd).expect("room");
+    buffer.fill(9);
+    let bytes: Bytes = buffer.freeze();
+    let part = bytes.slice(PAGE..);
+    drop(bytes);
+    assert_eq!(pool.stats().in_use, 2 * PAGE);
+    let seen = thread::spawn(move || part.iter().all(|&byte| byte == 9));
+    assert!(seen.join().expect("no panic"));
+    assert_eq!(pool.stats().in_use, 0);
+}
+
+#[test]
+fn front_ends_leave_the_reserve_to_the_peer_and_the_peer_some_to_copies() {
+    let pool = pool(4 * MIB, MIB);
+    let take = |share| {
+        let mut held = Vec::new();
+        while let Some(buffer) = pool.alloc(PAGE, share) {
+            held.push(buffer);
+        }
+        held
+    };
+    let front = take(Share::FrontEnd);
+    assert_eq!(front.len() * PAGE, 3 * MIB);
+    let reads = take(Share::Read);
+    assert_eq!(reads.len() * PAGE, MIB / 2);
+    let peer = take(Share::Peer);
+    assert_eq!(peer.len() * PAGE, MIB / 2 - 128 * 1024);
+    let copies = take(Share::Bounce);
+    assert_eq!(copies.len() * PAGE, 128 * 1024);
+    assert_eq!(pool.stats().in_use, pool.stats().total);
+}
+
+#[test]
+fn a_waiter_is_woken_by_a_return_and_served_in_order() {
+    let pool = pool(MIB, 0);
+    let all = pool.alloc(MIB, Share::FrontEnd).expect("room");
+    let wakes = Arc::new(Wakes::default());
+    let waker = Waker::from(Arc::clone(&wakes));
+    let mut context = Context::from_waker(&waker);
+    let mut first = pin!(pool.wait_alloc(MIB, Share::FrontEnd));
+    let mut second = pin!(pool.wait_alloc(PAGE, Share::FrontEnd));
+    assert!(first.as_mut().poll(&mut context).is_pending());
+    assert!(second.as_mut().poll(&mut context).is_pending());
+    assert_eq!(pool.stats().waiting, 2);
+    thread::spawn(move || drop(all)).join().expect("no panic");
+    assert_eq!(wakes.0.load(Ordering::SeqCst), 1);
+    // Nobody overtakes: not the second waiter, not one that comes now.
+    assert!(second.as_mut().poll(&mut context).is_pending());
+    assert!(pool.alloc(PAGE, Share::FrontEnd).is_none());
+    let Poll::Ready(Ok(buffer)) = first.as_mut().poll(&mut context) else {
+        panic!("there is room for the first");
+    };
+    assert!(second.as_mut().poll(&mut context).is_pending());
+    drop(buffer);
+    assert!(second.as_mut().poll(&mut context).is_ready());
+    assert_eq!(pool.stats().waiting, 0);
+}
+
+#[test]
+fn a_waiter_of_a_deeper_share_goes_first() {
+    let pool = pool(4 * MIB, MIB);
+    let front = pool.alloc(3 * MIB, Share::FrontEnd).expect("room");
+    let rest = pool.alloc(MIB, Share::Bounce).expect("room");
+    let mut context = Context::from_waker(Waker::noop());
+    let mut client = pin!(pool.wait_alloc(PAGE, Share::FrontEnd));
+    let mut peer = pin!(pool.wait_alloc(PAGE, Share::Peer));
+    assert!(client.as_mut().poll(&mut context).is_pending());
+    assert!(peer.as_mut().poll(&mut context).is_pending());
+    drop((front, rest));
+    assert!(client.as_mut().poll(&mut context).is_pending());
+    assert!(peer.as_mut().poll(&mut context).is_ready());
+    assert!(client.as_mut().poll(&mut context).is_ready());
+}
+
+#[test]
+fn a_waiter_that_gives_up_lets_the_next_one_go_on() {
+    let pool = pool(MIB, 0);
+    let most = pool.alloc(MIB - PAGE, Share::FrontEnd).expect("room");
+    let wakes = Arc::new(Wakes::default());
+    let waker = Waker::from(Arc::clone(&wakes));
+    let mut context = Context::from_waker(&waker);
+    let mut large = Box::pin(pool.wait_alloc(MIB, Share::FrontEnd));
+    let mut small = pin!(pool.wait_alloc(PAGE, Share::FrontEnd));
+    assert!(large.as_mut().poll(&mut context).is_pending());
+    assert!(small.as_mut().poll(&mut context).is_pending());
+    drop(large);
+    assert!(wakes.0.load(Ordering::SeqCst) > 0);
+    assert!(small.as_mut().poll(&mut context).is_ready());
+    drop(most);
+}
+
+#[test]
+fn what_can_never_fit_is_refused_at_once() {
+    let pool = pool(MIB, MIB / 2);
+    let mut context = Context::from_waker(Waker::noop());
+    let mut wait = pin!(pool.wait_alloc(MIB, Share::FrontEnd));
+    let Poll::Ready(Err(refusal)) = wait.as_mut().poll(&mut context) else {
+        panic!("it would wait forever");
+    };
+    assert_eq!((refusal.wanted, refusal.limit), (MIB, MIB / 2));
+}
+
+#[test]
+fn a_fragmented_region_still_serves_what_the_budget_allows() {
+    let pool = pool(MIB, 0);
+    let mut pages: Vec<_> = (0..256)
+        .map(|_| pool.alloc(PAGE, Share::FrontEnd).expect("room"))
+        .collect();
+    // Every other page is free: no two of them are neighbours.
+    let mut index = 0;
+    pages.retain(|_| {
+        index += 1;
+        index % 2 == 0
+    });
+    let mut buffer = pool.alloc(8 * PAGE, Share::FrontEnd).expect("in budget");
+    assert!(!buffer.is_in_region());
+    assert!(buffer.as_ptr().addr().is_multiple_of(PAGE));
+    buffer.fill(1);
+    assert_eq!(pool.stats().overflows, 1);
+    assert!(pool.alloc(121 * PAGE, Share::FrontEnd).is_none());
+    drop(buffer);
+    assert_eq!(pool.stats().in_use, 128 * PAGE);
+}
