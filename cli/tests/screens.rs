@@ -1,13 +1,14 @@
 //! What a person sees, for each state of a mirror. The screens are in tests/goldens; run with
 //! `KAGAMI_WRITE_GOLDENS=1` to write them anew, and read the difference.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use kagami::control::condition::{code, judge};
 use kagami::control::report::{
-    AloneReport, Condition, Connection, CountersReport, Disk, GenerationReport, LoadReport,
-    MirrorReport, NodeReport, PeerReport, ProgressReport, Refusal, Replication, Role, SCHEMA,
-    SideReport, StatusReport, VerdictReport,
+    AloneReport, Condition, Connection, CountersReport, Disk, EventReport, GenerationReport,
+    LoadReport, MirrorReport, NodeReport, PeerReport, ProgressReport, Refusal, Replication, Role,
+    SCHEMA, Severity, SideReport, StatusReport, VerdictReport,
 };
 use kagami::render::{Look, status};
 
@@ -371,4 +372,62 @@ fn a_node_without_mirrors_says_what_to_do() {
         status::status(&report, &Look::plain()),
         "alpha   no mirrors\n  next    make one with `kagami init NAME --size 20G`\n"
     );
+}
+
+/// Every name of a field, at any depth.
+fn names(value: &serde_json::Value, found: &mut Vec<String>) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            for (name, value) in fields {
+                found.push(name.clone());
+                names(value, found);
+            }
+        }
+        serde_json::Value::Array(values) => values.iter().for_each(|value| names(value, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn every_field_of_the_json_is_documented() {
+    let document = include_str!("../../docs/status-json.md");
+    let mut mirror = well();
+    mirror.progress = progress(false);
+    mirror.load = Some(LoadReport::default());
+    mirror.alone = Some(AloneReport {
+        since_ms: 0,
+        by: None,
+    });
+    mirror.verdict = verdict(16, "Forked", "", Refusal::SplitBrain);
+    let report = StatusReport {
+        mirrors: vec![mirror],
+        ..StatusReport::default()
+    };
+    let event = EventReport {
+        schema: SCHEMA,
+        time_ms: 0,
+        mirror: String::new(),
+        event: String::new(),
+        severity: Severity::Info,
+        text: String::new(),
+        facts: BTreeMap::new(),
+    };
+    let mut found = Vec::new();
+    names(&serde_json::to_value(report).unwrap(), &mut found);
+    names(&serde_json::to_value(event).unwrap(), &mut found);
+    let words = [
+        Condition::ALL
+            .iter()
+            .map(|word| word.to_string())
+            .collect::<Vec<_>>(),
+        Refusal::ALL.iter().map(ToString::to_string).collect(),
+        Disk::ALL.iter().map(ToString::to_string).collect(),
+        Replication::ALL.iter().map(ToString::to_string).collect(),
+    ];
+    for name in found.into_iter().chain(words.into_iter().flatten()) {
+        assert!(
+            document.contains(&format!("`{name}`")),
+            "{name} is not in docs/status-json.md"
+        );
+    }
 }
