@@ -199,13 +199,12 @@ impl Mirror {
     /// Takes the resynchronisation as far as it can go.
     pub(super) fn advance_resync(&mut self, out: &mut Actions) {
         match self.source_stage() {
-            None => {}
             Some(Stage::Copying) => {
                 self.send_chunks(out);
                 self.end_pass(out);
             }
             Some(Stage::Freezing) => self.leave_when_quiet(),
-            Some(Stage::Probing | Stage::Leaving | Stage::Offered | Stage::Settling) => {}
+            None | Some(Stage::Probing | Stage::Leaving | Stage::Offered | Stage::Settling) => {}
         }
     }
 
