@@ -116,6 +116,12 @@ impl Mirror {
 
     /// Takes changes of role as far as they can go.
     pub(super) fn advance_roles(&mut self, out: &mut Actions) {
+        if self.is_promoting_alone() && self.link.is_some() && !self.durable.is_changing() {
+            // The peer came back before permission did: it is asked instead.
+            if let Some(promoting) = &mut self.promoting {
+                promoting.stage = Promotion::Begin;
+            }
+        }
         if let Some(Promoting {
             stage: Promotion::Begin,
             ..
