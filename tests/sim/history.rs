@@ -100,13 +100,12 @@ impl History {
         entries.iter().any(|entry| entry.value == value && !replaced(entry))
     }
 
-    /// True if a write answered by `node` is what this value lacks.
-    pub fn lacks_answer_of(&self, sector: u64, value: Value, node: usize) -> bool {
-        self.sectors.get(&sector).is_some_and(|entries| {
-            let held = entries.iter().filter(|entry| entry.value == value);
-            let ended = held.map(|entry| entry.end).max().unwrap_or(0);
-            entries.iter().any(|entry| entry.answered && entry.by == node && entry.start > ended)
-        })
+    /// When the first answered write that replaced this value was answered.
+    pub fn replaced_at(&self, sector: u64, value: Value) -> Option<u64> {
+        let entries = self.sectors.get(&sector)?;
+        let ended = entries.iter().filter(|entry| entry.value == value).map(|entry| entry.end).max()?;
+        let later = entries.iter().filter(|later| later.answered && later.start > ended);
+        later.map(|later| later.end).min()
     }
 
     /// Answered writes were lost, as they may be, and this value is what is left.
@@ -220,7 +219,7 @@ mod tests {
         }
         let flushed = |history: &History, value| history.may_find(5, value, 30, Level::Flushed);
         assert!(!newest(&history, 1, 30) && flushed(&history, 1) && !flushed(&history, ZERO));
-        assert!(history.lacks_answer_of(5, 1, 0) && !history.lacks_answer_of(5, 2, 0));
+        assert_eq!((history.replaced_at(5, 1), history.replaced_at(5, 2)), (Some(21), None));
         assert_eq!(history.unflushed().collect::<Vec<_>>(), [5]);
         history.settle(5, 1);
         assert!(newest(&history, 1, 30) && !newest(&history, 2, 30));

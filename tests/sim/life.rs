@@ -72,7 +72,7 @@ impl World {
             settings: self.options.settings.clone(),
             boot: at.boot,
             token: at.token,
-            disk_usable: !at.store.failed && !at.store_gone,
+            disk_usable: !at.store.failed,
             unmap_zeroes: self.options.unmap_zeroes[node],
             tags,
         };

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BinaryHeap};
 
-use kagami_replicator::core::event::Event;
+use kagami_replicator::core::event::{Command, Event};
 use kagami_replicator::core::register::ArbiterAnswer;
 use kagami_replicator::core::state::{DiskId, MetaId, SessionId, Time};
 use kagami_replicator::core::{Action, Actions, TAGS};
@@ -69,6 +69,8 @@ pub enum Happening {
     Mend { fault: Fault, node: usize, change: u64 },
     /// An operator orders something.
     Order,
+    /// An operator gives a command that was planned.
+    Command { node: usize, command: Box<Command> },
     /// The faults are over: has the pair come to rest?
     Rest,
 }
@@ -295,6 +297,7 @@ impl World {
             Happening::Break => self.break_something(),
             Happening::Mend { fault, node, change } => self.mend(fault, node, change),
             Happening::Order => self.order(),
+            Happening::Command { node, command } => self.command(node, *command),
             Happening::Rest => self.rest(),
         }
     }
