@@ -1,0 +1,227 @@
+//! What a read may find: for each sector, the writes that no answered later one has replaced.
+//!
+//! A write is a span of time from its request to its answer (or to the moment from which nobody
+//! can answer it: its daemon died, it failed). It replaces those that had ended before it began,
+//! once it is answered. Of writes whose spans overlap any may be the last. A write without an
+//! answer may be found or not until it is replaced.
+//!
+//! Two levels: *newest*, what a read must find while no copy was lost, and *flushed*, what it
+//! must find whatever has crashed. Time is the world's count of events.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::content::{Value, ZERO};
+
+const OPEN: u64 = u64::MAX;
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    value: Value,
+    start: u64,
+    /// `OPEN` while its answer is awaited.
+    end: u64,
+    answered: bool,
+    flushed: bool,
+    by: usize,
+}
+
+/// What must be found at least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// No answered write is missing.
+    Newest,
+    /// No answered write that an answered flush covers is missing.
+    Flushed,
+}
+
+/// The writes of every sector.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    sectors: BTreeMap<u64, Vec<Entry>>,
+    /// Sectors with an answered write that no flush covers.
+    unflushed: BTreeSet<u64>,
+}
+
+const BEFORE_ALL: Entry = Entry {
+    value: ZERO,
+    start: 0,
+    end: 0,
+    answered: true,
+    flushed: true,
+    by: 0,
+};
+
+impl History {
+    /// The sector held this before anything was written.
+    pub fn preload(&mut self, sector: u64, value: Value) {
+        self.sectors.insert(sector, vec![Entry { value, ..BEFORE_ALL }]);
+    }
+
+    /// A write was asked for, at node `by`.
+    pub fn begin(&mut self, sector: u64, value: Value, start: u64, by: usize) {
+        let entries = self.sectors.entry(sector).or_insert_with(|| vec![BEFORE_ALL]);
+        entries.push(Entry {
+            value,
+            start,
+            end: OPEN,
+            answered: false,
+            flushed: false,
+            by,
+        });
+    }
+
+    /// The write that began at `start` ended: answered, or nobody will know.
+    pub fn end(&mut self, sector: u64, start: u64, end: u64, answered: bool) {
+        let Some(entries) = self.sectors.get_mut(&sector) else {
+            return;
+        };
+        if let Some(entry) = entries.iter_mut().find(|entry| entry.start == start) {
+            entry.end = end;
+            entry.answered = answered;
+            if answered {
+                self.unflushed.insert(sector);
+            }
+        }
+    }
+
+    /// True if a read that began at `bound` may find the value.
+    pub fn may_find(&self, sector: u64, value: Value, bound: u64, level: Level) -> bool {
+        let Some(entries) = self.sectors.get(&sector) else {
+            return value == ZERO;
+        };
+        let replaced = |entry: &Entry| {
+            entries.iter().any(|later| {
+                later.answered
+                    && (level == Level::Newest || later.flushed)
+                    && later.end <= bound
+                    && entry.end < later.start
+            })
+        };
+        entries.iter().any(|entry| entry.value == value && !replaced(entry))
+    }
+
+    /// When the first answered write that replaced this value was answered.
+    pub fn replaced_at(&self, sector: u64, value: Value) -> Option<u64> {
+        let entries = self.sectors.get(&sector)?;
+        let ended = entries.iter().filter(|entry| entry.value == value).map(|entry| entry.end).max()?;
+        let later = entries.iter().filter(|later| later.answered && later.start > ended);
+        later.map(|later| later.end).min()
+    }
+
+    /// Answered writes were lost, as they may be, and this value is what is left.
+    pub fn settle(&mut self, sector: u64, value: Value) {
+        if let Some(entries) = self.sectors.get_mut(&sector) {
+            entries.retain(|entry| entry.value == value || !entry.answered);
+        }
+    }
+
+    /// Sectors with answered writes that no flush covers.
+    pub fn unflushed(&self) -> impl Iterator<Item = u64> + '_ {
+        self.unflushed.iter().copied()
+    }
+
+    /// A flush that began at `start` was answered: what had been answered before is flushed.
+    pub fn flushed(&mut self, start: u64) {
+        let mut left = BTreeSet::new();
+        for sector in std::mem::take(&mut self.unflushed) {
+            if self.flush_sector(sector, |entry| entry.end < start) {
+                left.insert(sector);
+            }
+        }
+        self.unflushed = left;
+    }
+
+    /// The write that began at `start` was answered, and was to be flushed by itself.
+    pub fn flushed_one(&mut self, sector: u64, start: u64) {
+        if !self.flush_sector(sector, |entry| entry.start == start) {
+            self.unflushed.remove(&sector);
+        }
+    }
+
+    /// True if something answered is left unflushed.
+    fn flush_sector(&mut self, sector: u64, covers: impl Fn(&Entry) -> bool) -> bool {
+        let Some(entries) = self.sectors.get_mut(&sector) else {
+            return false;
+        };
+        let mut replaced_before = 0;
+        for entry in entries.iter_mut().filter(|entry| entry.answered && covers(entry)) {
+            entry.flushed = true;
+            replaced_before = replaced_before.max(entry.start);
+        }
+        entries.retain(|entry| entry.end >= replaced_before);
+        entries.iter().any(|entry| entry.answered && !entry.flushed)
+    }
+
+    /// The sectors that anything was ever written to.
+    pub fn sectors(&self) -> impl Iterator<Item = u64> + '_ {
+        self.sectors.keys().copied()
+    }
+
+    /// The writes that a read might find, for a person.
+    pub fn describe(&self, sector: u64) -> String {
+        let entries = self.sectors.get(&sector).map_or(&[][..], Vec::as_slice);
+        let one = |entry: &Entry| {
+            let writer = super::content::writer(entry.value);
+            let state = match (entry.end == OPEN, entry.answered, entry.flushed) {
+                (true, ..) => "under way",
+                (_, false, _) => "without an answer",
+                (_, _, false) => "answered",
+                (_, _, true) => "flushed",
+            };
+            let node = ["a", "b"][entry.by];
+            format!("w{writer} {state} at {node} (event {}..{})", entry.start, entry.end as i64)
+        };
+        entries.iter().map(one).collect::<Vec<_>>().join(", ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn newest(history: &History, value: Value, bound: u64) -> bool {
+        history.may_find(5, value, bound, Level::Newest)
+    }
+
+    #[test]
+    fn an_answered_write_replaces_what_ended_before_it() {
+        let mut history = History::default();
+        history.begin(5, 1, 10, 0);
+        assert!(newest(&history, ZERO, 11) && newest(&history, 1, 11));
+        history.end(5, 10, 12, true);
+        assert!(!newest(&history, ZERO, 12));
+        assert!(newest(&history, ZERO, 11), "a read that began before the answer");
+        history.begin(5, 2, 13, 0);
+        assert!(newest(&history, 1, 14) && newest(&history, 2, 14));
+        history.end(5, 13, 15, false);
+        assert!(newest(&history, 1, 20) && newest(&history, 2, 20), "nobody knows");
+    }
+
+    #[test]
+    fn of_overlapping_writes_any_may_be_last() {
+        let mut history = History::default();
+        history.begin(5, 1, 10, 0);
+        history.begin(5, 2, 11, 0);
+        history.end(5, 10, 12, true);
+        history.end(5, 11, 13, true);
+        assert!(newest(&history, 1, 20) && newest(&history, 2, 20) && !newest(&history, ZERO, 20));
+    }
+
+    #[test]
+    fn what_was_flushed_is_never_lost() {
+        let mut history = History::default();
+        for (value, start) in [(1, 10), (2, 20)] {
+            history.begin(5, value, start, 0);
+            history.end(5, start, start + 1, true);
+            if value == 1 {
+                history.flushed(15);
+            }
+        }
+        let flushed = |history: &History, value| history.may_find(5, value, 30, Level::Flushed);
+        assert!(!newest(&history, 1, 30) && flushed(&history, 1) && !flushed(&history, ZERO));
+        assert_eq!((history.replaced_at(5, 1), history.replaced_at(5, 2)), (Some(21), None));
+        assert_eq!(history.unflushed().collect::<Vec<_>>(), [5]);
+        history.settle(5, 1);
+        assert!(newest(&history, 1, 30) && !newest(&history, 2, 30));
+    }
+}

@@ -1,0 +1,512 @@
+//! The world: two nodes, the link, the arbiter, front ends and operators, on one line of time.
+//!
+//! Decides the order in which everything happens, all of it from the seed: each thing that can
+//! happen is a [`Happening`] with a time; the earliest is next, and of equal ones the first
+//! planned. The cores are handed their events and asked to check themselves; their actions are
+//! carried out here. What must hold is in `check`, what goes wrong in `faults`.
+
+use std::collections::{BTreeMap, BinaryHeap};
+
+use kagami_replicator::core::event::{Command, Event};
+use kagami_replicator::core::register::ArbiterAnswer;
+use kagami_replicator::core::state::{DiskId, MetaId, SessionId, Time};
+use kagami_replicator::core::{Action, Actions, TAGS};
+
+use super::arbiter::{Arbiter, Question};
+use super::check::{Ghost, Violation};
+use super::content::SECTORS;
+use super::faults::Fault;
+use super::history::History;
+use super::net::Net;
+use super::node::Node;
+use super::options::{First, Options};
+use super::orders::Ordered;
+use super::replay::Trace;
+use super::rng::Rng;
+use super::stats::Stats;
+use super::workload::Pending;
+
+/// What a check or a step comes to.
+pub type Checked<T = ()> = Result<T, Violation>;
+
+/// A millisecond of the world's time.
+pub const MS: u64 = 1_000_000;
+
+/// Something that is going to happen.
+#[derive(Clone, Debug)]
+pub enum Happening {
+    /// A disk operation ends.
+    Disk { node: usize, op: u64 },
+    /// A step of a metadata write is durable.
+    Metadata { node: usize, write: u64 },
+    /// A deadline that the daemon set.
+    Timer { node: usize, life: u64, timer: u64 },
+    /// Random tags that the daemon asked for.
+    Tags { node: usize, life: u64 },
+    /// A message may arrive.
+    Arrive { session: u64, from: usize, class: usize },
+    /// The nodes look for each other.
+    Dial,
+    /// An end of a session is told that it is open.
+    LinkUp { session: u64, node: usize },
+    /// An end of a session is told that it is gone.
+    LinkDown { session: u64, node: usize },
+    /// Nothing was heard for too long, if that blockade still lasts.
+    Silence { session: u64, node: usize, change: u64 },
+    /// A question reaches the arbiter.
+    Ask(Box<Question>),
+    /// Its answer reaches the asker.
+    Answer(Box<Question>, ArbiterAnswer),
+    /// A front end may send a request.
+    Client,
+    /// The daemon starts.
+    Start { node: usize },
+    /// The machine boots.
+    Boot { node: usize },
+    /// Something breaks.
+    Break,
+    /// What a fault broke is mended; `change` tells one blockade of the link from the next.
+    Mend { fault: Fault, node: usize, change: u64 },
+    /// An operator orders something.
+    Order,
+    /// An operator gives a command that was planned.
+    Command { node: usize, command: Box<Command> },
+    /// The faults are over: has the pair come to rest?
+    Rest,
+}
+
+#[derive(Debug)]
+struct Planned {
+    at: u64,
+    nth: u64,
+    what: Happening,
+}
+
+impl PartialEq for Planned {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.nth) == (other.at, other.nth)
+    }
+}
+impl Eq for Planned {}
+impl PartialOrd for Planned {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Planned {
+    // the earliest first: a BinaryHeap gives its greatest
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (other.at, other.nth).cmp(&(self.at, self.nth))
+    }
+}
+
+/// How far a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Load, faults and orders.
+    Storm,
+    /// The faults are over since then; the pair must come to rest.
+    Calm { since: u64 },
+    /// It has.
+    Over,
+}
+
+/// The world of one seed.
+#[derive(Debug)]
+pub struct World {
+    /// What the seed drew.
+    pub options: Options,
+    /// The world's time, ns.
+    pub now: u64,
+    /// Events given to cores, the clock of the history.
+    pub tick: u64,
+    /// How far the run is.
+    pub phase: Phase,
+    /// The two nodes.
+    pub nodes: [Node; 2],
+    /// The link.
+    pub net: Net,
+    /// The arbiter.
+    pub arbiter: Arbiter,
+    /// What may be read.
+    pub history: History,
+    /// Requests without an answer.
+    pub pending: BTreeMap<u64, Pending>,
+    /// Commands without an answer.
+    pub ordered: BTreeMap<u64, Ordered>,
+    /// What the checks remember.
+    pub ghost: Ghost,
+    /// What is counted.
+    pub stats: Stats,
+    /// Where a trace goes, if one is wanted.
+    pub trace: Trace,
+    /// Draws of the load.
+    pub load_rng: Rng,
+    /// Draws of delays.
+    pub rng: Rng,
+    /// Draws of faults and orders.
+    pub fault_rng: Rng,
+    /// Draws of the checks, so that they change no run.
+    pub check_rng: Rng,
+    /// Requests and commands sent so far: their ids.
+    pub sent: u64,
+    /// Writes so far: their numbers.
+    pub writes: u32,
+    heap: BinaryHeap<Planned>,
+    planned: u64,
+    actions: Actions,
+}
+
+impl World {
+    /// The world of a seed at its beginning.
+    pub fn new(seed: u64, trace: Trace) -> Self {
+        let mut rng = Rng::new(seed);
+        let options = Options::draw(seed, &mut rng);
+        let nodes = [0, 1].map(|index| Node::new(index, &options, &mut rng));
+        let mut world = Self {
+            now: 0,
+            tick: 1,
+            phase: Phase::Storm,
+            nodes,
+            net: Net::default(),
+            arbiter: Arbiter::default(),
+            history: History::default(),
+            pending: BTreeMap::new(),
+            ordered: BTreeMap::new(),
+            ghost: Ghost::default(),
+            stats: Stats::default(),
+            trace,
+            load_rng: rng.fork(),
+            fault_rng: rng.fork(),
+            check_rng: rng.fork(),
+            rng,
+            sent: 0,
+            writes: 0,
+            heap: BinaryHeap::new(),
+            planned: 0,
+            actions: Actions::new(),
+            options,
+        };
+        world.trace.line(|| world.options.to_string());
+        world.preload();
+        for node in 0..2 {
+            world.ghost.saw_record(node, world.nodes[node].meta.record());
+            let delay = world.rng.below(50 * MS);
+            world.plan(delay, Happening::Start { node });
+            world.nodes[node].starting = true;
+        }
+        world.plan(MS, Happening::Client);
+        world.plan(60 * MS, Happening::Order);
+        if let Some(every) = world.options.fault_every_ns {
+            let delay = world.fault_rng.around(every);
+            world.plan(delay, Happening::Break);
+        }
+        world
+    }
+
+    /// What the kept disk holds before the mirror is made.
+    fn preload(&mut self) {
+        let First::Keep(keeper) = self.options.first else {
+            return;
+        };
+        for nth in 0..self.options.hot_spots.len() {
+            let block = self.options.hot_spots[nth];
+            self.writes += 1;
+            let first = block * SECTORS as u64;
+            let number = self.writes;
+            let values = std::array::from_fn(|nth| super::content::value(first + nth as u64, number));
+            self.nodes[keeper].store.preload(block, values);
+            for (sector, value) in (first..).zip(values) {
+                self.history.preload(sector, value);
+            }
+            // the other disk holds anything: here, what nobody wrote
+            self.ghost.touched.insert(block);
+        }
+    }
+
+    /// Plans something for `delay` from now.
+    pub fn plan(&mut self, delay: u64, what: Happening) {
+        self.plan_at(self.now + delay, what);
+    }
+
+    /// Plans something for a moment, or for now if that has passed.
+    pub fn plan_at(&mut self, at: u64, what: Happening) {
+        self.planned += 1;
+        self.heap.push(Planned {
+            at: at.max(self.now),
+            nth: self.planned,
+            what,
+        });
+    }
+
+    /// Runs to the end.
+    ///
+    /// # Errors
+    /// The first violation.
+    pub fn run(&mut self) -> Checked {
+        while self.phase != Phase::Over {
+            let next = self.heap.pop().expect("something is always planned");
+            self.now = next.at;
+            self.happen(next.what)?;
+        }
+        Ok(())
+    }
+
+    fn happen(&mut self, what: Happening) -> Checked {
+        match what {
+            Happening::Disk { node, op } => self.end_disk(node, op),
+            Happening::Metadata { node, write } => self.step_metadata(node, write),
+            Happening::Timer { node, life, timer } => {
+                let at = &self.nodes[node];
+                if at.life == life && at.timer == timer && at.mirror.is_some() {
+                    return self.feed(node, Event::Timer);
+                }
+                Ok(())
+            }
+            Happening::Tags { node, life } => {
+                if self.lives(node, life) {
+                    let tags = (0..TAGS).map(|_| self.rng.next_u64()).collect();
+                    return self.feed(node, Event::Tags(tags));
+                }
+                Ok(())
+            }
+            Happening::Arrive { session, from, class } => self.arrive(session, from, class),
+            Happening::Dial => self.dial(),
+            Happening::LinkUp { session, node } => self.link_up(session, node),
+            Happening::LinkDown { session, node } => self.link_down(session, node, "the peer has gone"),
+            Happening::Silence { session, node, change } => {
+                if self.net.changes == change && self.net.blocked != [false, false] {
+                    return self.link_down(session, node, "nothing heard");
+                }
+                Ok(())
+            }
+            Happening::Ask(question) => self.reach_arbiter(question),
+            Happening::Answer(question, answer) => {
+                if self.lives(question.node, question.life) {
+                    let attempt = question.attempt;
+                    return self.feed(question.node, Event::Arbiter { attempt, answer });
+                }
+                Ok(())
+            }
+            Happening::Client => self.client(),
+            Happening::Start { node } => self.start(node),
+            Happening::Boot { node } => {
+                self.boot(node);
+                Ok(())
+            }
+            Happening::Break => self.break_something(),
+            Happening::Mend { fault, node, change } => self.mend(fault, node, change),
+            Happening::Order => self.order(),
+            Happening::Command { node, command } => self.command(node, *command),
+            Happening::Rest => self.rest(),
+        }
+    }
+
+    /// True if this life of the node's daemon goes on.
+    pub fn lives(&self, node: usize, life: u64) -> bool {
+        self.nodes[node].life == life && self.nodes[node].mirror.is_some()
+    }
+
+    /// What the node's clock shows.
+    pub fn local(&self, node: usize) -> Time {
+        self.nodes[node].clock.local(self.now)
+    }
+
+    /// Hands an event to a node's core, if its daemon lives, and carries out what it wants.
+    ///
+    /// # Errors
+    /// A violation that shows now.
+    pub fn feed(&mut self, node: usize, event: Event) -> Checked {
+        let now = self.local(node);
+        self.tick += 1;
+        self.stats.steps += 1;
+        let Some(mirror) = self.nodes[node].mirror.as_mut() else {
+            return Ok(());
+        };
+        self.trace.event(self.now, self.tick, self.nodes[node].name, &event);
+        self.stats.event(mirror, &event);
+        let mut actions = std::mem::take(&mut self.actions);
+        mirror.handle(now, event, &mut actions);
+        mirror.check();
+        self.carry_out(node, &mut actions)?;
+        actions.clear();
+        self.actions = actions;
+        self.after_step(node)
+    }
+
+    /// Carries out a core's actions in their order.
+    pub fn carry_out(&mut self, node: usize, actions: &mut Actions) -> Checked {
+        let life = self.nodes[node].life;
+        for action in actions.drain(..) {
+            if !self.lives(node, life) {
+                break; // a clean stop was among them
+            }
+            self.trace.action(self.nodes[node].name, &action);
+            self.carry_out_one(node, life, action)?;
+        }
+        Ok(())
+    }
+
+    fn carry_out_one(&mut self, node: usize, life: u64, action: Action) -> Checked {
+        match action {
+            Action::Disk { id, op } => {
+                self.check_disk_op(node, &op)?;
+                let op_id = life << 40 | id.0;
+                self.nodes[node].store.submit(op_id, op, &mut self.rng);
+                let delay = self.disk_delay(node);
+                self.plan(delay, Happening::Disk { node, op: op_id });
+            }
+            Action::Metadata { id, steps } => {
+                assert!(!steps.is_empty(), "a metadata write of nothing");
+                let write = life << 40 | id.0;
+                self.nodes[node].meta.submit(write, steps);
+                let delay = self.rng.around(self.options.meta_ns);
+                self.plan(delay, Happening::Metadata { node, write });
+            }
+            Action::Send { session, class, message } => self.send(node, session, class, &message)?,
+            Action::CloseSession { session, reason: _ } => self.close(session, node),
+            Action::WantSession { from } => {
+                self.nodes[node].want = from;
+                if let Some(from) = from {
+                    let at = self.nodes[node].clock.world(from);
+                    let delay = self.rng.around(2 * MS);
+                    self.plan_at(at.saturating_add(delay), Happening::Dial);
+                }
+            }
+            Action::AskArbiter { attempt, ask } => {
+                let question = Question {
+                    node,
+                    life,
+                    attempt,
+                    ask,
+                };
+                self.ask_arbiter(question);
+            }
+            Action::Complete { id, result } => self.complete(node, id.0, result)?,
+            Action::CommandDone { id, result } => self.command_done(node, id.0, result)?,
+            Action::SetTimer { at } => {
+                self.nodes[node].timer += 1;
+                if let Some(at) = at {
+                    let timer = self.nodes[node].timer;
+                    // the host is woken a little late
+                    let at = self.nodes[node].clock.world(at).saturating_add(self.rng.around(50_000));
+                    self.plan_at(at, Happening::Timer { node, life, timer });
+                }
+            }
+            Action::DrawTags(_) => self.plan(10_000, Happening::Tags { node, life }),
+            Action::BreakToken => self.nodes[node].token = false,
+            Action::Report(notice) => self.noticed(node, &notice)?,
+        }
+        Ok(())
+    }
+
+    fn disk_delay(&mut self, node: usize) -> u64 {
+        let at = &self.nodes[node];
+        let waits = at.stalled_until.saturating_sub(self.now);
+        waits + self.rng.around(self.options.disk_ns * at.slow)
+    }
+
+    fn end_disk(&mut self, node: usize, op: u64) -> Checked {
+        let at = &mut self.nodes[node];
+        if !at.store.has(op) {
+            return Ok(()); // the machine crashed since
+        }
+        if at.stalled_until > self.now {
+            let until = at.stalled_until;
+            let delay = self.rng.around(self.options.disk_ns);
+            self.plan_at(until + delay, Happening::Disk { node, op });
+            return Ok(());
+        }
+        let touched = &mut self.ghost.touched;
+        let result = at.store.complete(op, &mut |block| {
+            touched.insert(block);
+        });
+        let (life, id) = (op >> 40, DiskId(op & ((1 << 40) - 1)));
+        if self.lives(node, life) {
+            return self.feed(node, Event::Disk { id, result });
+        }
+        self.trace.line(|| format!("          {} a dead daemon's disk operation ends", self.nodes[node].name));
+        Ok(())
+    }
+
+    fn step_metadata(&mut self, node: usize, write: u64) -> Checked {
+        if !self.nodes[node].meta.has(write) {
+            return Ok(()); // the machine crashed since
+        }
+        let last = self.nodes[node].meta.step(write);
+        self.ghost_record(node)?;
+        if !last {
+            let delay = self.rng.around(self.options.meta_ns);
+            self.plan(delay, Happening::Metadata { node, write });
+            return Ok(());
+        }
+        let (life, id) = (write >> 40, MetaId(write & ((1 << 40) - 1)));
+        if self.nodes[node].repairing == Some(write) {
+            return self.repaired(node);
+        }
+        if self.lives(node, life) {
+            return self.feed(node, Event::MetadataDone { id, result: Ok(()) });
+        }
+        Ok(())
+    }
+
+    fn ask_arbiter(&mut self, question: Question) {
+        self.stats.questions += 1;
+        match self.rng.below(100) {
+            0..4 => {} // lost
+            4..7 => {
+                // late: its asker may have given it up, or be dead
+                let delay = self.options.settings.arbiter_timeout_ms * MS * self.rng.between(1, 5);
+                self.plan(delay, Happening::Ask(Box::new(question)));
+            }
+            7..9 => {
+                let delay = self.rng.around(self.options.arbiter_ns);
+                self.plan(delay, Happening::Ask(Box::new(question.clone())));
+                self.plan(3 * delay, Happening::Ask(Box::new(question)));
+            }
+            _ => {
+                let delay = self.rng.around(self.options.arbiter_ns);
+                self.plan(delay, Happening::Ask(Box::new(question)));
+            }
+        }
+    }
+
+    fn reach_arbiter(&mut self, question: Box<Question>) -> Checked {
+        if self.arbiter.down {
+            if self.rng.coin() {
+                let why = ArbiterAnswer::Unreachable("connection refused".to_owned());
+                self.plan(self.options.arbiter_ns, Happening::Answer(question, why));
+            }
+            return Ok(());
+        }
+        let answer = self.arbiter.answer(&question.ask);
+        self.trace.line(|| {
+            let name = self.nodes[question.node].name;
+            format!("          arbiter {:?} of {name} -> {answer:?}", question.ask)
+        });
+        self.check_register(&question, &answer)?;
+        if self.rng.percent(4) {
+            return Ok(()); // the answer is lost
+        }
+        let mut delay = self.rng.around(self.options.arbiter_ns);
+        if self.rng.percent(4) {
+            delay += self.options.settings.arbiter_timeout_ms * MS * self.rng.between(1, 4);
+        }
+        if self.rng.percent(3) {
+            self.plan(delay * 2, Happening::Answer(question.clone(), answer.clone()));
+        }
+        self.plan(delay, Happening::Answer(question, answer));
+        Ok(())
+    }
+
+    /// The session of the world behind a node's session, and whether that is the node's.
+    pub fn world_session(session: SessionId, node: usize) -> u64 {
+        assert_eq!(session.0 & 1, node as u64, "a session of the other node");
+        session.0 >> 1
+    }
+
+    /// A node's name for a session of the world.
+    pub fn node_session(session: u64, node: usize) -> SessionId {
+        SessionId(session << 1 | node as u64)
+    }
+}
