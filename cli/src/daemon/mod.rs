@@ -12,6 +12,7 @@ use tokio::sync::{Mutex, broadcast, watch};
 use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
 
+pub mod device;
 pub mod engine;
 pub mod log;
 pub mod notice;
