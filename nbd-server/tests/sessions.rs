@@ -231,7 +231,10 @@ fn a_secondary_says_who_is_primary() {
 #[test]
 fn requests_run_side_by_side_and_flags_arrive() {
     let server = TestServer::start();
-    server.run(|bench| bench.device("disk").hold.set(true));
+    server.run(|bench| {
+        bench.device("disk").hold.set(true);
+        *bench.device("disk").log.borrow_mut() = Some(Vec::new());
+    });
     let mut client = Client::connected(&server.path, "disk", false);
     client.send(&write_bytes(cmd_flag::FUA, 1, 0, &[7; 512]));
     client.request(cmd_flag::FUA, cmd::TRIM, 2, 4096, 8192);
@@ -244,7 +247,7 @@ fn requests_run_side_by_side_and_flags_arrive() {
     server.wait_for("six requests", |bench| {
         bench.device("disk").held.borrow().len() == 6
     });
-    let log = server.run(|bench| bench.device("disk").log.take());
+    let log = server.run(|bench| bench.device("disk").log.take().expect("a log"));
     assert_eq!(
         log,
         [
