@@ -248,7 +248,7 @@ fn a_secondarys_refusal_reaches_the_user() {
         bench
             .device("disk")
             .memory
-            .set_refusal(Some(Refusal::policy(text)))
+            .set_refusal(Some(Refusal::policy(text)));
     });
     // libnbd's programs show the error's number, its debugging output and qemu the sentence.
     let error = fail(
@@ -287,7 +287,7 @@ fn qemu_converts_compares_and_verifies() {
                 min_block: 4096,
                 ..DeviceInfo::new(SIZE)
             },
-        )
+        );
     });
     let file = server.dir.path().join("image").display().to_string();
     image(Path::new(&file), SIZE as usize);
