@@ -350,7 +350,7 @@ fn fio_verifies() {
     assert!(server.run(|bench| bench.device("disk").memory.flushes()) > 0);
 }
 
-/// The `nbd` crate: a blocking sketch by somebody else, EXPORT_NAME and simple replies.
+/// The `nbd` crate: a blocking sketch by somebody else, `EXPORT_NAME` and simple replies.
 #[test]
 fn the_nbd_crate_reads_and_writes() {
     trait Wire: Read + Write {}
