@@ -8,7 +8,7 @@ use std::fmt;
 use kagami_bitmap::superblock::Record;
 use kagami_replicator::core::decide::{Refused, Verdict};
 use kagami_replicator::core::disk::DiskOp;
-use kagami_replicator::core::event::IoError;
+use kagami_replicator::core::event::{Command, IoError};
 use kagami_replicator::core::register::Register;
 use kagami_replicator::core::state::{Protocol, Role};
 use kagami_replicator::core::{Connection, DiskState};
@@ -17,6 +17,7 @@ use super::content::{self, BlockValue, SECTORS, Value};
 use super::faults::Fault;
 use super::history::Level;
 use super::lines::Term;
+use super::orders::Ordered;
 use super::workload::{Op, Pending};
 use super::world::{Checked, World};
 
@@ -142,7 +143,14 @@ impl World {
     pub(super) fn check_refusal(&self, node: usize, pending: &Pending, error: IoError) -> Checked {
         let role = self.nodes[node].mirror.as_ref().map(|mirror| mirror.role());
         let there = match error {
-            IoError::NotPrimary => role == Some(Role::Secondary) || self.nodes[node].seen.role == Role::Secondary,
+            IoError::NotPrimary => {
+                let stepping_down = |ordered: &Ordered| {
+                    ordered.node == node && matches!(ordered.command, Command::Demote { .. } | Command::Stop)
+                };
+                role == Some(Role::Secondary)
+                    || self.nodes[node].seen.role == Role::Secondary
+                    || self.ordered.values().any(stepping_down)
+            }
             IoError::Io => {
                 let faults = [Fault::ReadFails, Fault::DiskFails, Fault::FlushFails];
                 faults.iter().any(|fault| self.stats.count(*fault) > 0) || role == Some(Role::Secondary)
@@ -153,7 +161,7 @@ impl World {
         if there {
             return Ok(());
         }
-        let what = format!("{} refuses {:?} with {error:?}", self.nodes[node].name, pending.op);
+        let what = format!("{} refuses {} with {error:?}", self.nodes[node].name, brief(&pending.op));
         Err(self.violation("Liveness", what))
     }
 
@@ -163,7 +171,7 @@ impl World {
         if now == Some(Role::Primary) || self.nodes[node].seen.role == Role::Primary {
             return Ok(());
         }
-        let what = format!("{} answers {:?} as Secondary", self.nodes[node].name, pending.op);
+        let what = format!("{} answers {} as Secondary", self.nodes[node].name, brief(&pending.op));
         Err(self.violation("One-writer", what))
     }
 
@@ -303,7 +311,7 @@ impl World {
                 if lost(0) || lost(1) {
                     return Ok(());
                 }
-                let what = format!("{name} answers {:?}, which no copy holds", brief(&pending.op));
+                let what = format!("{name} answers {}, which no copy holds", brief(&pending.op));
                 return Err(self.violation("Read-your-writes", what));
             }
             (true, false) => node,
@@ -318,7 +326,7 @@ impl World {
         let shared = holder.current.is_none_or(|current| other.in_line(current.tag));
         if shared {
             let what = format!(
-                "{name} answers {:?}, which only {} holds, in generation {:?}, which the other copy has",
+                "{name} answers {}, which only {} holds, in generation {:?}, which the other copy has",
                 brief(&pending.op),
                 self.nodes[copy].name,
                 holder.current.map(|current| current.counter),
@@ -378,12 +386,13 @@ impl World {
             );
         }
         for pending in self.pending.values().take(3) {
-            what += &format!("; waits: {:?} at {}", brief(&pending.op), self.nodes[pending.node].name);
+            what += &format!("; waits: {} at {}", brief(&pending.op), self.nodes[pending.node].name);
         }
         for ordered in self.ordered.values().take(3) {
             what += &format!("; waits: {:?} at {}", ordered.command, self.nodes[ordered.node].name);
         }
-        what += &format!("; register {:?}", self.arbiter.register());
+        let current = |node: usize| self.nodes[node].meta.record().and_then(|record| record.current);
+        what += &format!("; generations {:x?} / {:x?}, register {:x?}", current(0), current(1), self.arbiter.register());
         self.violation("Converges", what)
     }
 }

@@ -4,7 +4,12 @@
 //! write, a handshake, a resynchronisation or another fault. What a fault broke is mended after
 //! a while, so that runs come back to the states in which more can happen.
 
+use kagami_replicator::core::DiskState;
+
 use super::world::{Checked, Happening, MS, Phase, World};
+
+/// Mends what is no fault of the disk.
+const RESTART: u64 = 1;
 
 /// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -156,7 +161,7 @@ impl World {
                 self.nodes[node].store.fail_flush |= fits;
                 if fits {
                     self.nodes[node].store_suspect = true;
-                    self.plan(lasts + 2 * timeout, Happening::Mend { fault: Fault::DiskFails, node, change: 1 });
+                    self.plan(lasts + 2 * timeout, Happening::Mend { fault: Fault::DiskFails, node, change });
                 }
                 fits
             }
@@ -225,6 +230,13 @@ impl World {
             Fault::DiskSlow => self.nodes[node].slow = 1,
             Fault::StoreFull => self.nodes[node].store.full = false,
             Fault::ArbiterDown => self.arbiter.down = false,
+            Fault::DiskFails if change == RESTART => {
+                let at = &self.nodes[node];
+                if !at.store_suspect && at.seen.disk == DiskState::Failed {
+                    self.die(node);
+                    self.start_in(node, MS);
+                }
+            }
             Fault::DiskFails => {
                 if self.nodes[node].store_suspect {
                     self.trace.line(|| format!("{:>10} {name} disk is back", self.now / 1000));
@@ -234,6 +246,14 @@ impl World {
             _ => {}
         }
         Ok(())
+    }
+
+    /// The copy counts as failed, though the disk does not (it was full): an operator restarts
+    /// the daemon.
+    pub(super) fn restart_later(&mut self, node: usize) {
+        let delay = self.fault_rng.around(self.options.order_every_ns);
+        let (fault, change) = (Fault::DiskFails, RESTART);
+        self.plan(delay, Happening::Mend { fault, node, change });
     }
 
     /// An operator restarts the daemon with the disk that had failed: it is there again, with
