@@ -163,9 +163,16 @@ impl Bits {
         Some(index * 64 + self.words[index].trailing_zeros() as usize)
     }
 
-    /// The first number of `from..to` that is in the set; for short spans.
-    pub(crate) fn next_in(&self, from: usize, to: usize) -> Option<usize> {
-        self.next(from).filter(|&found| found < to)
+    /// True if any of `from..to` is in the set; for spans of at most 64.
+    pub(crate) fn any_in(&self, from: usize, to: usize) -> bool {
+        debug_assert!(from < to && to - from <= 64);
+        let (first, last) = (from / 64, (to - 1) / 64);
+        if first == last {
+            self.words[first] & mask(from % 64, to - first * 64) != 0
+        } else {
+            self.words[first] & mask(from % 64, 64) != 0
+                || self.words[last] & mask(0, to - last * 64) != 0
+        }
     }
 
     /// The first number at or after `from` that is not in the set, at most `to`.
@@ -241,6 +248,17 @@ mod tests {
             (8194, 12291),
         ] {
             assert_eq!(bits.count_in(from, to), count(from, to), "{from}..{to}");
+        }
+    }
+
+    #[test]
+    fn sees_short_spans() {
+        let mut bits = Bits::new(200);
+        bits.set(63, 65);
+        for (from, to) in (0..199).flat_map(|from| [(from, from + 1), (from, (from + 24).min(200))])
+        {
+            let expected = (from..to).any(|bit| bit == 63 || bit == 64);
+            assert_eq!(bits.any_in(from, to), expected, "{from}..{to}");
         }
     }
 

@@ -371,13 +371,16 @@ impl DirtyBitmap {
     fn on_marked(&mut self, extent: Extent) {
         let bit = extent.0 as usize;
         if self.lacks.set(bit, bit + 1) > 0 {
-            self.settle(extent);
+            let page = (extent.0 / EXTENTS_PER_PAGE) as usize;
+            self.stale.set(page, page + 1);
         }
     }
 
     fn on_cleared(&mut self, extent: Extent) {
         let bit = extent.0 as usize;
-        self.over.set(bit, bit + 1);
+        if self.on_page.contains(bit) {
+            self.over.set(bit, bit + 1);
+        }
         self.settle(extent);
     }
 
@@ -391,19 +394,12 @@ impl DirtyBitmap {
             self.over.clear(bit, bit + 1);
         }
         let page = (extent.0 / EXTENTS_PER_PAGE) as usize;
-        if self.lacks.contains(bit) || self.over.contains(bit) {
+        let first = page * EXTENTS_PER_PAGE as usize;
+        let end = (first + EXTENTS_PER_PAGE as usize).min(self.lacks.len());
+        if self.lacks.any_in(first, end) || self.over.any_in(first, end) {
             self.stale.set(page, page + 1);
         } else {
-            let first = page * EXTENTS_PER_PAGE as usize;
-            let end = (first + EXTENTS_PER_PAGE as usize).min(self.lacks.len());
-            if self
-                .lacks
-                .next_in(first, end)
-                .or(self.over.next_in(first, end))
-                .is_none()
-            {
-                self.stale.clear(page, page + 1);
-            }
+            self.stale.clear(page, page + 1);
         }
     }
 

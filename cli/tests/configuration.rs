@@ -81,10 +81,11 @@ fn unknown_keys_and_sections() {
         "colour = ",
         "k.toml:17: unknown key `colour` in [mirror.pg.resync]\n  next: there are `latency-target`, `max-rate`, `window`, `checksum-first`",
     );
-    refused("[peer.beta]", "[pear.beta]",
-        "k.toml:13: [mirror.pg] peer: there is no [peer.beta]\n  next: add [peer.beta], or remove `peer` and run `kagami pair pg`"
-            .replace("k.toml:13: [mirror.pg] peer: there is no [peer.beta]\n  next: add [peer.beta], or remove `peer` and run `kagami pair pg`",
-                "k.toml:19: unknown section [pear]\n  next: did you mean [peer]?").as_str());
+    refused(
+        "[peer.beta]",
+        "[pear.beta]",
+        "k.toml:19: unknown section [pear]\n  next: did you mean [peer]?",
+    );
     refused(
         "[peer.beta]",
         "[peer]",
@@ -128,9 +129,11 @@ fn wrong_values() {
         "size = \"20s\"",
         "k.toml:8: [mirror.pg] size: `20s` has a unit of time where a size belongs\n  next: write a size like \"20G\", \"512MiB\" or a number of bytes",
     );
-    refused("size = \"20G\"", "size = 5000001",
-        "k.toml:8: [mirror.pg] size: 5000001 bytes are not a multiple of 4096\n  next: write 4997120 or 5001216"
-            .replace("4997120 or 5001216", &format!("{} or {}", 5_000_001 / 4096 * 4096, 5_000_001 / 4096 * 4096 + 4096)).as_str());
+    refused(
+        "size = \"20G\"",
+        "size = 5000001",
+        "k.toml:8: [mirror.pg] size: 5000001 bytes are not a multiple of 4096\n  next: write 4997120 or 5001216",
+    );
     refused(
         "size = \"20G\"",
         "size = -1",
@@ -258,12 +261,12 @@ fn what_keys_mean_together() {
     refused(
         "sha256:2222222222222222222222222222222222222222222222222222222222222222",
         "sha256:1111111111111111111111111111111111111111111111111111111111111111",
-        "k.toml:29: [arbiter.witness1] fingerprints: the key is that of [peer.beta]\n  next: an arbiter is a third machine: whoever holds a copy can't decide between the copies",
+        "k.toml:28: [arbiter.witness1] fingerprints: the key is that of [peer.beta]\n  next: an arbiter is a third machine: whoever holds a copy can't decide between the copies",
     );
     let renamed = GOOD.replace("witness1", "beta");
     assert_eq!(
         parse(&renamed).unwrap_err(),
-        "k.toml:28: [arbiter.beta] has the name of a peer\n  next: an arbiter is a third machine: whoever holds a copy can't decide between the copies"
+        "k.toml:27: [arbiter.beta] has the name of a peer\n  next: an arbiter is a third machine: whoever holds a copy can't decide between the copies"
     );
     refused(
         "[mirror.pg.resync]",
@@ -287,8 +290,14 @@ fn what_keys_mean_together() {
         "[nbd]\nlisten = [\"127.0.0.1:10809\"]\nkey = \"/k\"\n[peer.beta]",
         "k.toml:21: [nbd] key without `certificate`\n  next: TLS needs `certificate` and `key`",
     );
-    refused("listen = [\"10.0.0.1:7789\"]", &format!("run-dir = \"/{}\"\ncontrol = \"/c\"", "x".repeat(110)),
-        &format!("k.toml:6: [mirror.pg] nbd-socket: /{}/pg.nbd is longer than a socket's path may be (107 bytes)\n  next: name a shorter `nbd-socket`, or a shorter `run-dir` in [node]", "x".repeat(110)).replace("k.toml:6", "k.toml:7"));
+    refused(
+        "listen = [\"10.0.0.1:7789\"]",
+        &format!("run-dir = \"/{}\"\ncontrol = \"/c\"", "x".repeat(110)),
+        &format!(
+            "k.toml:7: [mirror.pg] nbd-socket: /{}/pg.nbd is longer than a socket's path may be (107 bytes)\n  next: name a shorter `nbd-socket`, or a shorter `run-dir` in [node]",
+            "x".repeat(110)
+        ),
+    );
 }
 
 #[test]

@@ -69,7 +69,7 @@ async fn connected(link: &Link, with: NodeId, events: &mut Vec<LinkEvent>) -> Se
 }
 
 /// Answers every frame with a payload; every 16th when it is bulk.
-fn serve(key: NodeKey, peer: PeerConfig, address: mpsc::Sender<std::net::SocketAddr>) {
+fn serve(key: NodeKey, peer: PeerConfig, address: &mpsc::Sender<std::net::SocketAddr>) {
     tokio_uring::start(async {
         let with = peer.node;
         let link = Link::new(config(NodeId(2), peer), key, Heap).expect("a link");
@@ -114,11 +114,11 @@ async fn writes(
     time: Duration,
 ) -> (Histogram<u64>, f64) {
     let payload = Bytes::from(vec![0x5a; 4096]);
-    let mut sent = vec![Instant::now(); depth as usize];
+    let mut began = vec![Instant::now(); depth as usize];
     let mut events = Vec::new();
     let mut times = Histogram::new(3).expect("three digits");
-    let send = |sent: &mut Vec<Instant>, slot: u64| {
-        sent[slot as usize] = Instant::now();
+    let send = |began: &mut Vec<Instant>, slot: u64| {
+        began[slot as usize] = Instant::now();
         let head = Bytes::copy_from_slice(&[slot.to_le_bytes(), [0; 8], [0; 8], [0; 8]].concat());
         link.send(
             session,
@@ -131,7 +131,7 @@ async fn writes(
         );
     };
     let start = Instant::now();
-    (0..depth).for_each(|slot| send(&mut sent, slot));
+    (0..depth).for_each(|slot| send(&mut began, slot));
     while start.elapsed() < time {
         link.ready().await;
         link.drain(&mut events);
@@ -141,9 +141,9 @@ async fn writes(
             };
             let slot = u64::from_le_bytes(frame.head[..8].try_into().expect("eight bytes"));
             times
-                .record(sent[slot as usize].elapsed().as_nanos() as u64)
+                .record(began[slot as usize].elapsed().as_nanos() as u64)
                 .expect("in range");
-            send(&mut sent, slot);
+            send(&mut began, slot);
         }
     }
     let rate = times.len() as f64 / start.elapsed().as_secs_f64();
@@ -193,7 +193,7 @@ fn main() {
     let of_a = peer(NodeId(1), vec![], &key_a);
     let mut of_b = peer(NodeId(2), vec![], &key_b);
     let (sender, address) = mpsc::channel();
-    let server = std::thread::spawn(move || serve(key_b, of_a, sender));
+    let server = std::thread::spawn(move || serve(key_b, of_a, &sender));
     of_b.addresses = vec![address.recv().expect("the server listens")];
     tokio_uring::start(async {
         let link = Link::new(config(NodeId(1), of_b), key_a, Heap).expect("a link");

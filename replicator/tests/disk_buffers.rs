@@ -81,8 +81,8 @@ fn front_ends_leave_the_reserve_to_the_peer_and_the_peer_some_to_copies() {
 fn a_waiter_is_woken_by_a_return_and_served_in_order() {
     let pool = pool(MIB, 0);
     let all = pool.alloc(MIB, Share::FrontEnd).expect("room");
-    let wakes = Arc::new(Wakes::default());
-    let waker = Waker::from(Arc::clone(&wakes));
+    let woken = Arc::new(Wakes::default());
+    let waker = Waker::from(Arc::clone(&woken));
     let mut context = Context::from_waker(&waker);
     let mut first = pin!(pool.wait_alloc(MIB, Share::FrontEnd));
     let mut second = pin!(pool.wait_alloc(PAGE, Share::FrontEnd));
@@ -90,7 +90,7 @@ fn a_waiter_is_woken_by_a_return_and_served_in_order() {
     assert!(second.as_mut().poll(&mut context).is_pending());
     assert_eq!(pool.stats().waiting, 2);
     thread::spawn(move || drop(all)).join().expect("no panic");
-    assert_eq!(wakes.0.load(Ordering::SeqCst), 1);
+    assert_eq!(woken.0.load(Ordering::SeqCst), 1);
     // Nobody overtakes: not the second waiter, not one that comes now.
     assert!(second.as_mut().poll(&mut context).is_pending());
     assert!(pool.alloc(PAGE, Share::FrontEnd).is_none());
@@ -123,15 +123,15 @@ fn a_waiter_of_a_deeper_share_goes_first() {
 fn a_waiter_that_gives_up_lets_the_next_one_go_on() {
     let pool = pool(MIB, 0);
     let most = pool.alloc(MIB - PAGE, Share::FrontEnd).expect("room");
-    let wakes = Arc::new(Wakes::default());
-    let waker = Waker::from(Arc::clone(&wakes));
+    let woken = Arc::new(Wakes::default());
+    let waker = Waker::from(Arc::clone(&woken));
     let mut context = Context::from_waker(&waker);
     let mut large = Box::pin(pool.wait_alloc(MIB, Share::FrontEnd));
     let mut small = pin!(pool.wait_alloc(PAGE, Share::FrontEnd));
     assert!(large.as_mut().poll(&mut context).is_pending());
     assert!(small.as_mut().poll(&mut context).is_pending());
     drop(large);
-    assert!(wakes.0.load(Ordering::SeqCst) > 0);
+    assert!(woken.0.load(Ordering::SeqCst) > 0);
     assert!(small.as_mut().poll(&mut context).is_ready());
     drop(most);
 }

@@ -118,7 +118,7 @@ fn the_newer_connection_of_a_restarted_peer_replaces_the_older() {
         let (key_a, key_b) = (key(), key());
         let mut config_b = config(B);
         config_b.peers = vec![PeerConfig {
-            timeout: Duration::from_secs(60),
+            timeout: Duration::from_mins(1),
             ..peer(A, vec![], &key_a)
         }];
         let template = peer(B, vec![], &key_b);
@@ -133,7 +133,7 @@ fn the_newer_connection_of_a_restarted_peer_replaces_the_older() {
         let dialer = |key: NodeKey| {
             let mut config = config(A);
             config.listen.clear();
-            let timeout = Duration::from_secs(60);
+            let timeout = Duration::from_mins(1);
             config.peers = vec![PeerConfig {
                 addresses: vec![address],
                 timeout,
@@ -143,7 +143,7 @@ fn the_newer_connection_of_a_restarted_peer_replaces_the_older() {
         };
         let key_of_a = reload(&path);
         b.link.set_peers(vec![PeerConfig {
-            timeout: Duration::from_secs(60),
+            timeout: Duration::from_mins(1),
             ..peer(A, vec![], &key_of_a)
         }]);
         let (kill, killed) = tokio::sync::oneshot::channel::<()>();

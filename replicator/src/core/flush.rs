@@ -285,7 +285,7 @@ mod tests {
         words[15] = 1 << 63;
         let mut runs = Vec::new();
         push_runs(Extent(2), &words, &mut runs);
-        let at = |first, count| Run::new(Block(2048 + first), count);
+        let at = |first: u64, count: u64| Run::new(Block(2048 + first), count);
         assert_eq!(runs, [at(0, 2), at(3, 1), at(127, 65), at(1023, 1)]);
     }
 }

@@ -95,10 +95,8 @@ impl Mirror {
             } else {
                 self.peer_lease_ends()
             };
-            if at > self.now {
-                self.timers.set_once(Timer::AskAgain, at);
-            } else if self.attempt.is_none() {
-                self.timers.set_once(Timer::AskAgain, self.now);
+            if self.attempt.is_none() {
+                self.timers.set_by(Timer::AskAgain, at.max(self.now));
             }
         }
     }

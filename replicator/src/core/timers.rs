@@ -46,6 +46,12 @@ impl Timers {
         self.at[timer as usize].get_or_insert(at);
     }
 
+    /// Arms a deadline, or moves it to an earlier time.
+    pub fn set_by(&mut self, timer: Timer, at: Time) {
+        let slot = &mut self.at[timer as usize];
+        *slot = Some(slot.map_or(at, |set| set.min(at)));
+    }
+
     /// Disarms a deadline.
     pub fn clear(&mut self, timer: Timer) {
         self.at[timer as usize] = None;

@@ -188,6 +188,13 @@ impl StoreFile {
         &self.capabilities
     }
 
+    /// Makes durable writes of a write and a flush, though the store has honest synchronous ones.
+    /// These complete on the processor that took the interrupt, and wait there while it is busy; a
+    /// flush goes to any idle one.
+    pub fn avoid_dsync(&mut self) {
+        self.capabilities.dsync = false;
+    }
+
     /// The path it was opened by.
     pub fn path(&self) -> &Path {
         &self.path
@@ -342,6 +349,13 @@ fn try_open(path: &Path) -> Result<Attempt, FenceError> {
             "it was replaced while it was opened",
         )));
     }
+    // The kernel opens a read-only device for writing all the same, and refuses each write.
+    if is_device && is_read_only(opened.rdev()) {
+        return Err(FenceError::ReadOnly {
+            path: path.to_owned(),
+            error: Errno::ROFS.into(),
+        });
+    }
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Attempt::Ours(file)),
         Err(Errno::WOULDBLOCK) => Ok(Attempt::Held(lock_holder(&opened))),
@@ -349,8 +363,14 @@ fn try_open(path: &Path) -> Result<Attempt, FenceError> {
     }
 }
 
+fn is_read_only(device: u64) -> bool {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/ro"))
+        .is_ok_and(|text| text.trim() == "1")
+}
+
 /// Who has a device open exclusively.
-pub(super) fn device_holder(device: u64) -> Holder {
+fn device_holder(device: u64) -> Holder {
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     if let Some(at) = mount_point(major, minor) {
         return Holder::Mount { at };
@@ -376,7 +396,7 @@ pub(super) fn device_holder(device: u64) -> Holder {
 }
 
 /// Where a device is mounted, by the kernel's table.
-pub(super) fn mount_point(major: u32, minor: u32) -> Option<String> {
+fn mount_point(major: u32, minor: u32) -> Option<String> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
     let wanted = format!("{major}:{minor}");
     table.lines().find_map(|line| {

@@ -25,7 +25,7 @@ const NEXT: &str = "node-next.key";
 /// A key file is some 120 bytes; what is longer is something else.
 const MAX_KEY_FILE: u64 = 64 * 1024;
 
-/// The SHA-256 of a key's SubjectPublicKeyInfo: what a peer is known by, written `sha256:<64 hex>`.
+/// The SHA-256 of a key's `SubjectPublicKeyInfo`: what a peer is known by, written `sha256:<64 hex>`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Fingerprint([u8; 32]);
 
@@ -40,9 +40,14 @@ impl Fingerprint {
         Ok(Self::of_public_key(&spki))
     }
 
-    /// The fingerprint of a SubjectPublicKeyInfo in DER.
+    /// The fingerprint of a `SubjectPublicKeyInfo` in DER.
     pub fn of_public_key(spki: &[u8]) -> Self {
         Self(Sha256::digest(spki).into())
+    }
+
+    /// The fingerprint that is this hash.
+    pub const fn from_bytes(hash: [u8; 32]) -> Self {
+        Self(hash)
     }
 
     /// The hash itself.

@@ -172,7 +172,7 @@ pub fn agreed_protocol(connection: &quinn::Connection) -> Option<Vec<u8>> {
     data.protocol
 }
 
-fn refused(error: rustls::Error) -> TlsError {
+fn refused(error: impl std::fmt::Display) -> TlsError {
     TlsError(error.to_string())
 }
 

@@ -71,7 +71,7 @@ async fn greet(
 }
 
 async fn serve(inner: Rc<Inner>, conn: Rc<Conn>) {
-    spawn_local(Rc::clone(&conn).watch(Rc::clone(&inner)));
+    spawn_local(Rc::clone(&conn).watch());
     spawn_local(close_unused(Rc::clone(&inner), Rc::clone(&conn)));
     conn.serve(inner).await;
 }

@@ -27,8 +27,11 @@ use crate::shell::identity::Fingerprint;
 use crate::shell::tls;
 use crate::wire::frame::Class;
 
-/// Sessions that a peer may open within a second, beside one for each of its mirrors.
-const OPENINGS_PER_SECOND: u32 = 32;
+/// Sessions that a peer may open within a second, beside those of its mirrors.
+const OPENINGS: u32 = 8;
+/// Sessions that a peer may open within a second for each mirror: its pauses between attempts allow
+/// for four.
+const OPENINGS_OF_A_MIRROR: u32 = 8;
 /// TLS alerts (RFC 8446, section 6.2) by which a peer refuses a key or a protocol.
 const ALERT_BAD_CERTIFICATE: u8 = 42;
 const ALERT_CERTIFICATE_UNKNOWN: u8 = 46;
@@ -49,8 +52,8 @@ pub(super) struct Conn {
     ended: RefCell<Option<DownReason>>,
     sessions: RefCell<Vec<Rc<Session>>>,
     opening: RefCell<HashMap<u64, Opening>>,
-    /// When the present second of counting began, and the openings in it.
-    openings: Cell<(Instant, u32)>,
+    /// When the present second of counting began, and the streams that the peer opened in it.
+    opened: Cell<(Instant, u32)>,
 }
 
 /// A session of which not all streams are here yet.
@@ -77,7 +80,7 @@ impl Conn {
             ended: RefCell::new(None),
             sessions: RefCell::default(),
             opening: RefCell::default(),
-            openings: Cell::new((Instant::now(), 0)),
+            opened: Cell::new((Instant::now(), 0)),
         })
     }
 
@@ -97,32 +100,33 @@ impl Conn {
     }
 
     /// Watches over the connection until it ends.
-    pub(super) async fn watch(self: Rc<Self>, inner: Rc<Inner>) {
+    pub(super) async fn watch(self: Rc<Self>) {
         let error = self.quic.closed().await;
-        self.on_lost(&inner, error);
+        self.on_lost(error);
     }
 
     /// Takes the sessions that the peer opens, until the connection ends.
     pub(super) async fn serve(self: Rc<Self>, inner: Rc<Inner>) {
         while let Ok((send, recv)) = self.quic.accept_bi().await {
+            if !self.count_stream(&inner) {
+                return;
+            }
             spawn_local(Rc::clone(&self).on_stream(Rc::clone(&inner), send, recv));
         }
     }
 
     /// The transport says that the connection is over.
-    pub(super) fn on_lost(&self, inner: &Inner, error: ConnectionError) {
-        self.end(
-            inner,
-            match error {
-                ConnectionError::TimedOut => DownReason::TimedOut(self.timeout),
-                ConnectionError::Reset => DownReason::PeerRestarted,
-                ConnectionError::ApplicationClosed(close) => DownReason::ClosedByPeer(reason_of(
-                    close.error_code,
-                    cut(&String::from_utf8_lossy(&close.reason)).to_owned(),
-                )),
-                other => DownReason::Transport(other.to_string()),
-            },
-        );
+    pub(super) fn on_lost(&self, error: ConnectionError) {
+        let reason = match error {
+            ConnectionError::TimedOut => DownReason::TimedOut(self.timeout),
+            ConnectionError::Reset => DownReason::PeerRestarted,
+            ConnectionError::ApplicationClosed(close) => DownReason::ClosedByPeer(reason_of(
+                close.error_code,
+                cut(&String::from_utf8_lossy(&close.reason)).to_owned(),
+            )),
+            other => DownReason::Transport(other.to_string()),
+        };
+        self.end(&reason);
     }
 
     /// The peer broke the protocol: it loses the connection and hears why.
@@ -134,23 +138,23 @@ impl Conn {
         tracing::warn!(peer = %self.peer.name(), %address, %fault, "the peer broke the protocol, connection closed");
         let number = match fault {
             PeerFault::Slow(..) => code::SLOW,
-            PeerFault::TooManyOpenings(_) => code::TOO_MANY,
+            PeerFault::TooManyStreams(_) => code::TOO_MANY,
             _ => code::PROTOCOL,
         };
         self.hang_up(number, &fault.to_string());
         inner.report(Some(self.peer.node), Some(address), fault.clone().into());
-        self.end(inner, DownReason::PeerFault(fault));
+        self.end(&DownReason::PeerFault(fault));
     }
 
     /// Closes the connection, and its sessions for this reason.
-    pub(super) fn close(&self, inner: &Inner, reason: DownReason) {
-        let (number, text) = match &reason {
+    pub(super) fn close(&self, reason: &DownReason) {
+        let (number, text) = match reason {
             DownReason::ClosedHere(reason) => (reason.code, reason.text.clone()),
             DownReason::Replaced => (code::REPLACED, "replaced by a newer connection".to_owned()),
             other => (code::NORMAL, other.to_string()),
         };
         self.hang_up(number, &text);
-        self.end(inner, reason);
+        self.end(reason);
     }
 
     fn hang_up(&self, number: u32, text: &str) {
@@ -158,7 +162,7 @@ impl Conn {
             .close(VarInt::from_u32(number), cut(text).as_bytes());
     }
 
-    fn end(&self, inner: &Inner, reason: DownReason) {
+    fn end(&self, reason: &DownReason) {
         if !self.is_open() {
             return;
         }
@@ -168,7 +172,7 @@ impl Conn {
             session.down(reason.clone());
         }
         self.peer.forget(self);
-        tracing::debug!(peer = %self.peer.name(), node = %inner.config.node, %reason, "connection ended");
+        tracing::info!(peer = %self.peer.name(), %reason, "connection ended");
     }
 
     /// The peer opened a stream: its preamble says for what.
@@ -237,13 +241,11 @@ impl Conn {
         else {
             unreachable!("all three were there");
         };
-        if self.count_opening(inner) {
-            let preamble = Preamble {
-                class: Class::Control,
-                ..preamble
-            };
-            self.answer(inner, preamble, [control, data, resync]);
-        }
+        let preamble = Preamble {
+            class: Class::Control,
+            ..preamble
+        };
+        self.answer(inner, preamble, [control, data, resync]);
     }
 
     /// Drops what came of an opening that the dialer gave up half-way.
@@ -252,18 +254,19 @@ impl Conn {
         self.opening.borrow_mut().remove(&nonce);
     }
 
-    /// Counts a session opened; false, and the connection closed, when there are too many.
-    fn count_opening(&self, inner: &Inner) -> bool {
-        let (since, count) = self.openings.get();
+    /// Counts a stream opened; false, and the connection closed, when there are too many.
+    fn count_stream(&self, inner: &Inner) -> bool {
+        let (since, count) = self.opened.get();
         let (since, count) = if since.elapsed() < Duration::from_secs(1) {
             (since, count + 1)
         } else {
             (Instant::now(), 1)
         };
-        self.openings.set((since, count));
-        let too_many = count > OPENINGS_PER_SECOND + inner.mirrors_with(self.peer.node) as u32;
+        self.opened.set((since, count));
+        let sessions = OPENINGS + OPENINGS_OF_A_MIRROR * inner.mirrors_with(self.peer.node) as u32;
+        let too_many = count > Class::ALL.len() as u32 * sessions;
         if too_many {
-            self.fail(inner, PeerFault::TooManyOpenings(count));
+            self.fail(inner, PeerFault::TooManyStreams(count));
         }
         !too_many
     }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use quinn::{ReadExactError, VarInt};
+use quinn::VarInt;
 use tokio::task::{JoinSet, spawn_local};
 use tokio::time::{sleep, timeout};
 
@@ -49,7 +49,7 @@ impl Pauses {
     async fn sleep(&mut self) {
         let pause = self.next;
         self.next = (self.next * 2).min(self.longest);
-        sleep(pause - pause.mul_f64((super::random() % 1024) as f64 / 4096.0)).await;
+        sleep(pause.mul_f64(1.0 - (super::random() % 1024) as f64 / 4096.0)).await;
     }
 }
 
@@ -63,7 +63,7 @@ pub(super) async fn dial(inner: Rc<Inner>, peer: Rc<Peer>) {
         match race(&inner, &peer).await {
             Ok(conn) => {
                 peer.adopt(&inner, &conn);
-                spawn_local(Rc::clone(&conn).watch(Rc::clone(&inner)));
+                spawn_local(Rc::clone(&conn).watch());
                 // Errs as above.
                 let _ = peer.conn.subscribe().wait_for(Option::is_none).await;
                 if conn.was_used.get() && connected.elapsed() > LASTED {
@@ -295,7 +295,7 @@ async fn open_streams(
     Ok((streams, nonce))
 }
 
-fn unanswered(error: ReadExactError) -> LinkFault {
+fn unanswered(error: impl std::fmt::Display) -> LinkFault {
     LinkFault::Transport(format!("no answer to the opening of a session: {error}"))
 }
 

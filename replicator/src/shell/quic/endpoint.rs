@@ -42,8 +42,8 @@ pub struct BindError {
 const LEAST_TIMEOUT: Duration = Duration::from_millis(100);
 /// The largest UDP payload that the kernel can join to one buffer on receiving.
 const MAX_JOINED: usize = 65_535;
-/// Bytes sent before the first acknowledgement. QUIC's default of 12 KB is less than one write of
-/// 16 KiB and three datagrams, and quinn holds even the close of a connection back behind it.
+/// Bytes sent before the first acknowledgement. QUIC's default of 12 KB is two of our datagrams, and
+/// quinn holds back even the close of a connection while its window is full.
 const INITIAL_WINDOW: u64 = 256 << 10;
 /// Streams beyond what the mirrors need: sessions being closed while their successors open.
 const SPARE_SESSIONS: u32 = 4;

@@ -82,7 +82,7 @@ pub mod code {
     pub const PROTOCOL: u32 = 4;
     /// Data arrived damaged.
     pub const DAMAGED: u32 = 5;
-    /// The peer opens sessions too fast.
+    /// The peer opens streams too fast.
     pub const TOO_MANY: u32 = 6;
     /// No protocol version is common.
     pub const NO_COMMON_VERSION: u32 = 7;
@@ -186,15 +186,18 @@ pub enum PeerFault {
     /// A stream ended without the session being closed.
     #[error("the {0} stream ended while the session was up")]
     StreamEnded(Class),
+    /// A close frame where only data belongs.
+    #[error("a close frame on the {0} stream")]
+    CloseFrame(Class),
     /// The opening of a connection or stream is wrong.
     #[error("{0}")]
     Opening(#[from] super::opening::OpeningFault),
     /// It opened a stream or connection and didn't go on.
     #[error("{0} was not finished within {1:?}")]
     Slow(&'static str, Duration),
-    /// It opens sessions without end.
-    #[error("{0} sessions opened within a second")]
-    TooManyOpenings(u32),
+    /// It opens streams without end.
+    #[error("{0} streams opened within a second")]
+    TooManyStreams(u32),
 }
 
 /// Why a connection or session couldn't be had.

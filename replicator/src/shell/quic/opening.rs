@@ -87,7 +87,9 @@ impl Hello {
         out.put_u128_le(self.node.0);
         out.put_u16_le(self.thread);
         out.put_u16_le(0);
-        versions.iter().for_each(|version| out.put_u16_le(*version));
+        for version in versions {
+            out.put_u16_le(*version);
+        }
         out.put_u32_le(crc32c::crc32c(&out));
         out
     }

@@ -54,8 +54,10 @@ impl Peer {
             if Rc::ptr_eq(&older, conn) {
                 return;
             }
-            older.close(inner, DownReason::Replaced);
+            older.close(&DownReason::Replaced);
         }
+        // Mirrors may have come since the handshake.
+        inner.allow(conn, inner.mirrors_with(self.node));
         self.conn.send_replace(Some(Rc::clone(conn)));
         tracing::info!(
             peer = %self.name(),

@@ -72,15 +72,7 @@ impl Lane {
     /// Moves frames of about `bytes` from the queue to `out`. `None`: the stream is to end.
     pub(super) async fn next(&self, out: &mut Vec<OutFrame>, bytes: usize) -> Option<()> {
         loop {
-            let mut queue = self.queue.borrow_mut();
-            let mut taken = 0;
-            while taken < bytes
-                && let Some(frame) = queue.pop_front()
-            {
-                taken += frame.wire_len();
-                out.push(frame);
-            }
-            drop(queue);
+            self.take(out, bytes);
             if !out.is_empty() {
                 return Some(());
             }
@@ -88,6 +80,17 @@ impl Lane {
                 return None;
             }
             self.wake.notified().await;
+        }
+    }
+
+    fn take(&self, out: &mut Vec<OutFrame>, bytes: usize) {
+        let mut queue = self.queue.borrow_mut();
+        let mut taken = 0;
+        while taken < bytes
+            && let Some(frame) = queue.pop_front()
+        {
+            taken += frame.wire_len();
+            out.push(frame);
         }
     }
 
@@ -113,7 +116,7 @@ impl fmt::Debug for Session {
         f.debug_struct("Session")
             .field("id", &self.id)
             .field("mirror", &self.mirror)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 

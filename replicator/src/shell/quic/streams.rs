@@ -10,6 +10,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
+use tokio::task::yield_now;
 
 use super::event::{DownReason, PeerFault};
 use super::session::{Session, reason_of};
@@ -27,6 +28,8 @@ pub trait BufferSource: 'static {
 
 /// Bytes of frames that are encoded and handed over at once.
 const BATCH: usize = 1 << 20;
+/// Bytes that a reader takes in before it lets the thread's other tasks run.
+const TURN: usize = 256 << 10;
 /// Pieces of a stream that are taken from the transport at once.
 const CHUNKS: usize = 32;
 
@@ -137,7 +140,7 @@ pub(super) async fn write(session: Rc<Session>, class: Class, mut send: SendHalf
 fn on_write_error(session: &Rc<Session>, error: WriteError) {
     match error {
         WriteError::Stopped(code) => session.expect_close(code),
-        WriteError::ConnectionLost(error) => session.conn.on_lost(session.inner(), error),
+        WriteError::ConnectionLost(error) => session.conn.on_lost(error),
         // Ours to close, and closed already; 0-RTT is never used.
         WriteError::ClosedStream | WriteError::ZeroRttRejected => {}
     }
@@ -152,7 +155,12 @@ pub(super) async fn read<S: BufferSource>(
 ) {
     let mut decoder = Decoder::<S::Buffer>::new(session.conn.version);
     let mut chunks: [Bytes; CHUNKS] = Default::default();
+    let mut since_yield = 0;
     loop {
+        if since_yield >= TURN {
+            since_yield = 0;
+            yield_now().await;
+        }
         let count = match recv.stream.read_chunks(&mut chunks).await {
             Ok(Some(count)) => count,
             Ok(None) => return on_end(&session, class, decoder.is_between_frames()),
@@ -160,6 +168,7 @@ pub(super) async fn read<S: BufferSource>(
         };
         for chunk in &mut chunks[..count] {
             let mut input = std::mem::take(chunk);
+            since_yield += input.len();
             loop {
                 match decoder.feed(&mut input) {
                     Ok(Decoded::Hungry) => break,
@@ -168,7 +177,11 @@ pub(super) async fn read<S: BufferSource>(
                         None => return session.down(DownReason::NoMemory(len)),
                     },
                     Ok(Decoded::Frame(frame)) if frame.kind == KIND_CLOSE => {
-                        return session.on_close_frame(&frame.head);
+                        if class == Class::Control {
+                            return session.on_close_frame(&frame.head);
+                        }
+                        let fault = PeerFault::CloseFrame(class);
+                        return session.conn.fail(session.inner(), fault);
                     }
                     Ok(Decoded::Frame(frame)) => {
                         session.lane(class).undrained.room().await;
@@ -211,7 +224,7 @@ fn on_read_error(session: &Rc<Session>, class: Class, error: ReadError) {
             session.down(DownReason::ClosedByPeer(reason_of(code, String::new())));
         }
         ReadError::Reset(code) => session.expect_close(code),
-        ReadError::ConnectionLost(error) => session.conn.on_lost(session.inner(), error),
+        ReadError::ConnectionLost(error) => session.conn.on_lost(error),
         // Ours to close, and closed already; reads are ordered, 0-RTT is never used.
         ReadError::ClosedStream | ReadError::IllegalOrderedRead | ReadError::ZeroRttRejected => {}
     }

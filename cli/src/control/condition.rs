@@ -1,0 +1,221 @@
+//! The state of a mirror in a word, and what a person is to do about it.
+//!
+//! A pure function of the report's other fields, so that the daemon, scripts and the screen agree.
+
+use super::report::{
+    Condition, Connection, Disk, MirrorReport, Refusal, Replication, Role, StatusReport,
+};
+
+/// Exit status of `kagami status --exit-code`, the worst of all mirrors.
+pub fn exit_code(report: &StatusReport) -> u8 {
+    report
+        .mirrors
+        .iter()
+        .map(|mirror| code(mirror.condition))
+        .max()
+        .unwrap_or(0)
+}
+
+/// Exit status for one mirror: 0 in sync, 10 resynchronising, 11 alone, 12 not usable here,
+/// 13 split brain.
+pub fn code(condition: Condition) -> u8 {
+    match condition {
+        Condition::InSync | Condition::Verifying => 0,
+        Condition::Resynchronising | Condition::Paused | Condition::Meeting => 10,
+        Condition::Alone | Condition::OneCopy => 11,
+        Condition::Connecting
+        | Condition::StandAlone
+        | Condition::Held
+        | Condition::Unusable
+        | Condition::Refused
+        | Condition::BothStale
+        | Condition::NotPaired
+        | Condition::NotOpened => 12,
+        Condition::SplitBrain => 13,
+    }
+}
+
+/// Fills in `condition` and `next` from the other fields.
+pub fn judge(mirror: &mut MirrorReport) {
+    mirror.condition = condition(mirror);
+    mirror.next = next(mirror);
+}
+
+/// The state in a word.
+pub fn condition(mirror: &MirrorReport) -> Condition {
+    if mirror.fault.is_some() {
+        return Condition::NotOpened;
+    }
+    if mirror.peer.is_none() && mirror.alone.is_none() {
+        return Condition::NotPaired;
+    }
+    if mirror.connection == Connection::Connected {
+        return connected(mirror);
+    }
+    match mirror.verdict.as_ref().and_then(|verdict| verdict.refused) {
+        Some(Refusal::SplitBrain) => return Condition::SplitBrain,
+        Some(Refusal::BothStale) => return Condition::BothStale,
+        // A refused handshake does not end what this copy has permission for.
+        Some(_) if mirror.alone.is_none() => return Condition::Refused,
+        _ => {}
+    }
+    if mirror.held.is_some() {
+        return Condition::Held;
+    }
+    if mirror.alone.is_some() {
+        return Condition::Alone;
+    }
+    match (mirror.disk, mirror.connection) {
+        (Disk::Diskless | Disk::Failed | Disk::Inconsistent, _) => Condition::Unusable,
+        (_, Connection::StandAlone) => Condition::StandAlone,
+        _ => Condition::Connecting,
+    }
+}
+
+fn connected(mirror: &MirrorReport) -> Condition {
+    match mirror.verdict.as_ref().and_then(|verdict| verdict.refused) {
+        Some(Refusal::SplitBrain) => return Condition::SplitBrain,
+        Some(Refusal::BothStale) => return Condition::BothStale,
+        Some(_) => return Condition::Refused,
+        None => {}
+    }
+    if mirror.held.is_some() {
+        return Condition::Held;
+    }
+    let diskless = |disk| matches!(disk, Disk::Diskless | Disk::Failed);
+    match mirror.replication {
+        Replication::SyncSource | Replication::SyncTarget => {
+            if mirror.progress.as_ref().is_some_and(|p| p.paused) {
+                Condition::Paused
+            } else {
+                Condition::Resynchronising
+            }
+        }
+        Replication::PausedSync => Condition::Paused,
+        Replication::VerifySource | Replication::VerifyTarget => Condition::Verifying,
+        _ if diskless(mirror.disk) || mirror.peer.as_ref().is_some_and(|p| diskless(p.disk)) => {
+            Condition::OneCopy
+        }
+        Replication::Established => Condition::InSync,
+        Replication::Off => Condition::Meeting,
+    }
+}
+
+/// What to do, a line each.
+pub fn next(mirror: &MirrorReport) -> Vec<String> {
+    let name = &mirror.name;
+    let peer = mirror.peer.as_ref().map_or("the peer", |p| p.name.as_str());
+    let line = |text: String| vec![text];
+    match mirror.condition {
+        Condition::InSync
+        | Condition::Verifying
+        | Condition::Resynchronising
+        | Condition::Meeting => Vec::new(),
+        Condition::Paused => line(format!("`kagami resume-sync {name}` goes on with it")),
+        Condition::Alone if mirror.connection == Connection::StandAlone => line(format!(
+            "`kagami connect {name}` looks for {peer} again; it resynchronises by itself then"
+        )),
+        Condition::Alone => match mirror.verdict.as_ref().and_then(|v| v.refused) {
+            Some(refusal) => refused(mirror, refusal),
+            None => line(format!(
+                "when {peer} is back it resynchronises by itself; nothing to do"
+            )),
+        },
+        Condition::OneCopy => {
+            let (where_, whose) = if matches!(mirror.disk, Disk::Diskless | Disk::Failed) {
+                ("here", format!("{peer} serves"))
+            } else {
+                ("there", "this node serves".to_owned())
+            };
+            line(format!(
+                "{whose} from the only copy; replace the disk {where_} and start that daemon again: it resynchronises by itself"
+            ))
+        }
+        Condition::Connecting => line(match (mirror.role, mirror.disk) {
+            (Role::Secondary, Disk::Outdated) => format!(
+                "start kagami on {peer}, or check the way to it; this copy is older than {peer}'s: `kagami promote {name} --force` would lose {peer}'s newer writes"
+            ),
+            _ => format!("start kagami on {peer}, or check the way to it; {}", without_peer(mirror, peer)),
+        }),
+        Condition::StandAlone => line(format!("`kagami connect {name}` looks for {peer} again")),
+        Condition::Held => line(format!(
+            "start kagami on {peer}, or check the way to it; {}",
+            without_peer(mirror, peer)
+        )),
+        Condition::Unusable => match mirror.disk {
+            Disk::Inconsistent => line(format!(
+                "start kagami on {peer}, or check the way to it: the resynchronisation goes on where it stopped"
+            )),
+            _ => vec![
+                format!("start kagami on {peer}: it can serve from its copy"),
+                "put this node's disk right and start kagami here again".to_owned(),
+            ],
+        },
+        Condition::SplitBrain => refused(mirror, Refusal::SplitBrain),
+        Condition::BothStale => refused(mirror, Refusal::BothStale),
+        Condition::Refused => match mirror.verdict.as_ref().and_then(|v| v.refused) {
+            Some(refusal) => refused(mirror, refusal),
+            None => Vec::new(),
+        },
+        Condition::NotPaired => line(format!(
+            "`kagami pair {name}` prints the line for the other node"
+        )),
+        Condition::NotOpened => line("put it right and start kagami again".to_owned()),
+    }
+}
+
+/// What can be done while the peer stays away.
+fn without_peer(mirror: &MirrorReport, peer: &str) -> String {
+    let name = &mirror.name;
+    match mirror.solo.as_str() {
+        "arbiter" => format!(
+            "if it stays away, `kagami promote {name}` asks arbiter {}",
+            mirror.arbiter.as_deref().unwrap_or("(none is configured)")
+        ),
+        "always" => format!("if it stays away, `kagami promote {name}` goes on alone"),
+        _ => format!(
+            "if {peer} is gone for good, `kagami promote {name} --force` goes on alone (what only {peer} wrote is lost, or a split brain)"
+        ),
+    }
+}
+
+fn refused(mirror: &MirrorReport, refusal: Refusal) -> Vec<String> {
+    let name = &mirror.name;
+    let peer = mirror.peer.as_ref().map_or("the peer", |p| p.name.as_str());
+    let bytes = |side: Option<&super::report::SideReport>| {
+        side.and_then(|side| side.written_bytes)
+            .map(crate::render::units::size)
+    };
+    match refusal {
+        Refusal::SplitBrain => {
+            let verdict = mirror.verdict.as_ref();
+            let theirs = bytes(verdict.and_then(|v| v.there.as_ref())).map_or_else(
+                || format!("loses what {peer} wrote alone"),
+                |size| format!("loses {peer}'s {size}"),
+            );
+            let ours = bytes(verdict.and_then(|v| v.here.as_ref())).map_or_else(
+                || "loses what was written here alone".to_owned(),
+                |size| format!("loses {size} here"),
+            );
+            vec![format!(
+                "choose whose changes to keep: `kagami resync {name} --from local` ({theirs}) or `--from peer` ({ours})"
+            )]
+        }
+        Refusal::BothStale => vec![format!(
+            "neither copy is known to be good and newest; choose one: `kagami resync {name} --from local` or `--from peer`, or here `kagami promote {name} --force`"
+        )],
+        Refusal::NameSource => vec![format!(
+            "neither copy was written yet, and they may differ; say which to begin with: `kagami resync {name} --from local` or `--from peer` copies it whole"
+        )],
+        Refusal::OtherMirror => vec![format!(
+            "compare `uuid` and `size` of [mirror.{name}] on both nodes; `kagami pair {name}` makes a fitting copy"
+        )],
+        Refusal::Unrelated => vec![format!(
+            "the copies have no history in common; to keep one whole: `kagami resync {name} --full --from local` (overwrites {peer}'s copy) or `--from peer` (overwrites this one)"
+        )],
+        Refusal::Impossible => vec![
+            "one of the copies was cloned or restored from a backup; nothing was changed".to_owned(),
+            format!("on the node with the restored copy: `kagami invalidate {name}`, then `kagami connect {name}`"),
+        ],
+    }
+}

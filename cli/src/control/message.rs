@@ -1,0 +1,158 @@
+//! What commands ask of the daemon, and what it answers.
+//!
+//! A connection carries one request and its answers: most have one; [`Ask::Watch`] and
+//! [`Ask::Events`] go on until the client hangs up or the daemon stops.
+
+use serde::{Deserialize, Serialize};
+
+use super::report::{EventReport, StatusReport};
+
+/// The version of this protocol; both sides are usually the same binary.
+pub const PROTOCOL: u32 = 1;
+
+/// A request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    /// [`PROTOCOL`]
+    pub protocol: u32,
+    /// What is wanted.
+    pub ask: Ask,
+}
+
+impl Request {
+    /// A request of this version.
+    pub fn new(ask: Ask) -> Self {
+        Self {
+            protocol: PROTOCOL,
+            ask,
+        }
+    }
+}
+
+/// What is wanted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Ask {
+    /// [`Answer::Status`], once.
+    Status,
+    /// [`Answer::Status`], again and again.
+    Watch {
+        /// Milliseconds between two; at least 50.
+        every_ms: u64,
+    },
+    /// [`Answer::Event`], the present state first.
+    Events,
+    /// [`Answer::Done`], [`Answer::Started`], [`Answer::Nothing`] or [`Answer::Refused`].
+    Mirror {
+        /// Which.
+        mirror: String,
+        /// What it shall do.
+        order: Order,
+    },
+    /// Read the configuration again: [`Answer::Reloaded`] or [`Answer::Refused`].
+    Reload,
+    /// Stop cleanly: [`Answer::Done`] when everything is on disk and the daemon is about to end.
+    Stop,
+}
+
+/// Which copy a resynchronisation takes the data from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// This node's copy; the peer's own changes are lost.
+    Local,
+    /// The peer's copy; this node's own changes are lost.
+    Peer,
+}
+
+/// An operator's order to a mirror.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Order {
+    /// Become Primary.
+    Promote {
+        /// Override the rules that refuse it.
+        force: bool,
+    },
+    /// Stop being Primary.
+    Demote {
+        /// Fail what can't be finished.
+        force: bool,
+    },
+    /// Resynchronise.
+    Resync {
+        /// Whose data stays.
+        from: Option<Source>,
+        /// All blocks.
+        full: bool,
+    },
+    /// Hold the resynchronisation.
+    PauseSync,
+    /// Go on with it.
+    ResumeSync,
+    /// Compare both copies.
+    Verify {
+        /// Resynchronise what differs.
+        repair: bool,
+    },
+    /// Stop comparing.
+    StopVerify,
+    /// This copy is not to be trusted.
+    Invalidate,
+    /// End the session and stay without one.
+    Disconnect,
+    /// Look for the peer again.
+    Connect,
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// The state.
+    Status(Box<StatusReport>),
+    /// Something happened.
+    Event(EventReport),
+    /// Events came faster than this client read them.
+    Missed {
+        /// How many were dropped.
+        events: u64,
+    },
+    /// Done.
+    Done,
+    /// Begun; its progress is in the status.
+    Started,
+    /// There was nothing to do.
+    Nothing {
+        /// Why.
+        why: String,
+    },
+    /// Refused because of the state.
+    Refused(RefusalReport),
+    /// The configuration was read again.
+    Reloaded {
+        /// In force now, a line each.
+        applied: Vec<String>,
+        /// Needs a restart, a line each.
+        restart: Vec<String>,
+    },
+    /// The request was not understood; whose fault is in the words.
+    NotUnderstood {
+        /// What was wrong.
+        why: String,
+        /// The daemon's [`PROTOCOL`].
+        protocol: u32,
+    },
+}
+
+/// A refusal: what, the facts, and the next step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusalReport {
+    /// What was refused, and why, in a line.
+    pub what: String,
+    /// The facts behind it, a line each.
+    pub facts: Vec<String>,
+    /// What to do next.
+    pub next: String,
+}

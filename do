@@ -1,0 +1,112 @@
+#!/usr/bin/env bash
+# The project's two commands, and what they stand on.
+#
+#   ./do demo      installs what is missing, builds, and shows a mirror at work on real files
+#   ./do test      installs what is missing, and runs every check and test
+#   ./do check     formatting, lints and unit tests only: what to run before a commit
+#   ./do sim [N]   N simulation seeds (20000)
+#   ./do build     target/release/kagami
+#
+# Needs Debian 12 or newer and Rust 1.95 or newer; installs Debian's packages rustc-web and
+# cargo-web where there is no such Rust (Debian 12's own rustc is too old), and, for the tests,
+# the real NBD clients that they use. Installing needs root, or sudo; nothing else does.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+RUST_NEEDED=1.95
+BUILD_PACKAGES=(gcc libc6-dev)
+TEST_PACKAGES=(libnbd-bin python3-libnbd nbdkit fio qemu-utils openssl e2fsprogs procps shellcheck)
+SEEDS=${KAGAMI_SEEDS:-20000}
+DENY_VERSION=0.20.2 MACHETE_VERSION=0.9.2
+
+say() { printf '\n== %s\n' "$*"; }
+die() { printf 'do: %s\n' "$*" >&2; exit 1; }
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"
+    elif command -v sudo >/dev/null; then sudo "$@"
+    else die "needs root for: $*"; fi
+}
+
+# Installs those of the named Debian packages that are missing.
+need_packages() {
+    local missing=() package
+    for package in "$@"; do
+        dpkg-query -W -f '${Status}\n' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+    done
+    [ ${#missing[@]} = 0 ] && return
+    say "installing ${missing[*]}"
+    as_root apt-get -qq update
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+rust_is_new_enough() {
+    command -v cargo >/dev/null && command -v rustc >/dev/null || return 1
+    local have
+    have=$(rustc --version | cut -d ' ' -f 2)
+    [ "$(printf '%s\n%s\n' "$RUST_NEEDED" "$have" | sort -V | head -n 1)" = "$RUST_NEEDED" ]
+}
+
+need_rust() {
+    [ -d "${CARGO_HOME:-$HOME/.cargo}/bin" ] && PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
+    need_packages "${BUILD_PACKAGES[@]}"
+    rust_is_new_enough && return
+    # web: Debian keeps these two packages new for its browsers.
+    [ -d /usr/lib/rust-web/bin ] || need_packages rustc-web cargo-web
+    PATH="/usr/lib/rust-web/bin:$PATH"
+    rust_is_new_enough || die "no Rust $RUST_NEEDED or newer: install it, e.g. with rustup"
+}
+
+# A cargo command that checks the tree; built once.
+need_cargo_tool() { # NAME VERSION
+    cargo "$1" --version 2>/dev/null | grep -qF "$2" && return
+    say "building cargo-$1 $2"
+    cargo install --quiet --locked "cargo-$1@$2"
+}
+
+build() { cargo build --quiet --release --bin kagami; }
+
+check() {
+    need_rust
+    say "formatting and lints"
+    if cargo fmt --version >/dev/null 2>&1; then cargo fmt --all --check; else echo "(no rustfmt here)"; fi
+    if cargo clippy --version >/dev/null 2>&1; then
+        cargo clippy --quiet --workspace --all-targets -- -D warnings
+    else
+        echo "(no clippy here)"
+        cargo check --quiet --workspace --all-targets
+    fi
+    say "unit, property and end-to-end tests"
+    cargo test --quiet --workspace
+}
+
+sim() { # SEEDS
+    need_rust
+    say "simulation: $1 seeds"
+    cargo run --quiet --profile sim -p kagami-tests --bin kagami-sim -- run --seeds "$1"
+}
+
+case ${1:-help} in
+    build) need_rust; build ;;
+    demo)
+        need_rust
+        say "building (some minutes the first time)"
+        build
+        exec target/release/kagami demo "${@:2}" ;;
+    check) need_packages "${TEST_PACKAGES[@]}"; check ;;
+    sim) sim "${2:-$SEEDS}" ;;
+    test)
+        need_packages "${TEST_PACKAGES[@]}"
+        check
+        say "dependencies: licences, sources, bans, unused"
+        need_cargo_tool deny "$DENY_VERSION"
+        need_cargo_tool machete "$MACHETE_VERSION"
+        cargo deny --log-level error check bans licenses sources
+        cargo machete
+        sim "$SEEDS"
+        say "the main job, shown"
+        build
+        target/release/kagami demo
+        say "all of it passed" ;;
+    *) sed -n '2,13s/^# \{0,1\}//p' "$0" ;;
+esac

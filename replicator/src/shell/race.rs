@@ -1,0 +1,131 @@
+//! Reaching somebody who has several addresses: side by side, each a little after the one before.
+//!
+//! For a witness and for pairing, which need one connection now; the link between nodes keeps at it by
+//! itself (`quic`).
+
+use std::cell::RefCell;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use quinn::{ClientConfig, Connection, ConnectionError, Endpoint};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::tls::SERVER_NAME;
+
+/// Between the starts of two attempts by different addresses.
+const STAGGER: Duration = Duration::from_millis(150);
+
+/// Each address that failed, and why.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.iter().map(|(address, why)| format!("{address}: {why}")).collect::<Vec<_>>().join("; "))]
+pub struct NotReached(pub Vec<(SocketAddr, String)>);
+
+/// Sockets to dial from, one of each family, made when first needed.
+#[derive(Debug, Default)]
+pub(super) struct Sockets([Option<Endpoint>; 2]);
+
+impl Sockets {
+    /// Begins a handshake with `address`.
+    fn dial(
+        &mut self,
+        config: ClientConfig,
+        address: SocketAddr,
+    ) -> Result<quinn::Connecting, String> {
+        let place = &mut self.0[usize::from(address.is_ipv6())];
+        let endpoint = match place {
+            Some(endpoint) => endpoint,
+            None => {
+                let any = match address {
+                    SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+                    SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+                };
+                place.insert(Endpoint::client(any).map_err(|error| error.to_string())?)
+            }
+        };
+        endpoint
+            .connect_with(config, address, SERVER_NAME)
+            .map_err(|error| error.to_string())
+    }
+
+    /// Waits until the connections made from here are closed on the wire too.
+    pub(super) async fn wait_idle(&self) {
+        for endpoint in self.0.iter().flatten() {
+            endpoint.wait_idle().await;
+        }
+    }
+}
+
+/// Connects to the first of `addresses` that finishes a handshake before `deadline`.
+///
+/// Safe to drop at any await.
+pub(super) async fn connect(
+    sockets: &RefCell<Sockets>,
+    config: &ClientConfig,
+    addresses: &[SocketAddr],
+    deadline: Instant,
+) -> Result<Connection, NotReached> {
+    let mut failures = Vec::new();
+    let mut attempts = JoinSet::new();
+    let mut waiting = addresses.iter().copied();
+    let race = async {
+        loop {
+            let next = waiting.next();
+            if let Some(address) = next {
+                let dialled = sockets.borrow_mut().dial(config.clone(), address);
+                match dialled {
+                    Err(why) => failures.push((address, why)),
+                    Ok(connecting) => {
+                        attempts.spawn(async move { (address, connecting.await) });
+                    }
+                }
+            } else if attempts.is_empty() {
+                return None;
+            }
+            // A failure lets the next address begin at once.
+            tokio::select! {
+                biased;
+                ended = attempts.join_next(), if !attempts.is_empty() => match ended {
+                    Some(Ok((_, Ok(connection)))) => return Some(connection),
+                    Some(Ok((address, Err(error)))) => failures.push((address, describe(&error))),
+                    Some(Err(_)) | None => {}
+                },
+                () = sleep(STAGGER), if next.is_some() => {}
+                else => {}
+            }
+        }
+    };
+    match timeout_at(deadline, race).await {
+        Ok(Some(connection)) => Ok(connection),
+        Ok(None) => Err(NotReached(failures)),
+        Err(_) => {
+            for address in addresses {
+                if !failures.iter().any(|(failed, _)| failed == address) {
+                    failures.push((*address, "no answer in time".to_owned()));
+                }
+            }
+            Err(NotReached(failures))
+        }
+    }
+}
+
+/// What ended a connection, in the other end's own words where it said why.
+pub(super) fn describe(error: &ConnectionError) -> String {
+    match error {
+        ConnectionError::ApplicationClosed(close) if !close.reason.is_empty() => {
+            String::from_utf8_lossy(&close.reason).into_owned()
+        }
+        ConnectionError::TimedOut => "no answer".to_owned(),
+        other => {
+            let text = other.to_string();
+            // The verifier's own words, out of what TLS wraps around them.
+            let key = text
+                .split_once("NotPinned(")
+                .and_then(|(_, rest)| rest.split_once(')'));
+            match key {
+                Some((key, _)) => format!("it shows a key that is not pinned here ({key})"),
+                None => text,
+            }
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! Asking a witness: one connection for each thread, and a register's question over it.
+//!
+//! A witness may have several addresses; they are tried side by side, each a little after the one
+//! before, and the first that answers with a pinned key is used until it fails. A question that got no
+//! answer on a connection of long standing is put again on a new one: that is safe, since the same swap
+//! twice is one swap (the second time it is refused, or found to have taken place). After the time-out
+//! the outcome is unknown, and said to be.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::{Connection, TransportConfig, VarInt};
+use tokio::time::{Instant, timeout_at};
+
+use super::wire::{Answer, MAX_ANSWER, Op, Outcome, Request};
+use super::{PROTOCOL, RegisterId};
+use crate::core::register::{ArbiterAnswer, Ask};
+use crate::core::state::Attempt;
+use crate::shell::arbiter::{Arbiter, Pending, register};
+use crate::shell::fields::FieldFault;
+use crate::shell::identity::{Fingerprint, NodeKey};
+use crate::shell::race::{self, NotReached, Sockets, describe};
+use crate::shell::tls::{self, Admit, Pins, TlsError};
+
+/// A connection that nobody used for as long is closed; the next question makes a new one.
+const IDLE: Duration = Duration::from_secs(20);
+/// First guess of the round trip: how soon a lost first packet is repeated.
+const FIRST_ROUND_TRIP: Duration = Duration::from_millis(50);
+
+/// Where a witness is, and who it is.
+#[derive(Clone, Debug)]
+pub struct ClientConfig {
+    /// Its name, for people.
+    pub name: String,
+    /// Where it listens, the best first.
+    pub addresses: Vec<SocketAddr>,
+    /// Its key, or two while it is being replaced.
+    pub fingerprints: Vec<Fingerprint>,
+    /// A question without an answer for as long is unanswered.
+    pub timeout: Duration,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// No address is configured.
+    #[error("it has no address: give `addresses` in its [arbiter] section")]
+    NoAddress,
+    /// Each address failed.
+    #[error(transparent)]
+    NotReached(#[from] NotReached),
+    /// The time is over.
+    #[error("no answer within {0:?}")]
+    TimedOut(Duration),
+    /// The connection ended before the answer was there.
+    #[error("the connection ended: {0}")]
+    Lost(String),
+    /// What came back is no answer to the question.
+    #[error("it answered with something else: {0}")]
+    Garbage(FieldFault),
+    /// It answered another question.
+    #[error("it answered another question than the one asked")]
+    OtherQuestion,
+}
+
+/// A witness as one thread sees it; the mirrors of the thread share it.
+#[derive(Debug)]
+pub struct Remote {
+    config: ClientConfig,
+    quic: quinn::ClientConfig,
+    sockets: RefCell<Sockets>,
+    connection: RefCell<Option<Connection>>,
+}
+
+impl Remote {
+    /// Says where a witness is; nothing is dialled before the first question.
+    ///
+    /// # Errors
+    ///
+    /// The node's key can't be used.
+    pub fn new(key: &NodeKey, config: ClientConfig) -> Result<Rc<Self>, TlsError> {
+        let pins = Pins::new(config.fingerprints.iter().copied());
+        let mut quic = tls::quic_client(key, Admit::Pinned(pins), vec![PROTOCOL.to_vec()])?;
+        let mut transport = TransportConfig::default();
+        transport
+            .max_concurrent_bidi_streams(VarInt::from_u32(0))
+            .max_concurrent_uni_streams(VarInt::from_u32(0))
+            .initial_rtt(FIRST_ROUND_TRIP)
+            .max_idle_timeout(Some(VarInt::from_u32(IDLE.as_millis() as u32).into()));
+        quic.transport_config(Arc::new(transport));
+        Ok(Rc::new(Self {
+            config,
+            quic,
+            sockets: RefCell::default(),
+            connection: RefCell::default(),
+        }))
+    }
+
+    /// Puts a question and waits for its answer, by any address.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`]; the outcome of a swap is then unknown.
+    pub async fn exchange(&self, request: &Request) -> Result<Outcome, ClientError> {
+        let whole = self.config.timeout;
+        let start = Instant::now();
+        let bytes = request.encode();
+        let standing = self.connection.borrow().clone();
+        if let Some(connection) = standing {
+            // Half of the time is left for a new connection, should the witness have restarted.
+            match exchange_on(&connection, request, &bytes, start + whole / 2, whole / 2).await {
+                Err(ClientError::Lost(_) | ClientError::TimedOut(_)) => {
+                    self.connection.borrow_mut().take();
+                }
+                answered => return answered,
+            }
+        }
+        let deadline = start + whole;
+        let connection = self.connect(deadline).await?;
+        let outcome = exchange_on(&connection, request, &bytes, deadline, whole).await;
+        if outcome.is_ok() {
+            *self.connection.borrow_mut() = Some(connection);
+        }
+        outcome
+    }
+
+    async fn connect(&self, deadline: Instant) -> Result<Connection, ClientError> {
+        if self.config.addresses.is_empty() {
+            return Err(ClientError::NoAddress);
+        }
+        Ok(race::connect(&self.sockets, &self.quic, &self.config.addresses, deadline).await?)
+    }
+}
+
+async fn exchange_on(
+    connection: &Connection,
+    request: &Request,
+    bytes: &[u8],
+    deadline: Instant,
+    allowed: Duration,
+) -> Result<Outcome, ClientError> {
+    let exchange = async {
+        let (mut send, mut receive) = connection
+            .open_bi()
+            .await
+            .map_err(|error| describe(&error))?;
+        send.write_all(bytes)
+            .await
+            .map_err(|error| error.to_string())?;
+        send.finish().map_err(|error| error.to_string())?;
+        receive
+            .read_to_end(MAX_ANSWER)
+            .await
+            .map_err(|error| match error {
+                quinn::ReadToEndError::Read(quinn::ReadError::ConnectionLost(error)) => {
+                    describe(&error)
+                }
+                other => other.to_string(),
+            })
+    };
+    let answer = timeout_at(deadline, exchange)
+        .await
+        .map_err(|_| ClientError::TimedOut(allowed))?
+        .map_err(ClientError::Lost)?;
+    let answer = Answer::decode(&answer).map_err(ClientError::Garbage)?;
+    let swapped_by_reading = request.op == Op::Read && answer.outcome == Outcome::Swapped;
+    if answer.register != request.register || answer.nonce != request.nonce || swapped_by_reading {
+        return Err(ClientError::OtherQuestion);
+    }
+    Ok(answer.outcome)
+}
+
+/// The arbiter of one mirror: its register at a witness.
+#[derive(Debug)]
+pub struct Client {
+    remote: Rc<Remote>,
+    register: RegisterId,
+    members: Vec<Fingerprint>,
+}
+
+impl Client {
+    /// The register of the mirror or group `register`. `members` are the keys of this node and of its
+    /// peer: a register that is created is bound to them.
+    pub fn new(remote: Rc<Remote>, register: RegisterId, members: Vec<Fingerprint>) -> Rc<Self> {
+        Rc::new(Self {
+            remote,
+            register,
+            members,
+        })
+    }
+
+    async fn put(&self, attempt: Attempt, ask: Ask) -> Result<ArbiterAnswer, String> {
+        let mut nonce = attempt;
+        let op = match ask {
+            Ask::Read => Op::Read,
+            Ask::Swap { expect, register } => {
+                nonce = register.nonce;
+                Op::Swap {
+                    expect,
+                    instance: register.instance,
+                    seq: register.seq,
+                    bytes: register::encode(&register),
+                    members: self.members.clone(),
+                }
+            }
+        };
+        let request = Request {
+            register: self.register,
+            nonce: nonce.0,
+            op,
+        };
+        match self
+            .remote
+            .exchange(&request)
+            .await
+            .map_err(|error| error.to_string())?
+        {
+            Outcome::Swapped => Ok(ArbiterAnswer::Swapped),
+            Outcome::State(None) => Ok(ArbiterAnswer::Register(None)),
+            Outcome::State(Some(content)) => {
+                register::decode(content.instance, content.seq, content.nonce, &content.bytes)
+                    .map(|register| ArbiterAnswer::Register(Some(register)))
+                    .map_err(|fault| fault.to_string())
+            }
+            Outcome::Refused(_, text) => Err(text),
+        }
+    }
+}
+
+impl Arbiter for Client {
+    fn ask(self: Rc<Self>, attempt: Attempt, ask: Ask) -> Pending {
+        Box::pin(async move {
+            self.put(attempt, ask).await.unwrap_or_else(|why| {
+                ArbiterAnswer::Unreachable(format!("witness {}: {why}", self.remote.config.name))
+            })
+        })
+    }
+
+    fn describe(&self) -> String {
+        let config = &self.remote.config;
+        let addresses = config
+            .addresses
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>();
+        format!("witness {} ({})", config.name, addresses.join(", "))
+    }
+}

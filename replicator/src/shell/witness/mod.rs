@@ -1,0 +1,30 @@
+//! The witness: an arbiter of kagami's own, the same binary on a third machine (docs/arbiter.md).
+//!
+//! It keeps a register for each mirror or group and changes it by compare-and-swap. What the content
+//! means is the askers' business ([`crate::shell::arbiter::register`]); the witness compares (instance,
+//! seq), and makes every change durable before it answers.
+//!
+//! [`wire`] is what is said, pure; [`store`] the registers on disk; [`Server`] the listener; [`Client`]
+//! the arbiter that a mirror asks; [`enrol`] makes a node known to a witness.
+
+mod client;
+pub mod enrol;
+mod server;
+pub mod store;
+pub mod wire;
+
+pub use client::{Client, ClientConfig, ClientError, Remote};
+pub use server::{Server, ServerConfig, ServerError};
+
+/// The protocol's name in the TLS handshake (ALPN).
+pub const PROTOCOL: &[u8] = b"kagami-witness/1";
+
+/// A register's name: the id of the mirror or group that it belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RegisterId(pub u128);
+
+impl std::fmt::Display for RegisterId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}

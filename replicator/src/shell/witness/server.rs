@@ -1,0 +1,275 @@
+//! The witness's listener: enrolled keys alone, one request for each stream, bounded in everything.
+//!
+//! Whoever holds no enrolled key is told so by name and disconnected before a byte of a request is
+//! read. Requests are carried out one after the other on a blocking thread; the order in which two
+//! askers' swaps get there is the race's result.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, TransportConfig, VarInt};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::PROTOCOL;
+use super::store::{Store, StoreError};
+use super::wire::{Answer, MAX_REQUEST, Op, Outcome, Request};
+use crate::shell::identity::{Fingerprint, NodeKey};
+use crate::shell::tls::{self, Admit, TlsError};
+
+/// Connections that a witness holds at most.
+const MAX_CONNECTIONS: usize = 512;
+/// Requests of one connection that are carried out at a time.
+const MAX_REQUESTS: u32 = 16;
+/// A handshake or a request that takes longer is given up.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// A connection without a word for as long is closed.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// Closing codes.
+pub(super) mod code {
+    /// The witness stops.
+    pub(crate) const STOPPING: u32 = 1;
+    /// The key isn't enrolled.
+    pub(crate) const STRANGER: u32 = 2;
+    /// A request that breaks the protocol.
+    pub(crate) const PROTOCOL: u32 = 3;
+}
+
+/// What a witness is told.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Where to listen; port 0 takes any.
+    pub listen: Vec<SocketAddr>,
+    /// The folder of registers and enrolled keys.
+    pub state: PathBuf,
+    /// Keys that may use it, beside those enrolled in the folder.
+    pub clients: Vec<Fingerprint>,
+}
+
+/// Why a witness can't run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// Its folder can't be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Its key can't be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// An address can't be listened on.
+    #[error(
+        "can't listen on {address}: {error}; is another program there, or the address not this machine's?"
+    )]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The system's answer.
+        error: std::io::Error,
+    },
+    /// No address is configured.
+    #[error("a witness needs an address to listen on: give `listen`")]
+    NoAddress,
+}
+
+/// A witness that listens. Dropping it closes its connections.
+#[derive(Debug)]
+pub struct Server {
+    endpoints: Vec<Endpoint>,
+    store: Arc<Mutex<Store>>,
+}
+
+impl Server {
+    /// Opens the folder and listens; nothing is answered before [`Server::serve`].
+    ///
+    /// # Errors
+    ///
+    /// [`ServerError`].
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub fn start(key: &NodeKey, config: ServerConfig) -> Result<Self, ServerError> {
+        if config.listen.is_empty() {
+            return Err(ServerError::NoAddress);
+        }
+        let store = Store::open(&config.state, config.clients)?;
+        // Anyone may finish a handshake; who holds no enrolled key is sent away with the reason.
+        let mut server = tls::quic_server(key, Admit::Anyone, vec![PROTOCOL.to_vec()])?;
+        let mut transport = TransportConfig::default();
+        transport
+            .max_concurrent_bidi_streams(VarInt::from_u32(MAX_REQUESTS))
+            .max_concurrent_uni_streams(VarInt::from_u32(0))
+            .stream_receive_window(VarInt::from_u32(MAX_REQUEST as u32))
+            .receive_window(VarInt::from_u32(MAX_REQUEST as u32 * MAX_REQUESTS))
+            .datagram_receive_buffer_size(None)
+            .max_idle_timeout(Some(VarInt::from_u32(IDLE.as_millis() as u32).into()));
+        server
+            .transport_config(Arc::new(transport))
+            .migration(false);
+        let endpoints = config
+            .listen
+            .iter()
+            .map(|&address| {
+                Endpoint::server(server.clone(), address)
+                    .map_err(|error| ServerError::Listen { address, error })
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            endpoints,
+            store: Arc::new(Mutex::new(store)),
+        })
+    }
+
+    /// Where it listens, with the ports that the system chose.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.endpoints
+            .iter()
+            .filter_map(|endpoint| endpoint.local_addr().ok())
+            .collect()
+    }
+
+    /// Answers until `stop` is done, then closes. A change that is under way is finished.
+    pub async fn serve(self, stop: impl Future<Output = ()>) {
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut listeners = JoinSet::new();
+        for endpoint in &self.endpoints {
+            listeners.spawn(listen(
+                endpoint.clone(),
+                Arc::clone(&self.store),
+                Arc::clone(&places),
+            ));
+        }
+        stop.await;
+        for endpoint in &self.endpoints {
+            endpoint.close(VarInt::from_u32(code::STOPPING), b"the witness stops");
+        }
+        listeners.shutdown().await;
+        for endpoint in &self.endpoints {
+            endpoint.wait_idle().await;
+        }
+    }
+}
+
+async fn listen(endpoint: Endpoint, store: Arc<Mutex<Store>>, places: Arc<Semaphore>) {
+    let mut connections = JoinSet::new();
+    while let Some(incoming) = endpoint.accept().await {
+        while connections.try_join_next().is_some() {}
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            tracing::warn!(from = %incoming.remote_address(), "connection refused: {MAX_CONNECTIONS} are open");
+            incoming.refuse();
+            continue;
+        };
+        let store = Arc::clone(&store);
+        connections.spawn(async move {
+            converse(incoming, store).await;
+            drop(place);
+        });
+    }
+}
+
+/// One connection, from its handshake to its end.
+async fn converse(incoming: Incoming, store: Arc<Mutex<Store>>) {
+    let from = incoming.remote_address();
+    let connection = match tokio::time::timeout(PATIENCE, async { incoming.await }).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return tracing::debug!(%from, %error, "no handshake"),
+        Err(_) => return tracing::debug!(%from, "no handshake in time"),
+    };
+    let Some(asker) = tls::peer_fingerprint(&connection) else {
+        return connection.close(VarInt::from_u32(code::STRANGER), b"no certificate");
+    };
+    if !lock(&store).is_enrolled(&asker) {
+        tracing::warn!(%from, key = %asker, "stranger refused: its key is not enrolled");
+        let text = format!(
+            "key {asker} is not enrolled at this witness: `kagami witness enrol` there makes a token for it"
+        );
+        return connection.close(VarInt::from_u32(code::STRANGER), text.as_bytes());
+    }
+    tracing::debug!(%from, key = %asker, "connected");
+    let mut requests = JoinSet::new();
+    // The transport bounds the streams, and so the tasks.
+    while let Ok((send, receive)) = connection.accept_bi().await {
+        while requests.try_join_next().is_some() {}
+        requests.spawn(answer(
+            connection.clone(),
+            asker,
+            Arc::clone(&store),
+            send,
+            receive,
+        ));
+    }
+    // The asker may be gone; a change of its that has begun ends all the same.
+    while requests.join_next().await.is_some() {}
+}
+
+async fn answer(
+    connection: Connection,
+    asker: Fingerprint,
+    store: Arc<Mutex<Store>>,
+    mut send: SendStream,
+    mut receive: RecvStream,
+) {
+    let Ok(Ok(bytes)) = tokio::time::timeout(PATIENCE, receive.read_to_end(MAX_REQUEST)).await
+    else {
+        return connection.close(
+            VarInt::from_u32(code::PROTOCOL),
+            b"a request is too long, or was not finished in time",
+        );
+    };
+    let request = match Request::decode(&bytes) {
+        Ok(request) => request,
+        Err(fault) => {
+            tracing::warn!(key = %asker, %fault, "a request that can't be read");
+            let text = format!("the request can't be read: {fault}");
+            return connection.close(VarInt::from_u32(code::PROTOCOL), text.as_bytes());
+        }
+    };
+    let work = tokio::task::spawn_blocking(move || {
+        let outcome = lock(&store).answer(&asker, &request);
+        (request, outcome)
+    });
+    // Only a panic ends the work without a result: then the asker gets no answer, and assumes none.
+    let Ok((request, outcome)) = work.await else {
+        return;
+    };
+    log(&asker, &request, &outcome);
+    let answer = Answer {
+        register: request.register,
+        nonce: request.nonce,
+        outcome,
+    }
+    .encode();
+    let sent = async {
+        send.write_all(&answer).await?;
+        send.finish().map_err(|_| quinn::WriteError::ClosedStream)?;
+        // Until it is acknowledged: closing the connection at once would drop it.
+        send.stopped().await.ok();
+        Ok::<_, quinn::WriteError>(())
+    };
+    if !matches!(tokio::time::timeout(PATIENCE, sent).await, Ok(Ok(()))) {
+        tracing::debug!(key = %asker, "an answer was not taken");
+    }
+}
+
+fn log(asker: &Fingerprint, request: &Request, outcome: &Outcome) {
+    let register = request.register;
+    match (&request.op, outcome) {
+        (Op::Swap { instance, seq, .. }, Outcome::Swapped) => {
+            tracing::info!(%register, %asker, instance, seq, nonce = request.nonce, "register changed");
+        }
+        (Op::Swap { .. }, Outcome::State(_)) => {
+            tracing::info!(%register, %asker, nonce = request.nonce, "change refused: another was first");
+        }
+        (_, Outcome::Refused(reason, text)) => {
+            tracing::warn!(%register, %asker, ?reason, "refused: {text}")
+        }
+        (Op::Read, _) => {}
+    }
+}
+
+fn lock(store: &Mutex<Store>) -> std::sync::MutexGuard<'_, Store> {
+    // A panic leaves nothing half done here: the files are the state.
+    store.lock().unwrap_or_else(PoisonError::into_inner)
+}

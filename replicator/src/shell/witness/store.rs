@@ -1,0 +1,460 @@
+//! The witness's registers on its disk: one file for each, replaced whole before any answer.
+//!
+//! ```text
+//! STATE/lock                       held by the one witness that uses the folder
+//! STATE/clients/<64 hex>           an enrolled key; the content is its node's name
+//! STATE/registers/<32 hex>         a register:
+//!
+//!   0       4     6     8          24         32    40      48      50
+//!   | magic | ver | n   | register | instance | seq | nonce | len   | content | members 32×n | crc32c |
+//! ```
+//!
+//! Little-endian; the checksum covers all before it. A change is written to a new file, synced, renamed
+//! over the old one, and the folder is synced: a power cut leaves the old state or the new. A file
+//! that can't be read whole is never taken for an empty register: that register is refused until a
+//! person has looked (docs/arbiter.md), for a register that forgot whom it named would name both.
+
+use std::collections::BTreeSet;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use bytes::BufMut;
+use rustix::fs::{FlockOperation, flock};
+
+use super::RegisterId;
+use super::wire::{Content, MAX_CONTENT, MAX_MEMBERS, Op, Outcome, Reason, Request};
+use crate::shell::fields::{FieldFault, Fields, put_bytes};
+use crate::shell::identity::Fingerprint;
+
+const MAGIC: u32 = u32::from_le_bytes(*b"KGWR");
+const VERSION: u16 = 1;
+const MAX_FILE: usize = 50 + MAX_CONTENT + 32 * MAX_MEMBERS + 4;
+
+/// Registers that a witness keeps at most: a bound on what enrolled nodes can make it store.
+pub const MAX_REGISTERS: usize = 65_536;
+
+/// Why a witness can't use its folder.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another witness runs on it.
+    #[error(
+        "{0} is in use by another witness: two would each grant what the other refuses; stop that one first"
+    )]
+    InUse(PathBuf),
+    /// The system refused.
+    #[error("{path}: {action}: {error}")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// The system's answer.
+        error: io::Error,
+    },
+}
+
+fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |error| StoreError::Io {
+        action,
+        path,
+        error,
+    }
+}
+
+/// Why one register can't be read.
+#[derive(Debug, thiserror::Error)]
+enum RegisterFault {
+    #[error("its checksum is wrong ({found:#010x}, must be {computed:#010x})")]
+    Checksum { found: u32, computed: u32 },
+    #[error("it was written by a newer version of the witness ({0})")]
+    Newer(u16),
+    #[error("it is the file of register {0}")]
+    Other(RegisterId),
+    #[error("{0}")]
+    Fields(#[from] FieldFault),
+    #[error("{0} bytes")]
+    Length(usize),
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// A register's file, decoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Stored {
+    content: Content,
+    members: Vec<Fingerprint>,
+}
+
+impl Stored {
+    fn encode(&self, register: RegisterId) -> Vec<u8> {
+        let mut out = Vec::with_capacity(MAX_FILE);
+        out.put_u32_le(MAGIC);
+        out.put_u16_le(VERSION);
+        out.put_u16_le(self.members.len() as u16);
+        out.put_u128_le(register.0);
+        out.put_u64_le(self.content.instance);
+        out.put_u64_le(self.content.seq);
+        out.put_u64_le(self.content.nonce);
+        put_bytes(&mut out, &self.content.bytes);
+        self.members
+            .iter()
+            .for_each(|member| out.put_slice(member.as_bytes()));
+        out.put_u32_le(crc32c::crc32c(&out));
+        out
+    }
+
+    fn decode(register: RegisterId, file: &[u8]) -> Result<Self, RegisterFault> {
+        let (body, sum) = file
+            .split_last_chunk::<4>()
+            .ok_or(RegisterFault::Length(file.len()))?;
+        let (found, computed) = (u32::from_le_bytes(*sum), crc32c::crc32c(body));
+        if found != computed {
+            return Err(RegisterFault::Checksum { found, computed });
+        }
+        let mut fields = Fields::new(body);
+        if fields.u32("magic")? != MAGIC {
+            return Err(FieldFault::Meaningless("magic").into());
+        }
+        let version = fields.u16("version")?;
+        if version != VERSION {
+            return Err(RegisterFault::Newer(version));
+        }
+        let members = fields.count("members", MAX_MEMBERS)?;
+        let id = RegisterId(fields.u128("register")?);
+        if id != register {
+            return Err(RegisterFault::Other(id));
+        }
+        let content = Content {
+            instance: fields.u64("instance")?,
+            seq: fields.u64("seq")?,
+            nonce: fields.u64("nonce")?,
+            bytes: fields.bytes("content", MAX_CONTENT)?.to_vec(),
+        };
+        let members = (0..members)
+            .map(|_| fields.array("members").map(Fingerprint::from_bytes))
+            .collect::<Result<_, _>>()?;
+        fields.end()?;
+        Ok(Self { content, members })
+    }
+}
+
+/// The registers and the enrolled keys of one witness; it blocks while the disk works.
+#[derive(Debug)]
+pub struct Store {
+    state: PathBuf,
+    /// Keys that the configuration names.
+    configured: BTreeSet<Fingerprint>,
+    /// Registers whose file may not be what a reader sees: a sync failed after the rename.
+    unsure: BTreeSet<RegisterId>,
+    registers: usize,
+    _lock: File,
+}
+
+impl Store {
+    /// Opens the folder, and makes it where there is none. Keys that may use it are those in
+    /// `configured` and those enrolled.
+    ///
+    /// # Errors
+    ///
+    /// Another witness has it, or the system refuses.
+    pub fn open(
+        state: &Path,
+        configured: impl IntoIterator<Item = Fingerprint>,
+    ) -> Result<Self, StoreError> {
+        make_folders(state)?;
+        let lock = state.join("lock");
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&lock)
+            .map_err(at("open", &lock))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(StoreError::InUse(state.to_owned())),
+            other => other.map_err(|errno| at("lock", &lock)(errno.into()))?,
+        }
+        let folder = state.join("registers");
+        let mut registers = 0;
+        for entry in fs::read_dir(&folder).map_err(at("read the folder", &folder))? {
+            let entry = entry.map_err(at("read the folder", &folder))?;
+            if entry.file_name().to_string_lossy().ends_with(".new") {
+                // Left by a crash before the rename: never answered for.
+                fs::remove_file(entry.path()).map_err(at("remove", &entry.path()))?;
+            } else {
+                registers += 1;
+            }
+        }
+        Ok(Self {
+            state: state.to_owned(),
+            configured: configured.into_iter().collect(),
+            unsure: BTreeSet::new(),
+            registers,
+            _lock: file,
+        })
+    }
+
+    /// Whether a key may use this witness at all.
+    pub fn is_enrolled(&self, key: &Fingerprint) -> bool {
+        self.configured.contains(key) || client_file(&self.state, key).is_file()
+    }
+
+    /// Carries out one request of the holder of `asker`. A change is durable when this returns.
+    pub fn answer(&mut self, asker: &Fingerprint, request: &Request) -> Outcome {
+        if !self.is_enrolled(asker) {
+            return refused(
+                Reason::Stranger,
+                format!("key {asker} is not enrolled at this witness"),
+            );
+        }
+        let id = request.register;
+        if self.unsure.contains(&id) {
+            return refused(
+                Reason::Storage,
+                format!(
+                    "a write of register {id} failed half-way; look at the witness's disk, then restart the witness"
+                ),
+            );
+        }
+        let stored = match self.read(id) {
+            Ok(stored) => stored,
+            Err(fault) => {
+                let path = self.path(id);
+                tracing::error!(register = %id, %fault, path = %path.display(), "register refused: its file is damaged");
+                return refused(
+                    Reason::Corrupt,
+                    format!(
+                        "register {id} can't be read on the witness ({}: {fault}): it is not used until somebody has looked; see docs/arbiter.md, \"a damaged register\"",
+                        path.display()
+                    ),
+                );
+            }
+        };
+        if let Some(stored) = &stored
+            && !stored.members.contains(asker)
+        {
+            return refused(
+                Reason::NotAMember,
+                format!("register {id} belongs to other nodes"),
+            );
+        }
+        match &request.op {
+            Op::Read => Outcome::State(stored.map(|stored| stored.content)),
+            Op::Swap {
+                expect,
+                instance,
+                seq,
+                bytes,
+                members,
+            } => {
+                let new = Content {
+                    instance: *instance,
+                    seq: *seq,
+                    nonce: request.nonce,
+                    bytes: bytes.clone(),
+                };
+                self.swap(asker, id, stored, *expect, new, members)
+            }
+        }
+    }
+
+    fn swap(
+        &mut self,
+        asker: &Fingerprint,
+        id: RegisterId,
+        stored: Option<Stored>,
+        expect: Option<(u64, u64)>,
+        new: Content,
+        members: &[Fingerprint],
+    ) -> Outcome {
+        let present = stored
+            .as_ref()
+            .map(|stored| (stored.content.instance, stored.content.seq));
+        if present != expect {
+            return match stored {
+                // The same swap again, its answer lost on the way.
+                Some(stored) if stored.content == new => Outcome::Swapped,
+                other => Outcome::State(other.map(|stored| stored.content)),
+            };
+        }
+        if let Some((instance, seq)) = present
+            && (new.instance != instance || new.seq <= seq)
+        {
+            return refused(
+                Reason::Invalid,
+                format!(
+                    "a change keeps the instance and raises seq: from ({instance}, {seq}) to ({}, {})",
+                    new.instance, new.seq
+                ),
+            );
+        }
+        let created = stored.is_none();
+        let members = match stored {
+            Some(stored) => stored.members,
+            None => match self.members_of_new(asker, members) {
+                Ok(members) => members,
+                Err(refusal) => return refusal,
+            },
+        };
+        match self.write(
+            id,
+            &Stored {
+                content: new,
+                members,
+            },
+        ) {
+            Ok(()) => {
+                self.registers += usize::from(created);
+                Outcome::Swapped
+            }
+            Err(error) => {
+                tracing::error!(register = %id, %error, "a register could not be written");
+                refused(
+                    Reason::Storage,
+                    format!("the witness's disk failed: {error}"),
+                )
+            }
+        }
+    }
+
+    /// Judges the keys that a new register is to be bound to.
+    fn members_of_new(
+        &self,
+        asker: &Fingerprint,
+        members: &[Fingerprint],
+    ) -> Result<Vec<Fingerprint>, Outcome> {
+        if self.registers >= MAX_REGISTERS {
+            let text = format!("this witness has {MAX_REGISTERS} registers, and takes no more");
+            return Err(refused(Reason::Full, text));
+        }
+        if !members.contains(asker) || members.len() > MAX_MEMBERS {
+            let text =
+                "a new register must be bound to the node that asks, and to its peer".to_owned();
+            return Err(refused(Reason::Invalid, text));
+        }
+        // One unknown key may be there: a node's next key, enrolled only when it is in use.
+        let strangers: Vec<_> = members
+            .iter()
+            .filter(|key| !self.is_enrolled(key))
+            .collect();
+        if members.len() - strangers.len() < 2 {
+            let names = strangers
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(", ");
+            let text = format!(
+                "the peer is not enrolled at this witness yet (its key is {names}): enrol it, then go on"
+            );
+            return Err(refused(Reason::Stranger, text));
+        }
+        let unique: BTreeSet<_> = members.iter().copied().collect();
+        Ok(unique.into_iter().collect())
+    }
+
+    fn path(&self, id: RegisterId) -> PathBuf {
+        self.state.join("registers").join(id.to_string())
+    }
+
+    fn read(&self, id: RegisterId) -> Result<Option<Stored>, RegisterFault> {
+        let file = match File::open(self.path(id)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        let mut bytes = Vec::with_capacity(512);
+        file.take(MAX_FILE as u64 + 1).read_to_end(&mut bytes)?;
+        if bytes.len() > MAX_FILE {
+            return Err(RegisterFault::Length(bytes.len()));
+        }
+        Stored::decode(id, &bytes).map(Some)
+    }
+
+    fn write(&mut self, id: RegisterId, stored: &Stored) -> io::Result<()> {
+        let path = self.path(id);
+        let new = path.with_extension("new");
+        write_synced(&new, &stored.encode(id))?;
+        fs::rename(&new, &path)?;
+        // From here on a reader sees the new state; if it can't be made durable, nobody may.
+        let folder = self.state.join("registers");
+        if let Err(error) = File::open(folder).and_then(|folder| folder.sync_all()) {
+            self.unsure.insert(id);
+            return Err(error);
+        }
+        Ok(())
+    }
+}
+
+fn refused(reason: Reason, text: String) -> Outcome {
+    Outcome::Refused(reason, text)
+}
+
+fn client_file(state: &Path, key: &Fingerprint) -> PathBuf {
+    let text = key.to_string();
+    state
+        .join("clients")
+        .join(text.trim_start_matches("sha256:"))
+}
+
+fn make_folders(state: &Path) -> Result<(), StoreError> {
+    for folder in [state.join("registers"), state.join("clients")] {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&folder)
+            .map_err(at("create the folder", &folder))?;
+    }
+    File::open(state)
+        .and_then(|folder| folder.sync_all())
+        .map_err(at("sync the folder", state))
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Enrols a key: its holder may use the witness from its next request on, running or not.
+///
+/// # Errors
+///
+/// The system refuses.
+pub fn enrol(state: &Path, key: &Fingerprint, name: &str) -> Result<(), StoreError> {
+    make_folders(state)?;
+    let path = client_file(state, key);
+    let new = path.with_extension("new");
+    write_synced(&new, format!("{name}\n").as_bytes()).map_err(at("write", &new))?;
+    fs::rename(&new, &path).map_err(at("rename", &new))?;
+    let folder = state.join("clients");
+    File::open(&folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(at("sync the folder", &folder))
+}
+
+/// The enrolled keys with their nodes' names, for people.
+///
+/// # Errors
+///
+/// The folder can't be read.
+pub fn enrolled(state: &Path) -> Result<Vec<(Fingerprint, String)>, StoreError> {
+    let folder = state.join("clients");
+    let mut found = Vec::new();
+    for entry in fs::read_dir(&folder).map_err(at("read the folder", &folder))? {
+        let entry = entry.map_err(at("read the folder", &folder))?;
+        let hex = entry.file_name().to_string_lossy().into_owned();
+        if let Ok(key) = format!("sha256:{hex}").parse() {
+            let name = fs::read_to_string(entry.path()).map_err(at("read", &entry.path()))?;
+            found.push((key, name.trim_end().to_owned()));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
