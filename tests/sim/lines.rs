@@ -347,13 +347,8 @@ impl World {
         let Ok(recovered) = at.meta.recover() else {
             return Err(self.violation("No-torn-metadata", "metadata can't be read after a clean stop"));
         };
-        if !recovered.hot.is_empty() || recovered.superblock.record.was_primary {
-            let what = format!(
-                "{} stopped cleanly with {} hot extents, was_primary {}",
-                at.name,
-                recovered.hot.len(),
-                recovered.superblock.record.was_primary
-            );
+        if !recovered.hot.is_empty() {
+            let what = format!("{} stopped cleanly with {} hot extents", at.name, recovered.hot.len());
             return Err(self.violation("Cleared-only-when-equal", what));
         }
         Ok(())
