@@ -231,9 +231,10 @@ impl World {
         self.check_line_of_write(node)?;
         if pending.op.is_fua() {
             let sectors: Vec<u64> = pending.op.writes().map(|(sector, _)| sector).collect();
+            let oldest = self.oldest_request();
             for sector in sectors {
                 self.check_durable(node, sector, self.tick, "FUA write")?;
-                self.history.flushed_one(sector, pending.start);
+                self.history.flushed_one(sector, pending.start, oldest);
             }
         }
         Ok(())
@@ -246,8 +247,13 @@ impl World {
         for sector in self.history.unflushed().collect::<Vec<_>>() {
             self.check_durable(node, sector, pending.start, "flush")?;
         }
-        self.history.flushed(pending.start);
+        self.history.flushed(pending.start, self.oldest_request());
         Ok(())
+    }
+
+    /// When the oldest request without an answer began.
+    fn oldest_request(&self) -> u64 {
+        self.pending.values().map(|pending| pending.start).min().unwrap_or(self.tick)
     }
 
     /// The copies that count as UpToDate for the Primary.
