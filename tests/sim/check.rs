@@ -152,7 +152,8 @@ impl World {
                     || self.ordered.values().any(stepping_down)
             }
             IoError::Io => {
-                let faults = [Fault::ReadFails, Fault::DiskFails, Fault::FlushFails];
+                // a full store in sync is a failed one, for this copy
+                let faults = [Fault::ReadFails, Fault::DiskFails, Fault::FlushFails, Fault::StoreFull];
                 faults.iter().any(|fault| self.stats.count(*fault) > 0) || role == Some(Role::Secondary)
             }
             IoError::NoSpace => self.stats.count(Fault::StoreFull) > 0,

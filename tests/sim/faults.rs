@@ -105,11 +105,11 @@ impl World {
     fn inject(&mut self, fault: Fault, node: usize) -> Checked {
         let timeout = self.options.settings.timeout_ms * MS;
         let name = self.nodes[node].name;
-        self.trace.line(|| format!("{:>10} fault: {} ({name})", self.now / 1000, fault.name()));
-        let lasts = match self.fault_rng.below(3) {
-            0 => self.fault_rng.around(timeout / 8),
-            1 => self.fault_rng.around(timeout * 2),
-            _ => self.fault_rng.around(timeout * 8),
+        let line = self.trace.len();
+        let lasts = match self.fault_rng.below(20) {
+            0..12 => self.fault_rng.around(timeout / 8),
+            12..17 => self.fault_rng.around(timeout),
+            _ => self.fault_rng.around(timeout * 4),
         };
         let change = 0;
         let mend = Happening::Mend { fault, node, change };
@@ -125,12 +125,13 @@ impl World {
                 self.power_off(node, lasts) | self.power_off(1 - node, lasts / 2 + later)
             }
             Fault::LinkCut | Fault::LinkCutOneWay => {
+                let whole = self.net.is_whole();
                 let mut blocked = [true, true];
                 blocked[1 - node] = fault == Fault::LinkCut;
                 self.block(blocked);
                 let change = self.net.changes;
                 self.plan(lasts, Happening::Mend { fault, node, change });
-                true
+                whole
             }
             Fault::SessionEnds => match self.net.used_by(node) {
                 Some(session) => {
@@ -178,6 +179,7 @@ impl World {
         };
         if injected {
             self.stats.fault(fault);
+            self.trace.line_at(line, || format!("{:>10} fault: {} ({name})", self.now / 1000, fault.name()));
         }
         Ok(())
     }

@@ -341,7 +341,7 @@ impl World {
     /// A clean stop leaves nothing to recover.
     pub(super) fn check_clean_stop(&self, node: usize) -> Checked {
         let at = &self.nodes[node];
-        if at.store.failed || at.store_suspect {
+        if at.store_suspect || at.seen.disk == DiskState::Failed {
             return Ok(());
         }
         let Ok(recovered) = at.meta.recover() else {
