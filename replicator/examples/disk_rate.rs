@@ -28,7 +28,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let runtime = Duration::from_secs(seconds);
     measure_pool()?;
-    if !path.exists() {
+    let is_new = !path.exists();
+    if is_new {
         std::fs::File::create_new(&path)?.set_len(SIZE)?;
     }
     tokio_uring::start(async move {
@@ -43,7 +44,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mut storage = Storage::new(pool)?;
         let store = storage.add_store(file);
         let disk = storage.add_disk(store, area);
-        fill(&mut storage, disk, area.len).await?;
+        if is_new {
+            fill(&mut storage, disk, area.len).await?;
+        }
         let mut load = Load {
             storage,
             disk,
@@ -81,6 +84,7 @@ impl Load {
         runtime: Duration,
     ) -> Result<(), Box<dyn Error>> {
         let began = Instant::now();
+        let cpu_before = cpu_time()?;
         let mut latencies: Vec<u32> = Vec::new();
         let mut starts = vec![began; depth];
         let mut completions = Vec::new();
@@ -113,13 +117,15 @@ impl Load {
             }
             self.storage.submit_queued()?;
         }
+        let cpu = cpu_time()? - cpu_before;
         latencies.sort_unstable();
         let at = |share: f64| f64::from(latencies[(latencies.len() as f64 * share) as usize]) / 1e3;
         println!(
-            "{name:18} depth {depth:2}: {:8.0} IOPS   p50 {:7.1} us   p99 {:7.1} us",
+            "{name:18} depth {depth:2}: {:8.0} IOPS   p50 {:7.1} us   p99 {:7.1} us   CPU {:4.1} us each",
             latencies.len() as f64 / began.elapsed().as_secs_f64(),
             at(0.5),
-            at(0.99)
+            at(0.99),
+            cpu.as_secs_f64() * 1e6 / latencies.len() as f64
         );
         Ok(())
     }
@@ -142,6 +148,13 @@ impl Load {
         self.storage.submit(self.disk, id, operation);
         Ok(())
     }
+}
+
+/// Time that this thread has spent on a processor.
+fn cpu_time() -> Result<Duration, Box<dyn Error>> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat")?;
+    let nanoseconds = text.split(' ').next().ok_or("no schedstat")?;
+    Ok(Duration::from_nanos(nanoseconds.parse()?))
 }
 
 /// Writes the whole disk once, so that every later write goes to a written extent.

@@ -3,6 +3,7 @@
 mod link_support;
 
 use bytes::Bytes;
+use kagami_replicator::shell::buffers::{Pool, PoolConfig};
 use kagami_replicator::shell::quic::{
     CloseReason, DownReason, LinkEvent, LinkFault, MirrorId, code,
 };
@@ -279,12 +280,24 @@ fn a_queue_over_its_bound_ends_the_session() {
 }
 
 #[test]
-fn it_runs_inside_tokio_uring() {
+fn it_runs_inside_tokio_uring_with_the_shells_own_memory() {
     tokio_uring::start(async {
-        let (a, in_a, mut b, in_b) = connected().await;
-        a.link
-            .send(in_a, Class::Data, with_payload(pattern(1 << 20, 5)));
-        assert!(b.frame(in_b).await.1.payload == Some(pattern(1 << 20, 5)));
+        let memory = Pool::new(&PoolConfig::with_bytes(4 << 20)).expect("memory");
+        let (a, b) = pair_with(|_| {}, memory.clone());
+        let (a, in_a, mut b, in_b) = connect(a, b).await;
+        for n in 0..16 {
+            a.link
+                .send(in_a, Class::Data, with_payload(pattern(1 << 20, n)));
+        }
+        for n in 0..16 {
+            let payload = b.frame(in_b).await.1.payload.expect("a payload");
+            assert!(payload == pattern(1 << 20, n));
+            assert!(
+                payload.as_ptr().addr().is_multiple_of(4096),
+                "O_DIRECT needs it aligned"
+            );
+        }
+        assert_eq!(memory.stats().in_use, 0);
         a.link.shutdown().await;
         let reason = b.down(in_b).await;
         assert!(matches!(reason, DownReason::ClosedByPeer(r) if r.code == code::STOPPING));

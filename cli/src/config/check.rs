@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::fault::Fault;
 use super::keys::{self, Section};
-use super::{Config, Solo};
+use super::{Config, Latency, Solo};
 
 /// Everything that is wrong, sorted by line.
 pub fn check(config: &Config) -> Vec<Fault> {
@@ -23,6 +23,7 @@ pub fn check(config: &Config) -> Vec<Fault> {
     uuids(config, &mut faults);
     keys_apart(config, &mut faults);
     nbd(config, &mut faults);
+    latencies(config, &mut faults);
     faults.sort_by_key(|fault| fault.line);
     faults
 }
@@ -278,6 +279,19 @@ fn keys_apart(config: &Config, faults: &mut Vec<Fault>) {
                 config.sheet.line(section, name, "fingerprints"),
                 format!("{heading} fingerprints: the key is that of {other}"),
                 next,
+            ));
+        }
+    }
+}
+
+/// The controller compares with what it measured without a resynchronisation.
+fn latencies(config: &Config, faults: &mut Vec<Fault>) {
+    for mirror in &config.mirrors {
+        if let Latency::Time(_) = mirror.resync.latency_target {
+            faults.push(Fault::at(
+                config.sheet.line(Section::Resync, &mirror.name, "latency-target"),
+                format!("[mirror.{}.resync] latency-target: a time can't be held to yet, only a multiple", mirror.name),
+                "write a multiple like \"2x\" (of the latency without a resynchronisation)",
             ));
         }
     }

@@ -496,7 +496,7 @@ pub const KEYS: &[Key] = &[
         "addresses",
         Kind::Addresses { names: true },
         Required,
-        Live,
+        Restart,
         "Where the peer is reached, tried in turn.",
     ),
     key(
@@ -504,7 +504,7 @@ pub const KEYS: &[Key] = &[
         "fingerprints",
         Kind::Fingerprints,
         Required,
-        Live,
+        Restart,
         "The keys the peer is known by, and nothing else; two while a key is rotated.",
     ),
     key(
@@ -528,7 +528,7 @@ pub const KEYS: &[Key] = &[
         "addresses",
         Kind::Addresses { names: true },
         Required,
-        Live,
+        Restart,
         "Where the arbiter is reached, tried in turn.",
     ),
     key(
@@ -536,7 +536,7 @@ pub const KEYS: &[Key] = &[
         "fingerprints",
         Kind::Fingerprints,
         Required,
-        Live,
+        Restart,
         "The keys the arbiter is known by; two while a key is rotated.",
     ),
     key(

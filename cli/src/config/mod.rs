@@ -295,6 +295,12 @@ impl Config {
         }
     }
 
+    /// Works everything out anew from the sheet, after entries of it were changed one by one.
+    pub fn refresh(&mut self) {
+        let places = Places::of_this_process();
+        *self = Self::from_sheet(&self.file, std::mem::take(&mut self.sheet), &places);
+    }
+
     /// The mirror of that name.
     pub fn mirror(&self, name: &str) -> Option<&Mirror> {
         self.mirrors.iter().find(|mirror| mirror.name == name)

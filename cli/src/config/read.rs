@@ -76,6 +76,15 @@ impl Sheet {
         self.instances.get(&section).map_or(&[], Vec::as_slice)
     }
 
+    /// Takes over one key's entry from another sheet, or its absence.
+    pub fn copy_from(&mut self, other: &Self, section: Section, name: &str, key: &'static str) {
+        let place = (section, name.to_owned(), key);
+        match other.entries.get(&place) {
+            Some(entry) => self.entries.insert(place, entry.clone()),
+            None => self.entries.remove(&place),
+        };
+    }
+
     /// The line to blame for a key: its own, else its section's, else the first.
     pub fn line(&self, section: Section, name: &str, key: &'static str) -> usize {
         self.entry(section, name, key)

@@ -6,7 +6,7 @@ use anstyle::{AnsiColor, Style};
 use jiff::tz::TimeZone;
 
 pub mod event;
-pub mod progress;
+
 pub mod status;
 pub mod units;
 

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use kagami_nbd_server::{
@@ -21,7 +22,7 @@ pub struct TestDevice {
     pub submitted: Cell<u64>,
     pub openings: Rc<Cell<usize>>,
     /// Buffers that may be out at once.
-    pub buffers: Rc<Semaphore>,
+    pub buffers: RefCell<Arc<Semaphore>>,
     pub log: RefCell<Vec<Request>>,
 }
 
@@ -34,7 +35,7 @@ impl TestDevice {
             fault: RefCell::default(),
             submitted: Cell::new(0),
             openings: Rc::default(),
-            buffers: Rc::new(Semaphore::new(1 << 20)),
+            buffers: RefCell::new(Arc::new(Semaphore::new(1 << 20))),
             log: RefCell::default(),
         }
     }
@@ -67,7 +68,10 @@ impl Drop for Open {
     }
 }
 
-pub struct Buffer(BytesMut, Rc<Semaphore>);
+/// Memory that holds a permit of the device until its last user is gone, as pooled memory does.
+pub struct Buffer(BytesMut, #[allow(dead_code)] Permit);
+
+struct Permit(Arc<Semaphore>);
 
 impl AsMut<[u8]> for Buffer {
     fn as_mut(&mut self) -> &mut [u8] {
@@ -75,15 +79,21 @@ impl AsMut<[u8]> for Buffer {
     }
 }
 
-impl WriteBuffer for Buffer {
-    fn freeze(mut self) -> Bytes {
-        std::mem::take(&mut self.0).freeze()
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
     }
 }
 
-impl Drop for Buffer {
+impl WriteBuffer for Buffer {
+    fn freeze(self) -> Bytes {
+        Bytes::from_owner(self)
+    }
+}
+
+impl Drop for Permit {
     fn drop(&mut self) {
-        self.1.add_permits(1);
+        self.0.add_permits(1);
     }
 }
 
@@ -101,8 +111,9 @@ impl BlockDevice for TestDevice {
     }
 
     async fn buffer(&self, len: usize) -> Buffer {
-        self.buffers.acquire().await.expect("never closed").forget();
-        Buffer(BytesMut::zeroed(len), Rc::clone(&self.buffers))
+        let buffers = Arc::clone(&self.buffers.borrow());
+        buffers.acquire().await.expect("never closed").forget();
+        Buffer(BytesMut::zeroed(len), Permit(buffers))
     }
 
     fn submit(&self, request: Request, completion: Completion) {

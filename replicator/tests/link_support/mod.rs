@@ -81,7 +81,7 @@ impl Node {
         Self::with_memory(config, key, Memory::new(64 << 20))
     }
 
-    pub fn with_memory(config: LinkConfig, key: NodeKey, memory: Memory) -> Self {
+    pub fn with_memory(config: LinkConfig, key: NodeKey, memory: impl BufferSource) -> Self {
         let link = Link::new(config, key, memory).expect("the link of a test can be set up");
         Self {
             link,
@@ -235,7 +235,7 @@ pub fn pair() -> (Node, Node) {
     pair_with(|_| {}, Memory::new(64 << 20))
 }
 
-pub fn pair_with(tune: impl Fn(&mut LinkConfig), memory_of_b: Memory) -> (Node, Node) {
+pub fn pair_with(tune: impl Fn(&mut LinkConfig), memory_of_b: impl BufferSource) -> (Node, Node) {
     let (key_a, key_b) = (key(), key());
     let mut of_b = config(B);
     of_b.peers = vec![peer(A, vec![], &key_a)];

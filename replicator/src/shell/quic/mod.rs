@@ -20,18 +20,19 @@ mod connection;
 mod dial;
 mod endpoint;
 mod event;
+mod inner;
+mod memory;
 mod opening;
 mod peer;
 mod session;
 mod streams;
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::task::{AbortHandle, spawn_local};
+use tokio::task::spawn_local;
 use tokio::time::timeout;
 
 pub use config::{
@@ -45,16 +46,9 @@ pub use streams::BufferSource;
 use crate::shell::identity::{Fingerprint, NodeKey};
 use crate::shell::tls::{self, Admit, Pins, TlsError};
 use crate::wire::frame::{Class, KIND_CLOSE, OutFrame};
-use endpoint::{Allowance, transport};
 use event::EventQueue;
+use inner::{Inner, Mirror};
 use peer::Peer;
-use session::Session;
-use streams::RecvHalf;
-
-/// Equal failures are told once in this time.
-const TELL_AGAIN: Duration = Duration::from_secs(30);
-/// Failures remembered so as not to repeat them; strangers can cause any number of different ones.
-const MAX_TOLD: usize = 1024;
 
 /// The link can't be set up.
 #[derive(Debug, thiserror::Error)]
@@ -89,45 +83,6 @@ pub struct PeerStatus {
 /// The link of one data-plane thread; see the module. Dropped, it closes everything at once.
 pub struct Link {
     inner: Rc<Inner>,
-}
-
-type StartReader = Box<dyn Fn(Rc<Session>, Class, RecvHalf) -> AbortHandle>;
-
-struct Inner {
-    config: LinkConfig,
-    key: NodeKey,
-    fingerprint: Fingerprint,
-    /// The keys of all peers.
-    pins: Pins,
-    server: quinn::ServerConfig,
-    endpoints: RefCell<Vec<quinn::Endpoint>>,
-    peers: RefCell<HashMap<NodeId, Rc<Peer>>>,
-    mirrors: RefCell<HashMap<MirrorId, Mirror>>,
-    sessions: RefCell<HashMap<SessionId, Rc<Session>>>,
-    next_session: Cell<u64>,
-    handshakes: Cell<u32>,
-    events: EventQueue,
-    told: RefCell<HashMap<Failing, Told>>,
-    start_reader: StartReader,
-}
-
-/// A mirror that this thread has.
-struct Mirror {
-    peer: NodeId,
-    wanted: bool,
-    session: Option<Rc<Session>>,
-    /// The task that opens its sessions, where this node dials.
-    keeper: Option<AbortHandle>,
-}
-
-/// Whom a failure is about: a peer, an address, or both.
-type Failing = (Option<NodeId>, Option<IpAddr>);
-
-/// A failure that was told.
-struct Told {
-    error: LinkFault,
-    at: Instant,
-    repeated: u64,
 }
 
 impl Link {
@@ -427,181 +382,6 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         self.stop();
-    }
-}
-
-impl Inner {
-    /// Whether this node is the one that dials.
-    fn dials(&self, peer: NodeId) -> bool {
-        self.config.node < peer
-    }
-
-    fn new_session_id(&self) -> SessionId {
-        let id = self.next_session.get();
-        self.next_session.set(id + 1);
-        SessionId(id)
-    }
-
-    fn add_session(&self, session: &Rc<Session>) {
-        if let Some(mirror) = self.mirrors.borrow_mut().get_mut(&session.mirror) {
-            mirror.session = Some(Rc::clone(session));
-        }
-        self.sessions
-            .borrow_mut()
-            .insert(session.id, Rc::clone(session));
-    }
-
-    fn remove_session(&self, session: &Session) {
-        self.sessions.borrow_mut().remove(&session.id);
-        if let Some(mirror) = self.mirrors.borrow_mut().get_mut(&session.mirror)
-            && mirror
-                .session
-                .as_ref()
-                .is_some_and(|current| current.id == session.id)
-        {
-            mirror.session = None;
-        }
-    }
-
-    /// Whether a peer may open a session for a mirror; the one that it replaces.
-    fn may_open(&self, mirror: MirrorId, peer: NodeId) -> Result<Option<Rc<Session>>, CloseReason> {
-        let mirrors = self.mirrors.borrow();
-        let Some(entry) = mirrors.get(&mirror).filter(|entry| entry.peer == peer) else {
-            let text = format!(
-                "this node has no mirror {mirror} with you: was it set up by `kagami pair` on both?"
-            );
-            return Err(CloseReason::new(code::UNKNOWN_MIRROR, text));
-        };
-        if entry.wanted {
-            Ok(entry.session.clone())
-        } else {
-            let text = "the mirror is disconnected here (StandAlone): `kagami connect` ends that";
-            Err(CloseReason::new(code::NOT_WANTED, text))
-        }
-    }
-
-    /// Lets a connection's peer open as many streams as its mirrors need.
-    fn allow(&self, conn: &connection::Conn, mirrors: usize) {
-        let allow = Allowance::for_mirrors(&self.config.tuning, mirrors);
-        conn.quic.set_receive_window(allow.window);
-        if !self.dials(conn.peer.node) {
-            conn.quic
-                .set_max_concurrent_bi_streams(allow.streams.into());
-        }
-    }
-
-    fn mirrors_with(&self, peer: NodeId) -> usize {
-        self.mirrors
-            .borrow()
-            .values()
-            .filter(|mirror| mirror.peer == peer)
-            .count()
-    }
-
-    fn peer_with_key(&self, key: &Fingerprint) -> Option<Rc<Peer>> {
-        self.peers
-            .borrow()
-            .values()
-            .find(|peer| peer.pins.contains(key))
-            .cloned()
-    }
-
-    /// How to treat who dials from there: with the time-out of the peer that has the address, or the
-    /// longest of all.
-    fn server_config_for(&self, from: IpAddr) -> (std::sync::Arc<quinn::ServerConfig>, Duration) {
-        let peers = self.peers.borrow();
-        let at_address = peers
-            .values()
-            .find(|p| p.config.borrow().addresses.iter().any(|a| a.ip() == from));
-        let timeout = match at_address {
-            Some(peer) => peer.config.borrow().timeout,
-            None => peers
-                .values()
-                .map(|p| p.config.borrow().timeout)
-                .max()
-                .unwrap_or(DEFAULT_TIMEOUT),
-        };
-        let mirrors = peers
-            .keys()
-            .map(|node| self.mirrors_with(*node))
-            .max()
-            .unwrap_or_default();
-        let allow = Allowance::for_mirrors(&self.config.tuning, mirrors);
-        let mut config = self.server.clone();
-        config.transport_config(transport(&self.config.tuning, timeout, allow).into());
-        (config.into(), timeout)
-    }
-
-    /// The endpoints that can send to an address; one is made where there is none.
-    fn endpoints_for(&self, address: SocketAddr) -> Vec<quinn::Endpoint> {
-        let mut endpoints = self.endpoints.borrow_mut();
-        let same_family = |endpoint: &&quinn::Endpoint| {
-            endpoint
-                .local_addr()
-                .is_ok_and(|local| local.is_ipv4() == address.is_ipv4())
-        };
-        let found: Vec<_> = endpoints.iter().filter(same_family).cloned().collect();
-        if !found.is_empty() {
-            return found;
-        }
-        match endpoint::open(
-            endpoint::any_address(address),
-            &self.config.tuning,
-            &self.key,
-            None,
-        ) {
-            Ok(endpoint) => {
-                endpoints.push(endpoint.clone());
-                vec![endpoint]
-            }
-            Err(error) => {
-                tracing::warn!(%address, %error, "no socket to dial from");
-                Vec::new()
-            }
-        }
-    }
-
-    /// Tells of a failure, unless the same was told a moment ago.
-    fn report(&self, peer: Option<NodeId>, address: Option<SocketAddr>, error: LinkFault) {
-        let mut told = self.told.borrow_mut();
-        // Strangers come from any port.
-        let key = (peer, address.map(|address| address.ip()));
-        let mut repeated = 0;
-        if let Some(before) = told.get_mut(&key)
-            && before.error == error
-        {
-            if before.at.elapsed() < TELL_AGAIN {
-                before.repeated += 1;
-                return;
-            }
-            repeated = before.repeated;
-        }
-        if told.len() >= MAX_TOLD {
-            told.clear();
-        }
-        told.insert(
-            key,
-            Told {
-                error: error.clone(),
-                at: Instant::now(),
-                repeated: 0,
-            },
-        );
-        drop(told);
-        let name = peer.and_then(|node| Some(self.peers.borrow().get(&node)?.name()));
-        tracing::warn!(
-            peer = name.as_deref().unwrap_or("unknown"),
-            address = address.map(tracing::field::display),
-            %error,
-            repeated,
-            "not connected"
-        );
-        self.events.push(LinkEvent::ConnectFailed {
-            peer,
-            address,
-            error,
-            repeated,
-        });
     }
 }
 

@@ -1,0 +1,66 @@
+//! What the daemon asks of the engine that runs the mirrors.
+//!
+//! The engine owns disks, links and cores on threads of its own; this is the handle that the
+//! control channel holds. It is a trait so that the control channel is tested without disks.
+
+use std::future::Future;
+
+use kagami_replicator::core::event::{Command, Refusal, Reply};
+use kagami_replicator::core::notice::Notice;
+use kagami_replicator::core::status::Status;
+use tokio::sync::broadcast;
+
+/// A handle on the running mirrors. Clones are handles on the same.
+pub trait Engine: Clone + Send + Sync + 'static {
+    /// Gives a command to a mirror and waits until it is done, begun or refused.
+    fn command(
+        &self,
+        mirror: &str,
+        command: Command,
+    ) -> impl Future<Output = Result<Reply, Refusal>> + Send;
+
+    /// The state of every mirror that the engine was started with.
+    fn status(&self) -> impl Future<Output = Vec<MirrorStatus>> + Send;
+
+    /// Everything that happens from now on. A receiver that lags misses the oldest.
+    fn events(&self) -> broadcast::Receiver<Noticed>;
+
+    /// Stops every mirror cleanly (demoted, left, flushed, logs emptied) and closes all stores.
+    /// When it returns, nothing of this daemon is in flight.
+    fn stop(&self) -> impl Future<Output = ()> + Send;
+}
+
+/// One mirror as the engine knows it.
+#[derive(Clone, Debug)]
+pub struct MirrorStatus {
+    /// Its name in the configuration.
+    pub name: String,
+    /// The core's word, or why there is no core (the stores could not be opened, in words).
+    pub core: Result<Status, String>,
+    /// The peer's address that the session uses.
+    pub peer_address: Option<String>,
+    /// Where front ends serve it: NBD URIs, devices.
+    pub served_at: Vec<String>,
+    /// How long writes took lately.
+    pub write_latency: Option<WriteLatency>,
+}
+
+/// From a write's arrival to its answer, over the last seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriteLatency {
+    /// Median, nanoseconds.
+    pub p50_ns: u64,
+    /// 99th percentile, nanoseconds.
+    pub p99_ns: u64,
+}
+
+/// Something that happened to a mirror.
+#[derive(Clone, Debug)]
+pub struct Noticed {
+    /// Its name in the configuration.
+    pub mirror: String,
+    /// When, milliseconds since 1970.
+    pub time_ms: u64,
+    /// What.
+    pub notice: Notice,
+}

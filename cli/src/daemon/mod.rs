@@ -1,0 +1,185 @@
+//! The daemon: the engine's handle on one side, the control channel on the other.
+//!
+//! It decides nothing about mirrors. It keeps the configuration that is in force, samples counters,
+//! writes events to the log, and stops the engine cleanly on a signal or an order.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Mutex, broadcast, watch};
+use tokio::time::MissedTickBehavior;
+use tracing::{error, info, warn};
+
+pub mod engine;
+pub mod log;
+pub mod notice;
+pub mod reload;
+pub mod report;
+pub mod server;
+pub mod settings;
+pub mod socket;
+
+use crate::config::Config;
+use crate::control::report::{EventReport, NodeReport, Severity, StatusReport};
+use engine::Engine;
+use report::{Memory, Now};
+
+/// Why the daemon did not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Another daemon answers on the control socket.
+    #[error(
+        "not started: a daemon (process {pid}) answers on {} already\n  next: `kagami status` asks it, `kagami down` stops it; a second one needs a `control` and stores of its own",
+        path.display()
+    )]
+    RunsAlready {
+        /// The control socket.
+        path: PathBuf,
+        /// Its process.
+        pid: u32,
+    },
+    /// The control socket can't be made.
+    #[error("not started: {}: {doing}: {source}\n  next: {next}", path.display())]
+    Socket {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was being done.
+        doing: &'static str,
+        /// The system's word.
+        source: std::io::Error,
+        /// What to do.
+        next: &'static str,
+    },
+    /// No such group.
+    #[error("not started: [node] control-group: there is no group `{0}`\n  next: name a group of /etc/group, or its number")]
+    NoGroup(String),
+}
+
+/// What connections and background work share.
+#[derive(Debug)]
+pub struct Shared<E> {
+    engine: E,
+    config: Mutex<Config>,
+    node: NodeReport,
+    memory: Mutex<Memory>,
+    events: broadcast::Sender<EventReport>,
+    set_log_level: log::LevelSetter,
+    stop: watch::Sender<bool>,
+    stopped: watch::Sender<bool>,
+}
+
+/// Events kept for a slow listener.
+const EVENTS_KEPT: usize = 1024;
+
+impl<E: Engine> Shared<E> {
+    /// The state of everything, now.
+    pub async fn report(&self) -> StatusReport {
+        let statuses = self.engine.status().await;
+        let config = self.config.lock().await;
+        let memory = self.memory.lock().await;
+        report::report(&config, &self.node, &statuses, &memory, Now::read())
+    }
+}
+
+/// Runs the daemon until it is told to stop, by `terminate` or over the control channel; then stops
+/// the engine cleanly.
+///
+/// # Errors
+/// The control socket can't be had. The engine was stopped then, too.
+pub async fn run<E: Engine>(
+    engine: E,
+    config: Config,
+    fingerprint: Option<String>,
+    set_log_level: log::LevelSetter,
+    terminate: impl Future<Output = ()>,
+) -> Result<(), StartError> {
+    let socket = match socket::ControlSocket::bind(&config.node).await {
+        Ok(socket) => socket,
+        Err(error) => {
+            engine.stop().await;
+            return Err(error);
+        }
+    };
+    let node = NodeReport {
+        name: config.node.name.clone(),
+        id: config.node.id,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        since_ms: report::wall_ms(),
+        fingerprint,
+    };
+    info!(
+        node = node.name,
+        mirrors = config.mirrors.len(),
+        control = %config.node.control.display(),
+        "kagami {} serves", node.version
+    );
+    let (events, _) = broadcast::channel(EVENTS_KEPT);
+    let shared = Arc::new(Shared {
+        engine,
+        config: Mutex::new(config),
+        node,
+        memory: Mutex::new(Memory::default()),
+        events,
+        set_log_level,
+        stop: watch::Sender::new(false),
+        stopped: watch::Sender::new(false),
+    });
+    let listener = tokio::spawn(listen(Arc::clone(&shared)));
+    let sampler = tokio::spawn(sample(Arc::clone(&shared)));
+    let server = tokio::spawn(server::serve(Arc::clone(&shared), socket));
+    let mut stop = shared.stop.subscribe();
+    tokio::select! {
+        () = terminate => info!("stopping: a signal said so"),
+        _ = stop.wait_for(|stop| *stop) => info!("stopping: a command said so"),
+    }
+    shared.engine.stop().await;
+    info!("stopped cleanly");
+    sampler.abort();
+    listener.abort();
+    // Whoever asked hears that it is done; the server ends when it was told.
+    shared.stopped.send_replace(true);
+    if tokio::time::timeout(Duration::from_secs(5), server).await.is_err() {
+        warn!("a client of the control channel did not take its last answer");
+    }
+    Ok(())
+}
+
+/// The engine's notices, to the log and to whoever listens.
+async fn listen<E: Engine>(shared: Arc<Shared<E>>) {
+    let mut notices = shared.engine.events();
+    loop {
+        let noticed = match notices.recv().await {
+            Ok(noticed) => noticed,
+            Err(broadcast::error::RecvError::Lagged(missed)) => {
+                warn!(missed, "events came faster than they were written down");
+                continue;
+            }
+            Err(broadcast::error::RecvError::Closed) => return,
+        };
+        shared.memory.lock().await.note(&noticed);
+        let event = notice::event(&noticed, &*shared.config.lock().await);
+        let (mirror, kind, text) = (&event.mirror, &event.event, &event.text);
+        match event.severity {
+            Severity::Info => info!(mirror, event = kind, "{text}"),
+            Severity::Warn => warn!(mirror, event = kind, "{text}"),
+            Severity::Error => error!(mirror, event = kind, "{text}"),
+        }
+        // Nobody may be listening.
+        let _ = shared.events.send(event);
+    }
+}
+
+/// Once a second: counters for the load, and repeated lines of the log written out.
+async fn sample<E: Engine>(shared: Arc<Shared<E>>) {
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let statuses = shared.engine.status().await;
+        shared.memory.lock().await.sample(&statuses, Now::read());
+        log::write_repeats();
+    }
+}

@@ -1,0 +1,268 @@
+//! The daemon's side of the control channel: one request a connection, its answers, nothing else.
+//!
+//! A client can be anything: what it sends is bounded in length and time, what it does not read is
+//! given up, and there are at most [`CONNECTIONS_MAX`] of them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kagami_replicator::core::event::{Command, From, Refusal, Reply};
+use tokio::net::UnixStream;
+use tokio::sync::{Semaphore, broadcast};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, timeout};
+use tracing::{debug, info};
+
+use super::Shared;
+use super::engine::Engine;
+use super::notice::present;
+use super::reload::reload;
+use super::socket::ControlSocket;
+use crate::control::frame::{self, FrameError, REQUEST_MAX};
+use crate::control::message::{Answer, Ask, Order, PROTOCOL, RefusalReport, Request, Source};
+
+/// Clients at a time; more wait.
+const CONNECTIONS_MAX: usize = 64;
+/// A request must be there within.
+const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
+/// A client that does not take an answer within is given up.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Serves clients until the daemon has stopped.
+pub async fn serve<E: Engine>(shared: Arc<Shared<E>>, socket: ControlSocket) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut clients = JoinSet::new();
+    let mut stopped = shared.stopped.subscribe();
+    loop {
+        let accepted = tokio::select! {
+            accepted = accept(&socket, &places) => accepted,
+            _ = stopped.wait_for(|stopped| *stopped) => break,
+        };
+        let Some((stream, place)) = accepted else {
+            continue;
+        };
+        let shared = Arc::clone(&shared);
+        clients.spawn(async move {
+            if let Err(error) = client(&shared, stream).await {
+                debug!("a client of the control channel: {error}");
+            }
+            drop(place);
+        });
+        while clients.try_join_next().is_some() {}
+    }
+    // Those who asked to stop are being told; streams of events end by themselves.
+    while clients.join_next().await.is_some() {}
+}
+
+async fn accept(
+    socket: &ControlSocket,
+    places: &Arc<Semaphore>,
+) -> Option<(UnixStream, tokio::sync::OwnedSemaphorePermit)> {
+    let place = Arc::clone(places).acquire_owned().await.ok()?;
+    match socket.listener.accept().await {
+        Ok((stream, _)) => Some((stream, place)),
+        Err(error) => {
+            // Out of descriptors, most likely: others must end first.
+            debug!("the control channel took no client: {error}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            None
+        }
+    }
+}
+
+async fn client<E: Engine>(shared: &Shared<E>, mut stream: UnixStream) -> Result<(), FrameError> {
+    let request = match timeout(
+        REQUEST_PATIENCE,
+        frame::read::<serde_json::Value>(&mut stream, REQUEST_MAX),
+    )
+    .await
+    {
+        Ok(Ok(Some(request))) => request,
+        Ok(Ok(None)) => return Ok(()),
+        Ok(Err(error @ FrameError::Io(_))) => return Err(error),
+        Ok(Err(error)) => return not_understood(&mut stream, error.to_string()).await,
+        Err(_) => {
+            return not_understood(&mut stream, "no request came within 10 s".to_owned()).await;
+        }
+    };
+    let ask = match understood(request) {
+        Ok(ask) => ask,
+        Err(why) => return not_understood(&mut stream, why).await,
+    };
+    match ask {
+        Ask::Status => say(&mut stream, &Answer::Status(Box::new(shared.report().await))).await,
+        Ask::Watch { every_ms } => watch(shared, &mut stream, every_ms).await,
+        Ask::Events => events(shared, &mut stream).await,
+        Ask::Mirror { mirror, order } => {
+            let answer = order_mirror(shared, &mirror, order).await;
+            say(&mut stream, &answer).await
+        }
+        Ask::Reload => {
+            let answer = reload_all(shared).await;
+            say(&mut stream, &answer).await
+        }
+        Ask::Stop => {
+            let mut stopped = shared.stopped.subscribe();
+            shared.stop.send_replace(true);
+            // It ends when the engine has stopped, or the daemon is gone altogether.
+            let _ = stopped.wait_for(|stopped| *stopped).await;
+            say(&mut stream, &Answer::Done).await
+        }
+    }
+}
+
+/// The request, if this daemon speaks its version.
+fn understood(request: serde_json::Value) -> Result<Ask, String> {
+    // Another version is told so, whatever else it says that this one does not know.
+    if let Some(version) = request.get("protocol").and_then(serde_json::Value::as_u64)
+        && version != u64::from(PROTOCOL)
+    {
+        return Err(format!(
+            "the command speaks version {version} of the control protocol, the daemon version {PROTOCOL}: use the same build for both"
+        ));
+    }
+    serde_json::from_value::<Request>(request)
+        .map(|request| request.ask)
+        .map_err(|error| format!("the request makes no sense: {error}"))
+}
+
+async fn say(stream: &mut UnixStream, answer: &Answer) -> Result<(), FrameError> {
+    timeout(ANSWER_PATIENCE, frame::write(stream, answer))
+        .await
+        .unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))
+}
+
+async fn not_understood(stream: &mut UnixStream, why: String) -> Result<(), FrameError> {
+    let answer = Answer::NotUnderstood {
+        why,
+        protocol: PROTOCOL,
+    };
+    say(stream, &answer).await
+}
+
+/// Whether the client is still there: it sends nothing after its request.
+async fn hung_up(stream: &UnixStream) {
+    let mut byte = [0; 1];
+    loop {
+        if stream.readable().await.is_err() {
+            return;
+        }
+        match stream.try_read(&mut byte) {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            // The end, an error, or bytes that have no meaning here.
+            _ => return,
+        }
+    }
+}
+
+async fn watch<E: Engine>(
+    shared: &Shared<E>,
+    stream: &mut UnixStream,
+    every_ms: u64,
+) -> Result<(), FrameError> {
+    let mut tick = tokio::time::interval(Duration::from_millis(every_ms.clamp(50, 3_600_000)));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut stopped = shared.stopped.subscribe();
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = hung_up(stream) => return Ok(()),
+            _ = stopped.wait_for(|stopped| *stopped) => return Ok(()),
+        }
+        say(stream, &Answer::Status(Box::new(shared.report().await))).await?;
+    }
+}
+
+async fn events<E: Engine>(
+    shared: &Shared<E>,
+    stream: &mut UnixStream,
+) -> Result<(), FrameError> {
+    // First listen, then look: nothing falls between.
+    let mut events = shared.events.subscribe();
+    let report = shared.report().await;
+    for mirror in &report.mirrors {
+        say(stream, &Answer::Event(present(mirror, report.time_ms))).await?;
+    }
+    let mut stopped = shared.stopped.subscribe();
+    loop {
+        let answer = tokio::select! {
+            biased;
+            event = events.recv() => match event {
+                Ok(event) => Answer::Event(event),
+                Err(broadcast::error::RecvError::Lagged(events)) => Answer::Missed { events },
+                Err(broadcast::error::RecvError::Closed) => return Ok(()),
+            },
+            () = hung_up(stream) => return Ok(()),
+            _ = stopped.wait_for(|stopped| *stopped) => return Ok(()),
+        };
+        say(stream, &answer).await?;
+    }
+}
+
+async fn order_mirror<E: Engine>(shared: &Shared<E>, mirror: &str, order: Order) -> Answer {
+    let known: Vec<String> = {
+        let config = shared.config.lock().await;
+        config.mirrors.iter().map(|m| m.name.clone()).collect()
+    };
+    if !known.iter().any(|name| name == mirror) {
+        return Answer::Refused(RefusalReport {
+            what: format!("there is no mirror {mirror}"),
+            facts: Vec::new(),
+            next: if known.is_empty() {
+                "make one with `kagami init`".to_owned()
+            } else {
+                format!("name one of {}", known.join(", "))
+            },
+        });
+    }
+    info!(mirror, order = ?order, "an operator's order");
+    match shared.engine.command(mirror, command(&order)).await {
+        Ok(Reply::Done) => Answer::Done,
+        Ok(Reply::Started) => Answer::Started,
+        Ok(Reply::Nothing(why)) => Answer::Nothing { why },
+        Err(Refusal { what, facts, next }) => Answer::Refused(RefusalReport { what, facts, next }),
+    }
+}
+
+fn command(order: &Order) -> Command {
+    match *order {
+        Order::Promote { force } => Command::Promote { force },
+        Order::Demote { force } => Command::Demote { force },
+        Order::Resync { from, full } => Command::Resync {
+            from: from.map(|from| match from {
+                Source::Local => From::Local,
+                Source::Peer => From::Peer,
+            }),
+            full,
+        },
+        Order::PauseSync => Command::PauseSync,
+        Order::ResumeSync => Command::ResumeSync,
+        Order::Verify { repair } => Command::Verify { repair },
+        Order::StopVerify => Command::StopVerify,
+        Order::Invalidate => Command::Invalidate,
+        Order::Disconnect => Command::Disconnect,
+        Order::Connect => Command::Connect,
+    }
+}
+
+async fn reload_all<E: Engine>(shared: &Shared<E>) -> Answer {
+    let mut config = shared.config.lock().await;
+    match reload(&mut config, &shared.engine, |level| {
+        (shared.set_log_level)(level);
+    })
+    .await
+    {
+        Ok(done) => {
+            info!(applied = ?done.applied, restart = ?done.restart, "configuration read again");
+            Answer::Reloaded {
+                applied: done.applied,
+                restart: done.restart,
+            }
+        }
+        Err(error) => Answer::Refused(RefusalReport {
+            what: "the configuration is wrong, nothing was changed".to_owned(),
+            facts: error.to_string().lines().map(str::to_owned).collect(),
+            next: "put it right (`kagami config check`) and reload again".to_owned(),
+        }),
+    }
+}
