@@ -136,7 +136,8 @@ impl World {
         }
         self.ghost.last_words = true;
         let primary = usize::from(self.nodes[0].seen.role != Role::Primary);
-        let sectors: Vec<u64> = self.history.sectors().collect();
+        let end = self.options.sectors();
+        let sectors: Vec<u64> = self.history.sectors().filter(|sector| *sector < end).collect();
         for run in sectors.chunk_by(|a, b| a + 1 == *b) {
             for piece in run.chunks(256) {
                 let (sector, count) = (piece[0], piece.len() as u64);

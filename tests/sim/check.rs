@@ -8,7 +8,7 @@ use std::fmt;
 use kagami_bitmap::superblock::Record;
 use kagami_replicator::core::decide::{Refused, Verdict};
 use kagami_replicator::core::disk::DiskOp;
-use kagami_replicator::core::event::IoError;
+use kagami_replicator::core::event::{Command, IoError};
 use kagami_replicator::core::register::Register;
 use kagami_replicator::core::state::{Protocol, Role};
 use kagami_replicator::core::{Connection, DiskState};
@@ -17,6 +17,7 @@ use super::content::{self, BlockValue, SECTORS, Value};
 use super::faults::Fault;
 use super::history::Level;
 use super::lines::Term;
+use super::orders::Ordered;
 use super::workload::{Op, Pending};
 use super::world::{Checked, World};
 
@@ -142,9 +143,17 @@ impl World {
     pub(super) fn check_refusal(&self, node: usize, pending: &Pending, error: IoError) -> Checked {
         let role = self.nodes[node].mirror.as_ref().map(|mirror| mirror.role());
         let there = match error {
-            IoError::NotPrimary => role == Some(Role::Secondary) || self.nodes[node].seen.role == Role::Secondary,
+            IoError::NotPrimary => {
+                let stepping_down = |ordered: &Ordered| {
+                    ordered.node == node && matches!(ordered.command, Command::Demote { .. } | Command::Stop)
+                };
+                role == Some(Role::Secondary)
+                    || self.nodes[node].seen.role == Role::Secondary
+                    || self.ordered.values().any(stepping_down)
+            }
             IoError::Io => {
-                let faults = [Fault::ReadFails, Fault::DiskFails, Fault::FlushFails];
+                // a full store in sync is a failed one, for this copy
+                let faults = [Fault::ReadFails, Fault::DiskFails, Fault::FlushFails, Fault::StoreFull];
                 faults.iter().any(|fault| self.stats.count(*fault) > 0) || role == Some(Role::Secondary)
             }
             IoError::NoSpace => self.stats.count(Fault::StoreFull) > 0,
@@ -153,7 +162,7 @@ impl World {
         if there {
             return Ok(());
         }
-        let what = format!("{} refuses {:?} with {error:?}", self.nodes[node].name, pending.op);
+        let what = format!("{} refuses {} with {error:?}", self.nodes[node].name, brief(&pending.op));
         Err(self.violation("Liveness", what))
     }
 
@@ -163,7 +172,7 @@ impl World {
         if now == Some(Role::Primary) || self.nodes[node].seen.role == Role::Primary {
             return Ok(());
         }
-        let what = format!("{} answers {:?} as Secondary", self.nodes[node].name, pending.op);
+        let what = format!("{} answers {} as Secondary", self.nodes[node].name, brief(&pending.op));
         Err(self.violation("One-writer", what))
     }
 
@@ -223,9 +232,10 @@ impl World {
         self.check_line_of_write(node)?;
         if pending.op.is_fua() {
             let sectors: Vec<u64> = pending.op.writes().map(|(sector, _)| sector).collect();
+            let oldest = self.oldest_request();
             for sector in sectors {
                 self.check_durable(node, sector, self.tick, "FUA write")?;
-                self.history.flushed_one(sector, pending.start);
+                self.history.flushed_one(sector, pending.start, oldest);
             }
         }
         Ok(())
@@ -238,8 +248,13 @@ impl World {
         for sector in self.history.unflushed().collect::<Vec<_>>() {
             self.check_durable(node, sector, pending.start, "flush")?;
         }
-        self.history.flushed(pending.start);
+        self.history.flushed(pending.start, self.oldest_request());
         Ok(())
+    }
+
+    /// When the oldest request without an answer began.
+    fn oldest_request(&self) -> u64 {
+        self.pending.values().map(|pending| pending.start).min().unwrap_or(self.tick)
     }
 
     /// The copies that count as UpToDate for the Primary.
@@ -303,7 +318,7 @@ impl World {
                 if lost(0) || lost(1) {
                     return Ok(());
                 }
-                let what = format!("{name} answers {:?}, which no copy holds", brief(&pending.op));
+                let what = format!("{name} answers {}, which no copy holds", brief(&pending.op));
                 return Err(self.violation("Read-your-writes", what));
             }
             (true, false) => node,
@@ -318,7 +333,7 @@ impl World {
         let shared = holder.current.is_none_or(|current| other.in_line(current.tag));
         if shared {
             let what = format!(
-                "{name} answers {:?}, which only {} holds, in generation {:?}, which the other copy has",
+                "{name} answers {}, which only {} holds, in generation {:?}, which the other copy has",
                 brief(&pending.op),
                 self.nodes[copy].name,
                 holder.current.map(|current| current.counter),
@@ -378,12 +393,13 @@ impl World {
             );
         }
         for pending in self.pending.values().take(3) {
-            what += &format!("; waits: {:?} at {}", brief(&pending.op), self.nodes[pending.node].name);
+            what += &format!("; waits: {} at {}", brief(&pending.op), self.nodes[pending.node].name);
         }
         for ordered in self.ordered.values().take(3) {
             what += &format!("; waits: {:?} at {}", ordered.command, self.nodes[ordered.node].name);
         }
-        what += &format!("; register {:?}", self.arbiter.register());
+        let current = |node: usize| self.nodes[node].meta.record().and_then(|record| record.current);
+        what += &format!("; generations {:x?} / {:x?}, register {:x?}", current(0), current(1), self.arbiter.register());
         self.violation("Converges", what)
     }
 }

@@ -72,6 +72,8 @@ pub struct Store {
     pub full: bool,
     /// A failed flush, once.
     pub fail_flush: bool,
+    /// A daemon that lives was told that a write or a flush failed.
+    pub told: bool,
     allocated: Vec<u64>,
 }
 
@@ -89,6 +91,7 @@ impl Store {
             failed: false,
             full: false,
             fail_flush: false,
+            told: false,
             allocated: vec![0; blocks.div_ceil(64) as usize],
         }
     }
@@ -153,6 +156,11 @@ impl Store {
     /// True if this operation is under way.
     pub fn has(&self, id: u64) -> bool {
         self.in_flight.contains_key(&id)
+    }
+
+    /// True if the operation changes or flushes something.
+    pub fn is_write(&self, id: u64) -> bool {
+        self.in_flight.get(&id).is_some_and(|one| !matches!(one.op, DiskOp::Read { .. }))
     }
 
     /// Ends an operation: carries it out and says what came of it. The blocks that now hold
@@ -220,11 +228,14 @@ impl Store {
         self.settle_volatile(rng);
     }
 
-    /// The disk is back after it failed, with any part of what no flush covered.
+    /// The disk is back after it failed, with any part of what no flush covered. (One that failed
+    /// and told nobody lost nothing: no mirror survives a disk that forgets in silence.)
     pub fn come_back(&mut self, rng: &mut Rng) {
         self.failed = false;
         self.fail_flush = false;
-        self.settle_volatile(rng);
+        if std::mem::take(&mut self.told) {
+            self.settle_volatile(rng);
+        }
     }
 
     fn settle_volatile(&mut self, rng: &mut Rng) {

@@ -4,7 +4,12 @@
 //! write, a handshake, a resynchronisation or another fault. What a fault broke is mended after
 //! a while, so that runs come back to the states in which more can happen.
 
+use kagami_replicator::core::DiskState;
+
 use super::world::{Checked, Happening, MS, Phase, World};
+
+/// Mends what is no fault of the disk.
+const RESTART: u64 = 1;
 
 /// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,11 +105,11 @@ impl World {
     fn inject(&mut self, fault: Fault, node: usize) -> Checked {
         let timeout = self.options.settings.timeout_ms * MS;
         let name = self.nodes[node].name;
-        self.trace.line(|| format!("{:>10} fault: {} ({name})", self.now / 1000, fault.name()));
-        let lasts = match self.fault_rng.below(3) {
-            0 => self.fault_rng.around(timeout / 8),
-            1 => self.fault_rng.around(timeout * 2),
-            _ => self.fault_rng.around(timeout * 8),
+        let line = self.trace.len();
+        let lasts = match self.fault_rng.below(20) {
+            0..12 => self.fault_rng.around(timeout / 8),
+            12..17 => self.fault_rng.around(timeout),
+            _ => self.fault_rng.around(timeout * 4),
         };
         let change = 0;
         let mend = Happening::Mend { fault, node, change };
@@ -120,12 +125,13 @@ impl World {
                 self.power_off(node, lasts) | self.power_off(1 - node, lasts / 2 + later)
             }
             Fault::LinkCut | Fault::LinkCutOneWay => {
+                let whole = self.net.is_whole();
                 let mut blocked = [true, true];
                 blocked[1 - node] = fault == Fault::LinkCut;
                 self.block(blocked);
                 let change = self.net.changes;
                 self.plan(lasts, Happening::Mend { fault, node, change });
-                true
+                whole
             }
             Fault::SessionEnds => match self.net.used_by(node) {
                 Some(session) => {
@@ -156,7 +162,7 @@ impl World {
                 self.nodes[node].store.fail_flush |= fits;
                 if fits {
                     self.nodes[node].store_suspect = true;
-                    self.plan(lasts + 2 * timeout, Happening::Mend { fault: Fault::DiskFails, node, change: 1 });
+                    self.plan(lasts + 2 * timeout, Happening::Mend { fault: Fault::DiskFails, node, change });
                 }
                 fits
             }
@@ -173,6 +179,7 @@ impl World {
         };
         if injected {
             self.stats.fault(fault);
+            self.trace.line_at(line, || format!("{:>10} fault: {} ({name})", self.now / 1000, fault.name()));
         }
         Ok(())
     }
@@ -225,6 +232,13 @@ impl World {
             Fault::DiskSlow => self.nodes[node].slow = 1,
             Fault::StoreFull => self.nodes[node].store.full = false,
             Fault::ArbiterDown => self.arbiter.down = false,
+            Fault::DiskFails if change == RESTART => {
+                let at = &self.nodes[node];
+                if !at.store_suspect && at.seen.disk == DiskState::Failed {
+                    self.die(node);
+                    self.start_in(node, MS);
+                }
+            }
             Fault::DiskFails => {
                 if self.nodes[node].store_suspect {
                     self.trace.line(|| format!("{:>10} {name} disk is back", self.now / 1000));
@@ -234,6 +248,14 @@ impl World {
             _ => {}
         }
         Ok(())
+    }
+
+    /// The copy counts as failed, though the disk does not (it was full): an operator restarts
+    /// the daemon.
+    pub(super) fn restart_later(&mut self, node: usize) {
+        let delay = self.fault_rng.around(self.options.order_every_ns);
+        let (fault, change) = (Fault::DiskFails, RESTART);
+        self.plan(delay, Happening::Mend { fault, node, change });
     }
 
     /// An operator restarts the daemon with the disk that had failed: it is there again, with

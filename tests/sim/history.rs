@@ -121,10 +121,11 @@ impl History {
     }
 
     /// A flush that began at `start` was answered: what had been answered before is flushed.
-    pub fn flushed(&mut self, start: u64) {
+    /// No read that is under way began before `oldest`.
+    pub fn flushed(&mut self, start: u64, oldest: u64) {
         let mut left = BTreeSet::new();
         for sector in std::mem::take(&mut self.unflushed) {
-            if self.flush_sector(sector, |entry| entry.end < start) {
+            if self.flush_sector(sector, oldest, |entry| entry.end < start) {
                 left.insert(sector);
             }
         }
@@ -132,21 +133,23 @@ impl History {
     }
 
     /// The write that began at `start` was answered, and was to be flushed by itself.
-    pub fn flushed_one(&mut self, sector: u64, start: u64) {
-        if !self.flush_sector(sector, |entry| entry.start == start) {
+    pub fn flushed_one(&mut self, sector: u64, start: u64, oldest: u64) {
+        if !self.flush_sector(sector, oldest, |entry| entry.start == start) {
             self.unflushed.remove(&sector);
         }
     }
 
     /// True if something answered is left unflushed.
-    fn flush_sector(&mut self, sector: u64, covers: impl Fn(&Entry) -> bool) -> bool {
+    fn flush_sector(&mut self, sector: u64, oldest: u64, covers: impl Fn(&Entry) -> bool) -> bool {
         let Some(entries) = self.sectors.get_mut(&sector) else {
             return false;
         };
         let mut replaced_before = 0;
         for entry in entries.iter_mut().filter(|entry| entry.answered && covers(entry)) {
             entry.flushed = true;
-            replaced_before = replaced_before.max(entry.start);
+            if entry.end < oldest {
+                replaced_before = replaced_before.max(entry.start);
+            }
         }
         entries.retain(|entry| entry.end >= replaced_before);
         entries.iter().any(|entry| entry.answered && !entry.flushed)
@@ -214,7 +217,7 @@ mod tests {
             history.begin(5, value, start, 0);
             history.end(5, start, start + 1, true);
             if value == 1 {
-                history.flushed(15);
+                history.flushed(15, 15);
             }
         }
         let flushed = |history: &History, value| history.may_find(5, value, 30, Level::Flushed);

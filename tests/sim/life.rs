@@ -65,6 +65,7 @@ impl World {
         let at = &mut self.nodes[node];
         at.starting = false;
         at.want = None;
+        at.store.told |= at.store.failed;
         let start = Start {
             node: at.id,
             peer: at.peer,

@@ -1,7 +1,7 @@
 //! What records, roles and verdicts must show: generations form a line, or a fork that is known.
 
 use kagami_bitmap::superblock::{Record, StoredDisk};
-use kagami_replicator::core::Notice;
+use kagami_replicator::core::{DiskState, Notice};
 use kagami_replicator::core::decide::{Refused, Row, Strategy, Verdict};
 use kagami_replicator::core::register::{ArbiterAnswer, Ask};
 use kagami_replicator::core::state::{Role, Solo};
@@ -11,7 +11,6 @@ use super::check::Ghost;
 use super::content::SECTORS;
 use super::history::Level;
 use super::node::Seen;
-use super::options::First;
 use super::world::{Checked, World};
 
 /// A time during which a node was Primary.
@@ -73,6 +72,9 @@ impl World {
             }
         }
         self.nodes[node].seen = Seen { role, disk, term };
+        if disk == DiskState::Failed && before.disk != DiskState::Failed && !self.nodes[node].store_suspect {
+            self.restart_later(node);
+        }
         if self.check_rng.one_in(48) {
             self.check_marked()?;
         }
@@ -266,7 +268,7 @@ impl World {
             Some(Refused::BothStale) => !self.options.may_fork() && !by_operator,
             None => {
                 matches!(verdict.strategy, Strategy::Full { .. })
-                    && !(verdict.row == Row::OneUnwritten && self.options.first != First::Zeroed)
+                    && verdict.row != Row::OneUnwritten
                     && !self.options.may_fork()
                     && !by_operator
             }
@@ -339,19 +341,14 @@ impl World {
     /// A clean stop leaves nothing to recover.
     pub(super) fn check_clean_stop(&self, node: usize) -> Checked {
         let at = &self.nodes[node];
-        if at.store.failed || at.store_suspect {
+        if at.store_suspect || at.seen.disk == DiskState::Failed {
             return Ok(());
         }
         let Ok(recovered) = at.meta.recover() else {
             return Err(self.violation("No-torn-metadata", "metadata can't be read after a clean stop"));
         };
-        if !recovered.hot.is_empty() || recovered.superblock.record.was_primary {
-            let what = format!(
-                "{} stopped cleanly with {} hot extents, was_primary {}",
-                at.name,
-                recovered.hot.len(),
-                recovered.superblock.record.was_primary
-            );
+        if !recovered.hot.is_empty() {
+            let what = format!("{} stopped cleanly with {} hot extents", at.name, recovered.hot.len());
             return Err(self.violation("Cleared-only-when-equal", what));
         }
         Ok(())

@@ -79,7 +79,7 @@ impl<'a> After<'a> {
 
     fn block(&self, block: u64, rng: &mut Rng) -> BlockValue {
         let store = &self.node.store;
-        if self.node.store_suspect || self.fate == Fate::MachineCrashes {
+        if store.told || self.fate == Fate::MachineCrashes {
             return store.after_crash(block, self.keep, rng);
         }
         store.after_all_landed(block)
@@ -116,9 +116,7 @@ impl<'a> After<'a> {
             zeroed: record.zeroed,
             marks,
             role,
-            unbroken: self.fate != Fate::MachineCrashes
-                && self.node.is_unbroken(record)
-                && !self.node.store_suspect,
+            unbroken: self.fate != Fate::MachineCrashes && self.node.is_unbroken(record),
             unmap_zeroes: false,
             protocol: settings.protocol,
             solo: settings.solo,

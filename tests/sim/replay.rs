@@ -40,6 +40,23 @@ impl Trace {
         }
     }
 
+    /// How many lines there are.
+    pub fn len(&self) -> usize {
+        self.lines().len()
+    }
+
+    /// True if nothing was told yet.
+    pub fn is_empty(&self) -> bool {
+        self.lines().is_empty()
+    }
+
+    /// A line before those that came since.
+    pub fn line_at(&mut self, at: usize, line: impl FnOnce() -> String) {
+        if let Some(lines) = &mut self.lines {
+            lines.insert(at, line());
+        }
+    }
+
     /// What a core is handed.
     pub fn event(&mut self, now: u64, tick: u64, name: &str, event: &Event) {
         self.line(|| format!("{:>10} {name} {} [{tick}]", now / 1000, event_text(event)));

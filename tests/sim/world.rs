@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BinaryHeap};
 
+use kagami_replicator::core::disk::DiskFault;
 use kagami_replicator::core::event::{Command, Event};
 use kagami_replicator::core::register::ArbiterAnswer;
 use kagami_replicator::core::state::{DiskId, MetaId, SessionId, Time};
@@ -418,11 +419,13 @@ impl World {
             return Ok(());
         }
         let touched = &mut self.ghost.touched;
+        let is_write = at.store.is_write(op);
         let result = at.store.complete(op, &mut |block| {
             touched.insert(block);
         });
         let (life, id) = (op >> 40, DiskId(op & ((1 << 40) - 1)));
         if self.lives(node, life) {
+            self.nodes[node].store.told |= is_write && matches!(result, Err(DiskFault::Io(_)));
             return self.feed(node, Event::Disk { id, result });
         }
         self.trace.line(|| format!("          {} a dead daemon's disk operation ends", self.nodes[node].name));

@@ -111,6 +111,12 @@ impl Client {
         })
     }
 
+    /// The daemon's process, as the kernel tells.
+    pub fn process(&self) -> Option<u32> {
+        let pid = self.stream.peer_cred().ok()?.pid()?;
+        u32::try_from(pid).ok()
+    }
+
     /// The control socket.
     pub fn path(&self) -> &Path {
         &self.path
