@@ -107,6 +107,14 @@ fn time(text: &str) -> Result<Duration, String> {
     value::parse_time(text)
 }
 
+fn logical_block(text: &str) -> Result<u32, String> {
+    match text {
+        "512" => Ok(512),
+        "4096" => Ok(4096),
+        _ => Err("write 512 or 4096".to_owned()),
+    }
+}
+
 fn name(text: &str) -> Result<String, String> {
     value::check_name(text).map(|()| text.to_owned())
 }
@@ -157,7 +165,7 @@ pub struct InitArgs {
     #[arg(long)]
     pub keep_data: bool,
     /// The least unit of I/O that clients are told, bytes
-    #[arg(long, value_name = "BYTES", default_value_t = 512, value_parser = clap::builder::PossibleValuesParser::new(["512", "4096"]).map(|text| text.parse::<u32>().unwrap_or(512)))]
+    #[arg(long, value_name = "BYTES", default_value_t = 512, value_parser = logical_block)]
     pub logical_block: u32,
     #[command(flatten)]
     #[allow(missing_docs)]
