@@ -65,6 +65,7 @@ impl World {
         let at = &mut self.nodes[node];
         at.starting = false;
         at.want = None;
+        at.store.told |= at.store.failed;
         let start = Start {
             node: at.id,
             peer: at.peer,
@@ -72,7 +73,7 @@ impl World {
             settings: self.options.settings.clone(),
             boot: at.boot,
             token: at.token,
-            disk_usable: !at.store.failed && !at.store_gone,
+            disk_usable: !at.store.failed,
             unmap_zeroes: self.options.unmap_zeroes[node],
             tags,
         };

@@ -92,10 +92,10 @@ impl Mirror {
     /// The hello waits until nothing of an older session is on its way to the disk (§5), no
     /// change of the record is, and an attempt that has to end first has ended.
     fn may_greet(&self) -> bool {
-        !self.durable.is_changing()
-            && !self
-                .owes_disk_writes(|w| w.sent.is_some() || matches!(w.origin, Origin::Peer { .. }))
-            && !(self.solo.ask_before_hello && self.attempt.is_some())
+        let lands =
+            self.owes_disk_writes(|w| w.sent.is_some() || matches!(w.origin, Origin::Peer { .. }));
+        let asks_first = self.solo.ask_before_hello && self.attempt.is_some();
+        !self.durable.is_changing() && !lands && !asks_first
     }
 
     /// Takes the meeting as far as it can go.

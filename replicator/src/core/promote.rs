@@ -59,6 +59,7 @@ fn refusal(what: impl Into<String>, facts: Vec<String>, next: impl Into<String>)
 }
 
 impl Mirror {
+    #[allow(clippy::unused_self)] // reads like the other effects
     pub(super) fn answer(&self, id: CommandId, result: Result<Reply, Refusal>, out: &mut Actions) {
         out.push(Action::CommandDone { id, result });
     }
@@ -115,6 +116,12 @@ impl Mirror {
 
     /// Takes changes of role as far as they can go.
     pub(super) fn advance_roles(&mut self, out: &mut Actions) {
+        if self.is_promoting_alone() && self.link.is_some() && !self.durable.is_changing() {
+            // The peer came back before permission did: it is asked instead.
+            if let Some(promoting) = &mut self.promoting {
+                promoting.stage = Promotion::Begin;
+            }
+        }
         if let Some(Promoting {
             stage: Promotion::Begin,
             ..
@@ -285,16 +292,13 @@ impl Mirror {
         } else {
             None
         };
-        match why {
-            Some(why) => {
-                self.send(Message::PromoteRefuse { why }, out);
+        if let Some(why) = why {
+            self.send(Message::PromoteRefuse { why }, out);
+        } else {
+            if let Some(up) = self.up_mut() {
+                up.granted = true;
             }
-            None => {
-                if let Some(up) = self.up_mut() {
-                    up.granted = true;
-                }
-                self.send(Message::PromoteGrant, out);
-            }
+            self.send(Message::PromoteGrant, out);
         }
         Ok(())
     }
@@ -496,7 +500,7 @@ impl Mirror {
         self.change_record(After::Demoted, |r| r.was_primary &= !clean);
     }
 
-    pub(super) fn on_demoted_durable(&mut self, _out: &mut Actions) {
+    pub(super) fn on_demoted_durable(&mut self, out: &mut Actions) {
         let Some(demoting) = self.demoting.take() else {
             return;
         };
@@ -509,7 +513,7 @@ impl Mirror {
         self.alone = None;
         self.local.up_to_date = self.is_in_sync() || self.is_source();
         if let Some(command) = demoting.command {
-            self.answer(command, Ok(Reply::Done), _out);
+            self.answer(command, Ok(Reply::Done), out);
         }
     }
 

@@ -158,7 +158,7 @@ impl Mirror {
     fn begin_write(&mut self, job: JobKey, offset: u64, data: Bytes, fua: bool, out: &mut Actions) {
         let len = data.len() as u64;
         let span = self.span_of(offset, len);
-        let work = if offset % 4096 == 0 && len % 4096 == 0 {
+        let work = if offset.is_multiple_of(4096) && len.is_multiple_of(4096) {
             Work::Whole(data)
         } else {
             Work::Partial {

@@ -422,6 +422,7 @@ impl Mirror {
     /// docs/protocol.md §2: in sync when both copies have it, alone when this one has, for a
     /// Primary without a disk when the peer that carries has; sooner in protocols A and B,
     /// under the lease.
+    #[allow(clippy::match_same_arms)] // each arm is a rule
     fn may_answer(&self, write: &Write) -> bool {
         if write.stage != Stage::Started || matches!(write.origin, Origin::Answered) {
             return false;

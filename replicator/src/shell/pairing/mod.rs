@@ -11,8 +11,8 @@
 //! caller's business: everything here gives and takes plain data.
 
 pub mod facts;
-mod message;
 mod meeting;
+mod message;
 mod proof;
 pub mod token;
 
