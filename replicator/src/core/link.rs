@@ -259,8 +259,8 @@ impl Mirror {
             self.forget_verify();
             if let Phase::Source(source) = up.phase {
                 self.drop_chunks(&source);
-                self.wake_blocked(out);
             }
+            self.wake_blocked(out);
             self.gate = if self.demoting.is_some() {
                 super::request::Gate::Closing
             } else {
