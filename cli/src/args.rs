@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 
+use crate::commands::bench::BenchArgs;
+use crate::commands::demo::DemoArgs;
 use crate::config::value;
 use crate::control::message::Source;
 
@@ -87,6 +89,10 @@ pub enum Verb {
     /// Make an arbiter known to this node
     #[command(subcommand, arg_required_else_help = true)]
     Arbiter(ArbiterVerb),
+    /// Show a mirror at work on this machine, or leave a scratch pair up for other programs
+    Demo(DemoArgs),
+    /// Measure how fast a mirror takes writes
+    Bench(BenchArgs),
     /// Print a shell's completions
     Completions(CompletionsArgs),
     /// Write the man pages
@@ -99,6 +105,14 @@ fn size(text: &str) -> Result<u64, String> {
 
 fn time(text: &str) -> Result<Duration, String> {
     value::parse_time(text)
+}
+
+fn logical_block(text: &str) -> Result<u32, String> {
+    match text {
+        "512" => Ok(512),
+        "4096" => Ok(4096),
+        _ => Err("write 512 or 4096".to_owned()),
+    }
 }
 
 fn name(text: &str) -> Result<String, String> {
@@ -151,7 +165,7 @@ pub struct InitArgs {
     #[arg(long)]
     pub keep_data: bool,
     /// The least unit of I/O that clients are told, bytes
-    #[arg(long, value_name = "BYTES", default_value_t = 512, value_parser = clap::builder::PossibleValuesParser::new(["512", "4096"]).map(|text| text.parse::<u32>().unwrap_or(512)))]
+    #[arg(long, value_name = "BYTES", default_value_t = 512, value_parser = logical_block)]
     pub logical_block: u32,
     #[command(flatten)]
     #[allow(missing_docs)]

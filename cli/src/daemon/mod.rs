@@ -1,7 +1,8 @@
 //! The daemon: the engine's handle on one side, the control channel on the other.
 //!
 //! It decides nothing about mirrors. It keeps the configuration that is in force, samples counters,
-//! writes events to the log, and stops the engine cleanly on a signal or an order.
+//! passes events on, and stops the engine cleanly on a signal or an order. [`mirrors`] is the engine with
+//! its front ends, as `kagami up` runs it.
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -10,11 +11,13 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, broadcast, watch};
 use tokio::time::MissedTickBehavior;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 pub mod device;
 pub mod engine;
+mod front_end;
 pub mod log;
+pub mod mirrors;
 pub mod notice;
 pub mod reload;
 pub mod report;
@@ -23,7 +26,7 @@ pub mod settings;
 pub mod socket;
 
 use crate::config::Config;
-use crate::control::report::{EventReport, NodeReport, Severity, StatusReport};
+use crate::control::report::{EventReport, NodeReport, StatusReport};
 use engine::Engine;
 use report::{Memory, Now};
 
@@ -148,7 +151,7 @@ pub async fn run<E: Engine>(
     Ok(())
 }
 
-/// The engine's notices, to the log and to whoever listens.
+/// The engine's notices, to whoever listens. (The engine itself writes them to the log.)
 async fn listen<E: Engine>(shared: Arc<Shared<E>>) {
     let mut notices = shared.engine.events();
     loop {
@@ -162,12 +165,6 @@ async fn listen<E: Engine>(shared: Arc<Shared<E>>) {
         };
         shared.memory.lock().await.note(&noticed);
         let event = notice::event(&noticed, &*shared.config.lock().await);
-        let (mirror, kind, text) = (&event.mirror, &event.event, &event.text);
-        match event.severity {
-            Severity::Info => info!(mirror, event = kind, "{text}"),
-            Severity::Warn => warn!(mirror, event = kind, "{text}"),
-            Severity::Error => error!(mirror, event = kind, "{text}"),
-        }
         // Nobody may be listening.
         let _ = shared.events.send(event);
     }

@@ -69,7 +69,7 @@ impl Node {
         fs::create_dir_all(&folder).map_err(DemoError::system(doing))?;
         let mut id = [0; 7];
         getrandom::fill(&mut id)
-            .map_err(|error| DemoError::system("drawing a node id")(io::Error::from(error)))?;
+            .map_err(|error| DemoError::system("drawing a node id")(io::Error::other(error.to_string())))?;
         let id = id.iter().fold(1_u64, |id, byte| (id << 8 | u64::from(*byte)) & (i64::MAX as u64));
         let at = folder.display();
         let text = format!(
