@@ -304,18 +304,20 @@ impl Mirror {
             _ => false,
         };
         self.solo.rejoin = chosen && self.settings.solo == Solo::Arbiter;
+        // What a force was to tell the register is over: both copies are in it again.
+        self.solo.forced = false;
         if !self.solo.rejoin || self.attempt.is_some() || !self.is_in_sync() {
             return;
         }
         let peer_instance = self.up().and_then(|up| up.peer.arbiter);
         match self.record().arbiter {
             Some(instance) if peer_instance == Some(instance) => self.ask(Purpose::Rejoin, out),
-            _ => self.name_register(),
+            _ => self.name_register(None),
         }
     }
 
-    /// §4 *create*: both record the instance before the register exists.
-    fn name_register(&mut self) {
+    /// §4 *create*: both record the instance before the register exists; `found`: one that exists.
+    fn name_register(&mut self, found: Option<u64>) {
         let Some(session) = self.session() else {
             return;
         };
@@ -325,7 +327,7 @@ impl Mirror {
         {
             return;
         }
-        let instance = self.draw_tag() | 1;
+        let instance = found.unwrap_or_else(|| self.draw_tag() | 1);
         self.solo.naming = Some(instance);
         self.change_record(After::ArbiterNamed { session }, |r| {
             r.arbiter = Some(instance)
@@ -341,6 +343,10 @@ impl Mirror {
             self.send(Message::ArbiterInstance { instance }, out);
         } else {
             self.send(Message::ArbiterRecorded { instance }, out);
+            if self.solo.rejoin {
+                // This node was promoted while the other one named the register.
+                self.timers.set(Timer::AskAgain, self.now);
+            }
         }
     }
 
@@ -517,12 +523,9 @@ impl Mirror {
         let current = self.record().current.map(|g| g.tag);
         match &register {
             _ if !self.is_in_sync() => {}
-            Some(r) if Some(r.instance) != instance || instance.is_none() => {
-                // Another register than the one both recorded: an operator replaces arbiters.
-                self.solo.rejoin = false;
-                let why = "it holds a register that this mirror did not create".to_owned();
-                out.push(Action::Report(Notice::ArbiterUnreachable { why }));
-            }
+            // Another register than the one both recorded: the creation of an earlier one arrived
+            // late, or an operator replaced the arbiter. In sync both may record it (rule 4).
+            Some(r) if Some(r.instance) != instance => self.name_register(Some(r.instance)),
             Some(r) if r.copies.len() == 2 && Some(r.generation) == current => {
                 self.solo.rejoin = false;
                 self.solo.fresh = None;
@@ -530,7 +533,7 @@ impl Mirror {
             // Empty: never created, or wiped. A late swap of its past must find nothing to match,
             // so an instance is drawn and recorded by both in this session.
             None if self.solo.fresh.is_none() || self.solo.fresh != instance => {
-                self.name_register()
+                self.name_register(None)
             }
             _ => self.swap(attempt, register, out),
         }

@@ -382,10 +382,16 @@ impl Mirror {
                     "the local store is full: a write failed here and may be there",
                     out,
                 );
+                if !self.writes.contains(key.0) {
+                    return; // answered as the session ended
+                }
             }
             Err(fault) => {
+                // First, since the failure may end the write.
                 self.writes[key.0].local = Copy::None;
+                self.advance_write(key, out);
                 self.on_local_failed(fault, "writing", out);
+                return;
             }
         }
         self.advance_write(key, out);
@@ -487,9 +493,8 @@ impl Mirror {
             if write.sent.is_some() {
                 write.peer = Copy::Lost;
             }
-            if matches!(write.origin, Origin::Answered) && write.local != Copy::Owed {
-                self.end_write(key, out);
-            }
+            // A copy that was alone in the session already needs nobody to answer.
+            self.advance_write(key, out);
         }
     }
 
