@@ -48,7 +48,11 @@ pub(super) enum Order {
     /// These are the peers now.
     SetPeers(Vec<PeerConfig>),
     /// This mirror asks another arbiter from now on.
-    SetArbiter(String, ArbiterConfig, oneshot::Sender<Result<(), StartError>>),
+    SetArbiter(
+        String,
+        ArbiterConfig,
+        oneshot::Sender<Result<(), StartError>>,
+    ),
     /// Forget a mirror and close its stores.
     Remove(String, oneshot::Sender<()>),
     /// Run this here.
@@ -111,7 +115,11 @@ impl BufferSource for PeerMemory {
     type Buffer = PeerBuffer;
 
     async fn take(&self, _class: frame::Class, len: usize) -> Option<PeerBuffer> {
-        self.0.wait_alloc(len, Share::Peer).await.ok().map(PeerBuffer)
+        self.0
+            .wait_alloc(len, Share::Peer)
+            .await
+            .ok()
+            .map(PeerBuffer)
     }
 }
 
@@ -171,7 +179,10 @@ enum End {
 const SLOT_SHIFT: u32 = 48;
 
 fn tagged(slot: usize, id: u64) -> u64 {
-    assert!(id >> SLOT_SHIFT == 0 && slot < 1 << 16, "id {id} of slot {slot}");
+    assert!(
+        id >> SLOT_SHIFT == 0 && slot < 1 << 16,
+        "id {id} of slot {slot}"
+    );
     (slot as u64) << SLOT_SHIFT | id
 }
 
@@ -202,7 +213,9 @@ impl Loop {
             orders: parts.orders,
             received: VecDeque::new(),
             events: parts.events,
-            plane: Plane { shared: Rc::new(shared) },
+            plane: Plane {
+                shared: Rc::new(shared),
+            },
             by_id: HashMap::new(),
             remotes: HashMap::new(),
             leaving: Vec::new(),
@@ -240,10 +253,19 @@ impl Loop {
     async fn wait(&mut self, sleep: &mut std::pin::Pin<&mut Sleep>, armed: &mut Option<Time>) {
         let deadline = self.deadline();
         if let Some(deadline) = deadline.filter(|deadline| *armed != Some(*deadline)) {
-            sleep.as_mut().reset(Instant::now() + until(now(), deadline));
+            sleep
+                .as_mut()
+                .reset(Instant::now() + until(now(), deadline));
             *armed = Some(deadline);
         }
-        let Self { storage, link, plane, orders, received, .. } = self;
+        let Self {
+            storage,
+            link,
+            plane,
+            orders,
+            received,
+            ..
+        } = self;
         let ready = async {
             tokio::select! {
                 biased;
@@ -329,13 +351,18 @@ impl Loop {
     fn host_named(&self, name: &str) -> Option<Rc<RefCell<Host>>> {
         let hosts = self.plane.shared.hosts.borrow();
         let mut named = hosts.iter().map(|(_, host)| host);
-        named.find(|host| &*host.borrow().name == name && !host.borrow().is_leaving).cloned()
+        named
+            .find(|host| &*host.borrow().name == name && !host.borrow().is_leaving)
+            .cloned()
     }
 }
 
 /// Tags drawn at random. The system always has some; a tag that is not random could be another's.
 fn random_tags(count: usize) -> Vec<u64> {
-    let draw = |_| getrandom::u64().unwrap_or_else(|error| panic!("the system gives no random numbers: {error}"));
+    let draw = |_| {
+        getrandom::u64()
+            .unwrap_or_else(|error| panic!("the system gives no random numbers: {error}"))
+    };
     (0..count).map(draw).collect()
 }
 
@@ -344,6 +371,8 @@ pub(super) fn no_such_mirror(name: &str) -> Refusal {
     Refusal {
         what: format!("mirror {name}: not known here, or not started"),
         facts: Vec::new(),
-        next: "`kagami status` shows the mirrors of this node; the log says why one was not started".to_owned(),
+        next:
+            "`kagami status` shows the mirrors of this node; the log says why one was not started"
+                .to_owned(),
     }
 }

@@ -14,7 +14,7 @@ use super::{End, Loop, Order, no_such_mirror, random_tags};
 use crate::core::state::{NodeId, Time};
 use crate::core::{Mirror, Start, TAGS};
 use crate::shell::arbiter::{Arbiter, NoArbiter};
-use crate::shell::identity::Fingerprint;
+use crate::shell::identity::{Fingerprint, NodeKey};
 use crate::shell::probe::StoreKind;
 use crate::shell::quic::{self, MirrorId};
 use crate::shell::witness::{Client, RegisterId, Remote};
@@ -36,7 +36,10 @@ impl Loop {
             },
             Order::Status(reply) => {
                 let hosts = self.plane.shared.hosts.borrow();
-                let hosts = hosts.iter().map(|(_, host)| host.borrow_mut()).filter(|host| !host.is_leaving);
+                let hosts = hosts
+                    .iter()
+                    .map(|(_, host)| host.borrow_mut())
+                    .filter(|host| !host.is_leaving);
                 let status = hosts.map(|mut host| {
                     MirrorStatus::of(&mut host, self.index, now, &self.storage, &self.link)
                 });
@@ -50,11 +53,15 @@ impl Loop {
                 // Its place and keys may have changed under the same name.
                 self.remotes.clear();
                 let changed = match self.host_named(&name) {
-                    None => Err(StartError::Arbiter { mirror: name, error: "there is no such mirror".to_owned() }),
+                    None => Err(StartError::Arbiter {
+                        mirror: name,
+                        error: "there is no such mirror".to_owned(),
+                    }),
                     Some(host) => {
                         let mut host = host.borrow_mut();
                         host.config.arbiter = config;
-                        self.arbiter(&host.config).map(|arbiter| host.arbiter = arbiter)
+                        self.arbiter(&host.config)
+                            .map(|arbiter| host.arbiter = arbiter)
                     }
                 };
                 let _ = reply.send(changed);
@@ -71,7 +78,14 @@ impl Loop {
     }
 
     fn add(&mut self, opened: Opened, now: Time) -> Result<(), StartError> {
-        let Opened { config, recovered, findings, data, metadata_file, metadata_area } = opened;
+        let Opened {
+            config,
+            recovered,
+            findings,
+            data,
+            metadata_file,
+            metadata_area,
+        } = opened;
         let id = MirrorId(config.mirror);
         if self.by_id.contains_key(&id) || self.host_named(&config.name).is_some() {
             return Err(StartError::Exists(config.name));
@@ -118,10 +132,32 @@ impl Loop {
         mirrors.push((id, link_node(config.peer)));
         self.link.set_mirrors(&mirrors);
         let mirror = Mirror::new(start, now, &mut self.actions);
-        let stores = Stores { disk, metadata_store, metadata, in_flight: 0, data_start, map, rotational };
-        let host = Host::new(Arc::clone(&name), config, mirror, token, arbiter, stores, findings, now);
+        let stores = Stores {
+            disk,
+            metadata_store,
+            metadata,
+            in_flight: 0,
+            data_start,
+            map,
+            rotational,
+        };
+        let host = Host::new(
+            Arc::clone(&name),
+            config,
+            mirror,
+            token,
+            arbiter,
+            stores,
+            findings,
+            now,
+        );
         let host = Rc::new(RefCell::new(host));
-        let slot = self.plane.shared.hosts.borrow_mut().insert(Rc::clone(&host));
+        let slot = self
+            .plane
+            .shared
+            .hosts
+            .borrow_mut()
+            .insert(Rc::clone(&host));
         self.by_id.insert(id, slot);
         tracing::info!(mirror = &*name, thread = self.index, "started");
         let mut mirror = host.borrow_mut();
@@ -137,25 +173,30 @@ impl Loop {
 
     fn mirrors(&self) -> Vec<(MirrorId, quic::NodeId)> {
         let hosts = self.plane.shared.hosts.borrow();
-        let hosts = hosts.iter().map(|(_, host)| host.borrow()).filter(|host| !host.is_leaving);
-        hosts.map(|host| (host.id, link_node(host.mirror.peer()))).collect()
+        let hosts = hosts
+            .iter()
+            .map(|(_, host)| host.borrow())
+            .filter(|host| !host.is_leaving);
+        hosts
+            .map(|host| (host.id, link_node(host.mirror.peer())))
+            .collect()
     }
 
     fn arbiter(&mut self, config: &MirrorConfig) -> Result<Rc<dyn Arbiter>, StartError> {
         let ArbiterConfig::Witness { witness, register } = &config.arbiter else {
             return Ok(Rc::new(NoArbiter));
         };
-        let remote = match self.remotes.get(&witness.name) {
-            Some(remote) => Rc::clone(remote),
-            None => {
-                let remote = Remote::new(&self.keys.current, witness.clone());
-                let remote = remote.map_err(|error| StartError::Arbiter {
-                    mirror: config.name.clone(),
-                    error: error.to_string(),
-                })?;
-                self.remotes.insert(witness.name.clone(), Rc::clone(&remote));
-                remote
-            }
+        let remote = if let Some(remote) = self.remotes.get(&witness.name) {
+            Rc::clone(remote)
+        } else {
+            let remote = Remote::new(&self.keys.current, witness.clone());
+            let remote = remote.map_err(|error| StartError::Arbiter {
+                mirror: config.name.clone(),
+                error: error.to_string(),
+            })?;
+            self.remotes
+                .insert(witness.name.clone(), Rc::clone(&remote));
+            remote
         };
         let register = RegisterId(register.unwrap_or(config.mirror));
         Ok(Client::new(remote, register, self.members(config.peer)))
@@ -163,10 +204,19 @@ impl Loop {
 
     /// The keys that a register of a mirror shared with `peer` is bound to.
     fn members(&self, peer: NodeId) -> Vec<Fingerprint> {
-        let peer = self.peers.iter().filter(|config| config.node == link_node(peer));
-        let peer = peer.flat_map(|peer| peer.fingerprints.iter().copied()).take(2);
+        let peer = self
+            .peers
+            .iter()
+            .filter(|config| config.node == link_node(peer));
+        let peer = peer
+            .flat_map(|peer| peer.fingerprints.iter().copied())
+            .take(2);
         let mine = [Some(&self.keys.current), self.keys.next.as_ref()];
-        mine.into_iter().flatten().map(|key| key.fingerprint()).chain(peer).collect()
+        mine.into_iter()
+            .flatten()
+            .map(NodeKey::fingerprint)
+            .chain(peer)
+            .collect()
     }
 
     /// Stops serving a mirror; its stores close when nothing is on its way to them any more.
@@ -184,7 +234,12 @@ impl Loop {
     }
 
     pub(super) fn release(&mut self) {
-        let Self { leaving, plane, storage, .. } = self;
+        let Self {
+            leaving,
+            plane,
+            storage,
+            ..
+        } = self;
         leaving.retain_mut(|(slot, reply)| {
             let host = Rc::clone(&plane.shared.hosts.borrow()[*slot]);
             let host = host.borrow();
