@@ -1,7 +1,5 @@
 //! The demonstration: what a mirror is for, shown on real files, each claim proved or the whole fails.
 
-use std::fs::File;
-use std::io::{self, Read};
 use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -445,8 +443,7 @@ impl<'a> Story<'a> {
             node.run(&["down"])?;
             node.stop(PATIENCE)?;
         }
-        let difference = first_difference(&files.0, &files.1)
-            .map_err(DemoError::system("comparing the backing files"))?;
+        let difference = self.pair.first_difference()?;
         self.tell.command(
             "here",
             &format!("cmp {} {}", files.0.display(), files.1.display()),
@@ -472,26 +469,4 @@ fn progress_line(state: &MirrorReport) -> String {
         units::size(progress.total_bytes),
         units::rate(progress.rate as f64)
     )
-}
-
-/// Where two files differ first; of different lengths, at the end of the shorter.
-///
-/// # Errors
-/// One of them can't be read.
-pub fn first_difference(one: &Path, other: &Path) -> io::Result<Option<u64>> {
-    let (mut one, mut other) = (File::open(one)?, File::open(other)?);
-    let (ours, theirs) = (one.metadata()?.len(), other.metadata()?.len());
-    let (mut left, mut right) = (vec![0; MIB as usize], vec![0; MIB as usize]);
-    let mut at = 0;
-    while at < ours.min(theirs) {
-        let len = (ours.min(theirs) - at).min(MIB) as usize;
-        one.read_exact(&mut left[..len])?;
-        other.read_exact(&mut right[..len])?;
-        if left[..len] != right[..len] {
-            let place = left.iter().zip(&right).position(|(l, r)| l != r);
-            return Ok(Some(at + place.unwrap_or(0) as u64));
-        }
-        at += len as u64;
-    }
-    Ok((ours != theirs).then_some(at))
 }
