@@ -4,7 +4,7 @@
 //! number of replies with one. It reads nothing but replies to writes and flushes: a benchmark of
 //! writes needs no more, and what it spends per request stays small beside what it measures.
 
-use std::io::{IoSlice, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -120,9 +120,7 @@ impl Client {
         let mut pieces = &mut pieces[..];
         while !pieces.is_empty() {
             let count = pieces.len().min(PIECES);
-            let sent = self
-                .stream
-                .write_vectored(&pieces[..count])
+            let sent = again(|| self.stream.write_vectored(&pieces[..count]))
                 .map_err(BenchError::io("sending to the NBD server"))?;
             IoSlice::advance_slices(&mut pieces, sent);
         }
@@ -137,9 +135,7 @@ impl Client {
     /// The server is gone, or answers with an error.
     pub fn receive(&mut self, cookies: &mut Vec<u64>) -> Result<(), BenchError> {
         while self.filled < REPLY {
-            let count = self
-                .stream
-                .read(&mut self.received[self.filled..])
+            let count = again(|| self.stream.read(&mut self.received[self.filled..]))
                 .map_err(BenchError::io("receiving from the NBD server"))?;
             if count == 0 {
                 return Err(BenchError::Nbd("the server closed the connection".into()));
@@ -257,6 +253,16 @@ impl Drop for Client {
         self.request(cmd::DISC, 0, 0, 0);
         // The server may be gone already.
         let _ = self.stream.write_all(&self.headers);
+    }
+}
+
+/// A ring on this thread interrupts system calls when it has something to deliver.
+fn again(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
     }
 }
 

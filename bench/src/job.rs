@@ -85,6 +85,9 @@ pub struct Sample {
     pub cpu: BTreeMap<String, f64>,
 }
 
+/// Longer times count as this: ten minutes, in nanoseconds.
+const LONGEST: u64 = 600 * 1_000_000_000;
+
 /// Counts the operations of a run.
 #[derive(Debug)]
 pub struct Tally {
@@ -94,7 +97,8 @@ pub struct Tally {
 impl Default for Tally {
     fn default() -> Self {
         Self {
-            times: Histogram::new(3).expect("three digits are allowed"),
+            // Bounded, because a histogram that grows by itself does not when it saturates.
+            times: Histogram::new_with_bounds(1, LONGEST, 3).expect("the bounds are in order"),
         }
     }
 }

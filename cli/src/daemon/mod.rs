@@ -13,7 +13,6 @@ use tokio::sync::{Mutex, broadcast, watch};
 use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
-pub mod device;
 pub mod engine;
 mod front_end;
 pub mod log;
