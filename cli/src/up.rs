@@ -15,7 +15,9 @@ use crate::commands::{Context, key_folder};
 use crate::config::{Config, disks};
 use crate::control::client::Client;
 use crate::control::message::{Answer, Ask};
-use crate::daemon::{self, log, mirrors::Mirrors};
+use crate::daemon::mirrors::Mirrors;
+use crate::daemon::socket::ControlSocket;
+use crate::daemon::{self, log};
 use crate::exit::{DONE, Failure, Outcome, Status};
 
 /// Runs the daemon, or starts one and leaves it running.
@@ -48,8 +50,9 @@ pub fn run(context: &Context, args: &UpArgs) -> Outcome {
         let keys = NodeKeys::load_or_create(&key_folder(&config))
             .map_err(|error| Failure::system(format!("not started: {error}")))?;
         let fingerprint = keys.current.fingerprint().to_string();
+        let socket = ControlSocket::bind(&config.node).await?;
         let mirrors = Mirrors::start(&config).await?;
-        daemon::run(mirrors, config, Some(fingerprint), levels, signal()).await?;
+        daemon::run(mirrors, config, socket, Some(fingerprint), levels, signal()).await;
         log::write_repeats();
         DONE
     })

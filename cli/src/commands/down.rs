@@ -1,7 +1,8 @@
 //! `kagami down`: a clean stop, and the word that it is over.
 
-use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use super::{Context, print_out, unexpected, within};
 use crate::args::DownArgs;
@@ -37,12 +38,12 @@ pub async fn run(context: &Context, args: &DownArgs) -> Outcome {
         let Some(process) = process else {
             return Ok(());
         };
-        tokio::task::spawn_blocking(move || {
-            let mut fds = [PollFd::new(&process, PollFlags::IN)];
-            // Readable: it has ended. Only a signal interrupts a wait without end.
-            while rustix::event::poll(&mut fds, None) == Err(rustix::io::Errno::INTR) {}
-        })
-        .await
+        // Readable: it has ended.
+        let ended = AsyncFd::register_with_interest(process, Interest::READABLE);
+        match ended {
+            Ok(process) => process.readable().await.map(drop),
+            Err(error) => Err(error),
+        }
         .map_err(|error| Failure::system(format!("the wait for the daemon's end failed: {error}")))
     })
     .await?;

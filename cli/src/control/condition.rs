@@ -135,7 +135,10 @@ pub fn next(mirror: &MirrorReport) -> Vec<String> {
             (Role::Secondary, Disk::Outdated) => format!(
                 "start kagami on {peer}, or check the way to it; this copy is older than {peer}'s: `kagami promote {name} --force` would lose {peer}'s newer writes"
             ),
-            _ => format!("start kagami on {peer}, or check the way to it; {}", without_peer(mirror, peer)),
+            _ => format!(
+                "start kagami on {peer}, or check the way to it; {}",
+                without_peer(mirror, peer)
+            ),
         }),
         Condition::StandAlone => line(format!("`kagami connect {name}` looks for {peer} again")),
         Condition::Held => line(format!(
@@ -214,8 +217,11 @@ fn refused(mirror: &MirrorReport, refusal: Refusal) -> Vec<String> {
             "the copies have no history in common; to keep one whole: `kagami resync {name} --full --from local` (overwrites {peer}'s copy) or `--from peer` (overwrites this one)"
         )],
         Refusal::Impossible => vec![
-            "one of the copies was cloned or restored from a backup; nothing was changed".to_owned(),
-            format!("on the node with the restored copy: `kagami invalidate {name}`, then `kagami connect {name}`"),
+            "one of the copies was cloned or restored from a backup; nothing was changed"
+                .to_owned(),
+            format!(
+                "on the node with the restored copy: `kagami invalidate {name}`, then `kagami connect {name}`"
+            ),
         ],
     }
 }

@@ -57,7 +57,12 @@ impl Screen<'_> {
             }
             if let Some(verdict) = self.refusal() {
                 lines.push(self.labelled("verdict", &verdict));
-                if self.mirror.verdict.as_ref().is_some_and(|v| v.here.is_some()) {
+                if self
+                    .mirror
+                    .verdict
+                    .as_ref()
+                    .is_some_and(|v| v.here.is_some())
+                {
                     lines.extend(self.sides());
                 }
             }
@@ -220,7 +225,11 @@ impl Screen<'_> {
 
     /// This node's name and `place`, each as wide as the wider of both lines.
     fn columns(&self, place: &str) -> (String, String) {
-        let address = self.mirror.peer.as_ref().and_then(|peer| peer.address.as_ref());
+        let address = self
+            .mirror
+            .peer
+            .as_ref()
+            .and_then(|peer| peer.address.as_ref());
         let width = self
             .mirror
             .backing
@@ -235,7 +244,11 @@ impl Screen<'_> {
 
     fn connection(&self) -> String {
         let mirror = self.mirror;
-        let seconds = self.report.time_ms.saturating_sub(mirror.connection_since_ms) / 1000;
+        let seconds = self
+            .report
+            .time_ms
+            .saturating_sub(mirror.connection_since_ms)
+            / 1000;
         match mirror.connection {
             Connection::Connected => {
                 let round_trip = mirror
@@ -246,7 +259,10 @@ impl Screen<'_> {
                 format!("connected {}{round_trip}", ago(seconds))
             }
             Connection::Connecting => format!("not reachable for {}", ago(seconds)),
-            Connection::StandAlone => format!("not looked for since {}", self.moment(mirror.connection_since_ms)),
+            Connection::StandAlone => format!(
+                "not looked for since {}",
+                self.moment(mirror.connection_since_ms)
+            ),
         }
     }
 
