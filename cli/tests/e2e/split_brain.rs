@@ -52,6 +52,11 @@ fn the_local_changes_win_where_that_is_said() {
 fn the_peers_changes_win_where_that_is_said() {
     let mut pair = fork();
     told(&mut pair);
+    // A Primary's copy is not overwritten under its clients: it says what to do first.
+    let words = refused(&pair.nodes.alpha, &["resync", MIRROR, "--from", "peer", "--yes"], 1);
+    assert!(words.contains("kagami demote"), "{words}");
+    told(&mut pair);
+    ok(pair.nodes.alpha.run(&["demote", MIRROR]));
     ok(pair.nodes.alpha.run(&["resync", MIRROR, "--from", "peer", "--yes"]));
     ok(pair.nodes.wait_in_sync(DEADLINE));
     let mut client = pair.on_beta();

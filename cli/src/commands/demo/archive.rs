@@ -18,6 +18,8 @@ const MAGIC: &[u8; 8] = b"kgmdemo1";
 const DATA: u64 = 4 << 20;
 const BLOCK: u64 = 4096;
 const HEAD: usize = 48;
+/// So many names fit into the index.
+const MOST_FILES: usize = 5_000;
 const CHUNK: usize = 1 << 20;
 /// Writes in flight while files are stored.
 const DEPTH: usize = 8;
@@ -101,7 +103,7 @@ pub fn find(want: u64, skip: usize) -> Result<Vec<PathBuf>, ArchiveError> {
                 }
                 have += facts.len();
                 found.push(path);
-                if have >= want || found.len() >= 10_000 {
+                if have >= want || found.len() >= MOST_FILES {
                     return Ok(found);
                 }
             }

@@ -23,7 +23,7 @@ const SECOND: Range<u64> = 128 * MIB..256 * MIB;
 /// Where the write load writes.
 const LOADED: Range<u64> = 256 * MIB..320 * MIB;
 const FIRST_FILES: u64 = 48 * MIB;
-const SECOND_FILES: u64 = 24 * MIB;
+const SECOND_FILES: u64 = 72 * MIB;
 /// A client's longest wait for the mirror: takeovers are far shorter.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes sent for each byte marked: what a resynchronisation may cost at most.
@@ -182,7 +182,9 @@ impl<'a> Story<'a> {
             (load.progress().flushes() >= flushes + 8 || load.has_ended()).then_some(())
         })?;
         let longest = load.progress().longest_wait();
-        let files = archive::find(SECOND_FILES, self.files)?;
+        // Other files, where this machine has so many.
+        let files = archive::find(SECOND_FILES, self.files)
+            .or_else(|_| archive::find(SECOND_FILES, 0))?;
         let mut client = self.alpha_client()?;
         self.second = archive::store(&mut client, &files, SECOND.start, SECOND.end)?;
         client.disconnect();
@@ -250,10 +252,11 @@ impl<'a> Story<'a> {
         let (tell, pair) = (&mut *self.tell, &mut self.pair);
         let source = if alpha_is_source { &mut pair.alpha } else { &mut pair.beta };
         let name = source.name().to_owned();
-        let (mut marked, mut shown) = (0, None);
+        let (mut marked, mut shown, mut first_seen) = (0, None, None);
         let state = source.wait(MIRROR, "the resynchronisation to end", 2 * PATIENCE, |state| {
             if let Some(progress) = &state.progress {
                 marked = marked.max(progress.total_bytes);
+                first_seen.get_or_insert_with(Instant::now);
                 let quarter = progress.done_bytes * 4 / progress.total_bytes.max(1);
                 if shown != Some(quarter) {
                     shown = Some(quarter);
@@ -265,6 +268,16 @@ impl<'a> Story<'a> {
             in_sync(state)
         })?;
         let time = began.elapsed();
+        if let Some(first_seen) = first_seen {
+            let sent = state.counters.resync_bytes - sent_before;
+            let words = format!(
+                "resync  done: {} of marked blocks handled, {} sent, in {}",
+                units::size(marked),
+                units::size(sent),
+                seconds(first_seen.elapsed())
+            );
+            tell.quote(&words);
+        }
         self.pair.wait_in_sync(PATIENCE)?;
         self.tell.command(&name, "kagami status");
         let screen = if alpha_is_source {
@@ -286,7 +299,7 @@ impl<'a> Story<'a> {
         self.tell.prove(
             moved.marked > 0 && moved.sent > 0 && ratio <= LARGEST_RATIO,
             &format!(
-                "only marked blocks were sent: {} for {} marked ({ratio:.3} bytes each); the mirror has {}",
+                "only marked blocks were sent: {} of {} marked, {ratio:.3} bytes for each; the mirror has {}",
                 bytes(moved.sent),
                 units::size(moved.marked),
                 units::size(SIZE)
@@ -389,20 +402,23 @@ impl<'a> Story<'a> {
             "read back after the takeover",
             units::size(self.first.bytes() + self.second.bytes()),
             &format!(
-                "{} files, and {} flushed blocks, all of them right",
+                "{} files, and {} blocks that were flushed; {} of these not right",
                 units::count(files as u64),
-                units::count(found.promised as u64)
+                units::count(found.promised as u64),
+                found.broken.len()
             ),
         );
         Ok(())
     }
 
     fn tell_found(&mut self, found: &Found) {
+        let newer = match found.newer {
+            0 => "no other write came between".to_owned(),
+            newer => format!("{} newer ones that were on their way are there whole", units::count(newer as u64)),
+        };
         let mut words = format!(
-            "each of {} blocks that a flush had promised is there; so are {} whole newer ones that were on \
-             their way, and nothing else",
+            "each of {} blocks that a flush had promised is there; {newer}",
             units::count(found.promised as u64),
-            units::count(found.newer as u64)
         );
         if let Some(broken) = found.broken.first() {
             words = format!("{words}: {} blocks are not right, such as {broken}", found.broken.len());
@@ -418,8 +434,9 @@ impl<'a> Story<'a> {
         self.journal = journal;
         self.tell.prove(fault.is_none(), "beta takes writes meanwhile");
         self.tell.say(
-            "alpha may hold writes that nobody was promised, where it was cut off: those places are marked in \
-             its own log. Both sets of marks are put together, and beta's data wins.",
+            "Where alpha was cut off it may hold writes that nobody was promised. Its own log names the regions, \
+             4 MiB each, that it was writing to; these and what beta has marked are compared by checksum, and \
+             only what differs is sent.",
         );
         self.tell.command("alpha", "kagami up");
         let before = self.pair.beta.mirror(MIRROR)?.counters;
@@ -455,7 +472,8 @@ impl<'a> Story<'a> {
                 Some(at) => format!("both copies are the same: they differ at byte {at}"),
             },
         );
-        self.tell.remember("both disks compared", units::size(SIZE), "not one byte differs");
+        let words = difference.map_or_else(|| "not one byte differs".to_owned(), |at| format!("differ at byte {at}"));
+        self.tell.remember("both disks compared", units::size(SIZE), &words);
         Ok(())
     }
 }
