@@ -240,6 +240,30 @@ fn a_write_that_came_and_went_needs_no_page() {
 }
 
 #[test]
+fn a_failed_write_leaves_the_page_as_stale_as_it_was() {
+    let mut world = World::new();
+    let ops = [
+        Op::Mark(0, 1),
+        Op::Cut(0),
+        Op::Written,
+        Op::Clear(0, 1),
+        Op::Cut(0),
+    ];
+    for op in &ops {
+        world.apply(op);
+        world.check();
+    }
+    assert!(!world.bitmap.is_page_stale(Page::bitmap(0)));
+    world.apply(&Op::Failed(0));
+    world.check();
+    assert!(
+        world.bitmap.is_page_stale(Page::bitmap(0)),
+        "the mark is on disk still"
+    );
+    assert!(!world.bitmap.page_lacks_marks(Page::bitmap(0)));
+}
+
+#[test]
 fn a_first_write_of_a_page_is_entered_in_the_directory() {
     let mut world = World::new();
     world.apply(&Op::Mark(0, 1));

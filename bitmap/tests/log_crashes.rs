@@ -201,6 +201,9 @@ fn a_long_ring_turns_over_and_over() {
         world.apply(&Op::Want(round * 61 % 9000, 61));
         world.apply(&Op::Cut);
         world.apply(&Op::Done);
+        if (8..22).contains(&(round % 40)) {
+            world.check(&[]);
+        }
         if round % 40 == 7 {
             world.apply(&Op::Write(round * 61 % 9000));
             world.check(&[]);

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 
+use crate::commands::bench::BenchArgs;
+use crate::commands::demo::DemoArgs;
 use crate::config::value;
 use crate::control::message::Source;
 
@@ -87,6 +89,10 @@ pub enum Verb {
     /// Make an arbiter known to this node
     #[command(subcommand, arg_required_else_help = true)]
     Arbiter(ArbiterVerb),
+    /// Show a mirror at work on this machine, or leave a scratch pair up for other programs
+    Demo(DemoArgs),
+    /// Measure how fast a mirror takes writes
+    Bench(BenchArgs),
     /// Print a shell's completions
     Completions(CompletionsArgs),
     /// Write the man pages

@@ -117,7 +117,7 @@ impl Load {
             }
             self.storage.submit_queued()?;
         }
-        let cpu = cpu_time()? - cpu_before;
+        let cpu = cpu_time()?.saturating_sub(cpu_before);
         latencies.sort_unstable();
         let at = |share: f64| f64::from(latencies[(latencies.len() as f64 * share) as usize]) / 1e3;
         println!(

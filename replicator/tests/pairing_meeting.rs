@@ -18,9 +18,14 @@ fn key() -> NodeKey {
 }
 
 fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("runtime");
     runtime.block_on(async {
-        tokio::time::timeout(Duration::from_secs(60), test).await.expect("in time");
+        tokio::time::timeout(Duration::from_secs(60), test)
+            .await
+            .expect("in time");
     });
 }
 
@@ -101,10 +106,14 @@ fn a_token_works_once() {
         let here = async {
             let met = offering.meet(b"alpha").await.expect("met");
             // While alpha decides, and after: the second use is told so.
-            let second = Joining::connect(&gamma, &token).await.expect_err("second use");
+            let second = Joining::connect(&gamma, &token)
+                .await
+                .expect_err("second use");
             assert!(matches!(second, PairError::Used), "{second:?}");
             met.confirm().await.expect("confirmed");
-            let third = Joining::connect(&beta, &token).await.expect_err("third use");
+            let third = Joining::connect(&beta, &token)
+                .await
+                .expect_err("third use");
             assert!(matches!(third, PairError::Used), "{third:?}");
         };
         let there = async {
@@ -113,7 +122,9 @@ fn a_token_works_once() {
         };
         tokio::join!(here, there);
         drop(offering);
-        let late = Joining::connect(&gamma, &token).await.expect_err("nobody waits");
+        let late = Joining::connect(&gamma, &token)
+            .await
+            .expect_err("nobody waits");
         assert!(late.to_string().contains("works once"), "{late}");
     });
 }
@@ -130,7 +141,10 @@ fn a_wrong_secret_is_refused_and_too_many_besiege() {
             refusals.push(Joining::connect(&beta, &guess).await.expect_err("a guess"));
         }
         assert!(matches!(refusals[0], PairError::WrongToken), "{refusals:?}");
-        assert!(matches!(refusals[6], PairError::TooManyTries), "{refusals:?}");
+        assert!(
+            matches!(refusals[6], PairError::TooManyTries),
+            "{refusals:?}"
+        );
         // Nobody was met meanwhile.
         let met = tokio::time::timeout(Duration::from_millis(50), offering.meet(b"")).await;
         assert!(met.is_err());
@@ -145,11 +159,20 @@ fn one_wrong_try_does_not_spoil_the_token() {
         let token = pasted(&offering);
         let mut guess = token.clone();
         guess.secret[0] ^= 1;
-        assert!(matches!(Joining::connect(&beta, &guess).await, Err(PairError::WrongToken)));
+        assert!(matches!(
+            Joining::connect(&beta, &guess).await,
+            Err(PairError::WrongToken)
+        ));
         // Dropped without a yes: the joiner knows that nothing was agreed.
         let (facts, joining) = tokio::join!(
             async { offering.meet(b"alpha").await.expect("met").facts },
-            async { Joining::connect(&beta, &token).await.expect("joined").accept(b"beta").await },
+            async {
+                Joining::connect(&beta, &token)
+                    .await
+                    .expect("joined")
+                    .accept(b"beta")
+                    .await
+            },
         );
         assert_eq!(facts, b"beta");
         assert!(matches!(joining, Err(PairError::Broken(_))));
@@ -164,7 +187,9 @@ fn only_the_key_in_the_token_is_talked_to() {
         let elsewhere = offer(&impostor);
         let mut token = pasted(&offering);
         token.addresses = pasted(&elsewhere).addresses;
-        let error = Joining::connect(&beta, &token).await.expect_err("an impostor");
+        let error = Joining::connect(&beta, &token)
+            .await
+            .expect_err("an impostor");
         assert!(error.to_string().contains("not pinned"), "{error}");
     });
 }
@@ -184,11 +209,18 @@ fn an_expired_token_is_refused_by_the_clock_of_its_maker() {
         let mut old = pasted(&offering);
         old.expires = 1;
         let (met, joining) = tokio::join!(offering.meet(b"alpha"), async {
-            Joining::connect(&beta, &old).await.expect("joined").refuse("no disk is large enough").await;
+            Joining::connect(&beta, &old)
+                .await
+                .expect("joined")
+                .refuse("no disk is large enough")
+                .await;
         });
         let () = joining;
         let declined = met.expect_err("declined");
-        assert_eq!(declined.to_string(), "the other side refused: no disk is large enough");
+        assert_eq!(
+            declined.to_string(),
+            "the other side refused: no disk is large enough"
+        );
     });
 }
 
@@ -199,11 +231,27 @@ fn the_offering_side_can_say_no() {
         let mut offering = offer(&alpha);
         let token = pasted(&offering);
         let ((), joined) = tokio::join!(
-            async { offering.meet(b"alpha").await.expect("met").refuse("both nodes are named alpha").await },
-            async { Joining::connect(&beta, &token).await.expect("joined").accept(b"beta").await },
+            async {
+                offering
+                    .meet(b"alpha")
+                    .await
+                    .expect("met")
+                    .refuse("both nodes are named alpha")
+                    .await
+            },
+            async {
+                Joining::connect(&beta, &token)
+                    .await
+                    .expect("joined")
+                    .accept(b"beta")
+                    .await
+            },
         );
         let error = joined.expect_err("refused");
-        assert_eq!(error.to_string(), "the other side refused: both nodes are named alpha");
+        assert_eq!(
+            error.to_string(),
+            "the other side refused: both nodes are named alpha"
+        );
     });
 }
 
@@ -213,7 +261,10 @@ fn the_token_names_addresses_that_reach() {
         let alpha = key();
         let mut terms = terms(Duration::from_secs(60));
         terms.listen = vec![([0, 0, 0, 0], 0).into()];
-        assert!(matches!(Offering::open(&alpha, &terms), Err(PairError::NoAddress)));
+        assert!(matches!(
+            Offering::open(&alpha, &terms),
+            Err(PairError::NoAddress)
+        ));
         terms.advertise = vec![([127, 0, 0, 1], 0).into(), ([10, 1, 1, 1], 17_789).into()];
         let offering = Offering::open(&alpha, &terms).expect("offering");
         let addresses = &offering.token().addresses;

@@ -11,7 +11,9 @@ use kagami_replicator::shell::arbiter::{Arbiter, NoArbiter};
 use kagami_replicator::shell::identity::{Fingerprint, NodeKey};
 use kagami_replicator::shell::pairing::{Purpose, Token};
 use kagami_replicator::shell::witness::enrol::{self, EnrolOffer};
-use kagami_replicator::shell::witness::{Client, ClientConfig, RegisterId, Remote, Server, ServerConfig};
+use kagami_replicator::shell::witness::{
+    Client, ClientConfig, RegisterId, Remote, Server, ServerConfig,
+};
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, LocalSet};
 
@@ -37,7 +39,13 @@ impl World {
     fn new() -> Self {
         let key = || NodeKey::generate().expect("key");
         let folder = tempfile::tempdir().expect("tempdir");
-        Self { alpha: key(), beta: key(), stranger: key(), witness: key(), folder }
+        Self {
+            alpha: key(),
+            beta: key(),
+            stranger: key(),
+            witness: key(),
+            folder,
+        }
     }
 
     fn state(&self) -> &Path {
@@ -46,22 +54,39 @@ impl World {
 
     fn start(&self, listen: SocketAddr) -> Running {
         let clients = vec![self.alpha.fingerprint(), self.beta.fingerprint()];
-        let config = ServerConfig { listen: vec![listen], state: self.state().to_owned(), clients };
+        let config = ServerConfig {
+            listen: vec![listen],
+            state: self.state().to_owned(),
+            clients,
+        };
         let server = Server::start(&self.witness, config).expect("witness");
         let address = server.addresses()[0];
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(server.serve(async { drop(stopped.await) }));
-        Running { address, stop, task }
+        Running {
+            address,
+            stop,
+            task,
+        }
     }
 
-    fn remote(&self, key: &NodeKey, addresses: Vec<SocketAddr>, pin: Fingerprint) -> Rc<Remote> {
-        let config = ClientConfig { name: "w1".to_owned(), addresses, fingerprints: vec![pin], timeout: TIMEOUT };
+    fn remote(key: &NodeKey, addresses: Vec<SocketAddr>, pin: Fingerprint) -> Rc<Remote> {
+        let config = ClientConfig {
+            name: "w1".to_owned(),
+            addresses,
+            fingerprints: vec![pin],
+            timeout: TIMEOUT,
+        };
         Remote::new(key, config).expect("remote")
     }
 
     fn asker(&self, key: &NodeKey, address: SocketAddr) -> Rc<Client> {
-        let remote = self.remote(key, vec![address], self.witness.fingerprint());
-        Client::new(remote, PG, vec![self.alpha.fingerprint(), self.beta.fingerprint()])
+        let remote = Self::remote(key, vec![address], self.witness.fingerprint());
+        Client::new(
+            remote,
+            PG,
+            vec![self.alpha.fingerprint(), self.beta.fingerprint()],
+        )
     }
 }
 
@@ -79,8 +104,15 @@ fn loopback() -> SocketAddr {
 
 /// Runs a test on one thread with a deadline.
 fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
-    let test = async { tokio::time::timeout(Duration::from_secs(60), test).await.expect("in time") };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("runtime");
+    let test = async {
+        tokio::time::timeout(Duration::from_secs(60), test)
+            .await
+            .expect("in time")
+    };
     LocalSet::new().block_on(&runtime, test);
 }
 
@@ -98,7 +130,9 @@ fn register(seq: u64, copies: &[u64], nonce: u64) -> Register {
 
 async fn swap(asker: &Rc<Client>, expect: Option<(u64, u64)>, register: Register) -> ArbiterAnswer {
     let nonce = register.nonce;
-    Rc::clone(asker).ask(nonce, Ask::Swap { expect, register }).await
+    Rc::clone(asker)
+        .ask(nonce, Ask::Swap { expect, register })
+        .await
 }
 
 async fn read(asker: &Rc<Client>) -> ArbiterAnswer {
@@ -117,18 +151,39 @@ fn a_register_lives_through_create_swap_and_restart() {
     run(async {
         let world = World::new();
         let witness = world.start(loopback());
-        let (a, b) = (world.asker(&world.alpha, witness.address), world.asker(&world.beta, witness.address));
+        let (a, b) = (
+            world.asker(&world.alpha, witness.address),
+            world.asker(&world.beta, witness.address),
+        );
         assert_eq!(read(&a).await, ArbiterAnswer::Register(None));
-        assert_eq!(swap(&a, None, register(1, &[1, 2], 10)).await, ArbiterAnswer::Swapped);
-        assert_eq!(read(&b).await, ArbiterAnswer::Register(Some(register(1, &[1, 2], 10))));
-        assert_eq!(swap(&b, Some((7, 1)), register(2, &[2], 11)).await, ArbiterAnswer::Swapped);
+        assert_eq!(
+            swap(&a, None, register(1, &[1, 2], 10)).await,
+            ArbiterAnswer::Swapped
+        );
+        assert_eq!(
+            read(&b).await,
+            ArbiterAnswer::Register(Some(register(1, &[1, 2], 10)))
+        );
+        assert_eq!(
+            swap(&b, Some((7, 1)), register(2, &[2], 11)).await,
+            ArbiterAnswer::Swapped
+        );
         let refused = swap(&a, Some((7, 1)), register(2, &[1], 12)).await;
-        assert_eq!(refused, ArbiterAnswer::Register(Some(register(2, &[2], 11))));
+        assert_eq!(
+            refused,
+            ArbiterAnswer::Register(Some(register(2, &[2], 11)))
+        );
         // The same askers go on with the witness's successor at the same place.
         let address = witness.stop().await;
         let witness = world.start(address);
-        assert_eq!(read(&a).await, ArbiterAnswer::Register(Some(register(2, &[2], 11))));
-        assert_eq!(swap(&b, Some((7, 2)), register(3, &[1, 2], 13)).await, ArbiterAnswer::Swapped);
+        assert_eq!(
+            read(&a).await,
+            ArbiterAnswer::Register(Some(register(2, &[2], 11)))
+        );
+        assert_eq!(
+            swap(&b, Some((7, 2)), register(3, &[1, 2], 13)).await,
+            ArbiterAnswer::Swapped
+        );
         witness.stop().await;
     });
 }
@@ -138,10 +193,19 @@ fn of_two_askers_one_wins() {
     run(async {
         let world = World::new();
         let witness = world.start(loopback());
-        let (a, b) = (world.asker(&world.alpha, witness.address), world.asker(&world.beta, witness.address));
-        assert_eq!(swap(&a, None, register(1, &[1, 2], 1)).await, ArbiterAnswer::Swapped);
+        let (a, b) = (
+            world.asker(&world.alpha, witness.address),
+            world.asker(&world.beta, witness.address),
+        );
+        assert_eq!(
+            swap(&a, None, register(1, &[1, 2], 1)).await,
+            ArbiterAnswer::Swapped
+        );
         for seq in 1..=25 {
-            let (mine, theirs) = (register(seq + 1, &[1], 100 + seq), register(seq + 1, &[2], 200 + seq));
+            let (mine, theirs) = (
+                register(seq + 1, &[1], 100 + seq),
+                register(seq + 1, &[2], 200 + seq),
+            );
             let (first, second) = tokio::join!(
                 swap(&a, Some((7, seq)), mine.clone()),
                 swap(&b, Some((7, seq)), theirs.clone()),
@@ -170,10 +234,22 @@ fn strangers_and_impostors_get_nowhere() {
         let witness = world.start(loopback());
         let stranger = world.asker(&world.stranger, witness.address);
         let text = why(read(&stranger).await);
-        assert!(text.contains("not enrolled") && text.contains(&world.stranger.fingerprint().to_string()), "{text}");
+        assert!(
+            text.contains("not enrolled")
+                && text.contains(&world.stranger.fingerprint().to_string()),
+            "{text}"
+        );
         // Somebody else answers at the witness's address.
-        let remote = world.remote(&world.alpha, vec![witness.address], world.stranger.fingerprint());
-        let asker = Client::new(remote, PG, vec![world.alpha.fingerprint(), world.beta.fingerprint()]);
+        let remote = World::remote(
+            &world.alpha,
+            vec![witness.address],
+            world.stranger.fingerprint(),
+        );
+        let asker = Client::new(
+            remote,
+            PG,
+            vec![world.alpha.fingerprint(), world.beta.fingerprint()],
+        );
         let text = why(read(&asker).await);
         assert!(text.contains("w1") && text.contains("not pinned"), "{text}");
         witness.stop().await;
@@ -186,13 +262,19 @@ fn a_damaged_register_is_said_to_be_damaged() {
         let world = World::new();
         let witness = world.start(loopback());
         let a = world.asker(&world.alpha, witness.address);
-        assert_eq!(swap(&a, None, register(1, &[1, 2], 1)).await, ArbiterAnswer::Swapped);
+        assert_eq!(
+            swap(&a, None, register(1, &[1, 2], 1)).await,
+            ArbiterAnswer::Swapped
+        );
         let file = world.state().join("registers").join(PG.to_string());
         let mut bytes = std::fs::read(&file).expect("read");
         bytes[30] ^= 1;
         std::fs::write(&file, &bytes).expect("write");
         let text = why(read(&a).await);
-        assert!(text.contains("checksum") && text.contains(&PG.to_string()), "{text}");
+        assert!(
+            text.contains("checksum") && text.contains(&PG.to_string()),
+            "{text}"
+        );
         witness.stop().await;
     });
 }
@@ -204,10 +286,17 @@ fn the_address_that_answers_is_used() {
         let witness = world.start(loopback());
         // One that never answers, one where nobody listens, and the witness.
         let silent = UdpSocket::bind(loopback()).expect("bind");
-        let gone = UdpSocket::bind(loopback()).expect("bind").local_addr().expect("address");
+        let gone = UdpSocket::bind(loopback())
+            .expect("bind")
+            .local_addr()
+            .expect("address");
         let addresses = vec![silent.local_addr().expect("address"), gone, witness.address];
-        let remote = world.remote(&world.alpha, addresses, world.witness.fingerprint());
-        let asker = Client::new(remote, PG, vec![world.alpha.fingerprint(), world.beta.fingerprint()]);
+        let remote = World::remote(&world.alpha, addresses, world.witness.fingerprint());
+        let asker = Client::new(
+            remote,
+            PG,
+            vec![world.alpha.fingerprint(), world.beta.fingerprint()],
+        );
         assert_eq!(read(&asker).await, ArbiterAnswer::Register(None));
         witness.stop().await;
     });
@@ -230,9 +319,15 @@ fn silence_is_told_within_the_time_out() {
         let begun = std::time::Instant::now();
         let text = why(read(&asker).await);
         assert!(begun.elapsed() < Duration::from_secs(5));
-        assert!(text.contains(&address.to_string()) && text.contains("no answer"), "{text}");
+        assert!(
+            text.contains(&address.to_string()) && text.contains("no answer"),
+            "{text}"
+        );
         let none: Rc<dyn Arbiter> = Rc::new(NoArbiter);
-        assert_eq!(why(none.ask(Attempt(1), Ask::Read).await), "no arbiter is configured");
+        assert_eq!(
+            why(none.ask(Attempt(1), Ask::Read).await),
+            "no arbiter is configured"
+        );
     });
 }
 
@@ -243,20 +338,37 @@ fn a_node_is_enrolled_by_one_line_while_the_witness_runs() {
         let witness = world.start(loopback());
         let told = [witness.address];
         let offer = EnrolOffer::open(
-            &world.witness, world.state(), "w1", &told, vec![loopback()], Vec::new(), Duration::from_secs(60),
-        ).expect("offer");
+            &world.witness,
+            world.state(),
+            "w1",
+            &told,
+            vec![loopback()],
+            Vec::new(),
+            Duration::from_secs(60),
+        )
+        .expect("offer");
         let token: Token = offer.token().to_string().parse().expect("token");
         let token = token.require(Purpose::Witness).expect("purpose");
-        let (kept, joined) = tokio::join!(offer.wait(), enrol::join(&world.stranger, &token, "gamma"));
-        assert_eq!(kept.expect("kept"), (world.stranger.fingerprint(), "gamma".to_owned()));
+        let (kept, joined) =
+            tokio::join!(offer.wait(), enrol::join(&world.stranger, &token, "gamma"));
+        assert_eq!(
+            kept.expect("kept"),
+            (world.stranger.fingerprint(), "gamma".to_owned())
+        );
         let joined = joined.expect("joined");
-        assert_eq!((joined.name.as_str(), joined.addresses.as_slice()), ("w1", told.as_slice()));
+        assert_eq!(
+            (joined.name.as_str(), joined.addresses.as_slice()),
+            ("w1", told.as_slice())
+        );
         assert_eq!(joined.fingerprint, world.witness.fingerprint());
         // It may ask now, and create a register with another that is enrolled.
         let members = vec![world.stranger.fingerprint(), world.alpha.fingerprint()];
-        let remote = world.remote(&world.stranger, joined.addresses, joined.fingerprint);
+        let remote = World::remote(&world.stranger, joined.addresses, joined.fingerprint);
         let asker = Client::new(remote, RegisterId(3), members);
-        assert_eq!(swap(&asker, None, register(1, &[1, 3], 1)).await, ArbiterAnswer::Swapped);
+        assert_eq!(
+            swap(&asker, None, register(1, &[1, 3], 1)).await,
+            ArbiterAnswer::Swapped
+        );
         witness.stop().await;
     });
 }

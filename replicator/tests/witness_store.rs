@@ -21,16 +21,29 @@ fn swap(expect: Option<(u64, u64)>, new: (u64, u64), nonce: u64) -> Request {
         bytes: format!("content {nonce}").into_bytes(),
         members: vec![A, B],
     };
-    Request { register: PG, nonce, op }
+    Request {
+        register: PG,
+        nonce,
+        op,
+    }
 }
 
 fn read(register: RegisterId) -> Request {
-    Request { register, nonce: 99, op: Op::Read }
+    Request {
+        register,
+        nonce: 99,
+        op: Op::Read,
+    }
 }
 
 fn state(instance: u64, seq: u64, nonce: u64) -> Outcome {
     let bytes = format!("content {nonce}").into_bytes();
-    Outcome::State(Some(Content { instance, seq, nonce, bytes }))
+    Outcome::State(Some(Content {
+        instance,
+        seq,
+        nonce,
+        bytes,
+    }))
 }
 
 fn open(folder: &Path) -> Store {
@@ -48,13 +61,36 @@ fn reason(outcome: &Outcome) -> Option<Reason> {
 fn a_swap_needs_what_it_expects() {
     let folder = tempfile::tempdir().expect("tempdir");
     let mut store = open(folder.path());
-    assert_eq!(store.answer(&A, &read(PG)), Outcome::State(None), "empty at first");
-    assert_eq!(store.answer(&A, &swap(Some((7, 1)), (7, 2), 1)), Outcome::State(None), "there is nothing to change");
+    assert_eq!(
+        store.answer(&A, &read(PG)),
+        Outcome::State(None),
+        "empty at first"
+    );
+    assert_eq!(
+        store.answer(&A, &swap(Some((7, 1)), (7, 2), 1)),
+        Outcome::State(None),
+        "there is nothing to change"
+    );
     assert_eq!(store.answer(&A, &swap(None, (7, 1), 2)), Outcome::Swapped);
-    assert_eq!(store.answer(&B, &swap(None, (8, 1), 3)), state(7, 1, 2), "created once only");
-    assert_eq!(store.answer(&B, &swap(Some((7, 1)), (7, 2), 4)), Outcome::Swapped);
-    assert_eq!(store.answer(&A, &swap(Some((7, 1)), (7, 2), 5)), state(7, 2, 4), "too late");
-    assert_eq!(store.answer(&B, &swap(Some((7, 1)), (7, 2), 4)), Outcome::Swapped, "the same again: it took place");
+    assert_eq!(
+        store.answer(&B, &swap(None, (8, 1), 3)),
+        state(7, 1, 2),
+        "created once only"
+    );
+    assert_eq!(
+        store.answer(&B, &swap(Some((7, 1)), (7, 2), 4)),
+        Outcome::Swapped
+    );
+    assert_eq!(
+        store.answer(&A, &swap(Some((7, 1)), (7, 2), 5)),
+        state(7, 2, 4),
+        "too late"
+    );
+    assert_eq!(
+        store.answer(&B, &swap(Some((7, 1)), (7, 2), 4)),
+        Outcome::Swapped,
+        "the same again: it took place"
+    );
     assert_eq!(store.answer(&A, &read(PG)), state(7, 2, 4));
 }
 
@@ -64,7 +100,11 @@ fn a_change_keeps_the_instance_and_raises_seq() {
     let mut store = open(folder.path());
     assert_eq!(store.answer(&A, &swap(None, (7, 5), 1)), Outcome::Swapped);
     for wrong in [(8, 6), (7, 5), (7, 4)] {
-        assert_eq!(reason(&store.answer(&A, &swap(Some((7, 5)), wrong, 2))), Some(Reason::Invalid), "{wrong:?}");
+        assert_eq!(
+            reason(&store.answer(&A, &swap(Some((7, 5)), wrong, 2))),
+            Some(Reason::Invalid),
+            "{wrong:?}"
+        );
     }
     assert_eq!(store.answer(&A, &read(PG)), state(7, 5, 1));
 }
@@ -81,17 +121,30 @@ fn what_was_answered_is_there_after_a_restart() {
         }
     }
     // A crash while a newer state was being written: that was never answered.
-    fs::write(folder.path().join("registers").join(format!("{PG}.new")), b"half").expect("write");
+    fs::write(
+        folder.path().join("registers").join(format!("{PG}.new")),
+        b"half",
+    )
+    .expect("write");
     let mut store = open(folder.path());
     assert_eq!(store.answer(&B, &read(PG)), state(7, 20, 20));
-    assert!(!folder.path().join("registers").join(format!("{PG}.new")).exists());
+    assert!(
+        !folder
+            .path()
+            .join("registers")
+            .join(format!("{PG}.new"))
+            .exists()
+    );
 }
 
 #[test]
 fn one_witness_for_a_folder() {
     let folder = tempfile::tempdir().expect("tempdir");
     let store = open(folder.path());
-    assert!(matches!(Store::open(folder.path(), [A]), Err(StoreError::InUse(_))));
+    assert!(matches!(
+        Store::open(folder.path(), [A]),
+        Err(StoreError::InUse(_))
+    ));
     drop(store);
     open(folder.path());
 }
@@ -100,15 +153,30 @@ fn one_witness_for_a_folder() {
 fn registers_belong_to_their_two_nodes() {
     let folder = tempfile::tempdir().expect("tempdir");
     let mut store = Store::open(folder.path(), [A, B]).expect("store");
-    assert_eq!(reason(&store.answer(&STRANGER, &read(PG))), Some(Reason::Stranger));
+    assert_eq!(
+        reason(&store.answer(&STRANGER, &read(PG))),
+        Some(Reason::Stranger)
+    );
     assert_eq!(store.answer(&A, &swap(None, (7, 1), 1)), Outcome::Swapped);
     // Enrolled while the witness runs, for a mirror of its own: A's and B's stays closed to it.
     store::enrol(folder.path(), &STRANGER, "gamma").expect("enrol");
-    assert_eq!(store::enrolled(folder.path()).expect("list"), [(STRANGER, "gamma".to_owned())]);
-    assert_eq!(reason(&store.answer(&STRANGER, &read(PG))), Some(Reason::NotAMember));
+    assert_eq!(
+        store::enrolled(folder.path()).expect("list"),
+        [(STRANGER, "gamma".to_owned())]
+    );
+    assert_eq!(
+        reason(&store.answer(&STRANGER, &read(PG))),
+        Some(Reason::NotAMember)
+    );
     let change = swap(Some((7, 1)), (7, 2), 2);
-    assert_eq!(reason(&store.answer(&STRANGER, &change)), Some(Reason::NotAMember));
-    assert_eq!(store.answer(&STRANGER, &read(RegisterId(1))), Outcome::State(None));
+    assert_eq!(
+        reason(&store.answer(&STRANGER, &change)),
+        Some(Reason::NotAMember)
+    );
+    assert_eq!(
+        store.answer(&STRANGER, &read(RegisterId(1))),
+        Outcome::State(None)
+    );
     assert_eq!(store.answer(&A, &read(PG)), state(7, 1, 1));
 }
 
@@ -117,13 +185,22 @@ fn a_register_is_bound_to_nodes_that_are_known() {
     let folder = tempfile::tempdir().expect("tempdir");
     let mut store = Store::open(folder.path(), [A]).expect("store");
     let outcome = store.answer(&A, &swap(None, (7, 1), 1));
-    let Outcome::Refused(Reason::Stranger, text) = &outcome else { panic!("{outcome:?}") };
-    assert!(text.contains(&B.to_string()), "names the key that is missing: {text}");
+    let Outcome::Refused(Reason::Stranger, text) = &outcome else {
+        panic!("{outcome:?}")
+    };
+    assert!(
+        text.contains(&B.to_string()),
+        "names the key that is missing: {text}"
+    );
     let mut alone = swap(None, (7, 1), 1);
     if let Op::Swap { members, .. } = &mut alone.op {
         *members = vec![B];
     }
-    assert_eq!(reason(&store.answer(&A, &alone)), Some(Reason::Invalid), "the asker must be among them");
+    assert_eq!(
+        reason(&store.answer(&A, &alone)),
+        Some(Reason::Invalid),
+        "the asker must be among them"
+    );
     assert_eq!(store.answer(&A, &read(PG)), Outcome::State(None));
 }
 
@@ -144,14 +221,28 @@ fn one_flipped_bit_anywhere_is_never_an_empty_register() {
         fs::write(&file, &bytes).expect("write");
         let outcome = store.answer(&A, &read(PG));
         assert_eq!(reason(&outcome), Some(Reason::Corrupt));
-        assert_eq!(reason(&store.answer(&A, &swap(None, (9, 1), 2))), Some(Reason::Corrupt), "nor created anew");
+        assert_eq!(
+            reason(&store.answer(&A, &swap(None, (9, 1), 2))),
+            Some(Reason::Corrupt),
+            "nor created anew"
+        );
         assert_eq!(fs::read(&file).expect("read"), bytes, "nor touched");
     }
     // Other registers go on.
     assert_eq!(store.answer(&A, &read(RegisterId(5))), Outcome::State(None));
     // The file of another register in its place is not believed either.
     fs::write(&file, &whole).expect("write");
-    fs::copy(&file, folder.path().join("registers").join(RegisterId(5).to_string())).expect("copy");
-    assert_eq!(reason(&store.answer(&A, &read(RegisterId(5)))), Some(Reason::Corrupt));
+    fs::copy(
+        &file,
+        folder
+            .path()
+            .join("registers")
+            .join(RegisterId(5).to_string()),
+    )
+    .expect("copy");
+    assert_eq!(
+        reason(&store.answer(&A, &read(RegisterId(5)))),
+        Some(Reason::Corrupt)
+    );
     assert_eq!(store.answer(&A, &read(PG)), state(7, 1, 1));
 }

@@ -38,6 +38,21 @@ struct InFlight {
     seen: Option<Bytes>,
 }
 
+impl InFlight {
+    /// The blocks that it changes.
+    fn written(&self) -> Option<std::ops::Range<u64>> {
+        match &self.op {
+            DiskOp::Write { offset, data, .. } => Some(blocks_of(*offset, data.len() as u64)),
+            DiskOp::Zero { offset, len, .. } => Some(blocks_of(*offset, *len)),
+            DiskOp::Read { .. } | DiskOp::Flush => None,
+        }
+    }
+
+    fn touches(&self, block: u64) -> bool {
+        self.written().is_some_and(|range| range.contains(&block))
+    }
+}
+
 /// One node's backing store.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -57,6 +72,8 @@ pub struct Store {
     pub full: bool,
     /// A failed flush, once.
     pub fail_flush: bool,
+    /// A daemon that lives was told that a write or a flush failed.
+    pub told: bool,
     allocated: Vec<u64>,
 }
 
@@ -74,6 +91,7 @@ impl Store {
             failed: false,
             full: false,
             fail_flush: false,
+            told: false,
             allocated: vec![0; blocks.div_ceil(64) as usize],
         }
     }
@@ -102,6 +120,11 @@ impl Store {
     /// True if a crash set the sector back and nothing else was written there since.
     pub fn is_lost(&self, sector: u64) -> bool {
         self.lost.contains(&sector)
+    }
+
+    /// True if everything is on stable storage.
+    pub fn is_all_durable(&self) -> bool {
+        self.volatile.is_empty()
     }
 
     /// True if nothing is under way.
@@ -133,6 +156,11 @@ impl Store {
     /// True if this operation is under way.
     pub fn has(&self, id: u64) -> bool {
         self.in_flight.contains_key(&id)
+    }
+
+    /// True if the operation changes or flushes something.
+    pub fn is_write(&self, id: u64) -> bool {
+        self.in_flight.get(&id).is_some_and(|one| !matches!(one.op, DiskOp::Read { .. }))
     }
 
     /// Ends an operation: carries it out and says what came of it. The blocks that now hold
@@ -200,11 +228,14 @@ impl Store {
         self.settle_volatile(rng);
     }
 
-    /// The disk is back after it failed, with any part of what no flush covered.
+    /// The disk is back after it failed, with any part of what no flush covered. (One that failed
+    /// and told nobody lost nothing: no mirror survives a disk that forgets in silence.)
     pub fn come_back(&mut self, rng: &mut Rng) {
         self.failed = false;
         self.fail_flush = false;
-        self.settle_volatile(rng);
+        if std::mem::take(&mut self.told) {
+            self.settle_volatile(rng);
+        }
     }
 
     fn settle_volatile(&mut self, rng: &mut Rng) {
@@ -226,6 +257,12 @@ impl Store {
     /// What the block might hold if the machine crashed now; `keep`: the chance in percent that
     /// a sector's newer content is there.
     pub fn after_crash(&self, block: u64, keep: u64, rng: &mut Rng) -> BlockValue {
+        if let Some(under_way) = self.in_flight.values().find(|one| one.touches(block) && !self.failed)
+            && rng.percent(40)
+            && let Some((_, values)) = writes_of(&under_way.op).find(|(at, _)| *at == block)
+        {
+            return values;
+        }
         let Some(entry) = self.volatile.get(&block) else {
             return self.block(block);
         };
@@ -246,23 +283,31 @@ impl Store {
         }
     }
 
-    /// What the block holds if its daemon dies now and what is under way lands (or, by chance,
-    /// has not yet when somebody looks).
-    pub fn after_death(&self, block: u64, rng: &mut Rng) -> BlockValue {
+    /// What the block holds once everything under way has landed.
+    pub fn after_all_landed(&self, block: u64) -> BlockValue {
         let mut values = self.block(block);
-        for in_flight in self.in_flight.values() {
-            for (at, newer) in writes_of(&in_flight.op) {
-                if at == block && !self.failed && rng.coin() {
-                    values = newer;
-                }
+        if !self.failed {
+            for in_flight in self.in_flight.values().filter(|one| one.touches(block)) {
+                let newer = writes_of(&in_flight.op).find(|(at, _)| *at == block);
+                values = newer.map_or(values, |(_, newer)| newer);
             }
         }
         values
     }
 
-    /// Blocks that writes under way would change.
-    pub fn blocks_under_way(&self) -> impl Iterator<Item = u64> + '_ {
-        self.in_flight.values().flat_map(|in_flight| writes_of(&in_flight.op).map(|(block, _)| block))
+    /// A block of the range that a write under way changes.
+    pub fn write_under_way(&self, blocks: &std::ops::Range<u64>) -> Option<u64> {
+        let writes = self.in_flight.values().filter_map(InFlight::written);
+        writes.filter(|range| range.start < blocks.end && blocks.start < range.end).map(|range| range.start).next()
+    }
+
+    /// The first block in which the two stores differ.
+    pub fn first_difference(&self, other: &Self) -> Option<u64> {
+        if self.now == other.now {
+            return None;
+        }
+        let differs = |(a, b): (&Value, &Value)| a != b;
+        self.now.iter().zip(&other.now).position(differs).map(|sector| (sector / SECTORS) as u64)
     }
 
     fn is_allocated(&self, block: u64) -> bool {

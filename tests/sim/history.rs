@@ -100,13 +100,12 @@ impl History {
         entries.iter().any(|entry| entry.value == value && !replaced(entry))
     }
 
-    /// True if a write answered by `node` is what this value lacks.
-    pub fn lacks_answer_of(&self, sector: u64, value: Value, node: usize) -> bool {
-        self.sectors.get(&sector).is_some_and(|entries| {
-            let held = entries.iter().filter(|entry| entry.value == value);
-            let ended = held.map(|entry| entry.end).max().unwrap_or(0);
-            entries.iter().any(|entry| entry.answered && entry.by == node && entry.start > ended)
-        })
+    /// When the first answered write that replaced this value was answered.
+    pub fn replaced_at(&self, sector: u64, value: Value) -> Option<u64> {
+        let entries = self.sectors.get(&sector)?;
+        let ended = entries.iter().filter(|entry| entry.value == value).map(|entry| entry.end).max()?;
+        let later = entries.iter().filter(|later| later.answered && later.start > ended);
+        later.map(|later| later.end).min()
     }
 
     /// Answered writes were lost, as they may be, and this value is what is left.
@@ -122,10 +121,11 @@ impl History {
     }
 
     /// A flush that began at `start` was answered: what had been answered before is flushed.
-    pub fn flushed(&mut self, start: u64) {
+    /// No read that is under way began before `oldest`.
+    pub fn flushed(&mut self, start: u64, oldest: u64) {
         let mut left = BTreeSet::new();
         for sector in std::mem::take(&mut self.unflushed) {
-            if self.flush_sector(sector, |entry| entry.end < start) {
+            if self.flush_sector(sector, oldest, |entry| entry.end < start) {
                 left.insert(sector);
             }
         }
@@ -133,21 +133,23 @@ impl History {
     }
 
     /// The write that began at `start` was answered, and was to be flushed by itself.
-    pub fn flushed_one(&mut self, sector: u64, start: u64) {
-        if !self.flush_sector(sector, |entry| entry.start == start) {
+    pub fn flushed_one(&mut self, sector: u64, start: u64, oldest: u64) {
+        if !self.flush_sector(sector, oldest, |entry| entry.start == start) {
             self.unflushed.remove(&sector);
         }
     }
 
     /// True if something answered is left unflushed.
-    fn flush_sector(&mut self, sector: u64, covers: impl Fn(&Entry) -> bool) -> bool {
+    fn flush_sector(&mut self, sector: u64, oldest: u64, covers: impl Fn(&Entry) -> bool) -> bool {
         let Some(entries) = self.sectors.get_mut(&sector) else {
             return false;
         };
         let mut replaced_before = 0;
         for entry in entries.iter_mut().filter(|entry| entry.answered && covers(entry)) {
             entry.flushed = true;
-            replaced_before = replaced_before.max(entry.start);
+            if entry.end < oldest {
+                replaced_before = replaced_before.max(entry.start);
+            }
         }
         entries.retain(|entry| entry.end >= replaced_before);
         entries.iter().any(|entry| entry.answered && !entry.flushed)
@@ -215,12 +217,12 @@ mod tests {
             history.begin(5, value, start, 0);
             history.end(5, start, start + 1, true);
             if value == 1 {
-                history.flushed(15);
+                history.flushed(15, 15);
             }
         }
         let flushed = |history: &History, value| history.may_find(5, value, 30, Level::Flushed);
         assert!(!newest(&history, 1, 30) && flushed(&history, 1) && !flushed(&history, ZERO));
-        assert!(history.lacks_answer_of(5, 1, 0) && !history.lacks_answer_of(5, 2, 0));
+        assert_eq!((history.replaced_at(5, 1), history.replaced_at(5, 2)), (Some(21), None));
         assert_eq!(history.unflushed().collect::<Vec<_>>(), [5]);
         history.settle(5, 1);
         assert!(newest(&history, 1, 30) && !newest(&history, 2, 30));

@@ -65,6 +65,11 @@ impl World {
         let at = &mut self.nodes[node];
         at.starting = false;
         at.want = None;
+        at.store.told |= at.store.failed;
+        if !at.store.failed {
+            // What a disk that failed has forgotten shows when it is opened anew.
+            at.store.come_back(&mut self.rng);
+        }
         let start = Start {
             node: at.id,
             peer: at.peer,
@@ -72,7 +77,7 @@ impl World {
             settings: self.options.settings.clone(),
             boot: at.boot,
             token: at.token,
-            disk_usable: !at.store.failed && !at.store_gone,
+            disk_usable: !at.store.failed,
             unmap_zeroes: self.options.unmap_zeroes[node],
             tags,
         };

@@ -67,8 +67,8 @@ pub struct Node {
     pub starting: bool,
     /// The backing store.
     pub store: Store,
-    /// The store is gone until an operator brings it back; the daemon starts without it.
-    pub store_gone: bool,
+    /// The disk has failed, or is about to; an operator will restart the daemon with it.
+    pub store_suspect: bool,
     /// The metadata store.
     pub meta: Metadata,
     /// The token that a failed disk breaks and a reboot removes.
@@ -133,7 +133,7 @@ impl Node {
             repairing: None,
             starting: false,
             store: Store::new(options.blocks()),
-            store_gone: false,
+            store_suspect: false,
             meta: Metadata::new(format(options, record, fill)),
             token: true,
             stalled_until: 0,

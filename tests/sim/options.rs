@@ -8,7 +8,8 @@ use std::fmt;
 use kagami_replicator::core::settings::{AfterSb0, AfterSb1, Settings, SplitBrainPolicy};
 use kagami_replicator::core::state::{NodeId, Protocol, Solo};
 
-use super::faults::{Fault, Order};
+use super::faults::Fault;
+use super::orders::Order;
 use super::rng::Rng;
 
 /// How the two copies begin.
@@ -106,7 +107,7 @@ impl Options {
             settings,
             unmap_zeroes: [rng.percent(80), rng.percent(80)],
             first: if rng.percent(85) { First::Zeroed } else { First::Keep(rng.node()) },
-            drift_ppm: [0; 2].map(|()| rng.between(0, 19_000) as i64 - 9_500),
+            drift_ppm: [(); 2].map(|()| rng.between(0, 19_000) as i64 - 9_500),
             requests: rng.pick(&[20, 100, 200, 400]),
             depth: rng.pick(&[1, 4, 16]),
             think_ns: rng.pick(&[200_000, 3_000_000, 20_000_000]),

@@ -123,9 +123,11 @@ impl World {
             self.calm();
             return Ok(());
         }
+        let served = self.nodes.iter().any(|node| node.seen.role == Role::Primary);
         let node = self.draw_node();
-        if self.nodes[node].mirror.is_none() || self.pending.len() >= self.options.depth {
-            self.plan(think.max(1_000_000), Happening::Client);
+        let waits = self.pending.len() >= self.options.depth || !served && !self.load_rng.percent(5);
+        if self.nodes[node].mirror.is_none() || waits {
+            self.plan(think.max(5_000_000), Happening::Client);
             return Ok(());
         }
         self.plan(think, Happening::Client);

@@ -7,7 +7,8 @@
 
 use std::collections::{BTreeMap, BinaryHeap};
 
-use kagami_replicator::core::event::Event;
+use kagami_replicator::core::disk::DiskFault;
+use kagami_replicator::core::event::{Command, Event};
 use kagami_replicator::core::register::ArbiterAnswer;
 use kagami_replicator::core::state::{DiskId, MetaId, SessionId, Time};
 use kagami_replicator::core::{Action, Actions, TAGS};
@@ -69,6 +70,8 @@ pub enum Happening {
     Mend { fault: Fault, node: usize, change: u64 },
     /// An operator orders something.
     Order,
+    /// An operator gives a command that was planned.
+    Command { node: usize, command: Box<Command> },
     /// The faults are over: has the pair come to rest?
     Rest,
 }
@@ -295,6 +298,7 @@ impl World {
             Happening::Break => self.break_something(),
             Happening::Mend { fault, node, change } => self.mend(fault, node, change),
             Happening::Order => self.order(),
+            Happening::Command { node, command } => self.command(node, *command),
             Happening::Rest => self.rest(),
         }
     }
@@ -415,11 +419,13 @@ impl World {
             return Ok(());
         }
         let touched = &mut self.ghost.touched;
+        let is_write = at.store.is_write(op);
         let result = at.store.complete(op, &mut |block| {
             touched.insert(block);
         });
         let (life, id) = (op >> 40, DiskId(op & ((1 << 40) - 1)));
         if self.lives(node, life) {
+            self.nodes[node].store.told |= is_write && matches!(result, Err(DiskFault::Io(_)));
             return self.feed(node, Event::Disk { id, result });
         }
         self.trace.line(|| format!("          {} a dead daemon's disk operation ends", self.nodes[node].name));

@@ -8,7 +8,9 @@ use std::time::Duration;
 use serde::Serialize;
 
 pub mod arbiter;
+pub mod bench;
 pub mod config;
+pub mod demo;
 pub mod down;
 pub mod events;
 pub mod init;
@@ -68,6 +70,8 @@ pub fn run(cli: Cli) -> Outcome {
         Verb::Reload(args) => block_on(reload::run(&context, &args)),
         Verb::Witness(args) => block_on(witness::run(&context, args)),
         Verb::Arbiter(verb) => block_on(arbiter::run(&context, verb)),
+        Verb::Demo(args) => demo::run(&args),
+        Verb::Bench(args) => bench::run(&context, &args),
         Verb::Completions(args) => shell::completions(&args),
         Verb::Man(args) => shell::man(&args),
     }

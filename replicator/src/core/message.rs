@@ -45,7 +45,7 @@ pub enum Message {
     },
 
     /// Primary, or resync source: apply this. `seq` counts up by one over all of
-    /// Write, Zero and ResyncBlocks of a session.
+    /// Write, Zero and `ResyncBlocks` of a session.
     Write {
         /// Its number.
         seq: Seq,

@@ -35,6 +35,8 @@ enum Promotion {
 #[derive(Debug)]
 pub(super) struct Demoting {
     command: Option<CommandId>,
+    /// Fail what can't be finished.
+    force: bool,
     stage: Demotion,
 }
 
@@ -59,6 +61,7 @@ fn refusal(what: impl Into<String>, facts: Vec<String>, next: impl Into<String>)
 }
 
 impl Mirror {
+    #[allow(clippy::unused_self)] // reads like the other effects
     pub(super) fn answer(&self, id: CommandId, result: Result<Reply, Refusal>, out: &mut Actions) {
         out.push(Action::CommandDone { id, result });
     }
@@ -70,6 +73,21 @@ impl Mirror {
                 Ok(Reply::Nothing("this node is Primary already".into())),
                 out,
             );
+        }
+        let waits = matches!(
+            self.promoting,
+            Some(Promoting {
+                stage: Promotion::Begin | Promotion::Alone,
+                ..
+            })
+        );
+        if force && waits {
+            let why = refusal(
+                "not promoted: a forced promotion replaces it",
+                vec![],
+                "see `kagami status`",
+            );
+            self.refuse_promotion(why, out);
         }
         if self.promoting.is_some() || self.demoting.is_some() {
             let next = "wait for it: `kagami status`";
@@ -115,6 +133,12 @@ impl Mirror {
 
     /// Takes changes of role as far as they can go.
     pub(super) fn advance_roles(&mut self, out: &mut Actions) {
+        if self.is_promoting_alone() && self.link.is_some() && !self.durable.is_changing() {
+            // The peer came back before permission did: it is asked instead.
+            if let Some(promoting) = &mut self.promoting {
+                promoting.stage = Promotion::Begin;
+            }
+        }
         if let Some(Promoting {
             stage: Promotion::Begin,
             ..
@@ -285,16 +309,13 @@ impl Mirror {
         } else {
             None
         };
-        match why {
-            Some(why) => {
-                self.send(Message::PromoteRefuse { why }, out);
+        if let Some(why) = why {
+            self.send(Message::PromoteRefuse { why }, out);
+        } else {
+            if let Some(up) = self.up_mut() {
+                up.granted = true;
             }
-            None => {
-                if let Some(up) = self.up_mut() {
-                    up.granted = true;
-                }
-                self.send(Message::PromoteGrant, out);
-            }
+            self.send(Message::PromoteGrant, out);
         }
         Ok(())
     }
@@ -325,7 +346,9 @@ impl Mirror {
 
     pub(super) fn on_promoted_durable(&mut self, out: &mut Actions) {
         match self.promoting.as_ref().map(|p| p.stage) {
-            Some(Promotion::Granted) if self.up().is_some() => self.become_primary(out),
+            Some(Promotion::Granted) if self.up().is_some() && self.is_good() => {
+                self.become_primary(out);
+            }
             Some(Promotion::Alone)
                 if self.up().is_none() && !self.is_frozen() && self.is_good() =>
             {
@@ -401,7 +424,11 @@ impl Mirror {
                 out,
             );
         }
-        if self.demoting.is_some() {
+        if let Some(demoting) = &mut self.demoting {
+            if force {
+                demoting.force = true;
+                return reply(Ok(Reply::Started), out);
+            }
             return reply(
                 Err(refusal(
                     "not demoted: it is under way already",
@@ -434,17 +461,20 @@ impl Mirror {
         self.gate = Gate::Closing;
         self.demoting = Some(Demoting {
             command,
+            force,
             stage: Demotion::Draining,
         });
     }
 
-    fn advance_demotion(&mut self, out: &mut Actions) {
+    pub(super) fn advance_demotion(&mut self, out: &mut Actions) {
         let Some(demoting) = &self.demoting else {
             return;
         };
         let quiet = self.jobs.is_empty() && self.runs_in_flight().next().is_none();
         match demoting.stage {
-            Demotion::Draining if self.is_holding() && self.stopping.is_some() => {
+            Demotion::Draining
+                if self.is_holding() && (self.stopping.is_some() || demoting.force) =>
+            {
                 self.fail_requests(IoError::NotPrimary, out);
             }
             Demotion::Draining if quiet => {
@@ -482,7 +512,9 @@ impl Mirror {
         result: Result<(), DiskFault>,
         _out: &mut Actions,
     ) {
-        if result.is_ok() && self.demoting.is_some() {
+        // A flush that failed has detached the copy; the role is given up all the same.
+        let _ = result;
+        if self.demoting.is_some() {
             self.record_demotion();
         }
     }
@@ -496,7 +528,7 @@ impl Mirror {
         self.change_record(After::Demoted, |r| r.was_primary &= !clean);
     }
 
-    pub(super) fn on_demoted_durable(&mut self, _out: &mut Actions) {
+    pub(super) fn on_demoted_durable(&mut self, out: &mut Actions) {
         let Some(demoting) = self.demoting.take() else {
             return;
         };
@@ -509,7 +541,7 @@ impl Mirror {
         self.alone = None;
         self.local.up_to_date = self.is_in_sync() || self.is_source();
         if let Some(command) = demoting.command {
-            self.answer(command, Ok(Reply::Done), _out);
+            self.answer(command, Ok(Reply::Done), out);
         }
     }
 

@@ -108,7 +108,8 @@ impl Mirror {
         match request {
             Request::Read { .. } => self.may_read(),
             Request::Flush => self.may_write(),
-            _ => self.gate == Gate::Open && self.may_write(),
+            // While closing, what was accepted before is still carried out.
+            _ => self.gate != Gate::Frozen && self.may_write(),
         }
     }
 
@@ -158,7 +159,7 @@ impl Mirror {
     fn begin_write(&mut self, job: JobKey, offset: u64, data: Bytes, fua: bool, out: &mut Actions) {
         let len = data.len() as u64;
         let span = self.span_of(offset, len);
-        let work = if offset % 4096 == 0 && len % 4096 == 0 {
+        let work = if offset.is_multiple_of(4096) && len.is_multiple_of(4096) {
             Work::Whole(data)
         } else {
             Work::Partial {

@@ -199,13 +199,12 @@ impl Mirror {
     /// Takes the resynchronisation as far as it can go.
     pub(super) fn advance_resync(&mut self, out: &mut Actions) {
         match self.source_stage() {
-            None => {}
             Some(Stage::Copying) => {
                 self.send_chunks(out);
                 self.end_pass(out);
             }
             Some(Stage::Freezing) => self.leave_when_quiet(),
-            Some(Stage::Probing | Stage::Leaving | Stage::Offered | Stage::Settling) => {}
+            None | Some(Stage::Probing | Stage::Leaving | Stage::Offered | Stage::Settling) => {}
         }
     }
 
@@ -448,7 +447,15 @@ impl Mirror {
 
     /// Both copies have flushed these runs: step 3, cleared.
     pub(super) fn on_synced(&mut self, mut runs: Vec<Run>, out: &mut Actions) {
+        // A block that was copied and then written is in both lists.
         runs.sort_by_key(|run| run.first);
+        runs.dedup_by(|later, run| {
+            let joins = later.first <= run.end();
+            if joins {
+                run.count = run.count.max(later.end().0 - run.first.0);
+            }
+            joins
+        });
         let mut cleared = 0;
         for run in &runs {
             cleared += self.bitmap.clear(*run);

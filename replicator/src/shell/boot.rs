@@ -31,14 +31,20 @@ impl Boot {
     pub fn of_this_machine(folder: &Path) -> io::Result<Self> {
         let text = fs::read_to_string(BOOT_ID)?;
         let id = parse_uuid(text.trim()).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("{BOOT_ID} holds no UUID: {text:?}"))
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{BOOT_ID} holds no UUID: {text:?}"),
+            )
         })?;
         Ok(Self::with_id(id, folder))
     }
 
     /// A boot with this id: for tests that "reboot".
     pub fn with_id(id: u128, folder: &Path) -> Self {
-        Self { id, folder: folder.to_owned() }
+        Self {
+            id,
+            folder: folder.to_owned(),
+        }
     }
 
     /// The boot's id.
@@ -91,7 +97,11 @@ impl Token {
         match fs::remove_file(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 // A file without its content is no token either.
-                fs::OpenOptions::new().write(true).truncate(true).open(&self.path).map(drop)
+                fs::OpenOptions::new()
+                    .write(true)
+                    .truncate(true)
+                    .open(&self.path)
+                    .map(drop)
             }
             _ => Ok(()),
         }
@@ -121,7 +131,10 @@ mod tests {
         let folder = tempfile::tempdir().expect("tempdir");
         let boot = Boot::of_this_machine(folder.path()).expect("boot id");
         assert_ne!(boot.id(), 0);
-        assert_eq!(boot.id(), Boot::of_this_machine(folder.path()).expect("again").id());
+        assert_eq!(
+            boot.id(),
+            Boot::of_this_machine(folder.path()).expect("again").id()
+        );
     }
 
     #[test]
@@ -132,9 +145,18 @@ mod tests {
         assert!(!token.is_whole());
         token.make().expect("make");
         assert!(token.is_whole());
-        assert!(Boot::with_id(1, &run).token("pg", 7).is_whole(), "after a restart of the daemon");
-        assert!(!Boot::with_id(2, &run).token("pg", 7).is_whole(), "after a reboot");
-        assert!(!Boot::with_id(1, &run).token("pg", 8).is_whole(), "another mirror of that name");
+        assert!(
+            Boot::with_id(1, &run).token("pg", 7).is_whole(),
+            "after a restart of the daemon"
+        );
+        assert!(
+            !Boot::with_id(2, &run).token("pg", 7).is_whole(),
+            "after a reboot"
+        );
+        assert!(
+            !Boot::with_id(1, &run).token("pg", 8).is_whole(),
+            "another mirror of that name"
+        );
         token.break_it().expect("break");
         assert!(!token.is_whole());
         token.break_it().expect("breaking twice is fine");
@@ -142,7 +164,10 @@ mod tests {
 
     #[test]
     fn uuids_are_parsed_and_nonsense_is_not() {
-        assert_eq!(parse_uuid("00000000-0000-0000-0000-0000000000ff"), Some(255));
+        assert_eq!(
+            parse_uuid("00000000-0000-0000-0000-0000000000ff"),
+            Some(255)
+        );
         assert_eq!(parse_uuid("00000000-0000-0000-0000-0000000000f"), None);
         assert_eq!(parse_uuid("+0000000-0000-0000-0000-0000000000ff"), None);
         assert_eq!(parse_uuid(""), None);

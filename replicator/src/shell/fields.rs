@@ -39,13 +39,23 @@ impl<'a> Fields<'a> {
     }
 
     /// The next `len` bytes.
-    pub(in crate::shell) fn take(&mut self, what: &'static str, len: usize) -> Result<&'a [u8], FieldFault> {
-        let (taken, rest) = self.0.split_at_checked(len).ok_or(FieldFault::CutOff(what))?;
+    pub(in crate::shell) fn take(
+        &mut self,
+        what: &'static str,
+        len: usize,
+    ) -> Result<&'a [u8], FieldFault> {
+        let (taken, rest) = self
+            .0
+            .split_at_checked(len)
+            .ok_or(FieldFault::CutOff(what))?;
         self.0 = rest;
         Ok(taken)
     }
 
-    pub(in crate::shell) fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], FieldFault> {
+    pub(in crate::shell) fn array<const N: usize>(
+        &mut self,
+        what: &'static str,
+    ) -> Result<[u8; N], FieldFault> {
         let (taken, rest) = self.0.split_first_chunk().ok_or(FieldFault::CutOff(what))?;
         self.0 = rest;
         Ok(*taken)
@@ -81,7 +91,11 @@ impl<'a> Fields<'a> {
     }
 
     /// A count (u16) that is at most `limit`.
-    pub(in crate::shell) fn count(&mut self, what: &'static str, limit: usize) -> Result<usize, FieldFault> {
+    pub(in crate::shell) fn count(
+        &mut self,
+        what: &'static str,
+        limit: usize,
+    ) -> Result<usize, FieldFault> {
         let found = usize::from(self.u16(what)?);
         if found > limit {
             return Err(FieldFault::TooLong { what, found, limit });
@@ -90,13 +104,21 @@ impl<'a> Fields<'a> {
     }
 
     /// A length (u16), and as many bytes.
-    pub(in crate::shell) fn bytes(&mut self, what: &'static str, limit: usize) -> Result<&'a [u8], FieldFault> {
+    pub(in crate::shell) fn bytes(
+        &mut self,
+        what: &'static str,
+        limit: usize,
+    ) -> Result<&'a [u8], FieldFault> {
         let len = self.count(what, limit)?;
         self.take(what, len)
     }
 
     /// As [`Fields::bytes`], of UTF-8 without control characters (it is shown on terminals).
-    pub(in crate::shell) fn text(&mut self, what: &'static str, limit: usize) -> Result<String, FieldFault> {
+    pub(in crate::shell) fn text(
+        &mut self,
+        what: &'static str,
+        limit: usize,
+    ) -> Result<String, FieldFault> {
         match std::str::from_utf8(self.bytes(what, limit)?) {
             Ok(text) if !text.chars().any(char::is_control) => Ok(text.to_owned()),
             _ => Err(FieldFault::Meaningless(what)),

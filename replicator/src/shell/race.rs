@@ -27,19 +27,24 @@ pub(super) struct Sockets([Option<Endpoint>; 2]);
 
 impl Sockets {
     /// Begins a handshake with `address`.
-    fn dial(&mut self, config: ClientConfig, address: SocketAddr) -> Result<quinn::Connecting, String> {
+    fn dial(
+        &mut self,
+        config: ClientConfig,
+        address: SocketAddr,
+    ) -> Result<quinn::Connecting, String> {
         let place = &mut self.0[usize::from(address.is_ipv6())];
-        let endpoint = match place {
-            Some(endpoint) => endpoint,
-            None => {
-                let any = match address {
-                    SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-                    SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
-                };
-                place.insert(Endpoint::client(any).map_err(|error| error.to_string())?)
-            }
+        let endpoint = if let Some(endpoint) = place {
+            endpoint
+        } else {
+            let any = match address {
+                SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+                SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+            };
+            place.insert(Endpoint::client(any).map_err(|error| error.to_string())?)
         };
-        endpoint.connect_with(config, address, SERVER_NAME).map_err(|error| error.to_string())
+        endpoint
+            .connect_with(config, address, SERVER_NAME)
+            .map_err(|error| error.to_string())
     }
 
     /// Waits until the connections made from here are closed on the wire too.
@@ -113,7 +118,9 @@ pub(super) fn describe(error: &ConnectionError) -> String {
         other => {
             let text = other.to_string();
             // The verifier's own words, out of what TLS wraps around them.
-            let key = text.split_once("NotPinned(").and_then(|(_, rest)| rest.split_once(')'));
+            let key = text
+                .split_once("NotPinned(")
+                .and_then(|(_, rest)| rest.split_once(')'));
             match key {
                 Some((key, _)) => format!("it shows a key that is not pinned here ({key})"),
                 None => text,

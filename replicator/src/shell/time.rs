@@ -33,7 +33,8 @@ pub fn wall_of(moment: Time) -> SystemTime {
     if moment >= boot {
         wall + Duration::from_nanos(moment.since(boot))
     } else {
-        wall.checked_sub(Duration::from_nanos(boot.since(moment))).unwrap_or(SystemTime::UNIX_EPOCH)
+        wall.checked_sub(Duration::from_nanos(boot.since(moment)))
+            .unwrap_or(SystemTime::UNIX_EPOCH)
     }
 }
 
@@ -51,6 +52,9 @@ mod tests {
         let wall_now = wall();
         let then = wall_of(now().after_ms(60_000));
         let ahead = then.duration_since(wall_now).expect("later");
-        assert!(ahead >= Duration::from_secs(59) && ahead < Duration::from_secs(61), "{ahead:?}");
+        assert!(
+            ahead >= Duration::from_secs(59) && ahead < Duration::from_secs(61),
+            "{ahead:?}"
+        );
     }
 }

@@ -17,7 +17,8 @@ use kagami_replicator::core::{Command, Reply};
 use kagami_replicator::shell::boot::Boot;
 use kagami_replicator::shell::buffers::{Pool, PoolConfig};
 use kagami_replicator::shell::engine::{
-    ArbiterConfig, Engine, EngineConfig, MirrorConfig, MirrorDevice, MirrorStatus, Payload, Requester, StartError,
+    ArbiterConfig, Engine, EngineConfig, MirrorConfig, MirrorDevice, MirrorStatus, Payload,
+    Requester, StartError,
 };
 use kagami_replicator::shell::identity::{Fingerprint, NodeKeys};
 use kagami_replicator::shell::quic::{self, PeerConfig};
@@ -30,9 +31,14 @@ pub const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Runs a test with a deadline.
 pub fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("runtime");
     runtime.block_on(async {
-        tokio::time::timeout(Duration::from_secs(100), test).await.expect("in time");
+        tokio::time::timeout(Duration::from_secs(100), test)
+            .await
+            .expect("in time");
     });
 }
 
@@ -48,7 +54,12 @@ impl Node {
     pub fn new(id: u64) -> Self {
         let folder = tempfile::tempdir().expect("tempdir");
         NodeKeys::load_or_create(&folder.path().join("key")).expect("key");
-        Self { id, folder, boot: 1, engine: None }
+        Self {
+            id,
+            folder,
+            boot: 1,
+            engine: None,
+        }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -56,7 +67,10 @@ impl Node {
     }
 
     pub fn key(&self) -> Fingerprint {
-        NodeKeys::load(&self.path("key")).expect("key").current.fingerprint()
+        NodeKeys::load(&self.path("key"))
+            .expect("key")
+            .current
+            .fingerprint()
     }
 
     /// Makes a fresh copy of the mirror `name`.
@@ -82,7 +96,11 @@ impl Node {
         PeerConfig {
             node: quic::NodeId(u128::from(self.id)),
             name: format!("node{}", self.id),
-            addresses: self.engine.as_ref().map(|engine| engine.addresses(0)).unwrap_or_default(),
+            addresses: self
+                .engine
+                .as_ref()
+                .map(|engine| engine.addresses(0))
+                .unwrap_or_default(),
             fingerprints: vec![self.key()],
             timeout: Duration::from_millis(1500),
         }
@@ -97,7 +115,12 @@ impl Node {
             metadata: Some(self.path(&format!("{name}.meta"))),
             peer: NodeId(peer),
             thread: 0,
-            settings: Settings { solo, timeout_ms: 1500, ack_timeout_ms: 3000, ..Settings::default() },
+            settings: Settings {
+                solo,
+                timeout_ms: 1500,
+                ack_timeout_ms: 3000,
+                ..Settings::default()
+            },
             arbiter: ArbiterConfig::None,
             fence_wait: Duration::from_secs(10),
         }
@@ -122,18 +145,28 @@ impl Node {
             if wanted(&status) {
                 return status;
             }
-            assert!(begun.elapsed() < DEADLINE, "node {}: never {what}: {status:#?}", self.id);
+            assert!(
+                begun.elapsed() < DEADLINE,
+                "node {}: never {what}: {status:#?}",
+                self.id
+            );
             // Progress has no events: look again at times.
             let _ = tokio::time::timeout(Duration::from_millis(20), events.recv()).await;
         }
     }
 
     pub async fn in_sync(&self) -> MirrorStatus {
-        self.until("in sync", |status| status.core.replication == Replication::Established).await
+        self.until("in sync", |status| {
+            status.core.replication == Replication::Established
+        })
+        .await
     }
 
     pub async fn promote(&self) {
-        let reply = self.engine().command("pg", Command::Promote { force: false }).await;
+        let reply = self
+            .engine()
+            .command("pg", Command::Promote { force: false })
+            .await;
         assert_eq!(reply, Ok(Reply::Done));
     }
 
@@ -154,6 +187,16 @@ impl Node {
         T: Future<Output = R> + 'static,
         R: Send + 'static,
     {
+        self.with_device_for(DEADLINE, work).await
+    }
+
+    /// As [`Node::with_device`], for work that takes its time.
+    pub async fn with_device_for<T, F, R>(&self, deadline: Duration, work: F) -> R
+    where
+        F: FnOnce(Disk) -> T + Send + 'static,
+        T: Future<Output = R> + 'static,
+        R: Send + 'static,
+    {
         let (done, result) = oneshot::channel();
         let spawned = self.engine().spawn_on(0, |plane| {
             let disk = Disk::new(plane.device("pg").expect("device"));
@@ -162,7 +205,10 @@ impl Node {
             }
         });
         assert!(spawned);
-        tokio::time::timeout(DEADLINE, result).await.expect("in time").expect("done")
+        tokio::time::timeout(deadline, result)
+            .await
+            .expect("in time")
+            .expect("done")
     }
 
     pub fn bytes(&self) -> Vec<u8> {
@@ -179,12 +225,27 @@ pub fn make_copy(folder: &Path, name: &str, mirror: u128, node: u64, zeroed: boo
     create_backing_file(&folder.join(format!("{name}.img")), SIZE, true).expect("backing");
     let mut record = Record::new(mirror, node, SIZE);
     record.zeroed = zeroed;
-    let superblock = Superblock::new(layout(), Backing { data_offset: 0, store_size: SIZE }, 0, record);
+    let superblock = Superblock::new(
+        layout(),
+        Backing {
+            data_offset: 0,
+            store_size: SIZE,
+        },
+        0,
+        record,
+    );
     let path = folder.join(format!("{name}.meta"));
     let store = create_metadata_store(&path, layout().total_len, &[], &[]).expect("metadata");
-    let pool = Pool::new(&PoolConfig { bytes: 4 << 20, reserve: 0, lock: false }).expect("pool");
+    let pool = Pool::new(&PoolConfig {
+        bytes: 4 << 20,
+        reserve: 0,
+        lock: false,
+    })
+    .expect("pool");
     for chunk in Format::new(&superblock, Fill::Blank) {
-        store.write_durably(&pool, chunk.offset, &chunk.bytes).expect("write");
+        store
+            .write_durably(&pool, chunk.offset, &chunk.bytes)
+            .expect("write");
     }
 }
 
@@ -225,14 +286,21 @@ struct Waiting {
 
 impl Requester for Waiting {
     fn complete(&self, ticket: u64, result: Result<Payload, IoError>) {
-        let waiting = self.by_ticket.borrow_mut().remove(&ticket).expect("answered once");
+        let waiting = self
+            .by_ticket
+            .borrow_mut()
+            .remove(&ticket)
+            .expect("answered once");
         let _ = waiting.send(result);
     }
 }
 
 impl Disk {
     fn new(device: MirrorDevice) -> Self {
-        Self { device, waiting: Rc::default() }
+        Self {
+            device,
+            waiting: Rc::default(),
+        }
     }
 
     pub async fn ask(&self, request: Request) -> Result<Payload, IoError> {
@@ -243,21 +311,33 @@ impl Disk {
         };
         let (sender, answer) = oneshot::channel();
         self.waiting.by_ticket.borrow_mut().insert(ticket, sender);
-        self.device.submit(request, Rc::clone(&self.waiting) as Rc<dyn Requester>, ticket);
+        self.device.submit(
+            request,
+            Rc::clone(&self.waiting) as Rc<dyn Requester>,
+            ticket,
+        );
         answer.await.expect("answered")
     }
 
     pub async fn write(&self, offset: u64, byte: u8, len: usize) -> Result<(), IoError> {
         let mut buffer = self.device.buffer(len).await;
         buffer.fill(byte);
-        self.ask(Request::Write { offset, data: buffer.freeze(), fua: false }).await.map(drop)
+        self.ask(Request::Write {
+            offset,
+            data: buffer.freeze(),
+            fua: false,
+        })
+        .await
+        .map(drop)
     }
 
     pub async fn read(&self, offset: u64, len: u32) -> Result<Bytes, IoError> {
-        self.ask(Request::Read { offset, len }).await.map(|payload| match payload {
-            Payload::Whole(bytes) => bytes,
-            Payload::Parts(parts) => parts.concat().into(),
-        })
+        self.ask(Request::Read { offset, len })
+            .await
+            .map(|payload| match payload {
+                Payload::Whole(bytes) => bytes,
+                Payload::Parts(parts) => parts.concat().into(),
+            })
     }
 
     pub async fn flush(&self) -> Result<(), IoError> {

@@ -36,7 +36,11 @@ pub enum ContentFault {
 /// The content of `register`: all of it but instance, seq and nonce.
 pub fn encode(register: &Register) -> Vec<u8> {
     let copies = &register.copies;
-    assert!((1..=MAX_COPIES).contains(&copies.len()), "a register that names {} copies", copies.len());
+    assert!(
+        (1..=MAX_COPIES).contains(&copies.len()),
+        "a register that names {} copies",
+        copies.len()
+    );
     let mut out = Vec::with_capacity(19 + 8 * copies.len());
     out.put_u8(VERSION);
     out.put_u8(u8::from(register.forced));
@@ -52,7 +56,12 @@ pub fn encode(register: &Register) -> Vec<u8> {
 /// # Errors
 ///
 /// [`ContentFault`]: such a register grants nothing and is not overwritten.
-pub fn decode(instance: u64, seq: u64, nonce: u64, content: &[u8]) -> Result<Register, ContentFault> {
+pub fn decode(
+    instance: u64,
+    seq: u64,
+    nonce: u64,
+    content: &[u8],
+) -> Result<Register, ContentFault> {
     let mut fields = Fields::new(content);
     let version = fields.u8("version")?;
     if version != VERSION {

@@ -109,7 +109,9 @@ pub struct MirrorDevice {
 
 impl std::fmt::Debug for MirrorDevice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MirrorDevice").field("mirror", &self.name()).finish_non_exhaustive()
+        f.debug_struct("MirrorDevice")
+            .field("mirror", &self.name())
+            .finish_non_exhaustive()
     }
 }
 
@@ -137,7 +139,10 @@ impl MirrorDevice {
     pub fn refusal(&self, peer: &str) -> Option<String> {
         let host = self.host.borrow();
         if host.is_leaving {
-            return Some(format!("mirror {}: it was removed from this node", host.name));
+            return Some(format!(
+                "mirror {}: it was removed from this node",
+                host.name
+            ));
         }
         if host.mirror.role() == Role::Primary {
             return None;
@@ -145,12 +150,21 @@ impl MirrorDevice {
         let status = host.mirror.status(crate::shell::time::now());
         let text = match status.peer_role {
             Some(Role::Primary) => {
-                format!("node {peer} is Primary, this one Secondary; use the mirror there, or hand it over: `kagami demote` there, `kagami promote {}` here", host.name)
+                format!(
+                    "node {peer} is Primary, this one Secondary; use the mirror there, or hand it over: `kagami demote` there, `kagami promote {}` here",
+                    host.name
+                )
             }
             Some(Role::Secondary) => {
-                format!("this node and {peer} are both Secondary; choose one: `kagami promote {}`", host.name)
+                format!(
+                    "this node and {peer} are both Secondary; choose one: `kagami promote {}`",
+                    host.name
+                )
             }
-            None => format!("this node is Secondary, and {peer} is not connected; look at `kagami status {}`", host.name),
+            None => format!(
+                "this node is Secondary, and {peer} is not connected; look at `kagami status {}`",
+                host.name
+            ),
         };
         Some(format!("mirror {}: {text}", host.name))
     }
@@ -171,7 +185,12 @@ impl MirrorDevice {
     /// Hands a request over. `requester` gets `ticket` back with the answer, exactly once.
     pub fn submit(&self, request: Request, requester: Rc<dyn Requester>, ticket: u64) {
         let host = Rc::clone(&self.host);
-        self.inbox.push(Item::Request { host, request, requester, ticket });
+        self.inbox.push(Item::Request {
+            host,
+            request,
+            requester,
+            ticket,
+        });
     }
 
     /// Which parts of a range the peer may lack, alternating, at most `max` of them; they may end before
@@ -207,7 +226,9 @@ impl MirrorDevice {
         let mut at = offset;
         if let Some(file) = &host.stores.map {
             while at < end && !out.is_full() {
-                let Some((until, is_hole)) = next_edge(file, start, at, end) else { break };
+                let Some((until, is_hole)) = next_edge(file, start, at, end) else {
+                    break;
+                };
                 out.add(until - at, is_hole);
                 at = until;
             }
@@ -242,7 +263,10 @@ struct Stretches {
 
 impl Stretches {
     fn new(max: usize) -> Self {
-        Self { list: Vec::new(), max: max.max(1) }
+        Self {
+            list: Vec::new(),
+            max: max.max(1),
+        }
     }
 
     /// One more than wanted is there: the last one wanted has its end.

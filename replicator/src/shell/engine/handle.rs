@@ -66,7 +66,9 @@ struct Thread {
 
 impl std::fmt::Debug for Thread {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Thread").field("addresses", &self.addresses).finish_non_exhaustive()
+        f.debug_struct("Thread")
+            .field("addresses", &self.addresses)
+            .finish_non_exhaustive()
     }
 }
 
@@ -92,13 +94,24 @@ impl Engine {
                 }
             }
         }
-        let inner = Inner { node: config.node, threads, events, places: Mutex::default() };
-        Ok(Self { inner: Arc::new(inner) })
+        let inner = Inner {
+            node: config.node,
+            threads,
+            events,
+            places: Mutex::default(),
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
     }
 
     /// Where data-plane thread `thread` listens.
     pub fn addresses(&self, thread: u16) -> Vec<SocketAddr> {
-        self.inner.threads.get(usize::from(thread)).map(|thread| thread.addresses.clone()).unwrap_or_default()
+        self.inner
+            .threads
+            .get(usize::from(thread))
+            .map(|thread| thread.addresses.clone())
+            .unwrap_or_default()
     }
 
     /// Data-plane threads.
@@ -115,7 +128,11 @@ impl Engine {
         let (name, index) = (config.name.clone(), config.thread);
         let Some(thread) = self.inner.threads.get(usize::from(index)) else {
             let threads = self.threads();
-            return Err(StartError::NoThread { mirror: name, thread: index, threads });
+            return Err(StartError::NoThread {
+                mirror: name,
+                thread: index,
+                threads,
+            });
         };
         if self.inner.place(&name).is_some() {
             return Err(StartError::Exists(name));
@@ -128,7 +145,10 @@ impl Engine {
         spawned.map_err(|_| stopping())?;
         let opened = open.await.map_err(|_| stopping())??;
         let (reply, answer) = oneshot::channel();
-        thread.orders.send(Order::Add(Box::new(opened), reply)).map_err(|_| stopping())?;
+        thread
+            .orders
+            .send(Order::Add(Box::new(opened), reply))
+            .map_err(|_| stopping())?;
         answer.await.map_err(|_| stopping())??;
         self.inner.places().push((name, index));
         Ok(())
@@ -148,7 +168,11 @@ impl Engine {
     async fn forget(&self, mirror: &str) {
         if let Some(thread) = self.inner.thread_of(mirror) {
             let (reply, answer) = oneshot::channel();
-            if thread.orders.send(Order::Remove(mirror.to_owned(), reply)).is_ok() {
+            if thread
+                .orders
+                .send(Order::Remove(mirror.to_owned(), reply))
+                .is_ok()
+            {
                 let _ = answer.await;
             }
         }
@@ -165,7 +189,9 @@ impl Engine {
             return Err(no_such_mirror(mirror));
         };
         let (answerer, answer) = oneshot::channel();
-        let sent = thread.orders.send(Order::Command(mirror.to_owned(), command, answerer));
+        let sent = thread
+            .orders
+            .send(Order::Command(mirror.to_owned(), command, answerer));
         match (sent, answer.await) {
             (Ok(()), Ok(result)) => result,
             _ => Err(Refusal {
@@ -197,7 +223,11 @@ impl Engine {
     /// # Errors
     ///
     /// It can't be used.
-    pub async fn set_arbiter(&self, mirror: &str, arbiter: ArbiterConfig) -> Result<(), StartError> {
+    pub async fn set_arbiter(
+        &self,
+        mirror: &str,
+        arbiter: ArbiterConfig,
+    ) -> Result<(), StartError> {
         let stopping = || StartError::Stopping(mirror.to_owned());
         let thread = self.inner.thread_of(mirror).ok_or_else(stopping)?;
         let (reply, answer) = oneshot::channel();
@@ -246,13 +276,19 @@ impl Engine {
     /// and ends the threads. A mirror that isn't done within `patience` is left as a crash would.
     ///
     /// Gives the mirrors that were not stopped cleanly, and why.
-    pub async fn stop(self, patience: Duration) -> Vec<(String, Refusal)> {
-        let names: Vec<_> = self.inner.places().iter().map(|(name, _)| name.clone()).collect();
+    pub async fn stop(&self, patience: Duration) -> Vec<(String, Refusal)> {
+        let names: Vec<_> = self
+            .inner
+            .places()
+            .iter()
+            .map(|(name, _)| name.clone())
+            .collect();
         let (reply, mut replies) = mpsc::unbounded_channel();
         for name in &names {
             let (engine, name, reply) = (self.clone(), name.clone(), reply.clone());
             tokio::spawn(async move {
-                let stopped = tokio::time::timeout(patience, engine.command(&name, Command::Stop)).await;
+                let stopped =
+                    tokio::time::timeout(patience, engine.command(&name, Command::Stop)).await;
                 let result = stopped.unwrap_or_else(|_| {
                     Err(Refusal {
                         what: format!("mirror {name}: not stopped cleanly within {patience:?}"),
@@ -275,7 +311,7 @@ impl Engine {
 
     /// Ends everything at once, as the death of the process would: nothing is flushed, no mirror is
     /// demoted, no peer is told. For tests, and for a daemon that must not go on.
-    pub async fn abandon(self) {
+    pub async fn abandon(&self) {
         self.end(true).await;
     }
 
@@ -298,11 +334,15 @@ impl Inner {
     }
 
     fn place(&self, mirror: &str) -> Option<u16> {
-        self.places().iter().find(|(name, _)| name == mirror).map(|(_, thread)| *thread)
+        self.places()
+            .iter()
+            .find(|(name, _)| name == mirror)
+            .map(|(_, thread)| *thread)
     }
 
     fn thread_of(&self, mirror: &str) -> Option<&Thread> {
-        self.place(mirror).and_then(|thread| self.threads.get(usize::from(thread)))
+        self.place(mirror)
+            .and_then(|thread| self.threads.get(usize::from(thread)))
     }
 }
 
@@ -310,7 +350,11 @@ impl Thread {
     /// Gives the last order and waits until the thread is gone.
     fn end(&self, order: Order) {
         let _ = self.orders.send(order);
-        let join = self.join.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let join = self
+            .join
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(join) = join {
             // It panicked: that was told where it happened.
             let _ = join.join();
@@ -326,7 +370,11 @@ fn start_thread(
 ) -> Result<Thread, EngineError> {
     let mut link = LinkConfig::new(super::config::link_node(config.node));
     link.thread = index;
-    link.listen = config.listen.iter().map(|address| shifted(*address, index)).collect();
+    link.listen = config
+        .listen
+        .iter()
+        .map(|address| shifted(*address, index))
+        .collect();
     link.peers = peers_of(&config.peers, index);
     link.tuning = config.tuning.clone();
     let (orders, received) = mpsc::unbounded_channel();
@@ -355,10 +403,19 @@ fn start_thread(
         });
     };
     let named = std::thread::Builder::new().name(format!("kagami-data-{index}"));
-    let io = |error| EngineError::Io { doing: "starting a data-plane thread", error };
+    let io = |error| EngineError::Io {
+        doing: "starting a data-plane thread",
+        error,
+    };
     let join = named.spawn(body).map_err(io)?;
-    let addresses = started.recv().map_err(|_| io(std::io::Error::other("it ended at once")))??;
-    Ok(Thread { orders, addresses, join: Mutex::new(Some(join)) })
+    let addresses = started
+        .recv()
+        .map_err(|_| io(std::io::Error::other("it ended at once")))??;
+    Ok(Thread {
+        orders,
+        addresses,
+        join: Mutex::new(Some(join)),
+    })
 }
 
 /// Everything that a thread's loop needs, made on the thread.
@@ -374,7 +431,11 @@ fn prepare(
     let doing = "taking memory for payloads";
     let pool = Pool::new(&buffers).map_err(|error| EngineError::Io { doing, error })?;
     if config.lock_buffers && !pool.is_locked() {
-        tracing::warn!(thread = index, bytes = config.buffers, "payload memory is not locked: raise LimitMEMLOCK");
+        tracing::warn!(
+            thread = index,
+            bytes = config.buffers,
+            "payload memory is not locked: raise LimitMEMLOCK"
+        );
     }
     let storage = Storage::new(pool)?;
     let keys = NodeKeys::load(&config.key_folder)?;

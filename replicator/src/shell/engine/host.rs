@@ -15,7 +15,6 @@ use tokio::sync::oneshot;
 use super::config::MirrorConfig;
 use super::device::{Payload, Requester};
 use super::latency::Recorder;
-use super::status::Repeats;
 use crate::core::event::{IoError, Refusal, Reply, Request};
 use crate::core::state::{CommandId, RequestId, Time};
 use crate::core::{Event, Mirror};
@@ -47,7 +46,6 @@ pub(super) struct Host {
     pub(super) findings: Vec<String>,
     /// Why there is no connection, as the link said last.
     pub(super) link_trouble: Option<String>,
-    pub(super) repeats: Repeats,
     /// It was removed: nothing reaches its core any more, and its stores go when they are idle.
     pub(super) is_leaving: bool,
 }
@@ -124,7 +122,6 @@ impl Host {
             latency: Recorder::new(now),
             findings,
             link_trouble: None,
-            repeats: Repeats::default(),
             is_leaving: false,
         }
     }
@@ -193,7 +190,11 @@ impl Requests {
             is_write,
             left: count,
             failed: None,
-            parts: if is_read && count > 1 { vec![Bytes::new(); count] } else { Vec::new() },
+            parts: if is_read && count > 1 {
+                vec![Bytes::new(); count]
+            } else {
+                Vec::new()
+            },
             single: Bytes::new(),
         });
         if count == 1 {
@@ -212,7 +213,10 @@ impl Requests {
                     data: data.slice((at - offset) as usize..(next - offset) as usize),
                     fua: *fua,
                 },
-                _ => Request::Read { offset: at, len: (next - at) as u32 },
+                _ => Request::Read {
+                    offset: at,
+                    len: (next - at) as u32,
+                },
             };
             let id = self.piece(whole, index);
             each.push(Event::Request { id, request: piece });
@@ -254,7 +258,11 @@ impl Requests {
             None if whole.parts.is_empty() => Ok(Payload::Whole(whole.single)),
             None => Ok(Payload::Parts(whole.parts)),
         };
-        Some(Ready { requester: whole.requester, ticket: whole.ticket, result })
+        Some(Ready {
+            requester: whole.requester,
+            ticket: whole.ticket,
+            result,
+        })
     }
 
     /// Fails everything: the mirror is gone.
@@ -311,7 +319,13 @@ mod tests {
         let recorder = RefCell::new(Recorder::new(Time(1)));
         let mut requests = Requests::default();
         let mib = PIECE as u32;
-        let pieces = begin(&mut requests, Request::Read { offset: 512, len: 2 * mib });
+        let pieces = begin(
+            &mut requests,
+            Request::Read {
+                offset: 512,
+                len: 2 * mib,
+            },
+        );
         let spans: Vec<_> = pieces
             .iter()
             .map(|(_, piece)| match piece {
@@ -327,7 +341,9 @@ mod tests {
             ready = requests.end(*id, Ok(bytes), Time(2), &mut recorder.borrow_mut());
         }
         let ready = ready.expect("whole");
-        let Ok(Payload::Parts(parts)) = ready.result else { panic!("parts") };
+        let Ok(Payload::Parts(parts)) = ready.result else {
+            panic!("parts")
+        };
         assert_eq!(parts, [vec![0], vec![1], vec![2]]);
         assert_eq!((ready.ticket, requests.len()), (7, 0));
     }
@@ -337,22 +353,68 @@ mod tests {
         let mut recorder = Recorder::new(Time(1));
         let mut requests = Requests::default();
         let data = Bytes::from(vec![1; 3 * PIECE as usize]);
-        let pieces = begin(&mut requests, Request::Write { offset: 0, data, fua: true });
+        let pieces = begin(
+            &mut requests,
+            Request::Write {
+                offset: 0,
+                data,
+                fua: true,
+            },
+        );
         assert_eq!(pieces.len(), 3);
-        assert!(requests.end(pieces[0].0, Err(IoError::NoSpace), Time(2), &mut recorder).is_none());
-        assert!(requests.end(pieces[1].0, Err(IoError::Io), Time(2), &mut recorder).is_none());
-        let ready = requests.end(pieces[2].0, Ok(Bytes::new()), Time(2), &mut recorder).expect("whole");
-        assert!(matches!(ready.result, Err(IoError::NoSpace)), "the first failure is told");
+        assert!(
+            requests
+                .end(pieces[0].0, Err(IoError::NoSpace), Time(2), &mut recorder)
+                .is_none()
+        );
+        assert!(
+            requests
+                .end(pieces[1].0, Err(IoError::Io), Time(2), &mut recorder)
+                .is_none()
+        );
+        let ready = requests
+            .end(pieces[2].0, Ok(Bytes::new()), Time(2), &mut recorder)
+            .expect("whole");
+        assert!(
+            matches!(ready.result, Err(IoError::NoSpace)),
+            "the first failure is told"
+        );
     }
 
     #[test]
     fn short_ones_are_left_whole() {
         let mut requests = Requests::default();
         let data = Bytes::from(vec![1; PIECE as usize]);
-        assert_eq!(begin(&mut requests, Request::Write { offset: 4096, data, fua: false }).len(), 1);
+        assert_eq!(
+            begin(
+                &mut requests,
+                Request::Write {
+                    offset: 4096,
+                    data,
+                    fua: false
+                }
+            )
+            .len(),
+            1
+        );
         assert_eq!(begin(&mut requests, Request::Flush).len(), 1);
-        assert_eq!(begin(&mut requests, Request::Read { offset: u64::MAX, len: u32::MAX }).len(), 1);
-        let zeroes = Request::WriteZeroes { offset: 0, len: 1 << 40, unmap: false, fua: false };
+        assert_eq!(
+            begin(
+                &mut requests,
+                Request::Read {
+                    offset: u64::MAX,
+                    len: u32::MAX
+                }
+            )
+            .len(),
+            1
+        );
+        let zeroes = Request::WriteZeroes {
+            offset: 0,
+            len: 1 << 40,
+            unmap: false,
+            fua: false,
+        };
         assert_eq!(begin(&mut requests, zeroes).len(), 1);
     }
 }

@@ -42,7 +42,11 @@ impl Recorder {
             let made = Histogram::new_with_bounds(1_000, LONGEST, 2);
             made.unwrap_or_else(|error| unreachable!("fixed bounds: {error}"))
         };
-        Self { current: empty(), previous: empty(), since: now }
+        Self {
+            current: empty(),
+            previous: empty(),
+            since: now,
+        }
     }
 
     pub(super) fn record(&mut self, now: Time, nanoseconds: u64) {
@@ -94,7 +98,11 @@ mod tests {
         assert_eq!(read.count, 100);
         assert!((490_000..=520_000).contains(&read.p50), "{read:?}");
         assert!((980_000..=1_010_000).contains(&read.p99), "{read:?}");
-        assert_eq!(recorder.read(start.after_ms(60_000)), Latencies::default(), "long ago");
+        assert_eq!(
+            recorder.read(start.after_ms(60_000)),
+            Latencies::default(),
+            "long ago"
+        );
         recorder.record(start.after_ms(60_000), u64::MAX);
         assert_eq!(recorder.read(start.after_ms(60_001)).count, 1);
     }

@@ -48,7 +48,9 @@ fn lock_memory() -> io::Result<()> {
     if let Some(limit) = limit
         && mlock_is_bounded()
     {
-        return Err(io::Error::other(format!("at most {limit} bytes may be locked")));
+        return Err(io::Error::other(format!(
+            "at most {limit} bytes may be locked"
+        )));
     }
     mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT)?;
     Ok(())

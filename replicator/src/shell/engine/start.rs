@@ -65,7 +65,9 @@ pub enum StartError {
         expected: NodeId,
     },
     /// The copy was paired with another node.
-    #[error("mirror {mirror}: its copy is paired with node {found}, and the configuration names node {expected} as its peer: correct `peer`, or replace the peer (`kagami replace-peer`)")]
+    #[error(
+        "mirror {mirror}: its copy is paired with node {found}, and the configuration names node {expected} as its peer: correct `peer`, or replace the peer (`kagami replace-peer`)"
+    )]
     OtherPeer {
         /// The mirror.
         mirror: String,
@@ -75,7 +77,9 @@ pub enum StartError {
         expected: NodeId,
     },
     /// The configuration says another size.
-    #[error("mirror {mirror}: its metadata say {found} bytes, the configuration {expected}: correct `size`")]
+    #[error(
+        "mirror {mirror}: its metadata say {found} bytes, the configuration {expected}: correct `size`"
+    )]
     OtherSize {
         /// The mirror.
         mirror: String,
@@ -109,7 +113,9 @@ pub enum StartError {
         error: io::Error,
     },
     /// The mirror's thread doesn't exist.
-    #[error("mirror {mirror}: there is no data-plane thread {thread}: `threads` in [node] is {threads}")]
+    #[error(
+        "mirror {mirror}: there is no data-plane thread {thread}: `threads` in [node] is {threads}"
+    )]
     NoThread {
         /// The mirror.
         mirror: String,
@@ -154,7 +160,10 @@ pub(super) struct Opened {
 /// [`StartError`]; the stores are closed again then.
 pub(super) fn open(config: MirrorConfig, node: NodeId) -> Result<Opened, StartError> {
     let name = || config.name.clone();
-    let fence = |error| StartError::Fence { mirror: name(), error };
+    let fence = |error| StartError::Fence {
+        mirror: name(),
+        error,
+    };
     let backing = StoreFile::open(&config.backing, config.fence_wait);
     let separate = match &config.metadata {
         Some(path) => Some(StoreFile::open(path, config.fence_wait).map_err(fence)?),
@@ -163,10 +172,16 @@ pub(super) fn open(config: MirrorConfig, node: NodeId) -> Result<Opened, StartEr
     let (backing, lost) = match (backing, &separate) {
         (Ok(file), _) => (Some(file), None),
         // Without its own metadata store, and for what an operator must put right, it is refused.
-        (Err(error @ (FenceError::Missing { .. } | FenceError::Io { .. })), Some(_)) => (None, Some(error.to_string())),
+        (Err(error @ (FenceError::Missing { .. } | FenceError::Io { .. })), Some(_)) => {
+            (None, Some(error.to_string()))
+        }
         (Err(error), _) => return Err(fence(error)),
     };
-    let placement = if separate.is_some() { Placement::Own } else { Placement::Tail };
+    let placement = if separate.is_some() {
+        Placement::Own
+    } else {
+        Placement::Tail
+    };
     let Some(store) = separate.as_ref().or(backing.as_ref()) else {
         unreachable!("one of both is open");
     };
@@ -177,12 +192,24 @@ pub(super) fn open(config: MirrorConfig, node: NodeId) -> Result<Opened, StartEr
     let findings = report(&config.name, &recovered);
     let data = match (backing, lost) {
         (Some(file), _) => {
-            let area = data_area(&config, &file, &recovered, separate.is_none().then_some(metadata_area))?;
+            let area = data_area(
+                &config,
+                &file,
+                &recovered,
+                separate.is_none().then_some(metadata_area),
+            )?;
             Ok((file, area))
         }
         (None, lost) => Err(lost.unwrap_or_default()),
     };
-    Ok(Opened { recovered, findings, data, metadata_file: separate, metadata_area, config })
+    Ok(Opened {
+        recovered,
+        findings,
+        data,
+        metadata_file: separate,
+        metadata_area,
+        config,
+    })
 }
 
 /// Reads one metadata store.
@@ -194,19 +221,34 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn new(store: &'a StoreFile, mirror: &'a str) -> Result<Self, StartError> {
-        let config = PoolConfig { bytes: 2 * STEP as usize, reserve: 0, lock: false };
-        let this = |pool| Self { store, mirror, pool };
-        Pool::new(&config).map(this).map_err(|error| StartError::Io {
-            mirror: mirror.to_owned(),
-            path: store.path().to_owned(),
-            doing: "taking memory to read the metadata",
-            error,
-        })
+        let config = PoolConfig {
+            bytes: 2 * STEP as usize,
+            reserve: 0,
+            lock: false,
+        };
+        let this = |pool| Self {
+            store,
+            mirror,
+            pool,
+        };
+        Pool::new(&config)
+            .map(this)
+            .map_err(|error| StartError::Io {
+                mirror: mirror.to_owned(),
+                path: store.path().to_owned(),
+                doing: "taking memory to read the metadata",
+                error,
+            })
     }
 
     fn io(&self, doing: &'static str) -> impl FnOnce(io::Error) -> StartError {
         let (mirror, path) = (self.mirror.to_owned(), self.store.path().to_owned());
-        move |error| StartError::Io { mirror, path, doing, error }
+        move |error| StartError::Io {
+            mirror,
+            path,
+            doing,
+            error,
+        }
     }
 
     /// Reads a range; blocks that the disk refuses are filled so that they pass for nothing.
@@ -218,7 +260,10 @@ impl<'a> Reader<'a> {
                     "the metadata can't be read whole; what is missing counts as marked");
                 let mut bytes = vec![UNREADABLE; len as usize];
                 for (page, part) in bytes.chunks_exact_mut(PAGE).enumerate() {
-                    if let Ok(read) = self.store.read(&self.pool, offset + (page * PAGE) as u64, PAGE) {
+                    if let Ok(read) =
+                        self.store
+                            .read(&self.pool, offset + (page * PAGE) as u64, PAGE)
+                    {
                         part.copy_from_slice(&read);
                     }
                 }
@@ -227,19 +272,30 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn recover(&self, placement: Placement, config: &MirrorConfig) -> Result<(Recovered, Area), StartError> {
+    fn recover(
+        &self,
+        placement: Placement,
+        config: &MirrorConfig,
+    ) -> Result<(Recovered, Area), StartError> {
         // What a killed daemon wrote may be in the disk's cache: it must not be lost after it was read.
-        self.store.file().sync_data().map_err(self.io("making the last daemon's writes durable"))?;
+        self.store
+            .file()
+            .sync_data()
+            .map_err(self.io("making the last daemon's writes durable"))?;
         let superblock = |error| StartError::Superblock {
             mirror: self.mirror.to_owned(),
             path: self.store.path().to_owned(),
             error,
         };
         let len = self.store.capabilities().size;
-        let slots = placement
-            .slots_at(len)
-            .ok_or_else(|| superblock(SuperblockFault::Truncated { has: len, needs: SLOTS_BYTES }))?;
-        let read = read_slots(&self.read(slots, SLOTS_BYTES), len, Some(config.mirror)).map_err(superblock)?;
+        let slots = placement.slots_at(len).ok_or_else(|| {
+            superblock(SuperblockFault::Truncated {
+                has: len,
+                needs: SLOTS_BYTES,
+            })
+        })?;
+        let read = read_slots(&self.read(slots, SLOTS_BYTES), len, Some(config.mirror))
+            .map_err(superblock)?;
         let layout = read.superblock.layout;
         let start = layout.area_start(len).map_err(|error| StartError::Layout {
             mirror: self.mirror.to_owned(),
@@ -249,19 +305,30 @@ impl<'a> Reader<'a> {
         let units = |units: u32| u64::from(units) * PAGE as u64;
         let mut recovery = Recovery::new(read);
         recovery.log(&self.read(start + layout.log_offset, units(layout.log_records)));
-        recovery.directory(&self.read(start + layout.directory_offset, units(layout.directory_pages)));
+        recovery.directory(&self.read(
+            start + layout.directory_offset,
+            units(layout.directory_pages),
+        ));
         let pages = units(recovery.pages_wanted());
         for at in (0..pages).step_by(STEP as usize) {
             recovery.pages(&self.read(start + layout.pages_offset + at, STEP.min(pages - at)));
         }
-        Ok((recovery.finish(), Area { start, len: layout.total_len }))
+        Ok((
+            recovery.finish(),
+            Area {
+                start,
+                len: layout.total_len,
+            },
+        ))
     }
 
     /// Writes what recovery wants written, each step durable before the next.
     fn repair(&self, area: Area, recovered: &mut Recovered) -> Result<(), StartError> {
         for step in std::mem::take(&mut recovered.repair) {
             for (offset, bytes) in step {
-                let written = self.store.write_durably(&self.pool, area.start + offset, &bytes);
+                let written = self
+                    .store
+                    .write_durably(&self.pool, area.start + offset, &bytes);
                 written.map_err(self.io("repairing the metadata"))?;
             }
         }
@@ -269,7 +336,12 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn check(config: &MirrorConfig, node: NodeId, path: &Path, recovered: &Recovered) -> Result<(), StartError> {
+fn check(
+    config: &MirrorConfig,
+    node: NodeId,
+    path: &Path,
+    recovered: &Recovered,
+) -> Result<(), StartError> {
     let record = &recovered.superblock.record;
     if record.node != node.0 {
         return Err(StartError::OtherNode {
@@ -279,11 +351,23 @@ fn check(config: &MirrorConfig, node: NodeId, path: &Path, recovered: &Recovered
             expected: node,
         });
     }
-    if let Some(found) = record.peer.map(NodeId).filter(|found| *found != config.peer) {
-        return Err(StartError::OtherPeer { mirror: config.name.clone(), found, expected: config.peer });
+    if let Some(found) = record
+        .peer
+        .map(NodeId)
+        .filter(|found| *found != config.peer)
+    {
+        return Err(StartError::OtherPeer {
+            mirror: config.name.clone(),
+            found,
+            expected: config.peer,
+        });
     }
     if let Some(expected) = config.size.filter(|size| *size != record.size) {
-        return Err(StartError::OtherSize { mirror: config.name.clone(), found: record.size, expected });
+        return Err(StartError::OtherSize {
+            mirror: config.name.clone(),
+            found: record.size,
+            expected,
+        });
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use super::host::Host;
 use super::latency::Latencies;
 use crate::core::notice::Notice;
-use crate::core::state::{Connection, DiskState, NodeId, Time};
+use crate::core::state::{NodeId, Protocol, Solo, Time};
 use crate::core::status::Status;
 use crate::shell::buffers;
 use crate::shell::disk;
@@ -35,10 +35,10 @@ pub struct MirrorStatus {
     pub metadata: Option<PathBuf>,
     /// Bytes of a logical block.
     pub logical_block: u32,
-    /// Bytes of the data that the backing store was made with.
-    pub protocol: crate::core::state::Protocol,
+    /// When a write is answered.
+    pub protocol: Protocol,
     /// Permission to go on alone.
-    pub solo: crate::core::state::Solo,
+    pub solo: Solo,
     /// Who is asked for it.
     pub arbiter: String,
     /// Why there is no backing store, if there was none at the start.
@@ -62,7 +62,13 @@ pub struct MirrorStatus {
 }
 
 impl MirrorStatus {
-    pub(super) fn of(host: &mut Host, thread: u16, now: Time, storage: &Storage, link: &Link) -> Self {
+    pub(super) fn of(
+        host: &mut Host,
+        thread: u16,
+        now: Time,
+        storage: &Storage,
+        link: &Link,
+    ) -> Self {
         let record = host.mirror.record();
         let settings = host.mirror.settings();
         Self {
@@ -84,7 +90,12 @@ impl MirrorStatus {
             link_trouble: host.link_trouble.clone(),
             writes: host.latency.read(now),
             requests: host.requests.len(),
-            disk: host.stores.disk.as_ref().ok().map(|(_, disk)| storage.counters(*disk)),
+            disk: host
+                .stores
+                .disk
+                .as_ref()
+                .ok()
+                .map(|(_, disk)| storage.counters(*disk)),
             pool: storage.pool().stats(),
             pool_locked: storage.pool().is_locked(),
         }
@@ -102,69 +113,15 @@ pub struct MirrorEvent {
     pub notice: Notice,
 }
 
-/// Keeps the same line from being logged a thousand times.
-#[derive(Debug, Default)]
-pub(super) struct Repeats {
-    last: String,
-    since: Time,
-    count: u64,
-}
-
-/// A line that repeats is logged again after this, with its count.
-const TELL_AGAIN_NS: u64 = 30_000_000_000;
-
-impl Repeats {
-    /// Whether to log `line` now; how often it was left out before.
-    fn admit(&mut self, line: &str, now: Time) -> Option<u64> {
-        if line == self.last && now.since(self.since) < TELL_AGAIN_NS {
-            self.count += 1;
-            return None;
-        }
-        let left_out = if line == self.last { self.count } else { 0 };
-        line.clone_into(&mut self.last);
-        self.since = now;
-        self.count = 0;
-        Some(left_out)
-    }
-}
-
-/// Logs a notice: a line, by its severity.
-pub(super) fn log(mirror: &str, notice: &Notice, repeats: &mut Repeats, now: Time) {
-    let line = describe(notice);
-    let Some(repeated) = repeats.admit(&line, now) else { return };
-    match severity(notice) {
-        Severity::Error => tracing::error!(mirror, repeated, "{line}"),
-        Severity::Warning => tracing::warn!(mirror, repeated, "{line}"),
-        Severity::Info => tracing::info!(mirror, repeated, "{line}"),
-    }
-}
-
-enum Severity {
-    Error,
-    Warning,
-    Info,
-}
-
-fn severity(notice: &Notice) -> Severity {
-    match notice {
-        Notice::DiskFailed { .. } | Notice::VerifyFound { .. } => Severity::Error,
-        Notice::VerifyDone { different, .. } if *different > 0 => Severity::Error,
-        Notice::Disk { to: DiskState::Failed | DiskState::Diskless, .. } => Severity::Error,
-        Notice::Held { .. }
-        | Notice::ArbiterRefused { .. }
-        | Notice::ArbiterUnreachable { .. }
-        | Notice::ReadRepaired { .. }
-        | Notice::PeerFault { .. }
-        | Notice::Stalled { .. }
-        | Notice::Minted { .. } => Severity::Warning,
-        Notice::Connection { from: Connection::Connected, .. } => Severity::Warning,
-        _ => Severity::Info,
-    }
-}
-
 /// A notice in words.
 pub fn describe(notice: &Notice) -> String {
-    let because = |cause: &str| if cause.is_empty() { String::new() } else { format!(" ({cause})") };
+    let because = |cause: &str| {
+        if cause.is_empty() {
+            String::new()
+        } else {
+            format!(" ({cause})")
+        }
+    };
     let tag = |generation: &Option<kagami_bitmap::Generation>| match generation {
         Some(generation) => format!("{} ({:016x})", generation.counter, generation.tag),
         None => "none".to_owned(),
@@ -173,13 +130,29 @@ pub fn describe(notice: &Notice) -> String {
         Notice::Role { from, to, cause } => format!("role: {from} -> {to}{}", because(cause)),
         Notice::Disk { from, to, cause } => format!("this copy: {from} -> {to}{}", because(cause)),
         Notice::Peer { role, disk } => format!("peer: {role}, its copy {disk}"),
-        Notice::Connection { from, to, cause } => format!("connection: {from} -> {to}{}", because(cause)),
-        Notice::Replication { from, to } => format!("replication: {from} -> {to}"),
-        Notice::Verdict { verdict, mine, theirs } => {
-            format!("handshake: {verdict:?}; generation here {}, there {}", tag(mine), tag(theirs))
+        Notice::Connection { from, to, cause } => {
+            format!("connection: {from} -> {to}{}", because(cause))
         }
-        Notice::Minted { generation, permission } => {
-            format!("goes on alone as generation {}, permission: {permission}", tag(&Some(*generation)))
+        Notice::Replication { from, to } => format!("replication: {from} -> {to}"),
+        Notice::Verdict {
+            verdict,
+            mine,
+            theirs,
+        } => {
+            format!(
+                "handshake: {verdict:?}; generation here {}, there {}",
+                tag(mine),
+                tag(theirs)
+            )
+        }
+        Notice::Minted {
+            generation,
+            permission,
+        } => {
+            format!(
+                "goes on alone as generation {}, permission: {permission}",
+                tag(&Some(*generation))
+            )
         }
         Notice::Held { why } => format!("I/O is held: {why}"),
         Notice::Released => "held I/O goes on".to_owned(),
@@ -197,31 +170,22 @@ pub fn describe(notice: &Notice) -> String {
         Notice::ResyncDone { marked, sent, ms } => {
             format!("resynchronisation done: {marked} bytes were marked, {sent} sent, {ms} ms")
         }
-        Notice::VerifyDone { compared, different } => {
+        Notice::VerifyDone {
+            compared,
+            different,
+        } => {
             format!("verification done: {compared} blocks compared, {different} differ")
         }
         Notice::VerifyFound { run } => {
-            format!("the copies differ: {} bytes at {}", run.byte_len(), run.byte_offset())
+            format!(
+                "the copies differ: {} bytes at {}",
+                run.byte_len(),
+                run.byte_offset()
+            )
         }
-        Notice::PeerFault { what } => format!("the peer broke a rule, the session was closed: {what}"),
+        Notice::PeerFault { what } => {
+            format!("the peer broke a rule, the session was closed: {what}")
+        }
         Notice::Stalled { who } => format!("the {who} takes longer than ack-timeout"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_line_that_repeats_is_told_with_its_count() {
-        let mut repeats = Repeats::default();
-        let start = Time(1);
-        assert_eq!(repeats.admit("a", start), Some(0));
-        for _ in 0..999 {
-            assert_eq!(repeats.admit("a", start.after_ms(10)), None);
-        }
-        assert_eq!(repeats.admit("a", start.after_ms(40_000)), Some(999));
-        assert_eq!(repeats.admit("b", start.after_ms(40_000)), Some(0));
-        assert_eq!(repeats.admit("a", start.after_ms(40_000)), Some(0));
     }
 }

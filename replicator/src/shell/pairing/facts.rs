@@ -70,7 +70,9 @@ impl Facts {
         put_text(&mut out, &self.party.name, MAX_NAME);
         let addresses = &self.party.addresses[..self.party.addresses.len().min(MAX_ADDRESSES)];
         out.put_u16_le(addresses.len() as u16);
-        addresses.iter().for_each(|address| put_address(&mut out, *address));
+        addresses
+            .iter()
+            .for_each(|address| put_address(&mut out, *address));
         out.put_u16_le(self.party.threads);
         out.put_u128_le(self.mirror.mirror);
         put_text(&mut out, &self.mirror.name, MAX_NAME);
@@ -129,7 +131,12 @@ impl Facts {
                 thread: fields.u16("thread")?,
             },
             settings: (0..fields.count("settings", MAX_SETTINGS)?)
-                .map(|_| Ok((fields.text("setting", MAX_SETTING)?, fields.text("setting", MAX_SETTING)?)))
+                .map(|_| {
+                    Ok((
+                        fields.text("setting", MAX_SETTING)?,
+                        fields.text("setting", MAX_SETTING)?,
+                    ))
+                })
                 .collect::<Result<_, FieldFault>>()?,
         };
         fields.end()?;
@@ -158,7 +165,10 @@ mod tests {
             party: Party {
                 node: NodeId(7),
                 name: "alpha".to_owned(),
-                addresses: vec![([10, 0, 0, 1], 7789).into(), ([0xfd00, 0, 0, 0, 0, 0, 0, 2], 7789).into()],
+                addresses: vec![
+                    ([10, 0, 0, 1], 7789).into(),
+                    ([0xfd00, 0, 0, 0, 0, 0, 0, 2], 7789).into(),
+                ],
                 threads: 2,
             },
             mirror: MirrorFacts {

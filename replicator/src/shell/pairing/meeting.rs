@@ -18,12 +18,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::PROTOCOL;
+use super::error::PairError;
 use super::message::{Message, ReadError, Why};
 use super::proof::{Side, Transcript, exported};
 use super::token::{MAX_ADDRESSES, Purpose, SECRET_LEN, Token};
 use crate::shell::identity::{Fingerprint, NodeKey};
-use crate::shell::race::{self, NotReached, Sockets};
-use crate::shell::tls::{self, Admit, Pins, TlsError};
+use crate::shell::race::{self, Sockets};
+use crate::shell::tls::{self, Admit, Pins};
 
 /// How long `kagami pair` waits, and the token is valid.
 pub const DEFAULT_VALID: Duration = Duration::from_secs(600);
@@ -57,80 +58,6 @@ pub struct Terms {
     pub valid: Duration,
 }
 
-/// Why there is no pair.
-#[derive(Debug, thiserror::Error)]
-pub enum PairError {
-    /// This node's key can't be used.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// The system gave no randomness.
-    #[error("the system gives no random numbers: {0}")]
-    Random(String),
-    /// An address can't be listened on.
-    #[error("can't wait on {address}: {error}; is another program there, or the address not this machine's?")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// The system's answer.
-        error: std::io::Error,
-    },
-    /// There is no address to put into the token.
-    #[error("no address is known under which the other machine reaches this one: give one with --address")]
-    NoAddress,
-    /// The time is over.
-    #[error("nobody joined within {0:?}; run the command again for a new token")]
-    NobodyCame(Duration),
-    /// The other side can't be reached.
-    #[error("{place} can't be reached ({failures}); {hint}")]
-    NotReached {
-        /// Name in the token.
-        place: String,
-        /// Each address and its failure.
-        failures: NotReached,
-        /// What to look at.
-        hint: String,
-    },
-    /// The secret in the token is not the one that is waited for.
-    #[error("the token is not the one that the other side waits for: paste the newest line that was printed there")]
-    WrongToken,
-    /// Somebody has used the token.
-    #[error("this token has been used already, and works once: make a new one")]
-    Used,
-    /// The token's time is over.
-    #[error("this token has expired: make a new one")]
-    Expired,
-    /// The other side has seen too many wrong tokens.
-    #[error("the other side has seen too many wrong tokens: wait half a minute, then try again with the newest one")]
-    TooManyTries,
-    /// The other side could not prove that it made the token.
-    #[error("the other side does not know the token's secret, though it has the right key: its `kagami pair` was started anew; use the newest token")]
-    Impostor,
-    /// The other side doesn't want to.
-    #[error("the other side refused: {0}")]
-    Declined(String),
-    /// The conversation ended half-way.
-    #[error("the conversation ended before both had agreed ({0}); make a new token and try again")]
-    Broken(String),
-}
-
-impl From<ReadError> for PairError {
-    fn from(error: ReadError) -> Self {
-        Self::Broken(error.to_string())
-    }
-}
-
-impl From<(Why, String)> for PairError {
-    fn from((why, text): (Why, String)) -> Self {
-        match why {
-            Why::Wrong => Self::WrongToken,
-            Why::Used => Self::Used,
-            Why::Expired => Self::Expired,
-            Why::TooMany => Self::TooManyTries,
-            Why::Declined => Self::Declined(text),
-        }
-    }
-}
-
 /// What the tasks of an offering share.
 struct Shared {
     secret: [u8; SECRET_LEN],
@@ -144,7 +71,10 @@ impl Shared {
     /// Whether there were too many wrong proofs of late.
     fn is_besieged(&self) -> bool {
         let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
-        while wrong.front().is_some_and(|first| first.elapsed() > TRIES_WINDOW) {
+        while wrong
+            .front()
+            .is_some_and(|first| first.elapsed() > TRIES_WINDOW)
+        {
             wrong.pop_front();
         }
         wrong.len() >= MAX_TRIES
@@ -168,7 +98,9 @@ pub struct Offering {
 
 impl fmt::Debug for Offering {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Offering").field("token", &self.token).finish_non_exhaustive()
+        f.debug_struct("Offering")
+            .field("token", &self.token)
+            .finish_non_exhaustive()
     }
 }
 
@@ -198,7 +130,9 @@ impl Line {
     /// Says the last word, and waits a little until it has arrived.
     async fn end(mut self, last: Message) -> Result<(), ReadError> {
         last.write(&mut self.send).await?;
-        self.send.finish().map_err(|error| ReadError::Lost(error.to_string()))?;
+        self.send
+            .finish()
+            .map_err(|error| ReadError::Lost(error.to_string()))?;
         let taken = timeout(PATIENCE, self.send.stopped()).await;
         self.connection.close(VarInt::from_u32(0), b"");
         match taken {
@@ -249,7 +183,8 @@ impl Offering {
             .listen
             .iter()
             .map(|&address| {
-                Endpoint::server(server.clone(), address).map_err(|error| PairError::Listen { address, error })
+                Endpoint::server(server.clone(), address)
+                    .map_err(|error| PairError::Listen { address, error })
             })
             .collect::<Result<Vec<_>, _>>()?;
         let expires = SystemTime::now() + terms.valid;
@@ -259,7 +194,9 @@ impl Offering {
             fingerprint: key.fingerprint(),
             secret,
             name: terms.name.clone(),
-            expires: expires.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            expires: expires
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| since.as_secs()),
         };
         let shared = Arc::new(Shared {
             secret,
@@ -272,9 +209,21 @@ impl Offering {
         let places = Arc::new(Semaphore::new(MAX_UNPROVEN));
         let mut listeners = JoinSet::new();
         for endpoint in &endpoints {
-            listeners.spawn(listen(endpoint.clone(), Arc::clone(&shared), Arc::clone(&places), sender.clone()));
+            listeners.spawn(listen(
+                endpoint.clone(),
+                Arc::clone(&shared),
+                Arc::clone(&places),
+                sender.clone(),
+            ));
         }
-        Ok(Self { token, valid: terms.valid, shared, endpoints, proven, _listeners: listeners })
+        Ok(Self {
+            token,
+            valid: terms.valid,
+            shared,
+            endpoints,
+            proven,
+            _listeners: listeners,
+        })
     }
 
     /// What the other side needs; its `Display` is the line to paste.
@@ -290,14 +239,23 @@ impl Offering {
     /// Nobody came, or who came left or refused: the token is used up then.
     pub async fn meet(&mut self, facts: &[u8]) -> Result<Met, PairError> {
         let proven = timeout_at(self.shared.until, self.proven.recv()).await;
-        let Ok(Some(Proven { fingerprint, transcript, mut line })) = proven else {
+        let Ok(Some(Proven {
+            fingerprint,
+            transcript,
+            mut line,
+        })) = proven
+        else {
             return Err(PairError::NobodyCame(self.valid));
         };
         let answer = Message::Proof(transcript.prove(Side::Offering));
         answer.write(&mut line.send).await?;
         Message::Facts(facts.to_vec()).write(&mut line.send).await?;
         match line.read(STORE_PATIENCE).await? {
-            Message::Facts(facts) => Ok(Met { fingerprint, facts, line }),
+            Message::Facts(facts) => Ok(Met {
+                fingerprint,
+                facts,
+                line,
+            }),
             other => Err(unexpected(&other)),
         }
     }
@@ -320,8 +278,14 @@ impl Drop for Offering {
 }
 
 /// The addresses for the token.
-fn addresses(endpoints: &[Endpoint], advertise: &[SocketAddr]) -> Result<Vec<SocketAddr>, PairError> {
-    let bound: Vec<_> = endpoints.iter().filter_map(|endpoint| endpoint.local_addr().ok()).collect();
+fn addresses(
+    endpoints: &[Endpoint],
+    advertise: &[SocketAddr],
+) -> Result<Vec<SocketAddr>, PairError> {
+    let bound: Vec<_> = endpoints
+        .iter()
+        .filter_map(|endpoint| endpoint.local_addr().ok())
+        .collect();
     let mut out: Vec<SocketAddr> = Vec::new();
     let mut add = |address: SocketAddr| {
         if !address.ip().is_unspecified() && !out.contains(&address) && out.len() < MAX_ADDRESSES {
@@ -337,15 +301,25 @@ fn addresses(endpoints: &[Endpoint], advertise: &[SocketAddr]) -> Result<Vec<Soc
             continue;
         }
         // [::] takes IPv4 as well where the system lets it.
-        let serves = |bound: &&SocketAddr| bound.ip() == address.ip() || bound.ip().is_unspecified();
+        let serves =
+            |bound: &&SocketAddr| bound.ip() == address.ip() || bound.ip().is_unspecified();
         for bound in bound.iter().filter(serves) {
             add(SocketAddr::new(address.ip(), bound.port()));
         }
     }
-    if out.is_empty() { Err(PairError::NoAddress) } else { Ok(out) }
+    if out.is_empty() {
+        Err(PairError::NoAddress)
+    } else {
+        Ok(out)
+    }
 }
 
-async fn listen(endpoint: Endpoint, shared: Arc<Shared>, places: Arc<Semaphore>, proven: mpsc::Sender<Proven>) {
+async fn listen(
+    endpoint: Endpoint,
+    shared: Arc<Shared>,
+    places: Arc<Semaphore>,
+    proven: mpsc::Sender<Proven>,
+) {
     let mut joiners = JoinSet::new();
     while let Some(incoming) = endpoint.accept().await {
         while joiners.try_join_next().is_some() {}
@@ -368,15 +342,30 @@ async fn listen(endpoint: Endpoint, shared: Arc<Shared>, places: Arc<Semaphore>,
 
 /// One joiner's handshake and proof.
 async fn examine(incoming: Incoming, shared: &Shared) -> Result<Proven, PairError> {
-    let connection = incoming.await.map_err(|error| PairError::Broken(error.to_string()))?;
-    let (send, receive) = connection.accept_bi().await.map_err(|error| PairError::Broken(error.to_string()))?;
-    let mut line = Line { connection, send, receive };
-    let keys = (tls::peer_fingerprint(&line.connection), exported(&line.connection));
+    let connection = incoming
+        .await
+        .map_err(|error| PairError::Broken(error.to_string()))?;
+    let (send, receive) = connection
+        .accept_bi()
+        .await
+        .map_err(|error| PairError::Broken(error.to_string()))?;
+    let mut line = Line {
+        connection,
+        send,
+        receive,
+    };
+    let keys = (
+        tls::peer_fingerprint(&line.connection),
+        exported(&line.connection),
+    );
     let (Some(fingerprint), Some(exported)) = keys else {
-        return Err(PairError::Broken("a TLS session without a certificate".to_owned()));
+        return Err(PairError::Broken(
+            "a TLS session without a certificate".to_owned(),
+        ));
     };
     if shared.is_besieged() {
-        line.end(Message::Refused(Why::TooMany, String::new())).await?;
+        line.end(Message::Refused(Why::TooMany, String::new()))
+            .await?;
         return Err(PairError::TooManyTries);
     }
     let transcript = Transcript::new(&shared.secret, shared.fingerprint, fingerprint, exported);
@@ -392,7 +381,11 @@ async fn examine(incoming: Incoming, shared: &Shared) -> Result<Proven, PairErro
     } else if shared.used.swap(true, Ordering::AcqRel) {
         Why::Used
     } else {
-        return Ok(Proven { fingerprint, transcript, line });
+        return Ok(Proven {
+            fingerprint,
+            transcript,
+            line,
+        });
     };
     line.end(Message::Refused(why, String::new())).await?;
     Err((why, String::new()).into())
@@ -409,7 +402,9 @@ pub struct Met {
 
 impl fmt::Debug for Met {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Met").field("fingerprint", &self.fingerprint).finish_non_exhaustive()
+        f.debug_struct("Met")
+            .field("fingerprint", &self.fingerprint)
+            .finish_non_exhaustive()
     }
 }
 
@@ -431,7 +426,10 @@ impl Met {
     /// Says no.
     pub async fn refuse(self, why: &str) {
         // Whether it is heard makes no difference: nothing was agreed.
-        let _ = self.line.end(Message::Refused(Why::Declined, why.to_owned())).await;
+        let _ = self
+            .line
+            .end(Message::Refused(Why::Declined, why.to_owned()))
+            .await;
     }
 }
 
@@ -446,7 +444,9 @@ pub struct Joining {
 
 impl fmt::Debug for Joining {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Joining").field("fingerprint", &self.fingerprint).finish_non_exhaustive()
+        f.debug_struct("Joining")
+            .field("fingerprint", &self.fingerprint)
+            .finish_non_exhaustive()
     }
 }
 
@@ -461,24 +461,50 @@ impl Joining {
         let mut config = tls::quic_client(key, Admit::Pinned(pins), vec![PROTOCOL.to_vec()])?;
         config.transport_config(transport());
         let sockets = RefCell::default();
-        let connected = race::connect(&sockets, &config, &token.addresses, Instant::now() + REACH_PATIENCE).await;
+        let connected = race::connect(
+            &sockets,
+            &config,
+            &token.addresses,
+            Instant::now() + REACH_PATIENCE,
+        )
+        .await;
         let connection = connected.map_err(|failures| PairError::NotReached {
             place: token.name.clone(),
             failures,
             hint: hint(token),
         })?;
-        let exported = exported(&connection).ok_or_else(|| PairError::Broken("no TLS exporter".to_owned()))?;
-        let (send, receive) = connection.open_bi().await.map_err(|error| PairError::Broken(error.to_string()))?;
-        let mut line = Line { connection, send, receive };
-        let transcript = Transcript::new(&token.secret, token.fingerprint, key.fingerprint(), exported);
-        Message::Proof(transcript.prove(Side::Joining)).write(&mut line.send).await?;
+        let exported =
+            exported(&connection).ok_or_else(|| PairError::Broken("no TLS exporter".to_owned()))?;
+        let (send, receive) = connection
+            .open_bi()
+            .await
+            .map_err(|error| PairError::Broken(error.to_string()))?;
+        let mut line = Line {
+            connection,
+            send,
+            receive,
+        };
+        let transcript = Transcript::new(
+            &token.secret,
+            token.fingerprint,
+            key.fingerprint(),
+            exported,
+        );
+        Message::Proof(transcript.prove(Side::Joining))
+            .write(&mut line.send)
+            .await?;
         match line.read(2 * PATIENCE).await? {
             Message::Proof(proof) if transcript.holds(Side::Offering, &proof) => {}
             Message::Proof(_) => return Err(PairError::Impostor),
             other => return Err(unexpected(&other)),
         }
         match line.read(PATIENCE).await? {
-            Message::Facts(facts) => Ok(Self { facts, fingerprint: token.fingerprint, line, sockets }),
+            Message::Facts(facts) => Ok(Self {
+                facts,
+                fingerprint: token.fingerprint,
+                line,
+                sockets,
+            }),
             other => Err(unexpected(&other)),
         }
     }
@@ -495,7 +521,9 @@ impl Joining {
     /// The other side refused, or was lost: it may have kept this node all the same, which is
     /// harmless; a new token settles it.
     pub async fn accept(mut self, facts: &[u8]) -> Result<(), PairError> {
-        Message::Facts(facts.to_vec()).write(&mut self.line.send).await?;
+        Message::Facts(facts.to_vec())
+            .write(&mut self.line.send)
+            .await?;
         match self.line.read(6 * PATIENCE).await? {
             Message::Agreed => {}
             other => return Err(unexpected(&other)),
@@ -508,7 +536,10 @@ impl Joining {
 
     /// Ends it without a pair (no store could be made, the operator said no).
     pub async fn refuse(self, why: &str) {
-        let _ = self.line.end(Message::Refused(Why::Declined, why.to_owned())).await;
+        let _ = self
+            .line
+            .end(Message::Refused(Why::Declined, why.to_owned()))
+            .await;
     }
 }
 
@@ -519,7 +550,9 @@ fn hint(token: &Token) -> String {
         Purpose::Witness => "kagami witness enrol",
     };
     match token.time_left() {
-        None => format!("by this machine's clock the token has expired: run `{command}` there again"),
+        None => {
+            format!("by this machine's clock the token has expired: run `{command}` there again")
+        }
         Some(_) => format!(
             "is `{command}` still waiting there (a token works once), and does the network let UDP through to that port?"
         ),

@@ -95,7 +95,12 @@ impl Message {
         receive.read_exact(&mut head).await.map_err(lost)?;
         let len = usize::from(u16::from_le_bytes([head[1], head[2]]));
         if len > MAX_BODY {
-            return Err(FieldFault::TooLong { what: "message", found: len, limit: MAX_BODY }.into());
+            return Err(FieldFault::TooLong {
+                what: "message",
+                found: len,
+                limit: MAX_BODY,
+            }
+            .into());
         }
         let mut body = vec![0; len];
         receive.read_exact(&mut body).await.map_err(lost)?;

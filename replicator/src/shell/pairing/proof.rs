@@ -37,7 +37,12 @@ impl Transcript {
         joining: Fingerprint,
         exported: [u8; 32],
     ) -> Self {
-        Self { key: hmac::Key::new(hmac::HMAC_SHA256, secret), offering, joining, exported }
+        Self {
+            key: hmac::Key::new(hmac::HMAC_SHA256, secret),
+            offering,
+            joining,
+            exported,
+        }
     }
 
     fn message(&self, side: Side) -> Vec<u8> {
@@ -46,7 +51,13 @@ impl Transcript {
             Side::Joining => b"kagami-pair/1 joining",
         };
         // Each part but the label has a fixed length, and no label begins another.
-        [label, self.offering.as_bytes(), self.joining.as_bytes(), &self.exported].concat()
+        [
+            label,
+            self.offering.as_bytes(),
+            self.joining.as_bytes(),
+            &self.exported,
+        ]
+        .concat()
     }
 
     /// The proof of `side`.
@@ -66,7 +77,9 @@ impl Transcript {
 /// The bytes that both ends of this TLS session, and nobody else, can derive.
 pub(super) fn exported(connection: &Connection) -> Option<[u8; 32]> {
     let mut bytes = [0; 32];
-    connection.export_keying_material(&mut bytes, EXPORT_LABEL, b"").ok()?;
+    connection
+        .export_keying_material(&mut bytes, EXPORT_LABEL, b"")
+        .ok()?;
     Some(bytes)
 }
 

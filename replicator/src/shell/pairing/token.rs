@@ -87,10 +87,14 @@ impl fmt::Debug for Token {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// It doesn't begin like one.
-    #[error("this is no token: it must begin with kgm1- (paste the whole line that `kagami pair` printed)")]
+    #[error(
+        "this is no token: it must begin with kgm1- (paste the whole line that `kagami pair` printed)"
+    )]
     NotAToken,
     /// A token of another version.
-    #[error("this token has version {0}, this build reads version 1: both nodes need the same version of kagami to pair")]
+    #[error(
+        "this token has version {0}, this build reads version 1: both nodes need the same version of kagami to pair"
+    )]
     OtherVersion(u32),
     /// Characters are missing, or others than were printed.
     #[error("this token is incomplete or was changed on its way ({0}): paste the whole line again")]
@@ -119,7 +123,11 @@ impl Token {
     ///
     /// It is for something else.
     pub fn require(self, purpose: Purpose) -> Result<Self, TokenError> {
-        if self.purpose == purpose { Ok(self) } else { Err(TokenError::OtherPurpose(self.purpose)) }
+        if self.purpose == purpose {
+            Ok(self)
+        } else {
+            Err(TokenError::OtherPurpose(self.purpose))
+        }
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -130,7 +138,9 @@ impl Token {
         put_text(&mut out, &self.name, MAX_NAME);
         let addresses = &self.addresses[..self.addresses.len().min(MAX_ADDRESSES)];
         out.put_u8(addresses.len() as u8);
-        addresses.iter().for_each(|address| put_address(&mut out, *address));
+        addresses
+            .iter()
+            .for_each(|address| put_address(&mut out, *address));
         out.put_u32_le(crc32c::crc32c(&out));
         out
     }
@@ -138,7 +148,12 @@ impl Token {
 
 impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}1-{}", self.purpose.prefix(), URL_SAFE_NO_PAD.encode(self.encode()))
+        write!(
+            f,
+            "{}1-{}",
+            self.purpose.prefix(),
+            URL_SAFE_NO_PAD.encode(self.encode())
+        )
     }
 }
 
@@ -182,7 +197,9 @@ impl FromStr for Token {
                 if count == 0 || count > MAX_ADDRESSES {
                     return Err(FieldFault::Meaningless("addresses").into());
                 }
-                (0..count).map(|_| address(&mut fields)).collect::<Result<_, _>>()?
+                (0..count)
+                    .map(|_| address(&mut fields))
+                    .collect::<Result<_, _>>()?
             },
         };
         fields.end()?;
@@ -232,7 +249,11 @@ mod tests {
             any::<u64>(),
         )
             .prop_map(|(mirror, addresses, key, secret, name, expires)| Token {
-                purpose: if mirror { Purpose::Mirror } else { Purpose::Witness },
+                purpose: if mirror {
+                    Purpose::Mirror
+                } else {
+                    Purpose::Witness
+                },
                 addresses,
                 fingerprint: Fingerprint::from_bytes(key),
                 secret,
@@ -276,10 +297,22 @@ mod tests {
     fn errors_say_what_is_wrong() {
         assert_eq!("hello".parse::<Token>(), Err(TokenError::NotAToken));
         assert_eq!("".parse::<Token>(), Err(TokenError::NotAToken));
-        assert_eq!("kgm2-AAAA".parse::<Token>(), Err(TokenError::OtherVersion(2)));
-        assert!(matches!("kgm1-!".parse::<Token>(), Err(TokenError::Damaged(_))));
-        assert!(matches!("kgm1-".parse::<Token>(), Err(TokenError::Damaged(_))));
-        assert_eq!("k".repeat(100_000).parse::<Token>(), Err(TokenError::NotAToken));
+        assert_eq!(
+            "kgm2-AAAA".parse::<Token>(),
+            Err(TokenError::OtherVersion(2))
+        );
+        assert!(matches!(
+            "kgm1-!".parse::<Token>(),
+            Err(TokenError::Damaged(_))
+        ));
+        assert!(matches!(
+            "kgm1-".parse::<Token>(),
+            Err(TokenError::Damaged(_))
+        ));
+        assert_eq!(
+            "k".repeat(100_000).parse::<Token>(),
+            Err(TokenError::NotAToken)
+        );
     }
 
     #[test]
@@ -294,6 +327,9 @@ mod tests {
         };
         assert!(!format!("{token:?}").contains("171"));
         assert_eq!(token.time_left(), None);
-        assert!(matches!(token.require(Purpose::Witness), Err(TokenError::OtherPurpose(Purpose::Mirror))));
+        assert!(matches!(
+            token.require(Purpose::Witness),
+            Err(TokenError::OtherPurpose(Purpose::Mirror))
+        ));
     }
 }

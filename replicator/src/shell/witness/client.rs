@@ -143,13 +143,23 @@ async fn exchange_on(
     allowed: Duration,
 ) -> Result<Outcome, ClientError> {
     let exchange = async {
-        let (mut send, mut receive) = connection.open_bi().await.map_err(|error| describe(&error))?;
-        send.write_all(bytes).await.map_err(|error| error.to_string())?;
+        let (mut send, mut receive) = connection
+            .open_bi()
+            .await
+            .map_err(|error| describe(&error))?;
+        send.write_all(bytes)
+            .await
+            .map_err(|error| error.to_string())?;
         send.finish().map_err(|error| error.to_string())?;
-        receive.read_to_end(MAX_ANSWER).await.map_err(|error| match error {
-            quinn::ReadToEndError::Read(quinn::ReadError::ConnectionLost(error)) => describe(&error),
-            other => other.to_string(),
-        })
+        receive
+            .read_to_end(MAX_ANSWER)
+            .await
+            .map_err(|error| match error {
+                quinn::ReadToEndError::Read(quinn::ReadError::ConnectionLost(error)) => {
+                    describe(&error)
+                }
+                other => other.to_string(),
+            })
     };
     let answer = timeout_at(deadline, exchange)
         .await
@@ -175,7 +185,11 @@ impl Client {
     /// The register of the mirror or group `register`. `members` are the keys of this node and of its
     /// peer: a register that is created is bound to them.
     pub fn new(remote: Rc<Remote>, register: RegisterId, members: Vec<Fingerprint>) -> Rc<Self> {
-        Rc::new(Self { remote, register, members })
+        Rc::new(Self {
+            remote,
+            register,
+            members,
+        })
     }
 
     async fn put(&self, attempt: Attempt, ask: Ask) -> Result<ArbiterAnswer, String> {
@@ -193,8 +207,17 @@ impl Client {
                 }
             }
         };
-        let request = Request { register: self.register, nonce: nonce.0, op };
-        match self.remote.exchange(&request).await.map_err(|error| error.to_string())? {
+        let request = Request {
+            register: self.register,
+            nonce: nonce.0,
+            op,
+        };
+        match self
+            .remote
+            .exchange(&request)
+            .await
+            .map_err(|error| error.to_string())?
+        {
             Outcome::Swapped => Ok(ArbiterAnswer::Swapped),
             Outcome::State(None) => Ok(ArbiterAnswer::Register(None)),
             Outcome::State(Some(content)) => {
@@ -218,7 +241,11 @@ impl Arbiter for Client {
 
     fn describe(&self) -> String {
         let config = &self.remote.config;
-        let addresses = config.addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let addresses = config
+            .addresses
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>();
         format!("witness {} ({})", config.name, addresses.join(", "))
     }
 }

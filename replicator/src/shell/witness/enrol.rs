@@ -57,14 +57,26 @@ impl EnrolOffer {
         advertise: Vec<SocketAddr>,
         valid: Duration,
     ) -> Result<Self, EnrolError> {
-        let terms = Terms { purpose: Purpose::Witness, name: name.to_owned(), listen, advertise, valid };
+        let terms = Terms {
+            purpose: Purpose::Witness,
+            name: name.to_owned(),
+            listen,
+            advertise,
+            valid,
+        };
         let mut told = vec![VERSION];
         put_text(&mut told, name, MAX_NAME);
         let witness = &witness[..witness.len().min(MAX_ADDRESSES)];
         told.put_u16_le(witness.len() as u16);
-        witness.iter().for_each(|address| put_address(&mut told, *address));
+        witness
+            .iter()
+            .for_each(|address| put_address(&mut told, *address));
         let offering = Offering::open(key, &terms)?;
-        Ok(Self { offering, state: state.to_owned(), told })
+        Ok(Self {
+            offering,
+            state: state.to_owned(),
+            told,
+        })
     }
 
     /// The line to paste at the node.
@@ -82,7 +94,8 @@ impl EnrolOffer {
         let name = match node_name(&met.facts) {
             Ok(name) => name,
             Err(fault) => {
-                met.refuse(&format!("the node's description makes no sense: {fault}")).await;
+                met.refuse(&format!("the node's description makes no sense: {fault}"))
+                    .await;
                 return Err(fault.into());
             }
         };

@@ -59,7 +59,9 @@ pub enum ServerError {
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// An address can't be listened on.
-    #[error("can't listen on {address}: {error}; is another program there, or the address not this machine's?")]
+    #[error(
+        "can't listen on {address}: {error}; is another program there, or the address not this machine's?"
+    )]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -103,20 +105,29 @@ impl Server {
             .receive_window(VarInt::from_u32(MAX_REQUEST as u32 * MAX_REQUESTS))
             .datagram_receive_buffer_size(None)
             .max_idle_timeout(Some(VarInt::from_u32(IDLE.as_millis() as u32).into()));
-        server.transport_config(Arc::new(transport)).migration(false);
+        server
+            .transport_config(Arc::new(transport))
+            .migration(false);
         let endpoints = config
             .listen
             .iter()
             .map(|&address| {
-                Endpoint::server(server.clone(), address).map_err(|error| ServerError::Listen { address, error })
+                Endpoint::server(server.clone(), address)
+                    .map_err(|error| ServerError::Listen { address, error })
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { endpoints, store: Arc::new(Mutex::new(store)) })
+        Ok(Self {
+            endpoints,
+            store: Arc::new(Mutex::new(store)),
+        })
     }
 
     /// Where it listens, with the ports that the system chose.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.endpoints.iter().filter_map(|endpoint| endpoint.local_addr().ok()).collect()
+        self.endpoints
+            .iter()
+            .filter_map(|endpoint| endpoint.local_addr().ok())
+            .collect()
     }
 
     /// Answers until `stop` is done, then closes. A change that is under way is finished.
@@ -124,7 +135,11 @@ impl Server {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut listeners = JoinSet::new();
         for endpoint in &self.endpoints {
-            listeners.spawn(listen(endpoint.clone(), Arc::clone(&self.store), Arc::clone(&places)));
+            listeners.spawn(listen(
+                endpoint.clone(),
+                Arc::clone(&self.store),
+                Arc::clone(&places),
+            ));
         }
         stop.await;
         for endpoint in &self.endpoints {
@@ -167,7 +182,9 @@ async fn converse(incoming: Incoming, store: Arc<Mutex<Store>>) {
     };
     if !lock(&store).is_enrolled(&asker) {
         tracing::warn!(%from, key = %asker, "stranger refused: its key is not enrolled");
-        let text = format!("key {asker} is not enrolled at this witness: `kagami witness enrol` there makes a token for it");
+        let text = format!(
+            "key {asker} is not enrolled at this witness: `kagami witness enrol` there makes a token for it"
+        );
         return connection.close(VarInt::from_u32(code::STRANGER), text.as_bytes());
     }
     tracing::debug!(%from, key = %asker, "connected");
@@ -175,7 +192,13 @@ async fn converse(incoming: Incoming, store: Arc<Mutex<Store>>) {
     // The transport bounds the streams, and so the tasks.
     while let Ok((send, receive)) = connection.accept_bi().await {
         while requests.try_join_next().is_some() {}
-        requests.spawn(answer(connection.clone(), asker, Arc::clone(&store), send, receive));
+        requests.spawn(answer(
+            connection.clone(),
+            asker,
+            Arc::clone(&store),
+            send,
+            receive,
+        ));
     }
     // The asker may be gone; a change of its that has begun ends all the same.
     while requests.join_next().await.is_some() {}
@@ -188,8 +211,12 @@ async fn answer(
     mut send: SendStream,
     mut receive: RecvStream,
 ) {
-    let Ok(Ok(bytes)) = tokio::time::timeout(PATIENCE, receive.read_to_end(MAX_REQUEST)).await else {
-        return connection.close(VarInt::from_u32(code::PROTOCOL), b"a request is too long, or was not finished in time");
+    let Ok(Ok(bytes)) = tokio::time::timeout(PATIENCE, receive.read_to_end(MAX_REQUEST)).await
+    else {
+        return connection.close(
+            VarInt::from_u32(code::PROTOCOL),
+            b"a request is too long, or was not finished in time",
+        );
     };
     let request = match Request::decode(&bytes) {
         Ok(request) => request,
@@ -204,9 +231,16 @@ async fn answer(
         (request, outcome)
     });
     // Only a panic ends the work without a result: then the asker gets no answer, and assumes none.
-    let Ok((request, outcome)) = work.await else { return };
+    let Ok((request, outcome)) = work.await else {
+        return;
+    };
     log(&asker, &request, &outcome);
-    let answer = Answer { register: request.register, nonce: request.nonce, outcome }.encode();
+    let answer = Answer {
+        register: request.register,
+        nonce: request.nonce,
+        outcome,
+    }
+    .encode();
     let sent = async {
         send.write_all(&answer).await?;
         send.finish().map_err(|_| quinn::WriteError::ClosedStream)?;
@@ -228,7 +262,9 @@ fn log(asker: &Fingerprint, request: &Request, outcome: &Outcome) {
         (Op::Swap { .. }, Outcome::State(_)) => {
             tracing::info!(%register, %asker, nonce = request.nonce, "change refused: another was first");
         }
-        (_, Outcome::Refused(reason, text)) => tracing::warn!(%register, %asker, ?reason, "refused: {text}"),
+        (_, Outcome::Refused(reason, text)) => {
+            tracing::warn!(%register, %asker, ?reason, "refused: {text}")
+        }
         (Op::Read, _) => {}
     }
 }

@@ -39,7 +39,9 @@ pub const MAX_REGISTERS: usize = 65_536;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Another witness runs on it.
-    #[error("{0} is in use by another witness: two would each grant what the other refuses; stop that one first")]
+    #[error(
+        "{0} is in use by another witness: two would each grant what the other refuses; stop that one first"
+    )]
     InUse(PathBuf),
     /// The system refused.
     #[error("{path}: {action}: {error}")]
@@ -55,7 +57,11 @@ pub enum StoreError {
 
 fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
     let path = path.to_owned();
-    move |error| StoreError::Io { action, path, error }
+    move |error| StoreError::Io {
+        action,
+        path,
+        error,
+    }
 }
 
 /// Why one register can't be read.
@@ -93,13 +99,17 @@ impl Stored {
         out.put_u64_le(self.content.seq);
         out.put_u64_le(self.content.nonce);
         put_bytes(&mut out, &self.content.bytes);
-        self.members.iter().for_each(|member| out.put_slice(member.as_bytes()));
+        self.members
+            .iter()
+            .for_each(|member| out.put_slice(member.as_bytes()));
         out.put_u32_le(crc32c::crc32c(&out));
         out
     }
 
     fn decode(register: RegisterId, file: &[u8]) -> Result<Self, RegisterFault> {
-        let (body, sum) = file.split_last_chunk::<4>().ok_or(RegisterFault::Length(file.len()))?;
+        let (body, sum) = file
+            .split_last_chunk::<4>()
+            .ok_or(RegisterFault::Length(file.len()))?;
         let (found, computed) = (u32::from_le_bytes(*sum), crc32c::crc32c(body));
         if found != computed {
             return Err(RegisterFault::Checksum { found, computed });
@@ -150,7 +160,10 @@ impl Store {
     /// # Errors
     ///
     /// Another witness has it, or the system refuses.
-    pub fn open(state: &Path, configured: impl IntoIterator<Item = Fingerprint>) -> Result<Self, StoreError> {
+    pub fn open(
+        state: &Path,
+        configured: impl IntoIterator<Item = Fingerprint>,
+    ) -> Result<Self, StoreError> {
         make_folders(state)?;
         let lock = state.join("lock");
         let file = OpenOptions::new()
@@ -192,13 +205,18 @@ impl Store {
     /// Carries out one request of the holder of `asker`. A change is durable when this returns.
     pub fn answer(&mut self, asker: &Fingerprint, request: &Request) -> Outcome {
         if !self.is_enrolled(asker) {
-            return refused(Reason::Stranger, format!("key {asker} is not enrolled at this witness"));
+            return refused(
+                Reason::Stranger,
+                format!("key {asker} is not enrolled at this witness"),
+            );
         }
         let id = request.register;
         if self.unsure.contains(&id) {
             return refused(
                 Reason::Storage,
-                format!("a write of register {id} failed half-way; look at the witness's disk, then restart the witness"),
+                format!(
+                    "a write of register {id} failed half-way; look at the witness's disk, then restart the witness"
+                ),
             );
         }
         let stored = match self.read(id) {
@@ -218,12 +236,26 @@ impl Store {
         if let Some(stored) = &stored
             && !stored.members.contains(asker)
         {
-            return refused(Reason::NotAMember, format!("register {id} belongs to other nodes"));
+            return refused(
+                Reason::NotAMember,
+                format!("register {id} belongs to other nodes"),
+            );
         }
         match &request.op {
             Op::Read => Outcome::State(stored.map(|stored| stored.content)),
-            Op::Swap { expect, instance, seq, bytes, members } => {
-                let new = Content { instance: *instance, seq: *seq, nonce: request.nonce, bytes: bytes.clone() };
+            Op::Swap {
+                expect,
+                instance,
+                seq,
+                bytes,
+                members,
+            } => {
+                let new = Content {
+                    instance: *instance,
+                    seq: *seq,
+                    nonce: request.nonce,
+                    bytes: bytes.clone(),
+                };
                 self.swap(asker, id, stored, *expect, new, members)
             }
         }
@@ -238,7 +270,9 @@ impl Store {
         new: Content,
         members: &[Fingerprint],
     ) -> Outcome {
-        let present = stored.as_ref().map(|stored| (stored.content.instance, stored.content.seq));
+        let present = stored
+            .as_ref()
+            .map(|stored| (stored.content.instance, stored.content.seq));
         if present != expect {
             return match stored {
                 // The same swap again, its answer lost on the way.
@@ -265,33 +299,56 @@ impl Store {
                 Err(refusal) => return refusal,
             },
         };
-        match self.write(id, &Stored { content: new, members }) {
+        match self.write(
+            id,
+            &Stored {
+                content: new,
+                members,
+            },
+        ) {
             Ok(()) => {
                 self.registers += usize::from(created);
                 Outcome::Swapped
             }
             Err(error) => {
                 tracing::error!(register = %id, %error, "a register could not be written");
-                refused(Reason::Storage, format!("the witness's disk failed: {error}"))
+                refused(
+                    Reason::Storage,
+                    format!("the witness's disk failed: {error}"),
+                )
             }
         }
     }
 
     /// Judges the keys that a new register is to be bound to.
-    fn members_of_new(&self, asker: &Fingerprint, members: &[Fingerprint]) -> Result<Vec<Fingerprint>, Outcome> {
+    fn members_of_new(
+        &self,
+        asker: &Fingerprint,
+        members: &[Fingerprint],
+    ) -> Result<Vec<Fingerprint>, Outcome> {
         if self.registers >= MAX_REGISTERS {
             let text = format!("this witness has {MAX_REGISTERS} registers, and takes no more");
             return Err(refused(Reason::Full, text));
         }
         if !members.contains(asker) || members.len() > MAX_MEMBERS {
-            let text = "a new register must be bound to the node that asks, and to its peer".to_owned();
+            let text =
+                "a new register must be bound to the node that asks, and to its peer".to_owned();
             return Err(refused(Reason::Invalid, text));
         }
         // One unknown key may be there: a node's next key, enrolled only when it is in use.
-        let strangers: Vec<_> = members.iter().filter(|key| !self.is_enrolled(key)).collect();
+        let strangers: Vec<_> = members
+            .iter()
+            .filter(|key| !self.is_enrolled(key))
+            .collect();
         if members.len() - strangers.len() < 2 {
-            let names = strangers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            let text = format!("the peer is not enrolled at this witness yet (its key is {names}): enrol it, then go on");
+            let names = strangers
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(", ");
+            let text = format!(
+                "the peer is not enrolled at this witness yet (its key is {names}): enrol it, then go on"
+            );
             return Err(refused(Reason::Stranger, text));
         }
         let unique: BTreeSet<_> = members.iter().copied().collect();
@@ -336,7 +393,9 @@ fn refused(reason: Reason, text: String) -> Outcome {
 
 fn client_file(state: &Path, key: &Fingerprint) -> PathBuf {
     let text = key.to_string();
-    state.join("clients").join(text.trim_start_matches("sha256:"))
+    state
+        .join("clients")
+        .join(text.trim_start_matches("sha256:"))
 }
 
 fn make_folders(state: &Path) -> Result<(), StoreError> {
@@ -347,11 +406,18 @@ fn make_folders(state: &Path) -> Result<(), StoreError> {
             .create(&folder)
             .map_err(at("create the folder", &folder))?;
     }
-    File::open(state).and_then(|folder| folder.sync_all()).map_err(at("sync the folder", state))
+    File::open(state)
+        .and_then(|folder| folder.sync_all())
+        .map_err(at("sync the folder", state))
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
 }
@@ -368,7 +434,9 @@ pub fn enrol(state: &Path, key: &Fingerprint, name: &str) -> Result<(), StoreErr
     write_synced(&new, format!("{name}\n").as_bytes()).map_err(at("write", &new))?;
     fs::rename(&new, &path).map_err(at("rename", &new))?;
     let folder = state.join("clients");
-    File::open(&folder).and_then(|folder| folder.sync_all()).map_err(at("sync the folder", &folder))
+    File::open(&folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(at("sync the folder", &folder))
 }
 
 /// The enrolled keys with their nodes' names, for people.

@@ -156,7 +156,11 @@ fn head(fields: &mut Fields<'_>, magic: u32) -> Result<(u8, RegisterId, u64), Fi
     if fields.array::<3>("reserved")? != [0; 3] {
         return Err(FieldFault::Meaningless("reserved"));
     }
-    Ok((what, RegisterId(fields.u128("register")?), fields.u64("nonce")?))
+    Ok((
+        what,
+        RegisterId(fields.u128("register")?),
+        fields.u64("nonce")?,
+    ))
 }
 
 impl Request {
@@ -169,8 +173,18 @@ impl Request {
         let mut out = Vec::with_capacity(256);
         match &self.op {
             Op::Read => put_head(&mut out, REQUEST, 1, self.register, self.nonce),
-            Op::Swap { expect, instance, seq, bytes, members } => {
-                assert!(bytes.len() <= MAX_CONTENT, "a content of {} bytes", bytes.len());
+            Op::Swap {
+                expect,
+                instance,
+                seq,
+                bytes,
+                members,
+            } => {
+                assert!(
+                    bytes.len() <= MAX_CONTENT,
+                    "a content of {} bytes",
+                    bytes.len()
+                );
                 assert!(members.len() <= MAX_MEMBERS, "{} members", members.len());
                 put_head(&mut out, REQUEST, 2, self.register, self.nonce);
                 out.put_u8(u8::from(expect.is_some()));
@@ -180,7 +194,9 @@ impl Request {
                 }
                 put_bytes(&mut out, bytes);
                 out.put_u16_le(members.len() as u16);
-                members.iter().for_each(|member| out.put_slice(member.as_bytes()));
+                members
+                    .iter()
+                    .for_each(|member| out.put_slice(member.as_bytes()));
             }
         }
         out
@@ -208,12 +224,22 @@ impl Request {
                 let members = (0..fields.count("members", MAX_MEMBERS)?)
                     .map(|_| fields.array("members").map(Fingerprint::from_bytes))
                     .collect::<Result<_, _>>()?;
-                Op::Swap { expect: expects.then_some(expect), instance, seq, bytes, members }
+                Op::Swap {
+                    expect: expects.then_some(expect),
+                    instance,
+                    seq,
+                    bytes,
+                    members,
+                }
             }
             _ => return Err(FieldFault::Meaningless("op")),
         };
         fields.end()?;
-        Ok(Self { register, nonce, op })
+        Ok(Self {
+            register,
+            nonce,
+            op,
+        })
     }
 }
 
@@ -270,7 +296,11 @@ impl Answer {
             _ => return Err(FieldFault::Meaningless("status")),
         };
         fields.end()?;
-        Ok(Self { register, nonce, outcome })
+        Ok(Self {
+            register,
+            nonce,
+            outcome,
+        })
     }
 }
 
@@ -285,18 +315,38 @@ mod tests {
     }
 
     fn ops() -> impl Strategy<Value = Op> {
-        let members = prop::collection::vec(any::<[u8; 32]>().prop_map(Fingerprint::from_bytes), 0..=MAX_MEMBERS);
+        let members = prop::collection::vec(
+            any::<[u8; 32]>().prop_map(Fingerprint::from_bytes),
+            0..=MAX_MEMBERS,
+        );
         prop_oneof![
             Just(Op::Read),
-            (any::<Option<(u64, u64)>>(), any::<(u64, u64)>(), contents(), members).prop_map(
-                |(expect, (instance, seq), bytes, members)| Op::Swap { expect, instance, seq, bytes, members }
-            ),
+            (
+                any::<Option<(u64, u64)>>(),
+                any::<(u64, u64)>(),
+                contents(),
+                members
+            )
+                .prop_map(|(expect, (instance, seq), bytes, members)| Op::Swap {
+                    expect,
+                    instance,
+                    seq,
+                    bytes,
+                    members
+                }),
         ]
     }
 
     fn outcomes() -> impl Strategy<Value = Outcome> {
-        let content = (any::<(u64, u64, u64)>(), contents())
-            .prop_map(|((instance, seq, nonce), bytes)| Content { instance, seq, nonce, bytes });
+        let content =
+            (any::<(u64, u64, u64)>(), contents()).prop_map(|((instance, seq, nonce), bytes)| {
+                Content {
+                    instance,
+                    seq,
+                    nonce,
+                    bytes,
+                }
+            });
         prop_oneof![
             prop::option::of(content).prop_map(Outcome::State),
             Just(Outcome::Swapped),
@@ -343,10 +393,23 @@ mod tests {
             bytes: vec![7; MAX_CONTENT],
             members: vec![Fingerprint::from_bytes([1; 32]); MAX_MEMBERS],
         };
-        let request = Request { register: RegisterId(1), nonce: 1, op };
+        let request = Request {
+            register: RegisterId(1),
+            nonce: 1,
+            op,
+        };
         assert_eq!(request.encode().len(), MAX_REQUEST);
-        let content = Content { instance: 1, seq: 3, nonce: 1, bytes: vec![7; MAX_CONTENT] };
-        let answer = Answer { register: RegisterId(1), nonce: 1, outcome: Outcome::State(Some(content)) };
+        let content = Content {
+            instance: 1,
+            seq: 3,
+            nonce: 1,
+            bytes: vec![7; MAX_CONTENT],
+        };
+        let answer = Answer {
+            register: RegisterId(1),
+            nonce: 1,
+            outcome: Outcome::State(Some(content)),
+        };
         assert_eq!(answer.encode().len(), MAX_ANSWER);
     }
 }

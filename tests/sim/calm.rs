@@ -1,0 +1,163 @@
+//! The end of a run: the faults are over, and the pair must come to rest.
+//!
+//! *Converges*: within a bounded time both copies are UpToDate, nothing is marked, every held
+//! request is answered, the register names both, and the copies are equal, byte for byte. Then
+//! the Primary is asked for everything that was ever written.
+
+use kagami_bitmap::{Block, Run};
+use kagami_replicator::core::event::{Command, From};
+use kagami_replicator::core::state::{Role, Solo};
+use kagami_replicator::core::{Connection, DiskState, Replication};
+
+use super::workload::Op;
+use super::world::{Checked, Happening, MS, Phase, World};
+
+/// A storm is not longer than this, ns.
+pub const LONGEST_STORM: u64 = 120_000 * MS;
+/// How often it is looked whether the pair is at rest.
+const LOOK: u64 = 50 * MS;
+
+impl World {
+    /// Ends the storm: everything broken is mended, nobody breaks anything any more.
+    pub(super) fn calm(&mut self) {
+        self.phase = Phase::Calm { since: self.now };
+        self.trace.line(|| format!("{:>10} the faults are over", self.now / 1000));
+        if !self.net.is_whole() {
+            self.block([false, false]);
+        }
+        self.arbiter.down = false;
+        for node in 0..2 {
+            let at = &mut self.nodes[node];
+            at.slow = 1;
+            at.stalled_until = 0;
+            at.store.full = false;
+            at.store.unreadable.clear();
+            if at.store_suspect {
+                self.replace_disk(node);
+            }
+            if !self.nodes[node].up {
+                self.plan(MS, Happening::Boot { node });
+            } else if self.nodes[node].mirror.is_none() && self.nodes[node].repairing.is_none() {
+                self.start_in(node, MS);
+            }
+        }
+        self.plan(LOOK, Happening::Rest);
+    }
+
+    /// Has the pair come to rest? Else operators do what they would do, and it goes on.
+    pub(super) fn rest(&mut self) -> Checked {
+        let Phase::Calm { since } = self.phase else {
+            return Ok(());
+        };
+        if self.is_at_rest() {
+            self.check_converged()?;
+            return self.last_words();
+        }
+        let settings = &self.options.settings;
+        let slow = settings.timeout_ms + settings.ack_timeout_ms + settings.arbiter_timeout_ms;
+        let waits = MS * (20_000 + 30 * slow) + self.options.net_ns * 4000 + self.options.meta_ns * 2000;
+        if self.now - since > waits {
+            return Err(self.stuck());
+        }
+        self.operate((self.now - since) / LOOK)?;
+        self.plan(LOOK, Happening::Rest);
+        Ok(())
+    }
+
+    /// What operators do in calm: everything on, somebody Primary, forks resolved.
+    fn operate(&mut self, nth: u64) -> Checked {
+        for node in 0..2 {
+            if nth.is_multiple_of(20) && self.nodes[node].mirror.is_some() {
+                self.command(node, Command::ResumeSync)?;
+                if self.connection(node) == Connection::StandAlone {
+                    self.command(node, Command::Connect)?;
+                }
+            }
+        }
+        if nth % 20 == 7 && !self.has_primary() {
+            let node = self.fault_rng.node();
+            self.command(node, Command::Promote { force: false })?;
+        }
+        if nth % 20 == 13 && self.may_resolve() {
+            self.ghost.operator_chose = true;
+            // never over a Primary: it would refuse
+            let keeper = (0..2).find(|node| self.nodes[*node].seen.role == Role::Primary).unwrap_or(nth as usize / 20 % 2);
+            let demoted = 1 - keeper;
+            if self.nodes[demoted].seen.role == Role::Primary {
+                self.command(demoted, Command::Demote { force: true })?;
+            }
+            self.command(keeper, Command::Resync { from: Some(From::Local), full: false })?;
+        }
+        Ok(())
+    }
+
+    fn has_primary(&self) -> bool {
+        self.nodes.iter().any(|node| node.seen.role == Role::Primary)
+    }
+
+    /// The copies may have forked, and both nodes know that they can't come together by themselves.
+    fn may_resolve(&self) -> bool {
+        self.options.may_fork() && self.ghost.refused_lately()
+    }
+
+    fn is_at_rest(&self) -> bool {
+        let register_fits = self.options.settings.solo != Solo::Arbiter || self.register_names_both();
+        let both = |node: usize| {
+            let Some(mirror) = &self.nodes[node].mirror else {
+                return false;
+            };
+            let status = mirror.status(self.local(node));
+            status.connection == Connection::Connected
+                && status.replication == Replication::Established
+                && status.disk == DiskState::UpToDate
+                && status.peer_disk == DiskState::UpToDate
+                && status.marked_blocks == 0
+        };
+        both(0)
+            && both(1)
+            && self.pending.is_empty()
+            && self.ordered.is_empty()
+            && self.has_primary()
+            && register_fits
+            && self.is_all_flushed()
+            && (0..2).all(|node| self.nodes[node].store.is_idle() && self.nodes[node].store.is_all_durable())
+    }
+
+    /// Nothing is on its way to the other copy either (protocol A answers before it arrives).
+    fn is_all_flushed(&self) -> bool {
+        let lacks = |block: &u64| {
+            let run = Run::new(Block(*block), 1);
+            self.nodes.iter().any(|node| node.mirror.as_ref().is_some_and(|mirror| mirror.lacks(run)))
+        };
+        !self.ghost.touched.iter().any(lacks)
+    }
+
+    fn register_names_both(&self) -> bool {
+        let current = self.nodes[0].meta.record().and_then(|record| record.current);
+        self.arbiter.register().is_some_and(|register| {
+            register.copies.len() == 2 && current.is_some_and(|current| current.tag == register.generation)
+        })
+    }
+
+    /// The Primary is asked for all that was written, and for a flush; then the run is over.
+    fn last_words(&mut self) -> Checked {
+        if self.ghost.last_words {
+            self.phase = Phase::Over;
+            return Ok(());
+        }
+        self.ghost.last_words = true;
+        let primary = usize::from(self.nodes[0].seen.role != Role::Primary);
+        let end = self.options.sectors();
+        let sectors: Vec<u64> = self.history.sectors().filter(|sector| *sector < end).collect();
+        for run in sectors.chunk_by(|a, b| a + 1 == *b) {
+            for piece in run.chunks(256) {
+                let (sector, count) = (piece[0], piece.len() as u64);
+                self.request(primary, Op::Read { sector, count })?;
+            }
+        }
+        self.request(primary, Op::Flush)?;
+        self.plan(LOOK, Happening::Rest);
+        Ok(())
+    }
+
+}

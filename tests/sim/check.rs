@@ -1,0 +1,420 @@
+//! What must hold, checked from outside the cores: one function for each name of
+//! docs/design.md §4 that answers show. `marked` and `lines` hold those that stores and records
+//! show; a core's own assertions are those that one node alone can check.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use kagami_bitmap::superblock::Record;
+use kagami_replicator::core::decide::{Refused, Verdict};
+use kagami_replicator::core::disk::DiskOp;
+use kagami_replicator::core::event::{Command, IoError};
+use kagami_replicator::core::register::Register;
+use kagami_replicator::core::state::{Protocol, Role};
+use kagami_replicator::core::{Connection, DiskState};
+
+use super::content::{self, BlockValue, SECTORS, Value};
+use super::faults::Fault;
+use super::history::Level;
+use super::lines::Term;
+use super::orders::Ordered;
+use super::workload::{Op, Pending};
+use super::world::{Checked, World};
+
+/// Something that must never be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// The invariant's name.
+    pub invariant: String,
+    /// What is, and what must be.
+    pub what: String,
+}
+
+impl Violation {
+    /// A violation of `invariant`.
+    pub fn new(invariant: &str, what: impl Into<String>) -> Self {
+        Self {
+            invariant: invariant.to_owned(),
+            what: what.into(),
+        }
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.invariant, self.what)
+    }
+}
+
+/// What the checks remember.
+#[derive(Clone, Debug, Default)]
+pub struct Ghost {
+    /// Blocks that may differ from zeroes on a copy.
+    pub touched: BTreeSet<u64>,
+    /// The record that each node had last.
+    pub records: [Option<Record>; 2],
+    /// Every generation, with the one before it.
+    pub parents: BTreeMap<u64, Option<u64>>,
+    /// The times that a node was Primary.
+    pub terms: Vec<Term>,
+    /// Who answered writes last in each generation: the term.
+    pub answered_in: BTreeMap<u64, usize>,
+    /// The first verdict of each session.
+    pub verdicts: BTreeMap<u64, Verdict>,
+    /// The arbiter's register before the newest swap.
+    pub register: Option<Register>,
+    /// When the nodes last refused each other, ns, and why.
+    pub refused: Option<(u64, Refused)>,
+    /// An operator's word overrode a rule.
+    pub operator_chose: bool,
+    /// An operator invalidated a copy.
+    pub invalidated: bool,
+    /// A session ended.
+    pub cut: bool,
+    /// The last requests were sent.
+    pub last_words: bool,
+}
+
+impl Ghost {
+    /// True if the last handshake led nowhere without an operator.
+    pub fn refused_lately(&self) -> bool {
+        self.refused.is_some()
+    }
+}
+
+impl World {
+    /// A violation that shows now.
+    pub fn violation(&self, invariant: &str, what: impl Into<String>) -> Violation {
+        Violation::new(invariant, what)
+    }
+
+    /// No promise about reads: the copies may have forked.
+    pub(super) fn is_weak(&self) -> bool {
+        self.options.may_fork() && (self.ghost.cut || self.ghost.operator_chose)
+    }
+
+    /// *Read-your-writes*, one half: two writes of a block are never under way on a disk at once,
+    /// whose order would be chance. *Integrity*: nothing is written that nobody sent.
+    pub(super) fn check_disk_op(&mut self, node: usize, op: &DiskOp) -> Checked {
+        let (offset, len) = match op {
+            DiskOp::Write { offset, data, .. } => (*offset, data.len() as u64),
+            DiskOp::Zero { offset, len, .. } => (*offset, *len),
+            DiskOp::Read { offset, len } => {
+                if offset + u64::from(*len) > self.options.blocks() * 4096 {
+                    return Err(self.violation("Integrity", format!("a read beyond the store: {op:?}")));
+                }
+                return Ok(());
+            }
+            DiskOp::Flush => return Ok(()),
+        };
+        let blocks = offset / 4096..(offset + len) / 4096;
+        if blocks.end > self.options.blocks() {
+            return Err(self.violation("Integrity", format!("a write beyond the store at {offset}+{len}")));
+        }
+        if let Some(block) = self.nodes[node].store.write_under_way(&blocks) {
+            let name = self.nodes[node].name;
+            let what = format!("two writes of block {block} are under way to {name}'s disk at once");
+            return Err(self.violation("Read-your-writes", what));
+        }
+        if let DiskOp::Write { data, .. } = op {
+            let sectors = blocks.start * SECTORS as u64..;
+            for (sector, value) in sectors.zip(content::from_bytes(data)) {
+                match value {
+                    Some(value) if content::belongs(value, sector) => {
+                        if value != self.nodes[node].store.sector(sector) {
+                            self.ghost.touched.insert(sector / SECTORS as u64);
+                        }
+                    }
+                    other => {
+                        let what = format!("{other:x?} is written to sector {sector}");
+                        return Err(self.violation("Integrity", what));
+                    }
+                }
+            }
+        } else {
+            let store = &self.nodes[node].store;
+            let changed = blocks.filter(|block| store.block(*block) != content::ZEROES);
+            self.ghost.touched.extend(changed);
+        }
+        Ok(())
+    }
+
+    /// A request is refused only for a reason that is there.
+    pub(super) fn check_refusal(&self, node: usize, pending: &Pending, error: IoError) -> Checked {
+        let role = self.nodes[node].mirror.as_ref().map(|mirror| mirror.role());
+        let there = match error {
+            IoError::NotPrimary => {
+                let stepping_down = |ordered: &Ordered| {
+                    ordered.node == node && matches!(ordered.command, Command::Demote { .. } | Command::Stop)
+                };
+                role == Some(Role::Secondary)
+                    || self.nodes[node].seen.role == Role::Secondary
+                    || self.ordered.values().any(stepping_down)
+            }
+            IoError::Io => {
+                // a full store in sync is a failed one, for this copy
+                let faults = [Fault::ReadFails, Fault::DiskFails, Fault::FlushFails, Fault::StoreFull];
+                faults.iter().any(|fault| self.stats.count(*fault) > 0) || role == Some(Role::Secondary)
+            }
+            IoError::NoSpace => self.stats.count(Fault::StoreFull) > 0,
+            IoError::OutOfRange | IoError::Unaligned => false,
+        };
+        if there {
+            return Ok(());
+        }
+        let what = format!("{} refuses {} with {error:?}", self.nodes[node].name, brief(&pending.op));
+        Err(self.violation("Liveness", what))
+    }
+
+    /// Only a Primary answers.
+    fn check_answerer(&self, node: usize, pending: &Pending) -> Checked {
+        let now = self.nodes[node].mirror.as_ref().map(|mirror| mirror.role());
+        if now == Some(Role::Primary) || self.nodes[node].seen.role == Role::Primary {
+            return Ok(());
+        }
+        let what = format!("{} answers {} as Secondary", self.nodes[node].name, brief(&pending.op));
+        Err(self.violation("One-writer", what))
+    }
+
+    /// *Read-your-writes* and *Integrity*: a read finds the newest write answered before it
+    /// began, or a later one; after a loss that is allowed, what was flushed.
+    pub(super) fn check_read(&mut self, node: usize, pending: &Pending, sector: u64, count: u64, bytes: &[u8]) -> Checked {
+        self.check_answerer(node, pending)?;
+        let name = self.nodes[node].name;
+        if bytes.len() as u64 != count * content::SECTOR as u64 {
+            return Err(self.violation("Integrity", format!("{name} answers {count} sectors with {} bytes", bytes.len())));
+        }
+        for (sector, value) in (sector..).zip(content::from_bytes(bytes)) {
+            let Some(value) = value.filter(|value| content::belongs(*value, sector)) else {
+                return Err(self.violation("Integrity", format!("{name} reads at sector {sector} what nobody wrote there")));
+            };
+            self.check_found(node, sector, value, pending.start)?;
+        }
+        Ok(())
+    }
+
+    fn check_found(&mut self, node: usize, sector: u64, value: Value, bound: u64) -> Checked {
+        if self.history.may_find(sector, value, bound, Level::Newest) {
+            return Ok(());
+        }
+        let flushed = self.history.may_find(sector, value, bound, Level::Flushed);
+        if self.is_weak() || flushed && self.may_be_lost(sector, value) {
+            self.history.settle(sector, value);
+            return Ok(());
+        }
+        let what = format!(
+            "{} reads w{} at sector {sector} (block {}); there are: {}{}",
+            self.nodes[node].name,
+            content::writer(value),
+            sector / SECTORS as u64,
+            self.history.describe(sector),
+            if flushed { "" } else { "; a flushed write is missing" },
+        );
+        Err(self.violation("Read-your-writes", what))
+    }
+
+    /// True if an unflushed write there may be gone (docs/protocol.md §10): a crash took it from a
+    /// copy, or the protocol answered it early and the other node took over since.
+    fn may_be_lost(&self, sector: u64, value: Value) -> bool {
+        if self.nodes.iter().any(|node| node.store.is_lost(sector)) {
+            return true;
+        }
+        let early = self.options.settings.protocol != Protocol::C;
+        let replaced = self.history.replaced_at(sector, value);
+        let changed_hands = self.ghost.terms.iter().any(|term| replaced.is_some_and(|at| term.began > at));
+        early && changed_hands
+    }
+
+    /// *Durable-both*, and *One-writer* by the copies that hold the write.
+    pub(super) fn check_write(&mut self, node: usize, pending: &Pending) -> Checked {
+        self.check_answerer(node, pending)?;
+        self.check_held(node, pending)?;
+        self.check_line_of_write(node)?;
+        if pending.op.is_fua() {
+            let sectors: Vec<u64> = pending.op.writes().map(|(sector, _)| sector).collect();
+            let oldest = self.oldest_request();
+            for sector in sectors {
+                self.check_durable(node, sector, self.tick, "FUA write")?;
+                self.history.flushed_one(sector, pending.start, oldest);
+            }
+        }
+        Ok(())
+    }
+
+    /// *Durable-both*: what had been answered before the flush began is on stable storage on
+    /// each copy that counts.
+    pub(super) fn check_flush(&mut self, node: usize, pending: &Pending) -> Checked {
+        self.check_answerer(node, pending)?;
+        for sector in self.history.unflushed().collect::<Vec<_>>() {
+            self.check_durable(node, sector, pending.start, "flush")?;
+        }
+        self.history.flushed(pending.start, self.oldest_request());
+        Ok(())
+    }
+
+    /// When the oldest request without an answer began.
+    fn oldest_request(&self) -> u64 {
+        self.pending.values().map(|pending| pending.start).min().unwrap_or(self.tick)
+    }
+
+    /// The copies that count as UpToDate for the Primary.
+    fn counted(&self, node: usize) -> Vec<usize> {
+        let Some(mirror) = &self.nodes[node].mirror else {
+            return Vec::new();
+        };
+        let status = mirror.status(self.local(node));
+        let mut counted = Vec::new();
+        if !matches!(status.disk, DiskState::Failed | DiskState::Diskless) {
+            counted.push(node);
+        }
+        if status.connection == Connection::Connected && status.peer_disk == DiskState::UpToDate {
+            counted.push(1 - node);
+        }
+        counted
+    }
+
+    fn check_durable(&mut self, node: usize, sector: u64, bound: u64, what: &str) -> Checked {
+        let (block, nth) = (sector / SECTORS as u64, sector as usize % SECTORS);
+        for copy in self.counted(node) {
+            let value = self.nodes[copy].store.durable(block)[nth];
+            if self.history.may_find(sector, value, bound, Level::Newest) {
+                continue;
+            }
+            if self.is_weak() || self.may_be_lost(sector, value) {
+                self.history.settle(sector, value);
+                continue;
+            }
+            let text = format!(
+                "{} answers a {what}, and {} has w{} of sector {sector} (block {block}) on stable storage; there are: {}",
+                self.nodes[node].name,
+                self.nodes[copy].name,
+                content::writer(value),
+                self.history.describe(sector),
+            );
+            return Err(self.violation("Durable-both", text));
+        }
+        Ok(())
+    }
+
+    /// Which copies hold what the history says of these sectors.
+    fn holds(&self, copy: usize, pending: &Pending) -> bool {
+        let store = &self.nodes[copy].store;
+        let mut sectors = pending.op.writes().map(|(sector, _)| sector);
+        sectors.all(|sector| self.history.may_find(sector, store.sector(sector), self.tick, Level::Newest))
+    }
+
+    /// *One-writer*: a write that only one copy holds is answered only in a generation that the
+    /// other copy does not have.
+    fn check_held(&mut self, node: usize, pending: &Pending) -> Checked {
+        let lost = |copy: usize| {
+            let store = &self.nodes[copy].store;
+            pending.op.writes().any(|(sector, _)| store.is_lost(sector))
+        };
+        let name = self.nodes[node].name;
+        let (here, there) = (self.holds(node, pending), self.holds(1 - node, pending));
+        let copy = match (here, there) {
+            (true, true) => return Ok(()),
+            (false, false) => {
+                if lost(0) || lost(1) {
+                    return Ok(());
+                }
+                let what = format!("{name} answers {}, which no copy holds", brief(&pending.op));
+                return Err(self.violation("Read-your-writes", what));
+            }
+            (true, false) => node,
+            (false, true) => 1 - node,
+        };
+        if lost(1 - copy) || self.answers_early(node) {
+            return Ok(());
+        }
+        let (Some(holder), Some(other)) = (self.nodes[copy].meta.record(), self.nodes[1 - copy].meta.record()) else {
+            return Ok(());
+        };
+        let shared = holder.current.is_none_or(|current| other.in_line(current.tag));
+        if shared {
+            let what = format!(
+                "{name} answers {}, which only {} holds, in generation {:?}, which the other copy has",
+                brief(&pending.op),
+                self.nodes[copy].name,
+                holder.current.map(|current| current.counter),
+            );
+            return Err(self.violation("One-writer", what));
+        }
+        Ok(())
+    }
+
+    /// Protocols A and B, in sync: an unflushed write is answered before the peer has it on disk.
+    fn answers_early(&self, node: usize) -> bool {
+        self.options.settings.protocol != Protocol::C
+            && self.counted(node).contains(&(1 - node))
+    }
+
+    /// *Converges*: at rest, both copies hold the same bytes, on stable storage, in one generation.
+    pub(super) fn check_converged(&self) -> Checked {
+        let [a, b] = &self.nodes;
+        if let Some(block) = a.store.first_difference(&b.store) {
+            let (x, y): (BlockValue, BlockValue) = (a.store.block(block), b.store.block(block));
+            let writers = |values: BlockValue| values.map(content::writer);
+            let what = format!("in sync, and block {block} is {:?} on a, {:?} on b", writers(x), writers(y));
+            return Err(self.violation("Converges", what));
+        }
+        let records = (a.meta.record(), b.meta.record());
+        let (Some(x), Some(y)) = records else {
+            return Err(self.violation("No-torn-metadata", "a record can't be read at rest"));
+        };
+        if x.current != y.current || x.base.is_some() || y.base.is_some() || x.alone || y.alone {
+            return Err(self.violation("Converges", format!("in sync with records that differ: {x:?} / {y:?}")));
+        }
+        Ok(())
+    }
+
+    /// The pair did not come to rest: what each node says of it.
+    pub(super) fn stuck(&self) -> Violation {
+        let mut what = String::from("not at rest in time");
+        for node in 0..2 {
+            let at = &self.nodes[node];
+            let Some(mirror) = &at.mirror else {
+                what += &format!("; {} is dead (idle {})", at.name, at.is_idle());
+                continue;
+            };
+            let s = mirror.status(self.local(node));
+            what += &format!(
+                "; {} {} {}/{} {} {} marks {} held {:?} verdict {:?} all durable {}",
+                at.name,
+                s.role,
+                s.disk,
+                s.peer_disk,
+                s.connection,
+                s.replication,
+                s.marked_blocks,
+                s.held,
+                s.verdict.map(|verdict| verdict.row),
+                at.store.is_all_durable(),
+            );
+        }
+        for pending in self.pending.values().take(3) {
+            what += &format!("; waits: {} at {}", brief(&pending.op), self.nodes[pending.node].name);
+        }
+        for ordered in self.ordered.values().take(3) {
+            what += &format!("; waits: {:?} at {}", ordered.command, self.nodes[ordered.node].name);
+        }
+        let current = |node: usize| self.nodes[node].meta.record().and_then(|record| record.current);
+        what += &format!("; generations {:x?} / {:x?}, register {:x?}", current(0), current(1), self.arbiter.register());
+        self.violation("Converges", what)
+    }
+}
+
+/// A request in a few words.
+pub fn brief(op: &Op) -> String {
+    match op {
+        Op::Read { sector, count } => format!("read {sector}+{count}"),
+        Op::Write { sector, values, fua } => {
+            let writer = values.first().map_or(0, |value| content::writer(*value));
+            let fua = if *fua { " fua" } else { "" };
+            format!("write w{writer} {sector}+{}{fua}", values.len())
+        }
+        Op::Zero { sector, count, fua, .. } => format!("zero {sector}+{count}{}", if *fua { " fua" } else { "" }),
+        Op::Discard { sector, count, .. } => format!("discard {sector}+{count}"),
+        Op::Flush => "flush".to_owned(),
+    }
+}

@@ -1,0 +1,274 @@
+//! What breaks, and how it is mended.
+//!
+//! Only faults that the design survives are injected, each at any moment: during a metadata
+//! write, a handshake, a resynchronisation or another fault. What a fault broke is mended after
+//! a while, so that runs come back to the states in which more can happen.
+
+use kagami_replicator::core::DiskState;
+
+use super::world::{Checked, Happening, MS, Phase, World};
+
+/// Mends what is no fault of the disk.
+const RESTART: u64 = 1;
+
+/// A kind of fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// A daemon dies; its machine goes on.
+    DaemonDies,
+    /// Both daemons die.
+    BothDie,
+    /// A machine crashes.
+    MachineCrashes,
+    /// Both machines crash.
+    BothCrash,
+    /// The link is cut.
+    LinkCut,
+    /// The link is cut one way.
+    LinkCutOneWay,
+    /// A session ends at one end; the other learns of it later.
+    SessionEnds,
+    /// A disk is slow.
+    DiskSlow,
+    /// A disk does nothing for a while.
+    DiskStalls,
+    /// A block can't be read.
+    ReadFails,
+    /// A disk fails whole, and is back, perhaps without what was not flushed, after a restart.
+    DiskFails,
+    /// A flush fails, and the next one succeeds.
+    FlushFails,
+    /// A store is full.
+    StoreFull,
+    /// The arbiter is down.
+    ArbiterDown,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: &'static [Self] = &[
+        Self::DaemonDies,
+        Self::BothDie,
+        Self::MachineCrashes,
+        Self::BothCrash,
+        Self::LinkCut,
+        Self::LinkCutOneWay,
+        Self::SessionEnds,
+        Self::DiskSlow,
+        Self::DiskStalls,
+        Self::ReadFails,
+        Self::DiskFails,
+        Self::FlushFails,
+        Self::StoreFull,
+        Self::ArbiterDown,
+    ];
+
+    /// What people call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::DaemonDies => "daemon dies",
+            Self::BothDie => "both daemons die",
+            Self::MachineCrashes => "machine crashes",
+            Self::BothCrash => "both machines crash",
+            Self::LinkCut => "link cut",
+            Self::LinkCutOneWay => "link cut one way",
+            Self::SessionEnds => "session ends",
+            Self::DiskSlow => "disk slow",
+            Self::DiskStalls => "disk stalls",
+            Self::ReadFails => "read fails",
+            Self::DiskFails => "disk fails",
+            Self::FlushFails => "flush fails",
+            Self::StoreFull => "store full",
+            Self::ArbiterDown => "arbiter down",
+        }
+    }
+}
+
+impl World {
+    /// Something breaks, and the next fault is planned.
+    pub(super) fn break_something(&mut self) -> Checked {
+        if self.phase != Phase::Storm {
+            return Ok(());
+        }
+        if let Some(every) = self.options.fault_every_ns {
+            let delay = self.fault_rng.around(every);
+            self.plan(delay, Happening::Break);
+        }
+        let weights: Vec<u64> = self.options.faults.iter().map(|(_, weight)| *weight).collect();
+        if let Some(nth) = self.fault_rng.weighted(&weights) {
+            let node = self.fault_rng.node();
+            return self.inject(self.options.faults[nth].0, node);
+        }
+        Ok(())
+    }
+
+    fn inject(&mut self, fault: Fault, node: usize) -> Checked {
+        let timeout = self.options.settings.timeout_ms * MS;
+        let name = self.nodes[node].name;
+        let line = self.trace.len();
+        let lasts = match self.fault_rng.below(20) {
+            0..12 => self.fault_rng.around(timeout / 8),
+            12..17 => self.fault_rng.around(timeout),
+            _ => self.fault_rng.around(timeout * 4),
+        };
+        let change = 0;
+        let mend = Happening::Mend { fault, node, change };
+        let injected = match fault {
+            Fault::DaemonDies => self.kill(node, lasts),
+            Fault::BothDie => {
+                let later = self.fault_rng.around(timeout);
+                self.kill(node, lasts) | self.kill(1 - node, lasts / 2 + later)
+            }
+            Fault::MachineCrashes => self.power_off(node, lasts),
+            Fault::BothCrash => {
+                let later = self.fault_rng.around(timeout);
+                self.power_off(node, lasts) | self.power_off(1 - node, lasts / 2 + later)
+            }
+            Fault::LinkCut | Fault::LinkCutOneWay => {
+                let whole = self.net.is_whole();
+                let mut blocked = [true, true];
+                blocked[1 - node] = fault == Fault::LinkCut;
+                self.block(blocked);
+                let change = self.net.changes;
+                self.plan(lasts, Happening::Mend { fault, node, change });
+                whole
+            }
+            Fault::SessionEnds => match self.net.used_by(node) {
+                Some(session) => {
+                    self.link_down(session, node, "the network dropped it")?;
+                    true
+                }
+                None => false,
+            },
+            Fault::DiskSlow => {
+                self.nodes[node].slow = self.fault_rng.between(10, 200);
+                self.plan(lasts, mend);
+                true
+            }
+            Fault::DiskStalls => {
+                self.nodes[node].stalled_until = self.now + lasts;
+                true
+            }
+            Fault::ReadFails => {
+                let block = self.fault_rng.pick(&self.options.hot_spots);
+                // on one node only: what neither can read is lost to any mirror
+                let other = self.nodes[1 - node].store.unreadable.is_empty();
+                other && self.nodes[node].store.unreadable.insert(block)
+            }
+            Fault::DiskFails => self.fail_disk(node, lasts),
+            Fault::FlushFails => {
+                // one disk at a time: of two that lose what they acknowledged nothing is promised
+                let fits = self.may_fail_disk(node);
+                self.nodes[node].store.fail_flush |= fits;
+                if fits {
+                    self.nodes[node].store_suspect = true;
+                    self.plan(lasts + 2 * timeout, Happening::Mend { fault: Fault::DiskFails, node, change });
+                }
+                fits
+            }
+            Fault::StoreFull => {
+                self.nodes[node].store.full = true;
+                self.plan(lasts, mend);
+                true
+            }
+            Fault::ArbiterDown => {
+                self.arbiter.down = true;
+                self.plan(lasts, mend);
+                true
+            }
+        };
+        if injected {
+            self.stats.fault(fault);
+            self.trace.line_at(line, || format!("{:>10} fault: {} ({name})", self.now / 1000, fault.name()));
+        }
+        Ok(())
+    }
+
+    fn kill(&mut self, node: usize, down: u64) -> bool {
+        if self.nodes[node].mirror.is_none() && self.nodes[node].repairing.is_none() {
+            return false;
+        }
+        self.die(node);
+        self.start_in(node, down);
+        true
+    }
+
+    fn power_off(&mut self, node: usize, down: u64) -> bool {
+        if !self.nodes[node].up {
+            return false;
+        }
+        self.crash(node);
+        self.plan(down, Happening::Boot { node });
+        true
+    }
+
+    fn may_fail_disk(&self, node: usize) -> bool {
+        let fine = |node: usize| !self.nodes[node].store.failed && !self.nodes[node].store_suspect;
+        fine(0) && fine(1) && self.nodes[node].up
+    }
+
+    fn fail_disk(&mut self, node: usize, lasts: u64) -> bool {
+        if !self.may_fail_disk(node) {
+            return false;
+        }
+        let at = &mut self.nodes[node];
+        at.store.failed = true;
+        at.store_suspect = true;
+        let (fault, change) = (Fault::DiskFails, 0);
+        self.plan(lasts, Happening::Mend { fault, node, change });
+        true
+    }
+
+    /// What a fault broke is as before; `change` names the blockade of the link.
+    pub(super) fn mend(&mut self, fault: Fault, node: usize, change: u64) -> Checked {
+        let name = self.nodes[node].name;
+        match fault {
+            Fault::LinkCut | Fault::LinkCutOneWay => {
+                if self.net.changes == change {
+                    self.trace.line(|| format!("{:>10} link whole", self.now / 1000));
+                    self.block([false, false]);
+                }
+            }
+            Fault::DiskSlow => self.nodes[node].slow = 1,
+            Fault::StoreFull => self.nodes[node].store.full = false,
+            Fault::ArbiterDown => self.arbiter.down = false,
+            Fault::DiskFails if change == RESTART => {
+                let at = &self.nodes[node];
+                if !at.store_suspect && at.seen.disk == DiskState::Failed {
+                    self.die(node);
+                    self.start_in(node, MS);
+                }
+            }
+            Fault::DiskFails => {
+                if self.nodes[node].store_suspect {
+                    self.trace.line(|| format!("{:>10} {name} disk is back", self.now / 1000));
+                    self.replace_disk(node);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The copy counts as failed, though the disk does not (it was full): an operator restarts
+    /// the daemon.
+    pub(super) fn restart_later(&mut self, node: usize) {
+        let delay = self.fault_rng.around(self.options.order_every_ns);
+        let (fault, change) = (Fault::DiskFails, RESTART);
+        self.plan(delay, Happening::Mend { fault, node, change });
+    }
+
+    /// An operator restarts the daemon with the disk that had failed: it is there again, with
+    /// any part of what no flush had covered.
+    pub(super) fn replace_disk(&mut self, node: usize) {
+        if self.nodes[node].mirror.is_some() || self.nodes[node].repairing.is_some() {
+            self.die(node);
+        }
+        let at = &mut self.nodes[node];
+        at.store.come_back(&mut self.rng);
+        at.store_suspect = false;
+        let delay = self.rng.around(5 * MS);
+        self.start_in(node, delay);
+    }
+}
+

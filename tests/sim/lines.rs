@@ -1,0 +1,358 @@
+//! What records, roles and verdicts must show: generations form a line, or a fork that is known.
+
+use kagami_bitmap::superblock::{Record, StoredDisk};
+use kagami_replicator::core::{DiskState, Notice};
+use kagami_replicator::core::decide::{Refused, Row, Strategy, Verdict};
+use kagami_replicator::core::register::{ArbiterAnswer, Ask};
+use kagami_replicator::core::state::{Role, Solo};
+
+use super::arbiter::Question;
+use super::check::Ghost;
+use super::content::SECTORS;
+use super::history::Level;
+use super::node::Seen;
+use super::world::{Checked, World};
+
+/// A time during which a node was Primary.
+#[derive(Clone, Copy, Debug)]
+pub struct Term {
+    /// Which node.
+    pub node: usize,
+    /// The event it began with.
+    pub began: u64,
+    /// The event it ended with.
+    pub ended: Option<u64>,
+}
+
+impl Ghost {
+    /// Takes note of a record without a check: at the beginning, and after a crash.
+    pub fn saw_record(&mut self, node: usize, record: Option<&Record>) {
+        if let Some(current) = record.and_then(|record| record.current) {
+            self.parents.entry(current.tag).or_insert(None);
+        }
+        if record.is_some() {
+            self.records[node] = record.cloned();
+        }
+    }
+
+    fn descends(&self, tag: u64, from: u64) -> bool {
+        let mut at = Some(tag);
+        while let Some(here) = at {
+            if here == from {
+                return true;
+            }
+            at = self.parents.get(&here).copied().flatten();
+        }
+        false
+    }
+}
+
+impl World {
+    /// After each event of a core: its role, its record, and by chance the rest.
+    pub(super) fn after_step(&mut self, node: usize) -> Checked {
+        let Some(mirror) = &self.nodes[node].mirror else {
+            return Ok(());
+        };
+        let before = self.nodes[node].seen;
+        let (role, disk) = (mirror.role(), mirror.disk_state());
+        let mut term = before.term;
+        if role != before.role {
+            if role == Role::Primary {
+                term = Some(self.ghost.terms.len());
+                self.ghost.terms.push(Term {
+                    node,
+                    began: self.tick,
+                    ended: None,
+                });
+                self.stats.mark("promoted");
+            } else {
+                self.end_term(node);
+                term = None;
+                self.stats.mark("demoted");
+            }
+        }
+        self.nodes[node].seen = Seen { role, disk, term };
+        if disk == DiskState::Failed && before.disk != DiskState::Failed && !self.nodes[node].store_suspect {
+            self.restart_later(node);
+        }
+        if self.check_rng.one_in(48) {
+            self.check_marked()?;
+        }
+        Ok(())
+    }
+
+    /// The node is not Primary any more.
+    pub(super) fn end_term(&mut self, node: usize) {
+        if let Some(term) = self.nodes[node].seen.term {
+            self.ghost.terms[term].ended = Some(self.tick);
+        }
+    }
+
+    /// *One-writer*: the node that answered writes in this generation before has ended its time as
+    /// Primary before this one's began.
+    pub(super) fn check_line_of_write(&mut self, node: usize) -> Checked {
+        let carried = self.nodes[node].store.failed;
+        let of = if carried { 1 - node } else { node };
+        let Some(current) = self.nodes[of].meta.record().and_then(|record| record.current) else {
+            return Err(self.violation("One-writer", "a write is answered without a generation"));
+        };
+        let Some(term) = self.nodes[node].seen.term.or(self.newest_term(node)) else {
+            return Ok(()); // it became Primary with this very event
+        };
+        let last = self.ghost.answered_in.insert(current.tag, term);
+        if self.is_weak() {
+            return Ok(());
+        }
+        if let Some(last) = last.filter(|last| *last != term) {
+            let (last, this) = (self.ghost.terms[last], self.ghost.terms[term]);
+            if last.node != node && last.ended.is_none_or(|ended| ended > this.began) {
+                let what = format!(
+                    "{} answers a write in generation {}, in which {} answered and is Primary still",
+                    self.nodes[node].name, current.counter, self.nodes[last.node].name
+                );
+                return Err(self.violation("One-writer", what));
+            }
+        }
+        Ok(())
+    }
+
+    fn newest_term(&self, node: usize) -> Option<usize> {
+        self.ghost.terms.iter().rposition(|term| term.node == node)
+    }
+
+    /// A record reached the disk: is what changed allowed?
+    pub(super) fn ghost_record(&mut self, node: usize) -> Checked {
+        let Some(new) = self.nodes[node].meta.record() else {
+            return Ok(()); // one slot is half-way
+        };
+        if self.ghost.records[node].as_ref() == Some(new) {
+            return Ok(());
+        }
+        let new = new.clone();
+        let old = self.ghost.records[node].replace(new.clone());
+        let Some(old) = old else { return Ok(()) };
+        self.stats.records += 1;
+        let name = self.nodes[node].name;
+        if new.disk != old.disk {
+            self.stats.mark(match new.disk {
+                StoredDisk::Consistent => "record: Consistent",
+                StoredDisk::Outdated => "record: Outdated",
+                StoredDisk::Inconsistent => "record: Inconsistent",
+            });
+        }
+        let Some(current) = new.current else {
+            return if old.current.is_some() {
+                Err(self.violation("No-silent-fork", format!("{name} forgets its generation")))
+            } else {
+                Ok(())
+            };
+        };
+        if old.current.map(|old| old.tag) == Some(current.tag) {
+            return Ok(());
+        }
+        let before = old.current.map(|old| old.tag);
+        if !self.ghost.parents.contains_key(&current.tag) {
+            return self.check_mint(node, &old, &new, current.tag, before);
+        }
+        self.check_adoption(node, &new, current.tag, before)
+    }
+
+    /// *No-stale-promotion*: a bad copy mints by force only, and says so. *No-silent-fork*: what
+    /// was before stays in the line.
+    fn check_mint(&mut self, node: usize, old: &Record, new: &Record, tag: u64, before: Option<u64>) -> Checked {
+        self.ghost.parents.insert(tag, before);
+        self.stats.mark("minted");
+        let name = self.nodes[node].name;
+        if old.is_bad() && !(new.forced_bad && self.options.forced) {
+            let what = format!("{name} mints a generation as {:?}", old.disk);
+            return Err(self.violation("No-stale-promotion", what));
+        }
+        if let Some(before) = before
+            && !new.knows(before)
+        {
+            return Err(self.violation("No-silent-fork", format!("{name} mints, and its line lacks what it was")));
+        }
+        Ok(())
+    }
+
+    /// *No-silent-fork*: a copy that adopts another line gives up nothing that it went on with
+    /// alone, unless somebody chose so.
+    fn check_adoption(&mut self, node: usize, new: &Record, tag: u64, before: Option<u64>) -> Checked {
+        self.stats.mark("adopted");
+        let chosen = self.ghost.operator_chose
+            || self.options.settings.split_brain != kagami_replicator::core::settings::SplitBrainPolicy::default();
+        let follows = before.is_none_or(|before| self.ghost.descends(tag, before));
+        if follows || chosen && self.options.may_fork() || self.ghost.operator_chose {
+            return Ok(());
+        }
+        let what = format!(
+            "{} adopts generation {:?}, and its own was no ancestor of it",
+            self.nodes[node].name,
+            new.current.map(|current| current.counter)
+        );
+        Err(self.violation("No-silent-fork", what))
+    }
+
+    /// A core tells something.
+    pub(super) fn noticed(&mut self, node: usize, notice: &Notice) -> Checked {
+        match notice {
+            Notice::Verdict { verdict, .. } => self.check_verdict(node, *verdict),
+            Notice::PeerFault { what } => {
+                let text = format!("{} says that its peer broke a rule: {what}", self.nodes[node].name);
+                Err(self.violation("PeerFault", text))
+            }
+            Notice::Minted { permission, .. } => {
+                self.stats.mark(match *permission {
+                    "arbiter" => "alone by arbiter",
+                    "consent" => "alone by consent",
+                    "always" => "alone by always",
+                    "force" => "alone by force",
+                    _ => "alone by another permission",
+                });
+                Ok(())
+            }
+            Notice::ResyncDone { marked, sent, .. } => {
+                self.stats.mark("resync done");
+                self.stats.resync_marked += marked;
+                self.stats.resync_sent += sent;
+                Ok(())
+            }
+            other => {
+                self.stats.notice(other);
+                Ok(())
+            }
+        }
+    }
+
+    /// A handshake's verdict: the same at both ends, and one that can be.
+    fn check_verdict(&mut self, node: usize, verdict: Verdict) -> Checked {
+        self.stats.verdict(verdict);
+        if let Strategy::Refuse(refused) = verdict.strategy {
+            self.ghost.refused = Some((self.now, refused));
+        } else {
+            self.ghost.refused = None;
+        }
+        let session = self.net.used_by(node);
+        if let Some(session) = session {
+            let first = *self.ghost.verdicts.entry(session).or_insert(verdict);
+            if first != verdict {
+                let what = format!("the two ends of a handshake differ: {first:?} / {verdict:?}");
+                return Err(self.violation("No-silent-fork", what));
+            }
+        }
+        self.check_verdict_can_be(verdict)?;
+        match verdict.strategy {
+            Strategy::Nothing => self.check_marked_as_they_are(None),
+            Strategy::Marks { source } => {
+                let source = usize::from(self.nodes[0].id != source);
+                self.check_source(source, verdict)?;
+                self.check_marked_as_they_are(Some(source))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Without a force and with an arbiter (or never alone), no copies fork, go stale or lose the
+    /// marks that they need.
+    fn check_verdict_can_be(&self, verdict: Verdict) -> Checked {
+        let refused = match verdict.strategy {
+            Strategy::Refuse(refused) => Some(refused),
+            _ => None,
+        };
+        let by_operator = self.ghost.operator_chose || self.ghost.invalidated;
+        let cannot_be = match refused {
+            Some(Refused::OtherMirror) => true,
+            Some(Refused::Impossible) => !self.options.forced && !by_operator,
+            Some(Refused::NameSource) => true,
+            // A Primary's disk failed while it was ahead: no copy with its writes is left to serve.
+            Some(Refused::NewestLost) => false,
+            Some(Refused::SplitBrain | Refused::Unrelated) => !self.options.may_fork() && !by_operator,
+            Some(Refused::BothStale) => !self.options.may_fork() && !by_operator,
+            None => {
+                matches!(verdict.strategy, Strategy::Full { .. })
+                    && verdict.row != Row::OneUnwritten
+                    && !self.options.may_fork()
+                    && !by_operator
+            }
+        };
+        if cannot_be {
+            let what = format!("a verdict that can't be: {verdict:?}");
+            return Err(self.violation("No-silent-fork", what));
+        }
+        Ok(())
+    }
+
+    /// *Read-your-writes*: of two copies of one generation, the one that lost answered writes in a
+    /// crash is never the source for the one that has them and lost none.
+    fn check_source(&self, source: usize, verdict: Verdict) -> Checked {
+        if !matches!(verdict.row, Row::SameMarked | Row::SameOneBad) || self.is_weak() {
+            return Ok(());
+        }
+        let target = 1 - source;
+        let Some(record) = self.nodes[target].meta.record() else {
+            return Ok(());
+        };
+        if !self.nodes[target].is_unbroken(record) || record.is_bad() {
+            return Ok(());
+        }
+        for sector in self.history.unflushed() {
+            let newest = |node: usize| {
+                let value = self.nodes[node].store.sector(sector);
+                self.history.may_find(sector, value, self.tick, Level::Newest)
+            };
+            if newest(target) && !newest(source) {
+                let what = format!(
+                    "{} is the source, and lacks an answered write of sector {sector} (block {}) that {} has: {}",
+                    self.nodes[source].name,
+                    sector / SECTORS as u64,
+                    self.nodes[target].name,
+                    self.history.describe(sector)
+                );
+                return Err(self.violation("Read-your-writes", what));
+            }
+        }
+        Ok(())
+    }
+
+    /// *One-writer* at the arbiter: it gives the right only to a copy that it names.
+    pub(super) fn check_register(&mut self, question: &Question, answer: &ArbiterAnswer) -> Checked {
+        let (Ask::Swap { register, .. }, ArbiterAnswer::Swapped) = (&question.ask, answer) else {
+            return Ok(());
+        };
+        let asker = self.nodes[question.node].id;
+        let old = self.ghost.register.replace(register.clone());
+        self.stats.mark(match (register.copies.len(), &old) {
+            (1, _) => "register: alone",
+            (_, None) => "register: created",
+            _ => "register: both",
+        });
+        if register.forced || self.options.settings.solo != Solo::Arbiter {
+            return Ok(());
+        }
+        let allowed = match &old {
+            None => register.copies.len() == 2,
+            Some(old) => register.copies.len() == 2 || old.copies.contains(&asker) && register.copies == [asker],
+        };
+        if !allowed {
+            let what = format!("{} takes the register {old:?} and makes it {register:?}", self.nodes[question.node].name);
+            return Err(self.violation("One-writer", what));
+        }
+        Ok(())
+    }
+
+    /// A clean stop leaves nothing to recover.
+    pub(super) fn check_clean_stop(&self, node: usize) -> Checked {
+        let at = &self.nodes[node];
+        if at.store_suspect || at.seen.disk == DiskState::Failed {
+            return Ok(());
+        }
+        let Ok(recovered) = at.meta.recover() else {
+            return Err(self.violation("No-torn-metadata", "metadata can't be read after a clean stop"));
+        };
+        if !recovered.hot.is_empty() {
+            let what = format!("{} stopped cleanly with {} hot extents", at.name, recovered.hot.len());
+            return Err(self.violation("Cleared-only-when-equal", what));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,219 @@
+//! `kagami-sim`: runs seeds of the simulator, and replays one.
+//!
+//! Exit status: 0 nothing found; 1 a violation; 2 wrong usage.
+
+use std::io::{IsTerminal, Write as _};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anstream::{eprintln, println};
+use clap::{Args, Parser, Subcommand};
+use kagami_tests::sim::replay::Trace;
+use kagami_tests::sim::stats::Stats;
+use kagami_tests::sim::{Outcome, catch_assertions, run_seed};
+
+/// Runs two nodes with their disks, the link and the arbiter from a seed, breaks them, and checks
+/// what docs/design.md promises after every step.
+#[derive(Parser)]
+#[command(name = "kagami-sim", version, after_help = "Example: kagami-sim run --seeds 20000")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run many seeds; stop at violations.
+    Run(Run),
+    /// Run one seed again and show what happened.
+    Replay(Replay),
+}
+
+#[derive(Args)]
+struct Run {
+    /// How many seeds.
+    #[arg(long, default_value_t = 1000)]
+    seeds: u64,
+    /// The first one.
+    #[arg(long, default_value_t = 0)]
+    from: u64,
+    /// Threads; a seed runs on one.
+    #[arg(long, default_value_t = 2)]
+    threads: u64,
+    /// Stop after this many violations.
+    #[arg(long, default_value_t = 10)]
+    stop_after: usize,
+    /// The summary as one JSON object.
+    #[arg(long)]
+    json: bool,
+    /// Also show what was reached, and how often.
+    #[arg(long)]
+    coverage: bool,
+}
+
+#[derive(Args)]
+struct Replay {
+    /// The seed.
+    seed: u64,
+    /// Only the last lines of the trace.
+    #[arg(long)]
+    tail: Option<usize>,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    catch_assertions();
+    let found = match cli.command {
+        Command::Run(run) => run_many(&run),
+        Command::Replay(replay) => run_one(&replay),
+    };
+    ExitCode::from(u8::from(found))
+}
+
+fn run_one(replay: &Replay) -> bool {
+    let outcome = run_seed(replay.seed, Trace::kept());
+    let lines = outcome.trace.lines();
+    let skipped = replay.tail.map_or(0, |tail| lines.len().saturating_sub(tail));
+    for line in lines.iter().take(5).take(skipped).chain(&lines[skipped..]) {
+        println!("{line}");
+    }
+    match &outcome.violation {
+        Some(violation) => println!("VIOLATION {violation}"),
+        None => println!("no violation: {} steps", outcome.stats.steps),
+    }
+    outcome.violation.is_some()
+}
+
+fn run_many(run: &Run) -> bool {
+    let next = AtomicU64::new(run.from);
+    let end = run.from.saturating_add(run.seeds);
+    let stop = AtomicBool::new(false);
+    let began = Instant::now();
+    let (send, receive) = mpsc::channel::<Outcome>();
+    let mut total = Stats::default();
+    let mut failed = Vec::new();
+    std::thread::scope(|scope| {
+        for _ in 0..run.threads.max(1) {
+            let send = send.clone();
+            let (next, stop) = (&next, &stop);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= end || send.send(run_seed(seed, Trace::off())).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        drop(send);
+        let mut shown = Instant::now();
+        for outcome in receive {
+            total.add(&outcome.stats);
+            if let Some(violation) = outcome.violation {
+                clear_progress();
+                if !run.json {
+                    println!("seed {}: VIOLATION {violation}", outcome.seed);
+                    println!("  replay: kagami-sim replay {}", outcome.seed);
+                }
+                failed.push((outcome.seed, violation));
+                if failed.len() >= run.stop_after {
+                    stop.store(true, Ordering::Relaxed);
+                }
+            }
+            if shown.elapsed() > Duration::from_millis(200) {
+                shown = Instant::now();
+                progress(total.seeds, run.seeds, began, failed.len());
+            }
+        }
+    });
+    clear_progress();
+    failed.sort_by_key(|(seed, _)| *seed);
+    if run.json {
+        let violations: Vec<_> = failed
+            .iter()
+            .map(|(seed, violation)| {
+                serde_json::json!({ "seed": seed, "invariant": violation.invariant, "what": violation.what })
+            })
+            .collect();
+        let faults: serde_json::Map<_, _> =
+            total.faults().map(|(fault, count)| (fault.name().to_owned(), count.into())).collect();
+        let summary = serde_json::json!({
+            "version": 1,
+            "from": run.from,
+            "seeds": total.seeds,
+            "steps": total.steps,
+            "seconds": began.elapsed().as_secs_f64(),
+            "requests": total.requests,
+            "messages": total.messages,
+            "sessions": total.sessions,
+            "faults": faults,
+            "verdicts": total.verdicts(),
+            "reached": total.marks(),
+            "resync_marked_bytes": total.resync_marked,
+            "resync_sent_bytes": total.resync_sent,
+            "violations": violations,
+        });
+        println!("{summary}");
+    } else {
+        summarise(run, &total, failed.len(), began);
+    }
+    !failed.is_empty()
+}
+
+fn summarise(run: &Run, total: &Stats, violations: usize, began: Instant) {
+    if run.coverage {
+        println!("handshakes by row:");
+        for (row, count) in total.verdicts() {
+            println!("  {row:<18} {count:>10}");
+        }
+        println!("reached:");
+        for (name, count) in total.marks() {
+            println!("  {name:<26} {count:>10}");
+        }
+        println!(
+            "resync: {} MiB marked, {} MiB sent; {} sessions, {} messages, {} questions to the arbiter, {} records, {} pairs of fates",
+            total.resync_marked >> 20,
+            total.resync_sent >> 20,
+            total.sessions,
+            total.messages,
+            total.questions,
+            total.records,
+            total.foresights,
+        );
+    }
+    let faults: Vec<_> = total.faults().map(|(fault, count)| format!("{count} {}", fault.name())).collect();
+    println!(
+        "{} seeds from {} in {:.1} s: {} steps, {:.1} h of the mirrors' time, {} requests; faults: {}; violations: {violations}",
+        total.seeds,
+        run.from,
+        began.elapsed().as_secs_f64(),
+        total.steps,
+        total.virtual_ns as f64 / 3.6e12,
+        total.requests,
+        if faults.is_empty() { "none".to_owned() } else { faults.join(", ") },
+    );
+}
+
+fn progress(done: u64, all: u64, began: Instant, violations: usize) {
+    if std::io::stderr().is_terminal() {
+        let rate = done as f64 / began.elapsed().as_secs_f64();
+        let left = (all - done) as f64 / rate.max(0.1);
+        eprint(&format!("\r{done} of {all} seeds, {rate:.0}/s, {left:.0} s left, {violations} violations "));
+    }
+}
+
+fn clear_progress() {
+    if std::io::stderr().is_terminal() {
+        eprint("\r\x1b[K");
+    }
+}
+
+fn eprint(text: &str) {
+    let mut stderr = std::io::stderr().lock();
+    // a terminal that is gone ends nothing
+    if stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush()).is_err() {
+        eprintln!();
+    }
+}

@@ -1,0 +1,214 @@
+//! The operators: what they order, when, and what they are told.
+//!
+//! Somebody (a person or a failover manager) always wants a Primary; the other orders come at
+//! any moment. An order that would give up data is given only in runs that allow for it.
+
+use kagami_replicator::core::event::{Command, Event, From, Refusal, Reply};
+use kagami_replicator::core::state::{CommandId, Role};
+use kagami_replicator::core::{Connection, DiskState};
+
+use super::world::{Checked, Happening, Phase, World};
+
+/// A kind of order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Order {
+    /// Become Primary, where nobody is.
+    Promote,
+    /// Stop being Primary.
+    Demote,
+    /// Stop being Primary, giving up what can't be finished.
+    DemoteForce,
+    /// Resynchronise again.
+    Resync,
+    /// Hold the resynchronisation, and go on later.
+    Pause,
+    /// Leave the session, and come back later.
+    Disconnect,
+    /// Compare the copies.
+    Verify,
+    /// Distrust a copy whose peer is good.
+    Invalidate,
+    /// Stop the daemon cleanly, and start it later.
+    Stop,
+    /// Become Primary against the rules.
+    Force,
+}
+
+impl Order {
+    /// All of them.
+    pub const ALL: &'static [Self] = &[
+        Self::Promote,
+        Self::Demote,
+        Self::DemoteForce,
+        Self::Resync,
+        Self::Pause,
+        Self::Disconnect,
+        Self::Verify,
+        Self::Invalidate,
+        Self::Stop,
+        Self::Force,
+    ];
+
+    /// What people call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Promote => "promote",
+            Self::Demote => "demote",
+            Self::DemoteForce => "demote --force",
+            Self::Resync => "resync",
+            Self::Pause => "pause-sync",
+            Self::Disconnect => "disconnect",
+            Self::Verify => "verify",
+            Self::Invalidate => "invalidate",
+            Self::Stop => "down",
+            Self::Force => "promote --force",
+        }
+    }
+
+    /// How often it comes where it comes at all.
+    pub fn weight(self) -> u64 {
+        match self {
+            Self::Promote => 12,
+            Self::Demote => 3,
+            Self::Force | Self::Invalidate => 1,
+            _ => 2,
+        }
+    }
+}
+
+/// A command without an answer.
+#[derive(Clone, Debug)]
+pub struct Ordered {
+    /// To whom.
+    pub node: usize,
+    /// What.
+    pub command: Command,
+}
+
+impl World {
+    /// An operator orders something, and the next order is planned.
+    pub(super) fn order(&mut self) -> Checked {
+        if self.phase != Phase::Storm {
+            return Ok(());
+        }
+        let delay = self.fault_rng.around(self.options.order_every_ns);
+        self.plan(delay, Happening::Order);
+        let weights: Vec<u64> = self.options.orders.iter().map(|(_, weight)| *weight).collect();
+        let Some(nth) = self.fault_rng.weighted(&weights) else {
+            return Ok(());
+        };
+        let order = self.options.orders[nth].0;
+        let node = self.fault_rng.node();
+        let primary = (0..2).find(|node| self.nodes[*node].seen.role == Role::Primary);
+        match order {
+            Order::Promote => {
+                if primary.is_none() {
+                    return self.command(node, Command::Promote { force: false });
+                }
+                Ok(())
+            }
+            Order::Demote | Order::DemoteForce => {
+                let force = order == Order::DemoteForce;
+                match primary {
+                    Some(node) => self.command(node, Command::Demote { force }),
+                    None => Ok(()),
+                }
+            }
+            Order::Resync => {
+                let from = [None, Some(From::Local), Some(From::Peer)][self.fault_rng.below(3) as usize];
+                let full = self.fault_rng.percent(20);
+                self.command_resync(node, from, full)
+            }
+            Order::Pause => {
+                self.command(node, Command::PauseSync)?;
+                self.later(node, Command::ResumeSync);
+                Ok(())
+            }
+            Order::Disconnect => {
+                self.command(node, Command::Disconnect)?;
+                self.later(node, Command::Connect);
+                Ok(())
+            }
+            Order::Verify => {
+                let repair = self.fault_rng.coin();
+                self.command(node, Command::Verify { repair })
+            }
+            Order::Invalidate => {
+                if self.nodes[1 - node].seen.disk == DiskState::UpToDate {
+                    self.ghost.invalidated = true;
+                    return self.command(node, Command::Invalidate);
+                }
+                Ok(())
+            }
+            Order::Stop => self.command(node, Command::Stop),
+            Order::Force => {
+                self.ghost.operator_chose = true;
+                self.command(node, Command::Promote { force: true })
+            }
+        }
+    }
+
+    /// A resynchronisation by the operator's word, where that gives up nothing: in sync, or in
+    /// runs whose copies may fork anyhow.
+    fn command_resync(&mut self, node: usize, from: Option<From>, full: bool) -> Checked {
+        let in_sync = self.nodes[node].seen.disk == DiskState::UpToDate
+            && self.nodes[1 - node].seen.disk == DiskState::UpToDate
+            && self.net.used_by(node).is_some();
+        if from.is_some() && !in_sync && !self.options.forced {
+            return Ok(());
+        }
+        if from.is_some() {
+            self.ghost.operator_chose = true;
+        }
+        self.command(node, Command::Resync { from, full })
+    }
+
+    /// Orders something in a while.
+    fn later(&mut self, node: usize, command: Command) {
+        let delay = self.fault_rng.around(self.options.order_every_ns);
+        self.plan(delay, Happening::Command { node, command: Box::new(command) });
+    }
+
+    /// Gives a daemon a command, if it lives.
+    pub(super) fn command(&mut self, node: usize, command: Command) -> Checked {
+        if self.nodes[node].mirror.is_none() {
+            return Ok(());
+        }
+        self.sent += 1;
+        self.stats.order(&command);
+        let id = self.sent;
+        let ordered = Ordered {
+            node,
+            command: command.clone(),
+        };
+        self.ordered.insert(id, ordered);
+        let id = CommandId(id);
+        self.feed(node, Event::Command { id, command })
+    }
+
+    /// A core answers a command.
+    pub(super) fn command_done(&mut self, node: usize, id: u64, result: Result<Reply, Refusal>) -> Checked {
+        let Some(ordered) = self.ordered.remove(&id).filter(|ordered| ordered.node == node) else {
+            return Err(self.violation("Once", format!("command {id} is answered at {node} and was not given there")));
+        };
+        self.stats.order_done(result.is_ok());
+        if ordered.command == Command::Stop && result.is_ok() {
+            self.check_clean_stop(node)?;
+            self.stopped(node);
+            let delay = self.fault_rng.around(self.options.order_every_ns);
+            self.start_in(node, delay);
+        }
+        Ok(())
+    }
+
+    /// The daemon is gone: nobody will answer its commands.
+    pub(super) fn give_up_orders(&mut self, node: usize) {
+        self.ordered.retain(|_, ordered| ordered.node != node);
+    }
+
+    /// What a node's status says of the connection.
+    pub(super) fn connection(&self, node: usize) -> Connection {
+        let at = &self.nodes[node];
+        at.mirror.as_ref().map_or(Connection::StandAlone, |mirror| mirror.status(self.local(node)).connection)
+    }
+}
