@@ -216,6 +216,10 @@ fn refused(mirror: &MirrorReport, refusal: Refusal) -> Vec<String> {
         Refusal::Unrelated => vec![format!(
             "the copies have no history in common; to keep one whole: `kagami resync {name} --full --from local` (overwrites {peer}'s copy) or `--from peer` (overwrites this one)"
         )],
+        Refusal::NewestLost => vec![
+            "the copy that is left lacks writes that were answered; put the disk right that failed, if that can be done, and start its daemon again".to_owned(),
+            format!("to go on without those writes, on the node whose disk is good: `kagami promote {name} --force`"),
+        ],
         Refusal::Impossible => vec![
             "one of the copies was cloned or restored from a backup; nothing was changed"
                 .to_owned(),
