@@ -291,16 +291,11 @@ impl Mirror {
 
     /// The peer asks to be Primary in this session.
     pub(super) fn on_promote_ask(&mut self, out: &mut Actions) -> Result<(), String> {
-        let asked = matches!(
-            self.promoting,
-            Some(Promoting {
-                stage: Promotion::Asked | Promotion::Granted,
-                ..
-            })
-        );
+        let stage = self.promoting.as_ref().map(|promoting| promoting.stage);
+        let asked = stage == Some(Promotion::Asked);
         let why = if self.is_primary() {
             Some(format!("node {} is Primary", self.me))
-        } else if asked && self.me < self.peer {
+        } else if stage == Some(Promotion::Granted) || (asked && self.me < self.peer) {
             Some(format!("node {} is being promoted itself", self.me))
         } else if self.stopping.is_some() {
             Some(format!("node {} is stopping", self.me))
