@@ -166,8 +166,8 @@ impl Store {
     }
 
     /// Ends an operation: carries it out and says what came of it. The blocks that now hold
-    /// something else are told to `landed`.
-    pub fn complete(&mut self, id: u64, landed: &mut impl FnMut(u64)) -> DiskResult {
+    /// something else are told to `landed`. `heard`: a daemon waits for it.
+    pub fn complete(&mut self, id: u64, heard: bool, landed: &mut impl FnMut(u64)) -> DiskResult {
         let InFlight { op, submitted, seen } = self.in_flight.remove(&id).expect("an operation under way");
         if self.failed {
             return Err(DiskFault::Io(EIO));
@@ -207,7 +207,7 @@ impl Store {
                 Ok(Bytes::new())
             }
             DiskOp::Flush => {
-                if std::mem::take(&mut self.fail_flush) {
+                if heard && std::mem::take(&mut self.fail_flush) {
                     self.forget(submitted);
                     return Err(DiskFault::Io(EIO));
                 }
@@ -433,7 +433,7 @@ mod tests {
 
     fn run(store: &mut Store, id: u64, op: DiskOp) -> DiskResult {
         store.submit(id, op, &mut Rng::new(id));
-        store.complete(id, &mut |_| {})
+        store.complete(id, true, &mut |_| {})
     }
 
     #[test]
@@ -445,8 +445,8 @@ mod tests {
         run(&mut store, 1, early).unwrap();
         store.submit(2, late, &mut rng);
         store.submit(3, DiskOp::Flush, &mut rng);
-        store.complete(2, &mut |_| {}).unwrap();
-        store.complete(3, &mut |_| {}).unwrap();
+        store.complete(2, true, &mut |_| {}).unwrap();
+        store.complete(3, true, &mut |_| {}).unwrap();
         assert_eq!(store.durable(1), first);
         assert_eq!(store.durable(2), ZEROES, "it ended after the flush had left");
         assert!(store.is_volatile(2) && !store.is_volatile(1));
@@ -486,7 +486,7 @@ mod tests {
             store.submit(1, op, &mut rng);
             assert_eq!(store.block(3), ZEROES);
             let mut dead = store.clone();
-            dead.complete(1, &mut |block| assert_eq!(block, 3)).unwrap();
+            dead.complete(1, false, &mut |block| assert_eq!(block, 3)).unwrap();
             assert_eq!(dead.block(3), values);
             store.crash(&mut rng);
             if store.block(3) == ZEROES { gone += 1 } else { there += 1 }

@@ -408,6 +408,7 @@ impl World {
     }
 
     fn end_disk(&mut self, node: usize, op: u64) -> Checked {
+        let heard = self.lives(node, op >> 40);
         let at = &mut self.nodes[node];
         if !at.store.has(op) {
             return Ok(()); // the machine crashed since
@@ -420,7 +421,7 @@ impl World {
         }
         let touched = &mut self.ghost.touched;
         let is_write = at.store.is_write(op);
-        let result = at.store.complete(op, &mut |block| {
+        let result = at.store.complete(op, heard, &mut |block| {
             touched.insert(block);
         });
         let (life, id) = (op >> 40, DiskId(op & ((1 << 40) - 1)));
