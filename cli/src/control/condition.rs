@@ -216,6 +216,10 @@ fn refused(mirror: &MirrorReport, refusal: Refusal) -> Vec<String> {
         Refusal::Unrelated => vec![format!(
             "the copies have no history in common; to keep one whole: `kagami resync {name} --full --from local` (overwrites {peer}'s copy) or `--from peer` (overwrites this one)"
         )],
+        Refusal::NewestLost => vec![
+            "put the disk of the node that went on alone back, and start kagami there again: nothing is lost then".to_owned(),
+            format!("if that disk is gone for good, the other copy is the newest left: there, `kagami promote {name} --force` (loses what was written alone)"),
+        ],
         Refusal::Impossible => vec![
             "one of the copies was cloned or restored from a backup; nothing was changed"
                 .to_owned(),

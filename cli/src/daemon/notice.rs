@@ -297,6 +297,9 @@ pub fn outcome(verdict: &Verdict, names: &impl Names) -> String {
             Refused::BothStale => "refused: no good copy is left",
             Refused::SplitBrain => "refused: split brain, both copies went on alone",
             Refused::Unrelated => "refused: the copies have no history in common",
+            Refused::NewestLost => {
+                "refused: the only copy with what was answered last has lost its disk"
+            }
             Refused::Impossible => "refused: a copy was cloned or restored",
         }
         .to_owned(),
@@ -314,6 +317,7 @@ pub fn refusal(verdict: &Verdict) -> Option<Refusal> {
         Refused::BothStale => Refusal::BothStale,
         Refused::SplitBrain => Refusal::SplitBrain,
         Refused::Unrelated => Refusal::Unrelated,
+        Refused::NewestLost => Refusal::NewestLost,
         Refused::Impossible => Refusal::Impossible,
     })
 }

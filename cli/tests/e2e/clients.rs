@@ -37,19 +37,50 @@ fn over_a_unix_socket() {
     assert!(succeed(program("nbdsh").args(["-u", &at, "-c", WORK])).contains("all done"));
 
     // A whole image in, and out again.
-    let (image, out) = (beside(&pair.nodes.alpha, "image"), beside(&pair.nodes.alpha, "out"));
+    let (image, out) = (
+        beside(&pair.nodes.alpha, "image"),
+        beside(&pair.nodes.alpha, "out"),
+    );
     let bytes = noise(64 * MIB, 7);
     fs::write(&image, &bytes).expect("an image");
     succeed(program("nbdcopy").arg("--flush").arg(&image).arg(&at));
     succeed(program("nbdcopy").arg(&at).arg(&out));
-    assert!(fs::read(&out).expect("the copy") == bytes, "nbdcopy read something else");
+    assert!(
+        fs::read(&out).expect("the copy") == bytes,
+        "nbdcopy read something else"
+    );
 
     // qemu writes, and reads what others wrote.
-    let qemu = format!("driver=nbd,server.type=unix,server.path={},export={MIRROR}", socket(&pair));
-    let script = ["-c", "write -P 0xa5 1M 2M", "-c", "write -f -P 0x5a 8k 4k", "-c", "flush",
-        "-c", "read -P 0xa5 1M 2M", "-c", "write -z 5M 1M", "-c", "read -P 0 5M 1M", "-c", "discard 7M 1M"];
-    succeed(program("qemu-io").arg("--image-opts").arg(&qemu).args(script));
-    assert_eq!(get(&mut pair.on_alpha(), MIB, 2 * MIB), vec![0xa5; 2 * MIB as usize]);
+    let qemu = format!(
+        "driver=nbd,server.type=unix,server.path={},export={MIRROR}",
+        socket(&pair)
+    );
+    let script = [
+        "-c",
+        "write -P 0xa5 1M 2M",
+        "-c",
+        "write -f -P 0x5a 8k 4k",
+        "-c",
+        "flush",
+        "-c",
+        "read -P 0xa5 1M 2M",
+        "-c",
+        "write -z 5M 1M",
+        "-c",
+        "read -P 0 5M 1M",
+        "-c",
+        "discard 7M 1M",
+    ];
+    succeed(
+        program("qemu-io")
+            .arg("--image-opts")
+            .arg(&qemu)
+            .args(script),
+    );
+    assert_eq!(
+        get(&mut pair.on_alpha(), MIB, 2 * MIB),
+        vec![0xa5; 2 * MIB as usize]
+    );
     succeed(program("qemu-img").args(["info", "--image-opts", &qemu]));
 
     fio(&at, &pair);
@@ -57,7 +88,9 @@ fn over_a_unix_socket() {
 }
 
 fn socket(pair: &Pair) -> String {
-    let path = ok(kagami::commands::demo::scratch::Scratch::socket(&pair.nodes.alpha));
+    let path = ok(kagami::commands::demo::scratch::Scratch::socket(
+        &pair.nodes.alpha,
+    ));
     path.display().to_string()
 }
 
@@ -65,8 +98,20 @@ fn socket(pair: &Pair) -> String {
 fn fio(uri: &str, pair: &Pair) {
     let output = succeed(
         program("fio")
-            .args(["--name=mirror", "--ioengine=nbd", "--rw=randwrite", "--bs=4k", "--iodepth=16"])
-            .args(["--size=16M", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--fsync=64"])
+            .args([
+                "--name=mirror",
+                "--ioengine=nbd",
+                "--rw=randwrite",
+                "--bs=4k",
+                "--iodepth=16",
+            ])
+            .args([
+                "--size=16M",
+                "--verify=crc32c",
+                "--do_verify=1",
+                "--verify_fatal=1",
+                "--fsync=64",
+            ])
             .arg(format!("--uri={uri}"))
             .current_dir(pair.nodes.alpha.folder()),
     );
@@ -83,7 +128,12 @@ fn append(pair: &Pair, section: &str) {
     let file = pair.nodes.alpha.config();
     let text = fs::read_to_string(&file).expect("the configuration");
     fs::write(&file, format!("{text}\n{section}")).expect("written");
-    succeed(std::process::Command::new(KAGAMI).arg("--config").arg(&file).args(["config", "check"]));
+    succeed(
+        std::process::Command::new(KAGAMI)
+            .arg("--config")
+            .arg(&file)
+            .args(["config", "check"]),
+    );
 }
 
 #[test]
@@ -95,7 +145,10 @@ fn over_tcp() {
     pair.promote_alpha();
     let at = format!("nbd://127.0.0.1:{port}/{MIRROR}");
     assert!(succeed(program("nbdsh").args(["-u", &at, "-c", WORK])).contains("all done"));
-    assert!(succeed(program("nbdinfo").args(["--list", &format!("nbd://127.0.0.1:{port}")])).contains(MIRROR));
+    assert!(
+        succeed(program("nbdinfo").args(["--list", &format!("nbd://127.0.0.1:{port}")]))
+            .contains(MIRROR)
+    );
     fio(&at, &pair);
     pair.stop_and_compare();
 }
@@ -107,7 +160,8 @@ fn over_tls_with_client_certificates_and_nobody_else() {
     let stranger = beside(&pair.nodes.alpha, "stranger");
     certificates(&pki);
     certificates(&stranger);
-    fs::copy(pki.join("ca-cert.pem"), stranger.join("ca-cert.pem")).expect("the stranger trusts the server");
+    fs::copy(pki.join("ca-cert.pem"), stranger.join("ca-cert.pem"))
+        .expect("the stranger trusts the server");
     let port = tcp_port();
     let at = pki.display();
     append(
@@ -130,9 +184,15 @@ fn over_tls_with_client_certificates_and_nobody_else() {
         command
     };
     assert!(succeed(&mut nbdsh(&pki)).contains("all done"));
-    assert!(!finish(&mut nbdsh(&stranger)).status.success(), "a stranger got in");
+    assert!(
+        !finish(&mut nbdsh(&stranger)).status.success(),
+        "a stranger got in"
+    );
     let plain = format!("nbd://127.0.0.1:{port}/{MIRROR}");
-    assert!(!finish(program("nbdinfo").arg(&plain)).status.success(), "served without TLS");
+    assert!(
+        !finish(program("nbdinfo").arg(&plain)).status.success(),
+        "served without TLS"
+    );
     pair.stop_and_compare();
 }
 
@@ -142,8 +202,21 @@ fn certificates(folder: &Path) {
     let openssl = |args: &[&str]| {
         succeed(program("openssl").args(args).current_dir(folder));
     };
-    let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
-    let mut ca = vec!["req", "-x509", "-days", "3650", "-subj", "/CN=kagami test authority"];
+    let key = [
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+    ];
+    let mut ca = vec![
+        "req",
+        "-x509",
+        "-days",
+        "3650",
+        "-subj",
+        "/CN=kagami test authority",
+    ];
     ca.extend(key);
     ca.extend(["-keyout", "ca-key.pem", "-out", "ca-cert.pem"]);
     openssl(&ca);
@@ -154,12 +227,26 @@ fn certificates(folder: &Path) {
         args.extend(key);
         args.extend(["-keyout", &key_file, "-out", &request]);
         openssl(&args);
-        let extensions = format!("extendedKeyUsage={usage}\nsubjectAltName=DNS:localhost,IP:127.0.0.1\n");
+        let extensions =
+            format!("extendedKeyUsage={usage}\nsubjectAltName=DNS:localhost,IP:127.0.0.1\n");
         fs::write(folder.join("extensions"), extensions).expect("written");
         let certificate = format!("{name}-cert.pem");
         openssl(&[
-            "x509", "-req", "-days", "3650", "-in", &request, "-CA", "ca-cert.pem", "-CAkey", "ca-key.pem",
-            "-CAcreateserial", "-extfile", "extensions", "-out", &certificate,
+            "x509",
+            "-req",
+            "-days",
+            "3650",
+            "-in",
+            &request,
+            "-CA",
+            "ca-cert.pem",
+            "-CAkey",
+            "ca-key.pem",
+            "-CAcreateserial",
+            "-extfile",
+            "extensions",
+            "-out",
+            &certificate,
         ]);
     }
 }
@@ -168,9 +255,16 @@ fn certificates(folder: &Path) {
 fn a_secondary_serves_nobody_and_says_where_to_go() {
     let mut pair = pair("always", "32M");
     // libnbd shows a server's words only when it is asked to.
-    let output = finish(program("nbdinfo").arg(uri(&pair.nodes.beta)).env("LIBNBD_DEBUG", "1"));
+    let output = finish(
+        program("nbdinfo")
+            .arg(uri(&pair.nodes.beta))
+            .env("LIBNBD_DEBUG", "1"),
+    );
     let words = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success(), "a Secondary served");
-    assert!(words.contains("Primary") || words.contains("alpha"), "{words}");
+    assert!(
+        words.contains("Primary") || words.contains("alpha"),
+        "{words}"
+    );
     down(&mut pair.nodes.alpha);
 }

@@ -11,7 +11,13 @@ use crate::support::{DEADLINE, MIB, ok, pair, until, up};
 const LOADED: std::ops::Range<u64> = 0..32 * MIB;
 
 fn load_on(node: &Node, journal: Journal) -> Load {
-    let load = Load::start(&ok(Scratch::socket(node)), MIRROR, LOADED, DEADLINE, journal);
+    let load = Load::start(
+        &ok(Scratch::socket(node)),
+        MIRROR,
+        LOADED,
+        DEADLINE,
+        journal,
+    );
     let before = load.progress().flushes();
     flushes_after(&load, before, 4);
     load
@@ -31,14 +37,23 @@ fn a_secondary_that_is_killed_under_load_is_resynchronised_from_the_marks() {
     until(&mut pair.nodes.alpha, Condition::Alone);
     flushes_after(&load, load.progress().flushes(), 4);
     let (mut journal, fault) = load.stop();
-    assert!(fault.is_none(), "a write failed when the Secondary died: {fault:?}");
+    assert!(
+        fault.is_none(),
+        "a write failed when the Secondary died: {fault:?}"
+    );
 
     let before = ok(pair.nodes.alpha.mirror(MIRROR));
     assert!(before.marked_bytes > 0, "{before:?}");
     up(&mut pair.nodes.beta);
-    let after = ok(pair.nodes.alpha.wait(MIRROR, "the end of the resync", DEADLINE, in_sync));
+    let after = ok(pair
+        .nodes
+        .alpha
+        .wait(MIRROR, "the end of the resync", DEADLINE, in_sync));
     let sent = after.counters.resync_bytes - before.counters.resync_bytes;
-    assert!(sent > 0 && sent * 100 <= before.marked_bytes * 105, "{sent} sent, {before:?}");
+    assert!(
+        sent > 0 && sent * 100 <= before.marked_bytes * 105,
+        "{sent} sent, {before:?}"
+    );
 
     let found = journal.check(&mut pair.on_alpha()).expect("reads");
     assert!(found.promised > 0 && found.broken.is_empty(), "{found:?}");
@@ -53,7 +68,9 @@ fn a_primary_that_is_killed_under_load_loses_nothing_that_was_flushed() {
     let (mut journal, fault) = load.stop();
     assert!(fault.is_some(), "a load that outlives its daemon");
     ok(wait_until("beta", "a promotion", DEADLINE, || {
-        ok(pair.nodes.beta.try_run(&["promote", MIRROR])).success.then_some(())
+        ok(pair.nodes.beta.try_run(&["promote", MIRROR]))
+            .success
+            .then_some(())
     }));
     until(&mut pair.nodes.beta, Condition::Alone);
     let found = journal.check(&mut pair.on_beta()).expect("reads");
@@ -64,7 +81,10 @@ fn a_primary_that_is_killed_under_load_loses_nothing_that_was_flushed() {
     up(&mut pair.nodes.alpha);
     ok(pair.nodes.wait_in_sync(DEADLINE));
     let (mut journal, fault) = load.stop();
-    assert!(fault.is_none(), "a write failed when the old Primary came back: {fault:?}");
+    assert!(
+        fault.is_none(),
+        "a write failed when the old Primary came back: {fault:?}"
+    );
     let found = journal.check(&mut pair.on_beta()).expect("reads");
     assert!(found.broken.is_empty(), "{found:?}");
     pair.stop_and_compare();
@@ -78,9 +98,12 @@ fn a_target_that_is_killed_in_its_resync_goes_on_where_it_was() {
     until(&mut pair.nodes.alpha, Condition::Alone);
     for _ in 0..3 {
         up(&mut pair.nodes.beta);
-        ok(pair.nodes.alpha.wait(MIRROR, "a resync to begin", DEADLINE, |state| {
-            state.condition == Condition::Resynchronising || in_sync(state)
-        }));
+        ok(pair
+            .nodes
+            .alpha
+            .wait(MIRROR, "a resync to begin", DEADLINE, |state| {
+                state.condition == Condition::Resynchronising || in_sync(state)
+            }));
         ok(pair.nodes.beta.kill());
         until(&mut pair.nodes.alpha, Condition::Alone);
     }

@@ -10,14 +10,26 @@ use kagami::commands::demo::scratch::{MIRROR, in_sync};
 use kagami::config::Config;
 use kagami::control::report::{Condition, MirrorReport};
 
-use crate::support::{DEADLINE, Pair, beside, down, laid_out, noise, ok, pair, put, refused, succeed, until, up};
+use crate::support::{
+    DEADLINE, Pair, beside, down, laid_out, noise, ok, pair, put, refused, succeed, until, up,
+};
 
 #[test]
 fn commands_without_a_daemon_say_so() {
     let pair = laid_out("never", "16M");
-    for args in [&["status"][..], &["promote", MIRROR], &["down"], &["events"], &["resync", MIRROR], &["reload"]] {
+    for args in [
+        &["status"][..],
+        &["promote", MIRROR],
+        &["down"],
+        &["events"],
+        &["resync", MIRROR],
+        &["reload"],
+    ] {
         let words = refused(&pair.nodes.alpha, args, 3);
-        assert!(words.contains("no daemon") && words.contains("next:"), "{words}");
+        assert!(
+            words.contains("no daemon") && words.contains("next:"),
+            "{words}"
+        );
     }
 }
 
@@ -44,7 +56,9 @@ fn a_second_daemon_finds_the_store_taken() {
     command.arg("--config").arg(&other).arg("up");
     let log = folder.join("log");
     let file = fs::File::create(&log).expect("a log");
-    command.stdout(file.try_clone().expect("a log")).stderr(file);
+    command
+        .stdout(file.try_clone().expect("a log"))
+        .stderr(file);
     let mut second = command.spawn().expect("a second daemon");
     put(&mut pair.on_alpha(), 0, &noise(65536, 1));
     let words = || fs::read_to_string(&log).unwrap_or_default();
@@ -55,7 +69,10 @@ fn a_second_daemon_finds_the_store_taken() {
     second.wait().expect("ended");
     let refusal = refusal.unwrap_or_else(|error| panic!("{error}\n{}", words()));
     assert!(refusal.contains(MIRROR), "{refusal}");
-    assert!(in_sync(&ok(pair.nodes.alpha.mirror(MIRROR))), "the first daemon was disturbed");
+    assert!(
+        in_sync(&ok(pair.nodes.alpha.mirror(MIRROR))),
+        "the first daemon was disturbed"
+    );
     pair.stop_and_compare();
 }
 
@@ -67,10 +84,16 @@ fn a_stranger_with_the_peers_address_is_not_let_in() {
     pair.up();
     let log = pair.nodes.alpha.log();
     let other = pair.nodes.beta.log();
-    ok(wait_until("either node", "a word about the unknown key", DEADLINE, || {
-        let words = fs::read_to_string(&log).unwrap_or_default() + &fs::read_to_string(&other).unwrap_or_default();
-        (words.contains("fingerprint") || words.contains("key")).then_some(())
-    }));
+    ok(wait_until(
+        "either node",
+        "a word about the unknown key",
+        DEADLINE,
+        || {
+            let words = fs::read_to_string(&log).unwrap_or_default()
+                + &fs::read_to_string(&other).unwrap_or_default();
+            (words.contains("fingerprint") || words.contains("key")).then_some(())
+        },
+    ));
     let state = ok(pair.nodes.alpha.mirror(MIRROR));
     assert_eq!(state.condition, Condition::Connecting, "{state:?}");
 }
@@ -106,7 +129,10 @@ fn a_foreign_superblock_is_not_touched() {
     let foreign = vec![0x42; before.len()];
     fs::write(&metadata, &foreign).expect("written");
     let state = not_opened(&mut pair);
-    assert!(fs::read(&metadata).expect("the metadata") == foreign, "it was written to: {state:?}");
+    assert!(
+        fs::read(&metadata).expect("the metadata") == foreign,
+        "it was written to: {state:?}"
+    );
     // The right one back, and all is well.
     down(&mut pair.nodes.beta);
     fs::write(&metadata, &before).expect("written");
@@ -121,7 +147,13 @@ fn another_mirrors_metadata_is_refused() {
     let (_, metadata) = stores(&pair.nodes.beta);
     fs::copy(stores(&other.nodes.beta).1, &metadata).expect("a copy");
     let state = not_opened(&mut pair);
-    assert!(state.fault.as_ref().is_some_and(|fault| fault.contains("mirror")), "{state:?}");
+    assert!(
+        state
+            .fault
+            .as_ref()
+            .is_some_and(|fault| fault.contains("mirror")),
+        "{state:?}"
+    );
 }
 
 #[test]
@@ -140,7 +172,11 @@ fn truncated_metadata_is_refused() {
 fn one_flipped_bit_in_the_superblock_is_survived_or_told() {
     let mut pair = without_beta();
     let (_, metadata) = stores(&pair.nodes.beta);
-    let file = OpenOptions::new().read(true).write(true).open(&metadata).expect("the metadata");
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&metadata)
+        .expect("the metadata");
     let mut byte = [0];
     file.read_exact_at(&mut byte, 100).expect("read");
     file.write_all_at(&[byte[0] ^ 0x10], 100).expect("written");
@@ -176,9 +212,16 @@ fn init_does_not_overwrite_what_is_there() {
     let file = beside(&pair.nodes.alpha, "precious");
     fs::write(&file, noise(16 << 20, 3)).expect("a file");
     let path = file.display().to_string();
-    let printed = ok(pair.nodes.alpha.try_run(&["init", "other", "--size", "16M", "--backing", &path]));
+    let printed =
+        ok(pair
+            .nodes
+            .alpha
+            .try_run(&["init", "other", "--size", "16M", "--backing", &path]));
     assert!(!printed.success, "it took a used file: {}", printed.out);
-    assert!(fs::read(&file).expect("the file") == noise(16 << 20, 3), "the file was changed");
+    assert!(
+        fs::read(&file).expect("the file") == noise(16 << 20, 3),
+        "the file was changed"
+    );
 }
 
 #[test]
@@ -191,8 +234,14 @@ fn the_demo_refuses_a_folder_that_is_taken() {
         .output()
         .expect("it runs");
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    assert!(String::from_utf8_lossy(&output.stderr).contains("--dir"), "{output:?}");
-    assert!(folder.path().join("alpha").is_dir(), "it removed what it had not made");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("--dir"),
+        "{output:?}"
+    );
+    assert!(
+        folder.path().join("alpha").is_dir(),
+        "it removed what it had not made"
+    );
 }
 
 #[test]
@@ -214,7 +263,9 @@ fn the_scratch_pair_is_served_and_removed() {
     assert!(info.contains("33554432"), "{info}");
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("told to end");
-    let status = ok(wait_until("the demo", "its end", DEADLINE, || child.try_wait().ok().flatten()));
+    let status = ok(wait_until("the demo", "its end", DEADLINE, || {
+        child.try_wait().ok().flatten()
+    }));
     assert!(status.success(), "{status}");
     assert!(!dir.exists(), "it left its files");
 }

@@ -11,9 +11,12 @@ fn fork() -> Pair {
     put(&mut pair.on_alpha(), 0, &noise(4 * MIB, 1));
     ok(pair.nodes.alpha.run(&["disconnect", MIRROR]));
     ok(pair.nodes.beta.run(&["disconnect", MIRROR]));
-    ok(pair.nodes.beta.wait(MIRROR, "the end of the session", DEADLINE, |state| {
-        state.connection == Connection::StandAlone
-    }));
+    ok(pair
+        .nodes
+        .beta
+        .wait(MIRROR, "the end of the session", DEADLINE, |state| {
+            state.connection == Connection::StandAlone
+        }));
     ok(pair.nodes.beta.run(&["promote", MIRROR]));
     put(&mut pair.on_alpha(), 0, &noise(MIB, 2));
     put(&mut pair.on_beta(), MIB, &noise(2 * MIB, 3));
@@ -25,10 +28,16 @@ fn fork() -> Pair {
 fn told(pair: &mut Pair) {
     for node in [&mut pair.nodes.alpha, &mut pair.nodes.beta] {
         let state = until(node, Condition::SplitBrain);
-        assert!(state.next.iter().any(|line| line.contains("--from local")), "{state:?}");
+        assert!(
+            state.next.iter().any(|line| line.contains("--from local")),
+            "{state:?}"
+        );
         assert_eq!(ok(node.try_run(&["status", "--exit-code"])).code, Some(13));
         let screen = ok(node.run(&["status"]));
-        assert!(screen.contains("SPLIT BRAIN") && screen.contains("--from"), "{screen}");
+        assert!(
+            screen.contains("SPLIT BRAIN") && screen.contains("--from"),
+            "{screen}"
+        );
     }
 }
 
@@ -39,11 +48,17 @@ fn the_local_changes_win_where_that_is_said() {
     // It destroys something: without a terminal it needs --yes.
     refused(&pair.nodes.alpha, &["resync", MIRROR, "--from", "local"], 2);
     told(&mut pair);
-    ok(pair.nodes.alpha.run(&["resync", MIRROR, "--from", "local", "--yes"]));
+    ok(pair
+        .nodes
+        .alpha
+        .run(&["resync", MIRROR, "--from", "local", "--yes"]));
     ok(pair.nodes.wait_in_sync(DEADLINE));
     let mut client = pair.on_alpha();
     assert_eq!(get(&mut client, 0, MIB), noise(MIB, 2));
-    assert_eq!(get(&mut client, MIB, 3 * MIB), noise(4 * MIB, 1)[MIB as usize..]);
+    assert_eq!(
+        get(&mut client, MIB, 3 * MIB),
+        noise(4 * MIB, 1)[MIB as usize..]
+    );
     drop(client);
     pair.stop_and_compare();
 }
@@ -53,11 +68,18 @@ fn the_peers_changes_win_where_that_is_said() {
     let mut pair = fork();
     told(&mut pair);
     // A Primary's copy is not overwritten under its clients: it says what to do first.
-    let words = refused(&pair.nodes.alpha, &["resync", MIRROR, "--from", "peer", "--yes"], 1);
+    let words = refused(
+        &pair.nodes.alpha,
+        &["resync", MIRROR, "--from", "peer", "--yes"],
+        1,
+    );
     assert!(words.contains("kagami demote"), "{words}");
     told(&mut pair);
     ok(pair.nodes.alpha.run(&["demote", MIRROR]));
-    ok(pair.nodes.alpha.run(&["resync", MIRROR, "--from", "peer", "--yes"]));
+    ok(pair
+        .nodes
+        .alpha
+        .run(&["resync", MIRROR, "--from", "peer", "--yes"]));
     ok(pair.nodes.wait_in_sync(DEADLINE));
     let mut client = pair.on_beta();
     assert_eq!(get(&mut client, 0, MIB), noise(4 * MIB, 1)[..MIB as usize]);

@@ -35,8 +35,12 @@ pub fn laid_out(solo: &str, size: &str) -> Pair {
         protocol: "C".to_owned(),
         solo: solo.to_owned(),
     };
-    let nodes = Scratch::lay_out(Path::new(KAGAMI), &wanted, &mut quiet).unwrap_or_else(|e| panic!("{e}"));
-    Pair { nodes, _folder: folder }
+    let nodes =
+        Scratch::lay_out(Path::new(KAGAMI), &wanted, &mut quiet).unwrap_or_else(|e| panic!("{e}"));
+    Pair {
+        nodes,
+        _folder: folder,
+    }
 }
 
 /// Nobody listens.
@@ -104,19 +108,30 @@ pub fn client(node: &Node) -> Client {
 
 /// Waits for a state in a word.
 pub fn until(node: &mut Node, condition: Condition) -> MirrorReport {
-    ok(node.wait(MIRROR, condition.word(), DEADLINE, |state| state.condition == condition))
+    ok(node.wait(MIRROR, condition.word(), DEADLINE, |state| {
+        state.condition == condition
+    }))
 }
 
 /// A command that must end with `code`; its standard error.
 pub fn refused(node: &Node, args: &[&str], code: i32) -> String {
     let printed = ok(node.try_run(args));
-    assert_eq!(printed.code, Some(code), "{args:?}: {}{}", printed.out, printed.err);
+    assert_eq!(
+        printed.code,
+        Some(code),
+        "{args:?}: {}{}",
+        printed.out,
+        printed.err
+    );
     printed.err
 }
 
 /// The URI of a node's mirror on its Unix socket.
 pub fn uri(node: &Node) -> String {
-    format!("nbd+unix:///{MIRROR}?socket={}", ok(Scratch::socket(node)).display())
+    format!(
+        "nbd+unix:///{MIRROR}?socket={}",
+        ok(Scratch::socket(node)).display()
+    )
 }
 
 /// Bytes that are like no others.
@@ -133,7 +148,9 @@ pub fn noise(len: u64, seed: u64) -> Vec<u8> {
 /// Writes `bytes` at `offset` and flushes.
 pub fn put(client: &mut Client, offset: u64, bytes: &[u8]) {
     for (number, chunk) in bytes.chunks(MIB as usize).enumerate() {
-        client.write(offset + number as u64 * MIB, chunk).unwrap_or_else(|e| panic!("{e}"));
+        client
+            .write(offset + number as u64 * MIB, chunk)
+            .unwrap_or_else(|e| panic!("{e}"));
     }
     client.flush().unwrap_or_else(|e| panic!("{e}"));
 }
@@ -142,7 +159,9 @@ pub fn put(client: &mut Client, offset: u64, bytes: &[u8]) {
 pub fn get(client: &mut Client, offset: u64, len: u64) -> Vec<u8> {
     let mut bytes = vec![0; len as usize];
     for (number, chunk) in bytes.chunks_mut(MIB as usize).enumerate() {
-        client.read(offset + number as u64 * MIB, chunk).unwrap_or_else(|e| panic!("{e}"));
+        client
+            .read(offset + number as u64 * MIB, chunk)
+            .unwrap_or_else(|e| panic!("{e}"));
     }
     bytes
 }
@@ -195,7 +214,11 @@ pub fn succeed(command: &mut Command) -> String {
     let output = finish(command);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {}\n{text}\n{errors}", output.status);
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{text}\n{errors}",
+        output.status
+    );
     text
 }
 

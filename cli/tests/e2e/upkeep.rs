@@ -8,7 +8,9 @@ use kagami::commands::demo::scratch::{MIRROR, Scratch, in_sync};
 use kagami::config::Config;
 use kagami::control::report::Condition;
 
-use crate::support::{DEADLINE, MIB, client, down, get, laid_out, noise, ok, pair, put, refused, until, up};
+use crate::support::{
+    DEADLINE, MIB, client, down, get, laid_out, noise, ok, pair, put, refused, until, up,
+};
 
 #[test]
 fn verify_finds_what_was_changed_behind_its_back_and_repair_mends_it() {
@@ -27,13 +29,25 @@ fn verify_finds_what_was_changed_behind_its_back_and_repair_mends_it() {
     pair.up();
     ok(pair.nodes.wait_in_sync(DEADLINE));
 
-    let printed = ok(pair.nodes.alpha.try_run(&["verify", MIRROR, "--wait", "--json"]));
+    let printed = ok(pair
+        .nodes
+        .alpha
+        .try_run(&["verify", MIRROR, "--wait", "--json"]));
     assert_eq!(printed.code, Some(7), "{printed:?}");
-    assert!(printed.out.contains("\"different_bytes\":4096"), "{printed:?}");
-    let printed = ok(pair.nodes.alpha.try_run(&["verify", MIRROR, "--repair", "--wait", "--json"]));
+    assert!(
+        printed.out.contains("\"different_bytes\":4096"),
+        "{printed:?}"
+    );
+    let printed = ok(pair
+        .nodes
+        .alpha
+        .try_run(&["verify", MIRROR, "--repair", "--wait", "--json"]));
     assert!(printed.out.contains("\"repaired\":true"), "{printed:?}");
     ok(pair.nodes.wait_in_sync(DEADLINE));
-    let printed = ok(pair.nodes.alpha.try_run(&["verify", MIRROR, "--wait", "--json"]));
+    let printed = ok(pair
+        .nodes
+        .alpha
+        .try_run(&["verify", MIRROR, "--wait", "--json"]));
     assert_eq!(printed.code, Some(0), "{printed:?}");
     pair.stop_and_compare();
 }
@@ -45,10 +59,13 @@ fn an_invalidated_copy_is_fetched_again() {
     refused(&pair.nodes.beta, &["invalidate", MIRROR], 2);
     let before = ok(pair.nodes.alpha.mirror(MIRROR)).counters;
     ok(pair.nodes.beta.run(&["invalidate", MIRROR, "--yes"]));
-    ok(pair.nodes.alpha.wait(MIRROR, "the whole resync", DEADLINE, |state| {
-        let all = state.counters.resync_bytes + state.counters.resync_equal_bytes;
-        in_sync(state) && all >= before.resync_bytes + before.resync_equal_bytes + 8 * MIB
-    }));
+    ok(pair
+        .nodes
+        .alpha
+        .wait(MIRROR, "the whole resync", DEADLINE, |state| {
+            let all = state.counters.resync_bytes + state.counters.resync_equal_bytes;
+            in_sync(state) && all >= before.resync_bytes + before.resync_equal_bytes + 8 * MIB
+        }));
     pair.stop_and_compare();
 }
 
@@ -61,7 +78,11 @@ fn a_resync_is_held_and_goes_on() {
     for node in [&pair.nodes.alpha, &pair.nodes.beta] {
         let file = node.config();
         let text = fs::read_to_string(&file).expect("the configuration");
-        fs::write(&file, format!("{text}\n[mirror.{MIRROR}.resync]\nmax-rate = \"4MiB/s\"\n")).expect("written");
+        fs::write(
+            &file,
+            format!("{text}\n[mirror.{MIRROR}.resync]\nmax-rate = \"4MiB/s\"\n"),
+        )
+        .expect("written");
     }
     ok(pair.nodes.alpha.run(&["reload"]));
     up(&mut pair.nodes.beta);
@@ -79,24 +100,39 @@ fn a_resync_is_held_and_goes_on() {
 #[test]
 fn two_mirrors_on_one_pair_live_apart() {
     let mut pair = laid_out("always", "32M");
-    ok(pair.nodes.add_mirror("second", "16M", &mut crate::support::quiet));
+    ok(pair
+        .nodes
+        .add_mirror("second", "16M", &mut crate::support::quiet));
     pair.up();
     pair.promote_alpha();
-    ok(pair.nodes.beta.wait("second", "its meeting", DEADLINE, |state| {
-        state.condition == Condition::InSync
-    }));
+    ok(pair
+        .nodes
+        .beta
+        .wait("second", "its meeting", DEADLINE, |state| {
+            state.condition == Condition::InSync
+        }));
     ok(pair.nodes.beta.run(&["promote", "second"]));
     let config = Config::load(&pair.nodes.beta.config()).expect("a configuration");
-    let socket = &config.mirror("second").expect("the second mirror").nbd_socket;
+    let socket = &config
+        .mirror("second")
+        .expect("the second mirror")
+        .nbd_socket;
     let mut second = Client::connect(socket, "second", DEADLINE).expect("served by beta");
     put(&mut client(&pair.nodes.alpha), 0, &noise(4 * MIB, 5));
     put(&mut second, 0, &noise(4 * MIB, 6));
-    assert_eq!(get(&mut client(&pair.nodes.alpha), 0, 4 * MIB), noise(4 * MIB, 5));
+    assert_eq!(
+        get(&mut client(&pair.nodes.alpha), 0, 4 * MIB),
+        noise(4 * MIB, 5)
+    );
     assert_eq!(get(&mut second, 0, 4 * MIB), noise(4 * MIB, 6));
     second.disconnect();
     let copies = [&pair.nodes.alpha, &pair.nodes.beta].map(|node| {
         let config = Config::load(&node.config()).expect("a configuration");
-        config.mirror("second").expect("the second mirror").backing.clone()
+        config
+            .mirror("second")
+            .expect("the second mirror")
+            .backing
+            .clone()
     });
     pair.stop_and_compare();
     let [one, other] = copies.map(|path| fs::read(path).expect("a copy"));
@@ -107,7 +143,9 @@ fn two_mirrors_on_one_pair_live_apart() {
 fn protocols_a_and_b_serve_and_end_equal() {
     for protocol in ["A", "B"] {
         let mut pair = laid_out("always", "32M");
-        ok(pair.nodes.set("protocol", protocol, &mut crate::support::quiet));
+        ok(pair
+            .nodes
+            .set("protocol", protocol, &mut crate::support::quiet));
         pair.up();
         pair.promote_alpha();
         assert_eq!(ok(pair.nodes.alpha.mirror(MIRROR)).protocol, protocol);

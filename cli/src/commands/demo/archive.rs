@@ -85,12 +85,16 @@ pub fn find(want: u64, skip: usize) -> Result<Vec<PathBuf>, ArchiveError> {
     let mut skipped = 0;
     let mut folders: Vec<PathBuf> = PLACES.iter().rev().map(PathBuf::from).collect();
     while let Some(folder) = folders.pop() {
-        let Ok(listing) = fs::read_dir(&folder) else { continue };
+        let Ok(listing) = fs::read_dir(&folder) else {
+            continue;
+        };
         let mut paths: Vec<PathBuf> = listing.flatten().map(|entry| entry.path()).collect();
         paths.sort();
         for path in paths.into_iter().rev() {
             // A link could lead in circles.
-            let Ok(facts) = fs::symlink_metadata(&path) else { continue };
+            let Ok(facts) = fs::symlink_metadata(&path) else {
+                continue;
+            };
             if facts.is_dir() {
                 folders.push(path);
             } else if facts.is_file()
@@ -109,7 +113,11 @@ pub fn find(want: u64, skip: usize) -> Result<Vec<PathBuf>, ArchiveError> {
             }
         }
     }
-    if found.is_empty() { Err(ArchiveError::NoFiles) } else { Ok(found) }
+    if found.is_empty() {
+        Err(ArchiveError::NoFiles)
+    } else {
+        Ok(found)
+    }
 }
 
 /// Writes the files and their index from byte `base` on and flushes. A file that can't be read any
@@ -117,12 +125,24 @@ pub fn find(want: u64, skip: usize) -> Result<Vec<PathBuf>, ArchiveError> {
 ///
 /// # Errors
 /// The device fails.
-pub fn store(client: &mut Client, files: &[PathBuf], base: u64, end: u64) -> Result<Index, ArchiveError> {
+pub fn store(
+    client: &mut Client,
+    files: &[PathBuf],
+    base: u64,
+    end: u64,
+) -> Result<Index, ArchiveError> {
     let mut index = Index::default();
     let mut offset = DATA;
     for path in files {
-        let Some((len, sha256)) = store_file(client, path, base + offset, end)? else { continue };
-        index.files.push(Entry { name: path.clone(), offset, len, sha256 });
+        let Some((len, sha256)) = store_file(client, path, base + offset, end)? else {
+            continue;
+        };
+        index.files.push(Entry {
+            name: path.clone(),
+            offset,
+            len,
+            sha256,
+        });
         offset += len.next_multiple_of(BLOCK);
     }
     let json = serde_json::to_vec(&index).expect("an index is plain data");
@@ -131,7 +151,11 @@ pub fn store(client: &mut Client, files: &[PathBuf], base: u64, end: u64) -> Res
     head.extend(Sha256::digest(&json));
     head.extend(&json);
     head.resize(head.len().next_multiple_of(BLOCK as usize), 0);
-    assert!(head.len() as u64 <= DATA, "an index of {} bytes", head.len());
+    assert!(
+        head.len() as u64 <= DATA,
+        "an index of {} bytes",
+        head.len()
+    );
     client.settle()?;
     for (number, chunk) in head.chunks(CHUNK).enumerate() {
         client.write(base + (number * CHUNK) as u64, chunk)?;
@@ -148,7 +172,9 @@ fn store_file(
     end: u64,
 ) -> Result<Option<(u64, String)>, ArchiveError> {
     let mut content = Vec::new();
-    let Ok(mut file) = File::open(path) else { return Ok(None) };
+    let Ok(mut file) = File::open(path) else {
+        return Ok(None);
+    };
     if file.read_to_end(&mut content).is_err() {
         return Ok(None);
     }
@@ -183,7 +209,9 @@ pub fn check(client: &mut Client, base: u64) -> Result<(Index, Checked), Archive
     }
     let json = read(client, base + HEAD as u64, len)?;
     if Sha256::digest(&json)[..] != head[16..HEAD] {
-        return Err(ArchiveError::Damaged("the index has another SHA-256".to_owned()));
+        return Err(ArchiveError::Damaged(
+            "the index has another SHA-256".to_owned(),
+        ));
     }
     let index: Index = serde_json::from_slice(&json)
         .map_err(|error| ArchiveError::Damaged(format!("the index: {error}")))?;

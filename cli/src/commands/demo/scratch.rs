@@ -50,7 +50,10 @@ pub struct Scratch {
 /// Both copies are good, and every write goes to both.
 pub fn in_sync(state: &MirrorReport) -> bool {
     state.disk == Disk::UpToDate
-        && state.peer.as_ref().is_some_and(|peer| peer.disk == Disk::UpToDate)
+        && state
+            .peer
+            .as_ref()
+            .is_some_and(|peer| peer.disk == Disk::UpToDate)
         && state.replication == Replication::Established
 }
 
@@ -60,7 +63,11 @@ pub fn in_sync(state: &MirrorReport) -> bool {
 /// The system has none.
 pub fn free_port() -> Result<u16, DemoError> {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
-    let given = || GIVEN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let given = || {
+        GIVEN
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    };
     loop {
         let port = UdpSocket::bind("127.0.0.1:0")
             .and_then(|socket| socket.local_addr())
@@ -153,7 +160,15 @@ impl Scratch {
     ) -> Result<(), DemoError> {
         run(&self.alpha, &["init", name, "--size", size], tell)?;
         let offer = ["pair", name, "--address", "127.0.0.1"];
-        join(&mut self.alpha, &offer, "kgm1-", &self.beta, &["pair", "--join"], &[], tell)
+        join(
+            &mut self.alpha,
+            &offer,
+            "kgm1-",
+            &self.beta,
+            &["pair", "--join"],
+            &[],
+            tell,
+        )
     }
 
     fn add_witness(
@@ -168,7 +183,15 @@ impl Scratch {
         for node in [&self.alpha, &self.beta] {
             let offer = ["witness", "enrol", "--address", "127.0.0.1"];
             let (join_args, mirror) = (["arbiter", "join"], ["--mirror", MIRROR]);
-            join(&mut witness, &offer, "kgw1-", node, &join_args, &mirror, tell)?;
+            join(
+                &mut witness,
+                &offer,
+                "kgw1-",
+                node,
+                &join_args,
+                &mirror,
+                tell,
+            )?;
         }
         tell("witness", "kagami witness");
         witness.start(&["witness"])?;
@@ -187,7 +210,10 @@ impl Scratch {
         tell: &mut dyn FnMut(&str, &str),
     ) -> Result<(), DemoError> {
         for node in [&self.alpha, &self.beta] {
-            tell(node.name(), &format!("editor {}   # {key} = \"{value}\"", node.config().display()));
+            tell(
+                node.name(),
+                &format!("editor {}   # {key} = \"{value}\"", node.config().display()),
+            );
             edit(node, key, value)?;
         }
         Ok(())
@@ -231,7 +257,10 @@ impl Scratch {
 
     fn mirror_config(node: &Node) -> Result<crate::config::Mirror, DemoError> {
         let file = node.config();
-        let store = |what: String| DemoError::Store { path: file.clone(), what };
+        let store = |what: String| DemoError::Store {
+            path: file.clone(),
+            what,
+        };
         let config = Config::load(&file).map_err(|error| store(error.to_string()))?;
         config
             .mirror(MIRROR)
@@ -289,7 +318,10 @@ fn join(
     after: &[&str],
     tell: &mut dyn FnMut(&str, &str),
 ) -> Result<(), DemoError> {
-    tell(offer.name(), &format!("kagami {}", offer_args[..2].join(" ")));
+    tell(
+        offer.name(),
+        &format!("kagami {}", offer_args[..2].join(" ")),
+    );
     let (mut waiting, printed) = offer.begin(offer_args)?;
     let text = || fs::read_to_string(&printed).unwrap_or_default();
     let token = wait_until(offer.name(), "the line to paste", PATIENCE, || {
@@ -313,10 +345,16 @@ fn join(
     args.push(&token);
     args.extend(after);
     let short: String = token.chars().take(16).collect();
-    let told = format!("kagami {} {short}… {}", joiner_args.join(" "), after.join(" "));
+    let told = format!(
+        "kagami {} {short}… {}",
+        joiner_args.join(" "),
+        after.join(" ")
+    );
     tell(joiner.name(), told.trim_end());
     joiner.run(&args)?;
-    let end = wait_until(offer.name(), "the end of the pairing", PATIENCE, || waiting.ended())?;
+    let end = wait_until(offer.name(), "the end of the pairing", PATIENCE, || {
+        waiting.ended()
+    })?;
     if end.success() {
         return Ok(());
     }

@@ -89,24 +89,35 @@ impl<'a> Story<'a> {
     }
 
     fn alpha_client(&self) -> Result<Client, DemoError> {
-        Ok(Client::connect(&Scratch::socket(&self.pair.alpha)?, MIRROR, CLIENT_PATIENCE)?)
+        Ok(Client::connect(
+            &Scratch::socket(&self.pair.alpha)?,
+            MIRROR,
+            CLIENT_PATIENCE,
+        )?)
     }
 
     fn beta_client(&self) -> Result<Client, DemoError> {
-        Ok(Client::connect(&Scratch::socket(&self.pair.beta)?, MIRROR, CLIENT_PATIENCE)?)
+        Ok(Client::connect(
+            &Scratch::socket(&self.pair.beta)?,
+            MIRROR,
+            CLIENT_PATIENCE,
+        )?)
     }
 
     fn meet(&mut self) -> Result<(), DemoError> {
         let began = Instant::now();
-        self.pair.alpha.wait(MIRROR, "beta to be met", PATIENCE, |state| {
-            state.condition == Condition::InSync || in_sync(state)
-        })?;
+        self.pair
+            .alpha
+            .wait(MIRROR, "beta to be met", PATIENCE, |state| {
+                state.condition == Condition::InSync || in_sync(state)
+            })?;
         self.tell.say(&format!(
             "They have met, {} after the second daemon was started. Both stores read as zeroes, so there \
              is nothing to copy.",
             seconds(began.elapsed())
         ));
-        self.tell.command("alpha", &format!("kagami promote {MIRROR}"));
+        self.tell
+            .command("alpha", &format!("kagami promote {MIRROR}"));
         self.pair.alpha.run(&["promote", MIRROR])?;
         self.pair.wait_in_sync(PATIENCE)?;
         self.tell.command("alpha", "kagami status");
@@ -133,7 +144,8 @@ impl<'a> Story<'a> {
             units::size(size),
             seconds(time),
         ));
-        let ratio = state.counters.replicated_bytes as f64 / state.counters.write_bytes.max(1) as f64;
+        let ratio =
+            state.counters.replicated_bytes as f64 / state.counters.write_bytes.max(1) as f64;
         self.tell.say(&format!(
             "alpha sent {} to beta for {} that were written.",
             units::size(state.counters.replicated_bytes),
@@ -164,7 +176,10 @@ impl<'a> Story<'a> {
         self.tell.step("The Secondary dies");
         let socket = Scratch::socket(&self.pair.alpha)?;
         let load = self.start_load(&socket)?;
-        let (writes, id) = (load.progress().writes(), self.pair.beta.daemon_id().unwrap_or(0));
+        let (writes, id) = (
+            load.progress().writes(),
+            self.pair.beta.daemon_id().unwrap_or(0),
+        );
         self.tell.say(&format!(
             "An application writes to the mirror all the time now ({} writes so far). In the middle of it \
              beta's daemon gets SIGKILL:",
@@ -173,18 +188,24 @@ impl<'a> Story<'a> {
         self.tell.command("beta", &format!("kill -9 {id}"));
         let killed = Instant::now();
         self.pair.beta.kill()?;
-        let state = self.pair.alpha.wait(MIRROR, "permission to go on alone", PATIENCE, |state| {
-            state.condition == Condition::Alone
-        })?;
+        let state =
+            self.pair
+                .alpha
+                .wait(MIRROR, "permission to go on alone", PATIENCE, |state| {
+                    state.condition == Condition::Alone
+                })?;
         let alone = killed.elapsed();
         let flushes = load.progress().flushes();
-        wait_until("the application", "flushes after the loss", PATIENCE, || {
-            (load.progress().flushes() >= flushes + 8 || load.has_ended()).then_some(())
-        })?;
+        wait_until(
+            "the application",
+            "flushes after the loss",
+            PATIENCE,
+            || (load.progress().flushes() >= flushes + 8 || load.has_ended()).then_some(()),
+        )?;
         let longest = load.progress().longest_wait();
         // Other files, where this machine has so many.
-        let files = archive::find(SECOND_FILES, self.files)
-            .or_else(|_| archive::find(SECOND_FILES, 0))?;
+        let files =
+            archive::find(SECOND_FILES, self.files).or_else(|_| archive::find(SECOND_FILES, 0))?;
         let mut client = self.alpha_client()?;
         self.second = archive::store(&mut client, &files, SECOND.start, SECOND.end)?;
         client.disconnect();
@@ -208,10 +229,13 @@ impl<'a> Story<'a> {
         self.tell.command("alpha", "kagami status");
         let screen = self.pair.alpha.screen(&self.look)?;
         self.tell.quote(&screen);
-        self.tell.prove(fault.is_none(), &match &fault {
-            None => "no write failed when the Secondary died".to_owned(),
-            Some(fault) => format!("no write fails when the Secondary dies: {fault}"),
-        });
+        self.tell.prove(
+            fault.is_none(),
+            &match &fault {
+                None => "no write failed when the Secondary died".to_owned(),
+                Some(fault) => format!("no write fails when the Secondary dies: {fault}"),
+            },
+        );
         self.tell.prove(
             by.contains("arbiter"),
             "alpha goes on only because the witness said so",
@@ -236,7 +260,8 @@ impl<'a> Story<'a> {
         let before = self.pair.alpha.mirror(MIRROR)?.counters;
         let began = Instant::now();
         self.pair.beta.start(&["up"])?;
-        let moved = self.watch_resync(true, began, before.resync_bytes, before.resync_equal_bytes)?;
+        let moved =
+            self.watch_resync(true, began, before.resync_bytes, before.resync_equal_bytes)?;
         self.tell_resync("the Secondary's resync", &moved);
         Ok(())
     }
@@ -250,23 +275,32 @@ impl<'a> Story<'a> {
         equal_before: u64,
     ) -> Result<Resynced, DemoError> {
         let (tell, pair) = (&mut *self.tell, &mut self.pair);
-        let source = if alpha_is_source { &mut pair.alpha } else { &mut pair.beta };
+        let source = if alpha_is_source {
+            &mut pair.alpha
+        } else {
+            &mut pair.beta
+        };
         let name = source.name().to_owned();
         let (mut marked, mut shown, mut first_seen) = (0, None, None);
-        let state = source.wait(MIRROR, "the resynchronisation to end", 2 * PATIENCE, |state| {
-            if let Some(progress) = &state.progress {
-                marked = marked.max(progress.total_bytes);
-                first_seen.get_or_insert_with(Instant::now);
-                let quarter = progress.done_bytes * 4 / progress.total_bytes.max(1);
-                if shown != Some(quarter) {
-                    shown = Some(quarter);
-                    tell.quote(&progress_line(state));
+        let state = source.wait(
+            MIRROR,
+            "the resynchronisation to end",
+            2 * PATIENCE,
+            |state| {
+                if let Some(progress) = &state.progress {
+                    marked = marked.max(progress.total_bytes);
+                    first_seen.get_or_insert_with(Instant::now);
+                    let quarter = progress.done_bytes * 4 / progress.total_bytes.max(1);
+                    if shown != Some(quarter) {
+                        shown = Some(quarter);
+                        tell.quote(&progress_line(state));
+                    }
+                } else if state.condition != Condition::InSync {
+                    marked = marked.max(state.marked_bytes);
                 }
-            } else if state.condition != Condition::InSync {
-                marked = marked.max(state.marked_bytes);
-            }
-            in_sync(state)
-        })?;
+                in_sync(state)
+            },
+        )?;
         let time = began.elapsed();
         if let Some(first_seen) = first_seen {
             let sent = state.counters.resync_bytes - sent_before;
@@ -324,7 +358,10 @@ impl<'a> Story<'a> {
         self.tell.step("The Primary dies");
         let socket = Scratch::socket(&self.pair.alpha)?;
         let load = self.start_load(&socket)?;
-        let (writes, id) = (load.progress().writes(), self.pair.alpha.daemon_id().unwrap_or(0));
+        let (writes, id) = (
+            load.progress().writes(),
+            self.pair.alpha.daemon_id().unwrap_or(0),
+        );
         self.tell.say(&format!(
             "The application writes again, flushes now and then, and notes what a flush has promised it. \
              After {} writes and {} flushes alpha gets SIGKILL:",
@@ -341,7 +378,8 @@ impl<'a> Story<'a> {
             "beta waits until alpha can no longer be answering anybody (its lease), asks the witness, and \
              becomes Primary:",
         );
-        self.tell.command("beta", &format!("kagami promote {MIRROR}"));
+        self.tell
+            .command("beta", &format!("kagami promote {MIRROR}"));
         // Refused while alpha may still be serving: a failover manager would ask again, and so do we.
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -363,7 +401,11 @@ impl<'a> Story<'a> {
         client.read(0, &mut first)?;
         let takeover = killed.elapsed();
         client.disconnect();
-        self.pair.beta.wait(MIRROR, "beta to serve", PATIENCE, |state| state.role == Role::Primary)?;
+        self.pair
+            .beta
+            .wait(MIRROR, "beta to serve", PATIENCE, |state| {
+                state.role == Role::Primary
+            })?;
         self.tell.command("beta", "kagami status");
         let screen = self.pair.beta.screen(&self.look)?;
         self.tell.quote(&screen);
@@ -371,12 +413,17 @@ impl<'a> Story<'a> {
             "{} after alpha's death beta answers its first read.",
             seconds(takeover)
         ));
-        self.tell.remember("Primary killed", seconds(takeover), "until the other node served");
+        self.tell.remember(
+            "Primary killed",
+            seconds(takeover),
+            "until the other node served",
+        );
         Ok(())
     }
 
     fn read_everything_back(&mut self) -> Result<(), DemoError> {
-        self.tell.step("Everything is read back from the other node");
+        self.tell
+            .step("Everything is read back from the other node");
         let mut client = self.beta_client()?;
         for (base, index, when) in [
             (FIRST.start, &self.first, "written before any fault"),
@@ -392,7 +439,8 @@ impl<'a> Story<'a> {
             if let Some(bad) = checked.bad.first() {
                 words.push_str(&format!("; {} is not", bad.display()));
             }
-            self.tell.prove(found == *index && checked.bad.is_empty(), &words);
+            self.tell
+                .prove(found == *index && checked.bad.is_empty(), &words);
         }
         let found = self.journal.check(&mut client)?;
         client.disconnect();
@@ -414,16 +462,23 @@ impl<'a> Story<'a> {
     fn tell_found(&mut self, found: &Found) {
         let newer = match found.newer {
             0 => "no other write came between".to_owned(),
-            newer => format!("{} newer ones that were on their way are there whole", units::count(newer as u64)),
+            newer => format!(
+                "{} newer ones that were on their way are there whole",
+                units::count(newer as u64)
+            ),
         };
         let mut words = format!(
             "each of {} blocks that a flush had promised is there; {newer}",
             units::count(found.promised as u64),
         );
         if let Some(broken) = found.broken.first() {
-            words = format!("{words}: {} blocks are not right, such as {broken}", found.broken.len());
+            words = format!(
+                "{words}: {} blocks are not right, such as {broken}",
+                found.broken.len()
+            );
         }
-        self.tell.prove(found.promised > 0 && found.broken.is_empty(), &words);
+        self.tell
+            .prove(found.promised > 0 && found.broken.is_empty(), &words);
     }
 
     fn bring_the_old_primary_back(&mut self) -> Result<(), DemoError> {
@@ -432,7 +487,8 @@ impl<'a> Story<'a> {
         let load = self.start_load(&socket)?;
         let (journal, fault) = load.stop();
         self.journal = journal;
-        self.tell.prove(fault.is_none(), "beta takes writes meanwhile");
+        self.tell
+            .prove(fault.is_none(), "beta takes writes meanwhile");
         self.tell.say(
             "Where alpha was cut off it may hold writes that nobody was promised. Its own log names the regions, \
              4 MiB each, that it was writing to; these and what beta has marked are compared by checksum, and \
@@ -442,7 +498,8 @@ impl<'a> Story<'a> {
         let before = self.pair.beta.mirror(MIRROR)?.counters;
         let began = Instant::now();
         self.pair.alpha.start(&["up"])?;
-        let moved = self.watch_resync(false, began, before.resync_bytes, before.resync_equal_bytes)?;
+        let moved =
+            self.watch_resync(false, began, before.resync_bytes, before.resync_equal_bytes)?;
         self.tell_resync("the old Primary's resync", &moved);
         Ok(())
     }
@@ -453,8 +510,12 @@ impl<'a> Story<'a> {
         let found = self.journal.check(&mut client)?;
         client.disconnect();
         self.tell_found(&found);
-        self.tell.say("Both daemons stop cleanly, the Primary first, and their files are compared:");
-        let files = (Scratch::backing(&self.pair.alpha)?, Scratch::backing(&self.pair.beta)?);
+        self.tell
+            .say("Both daemons stop cleanly, the Primary first, and their files are compared:");
+        let files = (
+            Scratch::backing(&self.pair.alpha)?,
+            Scratch::backing(&self.pair.beta)?,
+        );
         for node in [&mut self.pair.beta, &mut self.pair.alpha] {
             self.tell.command(node.name(), "kagami down");
             node.run(&["down"])?;
@@ -472,15 +533,21 @@ impl<'a> Story<'a> {
                 Some(at) => format!("both copies are the same: they differ at byte {at}"),
             },
         );
-        let words = difference.map_or_else(|| "not one byte differs".to_owned(), |at| format!("differ at byte {at}"));
-        self.tell.remember("both disks compared", units::size(SIZE), &words);
+        let words = difference.map_or_else(
+            || "not one byte differs".to_owned(),
+            |at| format!("differ at byte {at}"),
+        );
+        self.tell
+            .remember("both disks compared", units::size(SIZE), &words);
         Ok(())
     }
 }
 
 /// The line of `kagami status` that shows how a resynchronisation goes.
 fn progress_line(state: &MirrorReport) -> String {
-    let Some(progress) = &state.progress else { return String::new() };
+    let Some(progress) = &state.progress else {
+        return String::new();
+    };
     format!(
         "resync  {} of {} marked   {}",
         units::percent(progress.done_bytes, progress.total_bytes),
