@@ -330,7 +330,7 @@ fn refused_handshakes() {
         refused(
             2,
             "Diskless",
-            "refused: the only copy with what was answered last has lost its disk",
+            "refused: the only copy with what was answered has lost its disk",
             Refusal::NewestLost,
         ),
         Condition::Refused,

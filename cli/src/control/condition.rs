@@ -217,8 +217,8 @@ fn refused(mirror: &MirrorReport, refusal: Refusal) -> Vec<String> {
             "the copies have no history in common; to keep one whole: `kagami resync {name} --full --from local` (overwrites {peer}'s copy) or `--from peer` (overwrites this one)"
         )],
         Refusal::NewestLost => vec![
-            "put the disk of the node that went on alone back, and start kagami there again: nothing is lost then".to_owned(),
-            format!("if that disk is gone for good, the other copy is the newest left: there, `kagami promote {name} --force` (loses what was written alone)"),
+            "the copy that is left lacks writes that were answered; put the disk right that failed, if that can be done, and start its daemon again".to_owned(),
+            format!("to go on without those writes, on the node whose disk is good: `kagami promote {name} --force`"),
         ],
         Refusal::Impossible => vec![
             "one of the copies was cloned or restored from a backup; nothing was changed"

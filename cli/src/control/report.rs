@@ -183,7 +183,7 @@ words! {
         SplitBrain = "split-brain",
         /// Nothing in common.
         Unrelated = "unrelated",
-        /// The only copy with what was answered last has lost its disk.
+        /// The only copy with what was answered has lost its disk.
         NewestLost = "newest-lost",
         /// What the protocol rules out: a cloned or restored disk.
         Impossible = "impossible",

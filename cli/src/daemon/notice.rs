@@ -298,7 +298,7 @@ pub fn outcome(verdict: &Verdict, names: &impl Names) -> String {
             Refused::SplitBrain => "refused: split brain, both copies went on alone",
             Refused::Unrelated => "refused: the copies have no history in common",
             Refused::NewestLost => {
-                "refused: the only copy with what was answered last has lost its disk"
+                "refused: the only copy with what was answered has lost its disk"
             }
             Refused::Impossible => "refused: a copy was cloned or restored",
         }

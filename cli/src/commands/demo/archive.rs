@@ -4,6 +4,7 @@
 //! and from [`DATA`] on the files, each at a multiple of 4096. Whoever reads it back needs nothing but
 //! the device.
 
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -242,5 +243,9 @@ fn read(client: &mut Client, offset: u64, len: u64) -> Result<Vec<u8>, ClientErr
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
 }

@@ -1,5 +1,6 @@
 //! The demonstration: what a mirror is for, shown on real files, each claim proved or the whole fails.
 
+use std::fmt::Write as _;
 use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -437,7 +438,7 @@ impl<'a> Story<'a> {
                 units::size(checked.bytes)
             );
             if let Some(bad) = checked.bad.first() {
-                words.push_str(&format!("; {} is not", bad.display()));
+                let _ = write!(words, "; {} is not", bad.display());
             }
             self.tell
                 .prove(found == *index && checked.bad.is_empty(), &words);
