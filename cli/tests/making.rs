@@ -78,22 +78,24 @@ impl Node {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap());
-        loop {
+        let mut token = None;
+        while token.is_none() {
             let mut line = String::new();
             if lines.read_line(&mut line).unwrap() == 0 {
-                let mut why = String::new();
-                child
-                    .stderr
-                    .take()
-                    .unwrap()
-                    .read_to_string(&mut why)
-                    .unwrap();
-                panic!("no token: {why}");
+                break;
             }
-            let token = line.split_whitespace().find(|word| word.starts_with("kg"));
-            if let Some(token) = token.filter(|word| word.contains("1-")) {
-                return (child, lines, token.to_owned());
-            }
+            token = line
+                .split_whitespace()
+                .find(|word| word.starts_with("kg") && word.contains("1-"))
+                .map(str::to_owned);
+        }
+        if let Some(token) = token {
+            (child, lines, token)
+        } else {
+            let mut why = String::new();
+            let mut stderr = child.stderr.take().unwrap();
+            stderr.read_to_string(&mut why).unwrap();
+            panic!("no token ({}): {why}", child.wait().unwrap());
         }
     }
 }
