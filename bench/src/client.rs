@@ -59,7 +59,7 @@ impl Client {
                 Err(_) => std::thread::sleep(Duration::from_millis(5)),
             }
         };
-        let set = |result: std::io::Result<()>| result.map_err(BenchError::io("a socket"));
+        let set = |result: io::Result<()>| result.map_err(BenchError::io("a socket"));
         set(stream.set_read_timeout(Some(PATIENCE)))?;
         set(stream.set_write_timeout(Some(PATIENCE)))?;
         let mut client = Self {

@@ -25,6 +25,8 @@ pub struct Held {
     pub idle: u64,
     /// Bytes held after random writes all over it.
     pub loaded: u64,
+    /// Bytes held after as much again while the peer was away, so that marks lie everywhere.
+    pub marked: u64,
     /// The most it ever held.
     pub most: u64,
 }
@@ -37,41 +39,51 @@ pub fn measure(room: &Room, tebibytes: &[u64]) -> Result<Vec<Held>, BenchError> 
     let mut all = Vec::new();
     for tebibytes in tebibytes {
         let mirror = Mirror::start(room, "memory", tebibytes << 20, true)?;
-        let idle: Vec<Option<(u64, u64)>> = mirror
-            .daemons()
-            .iter()
-            .map(|(_, id)| process::memory(*id))
-            .collect();
+        let idle = look(&mirror)?;
         let mut client = mirror.client()?;
-        load::run(&mut client, &JOBS[2], tebibytes << 40, Until::Time(LOAD), 5)?;
-        for ((daemon, id), idle) in mirror.daemons().iter().zip(idle) {
-            let gone = || BenchError::part("a daemon")("ended by itself");
-            let (loaded, most) = process::memory(*id).ok_or_else(gone)?;
+        let everywhere = tebibytes << 40;
+        load::run(&mut client, &JOBS[2], everywhere, Until::Time(LOAD), 5)?;
+        let loaded = look(&mirror)?;
+        mirror.order_secondary("disconnect")?;
+        load::run(&mut client, &JOBS[2], everywhere, Until::Time(LOAD), 6)?;
+        let marked = look(&mirror)?;
+        for (at, (daemon, _)) in mirror.daemons().iter().enumerate() {
             all.push(Held {
                 tebibytes: *tebibytes,
                 daemon: daemon.clone(),
-                idle: idle.ok_or_else(gone)?.0,
-                loaded,
-                most,
+                idle: idle[at].0,
+                loaded: loaded[at].0,
+                marked: marked[at].0,
+                most: marked[at].1,
             });
         }
     }
     Ok(all)
 }
 
+/// What each daemon holds, and the most it ever held.
+fn look(mirror: &Mirror) -> Result<Vec<(u64, u64)>, BenchError> {
+    let gone = || BenchError::part("a daemon")("ended by itself");
+    let daemons = mirror.daemons().iter();
+    daemons
+        .map(|(_, id)| process::memory(*id).ok_or_else(gone))
+        .collect()
+}
+
 /// The table, in Markdown.
 pub fn table(all: &[Held]) -> String {
     let mut text = String::from(
-        "\n| mirror | daemon | MiB idle | MiB after writes all over | most |\n|---|---|---:|---:|---:|\n",
+        "\n| mirror | daemon | MiB idle | MiB after writes all over | MiB after as much without the peer | most |\n|---|---|---:|---:|---:|---:|\n",
     );
     let mebibytes = |bytes: u64| bytes >> 20;
     for held in all {
         text += &format!(
-            "| {} TiB | {} | {} | {} | {} |\n",
+            "| {} TiB | {} | {} | {} | {} | {} |\n",
             held.tebibytes,
             held.daemon,
             mebibytes(held.idle),
             mebibytes(held.loaded),
+            mebibytes(held.marked),
             mebibytes(held.most)
         );
     }

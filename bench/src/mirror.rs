@@ -138,12 +138,13 @@ impl Mirror {
         &self.daemons
     }
 
-    /// Runs a command at the Primary, on the mirror.
+    /// Runs a command at the Secondary, on the mirror. There `disconnect` is a clean leave, after
+    /// which the Primary goes on alone by consent, whatever `solo` is.
     ///
     /// # Errors
     /// It failed.
-    pub fn order(&self, verb: &str) -> Result<(), BenchError> {
-        let mut command = self.command(NODES[0], &[verb, &self.export]);
+    pub fn order_secondary(&self, verb: &str) -> Result<(), BenchError> {
+        let mut command = self.command(NODES[1], &[verb, &self.export]);
         process::output(&format!("kagami {verb}"), &mut command).map(drop)
     }
 

@@ -26,9 +26,11 @@ pub struct Outage {
     pub equal: u64,
     /// Sent by marked.
     pub sent_by_marked: f64,
-    /// From the word to connect until in sync.
+    /// From the word to connect until the resynchronisation was seen to run: meeting again.
+    pub meeting_seconds: f64,
+    /// From then until in sync.
     pub seconds: f64,
-    /// Of marked blocks, units of 1,000,000 bytes a second, over all those seconds.
+    /// Of marked blocks, units of 1,000,000 bytes a second, over `seconds`.
     pub megabytes: f64,
 }
 
@@ -85,7 +87,10 @@ fn outage(
         state.condition == "in-sync" && state.marked_bytes == 0 && state.progress.is_none()
     };
     let before = mirror.wait("both copies to be equal", PATIENCE, in_sync)?;
-    mirror.order("disconnect")?;
+    mirror.order_secondary("disconnect")?;
+    mirror.wait("the peer to have left", PATIENCE, |state| {
+        state.condition == "alone"
+    })?;
     let (tally, _) = load::run(
         client,
         job,
@@ -95,17 +100,25 @@ fn outage(
     )?;
     client.flush_now()?;
     let marked = mirror.state()?;
-    mirror.order("connect")?;
     let began = jiff::Timestamp::now().as_millisecond() as u64;
-    let after = mirror.wait("the resynchronisation", PATIENCE, in_sync)?;
+    mirror.order_secondary("connect")?;
+    let mut met = None;
+    let after = mirror.wait("the resynchronisation", PATIENCE, |state| {
+        if met.is_none() && state.condition != "alone" {
+            met = Some(state.time_ms);
+        }
+        in_sync(state)
+    })?;
+    let met = met.unwrap_or(after.time_ms);
     let sent = after.counters.resync_bytes - before.counters.resync_bytes;
     let equal = after.counters.resync_equal_bytes - before.counters.resync_equal_bytes;
-    let seconds = after.time_ms.saturating_sub(began).max(1) as f64 / 1e3;
+    let seconds = after.time_ms.saturating_sub(met).max(1) as f64 / 1e3;
     Ok(Outage {
         written: tally.operations() * u64::from(job.len),
         marked: marked.marked_bytes,
         sent,
         equal,
+        meeting_seconds: met.saturating_sub(began) as f64 / 1e3,
         sent_by_marked: sent as f64 / marked.marked_bytes as f64,
         seconds,
         megabytes: marked.marked_bytes as f64 / 1e6 / seconds,
@@ -115,16 +128,17 @@ fn outage(
 /// The table, in Markdown.
 pub fn table(all: &[Outages]) -> String {
     let mut text = String::from(
-        "\n| written while the peer was away | MiB marked | MiB sent | sent ÷ marked | s | MB/s |\n|---|---:|---:|---:|---:|---:|\n",
+        "\n| written while the peer was away | MiB marked | MiB sent | sent ÷ marked | s to meet | s | MB/s |\n|---|---:|---:|---:|---:|---:|---:|\n",
     );
     let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     for Outages { job, outages } in all {
         for outage in outages {
             text += &format!(
-                "| {job} | {:.1} | {:.1} | {:.3} | {:.2} | {:.0} |\n",
+                "| {job} | {:.1} | {:.1} | {:.3} | {:.2} | {:.2} | {:.0} |\n",
                 mebibytes(outage.marked),
                 mebibytes(outage.sent),
                 outage.sent_by_marked,
+                outage.meeting_seconds,
                 outage.seconds,
                 outage.megabytes
             );

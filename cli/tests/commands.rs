@@ -73,7 +73,13 @@ fn wrong_usage_and_configuration_are_status_2() {
     std::fs::write(node.file(), "[nodes]\n").unwrap();
     let ended = node.run(&["config", "check"]);
     assert_eq!(ended.code, 2);
-    assert!(ended.err.contains(":1: unknown section [nodes]\n  next: did you mean [node]?"), "{}", ended.err);
+    assert!(
+        ended
+            .err
+            .contains(":1: unknown section [nodes]\n  next: did you mean [node]?"),
+        "{}",
+        ended.err
+    );
     assert_eq!(node.run(&["status"]).code, 2);
     std::fs::remove_file(node.file()).unwrap();
     let ended = node.run(&["up"]);
@@ -85,25 +91,75 @@ fn wrong_usage_and_configuration_are_status_2() {
 fn orders_reach_the_engine() {
     let node = Node::with_daemon();
     let cases: [(&[&str], Command, &str); 8] = [
-        (&["promote", "pg"], Command::Promote { force: false }, "mirror pg: Primary here\n"),
-        (&["demote", "pg"], Command::Demote { force: false }, "mirror pg: Secondary here\n"),
-        (&["pause-sync", "pg"], Command::PauseSync, "mirror pg: resynchronisation held; `kagami resume-sync pg` goes on with it\n"),
-        (&["resume-sync", "pg"], Command::ResumeSync, "mirror pg: resynchronisation goes on\n"),
-        (&["invalidate", "pg", "--yes"], Command::Invalidate, "mirror pg: this copy is Inconsistent now, with every block marked\n"),
-        (&["disconnect", "pg"], Command::Disconnect, "mirror pg: disconnected; `kagami connect pg` looks for the peer again\n"),
-        (&["connect", "pg"], Command::Connect, "mirror pg: the peer is looked for\n"),
-        (&["resync", "pg", "--from", "local", "--yes", "--no-wait"], Command::Resync { from: Some(From::Local), full: false }, "mirror pg: resynchronised\n"),
+        (
+            &["promote", "pg"],
+            Command::Promote { force: false },
+            "mirror pg: Primary here\n",
+        ),
+        (
+            &["demote", "pg"],
+            Command::Demote { force: false },
+            "mirror pg: Secondary here\n",
+        ),
+        (
+            &["pause-sync", "pg"],
+            Command::PauseSync,
+            "mirror pg: resynchronisation held; `kagami resume-sync pg` goes on with it\n",
+        ),
+        (
+            &["resume-sync", "pg"],
+            Command::ResumeSync,
+            "mirror pg: resynchronisation goes on\n",
+        ),
+        (
+            &["invalidate", "pg", "--yes"],
+            Command::Invalidate,
+            "mirror pg: this copy is Inconsistent now, with every block marked\n",
+        ),
+        (
+            &["disconnect", "pg"],
+            Command::Disconnect,
+            "mirror pg: disconnected; `kagami connect pg` looks for the peer again\n",
+        ),
+        (
+            &["connect", "pg"],
+            Command::Connect,
+            "mirror pg: the peer is looked for\n",
+        ),
+        (
+            &["resync", "pg", "--from", "local", "--yes", "--no-wait"],
+            Command::Resync {
+                from: Some(From::Local),
+                full: false,
+            },
+            "mirror pg: resynchronised\n",
+        ),
     ];
     for (arguments, command, words) in cases {
         let ended = node.run(arguments);
-        assert_eq!((ended.code, ended.out.as_str()), (0, words), "{arguments:?}: {}", ended.err);
+        assert_eq!(
+            (ended.code, ended.out.as_str()),
+            (0, words),
+            "{arguments:?}: {}",
+            ended.err
+        );
         assert_eq!(node.engine.orders.lock().unwrap().pop(), Some(command));
     }
     let ended = node.run(&["promote", "pg", "--json"]);
-    assert_eq!(ended.out, "{\"mirror\":\"pg\",\"outcome\":\"done\",\"text\":\"Primary here\"}\n");
-    node.engine.answers(|_, _| Ok(Reply::Nothing("this node is Primary already".to_owned())));
+    assert_eq!(
+        ended.out,
+        "{\"mirror\":\"pg\",\"outcome\":\"done\",\"text\":\"Primary here\"}\n"
+    );
+    node.engine
+        .answers(|_, _| Ok(Reply::Nothing("this node is Primary already".to_owned())));
     let ended = node.run(&["promote", "pg"]);
-    assert_eq!((ended.code, ended.out.as_str()), (0, "mirror pg: nothing to do: this node is Primary already\n"));
+    assert_eq!(
+        (ended.code, ended.out.as_str()),
+        (
+            0,
+            "mirror pg: nothing to do: this node is Primary already\n"
+        )
+    );
 }
 
 #[test]
@@ -123,9 +179,18 @@ fn a_refusal_is_status_1_with_facts_and_next_step() {
         "mirror pg: not promoted: this copy is Outdated\n  node alpha stopped at generation 41\n  next: connect beta and let it resync\n"
     );
     let ended = node.run(&["promote", "pgg"]);
-    assert_eq!((ended.code, ended.err.as_str()), (1, "mirror pgg: there is no mirror pgg\n  next: name one of pg\n"));
+    assert_eq!(
+        (ended.code, ended.err.as_str()),
+        (
+            1,
+            "mirror pgg: there is no mirror pgg\n  next: name one of pg\n"
+        )
+    );
     let ended = node.run(&["status", "pgg"]);
-    assert_eq!((ended.code, ended.err.as_str()), (1, "there is no mirror pgg\n  next: did you mean pg?\n"));
+    assert_eq!(
+        (ended.code, ended.err.as_str()),
+        (1, "there is no mirror pgg\n  next: did you mean pg?\n")
+    );
 }
 
 #[test]
@@ -140,7 +205,11 @@ fn dry_runs_do_nothing() {
     ] {
         let ended = node.run(arguments);
         assert_eq!(ended.code, 0, "{arguments:?}: {}", ended.err);
-        assert!(ended.out.starts_with("mirror "), "{arguments:?}: {}", ended.out);
+        assert!(
+            ended.out.starts_with("mirror "),
+            "{arguments:?}: {}",
+            ended.out
+        );
     }
     assert!(node.engine.orders.lock().unwrap().is_empty());
     assert!(!node.folder.path().join("state").exists());
@@ -197,14 +266,20 @@ fn resync_waits_for_the_end_and_sums_up() {
                 status.replication = Replication::Established;
                 status.progress = None;
             });
-            engine.notice(Notice::ResyncDone { marked: 4 << 20, sent: 4 << 20, ms: 100 });
+            engine.notice(Notice::ResyncDone {
+                marked: 4 << 20,
+                sent: 4 << 20,
+                ms: 100,
+            });
         });
         Ok(Reply::Started)
     });
     let ended = node.run(&["resync", "pg", "--full", "--wait"]);
     assert_eq!(ended.code, 0, "{}", ended.err);
     assert!(
-        ended.out.starts_with("mirror pg: in sync; 4.0 MiB were marked, 4.0 MiB sent, in "),
+        ended
+            .out
+            .starts_with("mirror pg: in sync; 4.0 MiB were marked, 4.0 MiB sent, in "),
         "{}",
         ended.out
     );
@@ -213,7 +288,8 @@ fn resync_waits_for_the_end_and_sums_up() {
 #[test]
 fn time_out_is_status_4_and_the_work_goes_on() {
     let node = Node::with_daemon();
-    node.engine.set(|status| status.replication = Replication::SyncSource);
+    node.engine
+        .set(|status| status.replication = Replication::SyncSource);
     node.engine.answers(|_, _| Ok(Reply::Started));
     let ended = node.run(&["resync", "pg", "--wait", "--timeout", "300ms"]);
     assert_eq!(ended.code, 4);
@@ -227,7 +303,8 @@ fn time_out_is_status_4_and_the_work_goes_on() {
 #[test]
 fn ctrl_c_is_status_5_and_the_work_goes_on() {
     let node = Node::with_daemon();
-    node.engine.set(|status| status.replication = Replication::SyncSource);
+    node.engine
+        .set(|status| status.replication = Replication::SyncSource);
     node.engine.answers(|_, _| Ok(Reply::Started));
     let mut child = node
         .command(&["resync", "pg", "--wait"])
@@ -244,21 +321,37 @@ fn ctrl_c_is_status_5_and_the_work_goes_on() {
     let mut rest = String::new();
     std::io::Read::read_to_string(&mut stderr, &mut rest).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(5));
-    assert!(rest.contains("interrupted; the resynchronisation goes on in the daemon"), "{rest}");
+    assert!(
+        rest.contains("interrupted; the resynchronisation goes on in the daemon"),
+        "{rest}"
+    );
 }
 
 #[test]
 fn verify_tells_by_its_status_whether_the_copies_differ() {
     let node = Node::with_daemon();
     node.engine.answers(|engine, _| {
-        engine.notice(Notice::VerifyDone { compared: 256, different: 0 });
+        engine.notice(Notice::VerifyDone {
+            compared: 256,
+            different: 0,
+        });
         Ok(Reply::Nothing("1048576 compared, no difference".to_owned()))
     });
     let ended = node.run(&["verify", "pg", "--wait"]);
-    assert_eq!((ended.code, ended.out.as_str()), (0, "mirror pg: compared 1.0 MiB: no difference\n"), "{}", ended.err);
+    assert_eq!(
+        (ended.code, ended.out.as_str()),
+        (0, "mirror pg: compared 1.0 MiB: no difference\n"),
+        "{}",
+        ended.err
+    );
     node.engine.answers(|engine, _| {
-        engine.notice(Notice::VerifyDone { compared: 256, different: 2 });
-        Ok(Reply::Nothing("2 blocks differ; they are marked".to_owned()))
+        engine.notice(Notice::VerifyDone {
+            compared: 256,
+            different: 2,
+        });
+        Ok(Reply::Nothing(
+            "2 blocks differ; they are marked".to_owned(),
+        ))
     });
     let ended = node.run(&["verify", "pg", "--wait", "--json"]);
     assert_eq!(ended.code, 7);
@@ -277,9 +370,8 @@ fn events_begin_with_the_present_state() {
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let mut next = || -> serde_json::Value {
-        serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap()
-    };
+    let mut next =
+        || -> serde_json::Value { serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap() };
     let present = next();
     assert_eq!(present["event"], "present");
     assert_eq!(present["facts"]["condition"], "in-sync");
@@ -291,7 +383,10 @@ fn events_begin_with_the_present_state() {
     let event = next();
     assert_eq!(event["event"], "connection");
     assert_eq!(event["severity"], "warn");
-    assert_eq!(event["text"], "connection Connected -> Connecting: nothing heard for 2 s");
+    assert_eq!(
+        event["text"],
+        "connection Connected -> Connecting: nothing heard for 2 s"
+    );
     assert_eq!(event["facts"]["cause"], "nothing heard for 2 s");
     child.kill().unwrap();
     child.wait().unwrap();
@@ -302,7 +397,10 @@ fn reload_takes_over_what_it_can() {
     let node = Node::with_daemon();
     let text = std::fs::read_to_string(node.file()).unwrap();
     let changed = text
-        .replace("peer = \"beta\"", "peer = \"beta\"\nprotocol = \"B\"\nactivity-log-extents = 512")
+        .replace(
+            "peer = \"beta\"",
+            "peer = \"beta\"\nprotocol = \"B\"\nactivity-log-extents = 512",
+        )
         .replace("id = 2", "id = 2\ntimeout = \"5s\"");
     std::fs::write(node.file(), &changed).unwrap();
     let ended = node.run(&["reload"]);
@@ -319,14 +417,33 @@ fn reload_takes_over_what_it_can() {
         panic!("{order:?}");
     };
     assert_eq!(settings.timeout_ms, 5_000);
-    assert_eq!(settings.protocol, kagami_replicator::core::state::Protocol::B);
+    assert_eq!(
+        settings.protocol,
+        kagami_replicator::core::state::Protocol::B
+    );
     // What waits for a restart is said again; what is in force is not.
     let ended = node.run(&["reload"]);
-    assert!(ended.out.starts_with("needs a restart: [mirror.pg] activity-log-extents"), "{}", ended.out);
-    std::fs::write(node.file(), changed.replace("protocol = \"B\"", "protocol = \"D\"")).unwrap();
+    assert!(
+        ended
+            .out
+            .starts_with("needs a restart: [mirror.pg] activity-log-extents"),
+        "{}",
+        ended.out
+    );
+    std::fs::write(
+        node.file(),
+        changed.replace("protocol = \"B\"", "protocol = \"D\""),
+    )
+    .unwrap();
     let ended = node.run(&["reload"]);
     assert_eq!(ended.code, 2);
-    assert!(ended.err.contains("protocol: `D` is not one of the choices"), "{}", ended.err);
+    assert!(
+        ended
+            .err
+            .contains("protocol: `D` is not one of the choices"),
+        "{}",
+        ended.err
+    );
 }
 
 #[test]

@@ -11,7 +11,9 @@ use support::Node;
 
 fn connect(node: &Node) -> UnixStream {
     let stream = UnixStream::connect(node.socket()).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
     stream
 }
 
@@ -49,12 +51,29 @@ fn garbage_is_told_and_harms_nobody() {
     for (bytes, words) in [
         (framed("{]"), "a message was not understood"),
         (framed(""), "a message was not understood"),
-        (framed("{\"protocol\":1}"), "the request makes no sense: missing field `ask`"),
-        (framed("{\"protocol\":1,\"ask\":\"dance\"}"), "unknown variant `dance`"),
-        (framed("{\"protocol\":1,\"ask\":{\"mirror\":{\"mirror\":\"pg\",\"order\":{\"promote\":{\"force\":\"yes\"}}}}}"), "invalid type"),
-        (framed("{\"protocol\":99,\"ask\":\"whatever\",\"new\":1}"), "the command speaks version 99 of the control protocol, the daemon version 1: use the same build for both"),
+        (
+            framed("{\"protocol\":1}"),
+            "the request makes no sense: missing field `ask`",
+        ),
+        (
+            framed("{\"protocol\":1,\"ask\":\"dance\"}"),
+            "unknown variant `dance`",
+        ),
+        (
+            framed(
+                "{\"protocol\":1,\"ask\":{\"mirror\":{\"mirror\":\"pg\",\"order\":{\"promote\":{\"force\":\"yes\"}}}}}",
+            ),
+            "invalid type",
+        ),
+        (
+            framed("{\"protocol\":99,\"ask\":\"whatever\",\"new\":1}"),
+            "the command speaks version 99 of the control protocol, the daemon version 1: use the same build for both",
+        ),
         (framed("[[[[[[[[[["), "a message was not understood"),
-        (b"\xff\xff\xff\xff".to_vec(), "a message of 4294967295 bytes is longer than 65536"),
+        (
+            b"\xff\xff\xff\xff".to_vec(),
+            "a message of 4294967295 bytes is longer than 65536",
+        ),
         (b"GET / HTTP/1.1\r\n\r\n".to_vec(), "is longer than 65536"),
     ] {
         let said = say(&node, &bytes);
@@ -62,7 +81,12 @@ fn garbage_is_told_and_harms_nobody() {
         assert!(said.contains(words), "{said}");
     }
     // A client that hangs up at once, in a length, in a body; after a request.
-    for bytes in [&b""[..], b"\x02", b"\x40\0\0\0{", &framed("{\"protocol\":1,\"ask\":\"events\"}")] {
+    for bytes in [
+        &b""[..],
+        b"\x02",
+        b"\x40\0\0\0{",
+        &framed("{\"protocol\":1,\"ask\":\"events\"}"),
+    ] {
         connect(&node).write_all(bytes).unwrap();
     }
     assert!(node.engine.orders.lock().unwrap().is_empty());
@@ -82,7 +106,10 @@ fn a_second_daemon_is_refused_and_the_first_serves_on() {
     let ended = node.run(&["up", "--detach"]);
     assert_eq!(ended.code, 1);
     assert!(
-        ended.err.starts_with(&format!("not started: a daemon (process {}) answers on", std::process::id())),
+        ended.err.starts_with(&format!(
+            "not started: a daemon (process {}) answers on",
+            std::process::id()
+        )),
         "{}",
         ended.err
     );
@@ -109,7 +136,9 @@ fn what_a_dead_daemon_left_is_replaced() {
         .build()
         .unwrap();
     runtime.block_on(async {
-        let socket = kagami::daemon::socket::ControlSocket::bind(&config.node).await.unwrap();
+        let socket = kagami::daemon::socket::ControlSocket::bind(&config.node)
+            .await
+            .unwrap();
         assert!(UnixStream::connect(node.socket()).is_ok());
         drop(socket);
     });

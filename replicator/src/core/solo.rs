@@ -347,9 +347,10 @@ impl Mirror {
         let Some(session) = self.session() else {
             return;
         };
-        if self
-            .durable
-            .awaits(|after| matches!(after, After::ArbiterNamed { .. }))
+        if self.solo.naming.is_some()
+            || self
+                .durable
+                .awaits(|after| matches!(after, After::ArbiterNamed { .. }))
         {
             return;
         }
@@ -365,7 +366,7 @@ impl Mirror {
             return;
         }
         let instance = self.record().arbiter;
-        if self.solo.naming.take().is_some() {
+        if self.solo.naming.is_some() {
             self.send(Message::ArbiterInstance { instance }, out);
         } else {
             self.send(Message::ArbiterRecorded { instance }, out);
@@ -383,6 +384,8 @@ impl Mirror {
         if let Some(up) = self.up_mut() {
             up.peer.arbiter = instance;
         }
+        // What this node was naming itself gives way.
+        self.solo.naming = None;
         self.change_record(After::ArbiterNamed { session }, |r| r.arbiter = instance);
         Ok(())
     }
@@ -391,6 +394,7 @@ impl Mirror {
         if let Some(up) = self.up_mut() {
             up.peer.arbiter = instance;
         }
+        self.solo.naming = None;
         if instance == self.record().arbiter {
             self.solo.fresh = instance;
         }
