@@ -4,6 +4,9 @@
 //! [`control`] how commands reach the daemon and the state as JSON, [`daemon`] the daemon, [`up`] how
 //! it is started, [`render`] text for people, [`exit`] how a command ends.
 
+// Text for people is put together once a command: what it says must be seen at a glance.
+#![allow(clippy::format_push_string, clippy::format_collect)]
+
 pub mod args;
 pub mod commands;
 pub mod config;

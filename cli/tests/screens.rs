@@ -325,6 +325,17 @@ fn refused_handshakes() {
         Condition::Refused,
         12,
     );
+    screen(
+        "newest-lost",
+        refused(
+            2,
+            "Diskless",
+            "refused: the only copy with what was answered has lost its disk",
+            Refusal::NewestLost,
+        ),
+        Condition::Refused,
+        12,
+    );
     let mut fresh = refused(
         3,
         "BothUnwritten",
@@ -418,7 +429,7 @@ fn every_field_of_the_json_is_documented() {
     let words = [
         Condition::ALL
             .iter()
-            .map(|word| word.to_string())
+            .map(ToString::to_string)
             .collect::<Vec<_>>(),
         Refusal::ALL.iter().map(ToString::to_string).collect(),
         Disk::ALL.iter().map(ToString::to_string).collect(),

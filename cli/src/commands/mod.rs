@@ -44,6 +44,9 @@ pub struct Context {
 }
 
 /// Runs a command line.
+///
+/// # Errors
+/// What the command says when it did not do what was asked.
 pub fn run(cli: Cli) -> Outcome {
     let places = Places::of_this_process();
     let context = Context {

@@ -3,7 +3,6 @@
 //! For `init` and `pair --join`. Everything is looked at before anything is made; files that were made
 //! are taken back when a later step fails, devices are only ever read before the last step.
 
-use std::ops::Range;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -224,21 +223,24 @@ impl Plan {
                 folder_for(folder)?;
             }
         }
-        let backing = match self.device {
-            Some(device) => device,
-            None => {
-                let new = store::create_backing_file(&self.backing, self.size, true)
-                    .map_err(|error| refused(&error))?;
-                made.created.push(self.backing.clone());
-                new.file
-            }
+        let backing = if let Some(device) = self.device {
+            device
+        } else {
+            let new = store::create_backing_file(&self.backing, self.size, true)
+                .map_err(|error| refused(&error))?;
+            made.created.push(self.backing.clone());
+            new.file
         };
         // Written extents where they are written all the time: superblock and activity log.
-        let hot: [Range<u64>; 1] = [0..self.layout.directory_offset];
+        let hot = 0..self.layout.directory_offset;
         let is_file = !is_device(&self.metadata);
-        let metadata =
-            store::create_metadata_store(&self.metadata, self.layout.total_len, &hot, &own())
-                .map_err(|error| refused(&error))?;
+        let metadata = store::create_metadata_store(
+            &self.metadata,
+            self.layout.total_len,
+            std::slice::from_ref(&hot),
+            &own(),
+        )
+        .map_err(|error| refused(&error))?;
         if is_file {
             made.created.push(self.metadata.clone());
         }
