@@ -139,7 +139,7 @@ impl Scratch {
         self.add_mirror(MIRROR, &wanted.size, tell)?;
         if wanted.solo == "arbiter" {
             self.add_witness(program, tell)?;
-        } else {
+        } else if wanted.solo != "never" {
             self.set("solo", &wanted.solo, tell)?;
         }
         if wanted.protocol != "C" {
