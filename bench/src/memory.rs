@@ -38,7 +38,7 @@ pub struct Held {
 pub fn measure(room: &Room, tebibytes: &[u64]) -> Result<Vec<Held>, BenchError> {
     let mut all = Vec::new();
     for tebibytes in tebibytes {
-        let mirror = Mirror::start(room, "memory", tebibytes << 20, true)?;
+        let mirror = Mirror::start(room, &format!("memory-{tebibytes}"), tebibytes << 20, true)?;
         let idle = look(&mirror)?;
         let mut client = mirror.client()?;
         let everywhere = tebibytes << 40;

@@ -39,8 +39,13 @@ pub fn measure(room: &Room, writes: u64) -> Result<Vec<Cost>, BenchError> {
     room.check(2)?;
     let mut all = Vec::new();
     for with_peer in [true, false] {
-        let peer = if with_peer { "with a peer" } else { "without" };
-        let mirror = Mirror::start(room, "hot", room.region >> 20, with_peer)?;
+        let (peer, tag) = if with_peer {
+            ("with a peer", "pair")
+        } else {
+            ("without", "no-peer")
+        };
+        let name = format!("hot-{tag}");
+        let mirror = Mirror::start(room, &name, room.region >> 20, with_peer)?;
         let mut client = mirror.client()?;
         load::fill(&mut client, room.region)?;
         let region = room.region;
@@ -51,7 +56,7 @@ pub fn measure(room: &Room, writes: u64) -> Result<Vec<Cost>, BenchError> {
             all.push(count(&mirror, &mut client, &job, region, writes, &what)?);
         }
         drop((client, mirror));
-        let mirror = Mirror::start(room, "large", LARGE, with_peer)?;
+        let mirror = Mirror::start(room, &format!("large-{tag}"), LARGE, with_peer)?;
         let mut client = mirror.client()?;
         let what = format!("1 TiB, random, {peer}");
         for job in [JOBS[0], JOBS[2]] {
