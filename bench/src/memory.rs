@@ -1,5 +1,6 @@
 //! How much memory the daemons of a large mirror hold.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -77,8 +78,9 @@ pub fn table(all: &[Held]) -> String {
     );
     let mebibytes = |bytes: u64| bytes >> 20;
     for held in all {
-        text += &format!(
-            "| {} TiB | {} | {} | {} | {} | {} |\n",
+        let _ = writeln!(
+            text,
+            "| {} TiB | {} | {} | {} | {} | {} |",
             held.tebibytes,
             held.daemon,
             mebibytes(held.idle),

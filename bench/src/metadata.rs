@@ -1,6 +1,7 @@
 //! How many writes to the metadata store a write costs: within the hot set, and all over a large disk.
 
 use serde::Serialize;
+use std::fmt::Write as _;
 
 use crate::candidate::Room;
 use crate::error::BenchError;
@@ -103,8 +104,9 @@ pub fn table(all: &[Cost]) -> String {
         "\n| for each 1,000 writes of 4 KiB | depth | log records | bitmap pages | superblocks | together |\n|---|---:|---:|---:|---:|---:|\n",
     );
     for cost in all {
-        text += &format!(
-            "| {} | {} | {:.2} | {:.2} | {:.2} | {:.2} |\n",
+        let _ = writeln!(
+            text,
+            "| {} | {} | {:.2} | {:.2} | {:.2} | {:.2} |",
             cost.what, cost.depth, cost.log_records, cost.bitmap_pages, cost.superblocks, cost.all
         );
     }
