@@ -544,7 +544,10 @@ mod tests {
                 return;
             }
             let help = help.unwrap_or_else(|| panic!("`{path}` has no example"));
-            for line in help.lines().filter_map(|line| line.find("kagami ").map(|at| &line[at..])) {
+            for line in help
+                .lines()
+                .filter_map(|line| line.find("kagami ").map(|at| &line[at..]))
+            {
                 let line = line.split(['#', '|', '>', '&']).next().unwrap();
                 let words = line.split_whitespace().map(|word| word.trim_matches('\''));
                 Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}\n{error}"));

@@ -32,14 +32,38 @@ pub enum Status {
 impl Status {
     /// All of them, with their meaning, for the documentation.
     pub const ALL: &[(Self, &'static str)] = &[
-        (Self::Done, "Done, or there was nothing to do (the words say which)."),
-        (Self::Refused, "Refused because of the state. Reason, facts and next step are on standard error; nothing was changed."),
-        (Self::Usage, "Wrong usage or a wrong configuration; nothing was changed. Also where a question would have to be asked, there is no terminal, and `--yes` is missing."),
-        (Self::NoDaemon, "No daemon answers on the control socket, this user may not use it, or the daemon went away before it answered."),
-        (Self::TimedOut, "Timed out (`--timeout`). What is known of the outcome is on standard error; what was begun goes on in the daemon."),
-        (Self::Interrupted, "Interrupted (Ctrl-C) while waiting. What was begun goes on in the daemon, and the command says so."),
-        (Self::System, "The system refused something: a file, a permission, a socket, a disk. What was done before is said."),
-        (Self::Different, "`verify --wait`: the copies differ; the differing blocks are marked."),
+        (
+            Self::Done,
+            "Done, or there was nothing to do (the words say which).",
+        ),
+        (
+            Self::Refused,
+            "Refused because of the state. Reason, facts and next step are on standard error; nothing was changed.",
+        ),
+        (
+            Self::Usage,
+            "Wrong usage or a wrong configuration; nothing was changed. Also where a question would have to be asked, there is no terminal, and `--yes` is missing.",
+        ),
+        (
+            Self::NoDaemon,
+            "No daemon answers on the control socket, this user may not use it, or the daemon went away before it answered.",
+        ),
+        (
+            Self::TimedOut,
+            "Timed out (`--timeout`). What is known of the outcome is on standard error; what was begun goes on in the daemon.",
+        ),
+        (
+            Self::Interrupted,
+            "Interrupted (Ctrl-C) while waiting. What was begun goes on in the daemon, and the command says so.",
+        ),
+        (
+            Self::System,
+            "The system refused something: a file, a permission, a socket, a disk. What was done before is said.",
+        ),
+        (
+            Self::Different,
+            "`verify --wait`: the copies differ; the differing blocks are marked.",
+        ),
     ];
 }
 

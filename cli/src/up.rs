@@ -15,7 +15,9 @@ use crate::commands::{Context, key_folder};
 use crate::config::{Config, disks};
 use crate::control::client::Client;
 use crate::control::message::{Answer, Ask};
-use crate::daemon::{self, log, mirrors::Mirrors};
+use crate::daemon::mirrors::Mirrors;
+use crate::daemon::socket::ControlSocket;
+use crate::daemon::{self, log};
 use crate::exit::{DONE, Failure, Outcome, Status};
 
 /// Runs the daemon, or starts one and leaves it running.
@@ -41,11 +43,16 @@ pub fn run(context: &Context, args: &UpArgs) -> Outcome {
         warn!("{}: {}; {}", config.file.display(), fault.what, fault.next);
     }
     runtime()?.block_on(async {
+        // Before its stores and ports are tried: they are taken, and that would be all that is said.
+        if let Some(pid) = answers(&config).await {
+            return Err(runs_already(&config, pid));
+        }
         let keys = NodeKeys::load_or_create(&key_folder(&config))
             .map_err(|error| Failure::system(format!("not started: {error}")))?;
         let fingerprint = keys.current.fingerprint().to_string();
+        let socket = ControlSocket::bind(&config.node).await?;
         let mirrors = Mirrors::start(&config).await?;
-        daemon::run(mirrors, config, Some(fingerprint), levels, signal()).await?;
+        daemon::run(mirrors, config, socket, Some(fingerprint), levels, signal()).await;
         log::write_repeats();
         DONE
     })
@@ -82,10 +89,7 @@ pub async fn signal() {
 async fn detach(context: &Context, args: &UpArgs) -> Outcome {
     let config = Config::load(&context.file)?;
     if let Some(pid) = answers(&config).await {
-        return Err(Failure::refused(format!(
-            "not started: a daemon (process {pid}) answers on {} already\n  next: `kagami status` asks it, `kagami down` stops it",
-            config.node.control.display()
-        )));
+        return Err(runs_already(&config, pid));
     }
     let log_file = config.node.state_dir.join("kagami.log");
     let fault = |error: std::io::Error| {
@@ -164,6 +168,11 @@ async fn answers(config: &Config) -> Option<u32> {
         Ok(Answer::Status(report)) => Some(report.node.pid),
         _ => None,
     }
+}
+
+fn runs_already(config: &Config, pid: u32) -> Failure {
+    let path = config.node.control.clone();
+    daemon::StartError::RunsAlready { path, pid }.into()
 }
 
 /// The last lines of a log.

@@ -4,6 +4,7 @@
 //! request is answered, the register names both, and the copies are equal, byte for byte. Then
 //! the Primary is asked for everything that was ever written.
 
+use kagami_bitmap::{Block, Run};
 use kagami_replicator::core::event::{Command, From};
 use kagami_replicator::core::state::{Role, Solo};
 use kagami_replicator::core::{Connection, DiskState, Replication};
@@ -118,7 +119,17 @@ impl World {
             && self.ordered.is_empty()
             && self.has_primary()
             && register_fits
+            && self.is_all_flushed()
             && (0..2).all(|node| self.nodes[node].store.is_idle() && self.nodes[node].store.is_all_durable())
+    }
+
+    /// Nothing is on its way to the other copy either (protocol A answers before it arrives).
+    fn is_all_flushed(&self) -> bool {
+        let lacks = |block: &u64| {
+            let run = Run::new(Block(*block), 1);
+            self.nodes.iter().any(|node| node.mirror.as_ref().is_some_and(|mirror| mirror.lacks(run)))
+        };
+        !self.ghost.touched.iter().any(lacks)
     }
 
     fn register_names_both(&self) -> bool {

@@ -199,7 +199,7 @@ impl World {
         }
         let flushed = self.history.may_find(sector, value, bound, Level::Flushed);
         if self.is_weak() || flushed && self.may_be_lost(sector, value) {
-            self.history.settle(sector, value);
+            self.history.settle(sector, value, bound);
             return Ok(());
         }
         let what = format!(
@@ -281,7 +281,7 @@ impl World {
                 continue;
             }
             if self.is_weak() || self.may_be_lost(sector, value) {
-                self.history.settle(sector, value);
+                self.history.settle(sector, value, bound);
                 continue;
             }
             let text = format!(

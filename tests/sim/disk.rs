@@ -27,6 +27,8 @@ struct Volatile {
     /// Written since, oldest first, each with the count of operations ended then (`u64::MAX`
     /// where a failed flush lost track of it).
     newer: Vec<(u64, BlockValue)>,
+    /// Sectors that a crash had set back, and that hold something else since.
+    rewritten: u8,
 }
 
 #[derive(Clone, Debug)]
@@ -62,7 +64,7 @@ pub struct Store {
     volatile: BTreeMap<u64, Volatile>,
     in_flight: BTreeMap<u64, InFlight>,
     ended: u64,
-    /// Sectors that a crash set back, until something else is written there.
+    /// Sectors that a crash set back, until something else is on stable storage there.
     lost: BTreeSet<u64>,
     /// Blocks that can't be read until they are written.
     pub unreadable: BTreeSet<u64>,
@@ -117,7 +119,7 @@ impl Store {
         self.volatile.contains_key(&block)
     }
 
-    /// True if a crash set the sector back and nothing else was written there since.
+    /// True if a crash set the sector back and nothing else is on stable storage there since.
     pub fn is_lost(&self, sector: u64) -> bool {
         self.lost.contains(&sector)
     }
@@ -329,22 +331,27 @@ impl Store {
         assert!(block < self.blocks, "a write to block {block} of {}", self.blocks);
         let before = self.block(block);
         self.unreadable.remove(&block);
+        // Merged around a smaller write, a sector is written again with what the crash left.
+        let mut rewritten = 0u8;
         if !self.lost.is_empty() {
-            // Merged around a smaller write, a sector is written again with what the crash left.
             for nth in (0..SECTORS).filter(|nth| values[*nth] != before[*nth]) {
-                self.lost.remove(&(block * SECTORS as u64 + nth as u64));
+                rewritten |= 1 << nth;
             }
         }
         if values == before && !self.volatile.contains_key(&block) {
             return; // untouched zeroes stay untouched
         }
         if fua {
-            self.volatile.remove(&block);
+            let entry = self.volatile.remove(&block);
+            let rewritten = rewritten | entry.map_or(0, |entry| entry.rewritten);
+            forget_lost(&mut self.lost, block, rewritten);
         } else {
             let entry = self.volatile.entry(block).or_insert_with(|| Volatile {
                 durable: before,
                 newer: Vec::new(),
+                rewritten: 0,
             });
+            entry.rewritten |= rewritten;
             if entry.newer.len() == 4 {
                 entry.newer.remove(1);
             }
@@ -355,11 +362,15 @@ impl Store {
     }
 
     fn flush(&mut self, submitted: u64) {
-        self.volatile.retain(|_, entry| {
+        let lost = &mut self.lost;
+        self.volatile.retain(|block, entry| {
             let covered = entry.newer.iter().rposition(|(ended, _)| *ended <= submitted);
             if let Some(newest) = covered {
                 entry.durable = entry.newer[newest].1;
                 entry.newer.drain(..=newest);
+            }
+            if entry.newer.is_empty() {
+                forget_lost(lost, *block, entry.rewritten);
             }
             !entry.newer.is_empty()
         });
@@ -371,6 +382,12 @@ impl Store {
         for (ended, _) in dropped.filter(|(ended, _)| *ended <= submitted) {
             *ended = u64::MAX;
         }
+    }
+}
+
+fn forget_lost(lost: &mut BTreeSet<u64>, block: u64, sectors: u8) {
+    for nth in (0..SECTORS).filter(|nth| sectors >> nth & 1 == 1) {
+        lost.remove(&(block * SECTORS as u64 + nth as u64));
     }
 }
 

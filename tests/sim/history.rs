@@ -108,10 +108,11 @@ impl History {
         later.map(|later| later.end).min()
     }
 
-    /// Answered writes were lost, as they may be, and this value is what is left.
-    pub fn settle(&mut self, sector: u64, value: Value) {
+    /// Writes answered before `bound` were lost, as they may be, and this value is what is left
+    /// of that time.
+    pub fn settle(&mut self, sector: u64, value: Value, bound: u64) {
         if let Some(entries) = self.sectors.get_mut(&sector) {
-            entries.retain(|entry| entry.value == value || !entry.answered);
+            entries.retain(|entry| entry.value == value || !entry.answered || entry.end > bound);
         }
     }
 
@@ -224,7 +225,7 @@ mod tests {
         assert!(!newest(&history, 1, 30) && flushed(&history, 1) && !flushed(&history, ZERO));
         assert_eq!((history.replaced_at(5, 1), history.replaced_at(5, 2)), (Some(21), None));
         assert_eq!(history.unflushed().collect::<Vec<_>>(), [5]);
-        history.settle(5, 1);
+        history.settle(5, 1, 30);
         assert!(newest(&history, 1, 30) && !newest(&history, 2, 30));
     }
 }

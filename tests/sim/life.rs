@@ -66,6 +66,10 @@ impl World {
         at.starting = false;
         at.want = None;
         at.store.told |= at.store.failed;
+        if !at.store.failed {
+            // What a disk that failed has forgotten shows when it is opened anew.
+            at.store.come_back(&mut self.rng);
+        }
         let start = Start {
             node: at.id,
             peer: at.peer,

@@ -91,7 +91,8 @@ impl World {
     /// *One-writer*: the node that answered writes in this generation before has ended its time as
     /// Primary before this one's began.
     pub(super) fn check_line_of_write(&mut self, node: usize) -> Checked {
-        let carried = self.nodes[node].store.failed;
+        let disk = self.nodes[node].mirror.as_ref().map(|mirror| mirror.disk_state());
+        let carried = matches!(disk, Some(DiskState::Failed | DiskState::Diskless));
         let of = if carried { 1 - node } else { node };
         let Some(current) = self.nodes[of].meta.record().and_then(|record| record.current) else {
             return Err(self.violation("One-writer", "a write is answered without a generation"));
@@ -241,6 +242,10 @@ impl World {
             }
         }
         self.check_verdict_can_be(verdict)?;
+        let lives = session.and_then(|session| self.net.session(session)).map(|open| open.lives);
+        if !lives.is_some_and(|lives| self.lives(0, lives[0]) && self.lives(1, lives[1])) {
+            return Ok(()); // the other one has died since it sent its hello
+        }
         match verdict.strategy {
             Strategy::Nothing => self.check_marked_as_they_are(None),
             Strategy::Marks { source } => {
@@ -264,6 +269,8 @@ impl World {
             Some(Refused::OtherMirror) => true,
             Some(Refused::Impossible) => !self.options.forced && !by_operator,
             Some(Refused::NameSource) => true,
+            // A Primary's disk failed while it was ahead: no copy with its writes is left to serve.
+            Some(Refused::NewestLost) => false,
             Some(Refused::SplitBrain | Refused::Unrelated) => !self.options.may_fork() && !by_operator,
             Some(Refused::BothStale) => !self.options.may_fork() && !by_operator,
             None => {

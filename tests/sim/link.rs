@@ -103,6 +103,7 @@ impl World {
         if !self.net.close(session, node) {
             return;
         }
+        self.ghost.cut = true;
         let timeout = self.options.settings.timeout_ms * MS;
         let heard = !self.net.blocked[node] && self.rng.percent(90);
         let delay = if heard {
@@ -119,6 +120,7 @@ impl World {
         for session in self.net.ids() {
             self.net.lose_tails(session, node, &mut self.rng);
             if self.net.close(session, node) {
+                self.ghost.cut = true;
                 let timeout = self.options.settings.timeout_ms * MS;
                 let soon = self.rng.percent(40);
                 let delay = if soon { MS } else { self.rng.between(timeout / 3, 3 * timeout) };

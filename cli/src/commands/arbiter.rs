@@ -18,7 +18,10 @@ use crate::exit::{DONE, Failure, Outcome};
 /// The token is wrong, the witness refuses, no such mirror.
 pub async fn run(context: &Context, verb: ArbiterVerb) -> Outcome {
     let ArbiterVerb::Join { token, mirror } = verb;
-    let token: Token = token.trim().parse().map_err(|error| token_failure(&error))?;
+    let token: Token = token
+        .trim()
+        .parse()
+        .map_err(|error| token_failure(&error))?;
     let token = token
         .require(Purpose::Witness)
         .map_err(|error| token_failure(&error))?;

@@ -19,7 +19,11 @@ pub fn run(context: &Context, verb: &ConfigVerb) -> Outcome {
             if *json {
                 print_json(&lines)?;
             } else {
-                print_out(&format!("# {}\n{}", context.file.display(), show::text(&lines)))?;
+                print_out(&format!(
+                    "# {}\n{}",
+                    context.file.display(),
+                    show::text(&lines)
+                ))?;
             }
             DONE
         }

@@ -1,12 +1,17 @@
 //! `kagami down`: a clean stop, and the word that it is over.
 
-use rustix::event::{PollFd, PollFlags};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags};
 
 use super::{Context, print_out, unexpected, within};
 use crate::args::DownArgs;
 use crate::control::message::{Answer, Ask};
-use crate::exit::{DONE, Failure, Outcome};
+use crate::exit::{DONE, Outcome};
+
+/// How soon the daemon's end is noticed.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Stops the daemon and waits until its process is gone: then its stores are free.
 ///
@@ -37,13 +42,13 @@ pub async fn run(context: &Context, args: &DownArgs) -> Outcome {
         let Some(process) = process else {
             return Ok(());
         };
-        tokio::task::spawn_blocking(move || {
-            let mut fds = [PollFd::new(&process, PollFlags::IN)];
-            // Readable: it has ended. Only a signal interrupts a wait without end.
-            while rustix::event::poll(&mut fds, None) == Err(rustix::io::Errno::INTR) {}
-        })
-        .await
-        .map_err(|error| Failure::system(format!("the wait for the daemon's end failed: {error}")))
+        // Readable: it has ended. Looked at now and then: a thread that waits could not be left.
+        let mut fds = [PollFd::new(&process, PollFlags::IN)];
+        let at_once = Timespec::default();
+        while rustix::event::poll(&mut fds, Some(&at_once)) != Ok(1) {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Ok(())
     })
     .await?;
     print_out("stopped: everything is flushed and the stores are free\n")?;

@@ -24,7 +24,11 @@ pub async fn run(context: &Context, args: &EventsArgs) -> Outcome {
         };
         match answer {
             Some(Answer::Event(event)) => {
-                if args.mirror.as_ref().is_some_and(|name| *name != event.mirror) {
+                if args
+                    .mirror
+                    .as_ref()
+                    .is_some_and(|name| *name != event.mirror)
+                {
                     continue;
                 }
                 if args.json {

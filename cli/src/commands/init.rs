@@ -45,7 +45,10 @@ pub fn run(context: &Context, args: InitArgs) -> Outcome {
         store: &args.store,
     })?;
     if args.dry_run {
-        let mut text = format!("mirror {name} of {} would be made:\n", spell_size(plan.size));
+        let mut text = format!(
+            "mirror {name} of {} would be made:\n",
+            spell_size(plan.size)
+        );
         for line in plan.lines() {
             text.push_str(&format!("  {line}\n"));
         }
@@ -55,9 +58,8 @@ pub fn run(context: &Context, args: InitArgs) -> Outcome {
     let lines = plan.lines();
     let made = plan.make()?;
     let saved = (|| {
-        let keys = NodeKeys::load_or_create(&key_folder(&config)).map_err(|error| {
-            Failure::system(format!("this node has no key: {error}"))
-        })?;
+        let keys = NodeKeys::load_or_create(&key_folder(&config))
+            .map_err(|error| Failure::system(format!("this node has no key: {error}")))?;
         write_mirror(&mut editor, name, &uuid, &made, args.logical_block);
         editor.save(&context.places)?;
         Ok(keys.current.fingerprint().to_string())

@@ -33,7 +33,7 @@ pub async fn give(
     order: Order,
     timeout: Duration,
 ) -> Result<Carried, Failure> {
-    let verb = verb(&order);
+    let verb = order.to_string();
     let ask = Ask::Mirror {
         mirror: mirror.to_owned(),
         order,
@@ -64,21 +64,6 @@ pub async fn give(
     }
 }
 
-fn verb(order: &Order) -> &'static str {
-    match order {
-        Order::Promote { .. } => "promote",
-        Order::Demote { .. } => "demote",
-        Order::Resync { .. } => "resync",
-        Order::PauseSync => "pause-sync",
-        Order::ResumeSync => "resume-sync",
-        Order::Verify { .. } => "verify",
-        Order::StopVerify => "verify --stop",
-        Order::Invalidate => "invalidate",
-        Order::Disconnect => "disconnect",
-        Order::Connect => "connect",
-    }
-}
-
 /// Prints how an order ended.
 ///
 /// # Errors
@@ -86,7 +71,10 @@ fn verb(order: &Order) -> &'static str {
 pub fn tell(mirror: &str, carried: &Carried, done: &str, json: bool) -> Result<(), Failure> {
     let (outcome, words) = match carried {
         Carried::Done => ("done", done.to_owned()),
-        Carried::Started => ("started", format!("begun; `kagami status {mirror}` shows how it goes")),
+        Carried::Started => (
+            "started",
+            format!("begun; `kagami status {mirror}` shows how it goes"),
+        ),
         Carried::Nothing(why) => ("nothing", format!("nothing to do: {why}")),
     };
     if json {
@@ -107,7 +95,10 @@ async fn simple(context: &Context, args: &OrderArgs, order: Order, done: &str) -
 /// # Errors
 /// See [`give`].
 pub async fn pause(context: &Context, args: &OrderArgs) -> Outcome {
-    let done = format!("resynchronisation held; `kagami resume-sync {}` goes on with it", args.mirror);
+    let done = format!(
+        "resynchronisation held; `kagami resume-sync {}` goes on with it",
+        args.mirror
+    );
     simple(context, args, Order::PauseSync, &done).await
 }
 
@@ -116,7 +107,13 @@ pub async fn pause(context: &Context, args: &OrderArgs) -> Outcome {
 /// # Errors
 /// See [`give`].
 pub async fn resume(context: &Context, args: &OrderArgs) -> Outcome {
-    simple(context, args, Order::ResumeSync, "resynchronisation goes on").await
+    simple(
+        context,
+        args,
+        Order::ResumeSync,
+        "resynchronisation goes on",
+    )
+    .await
 }
 
 /// `kagami disconnect`
@@ -124,7 +121,10 @@ pub async fn resume(context: &Context, args: &OrderArgs) -> Outcome {
 /// # Errors
 /// See [`give`].
 pub async fn disconnect(context: &Context, args: &OrderArgs) -> Outcome {
-    let done = format!("disconnected; `kagami connect {}` looks for the peer again", args.mirror);
+    let done = format!(
+        "disconnected; `kagami connect {}` looks for the peer again",
+        args.mirror
+    );
     simple(context, args, Order::Disconnect, &done).await
 }
 
@@ -138,7 +138,10 @@ pub async fn connect(context: &Context, args: &OrderArgs) -> Outcome {
 
 /// The peer's name in a report.
 fn peer(mirror: &MirrorReport) -> &str {
-    mirror.peer.as_ref().map_or("the peer", |peer| peer.name.as_str())
+    mirror
+        .peer
+        .as_ref()
+        .map_or("the peer", |peer| peer.name.as_str())
 }
 
 /// `kagami promote`
@@ -183,7 +186,9 @@ fn promotion(mirror: &MirrorReport, force: bool) -> String {
     let name = &mirror.name;
     let peer = peer(mirror);
     if harmless(mirror) {
-        return format!("mirror {name}: this node becomes Primary; {peer} is asked and nothing is lost");
+        return format!(
+            "mirror {name}: this node becomes Primary; {peer} is asked and nothing is lost"
+        );
     }
     let copy = match mirror.disk {
         Disk::Inconsistent => format!(
@@ -191,8 +196,12 @@ fn promotion(mirror: &MirrorReport, force: bool) -> String {
             size(mirror.marked_bytes),
             "are"
         ),
-        Disk::Outdated => format!("this copy is Outdated: {peer} holds newer writes, which are lost"),
-        disk => format!("this copy is {disk}, and whether {peer} went on alone is not known: if it did, this is a split brain"),
+        Disk::Outdated => {
+            format!("this copy is Outdated: {peer} holds newer writes, which are lost")
+        }
+        disk => format!(
+            "this copy is {disk}, and whether {peer} went on alone is not known: if it did, this is a split brain"
+        ),
     };
     let generation = mirror.generation.as_ref().map_or_else(
         || "never written".to_owned(),
@@ -204,7 +213,10 @@ fn promotion(mirror: &MirrorReport, force: bool) -> String {
             mirror.solo
         )
     } else {
-        format!("mirror {name}: permission is asked for (solo = \"{}\"); it is refused where that does not give it\n  {copy}", mirror.solo)
+        format!(
+            "mirror {name}: permission is asked for (solo = \"{}\"); it is refused where that does not give it\n  {copy}",
+            mirror.solo
+        )
     }
 }
 
@@ -222,7 +234,9 @@ pub async fn demote(context: &Context, args: &DemoteArgs) -> Outcome {
                 "mirror {name}: --force fails what can't be finished: {waiting} requests in flight may end with an input/output error, and applications above lose what they had not flushed"
             )
         } else {
-            format!("mirror {name}: {waiting} requests in flight are finished and flushed on both copies first; nothing is lost")
+            format!(
+                "mirror {name}: {waiting} requests in flight are finished and flushed on both copies first; nothing is lost"
+            )
         };
         if args.danger.dry_run {
             print_out(&format!("{words}\n"))?;
@@ -254,7 +268,10 @@ pub async fn invalidate(context: &Context, args: &InvalidateArgs) -> Outcome {
         "mirror {name}: this node's copy ({}, {}, {}) is declared bad: all of it is fetched from {} again, and until then it can't be used without {}",
         report.backing,
         size(report.size_bytes),
-        report.generation.as_ref().map_or_else(|| "never written".to_owned(), |g| format!("generation {}", g.number)),
+        report.generation.as_ref().map_or_else(
+            || "never written".to_owned(),
+            |g| format!("generation {}", g.number)
+        ),
         peer(&report),
         peer(&report),
     );
@@ -264,6 +281,11 @@ pub async fn invalidate(context: &Context, args: &InvalidateArgs) -> Outcome {
     }
     confirm(&words, args.danger.yes)?;
     let carried = give(context, name, Order::Invalidate, args.order.timeout).await?;
-    tell(name, &carried, "this copy is Inconsistent now, with every block marked", args.order.json)?;
+    tell(
+        name,
+        &carried,
+        "this copy is Inconsistent now, with every block marked",
+        args.order.json,
+    )?;
     DONE
 }

@@ -168,7 +168,8 @@ async fn offer(context: &Context, args: &PairArgs, name: &str) -> Outcome {
     let facts = match Facts::decode(&met.facts) {
         Ok(facts) => facts,
         Err(fault) => {
-            met.refuse("what this node said makes no sense to the other").await;
+            met.refuse("what this node said makes no sense to the other")
+                .await;
             return Err(Failure::refused(format!(
                 "mirror {name}: not paired: what the other node said makes no sense: {fault}\n  next: use the same build of kagami on both nodes"
             )));
@@ -176,7 +177,8 @@ async fn offer(context: &Context, args: &PairArgs, name: &str) -> Outcome {
     };
     let fingerprint = met.fingerprint;
     if let Err(failure) = write_peer(context, &facts, fingerprint, name, met.from()) {
-        met.refuse("its configuration could not be written on the other node").await;
+        met.refuse("its configuration could not be written on the other node")
+            .await;
         return Err(failure);
     }
     let confirmed = met.confirm().await;
@@ -187,7 +189,13 @@ async fn offer(context: &Context, args: &PairArgs, name: &str) -> Outcome {
             facts.party.name, facts.party.name
         ))
     })?;
-    paired(args, name, &facts, fingerprint, told.mirror.zeroed && facts.mirror.zeroed)
+    paired(
+        args,
+        name,
+        &facts,
+        fingerprint,
+        told.mirror.zeroed && facts.mirror.zeroed,
+    )
 }
 
 /// What both sides print at the end.
@@ -286,9 +294,8 @@ fn set_peer(
     seen: IpAddr,
 ) -> Result<(), Failure> {
     let party = &other.party;
-    check_name(&party.name).map_err(|why| {
-        Failure::refused(format!("not paired: the other node's name: {why}"))
-    })?;
+    check_name(&party.name)
+        .map_err(|why| Failure::refused(format!("not paired: the other node's name: {why}")))?;
     let id = i64::try_from(party.node.0).map_err(|_| {
         Failure::refused("not paired: the other node's id is out of bounds\n  next: `kagami init` there draws a right one")
     })?;
@@ -306,7 +313,10 @@ fn set_peer(
 
 /// Joins the mirror that a token is for.
 async fn join(context: &Context, args: &PairArgs, token: &str) -> Outcome {
-    let token: Token = token.trim().parse().map_err(|error| token_failure(&error))?;
+    let token: Token = token
+        .trim()
+        .parse()
+        .map_err(|error| token_failure(&error))?;
     let token = token
         .require(Purpose::Mirror)
         .map_err(|error| token_failure(&error))?;
@@ -331,7 +341,12 @@ async fn join(context: &Context, args: &PairArgs, token: &str) -> Outcome {
             token.name,
             addresses.join(", "),
             token.fingerprint,
-            args.store.device.as_ref().or(args.store.backing.as_ref()).unwrap_or(&config.node.state_dir).display()
+            args.store
+                .device
+                .as_ref()
+                .or(args.store.backing.as_ref())
+                .unwrap_or(&config.node.state_dir)
+                .display()
         ))?;
         return DONE;
     }
@@ -380,7 +395,10 @@ async fn join(context: &Context, args: &PairArgs, token: &str) -> Outcome {
         made.take_back();
         return Err(pair_failure(&error, &format!("mirror {name}: not joined")));
     }
-    let seen = token.addresses.first().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), SocketAddr::ip);
+    let seen = token
+        .addresses
+        .first()
+        .map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), SocketAddr::ip);
     let file = context.file.display().to_string();
     let written = (|| {
         let mut editor = Editor::open(&context.file)?;
@@ -404,7 +422,9 @@ async fn join(context: &Context, args: &PairArgs, token: &str) -> Outcome {
             text.push_str(&format!("  {line}\n"));
         }
         text.push_str(&format!("  config    {file}\n"));
-        let joined = saved.mirror(&name).and_then(|mirror| mirror.arbiter.clone());
+        let joined = saved
+            .mirror(&name)
+            .and_then(|mirror| mirror.arbiter.clone());
         if let Some(arbiter) = joined {
             text.push_str(&format!(
                 "next: let {arbiter} know this node: `kagami witness enrol` there, `kagami arbiter join` here\n"
@@ -412,7 +432,13 @@ async fn join(context: &Context, args: &PairArgs, token: &str) -> Outcome {
         }
         print_out(&text)?;
     }
-    paired(args, &name, &facts, fingerprint, facts.mirror.zeroed && made.zeroed)
+    paired(
+        args,
+        &name,
+        &facts,
+        fingerprint,
+        facts.mirror.zeroed && made.zeroed,
+    )
 }
 
 /// Checks what the other side told, and makes the stores.
@@ -487,7 +513,12 @@ fn write_joined(
         editor.set(Section::Mirror, name, "protocol", protocol);
     }
     if facts.mirror.thread != 0 {
-        editor.set(Section::Mirror, name, "thread", i64::from(facts.mirror.thread));
+        editor.set(
+            Section::Mirror,
+            name,
+            "thread",
+            i64::from(facts.mirror.thread),
+        );
     }
     let arbiter = facts
         .settings

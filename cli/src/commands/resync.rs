@@ -6,8 +6,9 @@ use super::order::{Carried, give, tell};
 use super::waiting::{Shown, Watch, goes_on, wanted};
 use super::{Context, confirm, print_json, print_out, within};
 use crate::args::ResyncArgs;
-use crate::control::message::{Order, Source};
-use crate::control::report::{Condition, MirrorReport};
+use crate::control::client::Client;
+use crate::control::message::{Answer, Ask, Order, Source};
+use crate::control::report::{Condition, EventReport, MirrorReport};
 use crate::exit::{DONE, Failure, Outcome};
 use crate::render::units::{left, size};
 
@@ -34,6 +35,8 @@ pub async fn run(context: &Context, args: &ResyncArgs) -> Outcome {
         from: args.from,
         full: args.full,
     };
+    // Listened to from before the order: the work may be over at once.
+    let events = events(context).await?;
     let carried = give(context, name, order, BEGIN).await?;
     if !wanted(&args.wait) || matches!(carried, Carried::Nothing(_)) {
         tell(name, &carried, "resynchronised", args.json)?;
@@ -43,7 +46,7 @@ pub async fn run(context: &Context, args: &ResyncArgs) -> Outcome {
         args.wait.timeout,
         || goes_on(name, "resynchronisation", "it took longer than --timeout"),
         || goes_on(name, "resynchronisation", "interrupted"),
-        until_in_sync(context, name, args.json),
+        until_in_sync(context, name, events, args.json),
     )
     .await?;
     if args.json {
@@ -75,7 +78,7 @@ impl Moved {
             return "in sync; nothing had to be sent".to_owned();
         }
         format!(
-            "in sync; {} were marked, at least {} sent, in {}",
+            "in sync; {} were marked, {} sent, in {}",
             size(self.total),
             size(self.sent),
             left(self.seconds)
@@ -83,34 +86,91 @@ impl Moved {
     }
 }
 
-/// Waits until every write goes to both copies.
+/// A stream of the daemon's events.
+///
+/// # Errors
+/// There is no daemon.
+pub async fn events(context: &Context) -> Result<Client, Failure> {
+    let mut events = context.client().await?;
+    events.send(Ask::Events).await?;
+    Ok(events)
+}
+
+/// Waits until a resynchronisation that was ordered is over: `events` was begun before the order.
 ///
 /// # Errors
 /// It will not get there without an operator's word; the daemon stopped.
 pub async fn until_in_sync(
     context: &Context,
     name: &str,
+    mut events: Client,
     quiet: bool,
 ) -> Result<Moved, Failure> {
     let mut watch = Watch::begin(context, name).await?;
     let mut shown = Shown::new("resync", quiet);
     let began = std::time::Instant::now();
     let mut moved = Moved::default();
+    // In sync as it was before the order is not the end.
+    let mut is_over = false;
     loop {
-        let (_, mirror) = watch.next().await?;
+        let mirror = tokio::select! {
+            biased;
+            answer = events.next() => {
+                match answer? {
+                    Some(Answer::Event(event)) if event.mirror == name => {
+                        is_over |= ends(&event);
+                        moved.take(&event);
+                    }
+                    Some(_) => {}
+                    None => return Err(super::waiting::stopped(name)),
+                }
+                continue;
+            }
+            next = watch.next() => next?.1,
+        };
         moved.seconds = began.elapsed().as_secs();
         if let Some(progress) = &mirror.progress {
             moved.total = moved.total.max(progress.total_bytes);
             moved.sent = moved.sent.max(progress.sent_bytes);
         }
         match mirror.condition {
-            Condition::InSync | Condition::Verifying => return Ok(moved),
+            Condition::InSync | Condition::Verifying if is_over => return Ok(moved),
             Condition::SplitBrain
             | Condition::BothStale
             | Condition::Refused
             | Condition::NotOpened
-            | Condition::NotPaired => return Err(stuck(&mirror)),
+            | Condition::NotPaired
+                if began.elapsed() > SETTLE =>
+            {
+                return Err(stuck(&mirror));
+            }
             _ => shown.show(&mirror),
+        }
+    }
+}
+
+/// An order given in a split brain needs a moment until the nodes have met again.
+const SETTLE: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Both copies are equal from this event on.
+fn ends(event: &EventReport) -> bool {
+    match event.event.as_str() {
+        "resync-done" => true,
+        "replication" => event.facts.get("to").is_some_and(|to| to == "Established"),
+        _ => false,
+    }
+}
+
+impl Moved {
+    /// The exact figures, where the event has them.
+    fn take(&mut self, event: &EventReport) {
+        if event.event != "resync-done" {
+            return;
+        }
+        let fact = |key: &str| event.facts.get(key).and_then(serde_json::Value::as_u64);
+        if let (Some(total), Some(sent)) = (fact("marked_bytes"), fact("sent_bytes")) {
+            self.total = self.total.max(total);
+            self.sent = self.sent.max(sent);
         }
     }
 }
@@ -152,7 +212,10 @@ fn loss(mirror: &MirrorReport, args: &ResyncArgs) -> String {
         }
         if let Some(ms) = side.from_ms {
             let zone = jiff::tz::TimeZone::system();
-            facts.push(format!("since {}", crate::render::units::moment(ms, 0, &zone)));
+            facts.push(format!(
+                "since {}",
+                crate::render::units::moment(ms, 0, &zone)
+            ));
         }
         if let Some(bytes) = side.written_bytes {
             facts.push(format!("{} written", size(bytes)));

@@ -275,7 +275,9 @@ fn look(wanted: &Wanted<'_>, backing: &Path) -> Result<(u64, Option<StoreFile>),
     let device = wanted.store.device.is_some();
     if !device && !wanted.keep_data {
         let size = wanted.size.ok_or_else(|| {
-            Failure::usage("no store made: a file needs a size\n  next: add --size, like --size 20G")
+            Failure::usage(
+                "no store made: a file needs a size\n  next: add --size, like --size 20G",
+            )
         })?;
         if is_device(backing) {
             return Err(Failure::usage(format!(
@@ -407,9 +409,8 @@ fn folder_for(folder: &Path) -> Result<(), Failure> {
 /// The system gives none.
 pub fn random() -> Result<u64, Failure> {
     let mut bytes = [0; 8];
-    getrandom::fill(&mut bytes).map_err(|error| {
-        Failure::system(format!("the system gives no random numbers: {error}"))
-    })?;
+    getrandom::fill(&mut bytes)
+        .map_err(|error| Failure::system(format!("the system gives no random numbers: {error}")))?;
     Ok(u64::from_le_bytes(bytes))
 }
 

@@ -60,13 +60,7 @@ impl Watch {
                 Ok((*report, mirror))
             }
             Some(other) => Err(unexpected(&other)),
-            None => Err(Failure::new(
-                Status::NoDaemon,
-                format!(
-                    "mirror {}: the daemon stopped; what it was doing goes on when it is back\n  next: `kagami up`, then `kagami status {}`",
-                    self.mirror, self.mirror
-                ),
-            )),
+            None => Err(stopped(&self.mirror)),
         }
     }
 }
@@ -165,5 +159,15 @@ fn words(mirror: &MirrorReport) -> String {
 pub fn goes_on(mirror: &str, what: &str, why: &str) -> String {
     format!(
         "mirror {mirror}: {why}; the {what} goes on in the daemon\n  next: `kagami status {mirror}` shows how far it is"
+    )
+}
+
+/// The daemon ended its streams.
+pub fn stopped(mirror: &str) -> Failure {
+    Failure::new(
+        Status::NoDaemon,
+        format!(
+            "mirror {mirror}: the daemon stopped; what it was doing goes on when it is back\n  next: `kagami up`, then `kagami status {mirror}`"
+        ),
     )
 }

@@ -25,9 +25,7 @@ use crate::exit::{DONE, Failure, Outcome, Status};
 pub async fn run(context: &Context, args: WitnessArgs) -> Outcome {
     match &args.verb {
         None => serve(context, &args).await,
-        Some(WitnessVerb::Enrol { address, valid }) => {
-            enrol(context, &args, address, *valid).await
-        }
+        Some(WitnessVerb::Enrol { address, valid }) => enrol(context, &args, address, *valid).await,
         Some(WitnessVerb::List { json }) => list(context, *json),
     }
 }
@@ -160,8 +158,9 @@ fn list(context: &Context, as_json: bool) -> Outcome {
     let config = context.config()?;
     let state = state(&config);
     let found = if state.exists() {
-        store::enrolled(&state)
-            .map_err(|error| Failure::system(format!("the enrolled nodes can't be read: {error}")))?
+        store::enrolled(&state).map_err(|error| {
+            Failure::system(format!("the enrolled nodes can't be read: {error}"))
+        })?
     } else {
         Vec::new()
     };

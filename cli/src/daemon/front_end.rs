@@ -165,7 +165,10 @@ impl BlockDevice for Served {
                 fua,
             },
             Request::WriteZeroes { fast: true, .. } => {
-                return completion.fail(IoError::new(Errno::NotSup, "zeroing may be as slow as writing"));
+                return completion.fail(IoError::new(
+                    Errno::NotSup,
+                    "zeroing may be as slow as writing",
+                ));
             }
             Request::WriteZeroes {
                 offset,

@@ -66,7 +66,10 @@ impl Mirrors {
     /// What keeps the node as a whole from running; a mirror that can't be opened does not.
     pub async fn start(config: &Config) -> Result<Self, Failure> {
         let failed = |what: &str, why: &dyn std::fmt::Display| {
-            Failure::system(format!("not started: {what}: {why}\n  next: put it right in {} or on this machine, and start kagami again", config.file.display()))
+            Failure::system(format!(
+                "not started: {what}: {why}\n  next: put it right in {} or on this machine, and start kagami again",
+                config.file.display()
+            ))
         };
         let run_dir = &config.node.run_dir;
         std::fs::DirBuilder::new()
@@ -95,7 +98,10 @@ impl Mirrors {
         let mut refused = BTreeMap::new();
         for mirror in &config.mirrors {
             let Some(peer) = mirror.peer.as_deref().and_then(|name| config.peer(name)) else {
-                warn!(mirror = mirror.name, "not paired yet: not served; `kagami pair {}`", mirror.name);
+                warn!(
+                    mirror = mirror.name,
+                    "not paired yet: not served; `kagami pair {}`", mirror.name
+                );
                 continue;
             };
             let told = MirrorConfig {
@@ -185,7 +191,10 @@ impl Engine for Mirrors {
             let _ = front.await;
         }
         for (mirror, refusal) in self.inner.shell.clone().stop(STOP_PATIENCE).await {
-            warn!(mirror, "not stopped cleanly: {}; {}", refusal.what, refusal.next);
+            warn!(
+                mirror,
+                "not stopped cleanly: {}; {}", refusal.what, refusal.next
+            );
         }
     }
 }
@@ -230,7 +239,10 @@ async fn resolve(texts: &[String]) -> Vec<SocketAddr> {
 fn fingerprints(texts: &[String]) -> Vec<Fingerprint> {
     texts
         .iter()
-        .map(|text| text.parse().expect("the reader of the configuration checked it"))
+        .map(|text| {
+            text.parse()
+                .expect("the reader of the configuration checked it")
+        })
         .collect()
 }
 
@@ -363,7 +375,11 @@ async fn serve(
                 let server = Server::new(own, Limits::default());
                 server.listen(listener, TlsPolicy::Off);
                 servers.push(server);
-                info!(mirror = name, "served at {} where Primary", socket.display());
+                info!(
+                    mirror = name,
+                    "served at {} where Primary",
+                    socket.display()
+                );
                 let uri = format!("nbd+unix:///{name}?socket={}", socket.display());
                 places.entry(name.clone()).or_default().push(uri);
             }
@@ -381,7 +397,10 @@ async fn serve(
                         let uri = format!("{scheme}://{at}/{name}");
                         places.entry(name.clone()).or_default().push(uri);
                     }
-                    let policy = front.tls.clone().map_or(TlsPolicy::Off, TlsPolicy::Required);
+                    let policy = front
+                        .tls
+                        .clone()
+                        .map_or(TlsPolicy::Off, TlsPolicy::Required);
                     server.listen(listener, policy);
                     info!("mirrors served at {scheme}://{at}");
                 }

@@ -13,7 +13,6 @@ use tokio::sync::{Mutex, broadcast, watch};
 use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
-pub mod device;
 pub mod engine;
 mod front_end;
 pub mod log;
@@ -57,7 +56,9 @@ pub enum StartError {
         next: &'static str,
     },
     /// No such group.
-    #[error("not started: [node] control-group: there is no group `{0}`\n  next: name a group of /etc/group, or its number")]
+    #[error(
+        "not started: [node] control-group: there is no group `{0}`\n  next: name a group of /etc/group, or its number"
+    )]
     NoGroup(String),
 }
 
@@ -88,24 +89,16 @@ impl<E: Engine> Shared<E> {
 }
 
 /// Runs the daemon until it is told to stop, by `terminate` or over the control channel; then stops
-/// the engine cleanly.
-///
-/// # Errors
-/// The control socket can't be had. The engine was stopped then, too.
+/// the engine cleanly. `socket` was bound before the engine was started: it says that no other daemon
+/// runs, and holds commands back until there is somebody to answer them.
 pub async fn run<E: Engine>(
     engine: E,
     config: Config,
+    socket: socket::ControlSocket,
     fingerprint: Option<String>,
     set_log_level: log::LevelSetter,
     terminate: impl Future<Output = ()>,
-) -> Result<(), StartError> {
-    let socket = match socket::ControlSocket::bind(&config.node).await {
-        Ok(socket) => socket,
-        Err(error) => {
-            engine.stop().await;
-            return Err(error);
-        }
-    };
+) {
     let node = NodeReport {
         name: config.node.name.clone(),
         id: config.node.id,
@@ -145,10 +138,12 @@ pub async fn run<E: Engine>(
     listener.abort();
     // Whoever asked hears that it is done; the server ends when it was told.
     shared.stopped.send_replace(true);
-    if tokio::time::timeout(Duration::from_secs(5), server).await.is_err() {
+    if tokio::time::timeout(Duration::from_secs(5), server)
+        .await
+        .is_err()
+    {
         warn!("a client of the control channel did not take its last answer");
     }
-    Ok(())
 }
 
 /// The engine's notices, to whoever listens. (The engine itself writes them to the log.)

@@ -405,7 +405,11 @@ impl Mirror {
         fua: bool,
     ) -> super::write::WriteKey {
         let key = self.insert_write(origin, span, work, fua);
+        // *Read-your-writes*: should this node be Primary before it has landed, what is written
+        // then waits for it. (The sender sends no two that overlap; a liar harms its own copy.)
+        let locked = self.spans.try_lock(span);
         let write = &mut self.writes[key.0];
+        write.locked = locked;
         write.stage = Stage::Started;
         write.local = Copy::Owed;
         key

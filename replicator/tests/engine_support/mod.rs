@@ -187,6 +187,16 @@ impl Node {
         T: Future<Output = R> + 'static,
         R: Send + 'static,
     {
+        self.with_device_for(DEADLINE, work).await
+    }
+
+    /// As [`Node::with_device`], for work that takes its time.
+    pub async fn with_device_for<T, F, R>(&self, deadline: Duration, work: F) -> R
+    where
+        F: FnOnce(Disk) -> T + Send + 'static,
+        T: Future<Output = R> + 'static,
+        R: Send + 'static,
+    {
         let (done, result) = oneshot::channel();
         let spawned = self.engine().spawn_on(0, |plane| {
             let disk = Disk::new(plane.device("pg").expect("device"));
@@ -195,7 +205,7 @@ impl Node {
             }
         });
         assert!(spawned);
-        tokio::time::timeout(DEADLINE, result)
+        tokio::time::timeout(deadline, result)
             .await
             .expect("in time")
             .expect("done")

@@ -234,7 +234,9 @@ impl Client {
             return Err(self.garbage("a reply"));
         }
         let code = u32::from_be_bytes([head[4], head[5], head[6], head[7]]);
-        let cookie = head[8..].iter().fold(0, |cookie, byte| cookie << 8 | u64::from(*byte));
+        let cookie = head[8..]
+            .iter()
+            .fold(0, |cookie, byte| cookie << 8 | u64::from(*byte));
         let Some(request) = self.pending.remove(&cookie) else {
             return Err(self.garbage("a reply to no request"));
         };

@@ -92,7 +92,11 @@ impl Latencies {
 ///
 /// # Errors
 /// The mirror failed.
-pub fn prepare(client: &mut Client, range: &Range<u64>, stop: &AtomicBool) -> Result<(), ClientError> {
+pub fn prepare(
+    client: &mut Client,
+    range: &Range<u64>,
+    stop: &AtomicBool,
+) -> Result<(), ClientError> {
     let step = LONGEST.min(1 << 20) as u64;
     let content = noise(step as usize);
     let mut offset = range.start;
@@ -111,7 +115,11 @@ pub fn prepare(client: &mut Client, range: &Range<u64>, stop: &AtomicBool) -> Re
 ///
 /// # Errors
 /// The mirror failed.
-pub fn measure(client: &mut Client, plan: &Plan, stop: &AtomicBool) -> Result<Figures, ClientError> {
+pub fn measure(
+    client: &mut Client,
+    plan: &Plan,
+    stop: &AtomicBool,
+) -> Result<Figures, ClientError> {
     let (mut writes, mut flushes) = (histogram(), histogram());
     let mut sent: HashMap<u64, Instant> = HashMap::with_capacity(plan.depth);
     let mut content = noise(plan.block);
@@ -127,7 +135,11 @@ pub fn measure(client: &mut Client, plan: &Plan, stop: &AtomicBool) -> Result<Fi
             flush(client, &mut flushes)?;
             since_flush = 0;
         }
-        let place = if plan.random { next(&mut dice) % places } else { number % places };
+        let place = if plan.random {
+            next(&mut dice) % places
+        } else {
+            number % places
+        };
         number += 1;
         since_flush += 1;
         // No two writes are the same: a store that saves equal blocks would measure itself.

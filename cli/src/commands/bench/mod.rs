@@ -126,7 +126,11 @@ pub fn run(context: &Context, args: &BenchArgs) -> Outcome {
         connected,
         block_bytes: args.block,
         depth: args.depth,
-        pattern: if args.sequential { "sequential" } else { "random" },
+        pattern: if args.sequential {
+            "sequential"
+        } else {
+            "random"
+        },
         flush_each: args.flush_each,
         offset_bytes: args.offset,
         range_bytes: args.range,
@@ -168,15 +172,22 @@ fn of_a_scratch_pair(args: &BenchArgs) -> Result<Measured, Failure> {
         .join(format!("kagami-bench-{}", std::process::id()));
     let wanted = Wanted {
         folder,
-        size: (args.offset + args.range).next_multiple_of(64 << 20).to_string(),
+        size: (args.offset + args.range)
+            .next_multiple_of(64 << 20)
+            .to_string(),
         protocol: args.protocol.clone(),
         solo: "never".to_owned(),
     };
-    let mut pair = super::demo::make_pair(&wanted, args.no_peer).map_err(|error| failure(&error))?;
+    let mut pair =
+        super::demo::make_pair(&wanted, args.no_peer).map_err(|error| failure(&error))?;
     let socket = Scratch::socket(&pair.alpha).map_err(|error| failure(&error))?;
     let figures = measured(&socket, MIRROR, args)?;
     let state = pair.alpha.mirror(MIRROR).map_err(|error| failure(&error))?;
-    Ok((figures, Some(state.protocol.clone()), super::demo::scratch::in_sync(&state)))
+    Ok((
+        figures,
+        Some(state.protocol.clone()),
+        super::demo::scratch::in_sync(&state),
+    ))
 }
 
 fn measured(socket: &std::path::Path, export: &str, args: &BenchArgs) -> Result<Figures, Failure> {
@@ -206,7 +217,8 @@ fn measured(socket: &std::path::Path, export: &str, args: &BenchArgs) -> Result<
         time: args.time,
     };
     if !args.no_prepare {
-        measure::prepare(&mut client, &plan.range, signals::flag()).map_err(|error| words(&error))?;
+        measure::prepare(&mut client, &plan.range, signals::flag())
+            .map_err(|error| words(&error))?;
     }
     let figures =
         measure::measure(&mut client, &plan, signals::flag()).map_err(|error| words(&error))?;
@@ -247,7 +259,11 @@ fn table(report: &BenchReport) -> String {
             n => format!(", a flush after each {n}"),
         },
         report.protocol.as_deref().unwrap_or("unknown"),
-        if report.connected { "both copies" } else { "this copy alone" },
+        if report.connected {
+            "both copies"
+        } else {
+            "this copy alone"
+        },
         units::count(figures.writes_per_second.round() as u64),
         units::rate(figures.bytes_per_second),
         figures.seconds,

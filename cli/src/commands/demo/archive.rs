@@ -4,6 +4,7 @@
 //! and from [`DATA`] on the files, each at a multiple of 4096. Whoever reads it back needs nothing but
 //! the device.
 
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,8 @@ const MAGIC: &[u8; 8] = b"kgmdemo1";
 const DATA: u64 = 4 << 20;
 const BLOCK: u64 = 4096;
 const HEAD: usize = 48;
+/// So many names fit into the index.
+const MOST_FILES: usize = 5_000;
 const CHUNK: usize = 1 << 20;
 /// Writes in flight while files are stored.
 const DEPTH: usize = 8;
@@ -83,12 +86,16 @@ pub fn find(want: u64, skip: usize) -> Result<Vec<PathBuf>, ArchiveError> {
     let mut skipped = 0;
     let mut folders: Vec<PathBuf> = PLACES.iter().rev().map(PathBuf::from).collect();
     while let Some(folder) = folders.pop() {
-        let Ok(listing) = fs::read_dir(&folder) else { continue };
+        let Ok(listing) = fs::read_dir(&folder) else {
+            continue;
+        };
         let mut paths: Vec<PathBuf> = listing.flatten().map(|entry| entry.path()).collect();
         paths.sort();
         for path in paths.into_iter().rev() {
             // A link could lead in circles.
-            let Ok(facts) = fs::symlink_metadata(&path) else { continue };
+            let Ok(facts) = fs::symlink_metadata(&path) else {
+                continue;
+            };
             if facts.is_dir() {
                 folders.push(path);
             } else if facts.is_file()
@@ -101,13 +108,17 @@ pub fn find(want: u64, skip: usize) -> Result<Vec<PathBuf>, ArchiveError> {
                 }
                 have += facts.len();
                 found.push(path);
-                if have >= want || found.len() >= 10_000 {
+                if have >= want || found.len() >= MOST_FILES {
                     return Ok(found);
                 }
             }
         }
     }
-    if found.is_empty() { Err(ArchiveError::NoFiles) } else { Ok(found) }
+    if found.is_empty() {
+        Err(ArchiveError::NoFiles)
+    } else {
+        Ok(found)
+    }
 }
 
 /// Writes the files and their index from byte `base` on and flushes. A file that can't be read any
@@ -115,12 +126,24 @@ pub fn find(want: u64, skip: usize) -> Result<Vec<PathBuf>, ArchiveError> {
 ///
 /// # Errors
 /// The device fails.
-pub fn store(client: &mut Client, files: &[PathBuf], base: u64, end: u64) -> Result<Index, ArchiveError> {
+pub fn store(
+    client: &mut Client,
+    files: &[PathBuf],
+    base: u64,
+    end: u64,
+) -> Result<Index, ArchiveError> {
     let mut index = Index::default();
     let mut offset = DATA;
     for path in files {
-        let Some((len, sha256)) = store_file(client, path, base + offset, end)? else { continue };
-        index.files.push(Entry { name: path.clone(), offset, len, sha256 });
+        let Some((len, sha256)) = store_file(client, path, base + offset, end)? else {
+            continue;
+        };
+        index.files.push(Entry {
+            name: path.clone(),
+            offset,
+            len,
+            sha256,
+        });
         offset += len.next_multiple_of(BLOCK);
     }
     let json = serde_json::to_vec(&index).expect("an index is plain data");
@@ -129,7 +152,11 @@ pub fn store(client: &mut Client, files: &[PathBuf], base: u64, end: u64) -> Res
     head.extend(Sha256::digest(&json));
     head.extend(&json);
     head.resize(head.len().next_multiple_of(BLOCK as usize), 0);
-    assert!(head.len() as u64 <= DATA, "an index of {} bytes", head.len());
+    assert!(
+        head.len() as u64 <= DATA,
+        "an index of {} bytes",
+        head.len()
+    );
     client.settle()?;
     for (number, chunk) in head.chunks(CHUNK).enumerate() {
         client.write(base + (number * CHUNK) as u64, chunk)?;
@@ -146,7 +173,9 @@ fn store_file(
     end: u64,
 ) -> Result<Option<(u64, String)>, ArchiveError> {
     let mut content = Vec::new();
-    let Ok(mut file) = File::open(path) else { return Ok(None) };
+    let Ok(mut file) = File::open(path) else {
+        return Ok(None);
+    };
     if file.read_to_end(&mut content).is_err() {
         return Ok(None);
     }
@@ -181,7 +210,9 @@ pub fn check(client: &mut Client, base: u64) -> Result<(Index, Checked), Archive
     }
     let json = read(client, base + HEAD as u64, len)?;
     if Sha256::digest(&json)[..] != head[16..HEAD] {
-        return Err(ArchiveError::Damaged("the index has another SHA-256".to_owned()));
+        return Err(ArchiveError::Damaged(
+            "the index has another SHA-256".to_owned(),
+        ));
     }
     let index: Index = serde_json::from_slice(&json)
         .map_err(|error| ArchiveError::Damaged(format!("the index: {error}")))?;
@@ -212,5 +243,9 @@ fn read(client: &mut Client, offset: u64, len: u64) -> Result<Vec<u8>, ClientErr
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
 }

@@ -190,7 +190,10 @@ fn note(progress: &Progress, began: Instant) {
 impl Journal {
     /// Writes that a flush covered, counted once for each place.
     pub fn promised(&self) -> usize {
-        self.places.values().filter(|place| place.flushed > 0).count()
+        self.places
+            .values()
+            .filter(|place| place.flushed > 0)
+            .count()
     }
 
     /// Reads every place that was ever written, and compares with what was promised. What is found
@@ -206,8 +209,12 @@ impl Journal {
             found.places += 1;
             found.promised += usize::from(place.flushed > 0);
             let version = u64::from_le_bytes(content[8..16].try_into().expect("eight bytes"));
-            if content != block(offset, version) && (version != 0 || content.iter().any(|b| *b != 0)) {
-                found.broken.push(format!("byte {offset}: not a block that was ever written there"));
+            if content != block(offset, version)
+                && (version != 0 || content.iter().any(|b| *b != 0))
+            {
+                found.broken.push(format!(
+                    "byte {offset}: not a block that was ever written there"
+                ));
             } else if version < place.flushed || version > place.sent {
                 found.broken.push(format!(
                     "byte {offset}: version {version}, where {} was flushed and {} sent",
@@ -215,7 +222,11 @@ impl Journal {
                 ));
             } else {
                 found.newer += usize::from(version > place.flushed);
-                *place = Place { flushed: version, answered: version, sent: version };
+                *place = Place {
+                    flushed: version,
+                    answered: version,
+                    sent: version,
+                };
             }
         }
         client.flush()?;

@@ -11,7 +11,7 @@ use clap::{Args, ValueHint};
 
 mod archive;
 mod fault;
-mod load;
+pub mod load;
 pub mod node;
 mod process;
 pub mod scratch;

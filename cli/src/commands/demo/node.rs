@@ -68,17 +68,19 @@ impl Node {
         let doing = format!("making {}", folder.display());
         fs::create_dir_all(&folder).map_err(DemoError::system(doing))?;
         let mut id = [0; 7];
-        getrandom::fill(&mut id)
-            .map_err(|error| DemoError::system("drawing a node id")(io::Error::other(error.to_string())))?;
-        let id = id.iter().fold(1_u64, |id, byte| (id << 8 | u64::from(*byte)) & (i64::MAX as u64));
+        getrandom::fill(&mut id).map_err(|error| {
+            DemoError::system("drawing a node id")(io::Error::other(error.to_string()))
+        })?;
+        let id = id.iter().fold(1_u64, |id, byte| {
+            (id << 8 | u64::from(*byte)) & (i64::MAX as u64)
+        });
         let at = folder.display();
         let text = format!(
             "[node]\nname = \"{name}\"\nid = {id}\nlisten = [\"{listen}\"]\n\
              state-dir = \"{at}\"\nrun-dir = \"{at}\"\n\n{more}"
         );
         let file = folder.join("kagami.toml");
-        fs::write(&file, text)
-            .map_err(DemoError::system(format!("writing {}", file.display())))?;
+        fs::write(&file, text).map_err(DemoError::system(format!("writing {}", file.display())))?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -147,7 +149,10 @@ impl Node {
         let (out, out_file) = capture("out").map_err(system())?;
         let (err, err_file) = capture("err").map_err(system())?;
         let mut command = self.command(args);
-        tie(&mut command).stdin(Stdio::null()).stdout(out_file).stderr(err_file);
+        tie(&mut command)
+            .stdin(Stdio::null())
+            .stdout(out_file)
+            .stderr(err_file);
         let mut child = command.spawn().map_err(system())?;
         let deadline = Instant::now() + COMMAND_PATIENCE;
         let end = loop {
@@ -216,7 +221,9 @@ impl Node {
     /// The system would not.
     pub fn kill(&mut self) -> Result<(), DemoError> {
         let daemon = self.daemon.take().expect("a daemon to kill");
-        daemon.kill().map_err(DemoError::system(format!("killing {}", self.name)))
+        daemon
+            .kill()
+            .map_err(DemoError::system(format!("killing {}", self.name)))
     }
 
     /// SIGTERM to the daemon, and waits for its clean end.
@@ -224,14 +231,20 @@ impl Node {
     /// # Errors
     /// It did not end, or not cleanly.
     pub fn stop(&mut self, patience: Duration) -> Result<(), DemoError> {
-        let Some(daemon) = self.daemon.take() else { return Ok(()) };
+        let Some(daemon) = self.daemon.take() else {
+            return Ok(());
+        };
         let end = daemon
             .stop(patience)
             .map_err(DemoError::system(format!("stopping {}", self.name)))?;
         if end.success() {
             Ok(())
         } else {
-            Err(DemoError::Died { who: self.name.clone(), end: end.to_string(), words: self.last_log() })
+            Err(DemoError::Died {
+                who: self.name.clone(),
+                end: end.to_string(),
+                words: self.last_log(),
+            })
         }
     }
 
@@ -259,7 +272,9 @@ impl Node {
     /// It is gone.
     pub fn signal(&self, signal: rustix::process::Signal) -> Result<(), DemoError> {
         let daemon = self.daemon.as_ref().expect("a daemon to signal");
-        daemon.signal(signal).map_err(DemoError::system(format!("a signal to {}", self.name)))
+        daemon
+            .signal(signal)
+            .map_err(DemoError::system(format!("a signal to {}", self.name)))
     }
 
     /// What `kagami status` shows.
@@ -299,8 +314,16 @@ impl Node {
         while Instant::now() < deadline {
             let (runtime, daemon) = (&self.runtime, &mut self.daemon);
             let done = runtime.block_on(async {
-                let Ok(mut client) = Client::connect(&socket).await else { return false };
-                if client.send(Ask::Watch { every_ms: WATCH_EVERY_MS }).await.is_err() {
+                let Ok(mut client) = Client::connect(&socket).await else {
+                    return false;
+                };
+                if client
+                    .send(Ask::Watch {
+                        every_ms: WATCH_EVERY_MS,
+                    })
+                    .await
+                    .is_err()
+                {
                     return false;
                 }
                 loop {
@@ -336,10 +359,20 @@ impl Node {
             thread::sleep(LOOK_AGAIN);
         }
         let last = last.map_or_else(
-            || format!("no answer of its daemon; the end of its log:\n{}", self.last_log()),
+            || {
+                format!(
+                    "no answer of its daemon; the end of its log:\n{}",
+                    self.last_log()
+                )
+            },
             |report| status::status(&report, &Look::plain()),
         );
-        Err(DemoError::TooLong { who: self.name.clone(), what: what.to_owned(), after: patience, last })
+        Err(DemoError::TooLong {
+            who: self.name.clone(),
+            what: what.to_owned(),
+            after: patience,
+            last,
+        })
     }
 
     /// Watches one mirror until `enough` says so, and gives its state then.
@@ -374,7 +407,12 @@ impl Node {
     }
 
     fn too_long(&self, what: String, after: Duration) -> DemoError {
-        DemoError::TooLong { who: self.name.clone(), what, after, last: self.last_log() }
+        DemoError::TooLong {
+            who: self.name.clone(),
+            what,
+            after,
+            last: self.last_log(),
+        }
     }
 
     fn last_log(&self) -> String {

@@ -4,7 +4,8 @@
 //! taken down, and its files are removed, when it is dropped.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -49,7 +50,10 @@ pub struct Scratch {
 /// Both copies are good, and every write goes to both.
 pub fn in_sync(state: &MirrorReport) -> bool {
     state.disk == Disk::UpToDate
-        && state.peer.as_ref().is_some_and(|peer| peer.disk == Disk::UpToDate)
+        && state
+            .peer
+            .as_ref()
+            .is_some_and(|peer| peer.disk == Disk::UpToDate)
         && state.replication == Replication::Established
 }
 
@@ -59,7 +63,11 @@ pub fn in_sync(state: &MirrorReport) -> bool {
 /// The system has none.
 pub fn free_port() -> Result<u16, DemoError> {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
-    let given = || GIVEN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let given = || {
+        GIVEN
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    };
     loop {
         let port = UdpSocket::bind("127.0.0.1:0")
             .and_then(|socket| socket.local_addr())
@@ -79,14 +87,19 @@ impl Scratch {
     pub fn make(wanted: &Wanted, tell: &mut dyn FnMut(&str, &str)) -> Result<Self, DemoError> {
         let program = std::env::current_exe()
             .map_err(DemoError::system("finding this program's own file"))?;
-        Self::make_with(&program, wanted, tell)
+        let mut pair = Self::lay_out(&program, wanted, tell)?;
+        for node in [&mut pair.alpha, &mut pair.beta] {
+            tell(node.name(), "kagami up");
+            node.start(&["up"])?;
+        }
+        Ok(pair)
     }
 
-    /// The same with a program that is not the running one.
+    /// The same with any `program`, and with no daemon started yet but the witness.
     ///
     /// # Errors
     /// As [`Scratch::make`].
-    pub fn make_with(
+    pub fn lay_out(
         program: &Path,
         wanted: &Wanted,
         tell: &mut dyn FnMut(&str, &str),
@@ -123,9 +136,7 @@ impl Scratch {
         wanted: &Wanted,
         tell: &mut dyn FnMut(&str, &str),
     ) -> Result<(), DemoError> {
-        run(&self.alpha, &["init", MIRROR, "--size", &wanted.size], tell)?;
-        let offer = ["pair", MIRROR, "--address", "127.0.0.1"];
-        join(&mut self.alpha, &offer, "kgm1-", &self.beta, &["pair", "--join"], &[], tell)?;
+        self.add_mirror(MIRROR, &wanted.size, tell)?;
         if wanted.solo == "arbiter" {
             self.add_witness(program, tell)?;
         } else {
@@ -134,11 +145,30 @@ impl Scratch {
         if wanted.protocol != "C" {
             self.set("protocol", &wanted.protocol, tell)?;
         }
-        for node in [&mut self.alpha, &mut self.beta] {
-            tell(node.name(), "kagami up");
-            node.start(&["up"])?;
-        }
         Ok(())
+    }
+
+    /// Makes one more mirror of the pair; its daemons must not run.
+    ///
+    /// # Errors
+    /// A command fails.
+    pub fn add_mirror(
+        &mut self,
+        name: &str,
+        size: &str,
+        tell: &mut dyn FnMut(&str, &str),
+    ) -> Result<(), DemoError> {
+        run(&self.alpha, &["init", name, "--size", size], tell)?;
+        let offer = ["pair", name, "--address", "127.0.0.1"];
+        join(
+            &mut self.alpha,
+            &offer,
+            "kgm1-",
+            &self.beta,
+            &["pair", "--join"],
+            &[],
+            tell,
+        )
     }
 
     fn add_witness(
@@ -153,7 +183,15 @@ impl Scratch {
         for node in [&self.alpha, &self.beta] {
             let offer = ["witness", "enrol", "--address", "127.0.0.1"];
             let (join_args, mirror) = (["arbiter", "join"], ["--mirror", MIRROR]);
-            join(&mut witness, &offer, "kgw1-", node, &join_args, &mirror, tell)?;
+            join(
+                &mut witness,
+                &offer,
+                "kgw1-",
+                node,
+                &join_args,
+                &mirror,
+                tell,
+            )?;
         }
         tell("witness", "kagami witness");
         witness.start(&["witness"])?;
@@ -172,7 +210,10 @@ impl Scratch {
         tell: &mut dyn FnMut(&str, &str),
     ) -> Result<(), DemoError> {
         for node in [&self.alpha, &self.beta] {
-            tell(node.name(), &format!("editor {}   # {key} = \"{value}\"", node.config().display()));
+            tell(
+                node.name(),
+                &format!("editor {}   # {key} = \"{value}\"", node.config().display()),
+            );
             edit(node, key, value)?;
         }
         Ok(())
@@ -194,6 +235,15 @@ impl Scratch {
         Self::mirror_config(node).map(|mirror| mirror.backing)
     }
 
+    /// Where both nodes' copies differ first, compared byte for byte; their daemons must not run.
+    ///
+    /// # Errors
+    /// A file can't be read.
+    pub fn first_difference(&self) -> Result<Option<u64>, DemoError> {
+        let (one, other) = (Self::backing(&self.alpha)?, Self::backing(&self.beta)?);
+        compare(&one, &other).map_err(DemoError::system("comparing the backing files"))
+    }
+
     /// Both nodes, until they are in sync.
     ///
     /// # Errors
@@ -207,13 +257,36 @@ impl Scratch {
 
     fn mirror_config(node: &Node) -> Result<crate::config::Mirror, DemoError> {
         let file = node.config();
-        let store = |what: String| DemoError::Store { path: file.clone(), what };
+        let store = |what: String| DemoError::Store {
+            path: file.clone(),
+            what,
+        };
         let config = Config::load(&file).map_err(|error| store(error.to_string()))?;
         config
             .mirror(MIRROR)
             .cloned()
             .ok_or_else(|| store(format!("has no [mirror.{MIRROR}]")))
     }
+}
+
+/// Where two files differ first; of different lengths, at the end of the shorter.
+fn compare(one: &Path, other: &Path) -> io::Result<Option<u64>> {
+    const STEP: u64 = 1 << 20;
+    let (mut one, mut other) = (File::open(one)?, File::open(other)?);
+    let (ours, theirs) = (one.metadata()?.len(), other.metadata()?.len());
+    let (mut left, mut right) = (vec![0; STEP as usize], vec![0; STEP as usize]);
+    let mut at = 0;
+    while at < ours.min(theirs) {
+        let len = (ours.min(theirs) - at).min(STEP) as usize;
+        one.read_exact(&mut left[..len])?;
+        other.read_exact(&mut right[..len])?;
+        if left[..len] != right[..len] {
+            let place = left.iter().zip(&right).position(|(l, r)| l != r);
+            return Ok(Some(at + place.unwrap_or(0) as u64));
+        }
+        at += len as u64;
+    }
+    Ok((ours != theirs).then_some(at))
 }
 
 /// Runs a command that must succeed, told first.
@@ -245,7 +318,10 @@ fn join(
     after: &[&str],
     tell: &mut dyn FnMut(&str, &str),
 ) -> Result<(), DemoError> {
-    tell(offer.name(), &format!("kagami {}", offer_args[..2].join(" ")));
+    tell(
+        offer.name(),
+        &format!("kagami {}", offer_args[..2].join(" ")),
+    );
     let (mut waiting, printed) = offer.begin(offer_args)?;
     let text = || fs::read_to_string(&printed).unwrap_or_default();
     let token = wait_until(offer.name(), "the line to paste", PATIENCE, || {
@@ -269,10 +345,16 @@ fn join(
     args.push(&token);
     args.extend(after);
     let short: String = token.chars().take(16).collect();
-    let told = format!("kagami {} {short}… {}", joiner_args.join(" "), after.join(" "));
+    let told = format!(
+        "kagami {} {short}… {}",
+        joiner_args.join(" "),
+        after.join(" ")
+    );
     tell(joiner.name(), told.trim_end());
     joiner.run(&args)?;
-    let end = wait_until(offer.name(), "the end of the pairing", PATIENCE, || waiting.ended())?;
+    let end = wait_until(offer.name(), "the end of the pairing", PATIENCE, || {
+        waiting.ended()
+    })?;
     if end.success() {
         return Ok(());
     }

@@ -1,5 +1,6 @@
 //! `kagami demo --serve`: a scratch pair that stays up for other programs.
 
+use std::fmt::Write as _;
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,7 +20,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// The node's configuration is wrong.
 pub fn uri(node: &super::node::Node) -> Result<String, DemoError> {
     let socket = Scratch::socket(node)?;
-    Ok(format!("nbd+unix:///{MIRROR}?socket={}", escaped(&socket.display().to_string())))
+    Ok(format!(
+        "nbd+unix:///{MIRROR}?socket={}",
+        escaped(&socket.display().to_string())
+    ))
 }
 
 /// A path as a URI's query takes it.
@@ -29,7 +33,7 @@ fn escaped(path: &str) -> String {
         if byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte) {
             text.push(char::from(byte));
         } else {
-            text.push_str(&format!("%{byte:02X}"));
+            let _ = write!(text, "%{byte:02X}");
         }
     }
     text
@@ -42,7 +46,10 @@ fn escaped(path: &str) -> String {
 pub fn make(wanted: &Wanted, no_peer: bool) -> Result<Scratch, DemoError> {
     let mut tell = |who: &str, what: &str| anstream::eprintln!("{who}$ {what}");
     let mut pair = Scratch::make(wanted, &mut tell)?;
-    pair.alpha.wait(MIRROR, "beta to be met", PATIENCE, |state| state.condition == Condition::InSync)?;
+    pair.alpha
+        .wait(MIRROR, "beta to be met", PATIENCE, |state| {
+            state.condition == Condition::InSync
+        })?;
     tell("alpha", &format!("kagami promote {MIRROR}"));
     pair.alpha.run(&["promote", MIRROR])?;
     pair.wait_in_sync(PATIENCE)?;
@@ -52,7 +59,9 @@ pub fn make(wanted: &Wanted, no_peer: bool) -> Result<Scratch, DemoError> {
         pair.beta.run(&["down"])?;
         pair.beta.stop(PATIENCE)?;
         pair.alpha
-            .wait(MIRROR, "beta to have left", PATIENCE, |state| state.condition == Condition::Alone)?;
+            .wait(MIRROR, "beta to have left", PATIENCE, |state| {
+                state.condition == Condition::Alone
+            })?;
     }
     Ok(pair)
 }

@@ -92,7 +92,11 @@ impl Teller {
         };
         let lines = wrap(what, WIDTH - 13);
         for (index, line) in lines.iter().enumerate() {
-            let lead = if index == 0 { mark.as_str() } else { "         " };
+            let lead = if index == 0 {
+                mark.as_str()
+            } else {
+                "         "
+            };
             self.line(&format!("   {lead} {line}"));
         }
     }

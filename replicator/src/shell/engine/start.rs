@@ -164,7 +164,11 @@ pub(super) fn open(config: MirrorConfig, node: NodeId) -> Result<Opened, StartEr
         mirror: name(),
         error,
     };
-    let backing = StoreFile::open(&config.backing, config.fence_wait);
+    let backing = match StoreFile::open(&config.backing, config.fence_wait) {
+        // Who has the data has the metadata too: to wait for that as well would only be silence.
+        Err(error @ FenceError::Held { .. }) => return Err(fence(error)),
+        other => other,
+    };
     let separate = match &config.metadata {
         Some(path) => Some(StoreFile::open(path, config.fence_wait).map_err(fence)?),
         None => None,
