@@ -108,13 +108,15 @@ impl Candidate for Served {
         let (before, own) = (spent(), process::own_cpu_time());
         let (tally, elapsed) =
             load::run(&mut self.client, job, self.region, Until::Time(time), seed)?;
-        let (after, own) = (spent(), process::own_cpu_time() - own);
+        let (after, own) = (spent(), process::own_cpu_time().saturating_sub(own));
         let mut sample = tally.sample(job.len, elapsed);
         let each = |time: Duration| time.as_secs_f64() * 1e6 / tally.operations() as f64;
         sample.cpu.insert("client".to_owned(), each(own));
         for (((name, _), before), after) in self.watched.iter().zip(before).zip(after) {
             if let (Some(before), Some(after)) = (before, after) {
-                sample.cpu.insert(name.clone(), each(after - before));
+                sample
+                    .cpu
+                    .insert(name.clone(), each(after.saturating_sub(before)));
             }
         }
         Ok(sample)

@@ -153,7 +153,8 @@ impl Places {
             "a region of {region} bytes for requests of {len}"
         );
         Self {
-            state: seed | 1,
+            // Odd, for a state of zero stays zero; and another one for each seed.
+            state: seed << 1 | 1,
             next: 0,
             slots,
             len,

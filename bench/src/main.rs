@@ -178,6 +178,8 @@ fn run(cli: &Cli) -> Result<(), BenchError> {
 }
 
 type Candidates = Vec<Box<dyn Candidate>>;
+/// Sets some candidates up.
+type Group = fn(&Room) -> Result<Candidates, BenchError>;
 
 fn limits(room: &Room) -> Result<Candidates, BenchError> {
     room.check(1)?;
@@ -215,7 +217,7 @@ fn compare(
     how: &Comparison,
     setting: &Setting,
     json: Option<&Path>,
-    groups: &[fn(&Room) -> Result<Candidates, BenchError>],
+    groups: &[Group],
 ) -> Result<(), BenchError> {
     let only = how.only.as_deref().unwrap_or_default();
     let jobs: Vec<job::Job> = JOBS

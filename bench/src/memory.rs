@@ -1,5 +1,6 @@
 //! How much memory the daemons of a large mirror hold.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -38,7 +39,7 @@ pub struct Held {
 pub fn measure(room: &Room, tebibytes: &[u64]) -> Result<Vec<Held>, BenchError> {
     let mut all = Vec::new();
     for tebibytes in tebibytes {
-        let mirror = Mirror::start(room, "memory", tebibytes << 20, true)?;
+        let mirror = Mirror::start(room, &format!("memory-{tebibytes}"), tebibytes << 20, true)?;
         let idle = look(&mirror)?;
         let mut client = mirror.client()?;
         let everywhere = tebibytes << 40;
@@ -77,8 +78,9 @@ pub fn table(all: &[Held]) -> String {
     );
     let mebibytes = |bytes: u64| bytes >> 20;
     for held in all {
-        text += &format!(
-            "| {} TiB | {} | {} | {} | {} | {} |\n",
+        let _ = writeln!(
+            text,
+            "| {} TiB | {} | {} | {} | {} | {} |",
             held.tebibytes,
             held.daemon,
             mebibytes(held.idle),

@@ -1,6 +1,7 @@
 //! How many writes to the metadata store a write costs: within the hot set, and all over a large disk.
 
 use serde::Serialize;
+use std::fmt::Write as _;
 
 use crate::candidate::Room;
 use crate::error::BenchError;
@@ -39,8 +40,13 @@ pub fn measure(room: &Room, writes: u64) -> Result<Vec<Cost>, BenchError> {
     room.check(2)?;
     let mut all = Vec::new();
     for with_peer in [true, false] {
-        let peer = if with_peer { "with a peer" } else { "without" };
-        let mirror = Mirror::start(room, "hot", room.region >> 20, with_peer)?;
+        let (peer, tag) = if with_peer {
+            ("with a peer", "pair")
+        } else {
+            ("without", "no-peer")
+        };
+        let name = format!("hot-{tag}");
+        let mirror = Mirror::start(room, &name, room.region >> 20, with_peer)?;
         let mut client = mirror.client()?;
         load::fill(&mut client, room.region)?;
         let region = room.region;
@@ -51,7 +57,7 @@ pub fn measure(room: &Room, writes: u64) -> Result<Vec<Cost>, BenchError> {
             all.push(count(&mirror, &mut client, &job, region, writes, &what)?);
         }
         drop((client, mirror));
-        let mirror = Mirror::start(room, "large", LARGE, with_peer)?;
+        let mirror = Mirror::start(room, &format!("large-{tag}"), LARGE, with_peer)?;
         let mut client = mirror.client()?;
         let what = format!("1 TiB, random, {peer}");
         for job in [JOBS[0], JOBS[2]] {
@@ -98,8 +104,9 @@ pub fn table(all: &[Cost]) -> String {
         "\n| for each 1,000 writes of 4 KiB | depth | log records | bitmap pages | superblocks | together |\n|---|---:|---:|---:|---:|---:|\n",
     );
     for cost in all {
-        text += &format!(
-            "| {} | {} | {:.2} | {:.2} | {:.2} | {:.2} |\n",
+        let _ = writeln!(
+            text,
+            "| {} | {} | {:.2} | {:.2} | {:.2} | {:.2} |",
             cost.what, cost.depth, cost.log_records, cost.bitmap_pages, cost.superblocks, cost.all
         );
     }

@@ -1,5 +1,6 @@
 //! Resynchronisation: the peer is away while blocks are written, and comes back.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -133,8 +134,9 @@ pub fn table(all: &[Outages]) -> String {
     let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     for Outages { job, outages } in all {
         for outage in outages {
-            text += &format!(
-                "| {job} | {:.1} | {:.1} | {:.3} | {:.2} | {:.2} | {:.0} |\n",
+            let _ = writeln!(
+                text,
+                "| {job} | {:.1} | {:.1} | {:.3} | {:.2} | {:.2} | {:.0} |",
                 mebibytes(outage.marked),
                 mebibytes(outage.sent),
                 outage.sent_by_marked,

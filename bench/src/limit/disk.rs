@@ -93,7 +93,7 @@ impl Run {
         let mut tally = Tally::default();
         let mut completions = Vec::new();
         let mut begun = 0;
-        let (mut in_flight, mut next) = (0, Vec::from_iter(0..depth));
+        let (mut in_flight, mut next) = (0, (0..depth).collect::<Vec<u64>>());
         loop {
             for slot in next.drain(..) {
                 let goes_on = match until {
@@ -132,7 +132,8 @@ impl Run {
             }
         }
         let mut sample = tally.sample(self.job.len, began.elapsed());
-        let cpu = (own_cpu_time() - cpu).as_secs_f64() * 1e6 / tally.operations() as f64;
+        let cpu =
+            own_cpu_time().saturating_sub(cpu).as_secs_f64() * 1e6 / tally.operations() as f64;
         sample.cpu.insert("all".to_owned(), cpu);
         Ok(sample)
     }

@@ -208,7 +208,7 @@ async fn operations(
         }
     }
     let mut sample = tally.sample(job.len, began.elapsed());
-    let cpu = (own_cpu_time() - cpu).as_secs_f64() * 1e6 / tally.operations() as f64;
+    let cpu = own_cpu_time().saturating_sub(cpu).as_secs_f64() * 1e6 / tally.operations() as f64;
     sample.cpu.insert("both ends".to_owned(), cpu);
     Ok(sample)
 }
