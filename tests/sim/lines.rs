@@ -183,7 +183,10 @@ impl World {
         let chosen = self.ghost.operator_chose
             || self.options.settings.split_brain != kagami_replicator::core::settings::SplitBrainPolicy::default();
         let follows = before.is_none_or(|before| self.ghost.descends(tag, before));
-        if follows || chosen && self.options.may_fork() || self.ghost.operator_chose {
+        if follows || chosen && self.options.may_fork()
+            || self.ghost.operator_chose
+            || self.ghost.invalidated
+        {
             return Ok(());
         }
         let what = format!(
