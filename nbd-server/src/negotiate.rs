@@ -520,8 +520,15 @@ impl Negotiation {
             return Err((rep::ERR_UNKNOWN, self.unknown_text(name, catalog)));
         };
         if found.listed.tls_only && !self.tls_active {
-            let text = format!("export '{name}' is served over TLS only");
-            return Err((rep::ERR_TLS_REQD, text));
+            // NOTLS must not say NBD_REP_ERR_TLS_REQD.
+            return Err(if self.tls_mode == TlsMode::Off {
+                let text = format!("export '{name}' is served over TLS only, not at this address");
+                (rep::ERR_POLICY, text)
+            } else {
+                let text =
+                    format!("export '{name}' is served over TLS only: send NBD_OPT_STARTTLS");
+                (rep::ERR_TLS_REQD, text)
+            });
         }
         match found.info.clone() {
             Ok(info) => {

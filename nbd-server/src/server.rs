@@ -12,7 +12,7 @@ use std::time::Duration;
 use slab::Slab;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
-use tokio::task::{AbortHandle, spawn_local};
+use tokio::task::{AbortHandle, JoinHandle, spawn_local};
 
 use crate::connection::{Connection, Inbox, Socket};
 use crate::control::{Control, Mode, SessionHandle};
@@ -38,7 +38,7 @@ struct Inner<D> {
     exports: Rc<Exports<D>>,
     limits: Limits,
     connections: RefCell<Slab<Rc<Control>>>,
-    listeners: RefCell<Vec<AbortHandle>>,
+    listeners: RefCell<Vec<JoinHandle<()>>>,
     next_id: Cell<u64>,
     closing: Cell<bool>,
     /// A connection ended.
@@ -114,9 +114,9 @@ impl<D: BlockDevice> Server<D> {
     pub fn listen(&self, listener: Listener, tls: TlsPolicy) -> ListenerHandle {
         let server = self.clone();
         let task = spawn_local(async move { server.accept_all(listener, &Rc::new(tls)).await });
-        let handle = task.abort_handle();
-        self.inner.listeners.borrow_mut().push(handle.clone());
-        ListenerHandle(handle)
+        let handle = ListenerHandle(task.abort_handle());
+        self.inner.listeners.borrow_mut().push(task);
+        handle
     }
 
     /// Serves `export` to a client that is in the transmission phase already, on terms agreed
@@ -194,7 +194,8 @@ impl<D: BlockDevice> Server<D> {
     /// completed the last request of the last connection.
     pub async fn shut_down(&self, grace: Duration) {
         self.inner.closing.set(true);
-        for listener in self.inner.listeners.borrow_mut().drain(..) {
+        let listeners = self.inner.listeners.take();
+        for listener in &listeners {
             listener.abort();
         }
         for session in self.sessions() {
@@ -205,6 +206,10 @@ impl<D: BlockDevice> Server<D> {
                 session.abort();
             }
             self.all_ended().await;
+        }
+        for listener in listeners {
+            // Its socket is closed, and its file gone, when the task is; it was aborted above.
+            let _ = listener.await;
         }
     }
 

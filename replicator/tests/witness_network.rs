@@ -70,7 +70,7 @@ impl World {
         }
     }
 
-    fn remote(&self, key: &NodeKey, addresses: Vec<SocketAddr>, pin: Fingerprint) -> Rc<Remote> {
+    fn remote(key: &NodeKey, addresses: Vec<SocketAddr>, pin: Fingerprint) -> Rc<Remote> {
         let config = ClientConfig {
             name: "w1".to_owned(),
             addresses,
@@ -81,7 +81,7 @@ impl World {
     }
 
     fn asker(&self, key: &NodeKey, address: SocketAddr) -> Rc<Client> {
-        let remote = self.remote(key, vec![address], self.witness.fingerprint());
+        let remote = Self::remote(key, vec![address], self.witness.fingerprint());
         Client::new(
             remote,
             PG,
@@ -240,7 +240,7 @@ fn strangers_and_impostors_get_nowhere() {
             "{text}"
         );
         // Somebody else answers at the witness's address.
-        let remote = world.remote(
+        let remote = World::remote(
             &world.alpha,
             vec![witness.address],
             world.stranger.fingerprint(),
@@ -291,7 +291,7 @@ fn the_address_that_answers_is_used() {
             .local_addr()
             .expect("address");
         let addresses = vec![silent.local_addr().expect("address"), gone, witness.address];
-        let remote = world.remote(&world.alpha, addresses, world.witness.fingerprint());
+        let remote = World::remote(&world.alpha, addresses, world.witness.fingerprint());
         let asker = Client::new(
             remote,
             PG,
@@ -363,7 +363,7 @@ fn a_node_is_enrolled_by_one_line_while_the_witness_runs() {
         assert_eq!(joined.fingerprint, world.witness.fingerprint());
         // It may ask now, and create a register with another that is enrolled.
         let members = vec![world.stranger.fingerprint(), world.alpha.fingerprint()];
-        let remote = world.remote(&world.stranger, joined.addresses, joined.fingerprint);
+        let remote = World::remote(&world.stranger, joined.addresses, joined.fingerprint);
         let asker = Client::new(remote, RegisterId(3), members);
         assert_eq!(
             swap(&asker, None, register(1, &[1, 3], 1)).await,

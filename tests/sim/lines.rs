@@ -269,6 +269,8 @@ impl World {
             Some(Refused::OtherMirror) => true,
             Some(Refused::Impossible) => !self.options.forced && !by_operator,
             Some(Refused::NameSource) => true,
+            // A Primary's disk failed while it was ahead: no copy with its writes is left to serve.
+            Some(Refused::NewestLost) => false,
             Some(Refused::SplitBrain | Refused::Unrelated) => !self.options.may_fork() && !by_operator,
             Some(Refused::BothStale) => !self.options.may_fork() && !by_operator,
             None => {

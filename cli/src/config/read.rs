@@ -135,10 +135,7 @@ pub fn read(file: &Path, text: &str) -> Result<Sheet, ConfigError> {
 
 fn line_of(text: &str, span: &Range<usize>) -> usize {
     let end = span.start.min(text.len());
-    1 + text.as_bytes()[..end]
-        .iter()
-        .filter(|byte| **byte == b'\n')
-        .count()
+    1 + text[..end].matches('\n').count()
 }
 
 struct Reader<'a> {

@@ -4,6 +4,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bytes::BytesMut;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
@@ -28,10 +30,14 @@ pub enum ClientError {
         path: PathBuf,
     },
     /// The daemon went away in the middle.
-    #[error("the daemon went away before it answered; whether the command was carried out is not known ({0})\n  next: `kagami status` when it is back")]
+    #[error(
+        "the daemon went away before it answered; whether the command was carried out is not known ({0})\n  next: `kagami status` when it is back"
+    )]
     WentAway(FrameError),
     /// It did not understand the command.
-    #[error("the daemon did not understand: {why}\n  next: use the same build for command and daemon (`kagami --version`; `kagami status --json` names the daemon's)")]
+    #[error(
+        "the daemon did not understand: {why}\n  next: use the same build for command and daemon (`kagami --version`; `kagami status --json` names the daemon's)"
+    )]
     NotUnderstood {
         /// Its words.
         why: String,
@@ -43,6 +49,8 @@ pub enum ClientError {
 pub struct Client {
     stream: UnixStream,
     path: PathBuf,
+    /// What was received and not yet taken.
+    received: BytesMut,
 }
 
 /// A connection is there within, or the daemon hangs.
@@ -62,6 +70,7 @@ impl Client {
             Ok(Ok(stream)) => Ok(Self {
                 stream,
                 path: path.to_owned(),
+                received: BytesMut::new(),
             }),
             Ok(Err(error)) => Err(match error.kind() {
                 ErrorKind::NotFound => no_daemon("there is no such socket"),
@@ -85,18 +94,41 @@ impl Client {
             .map_err(ClientError::WentAway)
     }
 
-    /// The next answer; `None` when the daemon ended the stream.
+    /// The next answer; `None` when the daemon ended the stream. Dropping the future loses nothing.
     ///
     /// # Errors
     /// The daemon went away in the middle of an answer, or did not understand.
     pub async fn next(&mut self) -> Result<Option<Answer>, ClientError> {
-        match frame::read(&mut self.stream, ANSWER_MAX).await {
-            Ok(Some(Answer::NotUnderstood { why, .. })) => Err(ClientError::NotUnderstood { why }),
-            Ok(answer) => Ok(answer),
-            Err(FrameError::Garbage(error)) => Err(ClientError::NotUnderstood {
-                why: format!("its answer makes no sense to this command: {error}"),
-            }),
-            Err(error) => Err(ClientError::WentAway(error)),
+        loop {
+            match frame::take(&mut self.received, ANSWER_MAX) {
+                Ok(Some(Answer::NotUnderstood { why, .. })) => {
+                    return Err(ClientError::NotUnderstood { why });
+                }
+                Ok(Some(answer)) => return Ok(Some(answer)),
+                Ok(None) => {}
+                Err(FrameError::Garbage(error)) => {
+                    return Err(ClientError::NotUnderstood {
+                        why: format!("its answer makes no sense to this command: {error}"),
+                    });
+                }
+                Err(error) => return Err(ClientError::WentAway(error)),
+            }
+            match self.stream.read_buf(&mut self.received).await {
+                Ok(0) if self.received.is_empty() => return Ok(None),
+                Ok(0) => {
+                    return Err(ClientError::WentAway(
+                        std::io::Error::from(ErrorKind::UnexpectedEof).into(),
+                    ));
+                }
+                Ok(_) => {}
+                // A daemon that dies hard resets the socket: the stream is over.
+                Err(error)
+                    if self.received.is_empty() && error.kind() == ErrorKind::ConnectionReset =>
+                {
+                    return Ok(None);
+                }
+                Err(error) => return Err(ClientError::WentAway(error.into())),
+            }
         }
     }
 
@@ -109,6 +141,12 @@ impl Client {
         self.next().await?.ok_or_else(|| {
             ClientError::WentAway(std::io::Error::from(ErrorKind::UnexpectedEof).into())
         })
+    }
+
+    /// The daemon's process, as the kernel tells.
+    pub fn process(&self) -> Option<u32> {
+        let pid = self.stream.peer_cred().ok()?.pid()?;
+        u32::try_from(pid).ok()
     }
 
     /// The control socket.

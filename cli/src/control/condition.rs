@@ -135,7 +135,10 @@ pub fn next(mirror: &MirrorReport) -> Vec<String> {
             (Role::Secondary, Disk::Outdated) => format!(
                 "start kagami on {peer}, or check the way to it; this copy is older than {peer}'s: `kagami promote {name} --force` would lose {peer}'s newer writes"
             ),
-            _ => format!("start kagami on {peer}, or check the way to it; {}", without_peer(mirror, peer)),
+            _ => format!(
+                "start kagami on {peer}, or check the way to it; {}",
+                without_peer(mirror, peer)
+            ),
         }),
         Condition::StandAlone => line(format!("`kagami connect {name}` looks for {peer} again")),
         Condition::Held => line(format!(
@@ -213,9 +216,16 @@ fn refused(mirror: &MirrorReport, refusal: Refusal) -> Vec<String> {
         Refusal::Unrelated => vec![format!(
             "the copies have no history in common; to keep one whole: `kagami resync {name} --full --from local` (overwrites {peer}'s copy) or `--from peer` (overwrites this one)"
         )],
+        Refusal::NewestLost => vec![
+            "the copy that is left lacks writes that were answered; put the disk right that failed, if that can be done, and start its daemon again".to_owned(),
+            format!("to go on without those writes, on the node whose disk is good: `kagami promote {name} --force`"),
+        ],
         Refusal::Impossible => vec![
-            "one of the copies was cloned or restored from a backup; nothing was changed".to_owned(),
-            format!("on the node with the restored copy: `kagami invalidate {name}`, then `kagami connect {name}`"),
+            "one of the copies was cloned or restored from a backup; nothing was changed"
+                .to_owned(),
+            format!(
+                "on the node with the restored copy: `kagami invalidate {name}`, then `kagami connect {name}`"
+            ),
         ],
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! The length is checked against the reader's bound before anything is allocated.
 
+use bytes::BytesMut;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -58,6 +59,30 @@ pub async fn read<T: DeserializeOwned>(
         .map_err(FrameError::Garbage)
 }
 
+/// Takes one message off the front of what was received; `None` while it is not there whole.
+///
+/// # Errors
+/// See [`FrameError`]. After one the rest is of no more use.
+pub fn take<T: DeserializeOwned>(
+    received: &mut BytesMut,
+    max: usize,
+) -> Result<Option<T>, FrameError> {
+    let Some(length) = received.first_chunk::<4>() else {
+        return Ok(None);
+    };
+    let length = u32::from_le_bytes(*length) as usize;
+    if length > max {
+        return Err(FrameError::TooLong { length, max });
+    }
+    if received.len() - 4 < length {
+        return Ok(None);
+    }
+    let frame = received.split_to(4 + length);
+    serde_json::from_slice(&frame[4..])
+        .map(Some)
+        .map_err(FrameError::Garbage)
+}
+
 /// Writes one message.
 ///
 /// # Errors
@@ -95,10 +120,28 @@ mod tests {
         assert_eq!(end, None);
     }
 
+    #[test]
+    fn pieces_are_put_together() {
+        let body = br#"{"protocol":1,"ask":"status"}"#;
+        let mut whole = (body.len() as u32).to_le_bytes().to_vec();
+        whole.extend_from_slice(body);
+        whole.extend_from_slice(&[9, 0]);
+        let mut received = BytesMut::new();
+        for (index, byte) in whole.iter().enumerate() {
+            received.extend_from_slice(&[*byte]);
+            let taken: Option<Request> = take(&mut received, REQUEST_MAX).unwrap();
+            assert_eq!(taken.is_some(), index + 3 == whole.len());
+        }
+        assert_eq!(&received[..], [9, 0]);
+    }
+
     #[tokio::test]
     async fn broken_frames_are_told_apart() {
         for (bytes, words) in [
-            (&b"\xff\xff\xff\xff"[..], "a message of 4294967295 bytes is longer than 65536"),
+            (
+                &b"\xff\xff\xff\xff"[..],
+                "a message of 4294967295 bytes is longer than 65536",
+            ),
             (b"\x02\0\0\0{]", "a message was not understood"),
             (b"\x02\0\0", "the control channel broke"),
             (b"\x09\0\0\0{}", "the control channel broke"),

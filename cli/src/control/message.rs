@@ -106,6 +106,32 @@ pub enum Order {
     Connect,
 }
 
+impl std::fmt::Display for Order {
+    /// As it is given on the command line.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let flag = |set: bool, flag: &'static str| if set { flag } else { "" };
+        match self {
+            Self::Promote { force } => write!(f, "promote{}", flag(*force, " --force")),
+            Self::Demote { force } => write!(f, "demote{}", flag(*force, " --force")),
+            Self::Resync { from, full } => {
+                let from = match from {
+                    Some(Source::Local) => " --from local",
+                    Some(Source::Peer) => " --from peer",
+                    None => "",
+                };
+                write!(f, "resync{from}{}", flag(*full, " --full"))
+            }
+            Self::PauseSync => f.write_str("pause-sync"),
+            Self::ResumeSync => f.write_str("resume-sync"),
+            Self::Verify { repair } => write!(f, "verify{}", flag(*repair, " --repair")),
+            Self::StopVerify => f.write_str("verify --stop"),
+            Self::Invalidate => f.write_str("invalidate"),
+            Self::Disconnect => f.write_str("disconnect"),
+            Self::Connect => f.write_str("connect"),
+        }
+    }
+}
+
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

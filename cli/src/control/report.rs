@@ -183,6 +183,8 @@ words! {
         SplitBrain = "split-brain",
         /// Nothing in common.
         Unrelated = "unrelated",
+        /// The only copy with what was answered has lost its disk.
+        NewestLost = "newest-lost",
         /// What the protocol rules out: a cloned or restored disk.
         Impossible = "impossible",
     }

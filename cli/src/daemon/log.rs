@@ -129,6 +129,8 @@ impl Visit for Line {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         if field.name() == "message" {
             self.message = format!("{value:?}");
+        } else if field.name() == "repeated" && format!("{value:?}") == "0" {
+            // Counts of nothing are noise.
         } else {
             self.facts.push((field.name(), format!("{value:?}")));
         }
@@ -154,7 +156,10 @@ impl Line {
             let mut object = serde_json::Map::new();
             let time = humantime::format_rfc3339_millis(now).to_string();
             object.insert("time".to_owned(), time.into());
-            object.insert("level".to_owned(), self.level.as_str().to_lowercase().into());
+            object.insert(
+                "level".to_owned(),
+                self.level.as_str().to_lowercase().into(),
+            );
             object.insert("message".to_owned(), self.message.clone().into());
             if count > 0 {
                 object.insert("repeated".to_owned(), count.into());
@@ -313,7 +318,11 @@ mod tests {
         assert!(repeats.due(begin + WINDOW / 2).is_empty());
         let due = repeats.due(begin + WINDOW);
         assert_eq!(due.len(), 1);
-        assert!(due[0].ends_with("pg: disk error (999 times more) errno=5"), "{}", due[0]);
+        assert!(
+            due[0].ends_with("pg: disk error (999 times more) errno=5"),
+            "{}",
+            due[0]
+        );
         // Nothing more came: it is forgotten, and would be news again.
         assert!(repeats.due(begin + 2 * WINDOW).is_empty());
         assert!(repeats.take(&line("disk error"), begin + 2 * WINDOW));
@@ -326,7 +335,10 @@ mod tests {
             line("disk error").spell(Form::Text, now, 0),
             "2025-11-21T12:00:00.123Z warn  pg: disk error errno=5"
         );
-        assert_eq!(line("two\nlines").spell(Form::Journal, now, 0), "<4>pg: two lines errno=5");
+        assert_eq!(
+            line("two\nlines").spell(Form::Journal, now, 0),
+            "<4>pg: two lines errno=5"
+        );
         assert_eq!(
             line("disk error").spell(Form::Json, now, 3),
             r#"{"errno":"5","level":"warn","message":"disk error","mirror":"pg","repeated":3,"time":"2025-11-21T12:00:00.123Z"}"#

@@ -1,7 +1,8 @@
 //! The daemon: the engine's handle on one side, the control channel on the other.
 //!
 //! It decides nothing about mirrors. It keeps the configuration that is in force, samples counters,
-//! writes events to the log, and stops the engine cleanly on a signal or an order.
+//! passes events on, and stops the engine cleanly on a signal or an order. [`mirrors`] is the engine with
+//! its front ends, as `kagami up` runs it.
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -10,10 +11,12 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, broadcast, watch};
 use tokio::time::MissedTickBehavior;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 pub mod engine;
+mod front_end;
 pub mod log;
+pub mod mirrors;
 pub mod notice;
 pub mod reload;
 pub mod report;
@@ -22,7 +25,7 @@ pub mod settings;
 pub mod socket;
 
 use crate::config::Config;
-use crate::control::report::{EventReport, NodeReport, Severity, StatusReport};
+use crate::control::report::{EventReport, NodeReport, StatusReport};
 use engine::Engine;
 use report::{Memory, Now};
 
@@ -53,7 +56,9 @@ pub enum StartError {
         next: &'static str,
     },
     /// No such group.
-    #[error("not started: [node] control-group: there is no group `{0}`\n  next: name a group of /etc/group, or its number")]
+    #[error(
+        "not started: [node] control-group: there is no group `{0}`\n  next: name a group of /etc/group, or its number"
+    )]
     NoGroup(String),
 }
 
@@ -84,24 +89,16 @@ impl<E: Engine> Shared<E> {
 }
 
 /// Runs the daemon until it is told to stop, by `terminate` or over the control channel; then stops
-/// the engine cleanly.
-///
-/// # Errors
-/// The control socket can't be had. The engine was stopped then, too.
+/// the engine cleanly. `socket` was bound before the engine was started: it says that no other daemon
+/// runs, and holds commands back until there is somebody to answer them.
 pub async fn run<E: Engine>(
     engine: E,
     config: Config,
+    socket: socket::ControlSocket,
     fingerprint: Option<String>,
     set_log_level: log::LevelSetter,
     terminate: impl Future<Output = ()>,
-) -> Result<(), StartError> {
-    let socket = match socket::ControlSocket::bind(&config.node).await {
-        Ok(socket) => socket,
-        Err(error) => {
-            engine.stop().await;
-            return Err(error);
-        }
-    };
+) {
     let node = NodeReport {
         name: config.node.name.clone(),
         id: config.node.id,
@@ -141,13 +138,15 @@ pub async fn run<E: Engine>(
     listener.abort();
     // Whoever asked hears that it is done; the server ends when it was told.
     shared.stopped.send_replace(true);
-    if tokio::time::timeout(Duration::from_secs(5), server).await.is_err() {
+    if tokio::time::timeout(Duration::from_secs(5), server)
+        .await
+        .is_err()
+    {
         warn!("a client of the control channel did not take its last answer");
     }
-    Ok(())
 }
 
-/// The engine's notices, to the log and to whoever listens.
+/// The engine's notices, to whoever listens. (The engine itself writes them to the log.)
 async fn listen<E: Engine>(shared: Arc<Shared<E>>) {
     let mut notices = shared.engine.events();
     loop {
@@ -161,12 +160,6 @@ async fn listen<E: Engine>(shared: Arc<Shared<E>>) {
         };
         shared.memory.lock().await.note(&noticed);
         let event = notice::event(&noticed, &*shared.config.lock().await);
-        let (mirror, kind, text) = (&event.mirror, &event.event, &event.text);
-        match event.severity {
-            Severity::Info => info!(mirror, event = kind, "{text}"),
-            Severity::Warn => warn!(mirror, event = kind, "{text}"),
-            Severity::Error => error!(mirror, event = kind, "{text}"),
-        }
         // Nobody may be listening.
         let _ = shared.events.send(event);
     }

@@ -130,7 +130,10 @@ fn parts(notice: &Notice, names: &impl Names) -> (&'static str, Severity, String
         } => (
             "generation",
             Severity::Warn,
-            format!("goes on alone as generation {}, permission: {permission}", generation.counter),
+            format!(
+                "goes on alone as generation {}, permission: {permission}",
+                generation.counter
+            ),
             facts([
                 ("generation", json!(generation.counter)),
                 ("tag", json!(format!("{:016x}", generation.tag))),
@@ -215,7 +218,10 @@ fn parts(notice: &Notice, names: &impl Names) -> (&'static str, Severity, String
                 if *different == 0 {
                     "no difference".to_owned()
                 } else {
-                    format!("{} differ and are marked", size(different.saturating_mul(BLOCK)))
+                    format!(
+                        "{} differ and are marked",
+                        size(different.saturating_mul(BLOCK))
+                    )
                 }
             ),
             facts([
@@ -272,7 +278,10 @@ pub fn outcome(verdict: &Verdict, names: &impl Names) -> String {
     match verdict.strategy {
         Strategy::Nothing => "the copies are equal".to_owned(),
         Strategy::Marks { source } => {
-            format!("marked blocks are resynchronised from {}", names.node(source))
+            format!(
+                "marked blocks are resynchronised from {}",
+                names.node(source)
+            )
         }
         Strategy::Full { source } => {
             format!("everything is resynchronised from {}", names.node(source))
@@ -288,6 +297,9 @@ pub fn outcome(verdict: &Verdict, names: &impl Names) -> String {
             Refused::BothStale => "refused: no good copy is left",
             Refused::SplitBrain => "refused: split brain, both copies went on alone",
             Refused::Unrelated => "refused: the copies have no history in common",
+            Refused::NewestLost => {
+                "refused: the only copy with what was answered has lost its disk"
+            }
             Refused::Impossible => "refused: a copy was cloned or restored",
         }
         .to_owned(),
@@ -305,15 +317,13 @@ pub fn refusal(verdict: &Verdict) -> Option<Refusal> {
         Refused::BothStale => Refusal::BothStale,
         Refused::SplitBrain => Refusal::SplitBrain,
         Refused::Unrelated => Refusal::Unrelated,
+        Refused::NewestLost => Refusal::NewestLost,
         Refused::Impossible => Refusal::Impossible,
     })
 }
 
 /// The present state as an event, with which every stream of events begins.
-pub fn present(
-    mirror: &crate::control::report::MirrorReport,
-    time_ms: u64,
-) -> EventReport {
+pub fn present(mirror: &crate::control::report::MirrorReport, time_ms: u64) -> EventReport {
     let peer = mirror.peer.as_ref();
     EventReport {
         schema: SCHEMA,

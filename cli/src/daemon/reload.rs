@@ -50,7 +50,11 @@ fn differences(old: &Config, new: &Config) -> Vec<Difference> {
         for name in before.union(&after) {
             if before.contains(name) != after.contains(name) {
                 if section != Section::Resync {
-                    let what = if after.contains(name) { "is new" } else { "is gone" };
+                    let what = if after.contains(name) {
+                        "is new"
+                    } else {
+                        "is gone"
+                    };
                     found.push(Difference {
                         section,
                         name: name.clone(),
@@ -124,7 +128,8 @@ pub async fn reload<E: Engine>(
         }
         match (difference.change, difference.key) {
             (Change::Live, Some(key)) => {
-                next.sheet.copy_from(&new.sheet, difference.section, &difference.name, key);
+                next.sheet
+                    .copy_from(&new.sheet, difference.section, &difference.name, key);
                 done.applied.push(difference.words);
             }
             (Change::Never, _) => done.restart.push(format!(
@@ -144,7 +149,8 @@ pub async fn reload<E: Engine>(
             continue;
         }
         if let Err(refusal) = engine.command(&mirror.name, Command::Set(after)).await {
-            done.restart.push(format!("[mirror.{}]: {}", mirror.name, refusal.what));
+            done.restart
+                .push(format!("[mirror.{}]: {}", mirror.name, refusal.what));
         }
     }
     if next.node.log_level != running.node.log_level {

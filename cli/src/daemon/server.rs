@@ -90,7 +90,13 @@ async fn client<E: Engine>(shared: &Shared<E>, mut stream: UnixStream) -> Result
         Err(why) => return not_understood(&mut stream, why).await,
     };
     match ask {
-        Ask::Status => say(&mut stream, &Answer::Status(Box::new(shared.report().await))).await,
+        Ask::Status => {
+            say(
+                &mut stream,
+                &Answer::Status(Box::new(shared.report().await)),
+            )
+            .await
+        }
         Ask::Watch { every_ms } => watch(shared, &mut stream, every_ms).await,
         Ask::Events => events(shared, &mut stream).await,
         Ask::Mirror { mirror, order } => {
@@ -173,10 +179,7 @@ async fn watch<E: Engine>(
     }
 }
 
-async fn events<E: Engine>(
-    shared: &Shared<E>,
-    stream: &mut UnixStream,
-) -> Result<(), FrameError> {
+async fn events<E: Engine>(shared: &Shared<E>, stream: &mut UnixStream) -> Result<(), FrameError> {
     // First listen, then look: nothing falls between.
     let mut events = shared.events.subscribe();
     let report = shared.report().await;
@@ -215,7 +218,7 @@ async fn order_mirror<E: Engine>(shared: &Shared<E>, mirror: &str, order: Order)
             },
         });
     }
-    info!(mirror, order = ?order, "an operator's order");
+    info!(mirror, "an operator's order: {order}");
     match shared.engine.command(mirror, command(&order)).await {
         Ok(Reply::Done) => Answer::Done,
         Ok(Reply::Started) => Answer::Started,

@@ -107,7 +107,9 @@ async fn pid_of(path: &Path) -> Option<u32> {
             _ => None,
         }
     };
-    tokio::time::timeout(Duration::from_secs(2), ask).await.ok()?
+    tokio::time::timeout(Duration::from_secs(2), ask)
+        .await
+        .ok()?
 }
 
 /// The number of a group, by its name in /etc/group or itself.
@@ -136,6 +138,9 @@ mod tests {
         assert_eq!(group_id("root").unwrap(), 0);
         assert_eq!(group_id("77").unwrap(), 77);
         let said = group_id("nobody-has-this-group").unwrap_err().to_string();
-        assert!(said.contains("there is no group `nobody-has-this-group`"), "{said}");
+        assert!(
+            said.contains("there is no group `nobody-has-this-group`"),
+            "{said}"
+        );
     }
 }

@@ -57,7 +57,12 @@ impl Screen<'_> {
             }
             if let Some(verdict) = self.refusal() {
                 lines.push(self.labelled("verdict", &verdict));
-                if self.mirror.verdict.as_ref().is_some_and(|v| v.here.is_some()) {
+                if self
+                    .mirror
+                    .verdict
+                    .as_ref()
+                    .is_some_and(|v| v.here.is_some())
+                {
                     lines.extend(self.sides());
                 }
             }
@@ -87,6 +92,12 @@ impl Screen<'_> {
 
     fn moment(&self, ms: u64) -> String {
         moment(ms, self.report.time_ms, &self.look.zone)
+    }
+
+    /// The peer was met, and the copies are not brought together.
+    fn is_refused(&self) -> bool {
+        let verdict = self.mirror.verdict.as_ref();
+        verdict.is_some_and(|verdict| verdict.refused.is_some())
     }
 
     fn forked(&self) -> bool {
@@ -130,8 +141,10 @@ impl Screen<'_> {
                 Some(role) => format!("{here}, {role} on {}", peer.name),
                 None => here,
             },
-            (Some(peer), Connection::Connecting) => format!("{here}, {} not reachable", peer.name),
-            (Some(peer), Connection::StandAlone) => {
+            (Some(peer), Connection::Connecting) if !self.is_refused() => {
+                format!("{here}, {} not reachable", peer.name)
+            }
+            (Some(peer), _) => {
                 format!("{here}, not connected to {}", peer.name)
             }
         }
@@ -220,7 +233,11 @@ impl Screen<'_> {
 
     /// This node's name and `place`, each as wide as the wider of both lines.
     fn columns(&self, place: &str) -> (String, String) {
-        let address = self.mirror.peer.as_ref().and_then(|peer| peer.address.as_ref());
+        let address = self
+            .mirror
+            .peer
+            .as_ref()
+            .and_then(|peer| peer.address.as_ref());
         let width = self
             .mirror
             .backing
@@ -235,7 +252,11 @@ impl Screen<'_> {
 
     fn connection(&self) -> String {
         let mirror = self.mirror;
-        let seconds = self.report.time_ms.saturating_sub(mirror.connection_since_ms) / 1000;
+        let seconds = self
+            .report
+            .time_ms
+            .saturating_sub(mirror.connection_since_ms)
+            / 1000;
         match mirror.connection {
             Connection::Connected => {
                 let round_trip = mirror
@@ -245,8 +266,14 @@ impl Screen<'_> {
                     .map_or_else(String::new, |ns| format!(", round trip {}", latency(ns)));
                 format!("connected {}{round_trip}", ago(seconds))
             }
+            Connection::Connecting if self.is_refused() => {
+                format!("refused for {}", ago(seconds))
+            }
             Connection::Connecting => format!("not reachable for {}", ago(seconds)),
-            Connection::StandAlone => format!("not looked for since {}", self.moment(mirror.connection_since_ms)),
+            Connection::StandAlone => format!(
+                "not looked for since {}",
+                self.moment(mirror.connection_since_ms)
+            ),
         }
     }
 
@@ -268,9 +295,8 @@ impl Screen<'_> {
         let fork = verdict.refused == Some(Refusal::SplitBrain);
         let width = self.name_width();
         let line = |word, name: &str, side: &Option<SideReport>| {
-            side.as_ref().map(|side| {
-                self.labelled(word, &format!("{name:<width$} {}", self.side(side, fork)))
-            })
+            side.as_ref()
+                .map(|side| self.labelled(word, &format!("{name:<width$} {}", self.side(side))))
         };
         if fork {
             [
@@ -301,16 +327,10 @@ impl Screen<'_> {
     }
 
     /// `went on as generation 43 (14:02:11 to 14:09:30, 212 MiB written)`
-    fn side(&self, side: &SideReport, fork: bool) -> String {
+    fn side(&self, side: &SideReport) -> String {
         let generation = side.generation.as_ref().map_or_else(
             || "was never written".to_owned(),
-            |g| {
-                if fork {
-                    format!("went on as generation {}", g.number)
-                } else {
-                    format!("has generation {}", g.number)
-                }
-            },
+            |g| format!("went on as generation {}", g.number),
         );
         let mut facts = Vec::new();
         match (side.from_ms, side.to_ms) {
@@ -379,15 +399,17 @@ impl Screen<'_> {
         if !away || (mirror.marked_bytes == 0 && mirror.condition != Condition::Alone) {
             return Vec::new();
         }
+        let (who, lacks) = match (mirror.condition, mirror.disk) {
+            (Condition::Alone, _) => (self.peer(), "lacks"),
+            // A target that lost its source.
+            (_, Disk::Inconsistent) => ("this copy", "lacks"),
+            _ => (self.peer(), "may lack"),
+        };
         let mut text = format!(
-            "{} ({}) that {} lacks",
+            "{} ({}) that {who} {lacks}",
             size(mirror.marked_bytes),
             percent(mirror.marked_bytes, mirror.size_bytes),
-            self.peer()
         );
-        if mirror.condition != Condition::Alone {
-            text = text.replace("lacks", "may lack");
-        }
         if mirror.role == Role::Primary && mirror.condition == Condition::Alone {
             text.push_str("; writes go on");
             if let Some(by) = mirror.alone.as_ref().and_then(|alone| alone.by.as_ref()) {

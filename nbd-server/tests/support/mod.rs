@@ -164,7 +164,13 @@ pub fn program(name: &str) -> Command {
     let found = std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(name).is_file()));
     assert!(found, "{name} is not installed: apt-get install {package}");
-    Command::new(name)
+    let mut command = Command::new(name);
+    if name == "nbdsh" {
+        // It starts `python3`, and the package's module is for Debian's own.
+        let rest = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("/usr/bin:{rest}"));
+    }
+    command
 }
 
 /// Runs a client to its end, within the deadline.
@@ -193,9 +199,10 @@ pub fn succeed(command: &mut Command) -> String {
     let output = finish(command);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let errors = String::from_utf8_lossy(&output.stderr);
+    let program = command.get_program().display();
     assert!(
         output.status.success(),
-        "{command:?}: {}\n{text}\n{errors}",
+        "{program}: {}\n{text}\n{errors}",
         output.status
     );
     text

@@ -295,6 +295,7 @@ impl Mirror {
         match self.stop_progress {
             Stopping::Begin => {
                 self.door.shut = true;
+                self.drop_verify(out);
                 if self.promoting.is_some() {
                     let why = refusal(
                         "not promoted: the daemon is stopping",
@@ -306,6 +307,7 @@ impl Mirror {
                 if self.is_primary() {
                     if self.demoting.is_none() {
                         self.demote(None, true, out);
+                        self.advance_demotion(out);
                     }
                 } else if self.is_in_sync()
                     && self.up().is_some_and(|up| up.peer.role == Role::Primary)
@@ -322,7 +324,11 @@ impl Mirror {
                     self.advance_stop(out);
                 }
             }
-            Stopping::Left if self.local.store != Store::Usable => self.stopped(out),
+            Stopping::Left | Stopping::Flushing | Stopping::Pages | Stopping::Log
+                if self.local.store != Store::Usable =>
+            {
+                self.stopped(out);
+            }
             Stopping::Left
                 if self.writes.is_empty()
                     && self.reads.is_empty()
@@ -340,8 +346,7 @@ impl Mirror {
                     self.empty_log(out);
                 }
             }
-            Stopping::Pages if self.local.store == Store::Usable => self.pages.write_all = true,
-            Stopping::Pages => self.stopped(out),
+            Stopping::Pages => self.pages.write_all = true,
             Stopping::Left
             | Stopping::Leaving
             | Stopping::Flushing

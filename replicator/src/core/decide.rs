@@ -92,6 +92,8 @@ pub enum Refused {
     SplitBrain,
     /// Nothing in common.
     Unrelated,
+    /// The only copy with what was answered has failed.
+    NewestLost,
     /// What the protocol rules out: a cloned or restored disk.
     Impossible,
 }
@@ -157,13 +159,21 @@ pub fn kept(mine: &Hello, theirs: &Hello) -> Option<NodeId> {
 }
 
 fn survivor(mine: &Hello, theirs: &Hello, refused: Refused) -> Option<NodeId> {
-    kept(mine, theirs).or_else(|| {
-        if refused == Refused::SplitBrain {
-            by_policy(mine, theirs)
-        } else {
-            None
-        }
-    })
+    // A copy that was chosen as the loser before is partly overwritten: it can only go on as the
+    // target it was, whatever is said now.
+    let cut = |copy: &Hello| copy.disk == StoredDisk::Inconsistent;
+    match (cut(mine), cut(theirs)) {
+        (true, false) => return Some(theirs.node),
+        (false, true) => return Some(mine.node),
+        (true, true) => return None,
+        (false, false) => {}
+    }
+    let policy = || {
+        (refused == Refused::SplitBrain)
+            .then(|| by_policy(mine, theirs))
+            .flatten()
+    };
+    kept(mine, theirs).or_else(policy)
 }
 
 fn by_policy(mine: &Hello, theirs: &Hello) -> Option<NodeId> {
@@ -230,6 +240,16 @@ fn by_record(mine: &Hello, theirs: &Hello) -> Verdict {
         return refuse(Row::OtherMirror, Refused::OtherMirror);
     }
     if mine.diskless || theirs.diskless {
+        // A Primary that lost its disk while it was ahead has nobody to serve from: the other
+        // copy lacks what was answered.
+        let ahead = |primary: &Hello, other: &Hello| {
+            primary.diskless
+                && primary.role == Role::Primary
+                && primary.current.is_some_and(|g| !line_has(other, g.tag))
+        };
+        if ahead(mine, theirs) || ahead(theirs, mine) {
+            return refuse(Row::Diskless, Refused::NewestLost);
+        }
         return Verdict {
             row: Row::Diskless,
             strategy: Strategy::Serve,

@@ -130,6 +130,7 @@ impl Mirror {
     }
 
     fn begin_to_carry(&mut self, out: &mut Actions) {
+        self.watch_register();
         if let Some(serve) = self.serve() {
             serve.carried = true;
         }

@@ -79,6 +79,11 @@ impl Durable {
         &self.on_disk.record
     }
 
+    /// The record with all changes that are on their way.
+    pub fn next_record(&self) -> &Record {
+        &self.next
+    }
+
     pub fn superblock(&self) -> &Superblock {
         &self.on_disk
     }
@@ -174,6 +179,7 @@ impl Mirror {
                 for (page, seq) in pages {
                     self.bitmap.page_written(page, seq);
                 }
+                self.forget_all_marked();
             }
             None => {}
         }
@@ -182,7 +188,14 @@ impl Mirror {
     fn on_metadata_failed(&mut self, work: Option<Work>, fault: DiskFault, out: &mut Actions) {
         match work {
             // What waited for it waits for ever: the copy has failed.
-            Some(Work::Record) => self.durable.under_way = None,
+            Some(Work::Record) => {
+                let lost = self.durable.under_way.take();
+                self.on_local_failed(fault, "writing metadata", out);
+                for after in lost.into_iter().flat_map(|(_, after)| after) {
+                    self.on_record_lost(after, out);
+                }
+                return;
+            }
             Some(Work::Log { seq }) => self.log.record_failed(seq),
             Some(Work::Pages(pages)) => {
                 self.pages.under_way -= 1;
@@ -193,6 +206,23 @@ impl Mirror {
             None => {}
         }
         self.on_local_failed(fault, "writing metadata", out);
+    }
+
+    /// A change can't be made durable: whoever ordered it is told.
+    fn on_record_lost(&mut self, after: After, out: &mut Actions) {
+        match after {
+            After::Demoted => self.on_demoted_durable(out),
+            After::Outdated { command } => self.on_outdated_durable(command, out),
+            After::Invalidated { command: Some(id) } => {
+                let why = super::Refusal {
+                    what: "not invalidated: the metadata store failed".into(),
+                    facts: vec![],
+                    next: "replace this node's disk".into(),
+                };
+                self.answer(id, Err(why), out);
+            }
+            _ => {}
+        }
     }
 
     fn on_record_durable(&mut self, after: After, out: &mut Actions) {

@@ -15,7 +15,6 @@ use super::link::{LinkStage, Peer, Phase, Up};
 use super::message::{Hello, Message};
 use super::resync::{Source, Target};
 use super::state::{DiskState, Role, SessionId};
-use super::write::Origin;
 use super::{Action, Actions, Mirror, Notice, Store};
 
 /// A session before it is up.
@@ -92,8 +91,7 @@ impl Mirror {
     /// The hello waits until nothing of an older session is on its way to the disk (§5), no
     /// change of the record is, and an attempt that has to end first has ended.
     fn may_greet(&self) -> bool {
-        let lands =
-            self.owes_disk_writes(|w| w.sent.is_some() || matches!(w.origin, Origin::Peer { .. }));
+        let lands = self.has_old_writes();
         let asks_first = self.solo.ask_before_hello && self.attempt.is_some();
         !self.durable.is_changing() && !lands && !asks_first
     }
@@ -110,6 +108,7 @@ impl Mirror {
             if let Some(meeting) = self.meeting() {
                 meeting.sent = Some(hello.clone());
             }
+            self.solo.told_timeout_ms = self.solo.told_timeout_ms.max(self.settings.timeout_ms);
             self.send(Message::Hello(Box::new(hello)), out);
         }
         if let Some(Meeting {
@@ -227,6 +226,17 @@ impl Mirror {
         }
         if let Strategy::Refuse(refused) = verdict.strategy {
             return self.on_refused(refused, mine, theirs, out);
+        }
+        let displaced = verdict.strategy == Strategy::Serve
+            && self.local.store != Store::Usable
+            && self.is_primary()
+            && theirs.role == Role::Primary;
+        if displaced {
+            // The copy that carried this node was promoted: it serves itself now.
+            self.stop_being_primary("the other node is Primary", out);
+            self.fail_requests(IoError::NotPrimary, out);
+            self.close_session("this node has no disk, and the other one is Primary", out);
+            return;
         }
         if let Some(meeting) = self.meeting() {
             meeting.verdict = Some(verdict);

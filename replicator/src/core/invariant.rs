@@ -94,6 +94,7 @@ impl Mirror {
     /// *Read-your-writes*: locked spans belong to somebody.
     fn read_your_writes(&self) {
         if self.writes.is_empty()
+            && self.reads.is_empty()
             && self.verify.is_none()
             && !self.is_source()
             && self.disk.is_empty()

@@ -55,7 +55,7 @@ pub(super) struct Up {
     pub owed: BTreeMap<Seq, (Owed, Time)>,
     pub flushed_id: u64,
     /// (the peer's number, the cycle's number, since when)
-    pub owed_flush: Option<(u64, u64, Time)>,
+    pub owed_flushes: BTreeMap<u64, (u64, Time)>,
     pub reads: BTreeMap<u64, (PeerRead, u32, Time)>,
     pub next_read: u64,
     // What the peer sent.
@@ -131,7 +131,7 @@ impl Up {
             seq: Seq(0),
             owed: BTreeMap::new(),
             flushed_id: 0,
-            owed_flush: None,
+            owed_flushes: BTreeMap::new(),
             reads: BTreeMap::new(),
             next_read: 1,
             applied: Applied::default(),
@@ -155,7 +155,7 @@ impl Up {
     /// Since when the peer owes its oldest answer.
     fn owes_since(&self) -> Option<Time> {
         let write = self.owed.first_key_value().map(|(_, (_, at))| *at);
-        let flush = self.owed_flush.map(|(_, _, at)| at);
+        let flush = self.owed_flushes.first_key_value().map(|(_, (_, at))| *at);
         let read = self.reads.first_key_value().map(|(_, (_, _, at))| *at);
         [write, flush, read].into_iter().flatten().min()
     }
@@ -259,8 +259,8 @@ impl Mirror {
             self.forget_verify();
             if let Phase::Source(source) = up.phase {
                 self.drop_chunks(&source);
-                self.wake_blocked(out);
             }
+            self.wake_blocked(out);
             self.gate = if self.demoting.is_some() {
                 super::request::Gate::Closing
             } else {

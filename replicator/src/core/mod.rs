@@ -151,6 +151,8 @@ pub struct Mirror {
     stopping: Option<CommandId>,
     stop_progress: command::Stopping,
     verify: Option<verify::Verify>,
+    /// Verifications begun.
+    verifications: u64,
     pace: pace::Pace,
 
     timers: Timers,
@@ -223,6 +225,7 @@ enum DiskWork {
         session: state::SessionId,
         run: Run,
         locked: bool,
+        number: u64,
     },
 }
 
@@ -300,6 +303,7 @@ impl Mirror {
             stopping: None,
             stop_progress: command::Stopping::default(),
             verify: None,
+            verifications: 0,
             pace: pace::Pace::default(),
             timers: Timers::default(),
             counters: status::Counters::default(),
@@ -390,7 +394,8 @@ impl Mirror {
                 session,
                 run,
                 locked,
-            } => self.on_verify_read(session, run, locked, result, out),
+                number,
+            } => self.on_verify_read(session, run, locked, number, result, out),
         }
     }
 

@@ -35,6 +35,8 @@ enum Promotion {
 #[derive(Debug)]
 pub(super) struct Demoting {
     command: Option<CommandId>,
+    /// Fail what can't be finished.
+    force: bool,
     stage: Demotion,
 }
 
@@ -71,6 +73,21 @@ impl Mirror {
                 Ok(Reply::Nothing("this node is Primary already".into())),
                 out,
             );
+        }
+        let waits = matches!(
+            self.promoting,
+            Some(Promoting {
+                stage: Promotion::Begin | Promotion::Alone,
+                ..
+            })
+        );
+        if force && waits {
+            let why = refusal(
+                "not promoted: a forced promotion replaces it",
+                vec![],
+                "see `kagami status`",
+            );
+            self.refuse_promotion(why, out);
         }
         if self.promoting.is_some() || self.demoting.is_some() {
             let next = "wait for it: `kagami status`";
@@ -274,16 +291,11 @@ impl Mirror {
 
     /// The peer asks to be Primary in this session.
     pub(super) fn on_promote_ask(&mut self, out: &mut Actions) -> Result<(), String> {
-        let asked = matches!(
-            self.promoting,
-            Some(Promoting {
-                stage: Promotion::Asked | Promotion::Granted,
-                ..
-            })
-        );
+        let stage = self.promoting.as_ref().map(|promoting| promoting.stage);
+        let asked = stage == Some(Promotion::Asked);
         let why = if self.is_primary() {
             Some(format!("node {} is Primary", self.me))
-        } else if asked && self.me < self.peer {
+        } else if stage == Some(Promotion::Granted) || (asked && self.me < self.peer) {
             Some(format!("node {} is being promoted itself", self.me))
         } else if self.stopping.is_some() {
             Some(format!("node {} is stopping", self.me))
@@ -329,7 +341,9 @@ impl Mirror {
 
     pub(super) fn on_promoted_durable(&mut self, out: &mut Actions) {
         match self.promoting.as_ref().map(|p| p.stage) {
-            Some(Promotion::Granted) if self.up().is_some() => self.become_primary(out),
+            Some(Promotion::Granted) if self.up().is_some() && self.is_good() => {
+                self.become_primary(out);
+            }
             Some(Promotion::Alone)
                 if self.up().is_none() && !self.is_frozen() && self.is_good() =>
             {
@@ -405,7 +419,11 @@ impl Mirror {
                 out,
             );
         }
-        if self.demoting.is_some() {
+        if let Some(demoting) = &mut self.demoting {
+            if force {
+                demoting.force = true;
+                return reply(Ok(Reply::Started), out);
+            }
             return reply(
                 Err(refusal(
                     "not demoted: it is under way already",
@@ -438,17 +456,20 @@ impl Mirror {
         self.gate = Gate::Closing;
         self.demoting = Some(Demoting {
             command,
+            force,
             stage: Demotion::Draining,
         });
     }
 
-    fn advance_demotion(&mut self, out: &mut Actions) {
+    pub(super) fn advance_demotion(&mut self, out: &mut Actions) {
         let Some(demoting) = &self.demoting else {
             return;
         };
         let quiet = self.jobs.is_empty() && self.runs_in_flight().next().is_none();
         match demoting.stage {
-            Demotion::Draining if self.is_holding() && self.stopping.is_some() => {
+            Demotion::Draining
+                if self.is_holding() && (self.stopping.is_some() || demoting.force) =>
+            {
                 self.fail_requests(IoError::NotPrimary, out);
             }
             Demotion::Draining if quiet => {
@@ -486,7 +507,9 @@ impl Mirror {
         result: Result<(), DiskFault>,
         _out: &mut Actions,
     ) {
-        if result.is_ok() && self.demoting.is_some() {
+        // A flush that failed has detached the copy; the role is given up all the same.
+        let _ = result;
+        if self.demoting.is_some() {
             self.record_demotion();
         }
     }

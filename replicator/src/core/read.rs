@@ -31,7 +31,8 @@ pub(super) struct Read {
     span: Run,
     /// Collected from the peer.
     from_peer: BytesMut,
-    /// The local copy could not give it.
+    /// The local copy could not give it: its span is locked until it is written back, so that
+    /// no newer write lies between.
     repair: bool,
 }
 
@@ -78,9 +79,14 @@ impl Mirror {
                 self.finish_read(key, &data, out);
             }
             Err(fault) if self.can_read_from_peer() => {
+                let read = &self.reads[key.0];
+                if !self.spans.try_lock(read.span) {
+                    // A write is under way there; what the peer has may be older than it.
+                    return self.hold_read(key, out);
+                }
+                self.reads[key.0].repair = true;
                 let doing = "reading (the peer's block is used)";
                 out.push(super::Action::Report(Notice::DiskFailed { fault, doing }));
-                self.reads[key.0].repair = true;
                 self.read_from_peer(key, out);
             }
             Err(_) => {
@@ -97,6 +103,8 @@ impl Mirror {
             let skip = (read.offset - read.span.byte_offset()) as usize;
             let data = data.slice(skip..skip + read.len as usize);
             self.end_read(read.job, Ok(data), out);
+        } else if self.has_lost_all() {
+            self.end_read(read.job, Err(IoError::Io), out);
         } else if self.is_primary() {
             let request = Request::Read {
                 offset: read.offset,
@@ -109,6 +117,19 @@ impl Mirror {
         } else {
             self.end_read(read.job, Err(IoError::NotPrimary), out);
         }
+    }
+
+    /// Does the read again, later.
+    fn hold_read(&mut self, key: ReadKey, _out: &mut Actions) {
+        let read = self.reads.remove(key.0);
+        let request = Request::Read {
+            offset: read.offset,
+            len: read.len,
+        };
+        self.held.push_back(Held {
+            job: read.job,
+            request,
+        });
     }
 
     /// True if the peer's copy is as good as this one.
@@ -189,6 +210,10 @@ impl Mirror {
         };
         let Ok(data) = result else {
             let read = self.reads.remove(key.0);
+            if read.repair {
+                self.spans.unlock(read.span);
+                self.wake_blocked(out);
+            }
             return self.end_read(read.job, Err(IoError::Io), out);
         };
         let read = &mut self.reads[key.0];
@@ -198,7 +223,10 @@ impl Mirror {
         }
         let (span, repair) = (read.span, read.repair);
         let data = std::mem::take(&mut read.from_peer).freeze();
-        if repair && self.local.store == Store::Usable && self.spans.try_lock(span) {
+        if repair && self.local.store != Store::Usable {
+            self.spans.unlock(span);
+            self.wake_blocked(out);
+        } else if repair {
             let op = DiskOp::Write {
                 offset: span.byte_offset(),
                 data: data.clone(),
@@ -235,6 +263,8 @@ impl Mirror {
                     let read = self.reads.remove(key.0);
                     if read.repair {
                         // The local copy failed at it, and the peer is gone.
+                        self.spans.unlock(read.span);
+                        self.wake_blocked(out);
                         self.end_read(read.job, Err(IoError::Io), out);
                     } else {
                         let request = Request::Read {

@@ -108,7 +108,8 @@ impl Mirror {
         match request {
             Request::Read { .. } => self.may_read(),
             Request::Flush => self.may_write(),
-            _ => self.gate == Gate::Open && self.may_write(),
+            // While closing, what was accepted before is still carried out.
+            _ => self.gate != Gate::Frozen && self.may_write(),
         }
     }
 

@@ -382,11 +382,12 @@ impl Mirror {
                 "One-writer: it is Primary in a session of which this node is Primary".into(),
             );
         }
-        up.peer.role = role;
-        up.peer.disk = disk;
-        if role == super::Role::Secondary {
+        // A grant holds until the peer, once Primary, is Secondary again.
+        if up.peer.role == super::Role::Primary && role == super::Role::Secondary {
             up.granted = false;
         }
+        up.peer.role = role;
+        up.peer.disk = disk;
         let lost_disk = matches!(disk, super::DiskState::Failed | super::DiskState::Diskless);
         if lost_disk && matches!(up.phase, Phase::InSync) {
             up.phase = Phase::Serve(Serve::default());
@@ -405,7 +406,11 @@ impl Mirror {
         fua: bool,
     ) -> super::write::WriteKey {
         let key = self.insert_write(origin, span, work, fua);
+        // *Read-your-writes*: should this node be Primary before it has landed, what is written
+        // then waits for it. (The sender sends no two that overlap; a liar harms its own copy.)
+        let locked = self.spans.try_lock(span);
         let write = &mut self.writes[key.0];
+        write.locked = locked;
         write.stage = Stage::Started;
         write.local = Copy::Owed;
         key

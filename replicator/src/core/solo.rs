@@ -55,12 +55,16 @@ pub(super) struct Outlook {
     refused: Option<String>,
     /// The arbiter was not reached.
     unreachable: Option<String>,
+    /// A swap ended without an answer since the register was last known.
+    unknown: bool,
     /// The register is to name both again.
     pub rejoin: bool,
     /// The register does not know yet what an operator forced.
     forced: bool,
     /// After a hanging peer: ask before the next hello (docs/protocol.md §5).
     pub ask_before_hello: bool,
+    /// The longest time-out that a hello told the peer.
+    pub told_timeout_ms: u64,
     /// An operator's word: the copy that stays.
     pub keep: Option<NodeId>,
     pub keep_full: bool,
@@ -79,7 +83,9 @@ impl Mirror {
     /// When the peer's lease has surely ended: T·(1 + 2·drift) and a margin after this node's
     /// last echo and its start.
     fn peer_lease_ends(&self) -> Time {
-        let wait = self.settings.timeout_ms + self.settings.timeout_ms / 50 + MARGIN_MS;
+        // The peer's lease runs by what this node told it, also if an operator lowered it since.
+        let timeout = self.settings.timeout_ms.max(self.solo.told_timeout_ms);
+        let wait = timeout + timeout / 50 + MARGIN_MS;
         self.echoed_peer
             .unwrap_or(self.started)
             .max(self.started)
@@ -103,7 +109,8 @@ impl Mirror {
 
     fn wants_permission(&self) -> bool {
         self.alone.is_none()
-            && self.link.is_none()
+            && self.up().is_none()
+            && !self.is_frozen()
             && self.is_good()
             && (self.is_primary() || self.is_promoting_alone())
             && !self
@@ -126,7 +133,12 @@ impl Mirror {
     }
 
     fn has_waiting_writes(&self) -> bool {
-        self.jobs.iter().any(|(_, job)| job.is_write) || !self.flush.requests.is_empty()
+        self.jobs.iter().any(|(_, job)| job.is_write)
+            || !self.flush.requests.is_empty()
+            || self
+                .held
+                .iter()
+                .any(|held| !matches!(held.request, super::Request::Read { .. }))
     }
 
     /// A generation of this copy's own, durably; then it is alone.
@@ -204,7 +216,7 @@ impl Mirror {
         self.watch_register();
     }
 
-    fn watch_register(&mut self) {
+    pub(super) fn watch_register(&mut self) {
         if self.settings.solo == Solo::Arbiter && (self.alone.is_some() || self.solo.forced) {
             self.timers.set(
                 Timer::AskAgain,
@@ -213,15 +225,23 @@ impl Mirror {
         }
     }
 
+    /// `alone` is durable, and no change on its way takes it back.
+    fn is_still_alone(&self) -> bool {
+        self.record().alone && self.durable.next_record().alone
+    }
+
     /// Ends the open attempt; an answer that comes later is not listened to.
     pub(super) fn end_attempt(&mut self) {
-        self.attempt = None;
+        if self.attempt.take().is_some_and(|attempt| attempt.swapping) {
+            // Its swap may land yet, and name one copy only: say both once more when in sync.
+            self.solo.unknown = true;
+        }
         self.timers.clear(Timer::Attempt);
     }
 
     fn ask(&mut self, purpose: Purpose, out: &mut Actions) {
         let id = Nonce(self.draw_tag());
-        let tag = match (self.record().alone, self.record().current) {
+        let tag = match (self.is_still_alone(), self.record().current) {
             (true, Some(current)) => current.tag,
             _ => self.draw_tag(),
         };
@@ -242,7 +262,12 @@ impl Mirror {
     }
 
     pub(super) fn on_ask_again(&mut self, out: &mut Actions) {
-        if self.attempt.is_some() || self.settings.solo != Solo::Arbiter {
+        if self.settings.solo != Solo::Arbiter {
+            return;
+        }
+        if self.attempt.is_some() {
+            self.timers
+                .set_once(Timer::AskAgain, self.now.after_ms(100));
             return;
         }
         if self.wants_permission() {
@@ -252,7 +277,7 @@ impl Mirror {
             } else {
                 self.timers.set(Timer::AskAgain, at);
             }
-        } else if self.solo.forced {
+        } else if self.solo.forced && self.alone.is_some() {
             self.ask(Purpose::Force, out);
         } else if self.alone.is_some() && self.record().arbiter.is_some() {
             self.ask(Purpose::Check, out);
@@ -290,6 +315,7 @@ impl Mirror {
     pub(super) fn forget_rejoin(&mut self) {
         self.solo.rejoin = false;
         self.solo.fresh = None;
+        self.solo.naming = None;
         if matches!(&self.attempt, Some(a) if matches!(a.purpose, Purpose::Rejoin | Purpose::Carry | Purpose::Probe))
         {
             self.end_attempt();
@@ -304,28 +330,31 @@ impl Mirror {
             _ => false,
         };
         self.solo.rejoin = chosen && self.settings.solo == Solo::Arbiter;
+        // What a force was to tell the register is over: both copies are in it again.
+        self.solo.forced = false;
         if !self.solo.rejoin || self.attempt.is_some() || !self.is_in_sync() {
             return;
         }
         let peer_instance = self.up().and_then(|up| up.peer.arbiter);
         match self.record().arbiter {
             Some(instance) if peer_instance == Some(instance) => self.ask(Purpose::Rejoin, out),
-            _ => self.name_register(),
+            _ => self.name_register(None),
         }
     }
 
-    /// §4 *create*: both record the instance before the register exists.
-    fn name_register(&mut self) {
+    /// §4 *create*: both record the instance before the register exists; `found`: one that exists.
+    fn name_register(&mut self, found: Option<u64>) {
         let Some(session) = self.session() else {
             return;
         };
-        if self
-            .durable
-            .awaits(|after| matches!(after, After::ArbiterNamed { .. }))
+        if self.solo.naming.is_some()
+            || self
+                .durable
+                .awaits(|after| matches!(after, After::ArbiterNamed { .. }))
         {
             return;
         }
-        let instance = self.draw_tag() | 1;
+        let instance = found.unwrap_or_else(|| self.draw_tag() | 1);
         self.solo.naming = Some(instance);
         self.change_record(After::ArbiterNamed { session }, |r| {
             r.arbiter = Some(instance)
@@ -337,20 +366,27 @@ impl Mirror {
             return;
         }
         let instance = self.record().arbiter;
-        if self.solo.naming.take().is_some() {
+        if self.solo.naming.is_some() {
             self.send(Message::ArbiterInstance { instance }, out);
         } else {
             self.send(Message::ArbiterRecorded { instance }, out);
+            if self.solo.rejoin {
+                // This node was promoted while the other one named the register.
+                self.timers.set(Timer::AskAgain, self.now);
+            }
         }
     }
 
     pub(super) fn on_arbiter_instance(&mut self, instance: Option<u64>) -> Result<(), String> {
+        // It may have been sent before a disk failed: then there is nothing to record.
         let Some(session) = self.session().filter(|_| self.is_in_sync()) else {
-            return Err("it names a register while the copies are not in sync".into());
+            return Ok(());
         };
         if let Some(up) = self.up_mut() {
             up.peer.arbiter = instance;
         }
+        // What this node was naming itself gives way.
+        self.solo.naming = None;
         self.change_record(After::ArbiterNamed { session }, |r| r.arbiter = instance);
         Ok(())
     }
@@ -359,6 +395,7 @@ impl Mirror {
         if let Some(up) = self.up_mut() {
             up.peer.arbiter = instance;
         }
+        self.solo.naming = None;
         if instance == self.record().arbiter {
             self.solo.fresh = instance;
         }
@@ -390,6 +427,7 @@ impl Mirror {
     /// swaps again; only a new seq kills the old one.
     pub(super) fn on_attempt_timer(&mut self, out: &mut Actions) {
         if let Some(attempt) = self.attempt.take() {
+            self.solo.unknown |= attempt.swapping;
             self.on_no_answer(attempt.purpose, "no answer in time".into(), out);
         }
     }
@@ -404,8 +442,13 @@ impl Mirror {
         let again = self.now.after_ms(self.settings.arbiter_timeout_ms / 4);
         match purpose {
             // *Still alone* (§3): never offered since, so the peer has no such generation.
-            Purpose::GoAlone if self.record().alone && self.wants_permission() => {
-                self.mint_as(0, After::Minted { by: "still alone" });
+            Purpose::GoAlone
+                if self.is_still_alone()
+                    && self.solo.refused.is_none()
+                    && self.wants_permission() =>
+            {
+                let tag = self.draw_tag();
+                self.mint_as(tag, After::Minted { by: "still alone" });
             }
             Purpose::Probe => self.on_probed(false),
             _ => {}
@@ -517,20 +560,19 @@ impl Mirror {
         let current = self.record().current.map(|g| g.tag);
         match &register {
             _ if !self.is_in_sync() => {}
-            Some(r) if Some(r.instance) != instance || instance.is_none() => {
-                // Another register than the one both recorded: an operator replaces arbiters.
-                self.solo.rejoin = false;
-                let why = "it holds a register that this mirror did not create".to_owned();
-                out.push(Action::Report(Notice::ArbiterUnreachable { why }));
-            }
-            Some(r) if r.copies.len() == 2 && Some(r.generation) == current => {
+            // Another register than the one both recorded: the creation of an earlier one arrived
+            // late, or an operator replaced the arbiter. In sync both may record it (rule 4).
+            Some(r) if Some(r.instance) != instance => self.name_register(Some(r.instance)),
+            Some(r)
+                if r.copies.len() == 2 && Some(r.generation) == current && !self.solo.unknown =>
+            {
                 self.solo.rejoin = false;
                 self.solo.fresh = None;
             }
             // Empty: never created, or wiped. A late swap of its past must find nothing to match,
             // so an instance is drawn and recorded by both in this session.
             None if self.solo.fresh.is_none() || self.solo.fresh != instance => {
-                self.name_register()
+                self.name_register(None)
             }
             _ => self.swap(attempt, register, out),
         }
@@ -548,6 +590,7 @@ impl Mirror {
                 }
             }
             Purpose::Rejoin => {
+                self.solo.unknown = false;
                 self.solo.rejoin = false;
                 self.solo.fresh = None;
             }

@@ -32,6 +32,8 @@ pub(super) struct Verify {
     reading: usize,
     /// To be compared again, locked.
     suspects: Vec<Run>,
+    /// Which verification since the start: its comparisons are numbered from `number << 32`.
+    number: u64,
     next_id: u64,
     compared: u64,
     different: u64,
@@ -66,14 +68,16 @@ impl Mirror {
         if let Some(refused) = refused {
             return self.answer(command, Err(refused), out);
         }
+        self.verifications += 1;
         self.verify = Some(Verify {
+            number: self.verifications,
             command,
             repair,
             cursor: Block(0),
             asked: Vec::new(),
             reading: 0,
             suspects: Vec::new(),
-            next_id: 1,
+            next_id: self.verifications << 32,
             compared: 0,
             different: 0,
             since: self.now,
@@ -115,6 +119,7 @@ impl Mirror {
                 break;
             };
             verify.reading += 1;
+            let number = verify.number;
             let op = DiskOp::Read {
                 offset: run.byte_offset(),
                 len: run.byte_len() as u32,
@@ -124,6 +129,7 @@ impl Mirror {
                     session,
                     run,
                     locked,
+                    number,
                 },
                 op,
                 out,
@@ -143,10 +149,12 @@ impl Mirror {
         session: SessionId,
         run: Run,
         locked: bool,
+        number: u64,
         result: DiskResult,
         out: &mut Actions,
     ) {
-        if !self.is_session(session) || self.verify.is_none() {
+        let is_mine = self.verify.as_ref().is_some_and(|v| v.number == number);
+        if !self.is_session(session) || !is_mine {
             if locked {
                 self.spans.unlock(run);
                 self.wake_blocked(out);
@@ -198,16 +206,20 @@ impl Mirror {
             // Stopped meanwhile by an operator.
             return Ok(());
         };
+        if id >> 32 != verify.number {
+            return Ok(()); // of one that was stopped
+        }
         let Some(at) = verify.asked.iter().position(|(asked, ..)| *asked == id) else {
             return Err(format!("it answers comparison {id}, which was not asked"));
         };
-        let (_, run, locked) = verify.asked.swap_remove(at);
+        let (_, run, locked) = verify.asked[at];
         let different = result.unwrap_or_else(|_| (0..run.count as u32).collect());
         if different.iter().any(|i| u64::from(*i) >= run.count) {
             return Err(format!(
                 "its answer to comparison {id} names blocks that were not asked"
             ));
         }
+        verify.asked.swap_remove(at);
         if !locked {
             verify.compared += run.count;
             // Each is looked at again by itself, with its block locked.
@@ -278,11 +290,15 @@ impl Mirror {
                 if locked {
                     self.spans.unlock(run);
                 }
-                // To be compared again once the copies are in sync.
-                verify.cursor = verify.cursor.min(run.first);
             }
+            // From the start again, once the copies are in sync.
             verify.reading = 0;
             verify.suspects.clear();
+            verify.cursor = Block(0);
+            verify.compared = 0;
+            self.verifications += 1;
+            verify.number = self.verifications;
+            verify.next_id = self.verifications << 32;
         }
     }
 
@@ -294,18 +310,23 @@ impl Mirror {
                 out,
             );
         }
+        self.drop_verify(out);
+        self.answer(command, Ok(Reply::Done), out);
+    }
+
+    /// Ends a verification before its end; who ordered it is told.
+    pub(super) fn drop_verify(&mut self, out: &mut Actions) {
         self.forget_verify();
         if let Some(verify) = self.verify.take() {
             self.answer(verify.command, Ok(Reply::Nothing("stopped".into())), out);
+            self.send(
+                Message::Progress {
+                    doing: Doing::Nothing,
+                },
+                out,
+            );
+            self.wake_blocked(out);
         }
-        self.send(
-            Message::Progress {
-                doing: Doing::Nothing,
-            },
-            out,
-        );
-        self.wake_blocked(out);
-        self.answer(command, Ok(Reply::Done), out);
     }
 
     pub(super) fn verify_progress(&self) -> Option<Progress> {

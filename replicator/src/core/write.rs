@@ -382,10 +382,16 @@ impl Mirror {
                     "the local store is full: a write failed here and may be there",
                     out,
                 );
+                if !self.writes.contains(key.0) {
+                    return; // answered as the session ended
+                }
             }
             Err(fault) => {
+                // First, since the failure may end the write.
                 self.writes[key.0].local = Copy::None;
+                self.advance_write(key, out);
                 self.on_local_failed(fault, "writing", out);
+                return;
             }
         }
         self.advance_write(key, out);
@@ -411,6 +417,24 @@ impl Mirror {
             let full = self.writes[key.0].local == Copy::NoSpace;
             self.answer_write(key, if full { Err(IoError::NoSpace) } else { Ok(()) }, out);
         }
+        let lost = {
+            let write = &self.writes[key.0];
+            self.local.store != Store::Usable
+                && write.stage == Stage::Started
+                && write.local != Copy::Owed
+                && write.peer == Copy::Lost
+                && matches!(write.origin, Origin::Front(_))
+        };
+        if lost {
+            // Without a disk only the peer can have it: sent again once the peer carries.
+            let write = &mut self.writes[key.0];
+            write.stage = Stage::Parked;
+            write.local = Copy::None;
+            write.peer = Copy::None;
+            write.sent = None;
+            self.parked.push(key);
+            return;
+        }
         let write = &self.writes[key.0];
         let answered = !matches!(write.origin, Origin::Front(_));
         let idle = write.local != Copy::Owed && !matches!(write.peer, Copy::Owed | Copy::Received);
@@ -433,7 +457,7 @@ impl Mirror {
         match (write.local, write.peer) {
             (Copy::Owed, _) => false,
             (Copy::NoSpace, peer) => peer != Copy::Owed,
-            (Copy::Done, Copy::Done) => true,
+            (Copy::Done, Copy::Done) => self.local.store == Store::Usable || self.is_carried(),
             (Copy::Done, Copy::None | Copy::Lost) => self.alone.is_some(),
             (Copy::Done, peer) => {
                 let early = match self.settings.protocol {
@@ -470,7 +494,8 @@ impl Mirror {
         let write = self.writes.remove(key.0);
         if write.pinned {
             self.heat.unpin(write.span);
-        } else {
+        }
+        if write.stage == Stage::Cold {
             self.heat.forget(key);
         }
         if write.locked {
@@ -487,9 +512,8 @@ impl Mirror {
             if write.sent.is_some() {
                 write.peer = Copy::Lost;
             }
-            if matches!(write.origin, Origin::Answered) && write.local != Copy::Owed {
-                self.end_write(key, out);
-            }
+            // A copy that was alone in the session already needs nobody to answer.
+            self.advance_write(key, out);
         }
     }
 
@@ -518,7 +542,20 @@ impl Mirror {
             .map(|(_, w)| w.span)
     }
 
-    /// True if a disk write is under way that the hello must wait for (docs/protocol.md §5).
+    /// True if something of an older session has not landed on the disk (docs/protocol.md §5).
+    pub(super) fn has_old_writes(&self) -> bool {
+        let repairs = self
+            .disk
+            .iter()
+            .any(|(_, work)| matches!(work, DiskWork::Repair(_)));
+        repairs
+            || self.writes.iter().any(|(_, w)| {
+                matches!(w.origin, Origin::Peer { .. })
+                    || (w.local == Copy::Owed && w.sent.is_some())
+            })
+    }
+
+    /// True if a disk write is under way.
     pub(super) fn owes_disk_writes(&self, is: impl Fn(&Write) -> bool) -> bool {
         self.writes
             .iter()

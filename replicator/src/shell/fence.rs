@@ -160,6 +160,7 @@ impl StoreFile {
     /// [`FenceError`], which names the holder where it can be known.
     pub fn open(path: &Path, wait: Duration) -> Result<Self, FenceError> {
         let began = Instant::now();
+        let mut told = false;
         let file = loop {
             match try_open(path)? {
                 Attempt::Ours(file) => break file,
@@ -170,7 +171,14 @@ impl StoreFile {
                         waited: began.elapsed(),
                     });
                 }
-                Attempt::Held(_) => {
+                Attempt::Held(holder) => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::warn!(
+                            "{}: in use: {holder}; tried again for {} s",
+                            path.display(),
+                            wait.as_secs()
+                        );
+                    }
                     std::thread::sleep(RETRY_EVERY.min(wait.saturating_sub(began.elapsed())));
                 }
             }

@@ -33,15 +33,14 @@ impl Sockets {
         address: SocketAddr,
     ) -> Result<quinn::Connecting, String> {
         let place = &mut self.0[usize::from(address.is_ipv6())];
-        let endpoint = match place {
-            Some(endpoint) => endpoint,
-            None => {
-                let any = match address {
-                    SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-                    SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
-                };
-                place.insert(Endpoint::client(any).map_err(|error| error.to_string())?)
-            }
+        let endpoint = if let Some(endpoint) = place {
+            endpoint
+        } else {
+            let any = match address {
+                SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+                SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+            };
+            place.insert(Endpoint::client(any).map_err(|error| error.to_string())?)
         };
         endpoint
             .connect_with(config, address, SERVER_NAME)

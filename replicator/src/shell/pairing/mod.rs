@@ -10,13 +10,15 @@
 //! that joins a mirror as well as one that enrols at a witness. Configuration and stores are the
 //! caller's business: everything here gives and takes plain data.
 
+mod error;
 pub mod facts;
 mod meeting;
 mod message;
 mod proof;
 pub mod token;
 
-pub use meeting::{DEFAULT_VALID, Joining, Met, Offering, PairError, Terms};
+pub use error::PairError;
+pub use meeting::{DEFAULT_VALID, Joining, Met, Offering, Terms};
 pub use token::{Purpose, Token, TokenError};
 
 /// The protocol's name in the TLS handshake (ALPN).

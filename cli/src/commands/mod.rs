@@ -1,0 +1,229 @@
+//! The commands, a file each, and what they share.
+
+use std::future::Future;
+use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Serialize;
+
+pub mod arbiter;
+pub mod bench;
+pub mod config;
+pub mod demo;
+pub mod down;
+pub mod events;
+pub mod init;
+pub mod node;
+pub mod order;
+pub mod pair;
+pub mod reload;
+pub mod resync;
+pub mod shell;
+pub mod status;
+pub mod stores;
+pub mod verify;
+pub mod waiting;
+pub mod witness;
+
+use crate::args::{Cli, Verb};
+use crate::config::Config;
+use crate::config::places::Places;
+use crate::control::client::{Client, ClientError};
+use crate::control::message::{Answer, Ask};
+use crate::control::report::{MirrorReport, StatusReport};
+use crate::exit::{Failure, Outcome, Status};
+
+/// Where this command finds things.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The configuration file.
+    pub file: PathBuf,
+    /// Folders of this user.
+    pub places: Places,
+}
+
+/// Runs a command line.
+///
+/// # Errors
+/// What the command says when it did not do what was asked.
+pub fn run(cli: Cli) -> Outcome {
+    let places = Places::of_this_process();
+    let context = Context {
+        file: places.config_file(cli.config.as_deref()),
+        places,
+    };
+    match cli.verb {
+        Verb::Init(args) => init::run(&context, args),
+        Verb::Pair(args) => block_on(pair::run(&context, args)),
+        Verb::Up(args) => crate::up::run(&context, &args),
+        Verb::Down(args) => block_on(down::run(&context, &args)),
+        Verb::Status(args) => block_on(status::run(&context, &args)),
+        Verb::Events(args) => block_on(events::run(&context, &args)),
+        Verb::Promote(args) => block_on(order::promote(&context, &args)),
+        Verb::Demote(args) => block_on(order::demote(&context, &args)),
+        Verb::Resync(args) => block_on(resync::run(&context, &args)),
+        Verb::PauseSync(args) => block_on(order::pause(&context, &args)),
+        Verb::ResumeSync(args) => block_on(order::resume(&context, &args)),
+        Verb::Verify(args) => block_on(verify::run(&context, &args)),
+        Verb::Invalidate(args) => block_on(order::invalidate(&context, &args)),
+        Verb::Disconnect(args) => block_on(order::disconnect(&context, &args)),
+        Verb::Connect(args) => block_on(order::connect(&context, &args)),
+        Verb::Config(verb) => config::run(&context, &verb),
+        Verb::Reload(args) => block_on(reload::run(&context, &args)),
+        Verb::Witness(args) => block_on(witness::run(&context, args)),
+        Verb::Arbiter(verb) => block_on(arbiter::run(&context, verb)),
+        Verb::Demo(args) => demo::run(&args),
+        Verb::Bench(args) => bench::run(&context, &args),
+        Verb::Completions(args) => shell::completions(&args),
+        Verb::Man(args) => shell::man(&args),
+    }
+}
+
+/// Runs a command that waits for others.
+fn block_on(future: impl Future<Output = Outcome>) -> Outcome {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| {
+            Failure::system(format!(
+                "not begun: the system gives no event queue: {error}\n  next: raise the limit of open files, or end other programs"
+            ))
+        })?
+        .block_on(future)
+}
+
+impl Context {
+    /// The configuration, checked.
+    ///
+    /// # Errors
+    /// It is wrong, or not there.
+    pub fn config(&self) -> Result<Config, Failure> {
+        Ok(Config::load(&self.file)?)
+    }
+
+    /// A connection to the daemon.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn client(&self) -> Result<Client, Failure> {
+        let config = self.config()?;
+        Ok(Client::connect(&config.node.control).await?)
+    }
+
+    /// The state, now.
+    ///
+    /// # Errors
+    /// There is no daemon.
+    pub async fn report(&self) -> Result<StatusReport, Failure> {
+        match self.client().await?.ask(Ask::Status).await? {
+            Answer::Status(report) => Ok(*report),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// One mirror's state, now.
+    ///
+    /// # Errors
+    /// There is no daemon, or no such mirror.
+    pub async fn mirror(&self, name: &str) -> Result<MirrorReport, Failure> {
+        let report = self.report().await?;
+        find(&report, name).cloned()
+    }
+}
+
+/// The mirror of that name.
+fn find<'a>(report: &'a StatusReport, name: &str) -> Result<&'a MirrorReport, Failure> {
+    report
+        .mirrors
+        .iter()
+        .find(|mirror| mirror.name == name)
+        .ok_or_else(|| {
+            let known: Vec<&str> = report.mirrors.iter().map(|m| m.name.as_str()).collect();
+            let next = match crate::config::keys::nearest(name, known.iter().copied()) {
+                Some(near) => format!("did you mean {near}?"),
+                None if known.is_empty() => "make one with `kagami init`".to_owned(),
+                None => format!("name one of {}", known.join(", ")),
+            };
+            Failure::refused(format!("there is no mirror {name}\n  next: {next}"))
+        })
+}
+
+/// An answer that this question can't have.
+fn unexpected(answer: &Answer) -> Failure {
+    let error = ClientError::NotUnderstood {
+        why: format!("its answer belongs to another question: {answer:?}"),
+    };
+    error.into()
+}
+
+/// Prints an object as one line of JSON.
+fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string(value)
+        .map_err(|error| Failure::system(format!("the outcome can't be printed: {error}")))?;
+    print_out(&format!("{text}\n"))
+}
+
+/// Prints to standard output; a reader that went away ends the command quietly.
+fn print_out(text: &str) -> Result<(), Failure> {
+    let mut out = anstream::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => Err(Failure::system(format!(
+            "standard output can't be written: {error}"
+        ))),
+    }
+}
+
+/// Asks whether to go on with what destroys something. `what` says what, how much and since when.
+fn confirm(what: &str, yes: bool) -> Result<(), Failure> {
+    if yes {
+        anstream::eprintln!("{what}");
+        return Ok(());
+    }
+    let stdin = io::stdin();
+    if !stdin.is_terminal() || !io::stderr().is_terminal() {
+        return Err(Failure::usage(format!(
+            "not done: {what}\n  next: there is no terminal to ask on; add --yes if that is meant"
+        )));
+    }
+    anstream::eprint!("{what}\nGo on? Type yes: ");
+    let mut answer = String::new();
+    let read = stdin.lock().read_line(&mut answer);
+    if read.is_ok() && answer.trim().eq_ignore_ascii_case("yes") {
+        return Ok(());
+    }
+    Err(Failure::refused("not done: the answer was not yes"))
+}
+
+/// Waits for `future` within `limit`; Ctrl-C and the end of time are failures of their own.
+async fn within<T>(
+    limit: Option<Duration>,
+    on_timeout: impl FnOnce() -> String,
+    on_interrupt: impl FnOnce() -> String,
+    future: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let ended = async {
+        match limit {
+            Some(limit) => tokio::time::sleep(limit).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        result = future => result,
+        () = ended => Err(Failure::new(Status::TimedOut, on_timeout())),
+        _ = tokio::signal::ctrl_c() => Err(Failure::new(Status::Interrupted, on_interrupt())),
+    }
+}
+
+/// The folder of a node's key.
+pub fn key_folder(config: &Config) -> PathBuf {
+    key_folder_in(&config.node.state_dir)
+}
+
+/// The folder of the key in a state folder.
+pub fn key_folder_in(state: &Path) -> PathBuf {
+    state.join("keys")
+}

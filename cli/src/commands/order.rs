@@ -1,0 +1,291 @@
+//! Orders to a mirror that are answered when they are done: promote, demote, invalidate, connect and
+//! their like.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::{Context, confirm, print_json, print_out, unexpected, within};
+use crate::args::{DemoteArgs, InvalidateArgs, OrderArgs, PromoteArgs};
+use crate::control::message::{Answer, Ask, Order};
+use crate::control::report::{Connection, Disk, MirrorReport};
+use crate::exit::{DONE, Failure, Outcome};
+use crate::render::units::size;
+
+/// What the daemon did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Carried {
+    /// Done.
+    Done,
+    /// Begun.
+    Started,
+    /// There was nothing to do, and why.
+    Nothing(String),
+}
+
+/// Gives an order and waits for its answer.
+///
+/// # Errors
+/// Refused, timed out, interrupted, no daemon.
+pub async fn give(
+    context: &Context,
+    mirror: &str,
+    order: Order,
+    timeout: Duration,
+) -> Result<Carried, Failure> {
+    let verb = order.to_string();
+    let ask = Ask::Mirror {
+        mirror: mirror.to_owned(),
+        order,
+    };
+    let mut client = context.client().await?;
+    let answer = within(
+        Some(timeout),
+        || {
+            format!(
+                "mirror {mirror}: {verb}: no answer within {}; the daemon goes on with it\n  next: `kagami status {mirror}` shows how it ends",
+                humantime::format_duration(timeout)
+            )
+        },
+        || {
+            format!(
+                "mirror {mirror}: {verb}: interrupted; the daemon goes on with it\n  next: `kagami status {mirror}` shows how it ends"
+            )
+        },
+        async { Ok(client.ask(ask).await?) },
+    )
+    .await?;
+    match answer {
+        Answer::Done => Ok(Carried::Done),
+        Answer::Started => Ok(Carried::Started),
+        Answer::Nothing { why } => Ok(Carried::Nothing(why)),
+        Answer::Refused(refusal) => Err(Failure::of_refusal(mirror, &refusal)),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Prints how an order ended.
+///
+/// # Errors
+/// Standard output is gone.
+pub fn tell(mirror: &str, carried: &Carried, done: &str, json: bool) -> Result<(), Failure> {
+    let (outcome, words) = match carried {
+        Carried::Done => ("done", done.to_owned()),
+        Carried::Started => (
+            "started",
+            format!("begun; `kagami status {mirror}` shows how it goes"),
+        ),
+        Carried::Nothing(why) => ("nothing", format!("nothing to do: {why}")),
+    };
+    if json {
+        print_json(&json!({"mirror": mirror, "outcome": outcome, "text": words}))
+    } else {
+        print_out(&format!("mirror {mirror}: {words}\n"))
+    }
+}
+
+async fn simple(context: &Context, args: &OrderArgs, order: Order, done: &str) -> Outcome {
+    let carried = give(context, &args.mirror, order, args.timeout).await?;
+    tell(&args.mirror, &carried, done, args.json)?;
+    DONE
+}
+
+/// `kagami pause-sync`
+///
+/// # Errors
+/// See [`give`].
+pub async fn pause(context: &Context, args: &OrderArgs) -> Outcome {
+    let done = format!(
+        "resynchronisation held; `kagami resume-sync {}` goes on with it",
+        args.mirror
+    );
+    simple(context, args, Order::PauseSync, &done).await
+}
+
+/// `kagami resume-sync`
+///
+/// # Errors
+/// See [`give`].
+pub async fn resume(context: &Context, args: &OrderArgs) -> Outcome {
+    simple(
+        context,
+        args,
+        Order::ResumeSync,
+        "resynchronisation goes on",
+    )
+    .await
+}
+
+/// `kagami disconnect`
+///
+/// # Errors
+/// See [`give`].
+pub async fn disconnect(context: &Context, args: &OrderArgs) -> Outcome {
+    let done = format!(
+        "disconnected; `kagami connect {}` looks for the peer again",
+        args.mirror
+    );
+    simple(context, args, Order::Disconnect, &done).await
+}
+
+/// `kagami connect`
+///
+/// # Errors
+/// See [`give`].
+pub async fn connect(context: &Context, args: &OrderArgs) -> Outcome {
+    simple(context, args, Order::Connect, "the peer is looked for").await
+}
+
+/// The peer's name in a report.
+fn peer(mirror: &MirrorReport) -> &str {
+    mirror
+        .peer
+        .as_ref()
+        .map_or("the peer", |peer| peer.name.as_str())
+}
+
+/// `kagami promote`
+///
+/// # Errors
+/// See [`give`].
+pub async fn promote(context: &Context, args: &PromoteArgs) -> Outcome {
+    let name = &args.order.mirror;
+    if args.force || args.danger.dry_run {
+        let report = context.mirror(name).await?;
+        if args.danger.dry_run {
+            print_out(&format!("{}\n", promotion(&report, args.force)))?;
+            return DONE;
+        }
+        if !harmless(&report) {
+            confirm(&promotion(&report, true), args.danger.yes)?;
+        }
+    }
+    let carried = give(
+        context,
+        name,
+        Order::Promote { force: args.force },
+        args.order.timeout,
+    )
+    .await?;
+    let done = if args.force {
+        "Primary here, by force; it is recorded in this copy's history"
+    } else {
+        "Primary here"
+    };
+    tell(name, &carried, done, args.order.json)?;
+    DONE
+}
+
+/// Whether a promotion overrides nothing.
+fn harmless(mirror: &MirrorReport) -> bool {
+    mirror.connection == Connection::Connected && mirror.disk == Disk::UpToDate
+}
+
+/// What a promotion does and loses.
+fn promotion(mirror: &MirrorReport, force: bool) -> String {
+    let name = &mirror.name;
+    let peer = peer(mirror);
+    if harmless(mirror) {
+        return format!(
+            "mirror {name}: this node becomes Primary; {peer} is asked and nothing is lost"
+        );
+    }
+    let copy = match mirror.disk {
+        Disk::Inconsistent => format!(
+            "this copy is Inconsistent: {} of it {} not what {peer} has, so files on it may be broken",
+            size(mirror.marked_bytes),
+            "are"
+        ),
+        Disk::Outdated => {
+            format!("this copy is Outdated: {peer} holds newer writes, which are lost")
+        }
+        disk => format!(
+            "this copy is {disk}, and whether {peer} went on alone is not known: if it did, this is a split brain"
+        ),
+    };
+    let generation = mirror.generation.as_ref().map_or_else(
+        || "never written".to_owned(),
+        |g| format!("generation {}", g.number),
+    );
+    if force {
+        format!(
+            "mirror {name}: --force overrides the rule that a copy goes on alone only with permission (solo = \"{}\"), and is recorded.\n  {copy}\n  this copy is at {generation}; {peer} was last heard by this daemon at the time `kagami status {name}` shows",
+            mirror.solo
+        )
+    } else {
+        format!(
+            "mirror {name}: permission is asked for (solo = \"{}\"); it is refused where that does not give it\n  {copy}",
+            mirror.solo
+        )
+    }
+}
+
+/// `kagami demote`
+///
+/// # Errors
+/// See [`give`].
+pub async fn demote(context: &Context, args: &DemoteArgs) -> Outcome {
+    let name = &args.order.mirror;
+    if args.force || args.danger.dry_run {
+        let report = context.mirror(name).await?;
+        let waiting = report.in_flight;
+        let words = if args.force {
+            format!(
+                "mirror {name}: --force fails what can't be finished: {waiting} requests in flight may end with an input/output error, and applications above lose what they had not flushed"
+            )
+        } else {
+            format!(
+                "mirror {name}: {waiting} requests in flight are finished and flushed on both copies first; nothing is lost"
+            )
+        };
+        if args.danger.dry_run {
+            print_out(&format!("{words}\n"))?;
+            return DONE;
+        }
+        if waiting > 0 {
+            confirm(&words, args.danger.yes)?;
+        }
+    }
+    let carried = give(
+        context,
+        name,
+        Order::Demote { force: args.force },
+        args.order.timeout,
+    )
+    .await?;
+    tell(name, &carried, "Secondary here", args.order.json)?;
+    DONE
+}
+
+/// `kagami invalidate`
+///
+/// # Errors
+/// See [`give`].
+pub async fn invalidate(context: &Context, args: &InvalidateArgs) -> Outcome {
+    let name = &args.order.mirror;
+    let report = context.mirror(name).await?;
+    let words = format!(
+        "mirror {name}: this node's copy ({}, {}, {}) is declared bad: all of it is fetched from {} again, and until then it can't be used without {}",
+        report.backing,
+        size(report.size_bytes),
+        report.generation.as_ref().map_or_else(
+            || "never written".to_owned(),
+            |g| format!("generation {}", g.number)
+        ),
+        peer(&report),
+        peer(&report),
+    );
+    if args.danger.dry_run {
+        print_out(&format!("{words}\n"))?;
+        return DONE;
+    }
+    confirm(&words, args.danger.yes)?;
+    let carried = give(context, name, Order::Invalidate, args.order.timeout).await?;
+    tell(
+        name,
+        &carried,
+        "this copy is Inconsistent now, with every block marked",
+        args.order.json,
+    )?;
+    DONE
+}

@@ -1,0 +1,419 @@
+//! The engine and its front ends, from the configuration: what `kagami up` runs.
+//!
+//! Each mirror has a Unix socket of its own; TCP, where configured, serves all mirrors of a
+//! data-plane thread (thread k listens on port + k). A mirror whose stores can't be opened is reported
+//! and does not keep the others from running.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, UNIX_EPOCH};
+
+use kagami_nbd_server::tls::Clients;
+use kagami_nbd_server::{
+    Export, Exports, Limits, Listener, Server, TlsFiles, TlsPolicy, TlsServer,
+};
+use kagami_replicator::core::event::{Command, Refusal, Reply};
+use kagami_replicator::core::state::NodeId;
+use kagami_replicator::shell::boot::Boot;
+use kagami_replicator::shell::engine::{
+    ArbiterConfig, DEFAULT_FENCE_WAIT, Engine as Shell, EngineConfig, MirrorConfig, Plane,
+};
+use kagami_replicator::shell::identity::Fingerprint;
+use kagami_replicator::shell::quic::{NodeId as LinkNode, PeerConfig};
+use kagami_replicator::shell::witness::ClientConfig;
+use tokio::sync::{broadcast, oneshot, watch};
+use tracing::{error, info, warn};
+
+use super::engine::{Engine, MirrorStatus, Noticed, WriteLatency};
+use super::front_end::Served;
+use super::settings;
+use crate::commands::key_folder;
+use crate::config::{self, Config};
+use crate::exit::Failure;
+
+/// Mirrors that don't stop cleanly within are left as a crash would leave them.
+const STOP_PATIENCE: Duration = Duration::from_secs(30);
+/// Clients may finish what they have begun within.
+const FRONT_END_GRACE: Duration = Duration::from_secs(5);
+
+/// A running node: engine and front ends. Clones are handles on the same.
+#[derive(Clone, Debug)]
+pub struct Mirrors {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    shell: Shell,
+    /// Mirrors that were not opened, and why.
+    refused: BTreeMap<String, String>,
+    /// Where each mirror is served.
+    served: BTreeMap<String, Vec<String>>,
+    events: broadcast::Sender<Noticed>,
+    closing: watch::Sender<bool>,
+    /// Each is answered when a thread's front ends are shut down.
+    fronts: Mutex<Vec<oneshot::Receiver<()>>>,
+}
+
+impl Mirrors {
+    /// Starts the engine, its mirrors and their front ends.
+    ///
+    /// # Errors
+    /// What keeps the node as a whole from running; a mirror that can't be opened does not.
+    pub async fn start(config: &Config) -> Result<Self, Failure> {
+        let failed = |what: &str, why: &dyn std::fmt::Display| {
+            Failure::system(format!(
+                "not started: {what}: {why}\n  next: put it right in {} or on this machine, and start kagami again",
+                config.file.display()
+            ))
+        };
+        let run_dir = &config.node.run_dir;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(run_dir)
+            .map_err(|error| failed(&run_dir.display().to_string(), &error))?;
+        let boot = Boot::of_this_machine(run_dir).map_err(|error| failed("this boot", &error))?;
+        let mut told = EngineConfig::new(NodeId(config.node.id), key_folder(config), boot);
+        told.listen.clone_from(&config.node.listen);
+        told.threads = u16::try_from(config.node.threads).unwrap_or(u16::MAX);
+        told.buffers = usize::try_from(config.node.buffers).unwrap_or(usize::MAX);
+        for peer in &config.peers {
+            told.peers.push(PeerConfig {
+                node: LinkNode(u128::from(peer.id)),
+                name: peer.name.clone(),
+                addresses: resolve(&peer.addresses).await,
+                fingerprints: fingerprints(&peer.fingerprints),
+                timeout: peer.timeout,
+            });
+        }
+        let tls = tls(config)?;
+        let shell = Shell::start(&told).map_err(|error| failed("the engine", &error))?;
+        let (events, _) = broadcast::channel(1024);
+        tokio::spawn(forward(shell.events(), events.clone()));
+        let mut refused = BTreeMap::new();
+        for mirror in &config.mirrors {
+            let Some(peer) = mirror.peer.as_deref().and_then(|name| config.peer(name)) else {
+                warn!(
+                    mirror = mirror.name,
+                    "not paired yet: not served; `kagami pair {}`", mirror.name
+                );
+                continue;
+            };
+            let told = MirrorConfig {
+                name: mirror.name.clone(),
+                mirror: u128::from_be_bytes(mirror.uuid),
+                size: Some(mirror.size),
+                backing: mirror.backing.clone(),
+                metadata: Some(mirror.metadata.clone()),
+                peer: NodeId(peer.id),
+                thread: u16::try_from(mirror.thread).unwrap_or(u16::MAX),
+                settings: settings::of(config, mirror),
+                arbiter: arbiter(config, mirror).await,
+                fence_wait: DEFAULT_FENCE_WAIT,
+            };
+            if let Err(why) = shell.add_mirror(told).await {
+                error!(mirror = mirror.name, "not opened: {why}");
+                refused.insert(mirror.name.clone(), why.to_string());
+            }
+        }
+        let closing = watch::Sender::new(false);
+        let (served, fronts) = front_ends(config, &shell, &refused, tls.as_ref(), &closing).await;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                shell,
+                refused,
+                served,
+                events,
+                closing,
+                fronts: Mutex::new(fronts),
+            }),
+        })
+    }
+}
+
+impl Engine for Mirrors {
+    async fn command(&self, mirror: &str, command: Command) -> Result<Reply, Refusal> {
+        if let Some(why) = self.inner.refused.get(mirror) {
+            return Err(Refusal {
+                what: "its stores are not open".to_owned(),
+                facts: vec![why.clone()],
+                next: "put it right and start kagami again".to_owned(),
+            });
+        }
+        self.inner.shell.command(mirror, command).await
+    }
+
+    async fn status(&self) -> Vec<MirrorStatus> {
+        let running = self.inner.shell.status().await.into_iter().map(|status| {
+            let served_at = self.inner.served.get(&*status.name).cloned();
+            MirrorStatus {
+                name: status.name.to_string(),
+                peer_address: status.link.as_ref().map(|link| link.address.to_string()),
+                served_at: served_at.unwrap_or_default(),
+                write_latency: (status.writes.count > 0).then_some(WriteLatency {
+                    p50_ns: status.writes.p50,
+                    p99_ns: status.writes.p99,
+                }),
+                core: Ok(status.core),
+            }
+        });
+        let refused = self.inner.refused.iter().map(|(name, why)| MirrorStatus {
+            name: name.clone(),
+            core: Err(why.clone()),
+            peer_address: None,
+            served_at: Vec::new(),
+            write_latency: None,
+        });
+        running.chain(refused).collect()
+    }
+
+    fn events(&self) -> broadcast::Receiver<Noticed> {
+        self.inner.events.subscribe()
+    }
+
+    async fn stop(&self) {
+        // Front ends first: what clients have begun is finished, nothing new begins.
+        self.inner.closing.send_replace(true);
+        let fronts = std::mem::take(
+            &mut *self
+                .inner
+                .fronts
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+        for front in fronts {
+            // An error: its thread is gone, and its clients with it.
+            let _ = front.await;
+        }
+        for (mirror, refusal) in self.inner.shell.clone().stop(STOP_PATIENCE).await {
+            warn!(
+                mirror,
+                "not stopped cleanly: {}; {}", refusal.what, refusal.next
+            );
+        }
+    }
+}
+
+/// The engine's events, in the daemon's words.
+async fn forward(
+    mut from: broadcast::Receiver<kagami_replicator::shell::engine::MirrorEvent>,
+    to: broadcast::Sender<Noticed>,
+) {
+    loop {
+        match from.recv().await {
+            Ok(event) => {
+                let since = event.at.duration_since(UNIX_EPOCH).unwrap_or_default();
+                // Nobody may be listening.
+                let _ = to.send(Noticed {
+                    mirror: event.mirror.to_string(),
+                    time_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+                    notice: event.notice,
+                });
+            }
+            Err(broadcast::error::RecvError::Lagged(missed)) => {
+                warn!(missed, "events came faster than they were passed on");
+            }
+            Err(broadcast::error::RecvError::Closed) => return,
+        }
+    }
+}
+
+/// Addresses of `address:port` and `name:port`; a name that does not resolve is a warning.
+async fn resolve(texts: &[String]) -> Vec<SocketAddr> {
+    let mut found = Vec::new();
+    for text in texts {
+        match tokio::net::lookup_host(text).await {
+            Ok(addresses) => found.extend(addresses),
+            Err(why) => warn!("{text} has no address now ({why}); it is left out until a restart"),
+        }
+    }
+    found.dedup();
+    found
+}
+
+fn fingerprints(texts: &[String]) -> Vec<Fingerprint> {
+    texts
+        .iter()
+        .map(|text| {
+            text.parse()
+                .expect("the reader of the configuration checked it")
+        })
+        .collect()
+}
+
+async fn arbiter(config: &Config, mirror: &config::Mirror) -> ArbiterConfig {
+    let Some(arbiter) = mirror
+        .arbiter
+        .as_deref()
+        .and_then(|name| config.arbiter(name))
+    else {
+        return ArbiterConfig::None;
+    };
+    ArbiterConfig::Witness {
+        witness: ClientConfig {
+            name: arbiter.name.clone(),
+            addresses: resolve(&arbiter.addresses).await,
+            fingerprints: fingerprints(&arbiter.fingerprints),
+            timeout: arbiter.timeout,
+        },
+        register: None,
+    }
+}
+
+/// TLS for TCP, where configured.
+fn tls(config: &Config) -> Result<Option<TlsServer>, Failure> {
+    let Some(files) = config.nbd.as_ref().and_then(|nbd| nbd.tls.as_ref()) else {
+        return Ok(None);
+    };
+    let files = TlsFiles {
+        certificate: files.certificate.clone(),
+        key: files.key.clone(),
+        clients: files
+            .client_ca
+            .clone()
+            .map_or(Clients::Anybody, Clients::SignedBy),
+    };
+    TlsServer::load(&files).map(Some).map_err(|error| {
+        Failure::usage(format!(
+            "not started: [nbd]: {error}\n  next: put the files right, or remove them from {}",
+            config.file.display()
+        ))
+    })
+}
+
+/// What one thread's front ends are to serve.
+struct Front {
+    /// Mirror, its peer's name, its socket.
+    mirrors: Vec<(String, String, PathBuf)>,
+    tcp: Vec<SocketAddr>,
+    tls: Option<TlsServer>,
+    closing: watch::Receiver<bool>,
+}
+
+/// Where each mirror is served.
+type Places = BTreeMap<String, Vec<String>>;
+
+async fn front_ends(
+    config: &Config,
+    shell: &Shell,
+    refused: &BTreeMap<String, String>,
+    tls: Option<&TlsServer>,
+    closing: &watch::Sender<bool>,
+) -> (Places, Vec<oneshot::Receiver<()>>) {
+    let (mut places, mut fronts) = (Places::new(), Vec::new());
+    for thread in 0..shell.threads() {
+        let mirrors: Vec<_> = config
+            .mirrors
+            .iter()
+            .filter(|mirror| mirror.thread == usize::from(thread))
+            .filter(|mirror| !refused.contains_key(&mirror.name))
+            .filter_map(|mirror| {
+                let peer = mirror.peer.clone()?;
+                Some((mirror.name.clone(), peer, mirror.nbd_socket.clone()))
+            })
+            .collect();
+        if mirrors.is_empty() {
+            continue;
+        }
+        let tcp = config.nbd.iter().flat_map(|nbd| &nbd.listen);
+        let front = Front {
+            mirrors,
+            tcp: tcp
+                .map(|address| {
+                    let port = match address.port() {
+                        0 => 0,
+                        port => port.saturating_add(thread),
+                    };
+                    SocketAddr::new(address.ip(), port)
+                })
+                .collect(),
+            tls: tls.cloned(),
+            closing: closing.subscribe(),
+        };
+        let (tell, told) = oneshot::channel();
+        let (ended, end) = oneshot::channel();
+        shell.spawn_on(thread, move |plane| serve(plane, front, tell, ended));
+        // An error: the thread is gone, and whoever asks for its mirrors is told so.
+        if let Ok(found) = told.await {
+            places.extend(found);
+        }
+        fronts.push(end);
+    }
+    (places, fronts)
+}
+
+/// Listens for the mirrors of one thread until the daemon stops.
+async fn serve(
+    plane: Plane,
+    mut front: Front,
+    tell: oneshot::Sender<Places>,
+    ended: oneshot::Sender<()>,
+) {
+    let mut places = Places::new();
+    let mut servers = Vec::new();
+    let all = Rc::new(Exports::new());
+    for (name, peer, socket) in &front.mirrors {
+        let Some(device) = plane.device(name) else {
+            continue;
+        };
+        let device = Rc::new(Served::new(device, peer.clone()));
+        let own = Rc::new(Exports::new());
+        for exports in [&own, &all] {
+            if let Err(why) = exports.add(Export::new(name.as_str(), Rc::clone(&device))) {
+                error!(mirror = name, "not served: {why}");
+            }
+        }
+        // Its own socket serves it to clients that name no export.
+        own.set_default(Some(name));
+        match Listener::unix(socket, 0o600) {
+            Ok(listener) => {
+                let server = Server::new(own, Limits::default());
+                server.listen(listener, TlsPolicy::Off);
+                servers.push(server);
+                info!(
+                    mirror = name,
+                    "served at {} where Primary",
+                    socket.display()
+                );
+                let uri = format!("nbd+unix:///{name}?socket={}", socket.display());
+                places.entry(name.clone()).or_default().push(uri);
+            }
+            Err(why) => error!(mirror = name, "not served on its socket: {why}"),
+        }
+    }
+    if !front.tcp.is_empty() {
+        let server = Server::new(Rc::clone(&all), Limits::default());
+        for address in &front.tcp {
+            match Listener::tcp(*address).await {
+                Ok(listener) => {
+                    let at = listener.tcp_address().unwrap_or(*address);
+                    let scheme = if front.tls.is_some() { "nbds" } else { "nbd" };
+                    for (name, ..) in &front.mirrors {
+                        let uri = format!("{scheme}://{at}/{name}");
+                        places.entry(name.clone()).or_default().push(uri);
+                    }
+                    let policy = front
+                        .tls
+                        .clone()
+                        .map_or(TlsPolicy::Off, TlsPolicy::Required);
+                    server.listen(listener, policy);
+                    info!("mirrors served at {scheme}://{at}");
+                }
+                Err(why) => error!("mirrors not served on {address}: {why}"),
+            }
+        }
+        servers.push(server);
+    }
+    // The starter may have given up; then this is dropped with its thread.
+    let _ = tell.send(places);
+    let _ = front.closing.wait_for(|closing| *closing).await;
+    for server in servers {
+        server.shut_down(FRONT_END_GRACE).await;
+    }
+    let _ = ended.send(());
+}

@@ -1,0 +1,184 @@
+//! `kagami up`: from the configuration to a running daemon.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use kagami_replicator::shell::engine::prepare_process;
+use kagami_replicator::shell::identity::NodeKeys;
+use tokio::signal::unix::{SignalKind, signal as on_signal};
+use tracing::warn;
+
+use crate::args::UpArgs;
+use crate::commands::{Context, key_folder};
+use crate::config::{Config, disks};
+use crate::control::client::Client;
+use crate::control::message::{Answer, Ask};
+use crate::daemon::mirrors::Mirrors;
+use crate::daemon::socket::ControlSocket;
+use crate::daemon::{self, log};
+use crate::exit::{DONE, Failure, Outcome, Status};
+
+/// Runs the daemon, or starts one and leaves it running.
+///
+/// # Errors
+/// The configuration is wrong, a daemon runs already, the system refuses.
+pub fn run(context: &Context, args: &UpArgs) -> Outcome {
+    if args.detach {
+        return runtime()?.block_on(detach(context, args));
+    }
+    if args.detached {
+        // Its own session: no terminal's end reaches it. It fails only where that is so already.
+        let _ = rustix::process::setsid();
+    }
+    let config = Config::load(&context.file)?;
+    // First thing, before there are threads.
+    let warnings = prepare_process();
+    let levels = log::begin(&config.node.log_level, config.node.log_json);
+    for warning in warnings {
+        warn!("{warning}");
+    }
+    for fault in disks::check(&config) {
+        warn!("{}: {}; {}", config.file.display(), fault.what, fault.next);
+    }
+    runtime()?.block_on(async {
+        // Before its stores and ports are tried: they are taken, and that would be all that is said.
+        if let Some(pid) = answers(&config).await {
+            return Err(runs_already(&config, pid));
+        }
+        let keys = NodeKeys::load_or_create(&key_folder(&config))
+            .map_err(|error| Failure::system(format!("not started: {error}")))?;
+        let fingerprint = keys.current.fingerprint().to_string();
+        let socket = ControlSocket::bind(&config.node).await?;
+        let mirrors = Mirrors::start(&config).await?;
+        daemon::run(mirrors, config, socket, Some(fingerprint), levels, signal()).await;
+        log::write_repeats();
+        DONE
+    })
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| {
+            Failure::system(format!(
+                "not started: the system gives no event queue: {error}\n  next: raise the limit of open files, or end other programs"
+            ))
+        })
+}
+
+/// Waits for SIGTERM or SIGINT.
+pub async fn signal() {
+    let signals = (
+        on_signal(SignalKind::terminate()),
+        on_signal(SignalKind::interrupt()),
+    );
+    let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
+        // Without handlers a signal ends the process at once, as a crash would: nothing to wait for.
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// Starts a daemon of its own session and waits for its first answer.
+async fn detach(context: &Context, args: &UpArgs) -> Outcome {
+    let config = Config::load(&context.file)?;
+    if let Some(pid) = answers(&config).await {
+        return Err(runs_already(&config, pid));
+    }
+    let log_file = config.node.state_dir.join("kagami.log");
+    let fault = |error: std::io::Error| {
+        Failure::system(format!(
+            "not started: {}: {error}\n  next: run the command as a user who may write there",
+            log_file.display()
+        ))
+    };
+    fs::create_dir_all(&config.node.state_dir).map_err(fault)?;
+    let log = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o640)
+        .open(&log_file)
+        .map_err(fault)?;
+    let started = std::env::current_exe().and_then(|program| {
+        Command::new(program)
+            .arg("--config")
+            .arg(&context.file)
+            .args(["up", "--detached"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .current_dir("/")
+            .spawn()
+    });
+    let mut child = started.map_err(|error| {
+        Failure::system(format!("not started: no process could be made: {error}"))
+    })?;
+    let deadline = Instant::now() + args.timeout;
+    loop {
+        if let Some(pid) = answers(&config).await
+            && pid == child.id()
+        {
+            anstream::println!(
+                "the daemon runs (process {pid}); its log is {}",
+                log_file.display()
+            );
+            return DONE;
+        }
+        match child.try_wait() {
+            Ok(Some(status)) => {
+                let code = status.code().unwrap_or(i32::from(Status::System as u8));
+                return Err(Failure::new(
+                    if code == i32::from(Status::Usage as u8) {
+                        Status::Usage
+                    } else {
+                        Status::Refused
+                    },
+                    format!(
+                        "the daemon ended at once ({status}); the end of its log:\n{}",
+                        tail(&log_file)
+                    ),
+                ));
+            }
+            _ if Instant::now() >= deadline => {
+                return Err(Failure::new(
+                    Status::TimedOut,
+                    format!(
+                        "the daemon (process {}) has not answered within {}; it goes on starting\n  next: look at {}",
+                        child.id(),
+                        humantime::format_duration(args.timeout),
+                        log_file.display()
+                    ),
+                ));
+            }
+            _ => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+/// The process that answers on the control socket.
+async fn answers(config: &Config) -> Option<u32> {
+    let mut client = Client::connect(&config.node.control).await.ok()?;
+    match client.ask(Ask::Status).await {
+        Ok(Answer::Status(report)) => Some(report.node.pid),
+        _ => None,
+    }
+}
+
+fn runs_already(config: &Config, pid: u32) -> Failure {
+    let path = config.node.control.clone();
+    daemon::StartError::RunsAlready { path, pid }.into()
+}
+
+/// The last lines of a log.
+fn tail(file: &std::path::Path) -> String {
+    let text = fs::read(file).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(10)..].join("\n")
+}

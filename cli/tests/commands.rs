@@ -1,0 +1,477 @@
+//! The binary against a daemon whose engine does what the test says: words and exit statuses.
+
+mod support;
+
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
+
+use kagami_replicator::core::decide::{Refused, Row, Strategy, Verdict};
+use kagami_replicator::core::event::{Command, From, Refusal, Reply};
+use kagami_replicator::core::notice::Notice;
+use kagami_replicator::core::state::{Connection, DiskState, Replication, Role};
+use kagami_replicator::core::status::Progress;
+
+use support::{Node, eventually};
+
+#[test]
+fn no_daemon_is_status_3() {
+    let node = Node::without_daemon();
+    for arguments in [
+        &["status"][..],
+        &["status", "--exit-code"],
+        &["events"],
+        &["promote", "pg"],
+        &["demote", "pg"],
+        &["resync", "pg"],
+        &["pause-sync", "pg"],
+        &["resume-sync", "pg"],
+        &["verify", "pg"],
+        &["invalidate", "pg", "--yes"],
+        &["disconnect", "pg"],
+        &["connect", "pg"],
+        &["reload"],
+        &["down"],
+    ] {
+        let ended = node.run(arguments);
+        assert_eq!(ended.code, 3, "{arguments:?}: {ended:?}");
+        assert_eq!(
+            ended.err,
+            format!(
+                "no daemon answers on {}: there is no such socket\n  next: start one with `kagami up` (or `systemctl start kagami`); --config names the configuration it runs by\n",
+                node.socket().display()
+            ),
+            "{arguments:?}"
+        );
+    }
+}
+
+#[test]
+fn a_socket_that_nobody_serves_is_no_daemon() {
+    let node = Node::without_daemon();
+    std::fs::create_dir_all(node.socket().parent().unwrap()).unwrap();
+    drop(std::os::unix::net::UnixListener::bind(node.socket()).unwrap());
+    let ended = node.run(&["status"]);
+    assert_eq!(ended.code, 3);
+    assert!(ended.err.contains("nobody listens on it"), "{}", ended.err);
+}
+
+#[test]
+fn wrong_usage_and_configuration_are_status_2() {
+    let node = Node::with_daemon();
+    assert_eq!(node.run(&["frobnicate"]).code, 2);
+    assert_eq!(node.run(&["resync", "pg", "--from", "nowhere"]).code, 2);
+    assert_eq!(node.run(&["init", "pg2"]).code, 2);
+    assert_eq!(node.run(&["init", "pg2", "--size", "2s"]).code, 2);
+    // What destroys something asks; without a terminal it needs --yes.
+    let ended = node.run(&["invalidate", "pg"]);
+    assert_eq!(ended.code, 2);
+    assert_eq!(
+        ended.err,
+        "not done: mirror pg: this node's copy (/dev/vg0/pg, 20.0 GiB, generation 42) is declared bad: all of it is fetched from beta again, and until then it can't be used without beta\n  next: there is no terminal to ask on; add --yes if that is meant\n"
+    );
+    assert!(node.engine.orders.lock().unwrap().is_empty());
+    std::fs::write(node.file(), "[nodes]\n").unwrap();
+    let ended = node.run(&["config", "check"]);
+    assert_eq!(ended.code, 2);
+    assert!(
+        ended
+            .err
+            .contains(":1: unknown section [nodes]\n  next: did you mean [node]?"),
+        "{}",
+        ended.err
+    );
+    assert_eq!(node.run(&["status"]).code, 2);
+    std::fs::remove_file(node.file()).unwrap();
+    let ended = node.run(&["up"]);
+    assert_eq!(ended.code, 2);
+    assert!(ended.err.contains("there is no such file"), "{}", ended.err);
+}
+
+#[test]
+fn orders_reach_the_engine() {
+    let node = Node::with_daemon();
+    let cases: [(&[&str], Command, &str); 8] = [
+        (
+            &["promote", "pg"],
+            Command::Promote { force: false },
+            "mirror pg: Primary here\n",
+        ),
+        (
+            &["demote", "pg"],
+            Command::Demote { force: false },
+            "mirror pg: Secondary here\n",
+        ),
+        (
+            &["pause-sync", "pg"],
+            Command::PauseSync,
+            "mirror pg: resynchronisation held; `kagami resume-sync pg` goes on with it\n",
+        ),
+        (
+            &["resume-sync", "pg"],
+            Command::ResumeSync,
+            "mirror pg: resynchronisation goes on\n",
+        ),
+        (
+            &["invalidate", "pg", "--yes"],
+            Command::Invalidate,
+            "mirror pg: this copy is Inconsistent now, with every block marked\n",
+        ),
+        (
+            &["disconnect", "pg"],
+            Command::Disconnect,
+            "mirror pg: disconnected; `kagami connect pg` looks for the peer again\n",
+        ),
+        (
+            &["connect", "pg"],
+            Command::Connect,
+            "mirror pg: the peer is looked for\n",
+        ),
+        (
+            &["resync", "pg", "--from", "local", "--yes", "--no-wait"],
+            Command::Resync {
+                from: Some(From::Local),
+                full: false,
+            },
+            "mirror pg: resynchronised\n",
+        ),
+    ];
+    for (arguments, command, words) in cases {
+        let ended = node.run(arguments);
+        assert_eq!(
+            (ended.code, ended.out.as_str()),
+            (0, words),
+            "{arguments:?}: {}",
+            ended.err
+        );
+        assert_eq!(node.engine.orders.lock().unwrap().pop(), Some(command));
+    }
+    let ended = node.run(&["promote", "pg", "--json"]);
+    assert_eq!(
+        ended.out,
+        "{\"mirror\":\"pg\",\"outcome\":\"done\",\"text\":\"Primary here\"}\n"
+    );
+    node.engine
+        .answers(|_, _| Ok(Reply::Nothing("this node is Primary already".to_owned())));
+    let ended = node.run(&["promote", "pg"]);
+    assert_eq!(
+        (ended.code, ended.out.as_str()),
+        (
+            0,
+            "mirror pg: nothing to do: this node is Primary already\n"
+        )
+    );
+}
+
+#[test]
+fn a_refusal_is_status_1_with_facts_and_next_step() {
+    let node = Node::with_daemon();
+    node.engine.answers(|_, _| {
+        Err(Refusal {
+            what: "not promoted: this copy is Outdated".to_owned(),
+            facts: vec!["node alpha stopped at generation 41".to_owned()],
+            next: "connect beta and let it resync".to_owned(),
+        })
+    });
+    let ended = node.run(&["promote", "pg"]);
+    assert_eq!(ended.code, 1);
+    assert_eq!(
+        ended.err,
+        "mirror pg: not promoted: this copy is Outdated\n  node alpha stopped at generation 41\n  next: connect beta and let it resync\n"
+    );
+    let ended = node.run(&["promote", "pgg"]);
+    assert_eq!(
+        (ended.code, ended.err.as_str()),
+        (
+            1,
+            "mirror pgg: there is no mirror pgg\n  next: name one of pg\n"
+        )
+    );
+    let ended = node.run(&["status", "pgg"]);
+    assert_eq!(
+        (ended.code, ended.err.as_str()),
+        (1, "there is no mirror pgg\n  next: did you mean pg?\n")
+    );
+}
+
+#[test]
+fn dry_runs_do_nothing() {
+    let node = Node::with_daemon();
+    for arguments in [
+        &["promote", "pg", "--force", "--dry-run"][..],
+        &["demote", "pg", "--force", "--dry-run"],
+        &["resync", "pg", "--from", "peer", "--dry-run"],
+        &["invalidate", "pg", "--dry-run"],
+        &["init", "other", "--size", "1G", "--dry-run"],
+    ] {
+        let ended = node.run(arguments);
+        assert_eq!(ended.code, 0, "{arguments:?}: {}", ended.err);
+        assert!(
+            ended.out.starts_with("mirror "),
+            "{arguments:?}: {}",
+            ended.out
+        );
+    }
+    assert!(node.engine.orders.lock().unwrap().is_empty());
+    assert!(!node.folder.path().join("state").exists());
+}
+
+#[test]
+fn exit_codes_of_status() {
+    let node = Node::with_daemon();
+    let code = || node.run(&["status", "--exit-code"]).code;
+    assert_eq!(code(), 0);
+    node.engine.set(|status| {
+        status.replication = Replication::SyncSource;
+        status.progress = Some(Progress::default());
+    });
+    assert_eq!(code(), 10);
+    node.engine.set(|status| {
+        status.replication = Replication::Off;
+        status.connection = Connection::Connecting;
+        status.alone_since = Some(kagami_replicator::core::state::Time(0));
+        status.peer_disk = DiskState::Unknown;
+    });
+    assert_eq!(code(), 11);
+    node.engine.set(|status| {
+        status.alone_since = None;
+        status.role = Role::Secondary;
+    });
+    assert_eq!(code(), 12);
+    node.engine.set(|status| {
+        status.connection = Connection::StandAlone;
+        status.verdict = Some(Verdict {
+            row: Row::Forked,
+            strategy: Strategy::Refuse(Refused::SplitBrain),
+        });
+    });
+    assert_eq!(code(), 13);
+}
+
+#[test]
+fn resync_waits_for_the_end_and_sums_up() {
+    let node = Node::with_daemon();
+    node.engine.answers(|engine, _| {
+        // In sync as before, then the work, then its end: none of it may be taken for another.
+        let engine = engine.clone();
+        std::thread::spawn(move || {
+            engine.set(|status| {
+                status.replication = Replication::SyncSource;
+                status.progress = Some(Progress {
+                    total_blocks: 1024,
+                    done_blocks: 512,
+                    ..Progress::default()
+                });
+            });
+            engine.set(|status| {
+                status.replication = Replication::Established;
+                status.progress = None;
+            });
+            engine.notice(Notice::ResyncDone {
+                marked: 4 << 20,
+                sent: 4 << 20,
+                ms: 100,
+            });
+        });
+        Ok(Reply::Started)
+    });
+    let ended = node.run(&["resync", "pg", "--full", "--wait"]);
+    assert_eq!(ended.code, 0, "{}", ended.err);
+    assert!(
+        ended
+            .out
+            .starts_with("mirror pg: in sync; 4.0 MiB were marked, 4.0 MiB sent, in "),
+        "{}",
+        ended.out
+    );
+}
+
+#[test]
+fn time_out_is_status_4_and_the_work_goes_on() {
+    let node = Node::with_daemon();
+    node.engine
+        .set(|status| status.replication = Replication::SyncSource);
+    node.engine.answers(|_, _| Ok(Reply::Started));
+    let ended = node.run(&["resync", "pg", "--wait", "--timeout", "300ms"]);
+    assert_eq!(ended.code, 4);
+    assert!(
+        ended.err.ends_with("mirror pg: it took longer than --timeout; the resynchronisation goes on in the daemon\n  next: `kagami status pg` shows how far it is\n"),
+        "{}",
+        ended.err
+    );
+}
+
+#[test]
+fn ctrl_c_is_status_5_and_the_work_goes_on() {
+    let node = Node::with_daemon();
+    node.engine
+        .set(|status| status.replication = Replication::SyncSource);
+    node.engine.answers(|_, _| Ok(Reply::Started));
+    let mut child = node
+        .command(&["resync", "pg", "--wait"])
+        .stderr(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut first = String::new();
+    stderr.read_line(&mut first).unwrap();
+    assert!(first.starts_with("resync pg: "), "{first}");
+    let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let mut rest = String::new();
+    std::io::Read::read_to_string(&mut stderr, &mut rest).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(5));
+    assert!(
+        rest.contains("interrupted; the resynchronisation goes on in the daemon"),
+        "{rest}"
+    );
+}
+
+#[test]
+fn verify_tells_by_its_status_whether_the_copies_differ() {
+    let node = Node::with_daemon();
+    node.engine.answers(|engine, _| {
+        engine.notice(Notice::VerifyDone {
+            compared: 256,
+            different: 0,
+        });
+        Ok(Reply::Nothing("1048576 compared, no difference".to_owned()))
+    });
+    let ended = node.run(&["verify", "pg", "--wait"]);
+    assert_eq!(
+        (ended.code, ended.out.as_str()),
+        (0, "mirror pg: compared 1.0 MiB: no difference\n"),
+        "{}",
+        ended.err
+    );
+    node.engine.answers(|engine, _| {
+        engine.notice(Notice::VerifyDone {
+            compared: 256,
+            different: 2,
+        });
+        Ok(Reply::Nothing(
+            "2 blocks differ; they are marked".to_owned(),
+        ))
+    });
+    let ended = node.run(&["verify", "pg", "--wait", "--json"]);
+    assert_eq!(ended.code, 7);
+    assert_eq!(
+        ended.out,
+        "{\"compared_bytes\":1048576,\"different_bytes\":8192,\"mirror\":\"pg\",\"outcome\":\"done\",\"repaired\":false}\n"
+    );
+}
+
+#[test]
+fn events_begin_with_the_present_state() {
+    let node = Node::with_daemon();
+    let mut child = node
+        .command(&["events", "--json"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut next =
+        || -> serde_json::Value { serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap() };
+    let present = next();
+    assert_eq!(present["event"], "present");
+    assert_eq!(present["facts"]["condition"], "in-sync");
+    node.engine.notice(Notice::Connection {
+        from: Connection::Connected,
+        to: Connection::Connecting,
+        cause: "nothing heard for 2 s".to_owned(),
+    });
+    let event = next();
+    assert_eq!(event["event"], "connection");
+    assert_eq!(event["severity"], "warn");
+    assert_eq!(
+        event["text"],
+        "connection Connected -> Connecting: nothing heard for 2 s"
+    );
+    assert_eq!(event["facts"]["cause"], "nothing heard for 2 s");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn reload_takes_over_what_it_can() {
+    let node = Node::with_daemon();
+    let text = std::fs::read_to_string(node.file()).unwrap();
+    let changed = text
+        .replace(
+            "peer = \"beta\"",
+            "peer = \"beta\"\nprotocol = \"B\"\nactivity-log-extents = 512",
+        )
+        .replace("id = 2", "id = 2\ntimeout = \"5s\"");
+    std::fs::write(node.file(), &changed).unwrap();
+    let ended = node.run(&["reload"]);
+    assert_eq!(ended.code, 0, "{}", ended.err);
+    assert_eq!(
+        ended.out,
+        "in force: [mirror.pg] protocol = \"B\" (was \"C\")\n\
+         in force: [peer.beta] timeout = \"5s\" (was \"2s\")\n\
+         needs a restart: [mirror.pg] activity-log-extents = 512 (was 1024)\n\
+         next: `kagami down && kagami up` (or `systemctl restart kagami`) when it suits\n"
+    );
+    let order = node.engine.orders.lock().unwrap().pop();
+    let Some(Command::Set(settings)) = order else {
+        panic!("{order:?}");
+    };
+    assert_eq!(settings.timeout_ms, 5_000);
+    assert_eq!(
+        settings.protocol,
+        kagami_replicator::core::state::Protocol::B
+    );
+    // What waits for a restart is said again; what is in force is not.
+    let ended = node.run(&["reload"]);
+    assert!(
+        ended
+            .out
+            .starts_with("needs a restart: [mirror.pg] activity-log-extents"),
+        "{}",
+        ended.out
+    );
+    std::fs::write(
+        node.file(),
+        changed.replace("protocol = \"B\"", "protocol = \"D\""),
+    )
+    .unwrap();
+    let ended = node.run(&["reload"]);
+    assert_eq!(ended.code, 2);
+    assert!(
+        ended
+            .err
+            .contains("protocol: `D` is not one of the choices"),
+        "{}",
+        ended.err
+    );
+}
+
+#[test]
+fn down_stops_the_engine_and_frees_the_socket() {
+    let mut node = Node::with_daemon();
+    let ended = node.run(&["down", "--timeout", "300ms"]);
+    // The daemon is this test's own process: it has stopped, and the process lives on.
+    assert_eq!(ended.code, 4, "{ended:?}");
+    node.wait();
+    assert!(*node.engine.stopped.lock().unwrap());
+    eventually("the socket is gone", || !node.socket().exists());
+    assert_eq!(node.run(&["status"]).code, 3);
+}
+
+#[test]
+fn help_completions_and_man_pages() {
+    let node = Node::without_daemon();
+    for shell in ["bash", "zsh", "fish"] {
+        let ended = node.run(&["completions", shell]);
+        assert_eq!(ended.code, 0);
+        assert!(ended.out.contains("pause-sync"), "{shell}");
+    }
+    let folder = node.folder.path().join("man");
+    assert_eq!(node.run(&["man", folder.to_str().unwrap()]).code, 0);
+    for page in ["kagami.1", "kagami-status.1", "kagami-config-check.1"] {
+        assert!(folder.join(page).exists(), "{page}");
+    }
+    let ended = node.run(&["status", "--help"]);
+    assert_eq!(ended.code, 0);
+    assert!(ended.out.contains("Examples:"));
+}

@@ -1,0 +1,11 @@
+//! End-to-end tests: real daemons of the built binary on loopback, real clients, real deaths.
+//!
+//! Every test has a pair of its own, in a folder and on ports of its own; its daemons die with its thread.
+
+mod clients;
+mod crashes;
+mod permission;
+mod refusals;
+mod split_brain;
+mod support;
+mod upkeep;

@@ -1,0 +1,187 @@
+//! Who may go on alone: never, arbiter, always, and what a person sees of it.
+
+use std::time::Duration;
+
+use kagami::commands::bench::client::Client;
+use kagami::commands::demo::node::wait_until;
+use kagami::commands::demo::scratch::{MIRROR, Scratch, in_sync};
+use kagami::control::report::Condition;
+
+use crate::support::{DEADLINE, down, get, noise, ok, pair, put, refused, until, up};
+
+#[test]
+fn never_holds_writes_until_the_peer_is_back() {
+    let mut pair = pair("never", "32M");
+    let data = noise(4096, 1);
+    put(&mut pair.on_alpha(), 0, &noise(8192, 2));
+    ok(pair.nodes.beta.kill());
+
+    let socket = ok(Scratch::socket(&pair.nodes.alpha));
+    let held = {
+        let data = data.clone();
+        std::thread::spawn(move || {
+            let mut client = Client::connect(&socket, MIRROR, DEADLINE)?;
+            client.write(0, &data)?;
+            client.flush()
+        })
+    };
+    let state = until(&mut pair.nodes.alpha, Condition::Held);
+    assert!(state.held.is_some() && state.in_flight > 0, "{state:?}");
+    assert!(!state.next.is_empty(), "nobody says what to do: {state:?}");
+    let screen = ok(pair.nodes.alpha.run(&["status"]));
+    assert!(screen.contains("HELD"), "{screen}");
+    assert_eq!(
+        ok(pair.nodes.alpha.try_run(&["status", "--exit-code"])).code,
+        Some(12)
+    );
+    assert!(
+        !held.is_finished(),
+        "a write was answered without permission"
+    );
+
+    up(&mut pair.nodes.beta);
+    ok(wait_until("the client", "its answer", DEADLINE, || {
+        held.is_finished().then_some(())
+    }));
+    held.join().expect("the client").expect("its write");
+    assert_eq!(get(&mut pair.on_alpha(), 0, 4096), data);
+    pair.stop_and_compare();
+}
+
+#[test]
+fn arbiter_lets_one_go_on_and_not_the_other() {
+    let mut pair = pair("arbiter", "32M");
+    ok(pair.nodes.beta.kill());
+    let data = noise(65536, 3);
+    put(&mut pair.on_alpha(), 4096, &data);
+    let state = until(&mut pair.nodes.alpha, Condition::Alone);
+    let by = state
+        .alone
+        .as_ref()
+        .and_then(|alone| alone.by.clone())
+        .unwrap_or_default();
+    assert!(by.contains("arbiter"), "{state:?}");
+
+    // alpha dies; beta, which the witness no longer names, must not go on.
+    ok(pair.nodes.alpha.kill());
+    up(&mut pair.nodes.beta);
+    until(&mut pair.nodes.beta, Condition::Connecting);
+    let printed = ok(pair
+        .nodes
+        .beta
+        .try_run(&["promote", MIRROR, "--timeout", "20s"]));
+    assert!(
+        !printed.success,
+        "the stale copy was promoted: {}",
+        printed.out
+    );
+    assert!(matches!(printed.code, Some(1 | 4)), "{printed:?}");
+
+    up(&mut pair.nodes.alpha);
+    ok(pair.nodes.wait_in_sync(DEADLINE));
+    ok(pair.nodes.alpha.run(&["promote", MIRROR]));
+    assert_eq!(get(&mut pair.on_alpha(), 4096, 65536), data);
+    pair.stop_and_compare();
+}
+
+#[test]
+fn a_witness_that_dies_changes_nothing_while_in_sync() {
+    let mut pair = pair("arbiter", "32M");
+    ok(pair.nodes.witness.as_mut().expect("a witness").kill());
+    put(&mut pair.on_alpha(), 0, &noise(1 << 20, 4));
+    assert!(in_sync(&ok(pair.nodes.alpha.mirror(MIRROR))));
+    // Without witness and peer, nobody permits.
+    ok(pair.nodes.beta.kill());
+    let socket = ok(Scratch::socket(&pair.nodes.alpha));
+    let held = std::thread::spawn(move || {
+        Client::connect(&socket, MIRROR, DEADLINE)
+            .and_then(|mut client| client.write(0, &[7; 4096]))
+    });
+    let state = until(&mut pair.nodes.alpha, Condition::Held);
+    assert!(
+        !held.is_finished(),
+        "answered without permission: {state:?}"
+    );
+    // With the witness back the write is answered.
+    ok(pair
+        .nodes
+        .witness
+        .as_mut()
+        .expect("a witness")
+        .start(&["witness"]));
+    until(&mut pair.nodes.alpha, Condition::Alone);
+    held.join().expect("the client").expect("its write");
+    up(&mut pair.nodes.beta);
+    pair.stop_and_compare();
+}
+
+#[test]
+fn always_goes_on() {
+    let mut pair = pair("always", "32M");
+    ok(pair.nodes.beta.kill());
+    put(&mut pair.on_alpha(), 0, &noise(65536, 5));
+    until(&mut pair.nodes.alpha, Condition::Alone);
+    assert_eq!(
+        ok(pair.nodes.alpha.try_run(&["status", "--exit-code"])).code,
+        Some(11)
+    );
+    let screen = ok(pair.nodes.alpha.run(&["status"]));
+    assert!(screen.contains("ALONE"), "{screen}");
+    up(&mut pair.nodes.beta);
+    pair.stop_and_compare();
+}
+
+#[test]
+fn roles_change_only_where_they_may() {
+    let mut pair = pair("never", "32M");
+    // The other is Primary.
+    let words = refused(&pair.nodes.beta, &["promote", MIRROR], 1);
+    assert!(
+        words.contains("Primary") && words.contains("next:"),
+        "{words}"
+    );
+    // A hand-over while connected.
+    put(&mut pair.on_alpha(), 0, &noise(65536, 6));
+    ok(pair.nodes.alpha.run(&["demote", MIRROR]));
+    ok(pair.nodes.beta.run(&["promote", MIRROR]));
+    assert_eq!(get(&mut pair.on_beta(), 0, 65536), noise(65536, 6));
+    put(&mut pair.on_beta(), 65536, &noise(65536, 7));
+    // Without permission: alpha must not follow a dead Primary.
+    ok(pair.nodes.beta.kill());
+    until(&mut pair.nodes.alpha, Condition::Connecting);
+    let words = refused(&pair.nodes.alpha, &["promote", MIRROR], 1);
+    assert!(
+        words.contains("permission") && words.contains("next:"),
+        "{words}"
+    );
+    // By force it does, and is asked first.
+    refused(&pair.nodes.alpha, &["promote", MIRROR, "--force"], 2);
+    ok(pair
+        .nodes
+        .alpha
+        .run(&["promote", MIRROR, "--force", "--yes"]));
+    assert_eq!(get(&mut pair.on_alpha(), 65536, 65536), noise(65536, 7));
+    down(&mut pair.nodes.alpha);
+}
+
+#[test]
+fn a_clean_leave_gives_consent_at_once() {
+    let mut pair = pair("never", "32M");
+    let began = std::time::Instant::now();
+    down(&mut pair.nodes.beta);
+    put(&mut pair.on_alpha(), 0, &noise(65536, 8));
+    assert!(
+        began.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        began.elapsed()
+    );
+    until(&mut pair.nodes.alpha, Condition::Alone);
+    // The one that left knows that it is Outdated.
+    down(&mut pair.nodes.alpha);
+    up(&mut pair.nodes.beta);
+    until(&mut pair.nodes.beta, Condition::Connecting);
+    let words = refused(&pair.nodes.beta, &["promote", MIRROR], 1);
+    assert!(words.contains("Outdated"), "{words}");
+    up(&mut pair.nodes.alpha);
+    pair.stop_and_compare();
+}

@@ -1,0 +1,228 @@
+//! A pair for a test, and the clients that use it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use kagami::commands::bench::client::Client;
+use kagami::commands::demo::DemoError;
+use kagami::commands::demo::node::Node;
+use kagami::commands::demo::scratch::{MIRROR, Scratch, Wanted};
+use kagami::control::report::{Condition, MirrorReport};
+
+/// The built program.
+pub const KAGAMI: &str = env!("CARGO_BIN_EXE_kagami");
+/// Whatever has not happened by then does not happen.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const MIB: u64 = 1 << 20;
+
+/// A pair in a folder of its own.
+pub struct Pair {
+    pub nodes: Scratch,
+    _folder: tempfile::TempDir,
+}
+
+/// A pair that is laid out, without running daemons but its witness.
+pub fn laid_out(solo: &str, size: &str) -> Pair {
+    let folder = tempfile::Builder::new()
+        .prefix("kgm")
+        .tempdir()
+        .expect("a folder for temporary files");
+    let wanted = Wanted {
+        folder: folder.path().join("pair"),
+        size: size.to_owned(),
+        protocol: "C".to_owned(),
+        solo: solo.to_owned(),
+    };
+    let nodes =
+        Scratch::lay_out(Path::new(KAGAMI), &wanted, &mut quiet).unwrap_or_else(|e| panic!("{e}"));
+    Pair {
+        nodes,
+        _folder: folder,
+    }
+}
+
+/// Nobody listens.
+pub fn quiet(_: &str, _: &str) {}
+
+/// A pair that runs and is in sync, alpha Primary.
+pub fn pair(solo: &str, size: &str) -> Pair {
+    let mut pair = laid_out(solo, size);
+    pair.up();
+    pair.promote_alpha();
+    pair
+}
+
+/// What must have worked.
+pub fn ok<T>(result: Result<T, DemoError>) -> T {
+    result.unwrap_or_else(|error| panic!("{error}"))
+}
+
+impl Pair {
+    /// Starts both daemons.
+    pub fn up(&mut self) {
+        up(&mut self.nodes.alpha);
+        up(&mut self.nodes.beta);
+    }
+
+    /// Waits for the meeting, then makes alpha Primary.
+    pub fn promote_alpha(&mut self) {
+        until(&mut self.nodes.alpha, Condition::InSync);
+        ok(self.nodes.alpha.run(&["promote", MIRROR]));
+        ok(self.nodes.wait_in_sync(DEADLINE));
+    }
+
+    /// A client of alpha.
+    pub fn on_alpha(&self) -> Client {
+        client(&self.nodes.alpha)
+    }
+
+    /// A client of beta.
+    pub fn on_beta(&self) -> Client {
+        client(&self.nodes.beta)
+    }
+
+    /// Stops both cleanly and compares every byte of both copies.
+    pub fn stop_and_compare(&mut self) {
+        ok(self.nodes.wait_in_sync(DEADLINE));
+        down(&mut self.nodes.alpha);
+        down(&mut self.nodes.beta);
+        assert_eq!(ok(self.nodes.first_difference()), None, "the copies differ");
+    }
+}
+
+pub fn up(node: &mut Node) {
+    ok(node.start(&["up"]));
+}
+
+/// `kagami down`, and the daemon's clean end.
+pub fn down(node: &mut Node) {
+    ok(node.run(&["down"]));
+    ok(node.stop(DEADLINE));
+}
+
+pub fn client(node: &Node) -> Client {
+    Client::connect(&ok(Scratch::socket(node)), MIRROR, DEADLINE).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Waits for a state in a word.
+pub fn until(node: &mut Node, condition: Condition) -> MirrorReport {
+    ok(node.wait(MIRROR, condition.word(), DEADLINE, |state| {
+        state.condition == condition
+    }))
+}
+
+/// A command that must end with `code`; its standard error.
+pub fn refused(node: &Node, args: &[&str], code: i32) -> String {
+    let printed = ok(node.try_run(args));
+    assert_eq!(
+        printed.code,
+        Some(code),
+        "{args:?}: {}{}",
+        printed.out,
+        printed.err
+    );
+    printed.err
+}
+
+/// The URI of a node's mirror on its Unix socket.
+pub fn uri(node: &Node) -> String {
+    format!(
+        "nbd+unix:///{MIRROR}?socket={}",
+        ok(Scratch::socket(node)).display()
+    )
+}
+
+/// Bytes that are like no others.
+pub fn noise(len: u64, seed: u64) -> Vec<u8> {
+    let mut dice = seed;
+    let mut bytes = Vec::with_capacity(len as usize + 8);
+    while (bytes.len() as u64) < len {
+        bytes.extend(kagami::commands::bench::measure::next(&mut dice).to_le_bytes());
+    }
+    bytes.truncate(len as usize);
+    bytes
+}
+
+/// Writes `bytes` at `offset` and flushes.
+pub fn put(client: &mut Client, offset: u64, bytes: &[u8]) {
+    for (number, chunk) in bytes.chunks(MIB as usize).enumerate() {
+        client
+            .write(offset + number as u64 * MIB, chunk)
+            .unwrap_or_else(|e| panic!("{e}"));
+    }
+    client.flush().unwrap_or_else(|e| panic!("{e}"));
+}
+
+/// Reads `len` bytes from `offset`.
+pub fn get(client: &mut Client, offset: u64, len: u64) -> Vec<u8> {
+    let mut bytes = vec![0; len as usize];
+    for (number, chunk) in bytes.chunks_mut(MIB as usize).enumerate() {
+        client
+            .read(offset + number as u64 * MIB, chunk)
+            .unwrap_or_else(|e| panic!("{e}"));
+    }
+    bytes
+}
+
+/// A program of a client. A test without its client fails: passing would say that it was tried.
+pub fn program(name: &str) -> Command {
+    let package = match name {
+        "nbdinfo" | "nbdcopy" => "libnbd-bin",
+        "nbdsh" => "python3-libnbd",
+        "qemu-img" | "qemu-io" => "qemu-utils",
+        "fio" => "fio",
+        "openssl" => "openssl",
+        other => panic!("which Debian package has {other}?"),
+    };
+    let found = std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(name).is_file()));
+    assert!(found, "{name} is not installed: apt-get install {package}");
+    let mut command = Command::new(name);
+    if name == "nbdsh" {
+        // It starts `python3`, and the package's module is for Debian's own.
+        let rest = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("/usr/bin:{rest}"));
+    }
+    command
+}
+
+/// Runs a client to its end, within the deadline.
+pub fn finish(command: &mut Command) -> Output {
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let pid = rustix::process::Pid::from_child(&child);
+    let (done, wait) = mpsc::channel::<()>();
+    let watchdog = std::thread::spawn(move || {
+        if wait.recv_timeout(DEADLINE) == Err(mpsc::RecvTimeoutError::Timeout) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    });
+    let output = child.wait_with_output().expect("its output");
+    drop(done);
+    watchdog.join().expect("the watchdog");
+    output
+}
+
+/// Runs a client that must succeed, and gives what it printed.
+pub fn succeed(command: &mut Command) -> String {
+    let output = finish(command);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{text}\n{errors}",
+        output.status
+    );
+    text
+}
+
+/// A file beside a node's own.
+pub fn beside(node: &Node, name: &str) -> PathBuf {
+    node.folder().join(name)
+}

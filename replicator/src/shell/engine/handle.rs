@@ -1,0 +1,455 @@
+//! The engine as the daemon holds it: start, mirrors, commands, status, events, stop.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use super::config::{ArbiterConfig, EngineConfig, MirrorConfig, peers_of, shifted};
+use super::plane::{Loop, Order, Parts, Plane, no_such_mirror};
+use super::start::{self, StartError};
+use super::status::{MirrorEvent, MirrorStatus};
+use crate::core::event::{Refusal, Reply};
+use crate::core::{Command, Settings};
+use crate::shell::buffers::{Pool, PoolConfig};
+use crate::shell::identity::{IdentityError, NodeKeys};
+use crate::shell::quic::{LinkConfig, LinkError, PeerConfig};
+use crate::shell::storage::{Storage, StorageError};
+
+/// Events that a slow listener may be behind; it is told how many it missed.
+const EVENTS: usize = 1024;
+
+/// Why the engine can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The node's key can't be had.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The link can't be set up.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// A thread has no disks.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The system refused.
+    #[error("{doing}: {error}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// The system's answer.
+        error: std::io::Error,
+    },
+}
+
+/// A running engine. Clones are the same engine; when the last is dropped its threads end at once.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    node: crate::core::NodeId,
+    threads: Vec<Thread>,
+    events: broadcast::Sender<MirrorEvent>,
+    /// Which mirror is on which thread.
+    places: Mutex<Vec<(String, u16)>>,
+}
+
+struct Thread {
+    orders: mpsc::UnboundedSender<Order>,
+    addresses: Vec<SocketAddr>,
+    join: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl std::fmt::Debug for Thread {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Thread")
+            .field("addresses", &self.addresses)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Starts the data-plane threads; they listen when this returns. No mirror runs yet. Blocks for
+    /// some milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError`].
+    pub fn start(config: &EngineConfig) -> Result<Self, EngineError> {
+        assert!(config.threads >= 1, "an engine without a thread");
+        let (events, _) = broadcast::channel(EVENTS);
+        let mut threads = Vec::new();
+        for index in 0..config.threads {
+            match start_thread(config, index, &events) {
+                Ok(thread) => threads.push(thread),
+                Err(error) => {
+                    for thread in threads {
+                        thread.end(Order::Abandon);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        let inner = Inner {
+            node: config.node,
+            threads,
+            events,
+            places: Mutex::default(),
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// Where data-plane thread `thread` listens.
+    pub fn addresses(&self, thread: u16) -> Vec<SocketAddr> {
+        self.inner
+            .threads
+            .get(usize::from(thread))
+            .map(|thread| thread.addresses.clone())
+            .unwrap_or_default()
+    }
+
+    /// Data-plane threads.
+    pub fn threads(&self) -> u16 {
+        self.inner.threads.len() as u16
+    }
+
+    /// Opens, fences and reads a mirror's stores on a thread that may block, then serves it.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`]; nothing was changed in a store that is refused.
+    pub async fn add_mirror(&self, config: MirrorConfig) -> Result<(), StartError> {
+        let (name, index) = (config.name.clone(), config.thread);
+        let Some(thread) = self.inner.threads.get(usize::from(index)) else {
+            let threads = self.threads();
+            return Err(StartError::NoThread {
+                mirror: name,
+                thread: index,
+                threads,
+            });
+        };
+        if self.inner.place(&name).is_some() {
+            return Err(StartError::Exists(name));
+        }
+        let node = self.inner.node;
+        let (opened, open) = oneshot::channel();
+        let opener = std::thread::Builder::new().name("kagami-open".to_owned());
+        let spawned = opener.spawn(move || drop(opened.send(start::open(config, node))));
+        let stopping = || StartError::Stopping(name.clone());
+        spawned.map_err(|_| stopping())?;
+        let opened = open.await.map_err(|_| stopping())??;
+        let (reply, answer) = oneshot::channel();
+        thread
+            .orders
+            .send(Order::Add(Box::new(opened), reply))
+            .map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())??;
+        self.inner.places().push((name, index));
+        Ok(())
+    }
+
+    /// Stops a mirror cleanly and closes its stores.
+    ///
+    /// # Errors
+    ///
+    /// The core refused to stop; the mirror runs on.
+    pub async fn remove_mirror(&self, mirror: &str) -> Result<(), Refusal> {
+        self.command(mirror, Command::Stop).await?;
+        self.forget(mirror).await;
+        Ok(())
+    }
+
+    async fn forget(&self, mirror: &str) {
+        if let Some(thread) = self.inner.thread_of(mirror) {
+            let (reply, answer) = oneshot::channel();
+            if thread
+                .orders
+                .send(Order::Remove(mirror.to_owned(), reply))
+                .is_ok()
+            {
+                let _ = answer.await;
+            }
+        }
+        self.inner.places().retain(|(name, _)| name != mirror);
+    }
+
+    /// Carries out an operator's command.
+    ///
+    /// # Errors
+    ///
+    /// The core's refusal, or that there is no such mirror.
+    pub async fn command(&self, mirror: &str, command: Command) -> Result<Reply, Refusal> {
+        let Some(thread) = self.inner.thread_of(mirror) else {
+            return Err(no_such_mirror(mirror));
+        };
+        let (answerer, answer) = oneshot::channel();
+        let sent = thread
+            .orders
+            .send(Order::Command(mirror.to_owned(), command, answerer));
+        match (sent, answer.await) {
+            (Ok(()), Ok(result)) => result,
+            _ => Err(Refusal {
+                what: format!("mirror {mirror}: the daemon stopped before the command was done"),
+                facts: Vec::new(),
+                next: "start it again (`kagami up`) and look at `kagami status`".to_owned(),
+            }),
+        }
+    }
+
+    /// New settings for a mirror.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::command`].
+    pub async fn set(&self, mirror: &str, settings: Settings) -> Result<(), Refusal> {
+        self.command(mirror, Command::Set(settings)).await.map(drop)
+    }
+
+    /// Puts these peers in the place of all; addresses are those of thread 0.
+    pub fn set_peers(&self, peers: &[PeerConfig]) {
+        for thread in &self.inner.threads {
+            let _ = thread.orders.send(Order::SetPeers(peers.to_vec()));
+        }
+    }
+
+    /// Another arbiter for a mirror, from its next question on.
+    ///
+    /// # Errors
+    ///
+    /// It can't be used.
+    pub async fn set_arbiter(
+        &self,
+        mirror: &str,
+        arbiter: ArbiterConfig,
+    ) -> Result<(), StartError> {
+        let stopping = || StartError::Stopping(mirror.to_owned());
+        let thread = self.inner.thread_of(mirror).ok_or_else(stopping)?;
+        let (reply, answer) = oneshot::channel();
+        let order = Order::SetArbiter(mirror.to_owned(), arbiter, reply);
+        thread.orders.send(order).map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())?
+    }
+
+    /// The state of every mirror, by name.
+    pub async fn status(&self) -> Vec<MirrorStatus> {
+        let mut all = Vec::new();
+        for thread in &self.inner.threads {
+            let (reply, answer) = oneshot::channel();
+            if thread.orders.send(Order::Status(reply)).is_ok()
+                && let Ok(status) = answer.await
+            {
+                all.extend(status);
+            }
+        }
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+
+    /// Everything that happens to mirrors from now on.
+    pub fn events(&self) -> broadcast::Receiver<MirrorEvent> {
+        self.inner.events.subscribe()
+    }
+
+    /// Runs a task on a data-plane thread, beside its loop: a front end's listener. `make` is called
+    /// there and gives the task. `false`: there is no such thread.
+    pub fn spawn_on<F, T>(&self, thread: u16, make: F) -> bool
+    where
+        F: FnOnce(Plane) -> T + Send + 'static,
+        T: Future<Output = ()> + 'static,
+    {
+        let Some(thread) = self.inner.threads.get(usize::from(thread)) else {
+            return false;
+        };
+        let spawn = Box::new(|plane: Plane| {
+            tokio::task::spawn_local(make(plane));
+        });
+        thread.orders.send(Order::Spawn(spawn)).is_ok()
+    }
+
+    /// Stops every mirror cleanly (demoted, everything on both disks, the peer told), closes the stores
+    /// and ends the threads. A mirror that isn't done within `patience` is left as a crash would.
+    ///
+    /// Gives the mirrors that were not stopped cleanly, and why.
+    pub async fn stop(&self, patience: Duration) -> Vec<(String, Refusal)> {
+        let names: Vec<_> = self
+            .inner
+            .places()
+            .iter()
+            .map(|(name, _)| name.clone())
+            .collect();
+        let (reply, mut replies) = mpsc::unbounded_channel();
+        for name in &names {
+            let (engine, name, reply) = (self.clone(), name.clone(), reply.clone());
+            tokio::spawn(async move {
+                let stopped =
+                    tokio::time::timeout(patience, engine.command(&name, Command::Stop)).await;
+                let result = stopped.unwrap_or_else(|_| {
+                    Err(Refusal {
+                        what: format!("mirror {name}: not stopped cleanly within {patience:?}"),
+                        facts: Vec::new(),
+                        next: "nothing is lost: what was not flushed is marked, and resynchronised later".to_owned(),
+                    })
+                });
+                engine.forget(&name).await;
+                let _ = reply.send((name, result.err()));
+            });
+        }
+        drop(reply);
+        let mut left = Vec::new();
+        while let Some((name, refusal)) = replies.recv().await {
+            left.extend(refusal.map(|refusal| (name, refusal)));
+        }
+        self.end(false).await;
+        left
+    }
+
+    /// Ends everything at once, as the death of the process would: nothing is flushed, no mirror is
+    /// demoted, no peer is told. For tests, and for a daemon that must not go on.
+    pub async fn abandon(&self) {
+        self.end(true).await;
+    }
+
+    async fn end(&self, abandon: bool) {
+        let (done, wait) = oneshot::channel();
+        let inner = Arc::clone(&self.inner);
+        std::thread::spawn(move || {
+            for thread in &inner.threads {
+                thread.end(if abandon { Order::Abandon } else { Order::End });
+            }
+            let _ = done.send(());
+        });
+        let _ = wait.await;
+    }
+}
+
+impl Inner {
+    fn places(&self) -> std::sync::MutexGuard<'_, Vec<(String, u16)>> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn place(&self, mirror: &str) -> Option<u16> {
+        self.places()
+            .iter()
+            .find(|(name, _)| name == mirror)
+            .map(|(_, thread)| *thread)
+    }
+
+    fn thread_of(&self, mirror: &str) -> Option<&Thread> {
+        self.place(mirror)
+            .and_then(|thread| self.threads.get(usize::from(thread)))
+    }
+}
+
+impl Thread {
+    /// Gives the last order and waits until the thread is gone.
+    fn end(&self, order: Order) {
+        let _ = self.orders.send(order);
+        let join = self
+            .join
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(join) = join {
+            // It panicked: that was told where it happened.
+            let _ = join.join();
+        }
+    }
+}
+
+/// Makes one data-plane thread, and waits until it listens.
+fn start_thread(
+    config: &EngineConfig,
+    index: u16,
+    events: &broadcast::Sender<MirrorEvent>,
+) -> Result<Thread, EngineError> {
+    let mut link = LinkConfig::new(super::config::link_node(config.node));
+    link.thread = index;
+    link.listen = config
+        .listen
+        .iter()
+        .map(|address| shifted(*address, index))
+        .collect();
+    link.peers = peers_of(&config.peers, index);
+    link.tuning = config.tuning.clone();
+    let (orders, received) = mpsc::unbounded_channel();
+    let (up, started) = std::sync::mpsc::channel();
+    let config = config.clone();
+    let events = events.clone();
+    let body = move || {
+        let runtime = tokio_uring::Runtime::new(&tokio_uring::builder());
+        let runtime = match runtime {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                let doing = "starting a data-plane thread's runtime (io_uring)";
+                return drop(up.send(Err(EngineError::Io { doing, error })));
+            }
+        };
+        runtime.block_on(async move {
+            match prepare(&config, index, link, received, events) {
+                Ok(this) => {
+                    let told = up.send(Ok(this.addresses()));
+                    if told.is_ok() {
+                        this.run().await;
+                    }
+                }
+                Err(error) => drop(up.send(Err(error))),
+            }
+        });
+    };
+    let named = std::thread::Builder::new().name(format!("kagami-data-{index}"));
+    let io = |error| EngineError::Io {
+        doing: "starting a data-plane thread",
+        error,
+    };
+    let join = named.spawn(body).map_err(io)?;
+    let addresses = started
+        .recv()
+        .map_err(|_| io(std::io::Error::other("it ended at once")))??;
+    Ok(Thread {
+        orders,
+        addresses,
+        join: Mutex::new(Some(join)),
+    })
+}
+
+/// Everything that a thread's loop needs, made on the thread.
+fn prepare(
+    config: &EngineConfig,
+    index: u16,
+    link: LinkConfig,
+    orders: mpsc::UnboundedReceiver<Order>,
+    events: broadcast::Sender<MirrorEvent>,
+) -> Result<Loop, EngineError> {
+    let mut buffers = PoolConfig::with_bytes(config.buffers);
+    buffers.lock = config.lock_buffers;
+    let doing = "taking memory for payloads";
+    let pool = Pool::new(&buffers).map_err(|error| EngineError::Io { doing, error })?;
+    if config.lock_buffers && !pool.is_locked() {
+        tracing::warn!(
+            thread = index,
+            bytes = config.buffers,
+            "payload memory is not locked: raise LimitMEMLOCK"
+        );
+    }
+    let storage = Storage::new(pool)?;
+    let keys = NodeKeys::load(&config.key_folder)?;
+    // The link keeps a key of its own.
+    let key = NodeKeys::load(&config.key_folder)?.current;
+    let parts = Parts {
+        index,
+        node: config.node,
+        boot: config.boot.clone(),
+        keys,
+        storage,
+        link,
+        orders,
+        events,
+    };
+    Ok(Loop::new(parts, key)?)
+}

@@ -1,0 +1,378 @@
+//! One data-plane thread: its disks, its end of the link, its mirrors, and the one loop over them.
+//!
+//! The loop waits until any of these has something: disks, link, front ends and arbiters (the inbox),
+//! orders from other threads, the earliest deadline. Then it takes everything there is, hands each event
+//! to its mirror's core with the time stamped after the taking, carries the core's actions out in their
+//! order, and submits what the turn asked of the disks with one system call. There is no task for a
+//! request and no other thread for anything (docs/decisions/0004-engine-loop.md).
+
+mod carry;
+mod orders;
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+
+use slab::Slab;
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::time::{Instant, Sleep};
+
+use super::config::ArbiterConfig;
+use super::device::{Inbox, Item, MirrorDevice};
+use super::host::{Answerer, Host, Ready};
+use super::start::{Opened, StartError};
+use super::status::{MirrorEvent, MirrorStatus};
+use crate::core::action::Actions;
+use crate::core::event::Refusal;
+use crate::core::state::{NodeId, Time};
+use crate::core::{self, Event};
+use crate::shell::boot::Boot;
+use crate::shell::buffers::{Buffer, Pool, Share};
+use crate::shell::identity::{NodeKey, NodeKeys};
+use crate::shell::quic::{self, BufferSource, Link, LinkEvent, MirrorId, PeerConfig};
+use crate::shell::storage::{Storage, StorageCompletion};
+use crate::shell::time::{now, until};
+use crate::shell::witness::Remote;
+use crate::wire::frame::{self, PayloadBuffer};
+
+/// What other threads ask of this one.
+pub(super) enum Order {
+    /// Serve this mirror.
+    Add(Box<Opened>, oneshot::Sender<Result<(), StartError>>),
+    /// Carry out an operator's command.
+    Command(String, core::Command, Answerer),
+    /// Tell the state of every mirror.
+    Status(oneshot::Sender<Vec<MirrorStatus>>),
+    /// These are the peers now.
+    SetPeers(Vec<PeerConfig>),
+    /// This mirror asks another arbiter from now on.
+    SetArbiter(
+        String,
+        ArbiterConfig,
+        oneshot::Sender<Result<(), StartError>>,
+    ),
+    /// Forget a mirror and close its stores.
+    Remove(String, oneshot::Sender<()>),
+    /// Run this here.
+    Spawn(Spawn),
+    /// End: the peers are told, and nothing else is.
+    End,
+    /// End at once, as the death of the process would.
+    Abandon,
+}
+
+/// A task to be made on the thread.
+pub(super) type Spawn = Box<dyn FnOnce(Plane) + Send>;
+
+/// What tasks on a data-plane thread can reach.
+#[derive(Clone)]
+pub struct Plane {
+    shared: Rc<Shared>,
+}
+
+struct Shared {
+    index: u16,
+    pool: Pool,
+    inbox: Rc<Inbox>,
+    hosts: RefCell<Slab<Rc<RefCell<Host>>>>,
+}
+
+impl Plane {
+    /// The thread's number.
+    pub fn index(&self) -> u16 {
+        self.shared.index
+    }
+
+    /// A mirror of this thread.
+    pub fn device(&self, mirror: &str) -> Option<MirrorDevice> {
+        let hosts = self.shared.hosts.borrow();
+        let (_, host) = hosts.iter().find(|(_, host)| {
+            let host = host.borrow();
+            &*host.name == mirror && !host.is_leaving
+        })?;
+        Some(MirrorDevice {
+            host: Rc::clone(host),
+            inbox: Rc::clone(&self.shared.inbox),
+            pool: self.shared.pool.clone(),
+        })
+    }
+
+    /// The thread's payload memory.
+    pub fn pool(&self) -> &Pool {
+        &self.shared.pool
+    }
+}
+
+/// Payloads from the peer go where the disks can write them from without a copy.
+struct PeerMemory(Pool);
+
+/// A piece of it.
+struct PeerBuffer(Buffer);
+
+impl BufferSource for PeerMemory {
+    type Buffer = PeerBuffer;
+
+    async fn take(&self, _class: frame::Class, len: usize) -> Option<PeerBuffer> {
+        self.0
+            .wait_alloc(len, Share::Peer)
+            .await
+            .ok()
+            .map(PeerBuffer)
+    }
+}
+
+impl PayloadBuffer for PeerBuffer {
+    fn as_mut_slice(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+
+    fn freeze(self) -> bytes::Bytes {
+        self.0.freeze()
+    }
+}
+
+/// What a thread is made from, on the thread itself.
+pub(super) struct Parts {
+    pub(super) index: u16,
+    pub(super) node: NodeId,
+    pub(super) boot: Boot,
+    pub(super) keys: NodeKeys,
+    pub(super) storage: Storage,
+    pub(super) link: quic::LinkConfig,
+    pub(super) orders: mpsc::UnboundedReceiver<Order>,
+    pub(super) events: broadcast::Sender<MirrorEvent>,
+}
+
+/// The loop's own state.
+pub(super) struct Loop {
+    index: u16,
+    node: NodeId,
+    boot: Boot,
+    keys: NodeKeys,
+    storage: Storage,
+    link: Link,
+    peers: Vec<PeerConfig>,
+    orders: mpsc::UnboundedReceiver<Order>,
+    /// Taken while waiting.
+    received: VecDeque<Order>,
+    events: broadcast::Sender<MirrorEvent>,
+    plane: Plane,
+    by_id: HashMap<MirrorId, usize>,
+    remotes: HashMap<String, Rc<Remote>>,
+    leaving: Vec<(usize, Option<oneshot::Sender<()>>)>,
+    /// Reused by every turn.
+    actions: Actions,
+    follow_ups: VecDeque<Event>,
+    answers: Vec<Ready>,
+}
+
+/// How the loop ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Orderly,
+    Abrupt,
+}
+
+/// A core's number together with its mirror's slot, as one number for the storage.
+const SLOT_SHIFT: u32 = 48;
+
+fn tagged(slot: usize, id: u64) -> u64 {
+    assert!(
+        id >> SLOT_SHIFT == 0 && slot < 1 << 16,
+        "id {id} of slot {slot}"
+    );
+    (slot as u64) << SLOT_SHIFT | id
+}
+
+fn untagged(tag: u64) -> (usize, u64) {
+    ((tag >> SLOT_SHIFT) as usize, tag & ((1 << SLOT_SHIFT) - 1))
+}
+
+impl Loop {
+    /// Opens the link; everything else is there.
+    pub(super) fn new(parts: Parts, key: NodeKey) -> Result<Self, quic::LinkError> {
+        let pool = parts.storage.pool().clone();
+        let peers = parts.link.peers.clone();
+        let link = Link::new(parts.link, key, PeerMemory(pool.clone()))?;
+        let shared = Shared {
+            index: parts.index,
+            pool,
+            inbox: Rc::default(),
+            hosts: RefCell::default(),
+        };
+        Ok(Self {
+            index: parts.index,
+            node: parts.node,
+            boot: parts.boot,
+            keys: parts.keys,
+            storage: parts.storage,
+            link,
+            peers,
+            orders: parts.orders,
+            received: VecDeque::new(),
+            events: parts.events,
+            plane: Plane {
+                shared: Rc::new(shared),
+            },
+            by_id: HashMap::new(),
+            remotes: HashMap::new(),
+            leaving: Vec::new(),
+            actions: Vec::new(),
+            follow_ups: VecDeque::new(),
+            answers: Vec::new(),
+        })
+    }
+
+    /// Where this thread listens.
+    pub(super) fn addresses(&self) -> Vec<std::net::SocketAddr> {
+        self.link.local_addresses()
+    }
+
+    /// Turns until it is told to end.
+    pub(super) async fn run(mut self) {
+        let mut sleep = pin!(tokio::time::sleep_until(Instant::now()));
+        let mut armed = None;
+        let mut turn = Turn::default();
+        let end = loop {
+            self.wait(&mut sleep, &mut armed).await;
+            if let Some(end) = self.turn(&mut turn) {
+                break end;
+            }
+        };
+        if end == End::Orderly {
+            // What was said last still goes out.
+            self.link.shutdown().await;
+        }
+        // The storage's ring waits for whatever the kernel has begun.
+    }
+
+    /// Waits until there is something to do. When there was at once, the thread's other tasks (the
+    /// link's, the front ends') get a turn all the same.
+    async fn wait(&mut self, sleep: &mut std::pin::Pin<&mut Sleep>, armed: &mut Option<Time>) {
+        let deadline = self.deadline();
+        if let Some(deadline) = deadline.filter(|deadline| *armed != Some(*deadline)) {
+            sleep
+                .as_mut()
+                .reset(Instant::now() + until(now(), deadline));
+            *armed = Some(deadline);
+        }
+        let Self {
+            storage,
+            link,
+            plane,
+            orders,
+            received,
+            ..
+        } = self;
+        let ready = async {
+            tokio::select! {
+                biased;
+                ready = storage.ready() => {
+                    if let Err(error) = ready {
+                        // Nothing can be read or written any more: no answer may be given.
+                        panic!("this thread's io_uring is broken: {error}");
+                    }
+                }
+                () = link.ready() => {}
+                () = plane.shared.inbox.ready() => {}
+                // No sender is left: the engine's handle was dropped, and nobody could end this.
+                order = orders.recv() => received.push_back(order.unwrap_or(Order::Abandon)),
+                () = sleep.as_mut(), if deadline.is_some() => *armed = None,
+            }
+        };
+        let mut ready = pin!(ready);
+        let mut waited = false;
+        poll_fn(|cx| {
+            let poll = ready.as_mut().poll(cx);
+            waited |= poll.is_pending();
+            poll
+        })
+        .await;
+        if !waited {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// What one turn takes; kept between turns for its memory.
+#[derive(Default)]
+struct Turn {
+    completions: Vec<StorageCompletion>,
+    link: Vec<LinkEvent>,
+    inbox: VecDeque<Item>,
+    requests: Vec<Event>,
+}
+
+impl Loop {
+    /// Takes everything there is and deals with it.
+    fn turn(&mut self, turn: &mut Turn) -> Option<End> {
+        let drained = self.storage.drain(&mut turn.completions);
+        self.link.drain(&mut turn.link);
+        self.plane.shared.inbox.take(&mut turn.inbox);
+        while let Ok(order) = self.orders.try_recv() {
+            self.received.push_back(order);
+        }
+        // After the taking: no event happened later than its stamp says.
+        let now = now();
+        for completion in turn.completions.drain(..) {
+            self.on_completion(completion, now);
+        }
+        for event in turn.link.drain(..) {
+            self.on_link(event, now);
+        }
+        for item in turn.inbox.drain(..) {
+            self.on_item(item, &mut turn.requests, now);
+        }
+        let mut end = None;
+        while let Some(order) = self.received.pop_front() {
+            end = end.or(self.on_order(order, now));
+        }
+        self.on_deadlines(now);
+        self.release();
+        for ready in self.answers.drain(..) {
+            ready.requester.complete(ready.ticket, ready.result);
+        }
+        if let Err(error) = drained.and_then(|()| self.storage.submit_queued()) {
+            panic!("this thread's io_uring is broken: {error}");
+        }
+        end
+    }
+
+    fn host(&self, slot: usize) -> Rc<RefCell<Host>> {
+        Rc::clone(&self.plane.shared.hosts.borrow()[slot])
+    }
+
+    fn host_of(&self, mirror: MirrorId) -> Option<Rc<RefCell<Host>>> {
+        self.by_id.get(&mirror).map(|slot| self.host(*slot))
+    }
+
+    fn host_named(&self, name: &str) -> Option<Rc<RefCell<Host>>> {
+        let hosts = self.plane.shared.hosts.borrow();
+        let mut named = hosts.iter().map(|(_, host)| host);
+        named
+            .find(|host| &*host.borrow().name == name && !host.borrow().is_leaving)
+            .cloned()
+    }
+}
+
+/// Tags drawn at random. The system always has some; a tag that is not random could be another's.
+fn random_tags(count: usize) -> Vec<u64> {
+    let draw = |_| {
+        getrandom::u64()
+            .unwrap_or_else(|error| panic!("the system gives no random numbers: {error}"))
+    };
+    (0..count).map(draw).collect()
+}
+
+/// The refusal of a command for a mirror that this node doesn't have.
+pub(super) fn no_such_mirror(name: &str) -> Refusal {
+    Refusal {
+        what: format!("mirror {name}: not known here, or not started"),
+        facts: Vec::new(),
+        next:
+            "`kagami status` shows the mirrors of this node; the log says why one was not started"
+                .to_owned(),
+    }
+}

@@ -1,0 +1,356 @@
+//! Events in, actions out: what the loop took goes to the cores, and what they want is carried out.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::super::config::link_node;
+use super::super::device::Item;
+use super::super::host::{Host, Ready};
+use super::super::status::{MirrorEvent, describe};
+use super::{Loop, random_tags, tagged, untagged};
+use crate::core::action::{Action, Class};
+use crate::core::disk::DiskFault;
+use crate::core::notice::Notice;
+use crate::core::state::{DiskId, MetaId, Replication, SessionId, Time};
+use crate::core::{self, Event};
+use crate::shell::quic::{self, CloseReason, LinkEvent, code};
+use crate::shell::storage::StorageCompletion;
+use crate::shell::time::wall;
+use crate::wire::frame::{self, OutFrame};
+use crate::wire::message;
+
+impl Loop {
+    pub(super) fn on_completion(&mut self, completion: StorageCompletion, now: Time) {
+        let (slot, event) = match completion {
+            StorageCompletion::Disk(done) => {
+                let (slot, id) = untagged(done.id);
+                (
+                    slot,
+                    Event::Disk {
+                        id: DiskId(id),
+                        result: done.result,
+                    },
+                )
+            }
+            StorageCompletion::Metadata(done) => {
+                let (slot, id) = untagged(done.id);
+                (
+                    slot,
+                    Event::MetadataDone {
+                        id: MetaId(id),
+                        result: done.result,
+                    },
+                )
+            }
+        };
+        let host = self.host(slot);
+        host.borrow_mut().stores.in_flight -= 1;
+        self.handle(&host, event, now);
+    }
+
+    pub(super) fn on_link(&mut self, event: LinkEvent, now: Time) {
+        match event {
+            LinkEvent::Up {
+                mirror,
+                session,
+                version,
+                ..
+            } => {
+                let Some(host) = self.host_of(mirror) else {
+                    return;
+                };
+                {
+                    let mut host = host.borrow_mut();
+                    host.session = Some(session);
+                    host.link_trouble = None;
+                }
+                self.handle(
+                    &host,
+                    Event::LinkUp {
+                        session: SessionId(session.0),
+                        version,
+                    },
+                    now,
+                );
+            }
+            LinkEvent::Frame {
+                mirror,
+                session,
+                class,
+                frame,
+            } => {
+                let Some(host) = self.host_of(mirror) else {
+                    return;
+                };
+                let kind = frame.kind;
+                let fault = match message::decode(kind, &frame.head, frame.payload) {
+                    Ok(message) if wire_class(message.class()) == class => {
+                        let session = SessionId(session.0);
+                        return self.handle(&host, Event::Message { session, message }, now);
+                    }
+                    Ok(_) => format!("a message of kind {kind} on the {class} stream"),
+                    Err(fault) => fault.to_string(),
+                };
+                self.link
+                    .close(session, CloseReason::new(code::PROTOCOL, fault.clone()));
+                self.report(
+                    &host.borrow(),
+                    Notice::PeerFault {
+                        what: fault.clone(),
+                    },
+                );
+                let reason = format!("the peer broke the protocol: {fault}");
+                self.handle(
+                    &host,
+                    Event::LinkDown {
+                        session: SessionId(session.0),
+                        reason,
+                    },
+                    now,
+                );
+            }
+            LinkEvent::Down {
+                mirror,
+                session,
+                reason,
+            } => {
+                let Some(host) = self.host_of(mirror) else {
+                    return;
+                };
+                let reason = reason.to_string();
+                {
+                    let mut host = host.borrow_mut();
+                    host.session.take_if(|up| *up == session);
+                    host.link_trouble = Some(reason.clone());
+                }
+                self.handle(
+                    &host,
+                    Event::LinkDown {
+                        session: SessionId(session.0),
+                        reason,
+                    },
+                    now,
+                );
+            }
+            LinkEvent::ConnectFailed {
+                peer,
+                address,
+                error,
+                repeated,
+            } => {
+                let address = address
+                    .map(|address| format!("{address}: "))
+                    .unwrap_or_default();
+                tracing::warn!(repeated, "no connection: {address}{error}");
+                let hosts = self.plane.shared.hosts.borrow();
+                for (_, host) in hosts.iter() {
+                    let mut host = host.borrow_mut();
+                    if peer == Some(link_node(host.mirror.peer())) && host.session.is_none() {
+                        host.link_trouble = Some(format!("{address}{error}"));
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn on_item(&mut self, item: Item, events: &mut Vec<Event>, now: Time) {
+        match item {
+            Item::Request {
+                host,
+                request,
+                requester,
+                ticket,
+            } => {
+                if host.borrow().is_leaving {
+                    let result = Err(core::IoError::Io);
+                    return self.answers.push(Ready {
+                        requester,
+                        ticket,
+                        result,
+                    });
+                }
+                host.borrow_mut()
+                    .requests
+                    .begin(request, requester, ticket, now, events);
+                for event in events.drain(..) {
+                    self.handle(&host, event, now);
+                }
+            }
+            Item::Arbiter {
+                host,
+                attempt,
+                answer,
+            } => {
+                if let Some(host) = host.upgrade() {
+                    self.handle(&host, Event::Arbiter { attempt, answer }, now);
+                }
+            }
+        }
+    }
+
+    pub(super) fn on_deadlines(&mut self, now: Time) {
+        if self.deadline().is_none_or(|deadline| deadline > now) {
+            return;
+        }
+        let hosts: Vec<_> = self
+            .plane
+            .shared
+            .hosts
+            .borrow()
+            .iter()
+            .map(|(_, host)| Rc::clone(host))
+            .collect();
+        for host in hosts {
+            let (is_due, look) = {
+                let mut host = host.borrow_mut();
+                if host.is_leaving {
+                    continue;
+                }
+                let due = |at: &mut Time| *at <= now;
+                (
+                    host.timer.take_if(due).is_some(),
+                    host.want_from.take_if(due).map(|_| host.id),
+                )
+            };
+            if let Some(mirror) = look {
+                self.link.want(mirror, true);
+            }
+            if is_due {
+                self.handle(&host, Event::Timer, now);
+            }
+        }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Time> {
+        let hosts = self.plane.shared.hosts.borrow();
+        hosts
+            .iter()
+            .filter_map(|(_, host)| host.borrow().deadline())
+            .min()
+    }
+
+    /// One event of one mirror, and everything that follows from it at once.
+    pub(super) fn handle(&mut self, host: &Rc<RefCell<Host>>, event: Event, now: Time) {
+        let mut mirror = host.borrow_mut();
+        if mirror.is_leaving {
+            return;
+        }
+        let mut next = Some(event);
+        while let Some(event) = next {
+            mirror.mirror.handle(now, event, &mut self.actions);
+            self.carry_out(host, &mut mirror, now);
+            next = self.follow_ups.pop_front();
+        }
+    }
+
+    /// Carries the core's actions out, in their order.
+    pub(super) fn carry_out(&mut self, shared: &Rc<RefCell<Host>>, host: &mut Host, now: Time) {
+        let mut actions = std::mem::take(&mut self.actions);
+        for action in actions.drain(..) {
+            match action {
+                Action::Disk { id, op } => {
+                    if let Ok((_, disk)) = host.stores.disk {
+                        host.stores.in_flight += 1;
+                        self.storage.submit(disk, tagged(host.slot, id.0), op);
+                    } else {
+                        let result = Err(DiskFault::Io(rustix::io::Errno::NODEV.raw_os_error()));
+                        self.follow_ups.push_back(Event::Disk { id, result });
+                    }
+                }
+                Action::Metadata { id, steps } => {
+                    host.stores.in_flight += 1;
+                    self.storage.submit_metadata(
+                        host.stores.metadata,
+                        tagged(host.slot, id.0),
+                        steps,
+                    );
+                }
+                Action::Send {
+                    session,
+                    class,
+                    message,
+                } => {
+                    let encoded = message::encode(&message);
+                    let frame = OutFrame {
+                        kind: encoded.kind,
+                        head: encoded.head,
+                        payload: encoded.payload,
+                    };
+                    self.link
+                        .send(quic::SessionId(session.0), wire_class(class), frame);
+                }
+                Action::CloseSession { session, reason } => {
+                    let session = quic::SessionId(session.0);
+                    host.session.take_if(|up| *up == session);
+                    self.link
+                        .close(session, CloseReason::new(code::FIRST_OF_ENGINE, reason));
+                }
+                Action::WantSession { from } => {
+                    host.want_from = from.filter(|from| *from > now);
+                    self.link
+                        .want(host.id, from.is_some_and(|from| from <= now));
+                }
+                Action::AskArbiter { attempt, ask } => {
+                    let pending = Rc::clone(&host.arbiter).ask(attempt, ask);
+                    let (inbox, host) =
+                        (Rc::clone(&self.plane.shared.inbox), Rc::downgrade(shared));
+                    tokio::task::spawn_local(async move {
+                        let answer = pending.await;
+                        inbox.push(Item::Arbiter {
+                            host,
+                            attempt,
+                            answer,
+                        });
+                    });
+                }
+                Action::Complete { id, result } => {
+                    let ready = host.requests.end(id, result, now, &mut host.latency);
+                    self.answers.extend(ready);
+                }
+                Action::CommandDone { id, result } => host.answer_command(id, result),
+                Action::SetTimer { at } => host.timer = at,
+                Action::DrawTags(count) => {
+                    self.follow_ups.push_back(Event::Tags(random_tags(count)))
+                }
+                Action::BreakToken => {
+                    if let Err(error) = host.token.break_it() {
+                        tracing::error!(mirror = &*host.name, path = %host.token.path().display(), %error,
+                            "the token of an unbroken copy can't be removed: remove the file before the daemon starts again");
+                    }
+                }
+                Action::Report(notice) => self.report(host, notice),
+            }
+        }
+        self.actions = actions;
+    }
+
+    fn report(&self, host: &Host, notice: Notice) {
+        // The daemon's own log is made from the events; this is for those who look closer.
+        tracing::debug!(mirror = &*host.name, "{}", describe(&notice));
+        // In sync: the record names this boot durably, and from here on a lost write removes the token.
+        if let Notice::Replication {
+            to: Replication::Established,
+            ..
+        } = notice
+            && let Err(error) = host.token.make()
+        {
+            tracing::warn!(mirror = &*host.name, path = %host.token.path().display(), %error,
+                "no token can be made: after a restart of the daemon this copy counts as one that lost writes");
+        }
+        // Nobody may be listening.
+        let _ = self.events.send(MirrorEvent {
+            mirror: Arc::clone(&host.name),
+            at: wall(),
+            notice,
+        });
+    }
+}
+
+fn wire_class(class: Class) -> frame::Class {
+    match class {
+        Class::Control => frame::Class::Control,
+        Class::Data => frame::Class::Data,
+        Class::Resync => frame::Class::Resync,
+    }
+}

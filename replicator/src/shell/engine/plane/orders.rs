@@ -1,0 +1,265 @@
+//! What other threads ask of this one: mirrors come and go, commands, status.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::super::config::{ArbiterConfig, MirrorConfig, link_node, peers_of};
+use super::super::host::{Host, Stores};
+use super::super::start::{Opened, StartError};
+use super::super::status::MirrorStatus;
+use super::{End, Loop, Order, no_such_mirror, random_tags};
+use crate::core::state::{NodeId, Time};
+use crate::core::{Mirror, Start, TAGS};
+use crate::shell::arbiter::{Arbiter, NoArbiter};
+use crate::shell::identity::{Fingerprint, NodeKey};
+use crate::shell::probe::StoreKind;
+use crate::shell::quic::{self, MirrorId};
+use crate::shell::witness::{Client, RegisterId, Remote};
+
+impl Loop {
+    pub(super) fn on_order(&mut self, order: Order, now: Time) -> Option<End> {
+        match order {
+            Order::Add(opened, reply) => {
+                let _ = reply.send(self.add(*opened, now));
+            }
+            Order::Command(name, command, answerer) => match self.host_named(&name) {
+                Some(host) => {
+                    let event = host.borrow_mut().command(command, answerer);
+                    self.handle(&host, event, now);
+                }
+                None => {
+                    let _ = answerer.send(Err(no_such_mirror(&name)));
+                }
+            },
+            Order::Status(reply) => {
+                let hosts = self.plane.shared.hosts.borrow();
+                let hosts = hosts
+                    .iter()
+                    .map(|(_, host)| host.borrow_mut())
+                    .filter(|host| !host.is_leaving);
+                let status = hosts.map(|mut host| {
+                    MirrorStatus::of(&mut host, self.index, now, &self.storage, &self.link)
+                });
+                let _ = reply.send(status.collect());
+            }
+            Order::SetPeers(peers) => {
+                self.peers = peers_of(&peers, self.index);
+                self.link.set_peers(self.peers.clone());
+            }
+            Order::SetArbiter(name, config, reply) => {
+                // Its place and keys may have changed under the same name.
+                self.remotes.clear();
+                let changed = match self.host_named(&name) {
+                    None => Err(StartError::Arbiter {
+                        mirror: name,
+                        error: "there is no such mirror".to_owned(),
+                    }),
+                    Some(host) => {
+                        let mut host = host.borrow_mut();
+                        host.config.arbiter = config;
+                        self.arbiter(&host.config)
+                            .map(|arbiter| host.arbiter = arbiter)
+                    }
+                };
+                let _ = reply.send(changed);
+            }
+            Order::Remove(name, reply) => match self.host_named(&name) {
+                None => drop(reply.send(())),
+                Some(host) => self.forget(&host, Some(reply)),
+            },
+            Order::Spawn(spawn) => spawn(self.plane.clone()),
+            Order::End => return Some(End::Orderly),
+            Order::Abandon => return Some(End::Abrupt),
+        }
+        None
+    }
+
+    fn add(&mut self, opened: Opened, now: Time) -> Result<(), StartError> {
+        let Opened {
+            config,
+            recovered,
+            findings,
+            data,
+            metadata_file,
+            metadata_area,
+        } = opened;
+        let id = MirrorId(config.mirror);
+        if self.by_id.contains_key(&id) || self.host_named(&config.name).is_some() {
+            return Err(StartError::Exists(config.name));
+        }
+        let arbiter = self.arbiter(&config)?;
+        let mut map = None;
+        let (mut unmap_zeroes, mut rotational) = (false, false);
+        let data_start = recovered.superblock.backing.data_offset;
+        let disk = data.map(|(file, area)| {
+            let can = file.capabilities();
+            unmap_zeroes = can.unmap_zeroes;
+            rotational = can.rotational.unwrap_or(false);
+            if can.kind == StoreKind::File {
+                // Its locks are the other descriptor's; this one only looks for holes.
+                map = std::fs::File::open(&config.backing).ok();
+            }
+            let store = self.storage.add_store(file);
+            (store, self.storage.add_disk(store, area))
+        });
+        let metadata_store = metadata_file.map(|file| self.storage.add_store(file));
+        let store = match (metadata_store, &disk) {
+            (Some(store), _) => store,
+            (None, Ok((store, _))) => *store,
+            (None, Err(_)) => unreachable!("metadata in the tail of a store that is not open"),
+        };
+        let metadata = self.storage.add_metadata(store, metadata_area);
+        let name: Arc<str> = config.name.as_str().into();
+        if let Err(why) = &disk {
+            tracing::error!(mirror = &*name, "this copy is diskless: {why}");
+        }
+        let token = self.boot.token(&config.name, config.mirror);
+        let start = Start {
+            node: self.node,
+            peer: config.peer,
+            recovered,
+            settings: config.settings.clone(),
+            boot: self.boot.id(),
+            token: token.is_whole(),
+            disk_usable: disk.is_ok(),
+            unmap_zeroes,
+            tags: random_tags(TAGS),
+        };
+        let mut mirrors = self.mirrors();
+        mirrors.push((id, link_node(config.peer)));
+        self.link.set_mirrors(&mirrors);
+        let mirror = Mirror::new(start, now, &mut self.actions);
+        let stores = Stores {
+            disk,
+            metadata_store,
+            metadata,
+            in_flight: 0,
+            data_start,
+            map,
+            rotational,
+        };
+        let host = Host::new(
+            Arc::clone(&name),
+            config,
+            mirror,
+            token,
+            arbiter,
+            stores,
+            findings,
+            now,
+        );
+        let host = Rc::new(RefCell::new(host));
+        let slot = self
+            .plane
+            .shared
+            .hosts
+            .borrow_mut()
+            .insert(Rc::clone(&host));
+        self.by_id.insert(id, slot);
+        tracing::info!(mirror = &*name, thread = self.index, "started");
+        let mut mirror = host.borrow_mut();
+        mirror.slot = slot;
+        self.carry_out(&host, &mut mirror, now);
+        drop(mirror);
+        // What the first actions wanted answered at once.
+        while let Some(event) = self.follow_ups.pop_front() {
+            self.handle(&host, event, now);
+        }
+        Ok(())
+    }
+
+    fn mirrors(&self) -> Vec<(MirrorId, quic::NodeId)> {
+        let hosts = self.plane.shared.hosts.borrow();
+        let hosts = hosts
+            .iter()
+            .map(|(_, host)| host.borrow())
+            .filter(|host| !host.is_leaving);
+        hosts
+            .map(|host| (host.id, link_node(host.mirror.peer())))
+            .collect()
+    }
+
+    fn arbiter(&mut self, config: &MirrorConfig) -> Result<Rc<dyn Arbiter>, StartError> {
+        let ArbiterConfig::Witness { witness, register } = &config.arbiter else {
+            return Ok(Rc::new(NoArbiter));
+        };
+        let remote = if let Some(remote) = self.remotes.get(&witness.name) {
+            Rc::clone(remote)
+        } else {
+            let remote = Remote::new(&self.keys.current, witness.clone());
+            let remote = remote.map_err(|error| StartError::Arbiter {
+                mirror: config.name.clone(),
+                error: error.to_string(),
+            })?;
+            self.remotes
+                .insert(witness.name.clone(), Rc::clone(&remote));
+            remote
+        };
+        let register = RegisterId(register.unwrap_or(config.mirror));
+        Ok(Client::new(remote, register, self.members(config.peer)))
+    }
+
+    /// The keys that a register of a mirror shared with `peer` is bound to.
+    fn members(&self, peer: NodeId) -> Vec<Fingerprint> {
+        let peer = self
+            .peers
+            .iter()
+            .filter(|config| config.node == link_node(peer));
+        let peer = peer
+            .flat_map(|peer| peer.fingerprints.iter().copied())
+            .take(2);
+        let mine = [Some(&self.keys.current), self.keys.next.as_ref()];
+        mine.into_iter()
+            .flatten()
+            .map(NodeKey::fingerprint)
+            .chain(peer)
+            .collect()
+    }
+
+    /// Stops serving a mirror; its stores close when nothing is on its way to them any more.
+    fn forget(&mut self, host: &Rc<RefCell<Host>>, reply: Option<oneshot::Sender<()>>) {
+        let (id, slot) = {
+            let mut host = host.borrow_mut();
+            host.is_leaving = true;
+            host.requests.fail_all(&mut self.answers);
+            (host.id, host.slot)
+        };
+        self.by_id.remove(&id);
+        let mirrors = self.mirrors();
+        self.link.set_mirrors(&mirrors);
+        self.leaving.push((slot, reply));
+    }
+
+    pub(super) fn release(&mut self) {
+        let Self {
+            leaving,
+            plane,
+            storage,
+            ..
+        } = self;
+        leaving.retain_mut(|(slot, reply)| {
+            let host = Rc::clone(&plane.shared.hosts.borrow()[*slot]);
+            let host = host.borrow();
+            if host.stores.in_flight > 0 {
+                return true;
+            }
+            storage.remove_metadata(host.stores.metadata);
+            if let Ok((store, disk)) = host.stores.disk {
+                storage.remove_disk(disk);
+                storage.remove_store(store);
+            }
+            if let Some(store) = host.stores.metadata_store {
+                storage.remove_store(store);
+            }
+            plane.shared.hosts.borrow_mut().remove(*slot);
+            tracing::info!(mirror = &*host.name, "stopped, its stores are closed");
+            if let Some(reply) = reply.take() {
+                let _ = reply.send(());
+            }
+            false
+        });
+    }
+}

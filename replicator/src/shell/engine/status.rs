@@ -1,0 +1,191 @@
+//! What the engine tells people: a mirror's whole state, and a line for each thing that happens.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::host::Host;
+use super::latency::Latencies;
+use crate::core::notice::Notice;
+use crate::core::state::{NodeId, Protocol, Solo, Time};
+use crate::core::status::Status;
+use crate::shell::buffers;
+use crate::shell::disk;
+use crate::shell::quic::{Link, PeerStatus};
+use crate::shell::storage::Storage;
+
+/// A mirror on this node, for `kagami status`.
+#[derive(Clone, Debug)]
+pub struct MirrorStatus {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its id.
+    pub mirror: u128,
+    /// Its data-plane thread.
+    pub thread: u16,
+    /// What the core says. Its times are of the clock of `now`.
+    pub core: Status,
+    /// When this was said.
+    pub now: Time,
+    /// The peer.
+    pub peer: NodeId,
+    /// The backing store.
+    pub backing: PathBuf,
+    /// The metadata store; `None`: in the backing store's tail.
+    pub metadata: Option<PathBuf>,
+    /// Bytes of a logical block.
+    pub logical_block: u32,
+    /// When a write is answered.
+    pub protocol: Protocol,
+    /// Permission to go on alone.
+    pub solo: Solo,
+    /// Who is asked for it.
+    pub arbiter: String,
+    /// Why there is no backing store, if there was none at the start.
+    pub diskless: Option<String>,
+    /// What was found in the metadata at the start.
+    pub findings: Vec<String>,
+    /// The connection that the mirror's sessions use.
+    pub link: Option<PeerStatus>,
+    /// Why there is no connection, as was found out last.
+    pub link_trouble: Option<String>,
+    /// Writes of front ends, of the last ten to twenty seconds.
+    pub writes: Latencies,
+    /// Requests of front ends that wait for their answer.
+    pub requests: usize,
+    /// What the backing store has done.
+    pub disk: Option<disk::Counters>,
+    /// The thread's payload memory.
+    pub pool: buffers::Stats,
+    /// That memory is locked.
+    pub pool_locked: bool,
+}
+
+impl MirrorStatus {
+    pub(super) fn of(
+        host: &mut Host,
+        thread: u16,
+        now: Time,
+        storage: &Storage,
+        link: &Link,
+    ) -> Self {
+        let record = host.mirror.record();
+        let settings = host.mirror.settings();
+        Self {
+            name: Arc::clone(&host.name),
+            mirror: host.config.mirror,
+            thread,
+            core: host.mirror.status(now),
+            now,
+            peer: host.mirror.peer(),
+            backing: host.config.backing.clone(),
+            metadata: host.config.metadata.clone(),
+            logical_block: record.logical_block,
+            protocol: settings.protocol,
+            solo: settings.solo,
+            arbiter: host.arbiter.describe(),
+            diskless: host.stores.disk.as_ref().err().cloned(),
+            findings: host.findings.clone(),
+            link: link.peer_status(super::config::link_node(host.mirror.peer())),
+            link_trouble: host.link_trouble.clone(),
+            writes: host.latency.read(now),
+            requests: host.requests.len(),
+            disk: host
+                .stores
+                .disk
+                .as_ref()
+                .ok()
+                .map(|(_, disk)| storage.counters(*disk)),
+            pool: storage.pool().stats(),
+            pool_locked: storage.pool().is_locked(),
+        }
+    }
+}
+
+/// Something that happened to a mirror.
+#[derive(Clone, Debug)]
+pub struct MirrorEvent {
+    /// The mirror.
+    pub mirror: Arc<str>,
+    /// When, by the wall clock.
+    pub at: SystemTime,
+    /// What.
+    pub notice: Notice,
+}
+
+/// A notice in words.
+pub fn describe(notice: &Notice) -> String {
+    let because = |cause: &str| {
+        if cause.is_empty() {
+            String::new()
+        } else {
+            format!(" ({cause})")
+        }
+    };
+    let tag = |generation: &Option<kagami_bitmap::Generation>| match generation {
+        Some(generation) => format!("{} ({:016x})", generation.counter, generation.tag),
+        None => "none".to_owned(),
+    };
+    match notice {
+        Notice::Role { from, to, cause } => format!("role: {from} -> {to}{}", because(cause)),
+        Notice::Disk { from, to, cause } => format!("this copy: {from} -> {to}{}", because(cause)),
+        Notice::Peer { role, disk } => format!("peer: {role}, its copy {disk}"),
+        Notice::Connection { from, to, cause } => {
+            format!("connection: {from} -> {to}{}", because(cause))
+        }
+        Notice::Replication { from, to } => format!("replication: {from} -> {to}"),
+        Notice::Verdict {
+            verdict,
+            mine,
+            theirs,
+        } => {
+            format!(
+                "handshake: {verdict:?}; generation here {}, there {}",
+                tag(mine),
+                tag(theirs)
+            )
+        }
+        Notice::Minted {
+            generation,
+            permission,
+        } => {
+            format!(
+                "goes on alone as generation {}, permission: {permission}",
+                tag(&Some(*generation))
+            )
+        }
+        Notice::Held { why } => format!("I/O is held: {why}"),
+        Notice::Released => "held I/O goes on".to_owned(),
+        Notice::ArbiterRefused { named } => {
+            let named: Vec<_> = named.iter().map(ToString::to_string).collect();
+            format!("the arbiter refused: it names node {}", named.join(" and "))
+        }
+        Notice::ArbiterUnreachable { why } => format!("the arbiter did not answer: {why}"),
+        Notice::DiskFailed { fault, doing } => format!("the local disk failed ({doing}): {fault}"),
+        Notice::ReadRepaired { run } => format!(
+            "a read failed on the local disk, was served by the peer and written back: {} bytes at {}",
+            run.byte_len(),
+            run.byte_offset()
+        ),
+        Notice::ResyncDone { marked, sent, ms } => {
+            format!("resynchronisation done: {marked} bytes were marked, {sent} sent, {ms} ms")
+        }
+        Notice::VerifyDone {
+            compared,
+            different,
+        } => {
+            format!("verification done: {compared} blocks compared, {different} differ")
+        }
+        Notice::VerifyFound { run } => {
+            format!(
+                "the copies differ: {} bytes at {}",
+                run.byte_len(),
+                run.byte_offset()
+            )
+        }
+        Notice::PeerFault { what } => {
+            format!("the peer broke a rule, the session was closed: {what}")
+        }
+        Notice::Stalled { who } => format!("the {who} takes longer than ack-timeout"),
+    }
+}
