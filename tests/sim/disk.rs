@@ -352,9 +352,6 @@ impl Store {
                 rewritten: 0,
             });
             entry.rewritten |= rewritten;
-            if entry.newer.len() == 4 {
-                entry.newer.remove(1);
-            }
             entry.newer.push((self.ended, values));
         }
         self.set(block, values);
