@@ -37,7 +37,9 @@ impl Arbiter {
 
     /// True if this node may go on alone by the register.
     pub fn names(&self, node: NodeId) -> bool {
-        self.register.as_ref().is_some_and(|register| register.copies.contains(&node))
+        self.register
+            .as_ref()
+            .is_some_and(|register| register.copies.contains(&node))
     }
 
     /// Carries out a question that arrived.
@@ -85,8 +87,14 @@ mod tests {
         let mut arbiter = Arbiter::default();
         assert_eq!(arbiter.answer(&Ask::Read), ArbiterAnswer::Register(None));
         assert_eq!(arbiter.answer(&swap(None, 1)), ArbiterAnswer::Swapped);
-        assert_eq!(arbiter.answer(&swap(None, 1)), ArbiterAnswer::Register(Some(register(1))));
-        assert_eq!(arbiter.answer(&swap(Some((7, 1)), 2)), ArbiterAnswer::Swapped);
+        assert_eq!(
+            arbiter.answer(&swap(None, 1)),
+            ArbiterAnswer::Register(Some(register(1)))
+        );
+        assert_eq!(
+            arbiter.answer(&swap(Some((7, 1)), 2)),
+            ArbiterAnswer::Swapped
+        );
         assert_eq!(
             arbiter.answer(&swap(Some((7, 1)), 3)),
             ArbiterAnswer::Register(Some(register(2)))

@@ -21,7 +21,8 @@ impl World {
     /// Ends the storm: everything broken is mended, nobody breaks anything any more.
     pub(super) fn calm(&mut self) {
         self.phase = Phase::Calm { since: self.now };
-        self.trace.line(|| format!("{:>10} the faults are over", self.now / 1000));
+        self.trace
+            .line(|| format!("{:>10} the faults are over", self.now / 1000));
         if !self.net.is_whole() {
             self.block([false, false]);
         }
@@ -55,7 +56,8 @@ impl World {
         }
         let settings = &self.options.settings;
         let slow = settings.timeout_ms + settings.ack_timeout_ms + settings.arbiter_timeout_ms;
-        let waits = MS * (20_000 + 30 * slow) + self.options.net_ns * 4000 + self.options.meta_ns * 2000;
+        let waits =
+            MS * (20_000 + 30 * slow) + self.options.net_ns * 4000 + self.options.meta_ns * 2000;
         if self.now - since > waits {
             return Err(self.stuck());
         }
@@ -81,18 +83,28 @@ impl World {
         if nth % 20 == 13 && self.may_resolve() {
             self.ghost.operator_chose = true;
             // never over a Primary: it would refuse
-            let keeper = (0..2).find(|node| self.nodes[*node].seen.role == Role::Primary).unwrap_or(nth as usize / 20 % 2);
+            let keeper = (0..2)
+                .find(|node| self.nodes[*node].seen.role == Role::Primary)
+                .unwrap_or(nth as usize / 20 % 2);
             let demoted = 1 - keeper;
             if self.nodes[demoted].seen.role == Role::Primary {
                 self.command(demoted, Command::Demote { force: true })?;
             }
-            self.command(keeper, Command::Resync { from: Some(From::Local), full: false })?;
+            self.command(
+                keeper,
+                Command::Resync {
+                    from: Some(From::Local),
+                    full: false,
+                },
+            )?;
         }
         Ok(())
     }
 
     fn has_primary(&self) -> bool {
-        self.nodes.iter().any(|node| node.seen.role == Role::Primary)
+        self.nodes
+            .iter()
+            .any(|node| node.seen.role == Role::Primary)
     }
 
     /// The copies may have forked, and both nodes know that they can't come together by themselves.
@@ -101,7 +113,8 @@ impl World {
     }
 
     fn is_at_rest(&self) -> bool {
-        let register_fits = self.options.settings.solo != Solo::Arbiter || self.register_names_both();
+        let register_fits =
+            self.options.settings.solo != Solo::Arbiter || self.register_names_both();
         let both = |node: usize| {
             let Some(mirror) = &self.nodes[node].mirror else {
                 return false;
@@ -120,22 +133,30 @@ impl World {
             && self.has_primary()
             && register_fits
             && self.is_all_flushed()
-            && (0..2).all(|node| self.nodes[node].store.is_idle() && self.nodes[node].store.is_all_durable())
+            && (0..2).all(|node| {
+                self.nodes[node].store.is_idle() && self.nodes[node].store.is_all_durable()
+            })
     }
 
     /// Nothing is on its way to the other copy either (protocol A answers before it arrives).
     fn is_all_flushed(&self) -> bool {
         let lacks = |block: &u64| {
             let run = Run::new(Block(*block), 1);
-            self.nodes.iter().any(|node| node.mirror.as_ref().is_some_and(|mirror| mirror.lacks(run)))
+            self.nodes
+                .iter()
+                .any(|node| node.mirror.as_ref().is_some_and(|mirror| mirror.lacks(run)))
         };
         !self.ghost.touched.iter().any(lacks)
     }
 
     fn register_names_both(&self) -> bool {
-        let current = self.nodes[0].meta.record().and_then(|record| record.current);
+        let current = self.nodes[0]
+            .meta
+            .record()
+            .and_then(|record| record.current);
         self.arbiter.register().is_some_and(|register| {
-            register.copies.len() == 2 && current.is_some_and(|current| current.tag == register.generation)
+            register.copies.len() == 2
+                && current.is_some_and(|current| current.tag == register.generation)
         })
     }
 
@@ -148,7 +169,11 @@ impl World {
         self.ghost.last_words = true;
         let primary = usize::from(self.nodes[0].seen.role != Role::Primary);
         let end = self.options.sectors();
-        let sectors: Vec<u64> = self.history.sectors().filter(|sector| *sector < end).collect();
+        let sectors: Vec<u64> = self
+            .history
+            .sectors()
+            .filter(|sector| *sector < end)
+            .collect();
         for run in sectors.chunk_by(|a, b| a + 1 == *b) {
             for piece in run.chunks(256) {
                 let (sector, count) = (piece[0], piece.len() as u64);
@@ -159,5 +184,4 @@ impl World {
         self.plan(LOOK, Happening::Rest);
         Ok(())
     }
-
 }

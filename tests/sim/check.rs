@@ -101,7 +101,9 @@ impl World {
             DiskOp::Zero { offset, len, .. } => (*offset, *len),
             DiskOp::Read { offset, len } => {
                 if offset + u64::from(*len) > self.options.blocks() * 4096 {
-                    return Err(self.violation("Integrity", format!("a read beyond the store: {op:?}")));
+                    return Err(
+                        self.violation("Integrity", format!("a read beyond the store: {op:?}"))
+                    );
                 }
                 return Ok(());
             }
@@ -109,11 +111,15 @@ impl World {
         };
         let blocks = offset / 4096..(offset + len) / 4096;
         if blocks.end > self.options.blocks() {
-            return Err(self.violation("Integrity", format!("a write beyond the store at {offset}+{len}")));
+            return Err(self.violation(
+                "Integrity",
+                format!("a write beyond the store at {offset}+{len}"),
+            ));
         }
         if let Some(block) = self.nodes[node].store.write_under_way(&blocks) {
             let name = self.nodes[node].name;
-            let what = format!("two writes of block {block} are under way to {name}'s disk at once");
+            let what =
+                format!("two writes of block {block} are under way to {name}'s disk at once");
             return Err(self.violation("Read-your-writes", what));
         }
         if let DiskOp::Write { data, .. } = op {
@@ -145,7 +151,8 @@ impl World {
         let there = match error {
             IoError::NotPrimary => {
                 let stepping_down = |ordered: &Ordered| {
-                    ordered.node == node && matches!(ordered.command, Command::Demote { .. } | Command::Stop)
+                    ordered.node == node
+                        && matches!(ordered.command, Command::Demote { .. } | Command::Stop)
                 };
                 role == Some(Role::Secondary)
                     || self.nodes[node].seen.role == Role::Secondary
@@ -153,8 +160,14 @@ impl World {
             }
             IoError::Io => {
                 // a full store in sync is a failed one, for this copy
-                let faults = [Fault::ReadFails, Fault::DiskFails, Fault::FlushFails, Fault::StoreFull];
-                faults.iter().any(|fault| self.stats.count(*fault) > 0) || role == Some(Role::Secondary)
+                let faults = [
+                    Fault::ReadFails,
+                    Fault::DiskFails,
+                    Fault::FlushFails,
+                    Fault::StoreFull,
+                ];
+                faults.iter().any(|fault| self.stats.count(*fault) > 0)
+                    || role == Some(Role::Secondary)
             }
             IoError::NoSpace => self.stats.count(Fault::StoreFull) > 0,
             IoError::OutOfRange | IoError::Unaligned => false,
@@ -162,7 +175,11 @@ impl World {
         if there {
             return Ok(());
         }
-        let what = format!("{} refuses {} with {error:?}", self.nodes[node].name, brief(&pending.op));
+        let what = format!(
+            "{} refuses {} with {error:?}",
+            self.nodes[node].name,
+            brief(&pending.op)
+        );
         Err(self.violation("Liveness", what))
     }
 
@@ -172,21 +189,38 @@ impl World {
         if now == Some(Role::Primary) || self.nodes[node].seen.role == Role::Primary {
             return Ok(());
         }
-        let what = format!("{} answers {} as Secondary", self.nodes[node].name, brief(&pending.op));
+        let what = format!(
+            "{} answers {} as Secondary",
+            self.nodes[node].name,
+            brief(&pending.op)
+        );
         Err(self.violation("One-writer", what))
     }
 
     /// *Read-your-writes* and *Integrity*: a read finds the newest write answered before it
     /// began, or a later one; after a loss that is allowed, what was flushed.
-    pub(super) fn check_read(&mut self, node: usize, pending: &Pending, sector: u64, count: u64, bytes: &[u8]) -> Checked {
+    pub(super) fn check_read(
+        &mut self,
+        node: usize,
+        pending: &Pending,
+        sector: u64,
+        count: u64,
+        bytes: &[u8],
+    ) -> Checked {
         self.check_answerer(node, pending)?;
         let name = self.nodes[node].name;
         if bytes.len() as u64 != count * content::SECTOR as u64 {
-            return Err(self.violation("Integrity", format!("{name} answers {count} sectors with {} bytes", bytes.len())));
+            return Err(self.violation(
+                "Integrity",
+                format!("{name} answers {count} sectors with {} bytes", bytes.len()),
+            ));
         }
         for (sector, value) in (sector..).zip(content::from_bytes(bytes)) {
             let Some(value) = value.filter(|value| content::belongs(*value, sector)) else {
-                return Err(self.violation("Integrity", format!("{name} reads at sector {sector} what nobody wrote there")));
+                return Err(self.violation(
+                    "Integrity",
+                    format!("{name} reads at sector {sector} what nobody wrote there"),
+                ));
             };
             self.check_found(node, sector, value, pending.start)?;
         }
@@ -208,7 +242,11 @@ impl World {
             content::writer(value),
             sector / SECTORS as u64,
             self.history.describe(sector),
-            if flushed { "" } else { "; a flushed write is missing" },
+            if flushed {
+                ""
+            } else {
+                "; a flushed write is missing"
+            },
         );
         Err(self.violation("Read-your-writes", what))
     }
@@ -221,7 +259,11 @@ impl World {
         }
         let early = self.options.settings.protocol != Protocol::C;
         let replaced = self.history.replaced_at(sector, value);
-        let changed_hands = self.ghost.terms.iter().any(|term| replaced.is_some_and(|at| term.began > at));
+        let changed_hands = self
+            .ghost
+            .terms
+            .iter()
+            .any(|term| replaced.is_some_and(|at| term.began > at));
         early && changed_hands
     }
 
@@ -254,7 +296,11 @@ impl World {
 
     /// When the oldest request without an answer began.
     fn oldest_request(&self) -> u64 {
-        self.pending.values().map(|pending| pending.start).min().unwrap_or(self.tick)
+        self.pending
+            .values()
+            .map(|pending| pending.start)
+            .min()
+            .unwrap_or(self.tick)
     }
 
     /// The copies that count as UpToDate for the Primary.
@@ -300,7 +346,10 @@ impl World {
     fn holds(&self, copy: usize, pending: &Pending) -> bool {
         let store = &self.nodes[copy].store;
         let mut sectors = pending.op.writes().map(|(sector, _)| sector);
-        sectors.all(|sector| self.history.may_find(sector, store.sector(sector), self.tick, Level::Newest))
+        sectors.all(|sector| {
+            self.history
+                .may_find(sector, store.sector(sector), self.tick, Level::Newest)
+        })
     }
 
     /// *One-writer*: a write that only one copy holds is answered only in a generation that the
@@ -327,10 +376,15 @@ impl World {
         if lost(1 - copy) || self.answers_early(node) {
             return Ok(());
         }
-        let (Some(holder), Some(other)) = (self.nodes[copy].meta.record(), self.nodes[1 - copy].meta.record()) else {
+        let (Some(holder), Some(other)) = (
+            self.nodes[copy].meta.record(),
+            self.nodes[1 - copy].meta.record(),
+        ) else {
             return Ok(());
         };
-        let shared = holder.current.is_none_or(|current| other.in_line(current.tag));
+        let shared = holder
+            .current
+            .is_none_or(|current| other.in_line(current.tag));
         if shared {
             let what = format!(
                 "{name} answers {}, which only {} holds, in generation {:?}, which the other copy has",
@@ -345,8 +399,7 @@ impl World {
 
     /// Protocols A and B, in sync: an unflushed write is answered before the peer has it on disk.
     fn answers_early(&self, node: usize) -> bool {
-        self.options.settings.protocol != Protocol::C
-            && self.counted(node).contains(&(1 - node))
+        self.options.settings.protocol != Protocol::C && self.counted(node).contains(&(1 - node))
     }
 
     /// *Converges*: at rest, both copies hold the same bytes, on stable storage, in one generation.
@@ -355,7 +408,11 @@ impl World {
         if let Some(block) = a.store.first_difference(&b.store) {
             let (x, y): (BlockValue, BlockValue) = (a.store.block(block), b.store.block(block));
             let writers = |values: BlockValue| values.map(content::writer);
-            let what = format!("in sync, and block {block} is {:?} on a, {:?} on b", writers(x), writers(y));
+            let what = format!(
+                "in sync, and block {block} is {:?} on a, {:?} on b",
+                writers(x),
+                writers(y)
+            );
             return Err(self.violation("Converges", what));
         }
         let records = (a.meta.record(), b.meta.record());
@@ -363,7 +420,10 @@ impl World {
             return Err(self.violation("No-torn-metadata", "a record can't be read at rest"));
         };
         if x.current != y.current || x.base.is_some() || y.base.is_some() || x.alone || y.alone {
-            return Err(self.violation("Converges", format!("in sync with records that differ: {x:?} / {y:?}")));
+            return Err(self.violation(
+                "Converges",
+                format!("in sync with records that differ: {x:?} / {y:?}"),
+            ));
         }
         Ok(())
     }
@@ -393,13 +453,30 @@ impl World {
             );
         }
         for pending in self.pending.values().take(3) {
-            what += &format!("; waits: {} at {}", brief(&pending.op), self.nodes[pending.node].name);
+            what += &format!(
+                "; waits: {} at {}",
+                brief(&pending.op),
+                self.nodes[pending.node].name
+            );
         }
         for ordered in self.ordered.values().take(3) {
-            what += &format!("; waits: {:?} at {}", ordered.command, self.nodes[ordered.node].name);
+            what += &format!(
+                "; waits: {:?} at {}",
+                ordered.command, self.nodes[ordered.node].name
+            );
         }
-        let current = |node: usize| self.nodes[node].meta.record().and_then(|record| record.current);
-        what += &format!("; generations {:x?} / {:x?}, register {:x?}", current(0), current(1), self.arbiter.register());
+        let current = |node: usize| {
+            self.nodes[node]
+                .meta
+                .record()
+                .and_then(|record| record.current)
+        };
+        what += &format!(
+            "; generations {:x?} / {:x?}, register {:x?}",
+            current(0),
+            current(1),
+            self.arbiter.register()
+        );
         self.violation("Converges", what)
     }
 }
@@ -408,12 +485,18 @@ impl World {
 pub fn brief(op: &Op) -> String {
     match op {
         Op::Read { sector, count } => format!("read {sector}+{count}"),
-        Op::Write { sector, values, fua } => {
+        Op::Write {
+            sector,
+            values,
+            fua,
+        } => {
             let writer = values.first().map_or(0, |value| content::writer(*value));
             let fua = if *fua { " fua" } else { "" };
             format!("write w{writer} {sector}+{}{fua}", values.len())
         }
-        Op::Zero { sector, count, fua, .. } => format!("zero {sector}+{count}{}", if *fua { " fua" } else { "" }),
+        Op::Zero {
+            sector, count, fua, ..
+        } => format!("zero {sector}+{count}{}", if *fua { " fua" } else { "" }),
         Op::Discard { sector, count, .. } => format!("discard {sector}+{count}"),
         Op::Flush => "flush".to_owned(),
     }

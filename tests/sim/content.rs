@@ -59,8 +59,13 @@ pub fn to_bytes(values: &[Value]) -> Bytes {
 
 /// Reads sectors; `None` for one that no write made.
 pub fn from_bytes(bytes: &[u8]) -> impl Iterator<Item = Option<Value>> + '_ {
-    assert!(bytes.len().is_multiple_of(SECTOR), "{} bytes are no sectors", bytes.len());
-    let word = |sector: &[u8], at: usize| u64::from_le_bytes(std::array::from_fn(|i| sector[at + i]));
+    assert!(
+        bytes.len().is_multiple_of(SECTOR),
+        "{} bytes are no sectors",
+        bytes.len()
+    );
+    let word =
+        |sector: &[u8], at: usize| u64::from_le_bytes(std::array::from_fn(|i| sector[at + i]));
     bytes.chunks_exact(SECTOR).map(move |sector| {
         let value = word(sector, 0);
         let (middle, last) = (word(sector, SECTOR / 2), word(sector, SECTOR - 8));

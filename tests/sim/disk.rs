@@ -111,7 +111,9 @@ impl Store {
 
     /// What is on stable storage of the block.
     pub fn durable(&self, block: u64) -> BlockValue {
-        self.volatile.get(&block).map_or_else(|| self.block(block), |entry| entry.durable)
+        self.volatile
+            .get(&block)
+            .map_or_else(|| self.block(block), |entry| entry.durable)
     }
 
     /// True if the block's newest content could be lost.
@@ -162,19 +164,30 @@ impl Store {
 
     /// True if the operation changes or flushes something.
     pub fn is_write(&self, id: u64) -> bool {
-        self.in_flight.get(&id).is_some_and(|one| !matches!(one.op, DiskOp::Read { .. }))
+        self.in_flight
+            .get(&id)
+            .is_some_and(|one| !matches!(one.op, DiskOp::Read { .. }))
     }
 
     /// Ends an operation: carries it out and says what came of it. The blocks that now hold
     /// something else are told to `landed`. `heard`: a daemon waits for it.
     pub fn complete(&mut self, id: u64, heard: bool, landed: &mut impl FnMut(u64)) -> DiskResult {
-        let InFlight { op, submitted, seen } = self.in_flight.remove(&id).expect("an operation under way");
+        let InFlight {
+            op,
+            submitted,
+            seen,
+        } = self.in_flight.remove(&id).expect("an operation under way");
         if self.failed {
             return Err(DiskFault::Io(EIO));
         }
         match op {
             DiskOp::Read { offset, len } => {
-                if self.unreadable.range(blocks_of(offset, u64::from(len))).next().is_some() {
+                if self
+                    .unreadable
+                    .range(blocks_of(offset, u64::from(len)))
+                    .next()
+                    .is_some()
+                {
                     return Err(DiskFault::Io(EIO));
                 }
                 Ok(seen.unwrap_or_else(|| self.read(offset, len)))
@@ -259,7 +272,10 @@ impl Store {
     /// What the block might hold if the machine crashed now; `keep`: the chance in percent that
     /// a sector's newer content is there.
     pub fn after_crash(&self, block: u64, keep: u64, rng: &mut Rng) -> BlockValue {
-        if let Some(under_way) = self.in_flight.values().find(|one| one.touches(block) && !self.failed)
+        if let Some(under_way) = self
+            .in_flight
+            .values()
+            .find(|one| one.touches(block) && !self.failed)
             && rng.percent(40)
             && let Some((_, values)) = writes_of(&under_way.op).find(|(at, _)| *at == block)
         {
@@ -269,10 +285,14 @@ impl Store {
             return self.block(block);
         };
         let torn = rng.percent(20);
-        let mut one = |rng: &mut Rng| {
+        let one = |rng: &mut Rng| {
             if rng.percent(keep) {
                 let newest = entry.newer.len() - 1;
-                let nth = if rng.percent(80) { newest } else { rng.below(newest as u64 + 1) as usize };
+                let nth = if rng.percent(80) {
+                    newest
+                } else {
+                    rng.below(newest as u64 + 1) as usize
+                };
                 entry.newer[nth].1
             } else {
                 entry.durable
@@ -300,7 +320,10 @@ impl Store {
     /// A block of the range that a write under way changes.
     pub fn write_under_way(&self, blocks: &std::ops::Range<u64>) -> Option<u64> {
         let writes = self.in_flight.values().filter_map(InFlight::written);
-        writes.filter(|range| range.start < blocks.end && blocks.start < range.end).map(|range| range.start).next()
+        writes
+            .filter(|range| range.start < blocks.end && blocks.start < range.end)
+            .map(|range| range.start)
+            .next()
     }
 
     /// The first block in which the two stores differ.
@@ -309,7 +332,11 @@ impl Store {
             return None;
         }
         let differs = |(a, b): (&Value, &Value)| a != b;
-        self.now.iter().zip(&other.now).position(differs).map(|sector| (sector / SECTORS) as u64)
+        self.now
+            .iter()
+            .zip(&other.now)
+            .position(differs)
+            .map(|sector| (sector / SECTORS) as u64)
     }
 
     fn is_allocated(&self, block: u64) -> bool {
@@ -317,8 +344,14 @@ impl Store {
     }
 
     fn read(&self, offset: u64, len: u32) -> Bytes {
-        let (first, count) = (offset as usize / content::SECTOR, len as usize / content::SECTOR);
-        assert!(first + count <= self.now.len(), "a read at {offset} beyond the store");
+        let (first, count) = (
+            offset as usize / content::SECTOR,
+            len as usize / content::SECTOR,
+        );
+        assert!(
+            first + count <= self.now.len(),
+            "a read at {offset} beyond the store"
+        );
         content::to_bytes(&self.now[first..first + count])
     }
 
@@ -328,7 +361,11 @@ impl Store {
     }
 
     fn land(&mut self, block: u64, values: BlockValue, fua: bool, landed: &mut impl FnMut(u64)) {
-        assert!(block < self.blocks, "a write to block {block} of {}", self.blocks);
+        assert!(
+            block < self.blocks,
+            "a write to block {block} of {}",
+            self.blocks
+        );
         let before = self.block(block);
         self.unreadable.remove(&block);
         // Merged around a smaller write, a sector is written again with what the crash left.
@@ -361,7 +398,10 @@ impl Store {
     fn flush(&mut self, submitted: u64) {
         let lost = &mut self.lost;
         self.volatile.retain(|block, entry| {
-            let covered = entry.newer.iter().rposition(|(ended, _)| *ended <= submitted);
+            let covered = entry
+                .newer
+                .iter()
+                .rposition(|(ended, _)| *ended <= submitted);
             if let Some(newest) = covered {
                 entry.durable = entry.newer[newest].1;
                 entry.newer.drain(..=newest);
@@ -375,7 +415,10 @@ impl Store {
 
     /// The kernel drops what it could not write: no later flush covers it, though it succeeds.
     fn forget(&mut self, submitted: u64) {
-        let dropped = self.volatile.values_mut().flat_map(|entry| &mut entry.newer);
+        let dropped = self
+            .volatile
+            .values_mut()
+            .flat_map(|entry| &mut entry.newer);
         for (ended, _) in dropped.filter(|(ended, _)| *ended <= submitted) {
             *ended = u64::MAX;
         }
@@ -402,7 +445,9 @@ fn block_values(data: &Bytes) -> impl Iterator<Item = BlockValue> + '_ {
         let mut values = content::from_bytes(block);
         std::array::from_fn(|_| {
             let value = values.next().expect("eight sectors");
-            value.unwrap_or_else(|| panic!("Integrity: bytes that nobody wrote are written to a disk"))
+            value.unwrap_or_else(|| {
+                panic!("Integrity: bytes that nobody wrote are written to a disk")
+            })
         })
     })
 }
@@ -412,7 +457,9 @@ fn writes_of(op: &DiskOp) -> Box<dyn Iterator<Item = (u64, BlockValue)> + '_> {
         DiskOp::Write { offset, data, .. } => {
             Box::new(blocks_of(*offset, data.len() as u64).zip(block_values(data)))
         }
-        DiskOp::Zero { offset, len, .. } => Box::new(blocks_of(*offset, *len).map(|block| (block, ZEROES))),
+        DiskOp::Zero { offset, len, .. } => {
+            Box::new(blocks_of(*offset, *len).map(|block| (block, ZEROES)))
+        }
         DiskOp::Read { .. } | DiskOp::Flush => Box::new(std::iter::empty()),
     }
 }
@@ -445,7 +492,11 @@ mod tests {
         store.complete(2, true, &mut |_| {}).unwrap();
         store.complete(3, true, &mut |_| {}).unwrap();
         assert_eq!(store.durable(1), first);
-        assert_eq!(store.durable(2), ZEROES, "it ended after the flush had left");
+        assert_eq!(
+            store.durable(2),
+            ZEROES,
+            "it ended after the flush had left"
+        );
         assert!(store.is_volatile(2) && !store.is_volatile(1));
     }
 
@@ -470,7 +521,10 @@ mod tests {
             assert_eq!(store.is_lost(8), now[0] != after[0]);
             assert!(!store.is_volatile(1));
         }
-        assert!(kept > 50 && lost > 50 && torn > 5, "{kept} kept, {lost} lost, {torn} torn");
+        assert!(
+            kept > 50 && lost > 50 && torn > 5,
+            "{kept} kept, {lost} lost, {torn} torn"
+        );
     }
 
     #[test]
@@ -483,10 +537,15 @@ mod tests {
             store.submit(1, op, &mut rng);
             assert_eq!(store.block(3), ZEROES);
             let mut dead = store.clone();
-            dead.complete(1, false, &mut |block| assert_eq!(block, 3)).unwrap();
+            dead.complete(1, false, &mut |block| assert_eq!(block, 3))
+                .unwrap();
             assert_eq!(dead.block(3), values);
             store.crash(&mut rng);
-            if store.block(3) == ZEROES { gone += 1 } else { there += 1 }
+            if store.block(3) == ZEROES {
+                gone += 1
+            } else {
+                there += 1
+            }
         }
         assert!(there > 0 && gone > 0);
     }
@@ -495,17 +554,29 @@ mod tests {
     fn faults_say_what_failed() {
         let mut store = Store::new(8);
         store.unreadable.insert(2);
-        let read = DiskOp::Read { offset: 4096, len: 8192 };
+        let read = DiskOp::Read {
+            offset: 4096,
+            len: 8192,
+        };
         assert_eq!(run(&mut store, 1, read.clone()), Err(DiskFault::Io(EIO)));
         run(&mut store, 2, write(2, 1, false).0).unwrap();
         assert!(run(&mut store, 3, read).is_ok(), "writing a block heals it");
         store.full = true;
-        assert_eq!(run(&mut store, 4, write(5, 1, false).0), Err(DiskFault::NoSpace));
+        assert_eq!(
+            run(&mut store, 4, write(5, 1, false).0),
+            Err(DiskFault::NoSpace)
+        );
         assert!(run(&mut store, 5, write(2, 2, false).0).is_ok());
         store.fail_flush = true;
         assert_eq!(run(&mut store, 6, DiskOp::Flush), Err(DiskFault::Io(EIO)));
-        assert!(run(&mut store, 7, DiskOp::Flush).is_ok(), "the next one lies");
-        assert!(store.is_volatile(2), "and has put nothing on stable storage");
+        assert!(
+            run(&mut store, 7, DiskOp::Flush).is_ok(),
+            "the next one lies"
+        );
+        assert!(
+            store.is_volatile(2),
+            "and has put nothing on stable storage"
+        );
         store.failed = true;
         assert!(run(&mut store, 8, write(2, 3, false).0).is_err());
     }

@@ -94,7 +94,12 @@ impl World {
             let delay = self.fault_rng.around(every);
             self.plan(delay, Happening::Break);
         }
-        let weights: Vec<u64> = self.options.faults.iter().map(|(_, weight)| *weight).collect();
+        let weights: Vec<u64> = self
+            .options
+            .faults
+            .iter()
+            .map(|(_, weight)| *weight)
+            .collect();
         if let Some(nth) = self.fault_rng.weighted(&weights) {
             let node = self.fault_rng.node();
             return self.inject(self.options.faults[nth].0, node);
@@ -112,7 +117,11 @@ impl World {
             _ => self.fault_rng.around(timeout * 4),
         };
         let change = 0;
-        let mend = Happening::Mend { fault, node, change };
+        let mend = Happening::Mend {
+            fault,
+            node,
+            change,
+        };
         let injected = match fault {
             Fault::DaemonDies => self.kill(node, lasts),
             Fault::BothDie => {
@@ -130,7 +139,14 @@ impl World {
                 blocked[1 - node] = fault == Fault::LinkCut;
                 self.block(blocked);
                 let change = self.net.changes;
-                self.plan(lasts, Happening::Mend { fault, node, change });
+                self.plan(
+                    lasts,
+                    Happening::Mend {
+                        fault,
+                        node,
+                        change,
+                    },
+                );
                 whole
             }
             Fault::SessionEnds => match self.net.used_by(node) {
@@ -162,7 +178,14 @@ impl World {
                 self.nodes[node].store.fail_flush |= fits;
                 if fits {
                     self.nodes[node].store_suspect = true;
-                    self.plan(lasts + 2 * timeout, Happening::Mend { fault: Fault::DiskFails, node, change });
+                    self.plan(
+                        lasts + 2 * timeout,
+                        Happening::Mend {
+                            fault: Fault::DiskFails,
+                            node,
+                            change,
+                        },
+                    );
                 }
                 fits
             }
@@ -179,7 +202,9 @@ impl World {
         };
         if injected {
             self.stats.fault(fault);
-            self.trace.line_at(line, || format!("{:>10} fault: {} ({name})", self.now / 1000, fault.name()));
+            self.trace.line_at(line, || {
+                format!("{:>10} fault: {} ({name})", self.now / 1000, fault.name())
+            });
         }
         Ok(())
     }
@@ -215,7 +240,14 @@ impl World {
         at.store.failed = true;
         at.store_suspect = true;
         let (fault, change) = (Fault::DiskFails, 0);
-        self.plan(lasts, Happening::Mend { fault, node, change });
+        self.plan(
+            lasts,
+            Happening::Mend {
+                fault,
+                node,
+                change,
+            },
+        );
         true
     }
 
@@ -225,7 +257,8 @@ impl World {
         match fault {
             Fault::LinkCut | Fault::LinkCutOneWay => {
                 if self.net.changes == change {
-                    self.trace.line(|| format!("{:>10} link whole", self.now / 1000));
+                    self.trace
+                        .line(|| format!("{:>10} link whole", self.now / 1000));
                     self.block([false, false]);
                 }
             }
@@ -241,7 +274,8 @@ impl World {
             }
             Fault::DiskFails => {
                 if self.nodes[node].store_suspect {
-                    self.trace.line(|| format!("{:>10} {name} disk is back", self.now / 1000));
+                    self.trace
+                        .line(|| format!("{:>10} {name} disk is back", self.now / 1000));
                     self.replace_disk(node);
                 }
             }
@@ -255,7 +289,14 @@ impl World {
     pub(super) fn restart_later(&mut self, node: usize) {
         let delay = self.fault_rng.around(self.options.order_every_ns);
         let (fault, change) = (Fault::DiskFails, RESTART);
-        self.plan(delay, Happening::Mend { fault, node, change });
+        self.plan(
+            delay,
+            Happening::Mend {
+                fault,
+                node,
+                change,
+            },
+        );
     }
 
     /// An operator restarts the daemon with the disk that had failed: it is there again, with
@@ -271,4 +312,3 @@ impl World {
         self.start_in(node, delay);
     }
 }
-

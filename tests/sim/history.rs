@@ -54,12 +54,21 @@ const BEFORE_ALL: Entry = Entry {
 impl History {
     /// The sector held this before anything was written.
     pub fn preload(&mut self, sector: u64, value: Value) {
-        self.sectors.insert(sector, vec![Entry { value, ..BEFORE_ALL }]);
+        self.sectors.insert(
+            sector,
+            vec![Entry {
+                value,
+                ..BEFORE_ALL
+            }],
+        );
     }
 
     /// A write was asked for, at node `by`.
     pub fn begin(&mut self, sector: u64, value: Value, start: u64, by: usize) {
-        let entries = self.sectors.entry(sector).or_insert_with(|| vec![BEFORE_ALL]);
+        let entries = self
+            .sectors
+            .entry(sector)
+            .or_insert_with(|| vec![BEFORE_ALL]);
         entries.push(Entry {
             value,
             start,
@@ -97,14 +106,22 @@ impl History {
                     && entry.end < later.start
             })
         };
-        entries.iter().any(|entry| entry.value == value && !replaced(entry))
+        entries
+            .iter()
+            .any(|entry| entry.value == value && !replaced(entry))
     }
 
     /// When the first answered write that replaced this value was answered.
     pub fn replaced_at(&self, sector: u64, value: Value) -> Option<u64> {
         let entries = self.sectors.get(&sector)?;
-        let ended = entries.iter().filter(|entry| entry.value == value).map(|entry| entry.end).max()?;
-        let later = entries.iter().filter(|later| later.answered && later.start > ended);
+        let ended = entries
+            .iter()
+            .filter(|entry| entry.value == value)
+            .map(|entry| entry.end)
+            .max()?;
+        let later = entries
+            .iter()
+            .filter(|later| later.answered && later.start > ended);
         later.map(|later| later.end).min()
     }
 
@@ -146,7 +163,10 @@ impl History {
             return false;
         };
         let mut replaced_before = 0;
-        for entry in entries.iter_mut().filter(|entry| entry.answered && covers(entry)) {
+        for entry in entries
+            .iter_mut()
+            .filter(|entry| entry.answered && covers(entry))
+        {
             entry.flushed = true;
             if entry.end < oldest {
                 replaced_before = replaced_before.max(entry.start);
@@ -173,7 +193,10 @@ impl History {
                 (_, _, true) => "flushed",
             };
             let node = ["a", "b"][entry.by];
-            format!("w{writer} {state} at {node} (event {}..{})", entry.start, entry.end as i64)
+            format!(
+                "w{writer} {state} at {node} (event {}..{})",
+                entry.start, entry.end as i64
+            )
         };
         entries.iter().map(one).collect::<Vec<_>>().join(", ")
     }
@@ -194,11 +217,17 @@ mod tests {
         assert!(newest(&history, ZERO, 11) && newest(&history, 1, 11));
         history.end(5, 10, 12, true);
         assert!(!newest(&history, ZERO, 12));
-        assert!(newest(&history, ZERO, 11), "a read that began before the answer");
+        assert!(
+            newest(&history, ZERO, 11),
+            "a read that began before the answer"
+        );
         history.begin(5, 2, 13, 0);
         assert!(newest(&history, 1, 14) && newest(&history, 2, 14));
         history.end(5, 13, 15, false);
-        assert!(newest(&history, 1, 20) && newest(&history, 2, 20), "nobody knows");
+        assert!(
+            newest(&history, 1, 20) && newest(&history, 2, 20),
+            "nobody knows"
+        );
     }
 
     #[test]
@@ -223,7 +252,10 @@ mod tests {
         }
         let flushed = |history: &History, value| history.may_find(5, value, 30, Level::Flushed);
         assert!(!newest(&history, 1, 30) && flushed(&history, 1) && !flushed(&history, ZERO));
-        assert_eq!((history.replaced_at(5, 1), history.replaced_at(5, 2)), (Some(21), None));
+        assert_eq!(
+            (history.replaced_at(5, 1), history.replaced_at(5, 2)),
+            (Some(21), None)
+        );
         assert_eq!(history.unflushed().collect::<Vec<_>>(), [5]);
         history.settle(5, 1, 30);
         assert!(newest(&history, 1, 30) && !newest(&history, 2, 30));

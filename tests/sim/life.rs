@@ -45,9 +45,17 @@ impl World {
     fn recover(&mut self, node: usize) -> Checked<kagami_bitmap::Recovered> {
         let name = self.nodes[node].name;
         let recovered = self.nodes[node].meta.recover();
-        let recovered = recovered
-            .map_err(|fault| Violation::new("No-torn-metadata", format!("{name} can't read its metadata: {fault}")))?;
-        if let Some(damage) = recovered.findings.iter().find(|finding| finding.is_damage()) {
+        let recovered = recovered.map_err(|fault| {
+            Violation::new(
+                "No-torn-metadata",
+                format!("{name} can't read its metadata: {fault}"),
+            )
+        })?;
+        if let Some(damage) = recovered
+            .findings
+            .iter()
+            .find(|finding| finding.is_damage())
+        {
             let what = format!("{name} finds damage that no crash explains: {damage}");
             return Err(Violation::new("No-torn-metadata", what));
         }
@@ -57,7 +65,10 @@ impl World {
     fn serve(&mut self, node: usize) -> Checked {
         let recovered = self.recover(node)?;
         if !recovered.repair.is_empty() {
-            let what = format!("{} repairs its metadata without an end", self.nodes[node].name);
+            let what = format!(
+                "{} repairs its metadata without an end",
+                self.nodes[node].name
+            );
             return Err(Violation::new("No-torn-metadata", what));
         }
         let tags = (0..TAGS).map(|_| self.rng.next_u64()).collect();
@@ -82,7 +93,14 @@ impl World {
             tags,
         };
         let name = at.name;
-        self.trace.line(|| format!("{:>10} {name} starts, disk usable {}, token {}", self.now / 1000, start.disk_usable, start.token));
+        self.trace.line(|| {
+            format!(
+                "{:>10} {name} starts, disk usable {}, token {}",
+                self.now / 1000,
+                start.disk_usable,
+                start.token
+            )
+        });
         self.tick += 1;
         self.stats.steps += 1;
         let mut actions = Actions::new();
@@ -106,7 +124,8 @@ impl World {
         let at = &mut self.nodes[node];
         at.meta.daemon_died(&mut self.rng);
         let name = at.name;
-        self.trace.line(|| format!("{:>10} {name} daemon {life} is dead", self.now / 1000));
+        self.trace
+            .line(|| format!("{:>10} {name} daemon {life} is dead", self.now / 1000));
     }
 
     /// The machine crashes: the cache of its disk, its daemon and its clock are gone.
@@ -117,7 +136,8 @@ impl World {
         at.meta.crash(&mut self.rng);
         at.up = false;
         let name = at.name;
-        self.trace.line(|| format!("{:>10} {name} machine crashes", self.now / 1000));
+        self.trace
+            .line(|| format!("{:>10} {name} machine crashes", self.now / 1000));
         self.ghost.saw_record(node, self.nodes[node].meta.record());
     }
 

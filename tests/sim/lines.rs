@@ -1,10 +1,10 @@
 //! What records, roles and verdicts must show: generations form a line, or a fork that is known.
 
 use kagami_bitmap::superblock::{Record, StoredDisk};
-use kagami_replicator::core::{DiskState, Notice};
 use kagami_replicator::core::decide::{Refused, Row, Strategy, Verdict};
 use kagami_replicator::core::register::{ArbiterAnswer, Ask};
 use kagami_replicator::core::state::{Role, Solo};
+use kagami_replicator::core::{DiskState, Notice};
 
 use super::arbiter::Question;
 use super::check::Ghost;
@@ -72,7 +72,10 @@ impl World {
             }
         }
         self.nodes[node].seen = Seen { role, disk, term };
-        if disk == DiskState::Failed && before.disk != DiskState::Failed && !self.nodes[node].store_suspect {
+        if disk == DiskState::Failed
+            && before.disk != DiskState::Failed
+            && !self.nodes[node].store_suspect
+        {
             self.restart_later(node);
         }
         if self.check_rng.one_in(48) {
@@ -91,10 +94,17 @@ impl World {
     /// *One-writer*: the node that answered writes in this generation before has ended its time as
     /// Primary before this one's began.
     pub(super) fn check_line_of_write(&mut self, node: usize) -> Checked {
-        let disk = self.nodes[node].mirror.as_ref().map(|mirror| mirror.disk_state());
+        let disk = self.nodes[node]
+            .mirror
+            .as_ref()
+            .map(|mirror| mirror.disk_state());
         let carried = matches!(disk, Some(DiskState::Failed | DiskState::Diskless));
         let of = if carried { 1 - node } else { node };
-        let Some(current) = self.nodes[of].meta.record().and_then(|record| record.current) else {
+        let Some(current) = self.nodes[of]
+            .meta
+            .record()
+            .and_then(|record| record.current)
+        else {
             return Err(self.violation("One-writer", "a write is answered without a generation"));
         };
         let Some(term) = self.nodes[node].seen.term.or(self.newest_term(node)) else {
@@ -160,7 +170,14 @@ impl World {
 
     /// *No-stale-promotion*: a bad copy mints by force only, and says so. *No-silent-fork*: what
     /// was before stays in the line.
-    fn check_mint(&mut self, node: usize, old: &Record, new: &Record, tag: u64, before: Option<u64>) -> Checked {
+    fn check_mint(
+        &mut self,
+        node: usize,
+        old: &Record,
+        new: &Record,
+        tag: u64,
+        before: Option<u64>,
+    ) -> Checked {
         self.ghost.parents.insert(tag, before);
         self.stats.mark("minted");
         let name = self.nodes[node].name;
@@ -171,19 +188,30 @@ impl World {
         if let Some(before) = before
             && !new.knows(before)
         {
-            return Err(self.violation("No-silent-fork", format!("{name} mints, and its line lacks what it was")));
+            return Err(self.violation(
+                "No-silent-fork",
+                format!("{name} mints, and its line lacks what it was"),
+            ));
         }
         Ok(())
     }
 
     /// *No-silent-fork*: a copy that adopts another line gives up nothing that it went on with
     /// alone, unless somebody chose so.
-    fn check_adoption(&mut self, node: usize, new: &Record, tag: u64, before: Option<u64>) -> Checked {
+    fn check_adoption(
+        &mut self,
+        node: usize,
+        new: &Record,
+        tag: u64,
+        before: Option<u64>,
+    ) -> Checked {
         self.stats.mark("adopted");
         let chosen = self.ghost.operator_chose
-            || self.options.settings.split_brain != kagami_replicator::core::settings::SplitBrainPolicy::default();
+            || self.options.settings.split_brain
+                != kagami_replicator::core::settings::SplitBrainPolicy::default();
         let follows = before.is_none_or(|before| self.ghost.descends(tag, before));
-        if follows || chosen && self.options.may_fork()
+        if follows
+            || chosen && self.options.may_fork()
             || self.ghost.operator_chose
             || self.ghost.invalidated
         {
@@ -202,7 +230,10 @@ impl World {
         match notice {
             Notice::Verdict { verdict, .. } => self.check_verdict(node, *verdict),
             Notice::PeerFault { what } => {
-                let text = format!("{} says that its peer broke a rule: {what}", self.nodes[node].name);
+                let text = format!(
+                    "{} says that its peer broke a rule: {what}",
+                    self.nodes[node].name
+                );
                 Err(self.violation("PeerFault", text))
             }
             Notice::Minted { permission, .. } => {
@@ -245,7 +276,9 @@ impl World {
             }
         }
         self.check_verdict_can_be(verdict)?;
-        let lives = session.and_then(|session| self.net.session(session)).map(|open| open.lives);
+        let lives = session
+            .and_then(|session| self.net.session(session))
+            .map(|open| open.lives);
         if !lives.is_some_and(|lives| self.lives(0, lives[0]) && self.lives(1, lives[1])) {
             return Ok(()); // the other one has died since it sent its hello
         }
@@ -274,7 +307,9 @@ impl World {
             Some(Refused::NameSource) => true,
             // A Primary's disk failed while it was ahead: no copy with its writes is left to serve.
             Some(Refused::NewestLost) => false,
-            Some(Refused::SplitBrain | Refused::Unrelated) => !self.options.may_fork() && !by_operator,
+            Some(Refused::SplitBrain | Refused::Unrelated) => {
+                !self.options.may_fork() && !by_operator
+            }
             Some(Refused::BothStale) => !self.options.may_fork() && !by_operator,
             None => {
                 matches!(verdict.strategy, Strategy::Full { .. })
@@ -306,7 +341,8 @@ impl World {
         for sector in self.history.unflushed() {
             let newest = |node: usize| {
                 let value = self.nodes[node].store.sector(sector);
-                self.history.may_find(sector, value, self.tick, Level::Newest)
+                self.history
+                    .may_find(sector, value, self.tick, Level::Newest)
             };
             if newest(target) && !newest(source) {
                 let what = format!(
@@ -323,7 +359,11 @@ impl World {
     }
 
     /// *One-writer* at the arbiter: it gives the right only to a copy that it names.
-    pub(super) fn check_register(&mut self, question: &Question, answer: &ArbiterAnswer) -> Checked {
+    pub(super) fn check_register(
+        &mut self,
+        question: &Question,
+        answer: &ArbiterAnswer,
+    ) -> Checked {
         let (Ask::Swap { register, .. }, ArbiterAnswer::Swapped) = (&question.ask, answer) else {
             return Ok(());
         };
@@ -339,10 +379,16 @@ impl World {
         }
         let allowed = match &old {
             None => register.copies.len() == 2,
-            Some(old) => register.copies.len() == 2 || old.copies.contains(&asker) && register.copies == [asker],
+            Some(old) => {
+                register.copies.len() == 2
+                    || old.copies.contains(&asker) && register.copies == [asker]
+            }
         };
         if !allowed {
-            let what = format!("{} takes the register {old:?} and makes it {register:?}", self.nodes[question.node].name);
+            let what = format!(
+                "{} takes the register {old:?} and makes it {register:?}",
+                self.nodes[question.node].name
+            );
             return Err(self.violation("One-writer", what));
         }
         Ok(())
@@ -355,10 +401,17 @@ impl World {
             return Ok(());
         }
         let Ok(recovered) = at.meta.recover() else {
-            return Err(self.violation("No-torn-metadata", "metadata can't be read after a clean stop"));
+            return Err(self.violation(
+                "No-torn-metadata",
+                "metadata can't be read after a clean stop",
+            ));
         };
         if !recovered.hot.is_empty() {
-            let what = format!("{} stopped cleanly with {} hot extents", at.name, recovered.hot.len());
+            let what = format!(
+                "{} stopped cleanly with {} hot extents",
+                at.name,
+                recovered.hot.len()
+            );
             return Err(self.violation("Cleared-only-when-equal", what));
         }
         Ok(())

@@ -5,10 +5,10 @@
 //! if that gets through; else the other notices in its own time.
 
 use bytes::Bytes;
+use kagami_replicator::core::Class;
 use kagami_replicator::core::event::Event;
 use kagami_replicator::core::message::Message;
 use kagami_replicator::core::state::SessionId;
-use kagami_replicator::core::Class;
 use kagami_replicator::wire::message::{decode, encode};
 
 use super::check::Violation;
@@ -68,11 +68,24 @@ impl World {
         for (class, len) in self.net.waiting_in(session, 1 - node) {
             for _ in 0..len {
                 let from = 1 - node;
-                self.plan(1000, Happening::Arrive { session, from, class });
+                self.plan(
+                    1000,
+                    Happening::Arrive {
+                        session,
+                        from,
+                        class,
+                    },
+                );
             }
         }
         let session = Self::node_session(session, node);
-        self.feed(node, Event::LinkUp { session, version: VERSION })
+        self.feed(
+            node,
+            Event::LinkUp {
+                session,
+                version: VERSION,
+            },
+        )
     }
 
     /// An end is told that its session is gone.
@@ -111,7 +124,13 @@ impl World {
         } else {
             self.rng.between(timeout / 2, 3 * timeout)
         };
-        self.plan(delay, Happening::LinkDown { session, node: 1 - node });
+        self.plan(
+            delay,
+            Happening::LinkDown {
+                session,
+                node: 1 - node,
+            },
+        );
         self.dial_soon();
     }
 
@@ -123,8 +142,18 @@ impl World {
                 self.ghost.cut = true;
                 let timeout = self.options.settings.timeout_ms * MS;
                 let soon = self.rng.percent(40);
-                let delay = if soon { MS } else { self.rng.between(timeout / 3, 3 * timeout) };
-                self.plan(delay, Happening::LinkDown { session, node: 1 - node });
+                let delay = if soon {
+                    MS
+                } else {
+                    self.rng.between(timeout / 3, 3 * timeout)
+                };
+                self.plan(
+                    delay,
+                    Happening::LinkDown {
+                        session,
+                        node: 1 - node,
+                    },
+                );
             }
         }
     }
@@ -142,14 +171,28 @@ impl World {
                     // the receiver hears nothing, the sender no acknowledgement
                     for (node, most) in [(1 - from, 2), (from, 4)] {
                         let delay = self.rng.between(timeout / 2, most * timeout);
-                        self.plan(delay, Happening::Silence { session, node, change });
+                        self.plan(
+                            delay,
+                            Happening::Silence {
+                                session,
+                                node,
+                                change,
+                            },
+                        );
                     }
                 }
             } else if before[from] {
                 for (session, class, len) in self.net.waiting(from) {
                     for _ in 0..len {
                         let delay = self.rng.around(self.options.net_ns);
-                        self.plan(delay, Happening::Arrive { session, from, class });
+                        self.plan(
+                            delay,
+                            Happening::Arrive {
+                                session,
+                                from,
+                                class,
+                            },
+                        );
                     }
                 }
             }
@@ -159,18 +202,37 @@ impl World {
         }
     }
 
-    pub(super) fn send(&mut self, node: usize, session: SessionId, class: Class, message: &Message) -> Checked {
+    pub(super) fn send(
+        &mut self,
+        node: usize,
+        session: SessionId,
+        class: Class,
+        message: &Message,
+    ) -> Checked {
         if class != message.class() {
-            return Err(Violation::new("Wire", format!("{message:?} is sent on {class:?}")));
+            return Err(Violation::new(
+                "Wire",
+                format!("{message:?} is sent on {class:?}"),
+            ));
         }
         self.stats.messages += 1;
         let session = Self::world_session(session, node);
         let class = class_index(class);
         let encoded = encode(message);
         let delay = self.rng.around(self.options.net_ns);
-        if let Some(due) = self.net.send(session, node, class, encoded, self.now, delay) {
+        if let Some(due) = self
+            .net
+            .send(session, node, class, encoded, self.now, delay)
+        {
             let from = node;
-            self.plan_at(due, Happening::Arrive { session, from, class });
+            self.plan_at(
+                due,
+                Happening::Arrive {
+                    session,
+                    from,
+                    class,
+                },
+            );
         }
         Ok(())
     }
@@ -180,10 +242,14 @@ impl World {
             return Ok(());
         };
         let head: &Bytes = &encoded.head;
-        let message = decode(encoded.kind, head, encoded.payload.clone())
-            .map_err(|fault| Violation::new("Wire", format!("an encoded message is refused: {fault}")))?;
+        let message = decode(encoded.kind, head, encoded.payload.clone()).map_err(|fault| {
+            Violation::new("Wire", format!("an encoded message is refused: {fault}"))
+        })?;
         if message.class() != CLASSES[class] {
-            return Err(Violation::new("Wire", format!("{message:?} changed its class")));
+            return Err(Violation::new(
+                "Wire",
+                format!("{message:?} changed its class"),
+            ));
         }
         let to = 1 - from;
         let life = self.net.session(session).map_or(0, |open| open.lives[to]);

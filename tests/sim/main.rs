@@ -17,7 +17,11 @@ use kagami_tests::sim::{Outcome, catch_assertions, run_seed};
 /// Runs two nodes with their disks, the link and the arbiter from a seed, breaks them, and checks
 /// what docs/design.md promises after every step.
 #[derive(Parser)]
-#[command(name = "kagami-sim", version, after_help = "Example: kagami-sim run --seeds 20000")]
+#[command(
+    name = "kagami-sim",
+    version,
+    after_help = "Example: kagami-sim run --seeds 20000"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -75,7 +79,9 @@ fn main() -> ExitCode {
 fn run_one(replay: &Replay) -> bool {
     let outcome = run_seed(replay.seed, Trace::kept());
     let lines = outcome.trace.lines();
-    let skipped = replay.tail.map_or(0, |tail| lines.len().saturating_sub(tail));
+    let skipped = replay
+        .tail
+        .map_or(0, |tail| lines.len().saturating_sub(tail));
     for line in lines.iter().take(5).take(skipped).chain(&lines[skipped..]) {
         println!("{line}");
     }
@@ -137,8 +143,10 @@ fn run_many(run: &Run) -> bool {
                 serde_json::json!({ "seed": seed, "invariant": violation.invariant, "what": violation.what })
             })
             .collect();
-        let faults: serde_json::Map<_, _> =
-            total.faults().map(|(fault, count)| (fault.name().to_owned(), count.into())).collect();
+        let faults: serde_json::Map<_, _> = total
+            .faults()
+            .map(|(fault, count)| (fault.name().to_owned(), count.into()))
+            .collect();
         let summary = serde_json::json!({
             "version": 1,
             "from": run.from,
@@ -183,7 +191,10 @@ fn summarise(run: &Run, total: &Stats, violations: usize, began: Instant) {
             total.foresights,
         );
     }
-    let faults: Vec<_> = total.faults().map(|(fault, count)| format!("{count} {}", fault.name())).collect();
+    let faults: Vec<_> = total
+        .faults()
+        .map(|(fault, count)| format!("{count} {}", fault.name()))
+        .collect();
     println!(
         "{} seeds from {} in {:.1} s: {} steps, {:.1} h of the mirrors' time, {} requests; faults: {}; violations: {violations}",
         total.seeds,
@@ -192,7 +203,11 @@ fn summarise(run: &Run, total: &Stats, violations: usize, began: Instant) {
         total.steps,
         total.virtual_ns as f64 / 3.6e12,
         total.requests,
-        if faults.is_empty() { "none".to_owned() } else { faults.join(", ") },
+        if faults.is_empty() {
+            "none".to_owned()
+        } else {
+            faults.join(", ")
+        },
     );
 }
 
@@ -200,7 +215,9 @@ fn progress(done: u64, all: u64, began: Instant, violations: usize) {
     if std::io::stderr().is_terminal() {
         let rate = done as f64 / began.elapsed().as_secs_f64();
         let left = (all - done) as f64 / rate.max(0.1);
-        eprint(&format!("\r{done} of {all} seeds, {rate:.0}/s, {left:.0} s left, {violations} violations "));
+        eprint(&format!(
+            "\r{done} of {all} seeds, {rate:.0}/s, {left:.0} s left, {violations} violations "
+        ));
     }
 }
 
@@ -213,7 +230,11 @@ fn clear_progress() {
 fn eprint(text: &str) {
     let mut stderr = std::io::stderr().lock();
     // a terminal that is gone ends nothing
-    if stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush()).is_err() {
+    if stderr
+        .write_all(text.as_bytes())
+        .and_then(|()| stderr.flush())
+        .is_err()
+    {
         eprintln!();
     }
 }

@@ -53,8 +53,13 @@ impl<'a> After<'a> {
             (None, Some(mirror)) => (mirror.record().clone(), None),
             (bytes, _) => {
                 let bytes = bytes.unwrap_or_else(|| node.meta.after_death(rng));
-                let recovered = recover_bytes(&bytes).map_err(|fault| format!("{} can't be read: {fault}", node.name))?;
-                if let Some(damage) = recovered.findings.iter().find(|finding| finding.is_damage()) {
+                let recovered = recover_bytes(&bytes)
+                    .map_err(|fault| format!("{} can't be read: {fault}", node.name))?;
+                if let Some(damage) = recovered
+                    .findings
+                    .iter()
+                    .find(|finding| finding.is_damage())
+                {
                     return Err(format!("{} would find damage: {damage}", node.name));
                 }
                 (recovered.superblock.record, Some(recovered.bitmap))
@@ -99,7 +104,12 @@ impl<'a> After<'a> {
             _ => Role::Secondary,
         };
         let record = &self.record;
-        let settings = self.node.mirror.as_ref().map(|mirror| mirror.settings().clone()).unwrap_or_default();
+        let settings = self
+            .node
+            .mirror
+            .as_ref()
+            .map(|mirror| mirror.settings().clone())
+            .unwrap_or_default();
         Hello {
             mirror: record.mirror,
             node: self.node.id,
@@ -143,7 +153,9 @@ impl World {
         let source = match verdict.strategy {
             Strategy::Nothing => None,
             Strategy::Marks { source } => Some(source),
-            Strategy::Refuse(Refused::Impossible) if !self.options.forced && !self.ghost.operator_chose => {
+            Strategy::Refuse(Refused::Impossible)
+                if !self.options.forced && !self.ghost.operator_chose =>
+            {
                 let what = format!("fates {:?}/{:?} would lead to {verdict:?}", a.fate, b.fate);
                 return Err(self.violation("No-silent-fork", what));
             }
@@ -167,10 +179,17 @@ impl World {
                 continue;
             }
             // the source's data stay: nothing that was flushed may be missing there
-            let stays = if source.is_some_and(|source| source == b.node.id) { y } else { x };
+            let stays = if source.is_some_and(|source| source == b.node.id) {
+                y
+            } else {
+                x
+            };
             for (nth, value) in stays.into_iter().enumerate() {
                 let sector = block * SECTORS as u64 + nth as u64;
-                if !self.history.may_find(sector, value, self.tick, Level::Flushed) {
+                if !self
+                    .history
+                    .may_find(sector, value, self.tick, Level::Flushed)
+                {
                     let what = format!(
                         "fates {:?}/{:?}: sector {sector} (block {block}) would be w{} on the copy that stays, {verdict:?}; there are: {}",
                         a.fate,

@@ -52,7 +52,10 @@ impl Metadata {
     pub fn submit(&mut self, id: u64, steps: Vec<Step>) {
         for (offset, bytes) in steps.iter().flatten() {
             let end = *offset as usize + bytes.len();
-            assert!(end <= self.bytes.len(), "a metadata write at {offset} beyond the store");
+            assert!(
+                end <= self.bytes.len(),
+                "a metadata write at {offset} beyond the store"
+            );
             assert!(
                 offset.is_multiple_of(SECTOR as u64) && bytes.len().is_multiple_of(SECTOR),
                 "a metadata write of part of a sector"
@@ -69,7 +72,10 @@ impl Metadata {
 
     /// Ends the step under way of a write. True if that was the last.
     pub fn step(&mut self, id: u64) -> bool {
-        let steps = self.in_flight.get_mut(&id).expect("a metadata write under way");
+        let steps = self
+            .in_flight
+            .get_mut(&id)
+            .expect("a metadata write under way");
         let done = steps.pop_front();
         let last = steps.is_empty();
         if last {
@@ -118,7 +124,12 @@ impl Metadata {
     /// What the death of the daemon now might leave, once all has landed.
     pub fn after_death(&self, rng: &mut Rng) -> Vec<u8> {
         let mut bytes = self.bytes.clone();
-        for (offset, write) in self.in_flight.values().filter_map(VecDeque::front).flatten() {
+        for (offset, write) in self
+            .in_flight
+            .values()
+            .filter_map(VecDeque::front)
+            .flatten()
+        {
             if rng.coin() {
                 let at = *offset as usize;
                 bytes[at..at + write.len()].copy_from_slice(write);
@@ -144,7 +155,11 @@ impl Metadata {
     }
 
     fn read_record(&mut self) {
-        let read = read_slots(&self.bytes[..SLOTS_BYTES as usize], self.bytes.len() as u64, None);
+        let read = read_slots(
+            &self.bytes[..SLOTS_BYTES as usize],
+            self.bytes.len() as u64,
+            None,
+        );
         self.record = read.ok().map(|read| read.superblock.record);
     }
 }
@@ -182,7 +197,10 @@ mod tests {
             let mut store = Metadata::new(vec![0; 16 << 10]);
             store.submit(1, vec![step(8192, 1, 4096), step(12288, 2, 512)]);
             store.crash(&mut Rng::new(seed));
-            let sectors: Vec<u8> = store.bytes[8192..12288].chunks(512).map(|sector| sector[0]).collect();
+            let sectors: Vec<u8> = store.bytes[8192..12288]
+                .chunks(512)
+                .map(|sector| sector[0])
+                .collect();
             torn += usize::from(sectors.contains(&0) && sectors.contains(&1));
             assert!(store.bytes[12288..].iter().all(|byte| *byte == 0));
             assert!(store.is_idle());

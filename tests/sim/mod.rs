@@ -59,7 +59,9 @@ thread_local! {
 pub fn catch_assertions() {
     std::panic::set_hook(Box::new(|info| {
         let text = info.payload_as_str().unwrap_or("a panic without words");
-        let place = info.location().map_or_else(String::new, |at| format!(" ({}:{})", at.file(), at.line()));
+        let place = info
+            .location()
+            .map_or_else(String::new, |at| format!(" ({}:{})", at.file(), at.line()));
         PANIC.with(|kept| *kept.borrow_mut() = Some(format!("{text}{place}")));
     }));
 }
@@ -85,7 +87,9 @@ pub fn run_seed(seed: u64, trace: Trace) -> Outcome {
 
 /// An assertion of a core is named by the invariant it begins with.
 fn assertion() -> Violation {
-    let text = PANIC.with(|kept| kept.borrow_mut().take()).unwrap_or_else(|| "a panic".to_owned());
+    let text = PANIC
+        .with(|kept| kept.borrow_mut().take())
+        .unwrap_or_else(|| "a panic".to_owned());
     let name = text.split(':').next().unwrap_or_default();
     let is_name = name.contains('-') && !name.contains(' ') && name.starts_with(char::is_uppercase);
     Violation::new(if is_name { name } else { "Assertion" }, text.clone())

@@ -88,13 +88,18 @@ impl Net {
 
     /// The session that this node uses.
     pub fn used_by(&self, node: usize) -> Option<u64> {
-        let mut up = self.sessions.iter().filter(|(_, session)| session.ends[node] == End::Up);
+        let mut up = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| session.ends[node] == End::Up);
         up.next_back().map(|(id, _)| *id)
     }
 
     /// True if this node uses a session or is about to.
     pub fn is_busy(&self, node: usize) -> bool {
-        self.sessions.values().any(|session| session.ends[node] != End::Closed)
+        self.sessions
+            .values()
+            .any(|session| session.ends[node] != End::Closed)
     }
 
     /// True if both directions are open.
@@ -131,8 +136,19 @@ impl Net {
 
     /// Sends a message that takes `delay`; the time at which it is due, not before the one ahead
     /// of it. `None` if the end is not open.
-    pub fn send(&mut self, id: u64, from: usize, class: usize, message: Encoded, now: u64, delay: u64) -> Option<u64> {
-        let session = self.sessions.get_mut(&id).filter(|session| session.ends[from] == End::Up)?;
+    pub fn send(
+        &mut self,
+        id: u64,
+        from: usize,
+        class: usize,
+        message: Encoded,
+        now: u64,
+        delay: u64,
+    ) -> Option<u64> {
+        let session = self
+            .sessions
+            .get_mut(&id)
+            .filter(|session| session.ends[from] == End::Up)?;
         let queue = &mut session.on_way[from][class];
         let ahead = queue.back().map_or(0, |flight| flight.due);
         let due = (now + delay).max(ahead);
@@ -145,7 +161,10 @@ impl Net {
         if self.blocked[from] {
             return None;
         }
-        let session = self.sessions.get_mut(&id).filter(|session| session.ends[1 - from] == End::Up)?;
+        let session = self
+            .sessions
+            .get_mut(&id)
+            .filter(|session| session.ends[1 - from] == End::Up)?;
         let queue = &mut session.on_way[from][class];
         if queue.front().is_none_or(|flight| flight.due > now) {
             return None;
@@ -192,7 +211,11 @@ mod tests {
     fn a_class_keeps_its_order_and_classes_overtake() {
         let (mut net, id) = pair();
         assert_eq!(net.send(id, 0, 1, ping(1), 0, 50), Some(50));
-        assert_eq!(net.send(id, 0, 1, ping(2), 1, 5), Some(50), "behind the one ahead of it");
+        assert_eq!(
+            net.send(id, 0, 1, ping(2), 1, 5),
+            Some(50),
+            "behind the one ahead of it"
+        );
         assert_eq!(net.send(id, 0, 0, ping(3), 2, 5), Some(7));
         assert_eq!(net.arrive(id, 0, 1, 7), None);
         assert_eq!(net.arrive(id, 0, 0, 7), Some(ping(3)));

@@ -24,7 +24,11 @@ pub struct Clock {
 impl Clock {
     /// A clock that starts now.
     pub fn new(booted: u64, offset: u64, ppm: i64) -> Self {
-        Self { booted, offset, ppm }
+        Self {
+            booted,
+            offset,
+            ppm,
+        }
     }
 
     /// What it shows at a moment of the world's time.
@@ -38,7 +42,8 @@ impl Clock {
         let elapsed = u128::from(local.0.saturating_sub(self.offset));
         let rate = (1_000_000 + self.ppm) as u128;
         let elapsed = (elapsed * 1_000_000).div_ceil(rate);
-        self.booted.saturating_add(u64::try_from(elapsed).unwrap_or(u64::MAX))
+        self.booted
+            .saturating_add(u64::try_from(elapsed).unwrap_or(u64::MAX))
     }
 }
 
@@ -194,7 +199,10 @@ mod tests {
             for deadline in [77, 78, 1_000_000_077, 123_456_789_012] {
                 let at = clock.world(Time(deadline));
                 assert!(clock.local(at) >= Time(deadline), "{ppm} {deadline}");
-                assert!(at == 1_000 || clock.local(at - 1) < Time(deadline), "{ppm} {deadline}");
+                assert!(
+                    at == 1_000 || clock.local(at - 1) < Time(deadline),
+                    "{ppm} {deadline}"
+                );
             }
         }
     }

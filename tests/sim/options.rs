@@ -71,8 +71,21 @@ pub struct Options {
 impl Options {
     /// Draws them.
     pub fn draw(seed: u64, rng: &mut Rng) -> Self {
-        let solo = rng.pick(&[Solo::Arbiter, Solo::Arbiter, Solo::Arbiter, Solo::Arbiter, Solo::Never, Solo::Always]);
-        let protocol = rng.pick(&[Protocol::C, Protocol::C, Protocol::C, Protocol::A, Protocol::B]);
+        let solo = rng.pick(&[
+            Solo::Arbiter,
+            Solo::Arbiter,
+            Solo::Arbiter,
+            Solo::Arbiter,
+            Solo::Never,
+            Solo::Always,
+        ]);
+        let protocol = rng.pick(&[
+            Protocol::C,
+            Protocol::C,
+            Protocol::C,
+            Protocol::A,
+            Protocol::B,
+        ]);
         let forced = rng.percent(6);
         let blocks = match rng.below(100) {
             0..45 => rng.between(16, 512),
@@ -81,7 +94,12 @@ impl Options {
             // more extents than may be hot at once
             _ => rng.between(66 * 1024, 72 * 1024),
         };
-        let size = blocks * 4096 - if rng.percent(20) { 512 * rng.between(1, 7) } else { 0 };
+        let size = blocks * 4096
+            - if rng.percent(20) {
+                512 * rng.between(1, 7)
+            } else {
+                0
+            };
         let ids = if rng.coin() { [1, 2] } else { [9, 4] };
         let timeout_ms = rng.pick(&[200, 500, 1000, 2000]);
         let settings = Settings {
@@ -106,7 +124,11 @@ impl Options {
             ids: ids.map(NodeId),
             settings,
             unmap_zeroes: [rng.percent(80), rng.percent(80)],
-            first: if rng.percent(85) { First::Zeroed } else { First::Keep(rng.node()) },
+            first: if rng.percent(85) {
+                First::Zeroed
+            } else {
+                First::Keep(rng.node())
+            },
             drift_ppm: [(); 2].map(|()| rng.between(0, 19_000) as i64 - 9_500),
             requests: rng.pick(&[20, 100, 200, 400]),
             depth: rng.pick(&[1, 4, 16]),
@@ -118,7 +140,16 @@ impl Options {
             fault_every_ns: faulty.then(|| rng.pick(&[100_000_000, 400_000_000, 1_500_000_000])),
             faults: Fault::ALL
                 .iter()
-                .map(|fault| (*fault, if rng.percent(40) { rng.pick(&[1, 1, 4]) } else { 0 }))
+                .map(|fault| {
+                    (
+                        *fault,
+                        if rng.percent(40) {
+                            rng.pick(&[1, 1, 4])
+                        } else {
+                            0
+                        },
+                    )
+                })
                 .collect(),
             order_every_ns: rng.pick(&[100_000_000, 500_000_000, 2_000_000_000]),
             orders: Order::ALL
@@ -147,7 +178,11 @@ impl Options {
                 AfterSb0::DiscardZeroChanges,
                 AfterSb0::DiscardLeastChanges,
             ]),
-            after_sb_1pri: rng.pick(&[AfterSb1::Disconnect, AfterSb1::DiscardSecondary, AfterSb1::Consensus]),
+            after_sb_1pri: rng.pick(&[
+                AfterSb1::Disconnect,
+                AfterSb1::DiscardSecondary,
+                AfterSb1::Consensus,
+            ]),
             ..SplitBrainPolicy::default()
         }
     }
@@ -212,12 +247,32 @@ impl fmt::Display for Options {
             self.drift_ppm[1],
             self.unmap_zeroes,
         )?;
-        let faults: Vec<_> = self.faults.iter().filter(|(_, weight)| *weight > 0).map(|(fault, _)| fault.name()).collect();
-        let orders: Vec<_> = self.orders.iter().filter(|(_, weight)| *weight > 0).map(|(order, _)| order.name()).collect();
+        let faults: Vec<_> = self
+            .faults
+            .iter()
+            .filter(|(_, weight)| *weight > 0)
+            .map(|(fault, _)| fault.name())
+            .collect();
+        let orders: Vec<_> = self
+            .orders
+            .iter()
+            .filter(|(_, weight)| *weight > 0)
+            .map(|(order, _)| order.name())
+            .collect();
         match self.fault_every_ns {
-            Some(every) => writeln!(f, "  a fault in {} ms: {}", every / 1_000_000, faults.join(", "))?,
+            Some(every) => writeln!(
+                f,
+                "  a fault in {} ms: {}",
+                every / 1_000_000,
+                faults.join(", ")
+            )?,
             None => writeln!(f, "  no faults")?,
         }
-        write!(f, "  an order in {} ms: {}", self.order_every_ns / 1_000_000, orders.join(", "))
+        write!(
+            f,
+            "  an order in {} ms: {}",
+            self.order_every_ns / 1_000_000,
+            orders.join(", ")
+        )
     }
 }

@@ -93,7 +93,12 @@ impl World {
         }
         let delay = self.fault_rng.around(self.options.order_every_ns);
         self.plan(delay, Happening::Order);
-        let weights: Vec<u64> = self.options.orders.iter().map(|(_, weight)| *weight).collect();
+        let weights: Vec<u64> = self
+            .options
+            .orders
+            .iter()
+            .map(|(_, weight)| *weight)
+            .collect();
         let Some(nth) = self.fault_rng.weighted(&weights) else {
             return Ok(());
         };
@@ -115,7 +120,8 @@ impl World {
                 }
             }
             Order::Resync => {
-                let from = [None, Some(From::Local), Some(From::Peer)][self.fault_rng.below(3) as usize];
+                let from =
+                    [None, Some(From::Local), Some(From::Peer)][self.fault_rng.below(3) as usize];
                 let full = self.fault_rng.percent(20);
                 self.command_resync(node, from, full)
             }
@@ -166,7 +172,13 @@ impl World {
     /// Orders something in a while.
     fn later(&mut self, node: usize, command: Command) {
         let delay = self.fault_rng.around(self.options.order_every_ns);
-        self.plan(delay, Happening::Command { node, command: Box::new(command) });
+        self.plan(
+            delay,
+            Happening::Command {
+                node,
+                command: Box::new(command),
+            },
+        );
     }
 
     /// Gives a daemon a command, if it lives.
@@ -187,9 +199,21 @@ impl World {
     }
 
     /// A core answers a command.
-    pub(super) fn command_done(&mut self, node: usize, id: u64, result: Result<Reply, Refusal>) -> Checked {
-        let Some(ordered) = self.ordered.remove(&id).filter(|ordered| ordered.node == node) else {
-            return Err(self.violation("Once", format!("command {id} is answered at {node} and was not given there")));
+    pub(super) fn command_done(
+        &mut self,
+        node: usize,
+        id: u64,
+        result: Result<Reply, Refusal>,
+    ) -> Checked {
+        let Some(ordered) = self
+            .ordered
+            .remove(&id)
+            .filter(|ordered| ordered.node == node)
+        else {
+            return Err(self.violation(
+                "Once",
+                format!("command {id} is answered at {node} and was not given there"),
+            ));
         };
         self.stats.order_done(result.is_ok());
         if ordered.command == Command::Stop && result.is_ok() {
@@ -209,6 +233,8 @@ impl World {
     /// What a node's status says of the connection.
     pub(super) fn connection(&self, node: usize) -> Connection {
         let at = &self.nodes[node];
-        at.mirror.as_ref().map_or(Connection::StandAlone, |mirror| mirror.status(self.local(node)).connection)
+        at.mirror.as_ref().map_or(Connection::StandAlone, |mirror| {
+            mirror.status(self.local(node)).connection
+        })
     }
 }

@@ -25,7 +25,9 @@ impl Trace {
 
     /// A trace that is kept.
     pub fn kept() -> Self {
-        Self { lines: Some(Vec::new()) }
+        Self {
+            lines: Some(Vec::new()),
+        }
     }
 
     /// The lines so far.
@@ -85,7 +87,8 @@ fn data_text(data: &[u8]) -> String {
             }
         }
     };
-    let values = content::from_bytes(data).map(|value| value.map(|value| u64::from(content::writer(value))));
+    let values =
+        content::from_bytes(data).map(|value| value.map(|value| u64::from(content::writer(value))));
     for value in values {
         if last == Some(value) {
             count += 1;
@@ -110,7 +113,9 @@ fn event_text(event: &Event) -> String {
         Event::MetadataDone { id, result: Ok(()) } => format!("metadata {id} durable"),
         Event::LinkUp { session, .. } => format!("link up, session {session}"),
         Event::LinkDown { session, reason } => format!("link down, session {session}: {reason}"),
-        Event::Message { session, message } => format!("receives [{session}] {}", message_text(message)),
+        Event::Message { session, message } => {
+            format!("receives [{session}] {}", message_text(message))
+        }
         Event::Arbiter { attempt, answer } => format!("arbiter answers {attempt}: {answer:?}"),
         Event::Command { id, command } => format!("order {id}: {command:?}"),
         Event::Tags(tags) => format!("{} tags", tags.len()),
@@ -124,7 +129,11 @@ fn request_text(request: &Request) -> String {
         Request::Read { offset, len } => format!("read {}", blocks(*offset, u64::from(*len))),
         Request::Write { offset, data, fua } => {
             let fua = if *fua { " fua" } else { "" };
-            format!("write {} {}{fua}", blocks(*offset, data.len() as u64), data_text(data))
+            format!(
+                "write {} {}{fua}",
+                blocks(*offset, data.len() as u64),
+                data_text(data)
+            )
         }
         Request::WriteZeroes { offset, len, .. } => format!("zero {}", blocks(*offset, *len)),
         Request::Discard { offset, len, .. } => format!("discard {}", blocks(*offset, *len)),
@@ -137,7 +146,12 @@ fn op_text(op: &DiskOp) -> String {
         DiskOp::Read { offset, len } => format!("read block {}+{}", offset / 4096, len / 4096),
         DiskOp::Write { offset, data, fua } => {
             let fua = if *fua { " fua" } else { "" };
-            format!("write block {}+{} {}{fua}", offset / 4096, data.len() / 4096, data_text(data))
+            format!(
+                "write block {}+{} {}{fua}",
+                offset / 4096,
+                data.len() / 4096,
+                data_text(data)
+            )
         }
         DiskOp::Zero { offset, len, .. } => format!("zero block {}+{}", offset / 4096, len / 4096),
         DiskOp::Flush => "flush".to_owned(),
@@ -145,7 +159,14 @@ fn op_text(op: &DiskOp) -> String {
 }
 
 fn message_text(message: &Message) -> String {
-    let blocks = |offset: u64, data: &[u8]| format!("block {}+{} {}", offset / 4096, data.len() / 4096, data_text(data));
+    let blocks = |offset: u64, data: &[u8]| {
+        format!(
+            "block {}+{} {}",
+            offset / 4096,
+            data.len() / 4096,
+            data_text(data)
+        )
+    };
     match message {
         Message::Write {
             seq,
@@ -159,12 +180,22 @@ fn message_text(message: &Message) -> String {
             if *fua { " fua" } else { "" },
             if *early { " early" } else { "" }
         ),
-        Message::ResyncBlocks { seq, offset, data } => format!("resync seq={seq} {}", blocks(*offset, data)),
-        Message::ReadReply { id, result: Ok(data) } => format!("read-reply {id} {}", data_text(data)),
-        Message::Compare { id, offset, hashes, .. } => {
+        Message::ResyncBlocks { seq, offset, data } => {
+            format!("resync seq={seq} {}", blocks(*offset, data))
+        }
+        Message::ReadReply {
+            id,
+            result: Ok(data),
+        } => format!("read-reply {id} {}", data_text(data)),
+        Message::Compare {
+            id, offset, hashes, ..
+        } => {
             format!("compare {id} block {}+{}", offset / 4096, hashes.len())
         }
-        Message::Compared { id, result: Ok(different) } => format!("compared {id}: {} differ", different.len()),
+        Message::Compared {
+            id,
+            result: Ok(different),
+        } => format!("compared {id}: {} differ", different.len()),
         other => format!("{other:?}"),
     }
 }
@@ -174,10 +205,15 @@ fn action_text(action: &Action) -> String {
         Action::Disk { id, op } => format!("disk {id} {}", op_text(op)),
         Action::Metadata { id, steps } => {
             let step = |step: &Vec<(u64, bytes::Bytes)>| {
-                let writes = step.iter().map(|(offset, bytes)| format!("{offset}+{}", bytes.len()));
+                let writes = step
+                    .iter()
+                    .map(|(offset, bytes)| format!("{offset}+{}", bytes.len()));
                 writes.collect::<Vec<_>>().join(" ")
             };
-            format!("metadata {id} {}", steps.iter().map(step).collect::<Vec<_>>().join(" then "))
+            format!(
+                "metadata {id} {}",
+                steps.iter().map(step).collect::<Vec<_>>().join(" then ")
+            )
         }
         Action::Send {
             session,
@@ -197,8 +233,17 @@ fn action_text(action: &Action) -> String {
             Ok(data) => format!("answers {id}: {}", data_text(data)),
             Err(error) => format!("answers {id}: {error}"),
         },
-        Action::CommandDone { id, result: Ok(reply) } => format!("tells the operator {id}: {reply:?}"),
-        Action::CommandDone { id, result: Err(refusal) } => format!("refuses the order {id}: {} {:?}", refusal.what, refusal.facts),
+        Action::CommandDone {
+            id,
+            result: Ok(reply),
+        } => format!("tells the operator {id}: {reply:?}"),
+        Action::CommandDone {
+            id,
+            result: Err(refusal),
+        } => format!(
+            "refuses the order {id}: {} {:?}",
+            refusal.what, refusal.facts
+        ),
         Action::SetTimer { at: Some(at) } => format!("timer at {} us of its clock", at.0 / 1000),
         Action::Report(notice) => format!("says {notice:?}"),
         other => format!("{other:?}"),

@@ -58,7 +58,10 @@ impl Stats {
         for (fault, count) in &other.faults {
             *self.faults.entry(*fault).or_default() += count;
         }
-        for (theirs, ours) in [(&other.verdicts, &mut self.verdicts), (&other.marks, &mut self.marks)] {
+        for (theirs, ours) in [
+            (&other.verdicts, &mut self.verdicts),
+            (&other.marks, &mut self.marks),
+        ] {
             for (name, count) in theirs {
                 match ours.get_mut(name) {
                     Some(here) => *here += count,
@@ -155,7 +158,11 @@ impl Stats {
 
     /// And is told.
     pub fn order_done(&mut self, done: bool) {
-        self.mark(if done { "orders carried out" } else { "orders refused" });
+        self.mark(if done {
+            "orders carried out"
+        } else {
+            "orders refused"
+        });
     }
 
     /// A request is answered.

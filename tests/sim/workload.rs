@@ -16,9 +16,18 @@ pub enum Op {
     /// Reads.
     Read { sector: u64, count: u64 },
     /// Writes; `fua`: to stable storage.
-    Write { sector: u64, values: Vec<Value>, fua: bool },
+    Write {
+        sector: u64,
+        values: Vec<Value>,
+        fua: bool,
+    },
     /// Writes zeroes.
-    Zero { sector: u64, count: u64, unmap: bool, fua: bool },
+    Zero {
+        sector: u64,
+        count: u64,
+        unmap: bool,
+        fua: bool,
+    },
     /// Discards.
     Discard { sector: u64, count: u64, fua: bool },
     /// Flushes.
@@ -48,7 +57,11 @@ impl Op {
                 offset: bytes(*sector),
                 len: bytes(*count) as u32,
             },
-            Self::Write { sector, values, fua } => Request::Write {
+            Self::Write {
+                sector,
+                values,
+                fua,
+            } => Request::Write {
                 offset: bytes(*sector),
                 data: content::to_bytes(values),
                 fua: *fua,
@@ -91,7 +104,10 @@ impl Op {
 
     /// True if its answer says that it is on stable storage.
     pub fn is_fua(&self) -> bool {
-        matches!(self, Self::Write { fua: true, .. } | Self::Zero { fua: true, .. })
+        matches!(
+            self,
+            Self::Write { fua: true, .. } | Self::Zero { fua: true, .. }
+        )
     }
 }
 
@@ -100,7 +116,11 @@ fn draw_span(world: &mut World) -> (u64, u64) {
     let sectors = world.options.sectors();
     let rng = &mut world.load_rng;
     let unit = SECTORS as u64;
-    let block = if rng.percent(90) { rng.pick(&world.options.hot_spots) } else { rng.below(sectors.div_ceil(unit)) };
+    let block = if rng.percent(90) {
+        rng.pick(&world.options.hot_spots)
+    } else {
+        rng.below(sectors.div_ceil(unit))
+    };
     let (sector, count) = match rng.below(10) {
         // whole blocks
         0..6 => (block * unit, unit * rng.pick(&[1, 1, 1, 2, 4, 16])),
@@ -123,9 +143,13 @@ impl World {
             self.calm();
             return Ok(());
         }
-        let served = self.nodes.iter().any(|node| node.seen.role == Role::Primary);
+        let served = self
+            .nodes
+            .iter()
+            .any(|node| node.seen.role == Role::Primary);
         let node = self.draw_node();
-        let waits = self.pending.len() >= self.options.depth || !served && !self.load_rng.percent(5);
+        let waits =
+            self.pending.len() >= self.options.depth || !served && !self.load_rng.percent(5);
         if self.nodes[node].mirror.is_none() || waits {
             self.plan(think.max(5_000_000), Happening::Client);
             return Ok(());
@@ -147,7 +171,11 @@ impl World {
             (false, true) => 1,
             _ => self.load_rng.node(),
         };
-        if self.load_rng.percent(3) { 1 - likely } else { likely }
+        if self.load_rng.percent(3) {
+            1 - likely
+        } else {
+            likely
+        }
     }
 
     fn draw_op(&mut self) -> Op {
@@ -159,8 +187,14 @@ impl World {
             25..80 => {
                 self.writes += 1;
                 let number = self.writes;
-                let values = (sector..sector + count).map(|sector| content::value(sector, number)).collect();
-                Op::Write { sector, values, fua }
+                let values = (sector..sector + count)
+                    .map(|sector| content::value(sector, number))
+                    .collect();
+                Op::Write {
+                    sector,
+                    values,
+                    fua,
+                }
             }
             80..85 => Op::Zero {
                 sector,
@@ -192,13 +226,31 @@ impl World {
             primary,
         };
         self.pending.insert(id, pending);
-        self.feed(node, Event::Request { id: RequestId(id), request })
+        self.feed(
+            node,
+            Event::Request {
+                id: RequestId(id),
+                request,
+            },
+        )
     }
 
     /// A core answers a request.
-    pub(super) fn complete(&mut self, node: usize, id: u64, result: Result<Bytes, IoError>) -> Checked {
-        let Some(pending) = self.pending.remove(&id).filter(|pending| pending.node == node) else {
-            return Err(self.violation("Once", format!("request {id} is answered at {node} and was not asked there")));
+    pub(super) fn complete(
+        &mut self,
+        node: usize,
+        id: u64,
+        result: Result<Bytes, IoError>,
+    ) -> Checked {
+        let Some(pending) = self
+            .pending
+            .remove(&id)
+            .filter(|pending| pending.node == node)
+        else {
+            return Err(self.violation(
+                "Once",
+                format!("request {id} is answered at {node} and was not asked there"),
+            ));
         };
         self.stats.answer(&pending.op, &result);
         let answered = result.is_ok() && pending.op.is_write();
@@ -208,7 +260,9 @@ impl World {
         }
         match (&pending.op, result) {
             (_, Err(error)) => self.check_refusal(node, &pending, error),
-            (Op::Read { sector, count }, Ok(bytes)) => self.check_read(node, &pending, *sector, *count, &bytes),
+            (Op::Read { sector, count }, Ok(bytes)) => {
+                self.check_read(node, &pending, *sector, *count, &bytes)
+            }
             (Op::Flush, Ok(_)) => self.check_flush(node, &pending),
             (Op::Write { .. } | Op::Zero { .. }, Ok(_)) => self.check_write(node, &pending),
             (Op::Discard { .. }, Ok(_)) => Ok(()),
@@ -217,7 +271,12 @@ impl World {
 
     /// The daemon is gone: nobody will answer its requests.
     pub(super) fn give_up_requests(&mut self, node: usize) {
-        let gone: Vec<u64> = self.pending.iter().filter(|(_, one)| one.node == node).map(|(id, _)| *id).collect();
+        let gone: Vec<u64> = self
+            .pending
+            .iter()
+            .filter(|(_, one)| one.node == node)
+            .map(|(id, _)| *id)
+            .collect();
         for id in gone {
             if let Some(pending) = self.pending.remove(&id) {
                 for (sector, _) in pending.op.writes() {
@@ -227,7 +286,6 @@ impl World {
         }
     }
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -45,7 +45,11 @@ pub enum Happening {
     /// Random tags that the daemon asked for.
     Tags { node: usize, life: u64 },
     /// A message may arrive.
-    Arrive { session: u64, from: usize, class: usize },
+    Arrive {
+        session: u64,
+        from: usize,
+        class: usize,
+    },
     /// The nodes look for each other.
     Dial,
     /// An end of a session is told that it is open.
@@ -53,7 +57,11 @@ pub enum Happening {
     /// An end of a session is told that it is gone.
     LinkDown { session: u64, node: usize },
     /// Nothing was heard for too long, if that blockade still lasts.
-    Silence { session: u64, node: usize, change: u64 },
+    Silence {
+        session: u64,
+        node: usize,
+        change: u64,
+    },
     /// A question reaches the arbiter.
     Ask(Box<Question>),
     /// Its answer reaches the asker.
@@ -67,7 +75,11 @@ pub enum Happening {
     /// Something breaks.
     Break,
     /// What a fault broke is mended; `change` tells one blockade of the link from the next.
-    Mend { fault: Fault, node: usize, change: u64 },
+    Mend {
+        fault: Fault,
+        node: usize,
+        change: u64,
+    },
     /// An operator orders something.
     Order,
     /// An operator gives a command that was planned.
@@ -191,7 +203,9 @@ impl World {
         world.trace.line(|| world.options.to_string());
         world.preload();
         for node in 0..2 {
-            world.ghost.saw_record(node, world.nodes[node].meta.record());
+            world
+                .ghost
+                .saw_record(node, world.nodes[node].meta.record());
             let delay = world.rng.below(50 * MS);
             world.plan(delay, Happening::Start { node });
             world.nodes[node].starting = true;
@@ -215,7 +229,8 @@ impl World {
             self.writes += 1;
             let first = block * SECTORS as u64;
             let number = self.writes;
-            let values = std::array::from_fn(|nth| super::content::value(first + nth as u64, number));
+            let values =
+                std::array::from_fn(|nth| super::content::value(first + nth as u64, number));
             self.nodes[keeper].store.preload(block, values);
             for (sector, value) in (first..).zip(values) {
                 self.history.preload(sector, value);
@@ -271,11 +286,21 @@ impl World {
                 }
                 Ok(())
             }
-            Happening::Arrive { session, from, class } => self.arrive(session, from, class),
+            Happening::Arrive {
+                session,
+                from,
+                class,
+            } => self.arrive(session, from, class),
             Happening::Dial => self.dial(),
             Happening::LinkUp { session, node } => self.link_up(session, node),
-            Happening::LinkDown { session, node } => self.link_down(session, node, "the peer has gone"),
-            Happening::Silence { session, node, change } => {
+            Happening::LinkDown { session, node } => {
+                self.link_down(session, node, "the peer has gone")
+            }
+            Happening::Silence {
+                session,
+                node,
+                change,
+            } => {
                 if self.net.changes == change && self.net.blocked != [false, false] {
                     return self.link_down(session, node, "nothing heard");
                 }
@@ -296,7 +321,11 @@ impl World {
                 Ok(())
             }
             Happening::Break => self.break_something(),
-            Happening::Mend { fault, node, change } => self.mend(fault, node, change),
+            Happening::Mend {
+                fault,
+                node,
+                change,
+            } => self.mend(fault, node, change),
             Happening::Order => self.order(),
             Happening::Command { node, command } => self.command(node, *command),
             Happening::Rest => self.rest(),
@@ -324,7 +353,8 @@ impl World {
         let Some(mirror) = self.nodes[node].mirror.as_mut() else {
             return Ok(());
         };
-        self.trace.event(self.now, self.tick, self.nodes[node].name, &event);
+        self.trace
+            .event(self.now, self.tick, self.nodes[node].name, &event);
         self.stats.event(mirror, &event);
         let mut actions = std::mem::take(&mut self.actions);
         mirror.handle(now, event, &mut actions);
@@ -364,7 +394,11 @@ impl World {
                 let delay = self.rng.around(self.options.meta_ns);
                 self.plan(delay, Happening::Metadata { node, write });
             }
-            Action::Send { session, class, message } => self.send(node, session, class, &message)?,
+            Action::Send {
+                session,
+                class,
+                message,
+            } => self.send(node, session, class, &message)?,
             Action::CloseSession { session, reason: _ } => self.close(session, node),
             Action::WantSession { from } => {
                 self.nodes[node].want = from;
@@ -390,7 +424,10 @@ impl World {
                 if let Some(at) = at {
                     let timer = self.nodes[node].timer;
                     // the host is woken a little late
-                    let at = self.nodes[node].clock.world(at).saturating_add(self.rng.around(50_000));
+                    let at = self.nodes[node]
+                        .clock
+                        .world(at)
+                        .saturating_add(self.rng.around(50_000));
                     self.plan_at(at, Happening::Timer { node, life, timer });
                 }
             }
@@ -429,7 +466,12 @@ impl World {
             self.nodes[node].store.told |= is_write && matches!(result, Err(DiskFault::Io(_)));
             return self.feed(node, Event::Disk { id, result });
         }
-        self.trace.line(|| format!("          {} a dead daemon's disk operation ends", self.nodes[node].name));
+        self.trace.line(|| {
+            format!(
+                "          {} a dead daemon's disk operation ends",
+                self.nodes[node].name
+            )
+        });
         Ok(())
     }
 
@@ -486,7 +528,10 @@ impl World {
         let answer = self.arbiter.answer(&question.ask);
         self.trace.line(|| {
             let name = self.nodes[question.node].name;
-            format!("          arbiter {:?} of {name} -> {answer:?}", question.ask)
+            format!(
+                "          arbiter {:?} of {name} -> {answer:?}",
+                question.ask
+            )
         });
         self.check_register(&question, &answer)?;
         if self.rng.percent(4) {
@@ -497,7 +542,10 @@ impl World {
             delay += self.options.settings.arbiter_timeout_ms * MS * self.rng.between(1, 4);
         }
         if self.rng.percent(3) {
-            self.plan(delay * 2, Happening::Answer(question.clone(), answer.clone()));
+            self.plan(
+                delay * 2,
+                Happening::Answer(question.clone(), answer.clone()),
+            );
         }
         self.plan(delay, Happening::Answer(question, answer));
         Ok(())

@@ -681,6 +681,7 @@ impl Mirror {
         if !self.is_session(session) {
             return;
         }
+        self.local.up_to_date = true;
         self.send(Message::Settled, out);
         if let Some(source) = self.source() {
             let (marked, sent, since) = (

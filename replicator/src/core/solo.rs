@@ -467,9 +467,11 @@ impl Mirror {
             Purpose::Force => self.swap(attempt, register, out),
             Purpose::Probe => self.on_probed(true),
             Purpose::Check => {
-                let named = register
-                    .as_ref()
-                    .is_none_or(|r| r.copies.contains(&self.me));
+                // In a session the target's consent is the permission: it can't go on itself.
+                let named = self.is_source()
+                    || register
+                        .as_ref()
+                        .is_none_or(|r| r.copies.contains(&self.me));
                 if named {
                     self.watch_register();
                 } else {
