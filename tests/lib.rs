@@ -9,6 +9,7 @@
     clippy::collapsible_match,
     clippy::format_push_string,
     clippy::many_single_char_names,
+    clippy::match_same_arms,
     clippy::missing_errors_doc,
     clippy::redundant_closure_for_method_calls
 )]

@@ -92,6 +92,7 @@ impl Rng {
     }
 
     /// A generator of its own, so that what one part draws does not shift another's draws.
+    #[must_use]
     pub fn fork(&mut self) -> Self {
         Self::new(self.next_u64())
     }
