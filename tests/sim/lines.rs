@@ -183,7 +183,8 @@ impl World {
         let chosen = self.ghost.operator_chose
             || self.options.settings.split_brain != kagami_replicator::core::settings::SplitBrainPolicy::default();
         let follows = before.is_none_or(|before| self.ghost.descends(tag, before));
-        if follows || chosen && self.options.may_fork() || self.ghost.operator_chose {
+        let word = self.ghost.operator_chose || self.ghost.invalidated;
+        if follows || chosen && self.options.may_fork() || word {
             return Ok(());
         }
         let what = format!(
@@ -211,6 +212,16 @@ impl World {
                     _ => "alone by another permission",
                 });
                 Ok(())
+            }
+            Notice::VerifyFound { run } => {
+                let differs = |block: &u64| {
+                    self.nodes[0].store.after_all_landed(*block) != self.nodes[1].store.after_all_landed(*block)
+                };
+                let what = match (run.first.0..run.end().0).find(differs) {
+                    Some(block) => format!("a verification finds that block {block} differs while in sync"),
+                    None => format!("a verification says that {run} differs, and it does not"),
+                };
+                Err(self.violation("Converges", what))
             }
             Notice::ResyncDone { marked, sent, .. } => {
                 self.stats.mark("resync done");
