@@ -80,6 +80,22 @@ impl World {
             let node = self.fault_rng.node();
             self.command(node, Command::Promote { force: false })?;
         }
+        if nth % 20 == 17
+            && let Some(node) = (0..2).find(|node| self.has_marks_in_sync(*node))
+        {
+            let from = match self.nodes[node].seen.role {
+                Role::Primary => From::Local,
+                Role::Secondary => From::Peer,
+            };
+            self.ghost.operator_chose = true;
+            self.command(
+                node,
+                Command::Resync {
+                    from: Some(from),
+                    full: false,
+                },
+            )?;
+        }
         if nth % 20 == 13 && self.may_resolve() {
             self.ghost.operator_chose = true;
             // never over a Primary: it would refuse
@@ -99,6 +115,14 @@ impl World {
             )?;
         }
         Ok(())
+    }
+
+    /// What a verification found stays marked until somebody orders otherwise.
+    fn has_marks_in_sync(&self, node: usize) -> bool {
+        self.nodes[node].mirror.as_ref().is_some_and(|mirror| {
+            let status = mirror.status(self.local(node));
+            status.replication == Replication::Established && status.marked_blocks > 0
+        })
     }
 
     fn has_primary(&self) -> bool {

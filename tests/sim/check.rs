@@ -232,7 +232,7 @@ impl World {
             return Ok(());
         }
         let flushed = self.history.may_find(sector, value, bound, Level::Flushed);
-        if self.is_weak() || flushed && self.may_be_lost(sector, value) {
+        if self.is_weak() || flushed && self.may_be_lost(sector, value, bound) {
             self.history.settle(sector, value, bound);
             return Ok(());
         }
@@ -253,8 +253,11 @@ impl World {
 
     /// True if an unflushed write there may be gone (docs/protocol.md §10): a crash took it from a
     /// copy, or the protocol answered it early and the other node took over since.
-    fn may_be_lost(&self, sector: u64, value: Value) -> bool {
-        if self.nodes.iter().any(|node| node.store.is_lost(sector)) {
+    fn may_be_lost(&self, sector: u64, value: Value, bound: u64) -> bool {
+        if self
+            .history
+            .may_find(sector, value, bound, Level::Surviving)
+        {
             return true;
         }
         let early = self.options.settings.protocol != Protocol::C;
@@ -326,7 +329,7 @@ impl World {
             if self.history.may_find(sector, value, bound, Level::Newest) {
                 continue;
             }
-            if self.is_weak() || self.may_be_lost(sector, value) {
+            if self.is_weak() || self.may_be_lost(sector, value, bound) {
                 self.history.settle(sector, value, bound);
                 continue;
             }
@@ -355,16 +358,16 @@ impl World {
     /// *One-writer*: a write that only one copy holds is answered only in a generation that the
     /// other copy does not have.
     fn check_held(&mut self, node: usize, pending: &Pending) -> Checked {
-        let lost = |copy: usize| {
-            let store = &self.nodes[copy].store;
-            pending.op.writes().any(|(sector, _)| store.is_lost(sector))
-        };
+        let lost = pending
+            .op
+            .writes()
+            .any(|(sector, _)| self.history.is_lost(sector, pending.start));
         let name = self.nodes[node].name;
         let (here, there) = (self.holds(node, pending), self.holds(1 - node, pending));
         let copy = match (here, there) {
             (true, true) => return Ok(()),
             (false, false) => {
-                if lost(0) || lost(1) {
+                if lost {
                     return Ok(());
                 }
                 let what = format!("{name} answers {}, which no copy holds", brief(&pending.op));
@@ -373,7 +376,7 @@ impl World {
             (true, false) => node,
             (false, true) => 1 - node,
         };
-        if lost(1 - copy) || self.answers_early(node) {
+        if lost || self.answers_early(node) {
             return Ok(());
         }
         let (Some(holder), Some(other)) = (

@@ -27,8 +27,6 @@ struct Volatile {
     /// Written since, oldest first, each with the count of operations ended then (`u64::MAX`
     /// where a failed flush lost track of it).
     newer: Vec<(u64, BlockValue)>,
-    /// Sectors that a crash had set back, and that hold something else since.
-    rewritten: u8,
 }
 
 #[derive(Clone, Debug)]
@@ -64,8 +62,6 @@ pub struct Store {
     volatile: BTreeMap<u64, Volatile>,
     in_flight: BTreeMap<u64, InFlight>,
     ended: u64,
-    /// Sectors that a crash set back, until something else is on stable storage there.
-    lost: BTreeSet<u64>,
     /// Blocks that can't be read until they are written.
     pub unreadable: BTreeSet<u64>,
     /// Every write and flush fails, and reads too.
@@ -88,7 +84,6 @@ impl Store {
             volatile: BTreeMap::new(),
             in_flight: BTreeMap::new(),
             ended: 0,
-            lost: BTreeSet::new(),
             unreadable: BTreeSet::new(),
             failed: false,
             full: false,
@@ -119,11 +114,6 @@ impl Store {
     /// True if the block's newest content could be lost.
     pub fn is_volatile(&self, block: u64) -> bool {
         self.volatile.contains_key(&block)
-    }
-
-    /// True if a crash set the sector back and nothing else is on stable storage there since.
-    pub fn is_lost(&self, sector: u64) -> bool {
-        self.lost.contains(&sector)
     }
 
     /// True if everything is on stable storage.
@@ -231,8 +221,8 @@ impl Store {
     }
 
     /// The machine has crashed: what no flush covered is there or not, sector by sector.
-    /// What was under way may have reached the disk.
-    pub fn crash(&mut self, rng: &mut Rng) {
+    /// What was under way may have reached the disk. The sectors that were set back, and from what.
+    pub fn crash(&mut self, rng: &mut Rng) -> Vec<(u64, Value)> {
         for (_, in_flight) in std::mem::take(&mut self.in_flight) {
             for (block, values) in writes_of(&in_flight.op) {
                 if rng.coin() && !self.failed {
@@ -240,33 +230,35 @@ impl Store {
                 }
             }
         }
-        self.settle_volatile(rng);
+        self.settle_volatile(rng)
     }
 
     /// The disk is back after it failed, with any part of what no flush covered. (One that failed
     /// and told nobody lost nothing: no mirror survives a disk that forgets in silence.)
-    pub fn come_back(&mut self, rng: &mut Rng) {
+    pub fn come_back(&mut self, rng: &mut Rng) -> Vec<(u64, Value)> {
         self.failed = false;
         self.fail_flush = false;
         if std::mem::take(&mut self.told) {
-            self.settle_volatile(rng);
+            self.settle_volatile(rng)
+        } else {
+            Vec::new()
         }
     }
 
-    fn settle_volatile(&mut self, rng: &mut Rng) {
+    fn settle_volatile(&mut self, rng: &mut Rng) -> Vec<(u64, Value)> {
         let keep = rng.pick(&[0, 0, 50, 90, 100]);
+        let mut lost = Vec::new();
         for block in self.volatile.keys().copied().collect::<Vec<_>>() {
-            let before = self.block(block);
             let after = self.after_crash(block, keep, rng);
-            self.volatile.remove(&block);
+            let entry = self.volatile.remove(&block);
             let first = block * SECTORS as u64;
-            for nth in 0..SECTORS {
-                if before[nth] != after[nth] {
-                    self.lost.insert(first + nth as u64);
-                }
+            for (_, newer) in entry.into_iter().flat_map(|entry| entry.newer) {
+                let gone = (0..SECTORS).filter(|nth| newer[*nth] != after[*nth]);
+                lost.extend(gone.map(|nth| (first + nth as u64, newer[nth])));
             }
             self.set(block, after);
         }
+        lost
     }
 
     /// What the block might hold if the machine crashed now; `keep`: the chance in percent that
@@ -368,27 +360,16 @@ impl Store {
         );
         let before = self.block(block);
         self.unreadable.remove(&block);
-        // Merged around a smaller write, a sector is written again with what the crash left.
-        let mut rewritten = 0u8;
-        if !self.lost.is_empty() {
-            for nth in (0..SECTORS).filter(|nth| values[*nth] != before[*nth]) {
-                rewritten |= 1 << nth;
-            }
-        }
         if values == before && !self.volatile.contains_key(&block) {
             return; // untouched zeroes stay untouched
         }
         if fua {
-            let entry = self.volatile.remove(&block);
-            let rewritten = rewritten | entry.map_or(0, |entry| entry.rewritten);
-            forget_lost(&mut self.lost, block, rewritten);
+            self.volatile.remove(&block);
         } else {
             let entry = self.volatile.entry(block).or_insert_with(|| Volatile {
                 durable: before,
                 newer: Vec::new(),
-                rewritten: 0,
             });
-            entry.rewritten |= rewritten;
             entry.newer.push((self.ended, values));
         }
         self.set(block, values);
@@ -396,8 +377,7 @@ impl Store {
     }
 
     fn flush(&mut self, submitted: u64) {
-        let lost = &mut self.lost;
-        self.volatile.retain(|block, entry| {
+        self.volatile.retain(|_, entry| {
             let covered = entry
                 .newer
                 .iter()
@@ -405,9 +385,6 @@ impl Store {
             if let Some(newest) = covered {
                 entry.durable = entry.newer[newest].1;
                 entry.newer.drain(..=newest);
-            }
-            if entry.newer.is_empty() {
-                forget_lost(lost, *block, entry.rewritten);
             }
             !entry.newer.is_empty()
         });
@@ -422,12 +399,6 @@ impl Store {
         for (ended, _) in dropped.filter(|(ended, _)| *ended <= submitted) {
             *ended = u64::MAX;
         }
-    }
-}
-
-fn forget_lost(lost: &mut BTreeSet<u64>, block: u64, sectors: u8) {
-    for nth in (0..SECTORS).filter(|nth| sectors >> nth & 1 == 1) {
-        lost.remove(&(block * SECTORS as u64 + nth as u64));
     }
 }
 
@@ -510,7 +481,7 @@ mod tests {
             let (new, after) = write(1, 2, false);
             run(&mut store, 1, old).unwrap();
             run(&mut store, 2, new).unwrap();
-            store.crash(&mut rng);
+            let gone = store.crash(&mut rng);
             let now = store.block(1);
             assert!((0..SECTORS).all(|nth| now[nth] == before[nth] || now[nth] == after[nth]));
             match now {
@@ -518,7 +489,7 @@ mod tests {
                 now if now == before => lost += 1,
                 _ => torn += 1,
             }
-            assert_eq!(store.is_lost(8), now[0] != after[0]);
+            assert_eq!(gone.contains(&(8, after[0])), now[0] != after[0]);
             assert!(!store.is_volatile(1));
         }
         assert!(

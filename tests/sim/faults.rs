@@ -306,8 +306,9 @@ impl World {
             self.die(node);
         }
         let at = &mut self.nodes[node];
-        at.store.come_back(&mut self.rng);
+        let lost = at.store.come_back(&mut self.rng);
         at.store_suspect = false;
+        self.lose(&lost);
         let delay = self.rng.around(5 * MS);
         self.start_in(node, delay);
     }

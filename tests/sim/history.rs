@@ -5,8 +5,8 @@
 //! once it is answered. Of writes whose spans overlap any may be the last. A write without an
 //! answer may be found or not until it is replaced.
 //!
-//! Two levels: *newest*, what a read must find while no copy was lost, and *flushed*, what it
-//! must find whatever has crashed. Time is the world's count of events.
+//! Three levels: *newest*, what a read must find while no copy was lost; *surviving*, what it must
+//! find beside what crashes took; *flushed*, what it must find whatever has crashed. Time is the world's count of events.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,6 +22,8 @@ struct Entry {
     end: u64,
     answered: bool,
     flushed: bool,
+    /// A crash took it from a copy.
+    lost: bool,
     by: usize,
 }
 
@@ -30,6 +32,8 @@ struct Entry {
 pub enum Level {
     /// No answered write is missing.
     Newest,
+    /// No answered write is missing that no crash took from a copy.
+    Surviving,
     /// No answered write that an answered flush covers is missing.
     Flushed,
 }
@@ -48,6 +52,7 @@ const BEFORE_ALL: Entry = Entry {
     end: 0,
     answered: true,
     flushed: true,
+    lost: false,
     by: 0,
 };
 
@@ -75,6 +80,7 @@ impl History {
             end: OPEN,
             answered: false,
             flushed: false,
+            lost: false,
             by,
         });
     }
@@ -98,17 +104,33 @@ impl History {
         let Some(entries) = self.sectors.get(&sector) else {
             return value == ZERO;
         };
+        let counts = |later: &Entry| match level {
+            Level::Newest => true,
+            Level::Surviving => later.flushed || !later.lost,
+            Level::Flushed => later.flushed,
+        };
         let replaced = |entry: &Entry| {
             entries.iter().any(|later| {
-                later.answered
-                    && (level == Level::Newest || later.flushed)
-                    && later.end <= bound
-                    && entry.end < later.start
+                later.answered && counts(later) && later.end <= bound && entry.end < later.start
             })
         };
         entries
             .iter()
             .any(|entry| entry.value == value && !replaced(entry))
+    }
+
+    /// A crash took this value from a copy.
+    pub fn lost(&mut self, sector: u64, value: Value) {
+        let entries = self.sectors.get_mut(&sector).into_iter().flatten();
+        for entry in entries.filter(|entry| entry.value == value) {
+            entry.lost = true;
+        }
+    }
+
+    /// True if a crash took the write that began at `start` from a copy.
+    pub fn is_lost(&self, sector: u64, start: u64) -> bool {
+        let mut entries = self.sectors.get(&sector).into_iter().flatten();
+        entries.any(|entry| entry.start == start && entry.lost)
     }
 
     /// When the first answered write that replaced this value was answered.
@@ -189,6 +211,7 @@ impl History {
             let state = match (entry.end == OPEN, entry.answered, entry.flushed) {
                 (true, ..) => "under way",
                 (_, false, _) => "without an answer",
+                (_, _, false) if entry.lost => "answered, lost in a crash,",
                 (_, _, false) => "answered",
                 (_, _, true) => "flushed",
             };

@@ -6,6 +6,7 @@
 use kagami_replicator::core::{Actions, Mirror, Start, TAGS};
 
 use super::check::Violation;
+use super::content::Value;
 use super::node::UNSEEN;
 use super::world::{Checked, Happening, MS, World};
 
@@ -79,8 +80,10 @@ impl World {
         at.store.told |= at.store.failed;
         if !at.store.failed {
             // What a disk that failed has forgotten shows when it is opened anew.
-            at.store.come_back(&mut self.rng);
+            let lost = at.store.come_back(&mut self.rng);
+            self.lose(&lost);
         }
+        let at = &mut self.nodes[node];
         let start = Start {
             node: at.id,
             peer: at.peer,
@@ -132,13 +135,21 @@ impl World {
     pub(super) fn crash(&mut self, node: usize) {
         self.end_of_life(node);
         let at = &mut self.nodes[node];
-        at.store.crash(&mut self.rng);
+        let lost = at.store.crash(&mut self.rng);
         at.meta.crash(&mut self.rng);
         at.up = false;
         let name = at.name;
+        self.lose(&lost);
         self.trace
             .line(|| format!("{:>10} {name} machine crashes", self.now / 1000));
         self.ghost.saw_record(node, self.nodes[node].meta.record());
+    }
+
+    /// A crash took these from a copy.
+    pub(super) fn lose(&mut self, lost: &[(u64, Value)]) {
+        for (sector, value) in lost {
+            self.history.lost(*sector, *value);
+        }
     }
 
     fn end_of_life(&mut self, node: usize) {

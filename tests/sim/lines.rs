@@ -9,6 +9,7 @@ use kagami_replicator::core::{DiskState, Notice};
 use super::arbiter::Question;
 use super::check::Ghost;
 use super::content::SECTORS;
+use super::faults::Fault;
 use super::history::Level;
 use super::node::Seen;
 use super::world::{Checked, World};
@@ -210,11 +211,8 @@ impl World {
             || self.options.settings.split_brain
                 != kagami_replicator::core::settings::SplitBrainPolicy::default();
         let follows = before.is_none_or(|before| self.ghost.descends(tag, before));
-        if follows
-            || chosen && self.options.may_fork()
-            || self.ghost.operator_chose
-            || self.ghost.invalidated
-        {
+        let word = self.ghost.operator_chose || self.ghost.invalidated;
+        if follows || chosen && self.options.may_fork() || word {
             return Ok(());
         }
         let what = format!(
@@ -246,6 +244,20 @@ impl World {
                 });
                 Ok(())
             }
+            // What can't be read counts as different: only without such faults is this a lie.
+            Notice::VerifyFound { run } if !self.has_read_faults() => {
+                let differs = |block: &u64| {
+                    self.nodes[0].store.after_all_landed(*block)
+                        != self.nodes[1].store.after_all_landed(*block)
+                };
+                let what = match (run.first.0..run.end().0).find(differs) {
+                    Some(block) => {
+                        format!("a verification finds that block {block} differs while in sync")
+                    }
+                    None => format!("a verification says that {run} differs, and it does not"),
+                };
+                Err(self.violation("Converges", what))
+            }
             Notice::ResyncDone { marked, sent, .. } => {
                 self.stats.mark("resync done");
                 self.stats.resync_marked += marked;
@@ -257,6 +269,11 @@ impl World {
                 Ok(())
             }
         }
+    }
+
+    fn has_read_faults(&self) -> bool {
+        let faults = [Fault::ReadFails, Fault::DiskFails];
+        faults.iter().any(|fault| self.stats.count(*fault) > 0)
     }
 
     /// A handshake's verdict: the same at both ends, and one that can be.
