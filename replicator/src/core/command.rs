@@ -295,7 +295,7 @@ impl Mirror {
         match self.stop_progress {
             Stopping::Begin => {
                 self.door.shut = true;
-                self.drop_verify(out);
+                self.drop_verify(Ok(Reply::Nothing("stopped".into())), out);
                 if self.promoting.is_some() {
                     let why = refusal(
                         "not promoted: the daemon is stopping",

@@ -518,12 +518,7 @@ impl Mirror {
             Message::Carrying => self.on_carrying(out),
             Message::Read { id, offset, len } => self.on_read_for_peer(id, offset, len, out),
             Message::ReadReply { id, result } => self.on_read_reply(id, result, out),
-            Message::Compare {
-                id,
-                offset,
-                hashes,
-                verify,
-            } => self.on_compare(id, offset, hashes, verify, out),
+            Message::Compare { id, offset, hashes } => self.on_compare(id, offset, hashes, out),
             Message::Compared { id, result } => self.on_compared(id, result, out),
             Message::Progress { doing } => self.on_peer_progress(doing),
             Message::ArbiterInstance { instance } => self.on_arbiter_instance(instance),

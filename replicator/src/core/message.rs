@@ -161,8 +161,6 @@ pub enum Message {
         offset: u64,
         /// A hash for each block.
         hashes: Vec<BlockHash>,
-        /// For a verification, not a resync: for the other side's status.
-        verify: bool,
     },
     /// The answer to Compare.
     Compared {

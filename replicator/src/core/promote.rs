@@ -310,6 +310,7 @@ impl Mirror {
             if let Some(up) = self.up_mut() {
                 up.granted = true;
             }
+            self.yield_verify(out);
             self.send(Message::PromoteGrant, out);
         }
         Ok(())

@@ -336,7 +336,6 @@ impl Mirror {
                         id,
                         offset: run.byte_offset(),
                         hashes,
-                        verify: false,
                     },
                     out,
                 );

@@ -307,7 +307,6 @@ impl Mirror {
         id: u64,
         offset: u64,
         hashes: Vec<BlockHash>,
-        verify: bool,
         out: &mut Actions,
     ) -> Result<(), String> {
         let len = hashes.len() as u64 * kagami_bitmap::BLOCK;
@@ -315,9 +314,6 @@ impl Mirror {
         let Some(session) = self.session() else {
             return Ok(());
         };
-        if let Some(up) = self.up_mut() {
-            up.verified_there |= verify;
-        }
         if self.local.store == Store::Usable {
             let op = DiskOp::Read {
                 offset: run.byte_offset(),

@@ -57,7 +57,7 @@ impl Mirror {
                 "not verified: the copies are not in sync",
                 "wait until `kagami status` says in sync",
             ))
-        } else if self.up().is_some_and(|up| up.peer.role == Role::Primary) {
+        } else if self.peer_may_write() {
             Some(refuse(
                 "not verified: the other node is Primary",
                 "run `kagami verify` there",
@@ -90,8 +90,28 @@ impl Mirror {
         );
     }
 
+    /// The locks that a verification relies on hold back this node's writes, not the peer's.
+    fn peer_may_write(&self) -> bool {
+        self.up()
+            .is_some_and(|up| up.granted || up.peer.role == Role::Primary)
+    }
+
+    /// The peer is or becomes Primary: a verification from here could give false alarms.
+    pub(super) fn yield_verify(&mut self, out: &mut Actions) {
+        if self.verify.is_none() || !self.peer_may_write() {
+            return;
+        }
+        let refusal = Refusal {
+            what: "the verification was stopped: the other node is Primary now".into(),
+            facts: vec![],
+            next: "run `kagami verify` there".into(),
+        };
+        self.drop_verify(Err(refusal), out);
+    }
+
     /// Keeps a few chunks under way; suspects first.
     pub(super) fn advance_verify(&mut self, out: &mut Actions) {
+        self.yield_verify(out);
         let Some(session) = self.session().filter(|_| self.is_in_sync()) else {
             return;
         };
@@ -189,7 +209,6 @@ impl Mirror {
                 id,
                 offset: run.byte_offset(),
                 hashes,
-                verify: true,
             },
             out,
         );
@@ -310,15 +329,15 @@ impl Mirror {
                 out,
             );
         }
-        self.drop_verify(out);
+        self.drop_verify(Ok(Reply::Nothing("stopped".into())), out);
         self.answer(command, Ok(Reply::Done), out);
     }
 
     /// Ends a verification before its end; who ordered it is told.
-    pub(super) fn drop_verify(&mut self, out: &mut Actions) {
+    pub(super) fn drop_verify(&mut self, answer: Result<Reply, Refusal>, out: &mut Actions) {
         self.forget_verify();
         if let Some(verify) = self.verify.take() {
-            self.answer(verify.command, Ok(Reply::Nothing("stopped".into())), out);
+            self.answer(verify.command, answer, out);
             self.send(
                 Message::Progress {
                     doing: Doing::Nothing,

@@ -202,15 +202,9 @@ pub fn encode(message: &Message) -> Encoded {
                 Err(fault) => w.outcome(Some(*fault)),
             }
         }
-        Message::Compare {
-            id,
-            offset,
-            hashes,
-            verify,
-        } => {
+        Message::Compare { id, offset, hashes } => {
             w.u64(*id);
             w.u64(*offset);
-            w.flag(*verify);
             w.hashes(hashes);
         }
         Message::Compared { id, result } => {
@@ -356,14 +350,8 @@ pub fn decode(kind: u8, head: &[u8], payload: Option<Bytes>) -> Result<Message, 
         Kind::Compare => {
             let id = r.u64("id")?;
             let offset = r.block_offset("offset")?;
-            let verify = r.flag("verify")?;
             let hashes = r.hashes(offset)?;
-            Message::Compare {
-                id,
-                offset,
-                hashes,
-                verify,
-            }
+            Message::Compare { id, offset, hashes }
         }
         Kind::Compared => {
             let id = r.u64("id")?;

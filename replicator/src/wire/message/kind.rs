@@ -1,6 +1,5 @@
-//! The numbers of the messages, and the class of stream that each travels on.
+//! The numbers of the messages on the wire.
 
-use crate::core::action::Class;
 use crate::core::message::Message;
 
 macro_rules! kinds {
@@ -65,15 +64,4 @@ kinds! {
     Leave = 60,
     Bye = 61,
     Resolve = 62,
-}
-
-impl Kind {
-    /// The class of stream that it travels on; on another one it is a fault of the peer.
-    pub fn class(self) -> Class {
-        match self {
-            Self::Write | Self::Zero | Self::Read | Self::ReadReply => Class::Data,
-            Self::ResyncBlocks | Self::Compare | Self::Compared | Self::Marks => Class::Resync,
-            _ => Class::Control,
-        }
-    }
 }
