@@ -414,7 +414,8 @@ impl World {
     /// A clean stop leaves nothing to recover.
     pub(super) fn check_clean_stop(&self, node: usize) -> Checked {
         let at = &self.nodes[node];
-        if at.store_suspect || at.seen.disk == DiskState::Failed {
+        // A failed disk keeps its marks: its token is broken, and the next start says so.
+        if at.store_suspect || !at.token || at.seen.disk == DiskState::Failed {
             return Ok(());
         }
         let Ok(recovered) = at.meta.recover() else {

@@ -130,7 +130,7 @@ impl Mirror {
             From::Local => self.me,
             From::Peer => self.peer,
         };
-        if keep == self.peer && self.is_primary() {
+        if keep == self.peer && (self.is_primary() || self.promoting.is_some()) {
             let next = "demote this node first (`kagami demote`)";
             let why = refusal(
                 "refused: this node is Primary, its own copy would be overwritten",
@@ -140,8 +140,7 @@ impl Mirror {
             return self.answer(id, Err(why), out);
         }
         if self.is_in_sync() {
-            let peer_primary = self.up().is_some_and(|up| up.peer.role == Role::Primary);
-            if keep == self.me && peer_primary {
+            if keep == self.me && self.peer_may_write() {
                 let next = "demote the other node first";
                 let why = refusal(
                     "refused: the other node is Primary, its copy would be overwritten",
@@ -151,6 +150,9 @@ impl Mirror {
                 return self.answer(id, Err(why), out);
             }
             if keep == self.me {
+                if let Some(up) = self.up_mut() {
+                    up.resolved = true;
+                }
                 self.send(Message::Resolve { keep, full }, out);
             } else {
                 self.become_invalid(full, None);
@@ -171,16 +173,14 @@ impl Mirror {
     /// The operator at the other end chose.
     ///
     /// Errors: it would overwrite a Primary in sync.
-    pub(super) fn on_resolve(
-        &mut self,
-        keep: NodeId,
-        full: bool,
-        _out: &mut Actions,
-    ) -> Result<(), String> {
-        if keep != self.peer || !self.is_in_sync() {
-            return Err("it resolves what needs no word".into());
+    pub(super) fn on_resolve(&mut self, keep: NodeId, full: bool) -> Result<(), String> {
+        if keep != self.peer {
+            return Err("it orders that its own copy be overwritten".into());
         }
-        if self.is_primary() {
+        if !self.is_in_sync() {
+            return Ok(()); // no more: the session is about to end
+        }
+        if self.is_primary() || self.is_granted() {
             return Err("it wants to overwrite the copy of a Primary".into());
         }
         self.become_invalid(full, None);

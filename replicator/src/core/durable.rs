@@ -38,6 +38,8 @@ pub(super) enum After {
     Promoted,
     /// `was_primary` is off.
     Demoted,
+    /// `was_primary` is off, so that the peer may be Primary in this session.
+    Granted { session: SessionId },
     /// What the handshake's verdict demands.
     Met { session: SessionId },
     /// Step 4 of a resync: `alone` is off.
@@ -233,6 +235,7 @@ impl Mirror {
             After::Forced { command, promote } => self.on_forced(command, promote, out),
             After::Promoted => self.on_promoted_durable(out),
             After::Demoted => self.on_demoted_durable(out),
+            After::Granted { session } => self.on_grant_durable(session, out),
             After::Met { session } => self.on_met_durable(session),
             After::Left { session } => self.on_left_durable(session, out),
             After::Adopted { session } => self.on_adopted_durable(session, out),

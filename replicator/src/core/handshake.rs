@@ -155,11 +155,7 @@ impl Mirror {
     }
 
     /// Errors: a message out of turn.
-    pub(super) fn on_meeting_message(
-        &mut self,
-        message: Message,
-        out: &mut Actions,
-    ) -> Result<(), String> {
+    pub(super) fn on_meeting_message(&mut self, message: Message) -> Result<(), String> {
         let geometry = self.geometry;
         let Some(meeting) = self.meeting() else {
             return Ok(());
@@ -208,7 +204,6 @@ impl Mirror {
                 }
                 meeting.early.push(message);
             }
-            Message::Resolve { keep, full } => self.on_resolve(keep, full, out)?,
             _ => return Err("it sends a message before the session is up".into()),
         }
         Ok(())

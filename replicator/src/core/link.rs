@@ -67,6 +67,8 @@ pub(super) struct Up {
     pub paused_here: bool,
     pub paused_there: bool,
     pub verified_there: bool,
+    /// An operator made the peer's copy a target: the session ends, and grants nothing any more.
+    pub resolved: bool,
 }
 
 /// What the two copies are doing.
@@ -140,6 +142,7 @@ impl Up {
             paused_here: false,
             paused_there: false,
             verified_there: false,
+            resolved: false,
         }
     }
 
@@ -471,7 +474,7 @@ impl Mirror {
                 Ok(())
             }
             (Message::Pong { sent }, _) => self.on_pong(sent),
-            (message, LinkStage::Meeting(_)) => self.on_meeting_message(message, out),
+            (message, LinkStage::Meeting(_)) => self.on_meeting_message(message),
             (message, LinkStage::Up(_)) => self.on_up_message(message, out),
         };
         if let Err(what) = result {
@@ -525,7 +528,7 @@ impl Mirror {
             Message::ArbiterRecorded { instance } => self.on_arbiter_recorded(instance),
             Message::Leave => self.on_peer_leave(out),
             Message::Bye => self.on_peer_bye(out),
-            Message::Resolve { keep, full } => self.on_resolve(keep, full, out),
+            Message::Resolve { keep, full } => self.on_resolve(keep, full),
             Message::Hello(_)
             | Message::Marks { .. }
             | Message::Ready

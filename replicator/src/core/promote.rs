@@ -9,7 +9,7 @@ use super::flush::FlushOf;
 use super::link::Phase;
 use super::message::Message;
 use super::request::Gate;
-use super::state::{CommandId, Role, Solo};
+use super::state::{CommandId, Role, SessionId, Solo};
 use super::{Action, Actions, DiskFault, DiskOp, DiskWork, Mirror, Store};
 
 /// A promotion under way.
@@ -289,6 +289,13 @@ impl Mirror {
         }
     }
 
+    /// The peer granted, and this node is about to be Primary.
+    pub(super) fn is_granted(&self) -> bool {
+        self.promoting
+            .as_ref()
+            .is_some_and(|promoting| promoting.stage == Promotion::Granted)
+    }
+
     /// The peer asks to be Primary in this session.
     pub(super) fn on_promote_ask(&mut self, out: &mut Actions) -> Result<(), String> {
         let stage = self.promoting.as_ref().map(|promoting| promoting.stage);
@@ -299,7 +306,7 @@ impl Mirror {
             Some(format!("node {} is being promoted itself", self.me))
         } else if self.stopping.is_some() {
             Some(format!("node {} is stopping", self.me))
-        } else if self.is_source() {
+        } else if self.is_source() || self.up().is_some_and(|up| up.resolved) {
             Some("this copy is the target of a resynchronisation".to_owned())
         } else {
             None
@@ -311,9 +318,21 @@ impl Mirror {
                 up.granted = true;
             }
             self.yield_verify(out);
-            self.send(Message::PromoteGrant, out);
+            if let Some(session) = self.session().filter(|_| self.record().was_primary) {
+                // One copy at most remembers that it was Primary: with protocols A and B it has
+                // answered writes that the other one lacks (docs/protocol.md §6, row 9).
+                self.change_record(After::Granted { session }, |r| r.was_primary = false);
+            } else {
+                self.send(Message::PromoteGrant, out);
+            }
         }
         Ok(())
+    }
+
+    pub(super) fn on_grant_durable(&mut self, session: SessionId, out: &mut Actions) {
+        if self.is_session(session) {
+            self.send(Message::PromoteGrant, out);
+        }
     }
 
     pub(super) fn on_promote_grant(&mut self, _out: &mut Actions) -> Result<(), String> {

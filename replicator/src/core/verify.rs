@@ -90,8 +90,9 @@ impl Mirror {
         );
     }
 
-    /// The locks that a verification relies on hold back this node's writes, not the peer's.
-    fn peer_may_write(&self) -> bool {
+    /// The peer is Primary, or about to be. (The locks that a verification relies on hold back
+    /// this node's writes, not the peer's.)
+    pub(super) fn peer_may_write(&self) -> bool {
         self.up()
             .is_some_and(|up| up.granted || up.peer.role == Role::Primary)
     }
