@@ -18,6 +18,7 @@
 //! the record and the pages, `invariant` asserts what must hold between any two events.
 
 pub mod action;
+mod attempt;
 mod command;
 pub mod decide;
 pub mod disk;
@@ -39,6 +40,7 @@ mod request;
 mod resync;
 mod secondary;
 pub mod settings;
+mod settle;
 mod solo;
 mod spans;
 pub mod state;
@@ -120,7 +122,7 @@ pub struct Mirror {
     local: Local,
     role: Role,
     alone: Option<solo::Alone>,
-    attempt: Option<solo::Attempt>,
+    attempt: Option<attempt::Attempt>,
     solo: solo::Outlook,
 
     // The peer.

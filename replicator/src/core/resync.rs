@@ -3,23 +3,19 @@
 //! The source walks its marks in passes. A chunk's span is locked while it is read, sent and
 //! applied, so a write to it is ordered with it; writes elsewhere go to both copies meanwhile.
 //! *Cleared-only-when-equal*: a chunk's marks go when both copies have flushed after it was
-//! applied. With no marks left the source freezes new writes for a moment and leaves, offers,
-//! and settles: steps 4 to 6.
+//! applied. What follows with no marks left is in `settle`.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use kagami_bitmap::superblock::{Generation, StoredDisk};
 use kagami_bitmap::{BLOCK, BLOCKS_PER_EXTENT, Block, Run};
 
-use super::durable::After;
 use super::handshake::RUNS;
 use super::link::{Owed, Phase, Up};
 use super::message::{Doing, Message};
 use super::pace::TICK_MS;
-use super::request::Gate;
 use super::secondary::hash_blocks;
-use super::state::{DiskState, SessionId, Solo, Time};
+use super::state::{SessionId, Solo, Time};
 use super::status::Progress;
 use super::timers::Timer;
 use super::{Action, Actions, DiskOp, DiskResult, DiskWork, Mirror, Notice};
@@ -31,7 +27,7 @@ const FLUSH_BLOCKS: u64 = 16 * 1024;
 /// Pages are written this often, so that a resync that is broken goes on where it stopped.
 const PAGES_MS: u64 = 3_000;
 /// A pass that could not read some blocks is done again after this.
-const RETRY_MS: u64 = 1_000;
+pub(super) const RETRY_MS: u64 = 1_000;
 
 /// What blocks of the source were read for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +64,7 @@ struct Chunk {
 #[derive(Debug)]
 pub(super) struct Source {
     pub stage: Stage,
-    cursor: Block,
+    pub cursor: Block,
     chunks: BTreeMap<u64, Chunk>,
     next_chunk: u64,
     in_flight: u64,
@@ -77,11 +73,11 @@ pub(super) struct Source {
     acked_blocks: u64,
     /// The pass met blocks that could not be read.
     failed_reads: bool,
-    wait_until: Option<Time>,
-    marked_at_start: u64,
+    pub wait_until: Option<Time>,
+    pub marked_at_start: u64,
     done_blocks: u64,
-    sent_bytes: u64,
-    since: Time,
+    pub sent_bytes: u64,
+    pub since: Time,
 }
 
 /// The target's side.
@@ -89,7 +85,7 @@ pub(super) struct Source {
 pub(super) struct Target {
     marked_at_start: u64,
     since: Time,
-    adopted: bool,
+    pub adopted: bool,
 }
 
 impl Source {
@@ -141,14 +137,14 @@ impl Up {
 }
 
 impl Mirror {
-    fn source(&mut self) -> Option<&mut Source> {
+    pub(super) fn source(&mut self) -> Option<&mut Source> {
         match self.up_mut().map(|up| &mut up.phase) {
             Some(Phase::Source(source)) => Some(source),
             _ => None,
         }
     }
 
-    fn source_stage(&self) -> Option<Stage> {
+    pub(super) fn source_stage(&self) -> Option<Stage> {
         match self.up().map(|up| &up.phase) {
             Some(Phase::Source(source)) => Some(source.stage),
             _ => None,
@@ -524,202 +520,6 @@ impl Mirror {
         } else {
             self.freeze();
         }
-    }
-
-    /// The arbiter answered a probe, or did not: then this copy stays alone, and tries later.
-    pub(super) fn on_probed(&mut self, reachable: bool) {
-        let retry = self
-            .now
-            .after_ms(self.settings.arbiter_timeout_ms.max(RETRY_MS));
-        let Some(source) = self.source() else { return };
-        if source.stage != Stage::Probing {
-            return;
-        }
-        if reachable {
-            self.freeze();
-        } else {
-            source.stage = Stage::Copying;
-            source.wait_until = Some(retry);
-        }
-    }
-
-    fn freeze(&mut self) {
-        if let Some(source) = self.source() {
-            source.stage = Stage::Freezing;
-            if self.gate == Gate::Open {
-                self.gate = Gate::Frozen;
-            }
-        }
-    }
-
-    /// Step 4: no marks, nothing in flight; then `alone` goes, durably.
-    fn leave_when_quiet(&mut self) {
-        if self.bitmap.count() > 0 {
-            // An application's write failed at one copy meanwhile: copy on.
-            if let Some(source) = self.source() {
-                source.stage = Stage::Copying;
-                source.cursor = Block(0);
-            }
-            if self.gate == Gate::Frozen {
-                self.gate = Gate::Open;
-            }
-            return;
-        }
-        if !self.unflushed.is_empty() {
-            self.flush.wanted = true;
-            return;
-        }
-        let quiet = self.runs_in_flight().next().is_none()
-            && !self.flush.is_running()
-            && self.attempt.is_none()
-            && !self.durable.is_changing();
-        let Some(session) = self.session().filter(|_| quiet) else {
-            return;
-        };
-        // *One-writer*, rule 2: leave before you offer.
-        self.alone = None;
-        self.change_record(After::Left { session }, |r| r.alone = false);
-        if let Some(source) = self.source() {
-            source.stage = Stage::Leaving;
-        }
-    }
-
-    pub(super) fn on_left_durable(&mut self, session: SessionId, out: &mut Actions) {
-        if !self.is_session(session) {
-            return;
-        }
-        let record = self.record();
-        let (current, history) = (record.current, record.history.clone());
-        let Some(current) = current else {
-            panic!("a source has a generation")
-        };
-        assert!(
-            !self.record().alone && self.alone.is_none(),
-            "rule 2: leave before you offer"
-        );
-        if let Some(source) = self.source() {
-            source.stage = Stage::Offered;
-        }
-        self.send(Message::Offer { current, history }, out);
-    }
-
-    /// Step 5: the target adopts, in one durable write.
-    ///
-    /// Errors: an offer out of turn.
-    pub(super) fn on_offer(
-        &mut self,
-        current: Generation,
-        history: Vec<Generation>,
-    ) -> Result<(), String> {
-        let Some(session) = self.session() else {
-            return Ok(());
-        };
-        let ready = match self.up_mut() {
-            Some(Up {
-                phase: Phase::Target(target),
-                applied,
-                ..
-            }) if applied.is_idle() => !std::mem::replace(&mut target.adopted, true),
-            _ => false,
-        };
-        if !ready {
-            return Err(
-                "it offers its generation to a copy that is not its target, or too early".into(),
-            );
-        }
-        let boot = self.boot;
-        self.bitmap.clear_all();
-        self.pages.write_all = true;
-        self.change_record(After::Adopted { session }, |r| {
-            r.current = Some(current);
-            r.history = history;
-            r.bound_history();
-            r.base = None;
-            r.alone = false;
-            r.disk = StoredDisk::Consistent;
-            r.forced_bad = false;
-            r.was_primary = false;
-            r.zeroed = false;
-            r.all_marked = false;
-            r.verify_found = false;
-            r.boot = Some(boot);
-        });
-        Ok(())
-    }
-
-    pub(super) fn on_adopted_durable(&mut self, session: SessionId, out: &mut Actions) {
-        self.local.unbroken = true;
-        if self.is_session(session) {
-            self.local.up_to_date = true;
-            self.send(Message::Adopted, out);
-        }
-    }
-
-    /// Step 6: only now the source forgets the base.
-    ///
-    /// Errors: a confirmation of nothing.
-    pub(super) fn on_adopted(&mut self, _out: &mut Actions) -> Result<(), String> {
-        let Some(session) = self.session() else {
-            return Ok(());
-        };
-        let boot = self.boot;
-        match self.source() {
-            Some(source) if source.stage == Stage::Offered => source.stage = Stage::Settling,
-            _ => return Err("it has adopted a generation that was not offered".into()),
-        }
-        self.change_record(After::Settled { session }, |r| {
-            r.base = None;
-            r.boot = Some(boot);
-            r.verify_found = false;
-        });
-        Ok(())
-    }
-
-    pub(super) fn on_settled_durable(&mut self, session: SessionId, out: &mut Actions) {
-        self.local.unbroken = self.local.store == super::Store::Usable;
-        if !self.is_session(session) {
-            return;
-        }
-        self.local.up_to_date = true;
-        self.send(Message::Settled, out);
-        if let Some(source) = self.source() {
-            let (marked, sent, since) = (
-                source.marked_at_start * BLOCK,
-                source.sent_bytes,
-                source.since,
-            );
-            let ms = self.now.since(since) / 1_000_000;
-            out.push(Action::Report(Notice::ResyncDone { marked, sent, ms }));
-        }
-        if let Some(up) = self.up_mut() {
-            up.peer.disk = DiskState::UpToDate;
-            up.phase = Phase::InSync;
-        }
-        if self.gate == Gate::Frozen {
-            self.gate = Gate::Open;
-        }
-        self.pages.write_all = true;
-        self.on_in_sync(out);
-    }
-
-    /// Errors: out of turn.
-    pub(super) fn on_settled(&mut self, out: &mut Actions) -> Result<(), String> {
-        match self.up_mut() {
-            Some(up) => match &up.phase {
-                Phase::Target(Target { adopted: true, .. }) => up.phase = Phase::InSync,
-                _ => return Err("it says in sync to a copy that has not adopted".into()),
-            },
-            None => return Ok(()),
-        }
-        self.on_in_sync(out);
-        Ok(())
-    }
-
-    /// In sync from now on.
-    pub(super) fn on_in_sync(&mut self, out: &mut Actions) {
-        self.local.unbroken = self.local.store == super::Store::Usable;
-        self.timers.clear(Timer::Resync);
-        self.seek_to_rejoin(out);
     }
 
     /// The session has gone: spans of chunks whose blocks were read are free again. (The others
