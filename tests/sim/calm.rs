@@ -98,21 +98,23 @@ impl World {
         }
         if nth % 20 == 13 && self.may_resolve() {
             self.ghost.operator_chose = true;
-            // never over a Primary: it would refuse
+            // never over a Primary: it would refuse; nor with a copy that is being copied to
+            let is_whole = |node: usize| self.nodes[node].seen.disk != DiskState::Inconsistent;
             let keeper = (0..2)
                 .find(|node| self.nodes[*node].seen.role == Role::Primary)
+                .or((0..2).find(|node| is_whole(*node) && !is_whole(1 - node)))
                 .unwrap_or(nth as usize / 20 % 2);
             let demoted = 1 - keeper;
             if self.nodes[demoted].seen.role == Role::Primary {
                 self.command(demoted, Command::Demote { force: true })?;
             }
-            self.command(
-                keeper,
-                Command::Resync {
-                    from: Some(From::Local),
-                    full: false,
-                },
-            )?;
+            // At both, so that no earlier word contradicts it.
+            for (node, from) in [(keeper, From::Local), (demoted, From::Peer)] {
+                if self.nodes[node].mirror.is_some() {
+                    let from = Some(from);
+                    self.command(node, Command::Resync { from, full: false })?;
+                }
+            }
         }
         Ok(())
     }
@@ -133,7 +135,7 @@ impl World {
 
     /// The copies may have forked, and both nodes know that they can't come together by themselves.
     fn may_resolve(&self) -> bool {
-        self.options.may_fork() && self.ghost.refused_lately()
+        (self.options.may_fork() || self.ghost.invalidated) && self.ghost.refused_lately()
     }
 
     fn is_at_rest(&self) -> bool {

@@ -26,6 +26,7 @@ impl World {
             return Ok(());
         }
         let recovered = self.recover(node)?;
+        self.ghost_record(node)?; // what a crash let through
         let steps = recovered.repair;
         if steps.is_empty() {
             return self.serve(node);
@@ -142,7 +143,6 @@ impl World {
         self.lose(&lost);
         self.trace
             .line(|| format!("{:>10} {name} machine crashes", self.now / 1000));
-        self.ghost.saw_record(node, self.nodes[node].meta.record());
     }
 
     /// A crash took these from a copy.

@@ -26,7 +26,7 @@ pub struct Term {
 }
 
 impl Ghost {
-    /// Takes note of a record without a check: at the beginning, and after a crash.
+    /// Takes note of a record without a check: at the beginning.
     pub fn saw_record(&mut self, node: usize, record: Option<&Record>) {
         if let Some(current) = record.and_then(|record| record.current) {
             self.parents.entry(current.tag).or_insert(None);
@@ -182,7 +182,8 @@ impl World {
         self.ghost.parents.insert(tag, before);
         self.stats.mark("minted");
         let name = self.nodes[node].name;
-        if old.is_bad() && !(new.forced_bad && self.options.forced) {
+        let word = self.options.forced || self.ghost.operator_chose;
+        if old.is_bad() && !(new.forced_bad && word) {
             let what = format!("{name} mints a generation as {:?}", old.disk);
             return Err(self.violation("No-stale-promotion", what));
         }

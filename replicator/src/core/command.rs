@@ -180,6 +180,9 @@ impl Mirror {
         if !self.is_in_sync() {
             return Ok(()); // no more: the session is about to end
         }
+        if self.up().is_some_and(|up| up.resolved) && self.me < self.peer {
+            return Ok(()); // two operators at once: the word at the lower id stands
+        }
         if self.is_primary() || self.is_granted() {
             return Err("it wants to overwrite the copy of a Primary".into());
         }
@@ -273,8 +276,27 @@ impl Mirror {
         self.end_attempt();
         if self.is_in_sync() {
             self.send(Message::Leave, out);
+        } else if self.is_last_copy() {
+            // The Primary's disk failed meanwhile. It was not told, has answered nothing since,
+            // and this copy has everything: it must not go as a stale one.
+            let after = After::Reclaimed { command: id };
+            return self.change_record(after, |r| r.disk = StoredDisk::Consistent);
         }
         self.left(id, out);
+    }
+
+    pub(super) fn on_reclaimed_durable(&mut self, id: CommandId, out: &mut Actions) {
+        if self.stopping == Some(id) {
+            return self.left(id, out);
+        }
+        self.door.shut = false;
+        let why = refusal(
+            "not disconnected: the Primary's disk failed, and this is the only copy now",
+            vec![format!("node {} goes on with this node's disk", self.peer)],
+            "replace the disk there first",
+        );
+        self.answer(id, Err(why), out);
+        self.seek_to_carry(out);
     }
 
     fn left(&mut self, id: CommandId, out: &mut Actions) {

@@ -4,6 +4,8 @@
 //! its own, durably: *One-writer*, a write that only one copy holds is answered in a generation
 //! that the other does not have. The carrier marks what it applies.
 
+use kagami_bitmap::superblock::StoredDisk;
+
 use super::durable::After;
 use super::event::IoError;
 use super::link::Phase;
@@ -91,10 +93,15 @@ impl Mirror {
 
     /// The peer is a Primary without a disk, and this copy is not yet its carrier.
     pub(super) fn must_carry(&self) -> bool {
+        let stays_good = self.durable.next_record().disk == StoredDisk::Consistent;
+        self.is_good() && stays_good && self.is_last_copy()
+    }
+
+    /// The peer is a Primary that lost its disk in this session, and nobody carries it yet.
+    pub(super) fn is_last_copy(&self) -> bool {
         let Some(up) = self.up() else { return false };
         let lost = matches!(up.peer.disk, DiskState::Failed | DiskState::Diskless);
-        self.is_good()
-            && !self.is_primary()
+        !self.is_primary()
             && lost
             && up.peer.role == Role::Primary
             && matches!(up.phase, Phase::Serve(Serve { carried: false }))

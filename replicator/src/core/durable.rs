@@ -50,6 +50,8 @@ pub(super) enum After {
     Settled { session: SessionId },
     /// Outdated, to leave cleanly.
     Outdated { command: CommandId },
+    /// Consistent again: the Primary's disk failed while this node was leaving.
+    Reclaimed { command: CommandId },
     /// Inconsistent, because an operator said so.
     Invalidated { command: Option<CommandId> },
     /// The register's instance.
@@ -215,6 +217,7 @@ impl Mirror {
         match after {
             After::Demoted => self.on_demoted_durable(out),
             After::Outdated { command } => self.on_outdated_durable(command, out),
+            After::Reclaimed { command } => self.on_reclaimed_durable(command, out),
             After::Invalidated { command: Some(id) } => {
                 let why = super::Refusal {
                     what: "not invalidated: the metadata store failed".into(),
@@ -241,6 +244,7 @@ impl Mirror {
             After::Adopted { session } => self.on_adopted_durable(session, out),
             After::Settled { session } => self.on_settled_durable(session, out),
             After::Outdated { command } => self.on_outdated_durable(command, out),
+            After::Reclaimed { command } => self.on_reclaimed_durable(command, out),
             After::Invalidated { command } => self.on_invalidated_durable(command, out),
             After::ArbiterNamed { session } => self.on_arbiter_named(session, out),
         }

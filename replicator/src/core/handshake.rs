@@ -411,7 +411,14 @@ impl Mirror {
     fn on_refused(&mut self, refused: Refused, mine: &Hello, theirs: &Hello, out: &mut Actions) {
         let keep = decide::kept(mine, theirs);
         self.door.refused += 1;
-        let reason = format!("refused: {refused:?}");
+        let contradict = matches!((mine.keep, theirs.keep), (Some(a), Some(b)) if a != b);
+        let reason = if contradict {
+            format!(
+                "refused: {refused:?}, and each node was told to keep its own copy: say `kagami resync --from peer` on the one that is to lose"
+            )
+        } else {
+            format!("refused: {refused:?}")
+        };
         if keep == Some(self.me) && matches!(refused, Refused::BothStale | Refused::NameSource) {
             // The kept copy mints; the next handshake finds it ahead.
             self.solo.keep = Some(self.me);
