@@ -279,7 +279,10 @@ impl World {
             let sectors: Vec<u64> = pending.op.writes().map(|(sector, _)| sector).collect();
             let oldest = self.oldest_request();
             for sector in sectors {
-                self.check_durable(node, sector, self.tick, "FUA write")?;
+                let level = Level::Write {
+                    start: pending.start,
+                };
+                self.check_durable(node, sector, self.tick, level, "FUA write")?;
                 self.history.flushed_one(sector, pending.start, oldest);
             }
         }
@@ -291,7 +294,7 @@ impl World {
     pub(super) fn check_flush(&mut self, node: usize, pending: &Pending) -> Checked {
         self.check_answerer(node, pending)?;
         for sector in self.history.unflushed().collect::<Vec<_>>() {
-            self.check_durable(node, sector, pending.start, "flush")?;
+            self.check_durable(node, sector, pending.start, Level::Newest, "flush")?;
         }
         self.history.flushed(pending.start, self.oldest_request());
         Ok(())
@@ -322,11 +325,18 @@ impl World {
         counted
     }
 
-    fn check_durable(&mut self, node: usize, sector: u64, bound: u64, what: &str) -> Checked {
+    fn check_durable(
+        &mut self,
+        node: usize,
+        sector: u64,
+        bound: u64,
+        level: Level,
+        what: &str,
+    ) -> Checked {
         let (block, nth) = (sector / SECTORS as u64, sector as usize % SECTORS);
         for copy in self.counted(node) {
             let value = self.nodes[copy].store.durable(block)[nth];
-            if self.history.may_find(sector, value, bound, Level::Newest) {
+            if self.history.may_find(sector, value, bound, level) {
                 continue;
             }
             if self.is_weak() || self.may_be_lost(sector, value, bound) {

@@ -36,6 +36,12 @@ pub enum Level {
     Surviving,
     /// No answered write that an answered flush covers is missing.
     Flushed,
+    /// The write that began at `start`, and what had been answered before it began: what was
+    /// answered beside it may be older than it, or not flushed.
+    Write {
+        /// When it began.
+        start: u64,
+    },
 }
 
 /// The writes of every sector.
@@ -108,6 +114,7 @@ impl History {
             Level::Newest => true,
             Level::Surviving => later.flushed || !later.lost,
             Level::Flushed => later.flushed,
+            Level::Write { start } => later.start == start || later.end <= start,
         };
         let replaced = |entry: &Entry| {
             entries.iter().any(|later| {

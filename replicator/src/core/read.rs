@@ -63,8 +63,11 @@ impl Mirror {
                 len: span.byte_len() as u32,
             };
             self.submit(DiskWork::Read(key), op, out);
-        } else {
+        } else if self.spans.is_free(span) {
             self.read_from_peer(key, out);
+        } else {
+            // With protocols A and B a write there may be answered, and not yet be on its disk.
+            self.hold_read(key);
         }
     }
 
@@ -82,7 +85,7 @@ impl Mirror {
                 let read = &self.reads[key.0];
                 if !self.spans.try_lock(read.span) {
                     // A write is under way there; what the peer has may be older than it.
-                    return self.hold_read(key, out);
+                    return self.hold_read(key);
                 }
                 self.reads[key.0].repair = true;
                 let doing = "reading (the peer's block is used)";
@@ -120,7 +123,7 @@ impl Mirror {
     }
 
     /// Does the read again, later.
-    fn hold_read(&mut self, key: ReadKey, _out: &mut Actions) {
+    fn hold_read(&mut self, key: ReadKey) {
         let read = self.reads.remove(key.0);
         let request = Request::Read {
             offset: read.offset,
