@@ -1,8 +1,6 @@
 //! A pair for a test, and the clients that use it.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::sync::mpsc;
 use std::time::Duration;
 
 use kagami::commands::bench::client::Client;
@@ -10,6 +8,10 @@ use kagami::commands::demo::DemoError;
 use kagami::commands::demo::node::Node;
 use kagami::commands::demo::scratch::{MIRROR, Scratch, Wanted};
 use kagami::control::report::{Condition, MirrorReport};
+
+#[path = "../../../nbd-server/tests/support/programs.rs"]
+mod programs;
+pub use programs::{finish, program, succeed};
 
 /// The built program.
 pub const KAGAMI: &str = env!("CARGO_BIN_EXE_kagami");
@@ -164,62 +166,6 @@ pub fn get(client: &mut Client, offset: u64, len: u64) -> Vec<u8> {
             .unwrap_or_else(|e| panic!("{e}"));
     }
     bytes
-}
-
-/// A program of a client. A test without its client fails: passing would say that it was tried.
-pub fn program(name: &str) -> Command {
-    let package = match name {
-        "nbdinfo" | "nbdcopy" => "libnbd-bin",
-        "nbdsh" => "python3-libnbd",
-        "qemu-img" | "qemu-io" => "qemu-utils",
-        "fio" => "fio",
-        "openssl" => "openssl",
-        other => panic!("which Debian package has {other}?"),
-    };
-    let found = std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(name).is_file()));
-    assert!(found, "{name} is not installed: apt-get install {package}");
-    let mut command = Command::new(name);
-    if name == "nbdsh" {
-        // It starts `python3`, and the package's module is for Debian's own.
-        let rest = std::env::var("PATH").unwrap_or_default();
-        command.env("PATH", format!("/usr/bin:{rest}"));
-    }
-    command
-}
-
-/// Runs a client to its end, within the deadline.
-pub fn finish(command: &mut Command) -> Output {
-    let child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let pid = rustix::process::Pid::from_child(&child);
-    let (done, wait) = mpsc::channel::<()>();
-    let watchdog = std::thread::spawn(move || {
-        if wait.recv_timeout(DEADLINE) == Err(mpsc::RecvTimeoutError::Timeout) {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-        }
-    });
-    let output = child.wait_with_output().expect("its output");
-    drop(done);
-    watchdog.join().expect("the watchdog");
-    output
-}
-
-/// Runs a client that must succeed, and gives what it printed.
-pub fn succeed(command: &mut Command) -> String {
-    let output = finish(command);
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "{command:?}: {}\n{text}\n{errors}",
-        output.status
-    );
-    text
 }
 
 /// A file beside a node's own.

@@ -1,0 +1,214 @@
+//! The end of a resynchronisation: in sync (docs/protocol.md §5, steps 4 to 6).
+//!
+//! With no marks left the source freezes new writes for a moment, leaves - `alone` goes, durably -,
+//! and offers its generation; the target adopts it in one durable write; both settle.
+
+use kagami_bitmap::superblock::{Generation, StoredDisk};
+use kagami_bitmap::{BLOCK, Block};
+
+use super::durable::After;
+use super::link::{Phase, Up};
+use super::message::Message;
+use super::request::Gate;
+use super::resync::{RETRY_MS, Stage, Target};
+use super::state::{DiskState, SessionId};
+use super::timers::Timer;
+use super::{Action, Actions, Mirror, Notice};
+
+impl Mirror {
+    /// The arbiter answered a probe, or did not: then this copy stays alone, and tries later.
+    pub(super) fn on_probed(&mut self, reachable: bool) {
+        let retry = self
+            .now
+            .after_ms(self.settings.arbiter_timeout_ms.max(RETRY_MS));
+        let Some(source) = self.source() else { return };
+        if source.stage != Stage::Probing {
+            return;
+        }
+        if reachable {
+            self.freeze();
+        } else {
+            source.stage = Stage::Copying;
+            source.wait_until = Some(retry);
+        }
+    }
+
+    pub(super) fn freeze(&mut self) {
+        if let Some(source) = self.source() {
+            source.stage = Stage::Freezing;
+            if self.gate == Gate::Open {
+                self.gate = Gate::Frozen;
+            }
+        }
+    }
+
+    /// Step 4: no marks, nothing in flight; then `alone` goes, durably.
+    pub(super) fn leave_when_quiet(&mut self) {
+        if self.bitmap.count() > 0 {
+            // An application's write failed at one copy meanwhile: copy on.
+            if let Some(source) = self.source() {
+                source.stage = Stage::Copying;
+                source.cursor = Block(0);
+            }
+            if self.gate == Gate::Frozen {
+                self.gate = Gate::Open;
+            }
+            return;
+        }
+        if !self.unflushed.is_empty() {
+            self.flush.wanted = true;
+            return;
+        }
+        let quiet = self.runs_in_flight().next().is_none()
+            && !self.flush.is_running()
+            && self.attempt.is_none()
+            && !self.durable.is_changing();
+        let Some(session) = self.session().filter(|_| quiet) else {
+            return;
+        };
+        // *One-writer*, rule 2: leave before you offer.
+        self.alone = None;
+        self.change_record(After::Left { session }, |r| r.alone = false);
+        if let Some(source) = self.source() {
+            source.stage = Stage::Leaving;
+        }
+    }
+
+    pub(super) fn on_left_durable(&mut self, session: SessionId, out: &mut Actions) {
+        if !self.is_session(session) {
+            return;
+        }
+        let record = self.record();
+        let (current, history) = (record.current, record.history.clone());
+        let Some(current) = current else {
+            panic!("a source has a generation")
+        };
+        assert!(
+            !self.record().alone && self.alone.is_none(),
+            "rule 2: leave before you offer"
+        );
+        if let Some(source) = self.source() {
+            source.stage = Stage::Offered;
+        }
+        self.send(Message::Offer { current, history }, out);
+    }
+
+    /// Step 5: the target adopts, in one durable write.
+    ///
+    /// Errors: an offer out of turn.
+    pub(super) fn on_offer(
+        &mut self,
+        current: Generation,
+        history: Vec<Generation>,
+    ) -> Result<(), String> {
+        let Some(session) = self.session() else {
+            return Ok(());
+        };
+        let ready = match self.up_mut() {
+            Some(Up {
+                phase: Phase::Target(target),
+                applied,
+                ..
+            }) if applied.is_idle() => !std::mem::replace(&mut target.adopted, true),
+            _ => false,
+        };
+        if !ready {
+            return Err(
+                "it offers its generation to a copy that is not its target, or too early".into(),
+            );
+        }
+        let boot = self.boot;
+        self.bitmap.clear_all();
+        self.pages.write_all = true;
+        self.change_record(After::Adopted { session }, |r| {
+            r.current = Some(current);
+            r.history = history;
+            r.bound_history();
+            r.base = None;
+            r.alone = false;
+            r.disk = StoredDisk::Consistent;
+            r.forced_bad = false;
+            r.was_primary = false;
+            r.zeroed = false;
+            r.all_marked = false;
+            r.verify_found = false;
+            r.boot = Some(boot);
+        });
+        Ok(())
+    }
+
+    pub(super) fn on_adopted_durable(&mut self, session: SessionId, out: &mut Actions) {
+        self.local.unbroken = true;
+        if self.is_session(session) {
+            self.local.up_to_date = true;
+            self.send(Message::Adopted, out);
+        }
+    }
+
+    /// Step 6: only now the source forgets the base.
+    ///
+    /// Errors: a confirmation of nothing.
+    pub(super) fn on_adopted(&mut self, _out: &mut Actions) -> Result<(), String> {
+        let Some(session) = self.session() else {
+            return Ok(());
+        };
+        let boot = self.boot;
+        match self.source() {
+            Some(source) if source.stage == Stage::Offered => source.stage = Stage::Settling,
+            _ => return Err("it has adopted a generation that was not offered".into()),
+        }
+        self.change_record(After::Settled { session }, |r| {
+            r.base = None;
+            r.boot = Some(boot);
+            r.verify_found = false;
+        });
+        Ok(())
+    }
+
+    pub(super) fn on_settled_durable(&mut self, session: SessionId, out: &mut Actions) {
+        self.local.unbroken = self.local.store == super::Store::Usable;
+        if !self.is_session(session) {
+            return;
+        }
+        self.local.up_to_date = true;
+        self.send(Message::Settled, out);
+        if let Some(source) = self.source() {
+            let (marked, sent, since) = (
+                source.marked_at_start * BLOCK,
+                source.sent_bytes,
+                source.since,
+            );
+            let ms = self.now.since(since) / 1_000_000;
+            out.push(Action::Report(Notice::ResyncDone { marked, sent, ms }));
+        }
+        if let Some(up) = self.up_mut() {
+            up.peer.disk = DiskState::UpToDate;
+            up.phase = Phase::InSync;
+        }
+        if self.gate == Gate::Frozen {
+            self.gate = Gate::Open;
+        }
+        self.pages.write_all = true;
+        self.on_in_sync(out);
+    }
+
+    /// Errors: out of turn.
+    pub(super) fn on_settled(&mut self, out: &mut Actions) -> Result<(), String> {
+        match self.up_mut() {
+            Some(up) => match &up.phase {
+                Phase::Target(Target { adopted: true, .. }) => up.phase = Phase::InSync,
+                _ => return Err("it says in sync to a copy that has not adopted".into()),
+            },
+            None => return Ok(()),
+        }
+        self.on_in_sync(out);
+        Ok(())
+    }
+
+    /// In sync from now on.
+    pub(super) fn on_in_sync(&mut self, out: &mut Actions) {
+        self.local.unbroken = self.local.store == super::Store::Usable;
+        self.timers.clear(Timer::Resync);
+        self.seek_to_rejoin(out);
+    }
+}
