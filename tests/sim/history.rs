@@ -192,17 +192,26 @@ impl History {
             return false;
         };
         let mut replaced_before = 0;
+        let newest = entries
+            .iter()
+            .filter(|entry| entry.answered && covers(entry))
+            .map(|entry| entry.start)
+            .max();
         for entry in entries
             .iter_mut()
             .filter(|entry| entry.answered && covers(entry))
         {
-            entry.flushed = true;
-            if entry.end < oldest {
+            // What a crash took and a newer write replaced was not there to be flushed: a read
+            // beside that newer write may miss both.
+            entry.flushed |= !entry.lost || newest.is_none_or(|newest| entry.end >= newest);
+            if entry.flushed && entry.end < oldest {
                 replaced_before = replaced_before.max(entry.start);
             }
         }
         entries.retain(|entry| entry.end >= replaced_before);
-        entries.iter().any(|entry| entry.answered && !entry.flushed)
+        entries
+            .iter()
+            .any(|entry| entry.answered && !entry.flushed && !entry.lost)
     }
 
     /// The sectors that anything was ever written to.

@@ -70,9 +70,10 @@ impl Mirror {
         }
     }
 
-    /// True if this node has neither a disk nor a peer to serve from: EIO, at once.
+    /// True if this node has neither a disk nor a peer to serve from: EIO, at once. A peer that
+    /// lacks what protocol A or B answered is none: its blocks would be old ones.
     pub(super) fn has_lost_all(&self) -> bool {
-        self.local.store != Store::Usable && self.up().is_none()
+        self.local.store != Store::Usable && (self.up().is_none() || self.local.ahead)
     }
 
     fn serve(&mut self) -> Option<&mut Serve> {
@@ -85,6 +86,7 @@ impl Mirror {
     /// This node is a Primary without a disk, and the peer answers for both.
     pub(super) fn is_carried(&self) -> bool {
         self.local.store != Store::Usable
+            && !self.local.ahead
             && matches!(
                 self.up().map(|up| &up.phase),
                 Some(Phase::Serve(Serve { carried: true }))

@@ -171,6 +171,8 @@ struct Local {
     up_to_date: bool,
     /// No completed write was lost since the copies were last in sync (docs/protocol.md §1).
     unbroken: bool,
+    /// The peer lacks writes that protocol A or B answered before it had them.
+    ahead: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -280,6 +282,7 @@ impl Mirror {
                 },
                 up_to_date: false,
                 unbroken,
+                ahead: false,
             },
             role: Role::Secondary,
             alone: None,

@@ -207,6 +207,7 @@ impl Mirror {
 
     /// In sync from now on.
     pub(super) fn on_in_sync(&mut self, out: &mut Actions) {
+        self.local.ahead = false;
         self.local.unbroken = self.local.store == super::Store::Usable;
         self.timers.clear(Timer::Resync);
         self.seek_to_rejoin(out);

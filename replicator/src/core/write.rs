@@ -423,10 +423,11 @@ impl Mirror {
                 && write.stage == Stage::Started
                 && write.local != Copy::Owed
                 && write.peer == Copy::Lost
-                && matches!(write.origin, Origin::Front(_))
+                && !matches!(write.origin, Origin::Peer { .. })
         };
         if lost {
-            // Without a disk only the peer can have it: sent again once the peer carries.
+            // Without a disk only the peer can have it: sent again once the peer carries, even if
+            // protocol A or B answered it before.
             let write = &mut self.writes[key.0];
             write.stage = Stage::Parked;
             write.local = Copy::None;
@@ -510,6 +511,10 @@ impl Mirror {
         for key in keys {
             let write = &mut self.writes[key.0];
             if write.sent.is_some() {
+                let answered = matches!(write.origin, Origin::Answered);
+                if answered && write.peer != Copy::Done && self.local.store == Store::Usable {
+                    self.local.ahead = true;
+                }
                 write.peer = Copy::Lost;
             }
             // A copy that was alone in the session already needs nobody to answer.
