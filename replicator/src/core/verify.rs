@@ -339,12 +339,10 @@ impl Mirror {
         self.forget_verify();
         if let Some(verify) = self.verify.take() {
             self.answer(verify.command, answer, out);
-            self.send(
-                Message::Progress {
-                    doing: Doing::Nothing,
-                },
-                out,
-            );
+            if self.up().is_some() {
+                let doing = Doing::Nothing;
+                self.send(Message::Progress { doing }, out);
+            }
             self.wake_blocked(out);
         }
     }
