@@ -248,3 +248,16 @@ pub fn context_data(export: &str, queries: &[&str]) -> Vec<u8> {
     }
     data
 }
+
+/// A write request with its payload.
+pub fn write_bytes(flags: u16, cookie: u64, offset: u64, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = request_bytes(
+        flags,
+        kagami_nbd_server::proto::cmd::WRITE,
+        cookie,
+        offset,
+        payload.len() as u32,
+    );
+    bytes.extend(payload);
+    bytes
+}
