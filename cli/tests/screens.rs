@@ -280,7 +280,14 @@ fn refused_handshakes() {
         generation: generation(44),
         ..SideReport::default()
     });
-    screen("split-brain-little-known", split, Condition::SplitBrain, 13);
+    screen(
+        "split-brain-little-known",
+        split.clone(),
+        Condition::SplitBrain,
+        13,
+    );
+    split.role = Role::Primary;
+    screen("split-brain-primary", split, Condition::SplitBrain, 13);
     screen(
         "both-stale",
         refused(

@@ -200,8 +200,14 @@ fn refused(mirror: &MirrorReport, refusal: Refusal) -> Vec<String> {
                 || "loses what was written here alone".to_owned(),
                 |size| format!("loses {size} here"),
             );
+            // A Primary's copy is not overwritten under its users.
+            let first = if mirror.role == Role::Primary {
+                format!(", after `kagami demote {name}`")
+            } else {
+                String::new()
+            };
             vec![format!(
-                "choose whose changes to keep: `kagami resync {name} --from local` ({theirs}) or `--from peer` ({ours})"
+                "choose whose changes to keep: `kagami resync {name} --from local` ({theirs}) or `--from peer` ({ours}{first})"
             )]
         }
         Refusal::BothStale => vec![format!(
