@@ -148,19 +148,22 @@ has_size() { [ "$(blockdev --getsize64 "$1" 2>/dev/null || echo 0)" -gt 0 ]; }
 
 # ---- files ----------------------------------------------------------------------------------
 
-# Copies a tree folder by folder. What is in MANIFEST (sha256sum's format, below DESTINATION) was
-# synced before its line was written, files, folders and the folders above.
-copy_tree() { # SOURCE DESTINATION MANIFEST
-    local source=$1 destination=$2 manifest=$3 folder
-    local -a files
-    while IFS= read -r folder; do
-        mkdir -p "$destination/$folder"
-        mapfile -t files < <(find "$source/$folder" -maxdepth 1 -type f)
-        [ ${#files[@]} -gt 0 ] || continue
-        cp "${files[@]}" "$destination/$folder/"
-        (cd "$destination" && sync "${files[@]/#$source/.}" "$folder" "$folder/..")
-        (cd "$source" && sha256sum "${files[@]/#$source/.}") >>"$manifest"
-    done < <(cd "$source" && find . -type d)
+# Copies the first COUNT files of a tree, some at a time. What is in MANIFEST (sha256sum's format,
+# below DESTINATION) was synced before its line was written, files and folders.
+copy_tree() { # SOURCE DESTINATION MANIFEST COUNT
+    local source=$1 destination=$2 manifest=$3 count=$4 sums
+    local -a files folders
+    mkdir -p "$destination"
+    while mapfile -t -n 16 files && [ ${#files[@]} -gt 0 ]; do
+        cd "$source"
+        cp --parents "${files[@]}" "$destination"
+        sums=$(sha256sum "${files[@]}")
+        cd "$destination"
+        mapfile -t folders < <(printf '%s\n' "${files[@]%/*}" | sort -u)
+        sync "${files[@]}" "${folders[@]}" "${folders[@]/%//..}"
+        printf '%s\n' "$sums" >>"$manifest"
+    done < <(cd "$source" && find . -type f | sort | head -n "$count")
+    cd /
 }
 
 lines() { local n; n=$(wc -l <"$1"); printf '%s' "$n"; }
