@@ -87,17 +87,19 @@ offer_and_join() { # "OFFERING-NODE ARG..." "JOINING-NODE ARG..." [ARG-AFTER-THE
 
 # Makes the pair, its witness and its mirror, in sync. Its stores are disk0 and disk1; keys,
 # metadata and logs are on disk2.
-make_pair() { # SIZE
+# SIZE '': the whole of disk0.
+make_pair() { # SIZE [ARG-OF-INIT]...
+    local size=$1 node
+    shift
     mkdir -p "$NODES"
     mkfs.ext4 -q /dev/disk2
     mount /dev/disk2 "$NODES"
     make_node alpha 7001
     make_node beta 7002
     make_node witness 7003 $'[witness]\nlisten = ["127.0.0.1:7790"]'
-    on alpha init "$MIRROR" --device /dev/disk0 --size "$1" --max-size 8G >/dev/null
+    on alpha init "$MIRROR" --device /dev/disk0 ${size:+--size "$size"} --max-size 8G "$@" >/dev/null
     offer_and_join "alpha pair $MIRROR --address 127.0.0.1" 'beta pair --join' \
         --device /dev/disk1 --max-size 8G
-    local node
     for node in alpha beta; do
         offer_and_join 'witness witness enrol --address 127.0.0.1' "$node arbiter join" --mirror "$MIRROR"
     done
