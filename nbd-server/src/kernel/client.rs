@@ -24,6 +24,16 @@ pub trait Transport: Send {
     fn receive(&mut self) -> io::Result<Vec<u8>>;
 }
 
+impl<T: Transport + ?Sized> Transport for Box<T> {
+    fn send(&mut self, request: &[u8]) -> io::Result<()> {
+        (**self).send(request)
+    }
+
+    fn receive(&mut self) -> io::Result<Vec<u8>> {
+        (**self).receive()
+    }
+}
+
 /// Why the kernel does not do what was asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -163,7 +173,9 @@ impl<T: Transport> Nbd<T> {
     pub fn reconfigure(&mut self, reconfigure: &Reconfigure<'_>) -> Result<(), KernelFault> {
         let sequence = self.next();
         let request = reconfigure.encode(self.family, sequence);
-        self.ask("RECONFIGURE", &request).map(drop).map_err(not_ours)
+        self.ask("RECONFIGURE", &request)
+            .map(drop)
+            .map_err(not_ours)
     }
 
     /// Takes a device down. There is no check whether somebody uses it.
@@ -253,8 +265,10 @@ fn exchange(
 ///
 /// # Errors
 /// No descriptors or no memory.
-pub fn socket_pair() -> io::Result<(std::os::unix::net::UnixStream, std::os::unix::net::UnixStream)>
-{
+pub fn socket_pair() -> io::Result<(
+    std::os::unix::net::UnixStream,
+    std::os::unix::net::UnixStream,
+)> {
     std::os::unix::net::UnixStream::pair()
 }
 
@@ -269,9 +283,9 @@ pub fn is_hung_up(socket: &std::os::unix::net::UnixStream) -> io::Result<bool> {
         rustix::event::PollFlags::empty(),
     )];
     rustix::event::poll(&mut fds, Some(&rustix::event::Timespec::default()))?;
-    Ok(fds[0].revents().intersects(
-        rustix::event::PollFlags::HUP | rustix::event::PollFlags::ERR,
-    ))
+    Ok(fds[0]
+        .revents()
+        .intersects(rustix::event::PollFlags::HUP | rustix::event::PollFlags::ERR))
 }
 
 #[cfg(test)]
@@ -332,11 +346,7 @@ mod tests {
 
     #[test]
     fn refusals_have_names() {
-        let refused = |errno| {
-            driver([ack(2, errno)])
-                .disconnect(0)
-                .expect_err("refused")
-        };
+        let refused = |errno| driver([ack(2, errno)]).disconnect(0).expect_err("refused");
         assert!(matches!(refused(1), KernelFault::NotPermitted));
         assert!(refused(1).next().contains("CAP_SYS_ADMIN"));
         assert!(matches!(refused(16), KernelFault::Busy));

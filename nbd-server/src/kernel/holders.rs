@@ -29,11 +29,23 @@ impl Procfs {
         Self { root: root.into() }
     }
 
+    /// Where a device or a partition of it is mounted, as `ext4 on /srv`.
+    pub fn mounted(&self, sysfs: &Sysfs, index: u32) -> Vec<String> {
+        let mounts = self.mounts(&names(sysfs, index));
+        let words = mounts.into_iter();
+        words
+            .map(|(_, place, kind)| format!("{kind} on {place}"))
+            .collect()
+    }
+
     /// Who uses `/dev/nbdN` or a partition of it, in words, a line each.
     pub fn users(&self, sysfs: &Sysfs, index: u32) -> Vec<String> {
-        let mut names = vec![format!("/dev/nbd{index}")];
-        names.extend(sysfs.partitions(index).iter().map(|name| format!("/dev/{name}")));
-        let mut found = self.mounts(&names);
+        let names = names(sysfs, index);
+        let mut found: Vec<String> = self
+            .mounts(&names)
+            .into_iter()
+            .map(|(device, place, kind)| format!("{device} is mounted on {place} ({kind})"))
+            .collect();
         found.extend(self.swaps(&names));
         found.extend(
             sysfs
@@ -45,7 +57,8 @@ impl Procfs {
         found
     }
 
-    fn mounts(&self, names: &[String]) -> Vec<String> {
+    /// Device, place and file system of each mount.
+    fn mounts(&self, names: &[String]) -> Vec<(String, String, String)> {
         let text = fs::read_to_string(self.root.join("mounts")).unwrap_or_default();
         let fields = text.lines().filter_map(|line| {
             let mut words = line.split(' ');
@@ -53,9 +66,7 @@ impl Procfs {
         });
         fields
             .filter(|(device, ..)| is_one_of(device, names))
-            .map(|(device, place, kind)| {
-                format!("{} is mounted on {} ({kind})", unescape(device), unescape(place))
-            })
+            .map(|(device, place, kind)| (unescape(device), unescape(place), kind.to_owned()))
             .collect()
     }
 
@@ -76,7 +87,10 @@ impl Procfs {
         };
         let mut found = Vec::new();
         for entry in entries.filter_map(Result::ok) {
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok())
+            let Some(pid) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse::<u32>().ok())
             else {
                 continue;
             };
@@ -87,7 +101,11 @@ impl Procfs {
                 .find(|path| names.iter().any(|name| Path::new(name) == path));
             if let Some(path) = open {
                 let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-                found.push(format!("process {pid} ({}) has {} open", name.trim(), path.display()));
+                found.push(format!(
+                    "process {pid} ({}) has {} open",
+                    name.trim(),
+                    path.display()
+                ));
                 if found.len() == PROCESSES_MAX {
                     break;
                 }
@@ -97,13 +115,21 @@ impl Procfs {
     }
 }
 
+/// The paths of a device and of its partitions.
+fn names(sysfs: &Sysfs, index: u32) -> Vec<String> {
+    let mut names = vec![format!("/dev/nbd{index}")];
+    let partitions = sysfs.partitions(index);
+    names.extend(partitions.iter().map(|name| format!("/dev/{name}")));
+    names
+}
+
 /// Whether a device of /proc/mounts is one of these; a link (`/dev/kagami/pg`) is followed.
 fn is_one_of(device: &str, names: &[String]) -> bool {
     let device = unescape(device);
     if names.contains(&device) {
         return true;
     }
-    device.starts_with('/')
+    device.starts_with("/dev/")
         && fs::canonicalize(&device)
             .is_ok_and(|real| names.iter().any(|name| Path::new(name) == real))
 }
@@ -163,6 +189,7 @@ mod tests {
             ]
         );
         assert_eq!(procfs.users(&sysfs, 1), [""; 0]);
+        assert_eq!(procfs.mounted(&sysfs, 0), ["ext4 on /srv/my files"]);
     }
 
     #[test]

@@ -212,7 +212,10 @@ pub fn read_family(answer: &[u8]) -> Result<Family, Malformed> {
     let id = id.and_then(Attribute::u16).ok_or(missing)?;
     let groups = attributes.find(controller::MULTICAST_GROUPS);
     let group = groups.and_then(|groups| {
-        let mut groups = groups.nested().filter_map(Result::ok).map(Attribute::nested);
+        let mut groups = groups
+            .nested()
+            .filter_map(Result::ok)
+            .map(Attribute::nested);
         groups
             .find(|group| {
                 group.find(controller::GROUP_NAME).and_then(Attribute::text) == Some(GROUP)
@@ -351,9 +354,7 @@ mod tests {
     #[test]
     fn states_and_deaths_are_read() {
         let item = |index: u32, connected: u8| {
-            move |list: Builder| {
-                list.nested(1, |item| item.u32(1, index).bytes(2, &[connected]))
-            }
+            move |list: Builder| list.nested(1, |item| item.u32(1, index).bytes(2, &[connected]))
         };
         let answer = Builder::new(0x22, 1, 5, 1)
             .nested(9, |list| item(1, 1)(item(0, 0)(list)))

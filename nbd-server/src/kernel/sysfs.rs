@@ -150,7 +150,11 @@ impl Sysfs {
     pub fn holders(&self, index: u32) -> Vec<String> {
         let device = self.device(index);
         let mut folders = vec![device.join("holders")];
-        folders.extend(self.partitions(index).iter().map(|name| device.join(name).join("holders")));
+        folders.extend(
+            self.partitions(index)
+                .iter()
+                .map(|name| device.join(name).join("holders")),
+        );
         let mut found: Vec<String> = folders
             .iter()
             .filter_map(|folder| fs::read_dir(folder).ok())
@@ -258,7 +262,10 @@ mod tests {
         assert!(read("queue/max_sectors_kb").starts_with("64"));
         fs::remove_file(sysfs.device(1).join("queue/scheduler")).expect("removed");
         let fault = sysfs.tune(1, 1024).expect_err("refused");
-        assert!(fault.to_string().contains("nbd1/queue/scheduler"), "{fault}");
+        assert!(
+            fault.to_string().contains("nbd1/queue/scheduler"),
+            "{fault}"
+        );
     }
 
     #[test]
