@@ -137,16 +137,19 @@ promoted() { on "$1" promote "$MIRROR" >/dev/null 2>"$NODES/$1/promote"; }
 # ---- the kernel's device --------------------------------------------------------------------
 
 attach_device() { # NODE DEV
-    nbd-client -unix "$NODES/$1/$MIRROR.nbd" "$2" -N "$MIRROR" -b 512 >/dev/null
-    wait_until 20 "$2 has a size" has_size "$2"
+    on "$1" attach "$MIRROR" --device "$2" >/dev/null
+    [ "$(blockdev --getsize64 "$2")" -gt 0 ] || fail "$2 has no size"
 }
 
-# Takes away a device that nobody serves any more: what waits in it fails.
+detach_device() { # NODE
+    on "$1" detach "$MIRROR" >/dev/null
+}
+
+# Takes away the device of a node that is dead: what waits in it fails, as it would have been lost
+# with that node's own kernel.
 drop_device() { # DEV
     nbd-client -d "$1" >/dev/null
 }
-
-has_size() { [ "$(blockdev --getsize64 "$1" 2>/dev/null || echo 0)" -gt 0 ]; }
 
 # ---- files ----------------------------------------------------------------------------------
 

@@ -53,7 +53,7 @@ fio "${job[@]}" --randseed="$(cat "$work/rounds")" --verify_only >"$work/last" |
 umount /mnt/alpha
 e2fsck -fn /dev/nbd0 >"$work/fsck" 2>&1 || fail "e2fsck: $(cat "$work/fsck")"
 proof 'mounted again: every block verified, e2fsck -fn is clean'
-detach_device alpha /dev/nbd0
+detach_device alpha
 stop alpha
 stop beta
 cmp /dev/disk0 /dev/disk1 || fail 'the copies differ'

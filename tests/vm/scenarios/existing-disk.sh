@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# vm: --backend qemu --mem 1024 --mod nbd:max_part=8,dm_mod --disk 384M --disk 384M --disk 256M --timeout 300
+# vm: --backend uml --mem 1024 --mod nbd:max_part=8,dm_mod --disk 384M --disk 384M --disk 256M --timeout 300
 # A disk that is in use becomes a mirror and goes back: a partition table of 512-byte sectors, ext4 on
 # one partition and an LVM volume with ext4 on another. `init --keep-data` takes it byte for byte;
 # afterwards kagami is stopped and the disk is used as before, with what was written meanwhile.
@@ -68,14 +68,13 @@ make_pair '' --keep-data
 cmp "$disk" /dev/disk1 || fail 'the copy differs'
 proof 'init --keep-data changed no byte of it, and the other node has a copy'
 
-promote alpha
 attach_device alpha /dev/nbd0
 use /dev/nbd0
 check before
 fill during
 check during
 leave /dev/nbd0
-drop_device /dev/nbd0
+detach_device alpha
 proof 'its partitions and its volume are mounted from the mirror, and take new files'
 
 stop beta

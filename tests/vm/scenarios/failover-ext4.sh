@@ -11,7 +11,6 @@ work=$(mktemp -d)
 
 make_pair 256M
 proof 'alpha and beta are in sync; a first full copy was made'
-promote alpha
 attach_device alpha /dev/nbd0
 mkfs.ext4 -q -b 4096 /dev/nbd0
 mkdir -p /mnt/alpha /mnt/beta
@@ -61,7 +60,7 @@ proof "beta takes new files, and e2fsck -fn is clean"
 
 start alpha up
 wait_for beta in-sync
-drop_device /dev/nbd1
+detach_device beta
 stop alpha
 stop beta
 cmp /dev/disk0 /dev/disk1 || fail 'the copies differ'

@@ -24,7 +24,6 @@ without_flag() { # PID
 }
 
 make_pair 1300M
-promote alpha
 attach_device alpha /dev/nbd0
 mkfs.ext4 -q -E lazy_itable_init=1,lazy_journal_init=1 /dev/nbd0
 mkdir -p /mnt/alpha
