@@ -108,7 +108,8 @@ make_pair() { # SIZE [ARG-OF-INIT]...
     start beta up
     # Of two devices nobody knows what is on them: one has to be named as the source.
     wait_for alpha refused
-    on alpha resync "$MIRROR" --from local --yes --wait --timeout 200s >/dev/null 2>&1
+    on alpha resync "$MIRROR" --from local --yes --wait --timeout 200s >"$NODES/resync" 2>&1 ||
+        fail "kagami resync: $(cat "$NODES/resync")"
     wait_for alpha in-sync
 }
 
