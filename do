@@ -5,6 +5,7 @@
 #   ./do test      installs what is missing, and runs every check and test
 #   ./do check     formatting, lints and unit tests only: what to run before a commit
 #   ./do sim [N]   N simulation seeds (20000)
+#   ./do vm [NAME] the scenarios of tests/vm under a real kernel, or those that are named
 #   ./do build     target/release/kagami
 #
 # Needs Debian 12 or newer and Rust 1.95 or newer; installs Debian's packages rustc-web and
@@ -16,6 +17,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 RUST_NEEDED=1.95
 BUILD_PACKAGES=(gcc libc6-dev)
 TEST_PACKAGES=(libnbd-bin python3-libnbd nbdkit fio qemu-utils openssl e2fsprogs procps shellcheck)
+# For tests/vm: both virtual machines, and what the scenarios use inside.
+VM_PACKAGES=(busybox-static kmod xz-utils qemu-system-x86 user-mode-linux nbd-client fio e2fsprogs fdisk dmsetup lvm2)
 SEEDS=${KAGAMI_SEEDS:-20000}
 DENY_VERSION=0.20.2 MACHETE_VERSION=0.9.2
 
@@ -30,14 +33,19 @@ as_root() {
 
 # Installs those of the named Debian packages that are missing.
 need_packages() {
-    local missing=() package
-    for package in "$@"; do
-        dpkg-query -W -f '${Status}\n' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+    local missing package round
+    for round in 1 2 3; do
+        missing=()
+        for package in "$@"; do
+            dpkg-query -W -f '${Status}\n' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+        done
+        [ ${#missing[@]} = 0 ] && return
+        say "installing ${missing[*]}"
+        [ "$round" -gt 1 ] || as_root apt-get -qq update
+        # Again: a package of another release (a backport) may have had to go for one of these.
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null
     done
-    [ ${#missing[@]} = 0 ] && return
-    say "installing ${missing[*]}"
-    as_root apt-get -qq update
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null
+    die "these packages can't be installed together: ${missing[*]}"
 }
 
 rust_is_new_enough() {
@@ -65,10 +73,12 @@ need_cargo_tool() { # NAME VERSION
 }
 
 build() { cargo build --quiet --release --bin kagami; }
+built() { printf '%s/release/kagami' "${CARGO_TARGET_DIR:-target}"; }
 
 check() {
     need_rust
     say "formatting and lints"
+    shellcheck --external-sources ./do .ci/run tests/vm/{run,init,mkinitrd,fetch-kernel,try,lib.sh} tests/vm/scenarios/*.sh
     if cargo fmt --version >/dev/null 2>&1; then cargo fmt --all --check; else echo "(no rustfmt here)"; fi
     if cargo clippy --version >/dev/null 2>&1; then
         cargo clippy --quiet --workspace --all-targets -- -D warnings
@@ -86,17 +96,29 @@ sim() { # SEEDS
     cargo run --quiet --profile sim -p kagami-tests --bin kagami-sim -- run --seeds "$1"
 }
 
+vm() { # [SCENARIO]...
+    say "scenarios under a real kernel"
+    # The kernel's package is fetched with apt, whose lists may be old or missing.
+    tests/vm/run --setup || { as_root apt-get -qq update && tests/vm/run --setup; }
+    tests/vm/try "$(built)" "$@"
+}
+
 case ${1:-help} in
     build) need_rust; build ;;
     demo)
         need_rust
         say "building (some minutes the first time)"
         build
-        exec target/release/kagami demo "${@:2}" ;;
+        exec "$(built)" demo "${@:2}" ;;
     check) need_packages "${TEST_PACKAGES[@]}"; check ;;
     sim) sim "${2:-$SEEDS}" ;;
+    vm)
+        need_packages "${VM_PACKAGES[@]}"
+        need_rust
+        build
+        vm "${@:2}" ;;
     test)
-        need_packages "${TEST_PACKAGES[@]}"
+        need_packages "${TEST_PACKAGES[@]}" "${VM_PACKAGES[@]}"
         check
         say "dependencies: licences, sources, bans, unused"
         need_cargo_tool deny "$DENY_VERSION"
@@ -106,7 +128,8 @@ case ${1:-help} in
         sim "$SEEDS"
         say "the main job, shown"
         build
-        target/release/kagami demo
+        "$(built)" demo
+        vm
         say "all of it passed" ;;
-    *) sed -n '2,13s/^# \{0,1\}//p' "$0" ;;
+    *) sed -n '2,14s/^# \{0,1\}//p' "$0" ;;
 esac

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
+use kagami_nbd_server::kernel::sysfs::parse_device;
 
 use crate::commands::bench::BenchArgs;
 use crate::commands::demo::DemoArgs;
@@ -61,6 +62,10 @@ pub enum Verb {
     Promote(PromoteArgs),
     /// Make this node Secondary, when everything is on both disks
     Demote(DemoteArgs),
+    /// Make a mirror a block device of this machine: /dev/nbdN, and /dev/kagami/NAME
+    Attach(AttachArgs),
+    /// Take that block device away again
+    Detach(DetachArgs),
     /// Resynchronise the copies: after a split brain, the first time, or again
     Resync(ResyncArgs),
     /// Hold a running resynchronisation
@@ -97,6 +102,13 @@ pub enum Verb {
     Completions(CompletionsArgs),
     /// Write the man pages
     Man(ManArgs),
+    /// What the daemon does to a device in a process of its own
+    #[command(
+        subcommand,
+        hide = true,
+        after_help = "Example:\n  kagami kernel-device hold /dev/nbd0"
+    )]
+    KernelDevice(KernelDeviceVerb),
 }
 
 fn size(text: &str) -> Result<u64, String> {
@@ -113,6 +125,10 @@ fn logical_block(text: &str) -> Result<u32, String> {
         "4096" => Ok(4096),
         _ => Err("write 512 or 4096".to_owned()),
     }
+}
+
+fn nbd_device(text: &str) -> Result<u32, String> {
+    parse_device(text).ok_or_else(|| "write it as /dev/nbd0".to_owned())
 }
 
 fn name(text: &str) -> Result<String, String> {
@@ -321,6 +337,63 @@ pub struct PromoteArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub danger: DangerArgs,
+}
+
+/// `kagami attach`
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:\n\
+    \x20 kagami attach pg                      # the first free /dev/nbdN; promotes where permitted\n\
+    \x20 kagami attach pg --device /dev/nbd0\n\
+    \x20 mkfs.ext4 /dev/kagami/pg && mount /dev/kagami/pg /srv")]
+pub struct AttachArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub order: OrderArgs,
+    /// Be this device [default: the first free one]
+    #[arg(long, value_name = "DEVICE", value_parser = nbd_device)]
+    pub device: Option<u32>,
+}
+
+/// `kagami detach`
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:\n\
+    \x20 umount /srv && kagami detach pg\n\
+    \x20 kagami detach pg --force --yes   # what waits there fails; it is recorded")]
+pub struct DetachArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub order: OrderArgs,
+    /// Take it down whoever uses it: requests that wait fail with input/output errors
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub danger: DangerArgs,
+}
+
+/// `kagami kernel-device`
+#[derive(Debug, Subcommand)]
+pub enum KernelDeviceVerb {
+    /// Hold a device exclusively until the input ends
+    #[command(after_help = "Example:\n  kagami kernel-device hold /dev/nbd0 --flush")]
+    Hold {
+        /// The device
+        device: PathBuf,
+        /// Write back first what the kernel holds for it
+        #[arg(long)]
+        flush: bool,
+    },
+    /// Make a device's settings
+    #[command(after_help = "Example:\n  kagami kernel-device tune 0 32768")]
+    Tune {
+        /// The tree of settings
+        #[arg(long, default_value = "/sys")]
+        sysfs: PathBuf,
+        /// N of /dev/nbdN
+        index: u32,
+        /// The longest request that is taken, KiB
+        max_kb: u32,
+    },
 }
 
 /// `kagami demote`

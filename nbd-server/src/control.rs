@@ -14,6 +14,8 @@ pub enum Mode {
     Running,
     /// Finish what is in flight, answer the rest with `NBD_ESHUTDOWN`, close.
     Draining,
+    /// Finish what is in flight, read nothing more, close: a client that sends again is not told.
+    Leaving,
     /// Stop at once: nothing is read or submitted any more.
     Aborted,
 }
@@ -143,6 +145,12 @@ impl SessionHandle {
     /// Lets what is in flight finish and closes; new requests get `NBD_ESHUTDOWN`.
     pub fn drain(&self) {
         self.0.set_mode(Mode::Draining);
+    }
+
+    /// Reads nothing more, answers what is in flight, and closes. For a client that keeps what was
+    /// not answered and sends it again on another connection: no request of it fails.
+    pub fn leave(&self) {
+        self.0.set_mode(Mode::Leaving);
     }
 
     /// Cuts the connection off: from now on nothing of it is submitted, and what is unread in its

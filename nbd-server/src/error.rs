@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use crate::device::Errno;
 use crate::proto::opt;
 
 /// A client broke the protocol so that the stream can't be trusted any more, or where the protocol
@@ -84,6 +85,10 @@ pub enum SessionEnd {
     /// `NBD_CMD_DISC` or `NBD_OPT_ABORT`.
     #[error("the client said goodbye")]
     Goodbye,
+    /// The device is not served at the moment, and this client must not be told: it would take for
+    /// good what is so now (see [`Limits::client_resends`](crate::Limits::client_resends)).
+    #[error("the device is not served now ({0:?}); the client keeps its requests")]
+    Withheld(Errno),
     /// End of the stream between two messages.
     #[error("the client closed the connection")]
     Closed,

@@ -17,6 +17,7 @@ pub mod device;
 pub mod error;
 pub mod export;
 mod handshake;
+pub mod kernel;
 pub mod limits;
 pub mod listener;
 pub mod memory;

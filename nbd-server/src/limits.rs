@@ -24,6 +24,23 @@ pub struct Limits {
     /// How long a connection without requests in flight stays open at a shutdown, so that a
     /// request on its way is answered `NBD_ESHUTDOWN` instead of with silence.
     pub linger: Duration,
+    /// The client keeps what is not answered and sends it again on another connection, as the kernel
+    /// does. So a refusal that is about the moment ([`Errno::Perm`](crate::Errno::Perm),
+    /// [`Errno::Shutdown`](crate::Errno::Shutdown): the device is not served now) is never
+    /// sent: it ends the connection.
+    pub client_resends: bool,
+}
+
+impl Limits {
+    /// For the kernel's end of an attached device: it may leave a reply as long as it likes, and sends
+    /// again what was not answered.
+    pub fn kernel() -> Self {
+        Self {
+            stall_timeout: None,
+            client_resends: true,
+            ..Self::default()
+        }
+    }
 }
 
 impl Default for Limits {
@@ -36,6 +53,7 @@ impl Default for Limits {
             max_in_flight_bytes: 64 << 20,
             stall_timeout: Some(Duration::from_mins(1)),
             linger: Duration::from_millis(100),
+            client_resends: false,
         }
     }
 }

@@ -15,7 +15,7 @@ use slab::Slab;
 use tokio::io::AsyncWrite;
 
 use crate::connection::Connection;
-use crate::device::{Answer, CompletionSink, IoError};
+use crate::device::{Answer, CompletionSink, Errno, IoError};
 use crate::limits::Limits;
 use crate::negotiate::Terms;
 use crate::reply::{self, Asked, Body, Segment};
@@ -31,6 +31,7 @@ pub struct Outbox {
     terms: Terms,
     max_requests: usize,
     max_bytes: u64,
+    client_resends: bool,
     state: RefCell<State>,
     /// The connection's task runs and will look by itself.
     running: Cell<bool>,
@@ -53,6 +54,8 @@ struct State {
     progress: u64,
     /// The connection is gone: answers are dropped.
     closed: bool,
+    /// A refusal that this client must not get came up: the connection has to end.
+    withheld: Option<Errno>,
     waker: Option<Waker>,
 }
 
@@ -63,6 +66,7 @@ impl Outbox {
             terms,
             max_requests: limits.max_in_flight.max(1),
             max_bytes: limits.max_in_flight_bytes,
+            client_resends: limits.client_resends,
             state: RefCell::default(),
             running: Cell::new(false),
         }
@@ -91,7 +95,20 @@ impl Outbox {
     /// Answers an admitted request that never reaches the device.
     pub fn refuse(&self, asked: &Asked, error: IoError, bytes: u32) {
         let mut state = self.state.borrow_mut();
+        if self.withholds(&error) {
+            return state.withhold(error.code);
+        }
         reply::encode(&mut state.segments, asked, self.terms, Err(error), bytes);
+    }
+
+    /// Whether this client must not be told of an error: it would take for good what is so now.
+    fn withholds(&self, error: &IoError) -> bool {
+        self.client_resends && matches!(error.code, Errno::Perm | Errno::Shutdown)
+    }
+
+    /// Set when the connection must end without another answer.
+    pub fn withheld(&self) -> Option<Errno> {
+        self.state.borrow().withheld
     }
 
     /// Requests that the device has not completed.
@@ -162,6 +179,14 @@ impl Outbox {
 }
 
 impl State {
+    /// Says nothing more on this connection.
+    fn withhold(&mut self, code: Errno) {
+        self.withheld.get_or_insert(code);
+        self.closed = true;
+        self.segments.clear();
+        self.unflushed = false;
+    }
+
     /// Lays out the waiting bytes in slices, and says how many were used.
     fn gather<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         let mut count = 0;
@@ -224,13 +249,17 @@ impl CompletionSink for Outbox {
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
         let (asked, bytes) = state.in_flight.remove(ticket as usize);
-        if !state.closed {
+        let refused = result.as_ref().err().filter(|error| self.withholds(error));
+        let news = refused.is_some() && state.withheld.is_none();
+        if let Some(error) = refused {
+            state.withhold(error.code);
+        } else if !state.closed {
             reply::encode(&mut state.segments, &asked, self.terms, result, bytes);
         }
         if self.running.get() {
             return;
         }
-        if !state.closed || state.in_flight.is_empty() {
+        if news || !state.closed || state.in_flight.is_empty() {
             // Taken, so that a burst of completions wakes once.
             if let Some(waker) = state.waker.take() {
                 waker.wake();

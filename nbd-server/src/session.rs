@@ -120,10 +120,19 @@ impl<D: BlockDevice> Session<'_, D> {
             if self.control.watch(cx) == Mode::Aborted {
                 return Poll::Ready(SessionEnd::Aborted);
             }
+            if self.control.mode() == Mode::Leaving && reader_end.is_none() {
+                // What is half read is dropped with what is unread: it is sent again, whole.
+                reader_end = Some(SessionEnd::Shutdown);
+                self.waits_for_payload.set(false);
+                self.waits_for_room.set(None);
+            }
             self.outbox.set_waker(cx.waker());
             self.outbox.set_running(true);
             let flow = self.turn(cx, &mut reader, &mut reader_end);
             self.outbox.set_running(false);
+            if let Some(code) = self.outbox.withheld() {
+                return Poll::Ready(SessionEnd::Withheld(code));
+            }
             let written = match flow {
                 Ok(written) => written,
                 // A client that has left takes no replies; that it left is what counts.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 pub mod arbiter;
+pub mod attach;
 pub mod bench;
 pub mod config;
 pub mod demo;
@@ -62,6 +63,8 @@ pub fn run(cli: Cli) -> Outcome {
         Verb::Events(args) => block_on(events::run(&context, &args)),
         Verb::Promote(args) => block_on(order::promote(&context, &args)),
         Verb::Demote(args) => block_on(order::demote(&context, &args)),
+        Verb::Attach(args) => block_on(attach::attach(&context, &args)),
+        Verb::Detach(args) => block_on(attach::detach(&context, &args)),
         Verb::Resync(args) => block_on(resync::run(&context, &args)),
         Verb::PauseSync(args) => block_on(order::pause(&context, &args)),
         Verb::ResumeSync(args) => block_on(order::resume(&context, &args)),
@@ -77,6 +80,7 @@ pub fn run(cli: Cli) -> Outcome {
         Verb::Bench(args) => bench::run(&context, &args),
         Verb::Completions(args) => shell::completions(&args),
         Verb::Man(args) => shell::man(&args),
+        Verb::KernelDevice(verb) => attach::kernel_device(verb),
     }
 }
 

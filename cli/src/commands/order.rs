@@ -23,23 +23,23 @@ pub enum Carried {
     Nothing(String),
 }
 
-/// Gives an order and waits for its answer.
+/// Gives an order and waits for its answer, whatever it is.
 ///
 /// # Errors
-/// Refused, timed out, interrupted, no daemon.
-pub async fn give(
+/// Timed out, interrupted, no daemon.
+pub async fn ask(
     context: &Context,
     mirror: &str,
     order: Order,
     timeout: Duration,
-) -> Result<Carried, Failure> {
+) -> Result<Answer, Failure> {
     let verb = order.to_string();
     let ask = Ask::Mirror {
         mirror: mirror.to_owned(),
         order,
     };
     let mut client = context.client().await?;
-    let answer = within(
+    within(
         Some(timeout),
         || {
             format!(
@@ -54,8 +54,20 @@ pub async fn give(
         },
         async { Ok(client.ask(ask).await?) },
     )
-    .await?;
-    match answer {
+    .await
+}
+
+/// Gives an order and waits until it is done, begun or refused.
+///
+/// # Errors
+/// Refused, timed out, interrupted, no daemon.
+pub async fn give(
+    context: &Context,
+    mirror: &str,
+    order: Order,
+    timeout: Duration,
+) -> Result<Carried, Failure> {
+    match ask(context, mirror, order, timeout).await? {
         Answer::Done => Ok(Carried::Done),
         Answer::Started => Ok(Carried::Started),
         Answer::Nothing { why } => Ok(Carried::Nothing(why)),

@@ -104,6 +104,16 @@ pub enum Order {
     Disconnect,
     /// Look for the peer again.
     Connect,
+    /// Become a block device of this machine: [`Answer::Attached`].
+    Attach {
+        /// N of /dev/nbdN; none: a free one.
+        device: Option<u32>,
+    },
+    /// Be one no longer.
+    Detach {
+        /// Whoever uses it.
+        force: bool,
+    },
 }
 
 impl std::fmt::Display for Order {
@@ -128,6 +138,11 @@ impl std::fmt::Display for Order {
             Self::Invalidate => f.write_str("invalidate"),
             Self::Disconnect => f.write_str("disconnect"),
             Self::Connect => f.write_str("connect"),
+            Self::Attach { device: None } => f.write_str("attach"),
+            Self::Attach {
+                device: Some(index),
+            } => write!(f, "attach --device /dev/nbd{index}"),
+            Self::Detach { force } => write!(f, "detach{}", flag(*force, " --force")),
         }
     }
 }
@@ -149,6 +164,15 @@ pub enum Answer {
     Done,
     /// Begun; its progress is in the status.
     Started,
+    /// It is a block device now.
+    Attached {
+        /// `/dev/nbdN`
+        device: String,
+        /// `/dev/kagami/NAME`, which leads there.
+        link: String,
+        /// It was before, too.
+        already: bool,
+    },
     /// There was nothing to do.
     Nothing {
         /// Why.

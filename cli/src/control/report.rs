@@ -213,6 +213,9 @@ pub struct MirrorReport {
     pub metadata: String,
     /// Where it is served: NBD URIs, devices.
     pub served_at: Vec<String>,
+    /// The block device of this machine's kernel; `null` where it is not attached.
+    #[serde(default)]
+    pub device: Option<DeviceReport>,
     /// The other node; `null` until paired.
     pub peer: Option<PeerReport>,
     /// The session.
@@ -247,6 +250,35 @@ pub struct MirrorReport {
     pub load: Option<LoadReport>,
     /// Counted since the daemon began.
     pub counters: CountersReport,
+}
+
+words! {
+    /// How a mirror's device in the kernel is served.
+    DeviceState {
+        /// It is served.
+        Attached = "attached",
+        /// It is not served now; the kernel keeps its requests.
+        Waiting = "waiting",
+        /// It will not be served again: what the kernel holds for it is not what the mirror holds.
+        Stale = "stale",
+    }
+}
+
+/// A mirror's device in this machine's kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceReport {
+    /// `/dev/nbdN`
+    pub path: String,
+    /// `/dev/kagami/NAME`, which leads there.
+    pub link: String,
+    /// How it is served.
+    pub state: DeviceState,
+    /// Why it is not served.
+    pub why: Option<String>,
+    /// Where it is mounted: `ext4 on /srv`.
+    pub mounted: Vec<String>,
+    /// Since when it is attached.
+    pub since_ms: u64,
 }
 
 /// The other node.

@@ -10,6 +10,8 @@ use kagami_replicator::core::notice::Notice;
 use kagami_replicator::core::status::Status;
 use tokio::sync::broadcast;
 
+use crate::control::report::DeviceReport;
+
 /// A handle on the running mirrors. Clones are handles on the same.
 pub trait Engine: Clone + Send + Sync + 'static {
     /// Gives a command to a mirror and waits until it is done, begun or refused.
@@ -25,9 +27,48 @@ pub trait Engine: Clone + Send + Sync + 'static {
     /// Everything that happens from now on. A receiver that lags misses the oldest.
     fn events(&self) -> broadcast::Receiver<Noticed>;
 
+    /// Makes a mirror a block device of this machine's kernel: `/dev/nbdN` of that number, or a free one.
+    fn attach(
+        &self,
+        mirror: &str,
+        device: Option<u32>,
+    ) -> impl Future<Output = Result<Attached, Refusal>> + Send {
+        let _ = (mirror, device);
+        async { Err(no_devices()) }
+    }
+
+    /// Takes that device down again; `force`: whoever uses it.
+    fn detach(
+        &self,
+        mirror: &str,
+        force: bool,
+    ) -> impl Future<Output = Result<Reply, Refusal>> + Send {
+        let _ = (mirror, force);
+        async { Err(no_devices()) }
+    }
+
     /// Stops every mirror cleanly (demoted, left, flushed, logs emptied) and closes all stores.
     /// When it returns, nothing of this daemon is in flight.
     fn stop(&self) -> impl Future<Output = ()> + Send;
+}
+
+fn no_devices() -> Refusal {
+    Refusal {
+        what: "this daemon has no devices in the kernel".to_owned(),
+        facts: Vec::new(),
+        next: "use the NBD socket that `kagami status` shows".to_owned(),
+    }
+}
+
+/// A mirror that is a device of this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// `/dev/nbdN`
+    pub device: String,
+    /// `/dev/kagami/NAME`
+    pub link: String,
+    /// It was before, too.
+    pub already: bool,
 }
 
 /// One mirror as the engine knows it.
@@ -41,6 +82,8 @@ pub struct MirrorStatus {
     pub peer_address: Option<String>,
     /// Where front ends serve it: NBD URIs, devices.
     pub served_at: Vec<String>,
+    /// The device in the kernel, where it is attached.
+    pub device: Option<DeviceReport>,
     /// How long writes took lately.
     pub write_latency: Option<WriteLatency>,
 }

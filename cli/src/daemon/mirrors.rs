@@ -28,7 +28,10 @@ use kagami_replicator::shell::witness::ClientConfig;
 use tokio::sync::{broadcast, oneshot, watch};
 use tracing::{error, info, warn};
 
-use super::engine::{Engine, MirrorStatus, Noticed, WriteLatency};
+use super::attach::Attachments;
+use super::attach::device::Kernel;
+use super::attach::host;
+use super::engine::{Attached, Engine, MirrorStatus, Noticed, WriteLatency};
 use super::front_end::Served;
 use super::settings;
 use crate::commands::key_folder;
@@ -53,6 +56,7 @@ struct Inner {
     refused: BTreeMap<String, String>,
     /// Where each mirror is served.
     served: BTreeMap<String, Vec<String>>,
+    attachments: Attachments<host::Engine>,
     events: broadcast::Sender<Noticed>,
     closing: watch::Sender<bool>,
     /// Each is answered when a thread's front ends are shut down.
@@ -123,11 +127,14 @@ impl Mirrors {
         }
         let closing = watch::Sender::new(false);
         let (served, fronts) = front_ends(config, &shell, &refused, tls.as_ref(), &closing).await;
+        let attachments = attachments(config, &shell, &refused, &events);
+        attachments.resume().await;
         Ok(Self {
             inner: Arc::new(Inner {
                 shell,
                 refused,
                 served,
+                attachments,
                 events,
                 closing,
                 fronts: Mutex::new(fronts),
@@ -145,14 +152,41 @@ impl Engine for Mirrors {
                 next: "put it right and start kagami again".to_owned(),
             });
         }
+        if let Command::Demote { .. } = command
+            && let Some(device) = self.inner.attachments.device_of(mirror)
+        {
+            // By force, too: what waits in the kernel would wait for a Primary that is no more.
+            return Err(Refusal {
+                what: "not demoted: it is attached".to_owned(),
+                facts: vec![format!("{device} is served from here")],
+                next: format!("detach it first: `kagami detach {mirror}`"),
+            });
+        }
         self.inner.shell.command(mirror, command).await
+    }
+
+    async fn attach(&self, mirror: &str, device: Option<u32>) -> Result<Attached, Refusal> {
+        if let Some(why) = self.inner.refused.get(mirror) {
+            return Err(Refusal {
+                what: "not attached: its stores are not open".to_owned(),
+                facts: vec![why.clone()],
+                next: "put it right and start kagami again".to_owned(),
+            });
+        }
+        self.inner.attachments.attach(mirror, device).await
+    }
+
+    async fn detach(&self, mirror: &str, force: bool) -> Result<Reply, Refusal> {
+        self.inner.attachments.detach(mirror, force).await
     }
 
     async fn status(&self) -> Vec<MirrorStatus> {
         let running = self.inner.shell.status().await.into_iter().map(|status| {
             let served_at = self.inner.served.get(&*status.name).cloned();
+            let device = self.inner.attachments.report(&status.name);
             MirrorStatus {
                 name: status.name.to_string(),
+                device,
                 peer_address: status.link.as_ref().map(|link| link.address.to_string()),
                 served_at: served_at.unwrap_or_default(),
                 write_latency: (status.writes.count > 0).then_some(WriteLatency {
@@ -167,6 +201,7 @@ impl Engine for Mirrors {
             core: Err(why.clone()),
             peer_address: None,
             served_at: Vec::new(),
+            device: None,
             write_latency: None,
         });
         running.chain(refused).collect()
@@ -177,6 +212,8 @@ impl Engine for Mirrors {
     }
 
     async fn stop(&self) {
+        // What the kernel has begun is finished; what it has not stays with it.
+        self.inner.attachments.stop().await;
         // Front ends first: what clients have begun is finished, nothing new begins.
         self.inner.closing.send_replace(true);
         let fronts = std::mem::take(
@@ -197,6 +234,26 @@ impl Engine for Mirrors {
             );
         }
     }
+}
+
+/// The mirrors that can be attached: those that are open.
+fn attachments(
+    config: &Config,
+    shell: &Shell,
+    refused: &BTreeMap<String, String>,
+    events: &broadcast::Sender<Noticed>,
+) -> Attachments<host::Engine> {
+    let open = config
+        .mirrors
+        .iter()
+        .filter(|mirror| !refused.contains_key(&mirror.name))
+        .filter_map(|mirror| {
+            let thread = u16::try_from(mirror.thread).unwrap_or(u16::MAX);
+            Some((mirror.name.clone(), (thread, mirror.peer.clone()?)))
+        })
+        .collect();
+    let host = host::Engine::new(shell.clone(), events.clone(), open);
+    Attachments::new(host, Kernel::default(), config, &config.node.state_dir)
 }
 
 /// The engine's events, in the daemon's words.

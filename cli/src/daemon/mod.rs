@@ -13,6 +13,7 @@ use tokio::sync::{Mutex, broadcast, watch};
 use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
+pub mod attach;
 pub mod engine;
 mod front_end;
 pub mod log;

@@ -192,6 +192,7 @@ fn skeleton(config: &Config, mirror: &Mirror, now: Now) -> MirrorReport {
         backing: mirror.backing.display().to_string(),
         metadata: mirror.metadata.display().to_string(),
         served_at: Vec::new(),
+        device: None,
         peer: peer.map(|peer| PeerReport {
             name: peer.name.clone(),
             role: None,
@@ -240,6 +241,7 @@ fn fill(
     report.role = notice::role(core.role);
     report.disk = notice::disk(core.disk);
     report.served_at.clone_from(&status.served_at);
+    report.device.clone_from(&status.device);
     if let Some(peer) = &mut report.peer {
         peer.role = core.peer_role.map(notice::role);
         peer.disk = notice::disk(core.peer_disk);

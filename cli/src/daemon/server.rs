@@ -14,7 +14,7 @@ use tokio::time::{MissedTickBehavior, timeout};
 use tracing::{debug, info};
 
 use super::Shared;
-use super::engine::Engine;
+use super::engine::{Attached, Engine};
 use super::notice::present;
 use super::reload::reload;
 use super::socket::ControlSocket;
@@ -219,33 +219,56 @@ async fn order_mirror<E: Engine>(shared: &Shared<E>, mirror: &str, order: Order)
         });
     }
     info!(mirror, "an operator's order: {order}");
-    match shared.engine.command(mirror, command(&order)).await {
-        Ok(Reply::Done) => Answer::Done,
-        Ok(Reply::Started) => Answer::Started,
-        Ok(Reply::Nothing(why)) => Answer::Nothing { why },
+    match carry_out(shared, mirror, &order).await {
+        Ok(answer) => answer,
         Err(Refusal { what, facts, next }) => Answer::Refused(RefusalReport { what, facts, next }),
     }
 }
 
-fn command(order: &Order) -> Command {
-    match *order {
-        Order::Promote { force } => Command::Promote { force },
-        Order::Demote { force } => Command::Demote { force },
-        Order::Resync { from, full } => Command::Resync {
-            from: from.map(|from| match from {
+async fn carry_out<E: Engine>(
+    shared: &Shared<E>,
+    mirror: &str,
+    order: &Order,
+) -> Result<Answer, Refusal> {
+    let engine = &shared.engine;
+    let reply = match *order {
+        Order::Attach { device } => {
+            let Attached {
+                device,
+                link,
+                already,
+            } = engine.attach(mirror, device).await?;
+            return Ok(Answer::Attached {
+                device,
+                link,
+                already,
+            });
+        }
+        Order::Detach { force } => engine.detach(mirror, force).await?,
+        Order::Promote { force } => engine.command(mirror, Command::Promote { force }).await?,
+        Order::Demote { force } => engine.command(mirror, Command::Demote { force }).await?,
+        Order::Resync { from, full } => {
+            let from = from.map(|from| match from {
                 Source::Local => From::Local,
                 Source::Peer => From::Peer,
-            }),
-            full,
-        },
-        Order::PauseSync => Command::PauseSync,
-        Order::ResumeSync => Command::ResumeSync,
-        Order::Verify { repair } => Command::Verify { repair },
-        Order::StopVerify => Command::StopVerify,
-        Order::Invalidate => Command::Invalidate,
-        Order::Disconnect => Command::Disconnect,
-        Order::Connect => Command::Connect,
-    }
+            });
+            engine
+                .command(mirror, Command::Resync { from, full })
+                .await?
+        }
+        Order::PauseSync => engine.command(mirror, Command::PauseSync).await?,
+        Order::ResumeSync => engine.command(mirror, Command::ResumeSync).await?,
+        Order::Verify { repair } => engine.command(mirror, Command::Verify { repair }).await?,
+        Order::StopVerify => engine.command(mirror, Command::StopVerify).await?,
+        Order::Invalidate => engine.command(mirror, Command::Invalidate).await?,
+        Order::Disconnect => engine.command(mirror, Command::Disconnect).await?,
+        Order::Connect => engine.command(mirror, Command::Connect).await?,
+    };
+    Ok(match reply {
+        Reply::Done => Answer::Done,
+        Reply::Started => Answer::Started,
+        Reply::Nothing(why) => Answer::Nothing { why },
+    })
 }
 
 async fn reload_all<E: Engine>(shared: &Shared<E>) -> Answer {

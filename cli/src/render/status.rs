@@ -5,7 +5,8 @@ use anstyle::Style;
 use super::units::{ago, count, latency, left, moment, percent, rate, size};
 use super::{BAD, GOOD, LABEL, Look, NAME, WARNING};
 use crate::control::report::{
-    Condition, Connection, Disk, MirrorReport, Refusal, Replication, Role, SideReport, StatusReport,
+    Condition, Connection, DeviceState, Disk, MirrorReport, Refusal, Replication, Role, SideReport,
+    StatusReport,
 };
 
 /// The whole screen.
@@ -67,6 +68,7 @@ impl Screen<'_> {
                 }
             }
         }
+        lines.extend(self.device());
         if let Some(held) = &self.mirror.held {
             lines.push(self.labelled("held", &self.held(held)));
         }
@@ -200,10 +202,16 @@ impl Screen<'_> {
     /// `alpha   UpToDate   /dev/vg0/pg      /dev/nbd0`
     fn here(&self) -> String {
         let mirror = self.mirror;
-        let served = if mirror.served_at.is_empty() {
-            String::new()
-        } else {
-            format!("   {}", mirror.served_at.join(", "))
+        let device = mirror.device.as_ref().map(|device| {
+            let mut words = vec![device.path.clone()];
+            words.extend(device.mounted.iter().cloned());
+            words.join(", ")
+        });
+        // Where the kernel has it, nobody looks for the socket.
+        let served = match device {
+            Some(device) => format!("   {device}"),
+            None if mirror.served_at.is_empty() => String::new(),
+            None => format!("   {}", mirror.served_at.join(", ")),
         };
         let (name, place) = self.columns(&mirror.backing);
         format!("{name}   {:<12}   {place}{served}", mirror.disk.word())
@@ -390,6 +398,32 @@ impl Screen<'_> {
             });
         }
         vec![self.labelled(if verifying { "verify" } else { "resync" }, &text)]
+    }
+
+    /// A device of the kernel that is not served.
+    fn device(&self) -> Vec<String> {
+        let name = &self.mirror.name;
+        let Some(device) = &self.mirror.device else {
+            return Vec::new();
+        };
+        let why = device.why.as_deref().unwrap_or("not known");
+        match device.state {
+            DeviceState::Attached => Vec::new(),
+            DeviceState::Waiting => {
+                let text = format!("{} waits, and its requests with it: {why}", device.path);
+                vec![self.labelled("device", &text)]
+            }
+            DeviceState::Stale => vec![
+                self.labelled("device", &format!("{} is STALE: {why}", device.path)),
+                self.labelled(
+                    "next",
+                    &format!(
+                        "end who uses {} (`umount -l`), then `kagami detach {name} --force`",
+                        device.path
+                    ),
+                ),
+            ],
+        }
     }
 
     /// What the peer lacks, while it is away.

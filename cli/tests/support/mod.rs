@@ -36,6 +36,7 @@ pub fn in_sync() -> Status {
             counter: 42,
             tag: 0xfeed,
         }),
+        was_primary: true,
         alone_since: None,
         alone_by: None,
         marked_blocks: 0,
@@ -112,6 +113,7 @@ impl Engine for Fake {
             core: Ok(self.status.lock().unwrap().clone()),
             peer_address: Some("10.0.0.2:7789".to_owned()),
             served_at: vec!["/dev/nbd0".to_owned()],
+            device: None,
             write_latency: None,
         }]
     }

@@ -488,6 +488,7 @@ impl Mirror {
             connection_since: self.door.since,
             replication: self.replication(),
             generation: self.record().current,
+            was_primary: self.record().was_primary,
             alone_since: self.alone.as_ref().map(|a| a.since),
             alone_by: self.alone.as_ref().map(|a| a.by),
             marked_blocks: self.bitmap.count(),

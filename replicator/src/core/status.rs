@@ -26,6 +26,9 @@ pub struct Status {
     pub replication: Replication,
     /// The version of the data.
     pub generation: Option<Generation>,
+    /// This node is Primary, or was when it died, and none has taken its place since: the copy holds
+    /// what it answered last (docs/protocol.md §1).
+    pub was_primary: bool,
     /// Answering writes that only this copy holds, since then.
     pub alone_since: Option<Time>,
     /// By which permission.

@@ -1,0 +1,378 @@
+//! A mirror's device in the kernel: found, set up, given a new socket, taken down.
+//!
+//! Everything here blocks for a moment and is called on a thread that may. Nothing here opens the device
+//! (see [`super::helper`]).
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kagami_nbd_server::kernel::client::is_hung_up;
+use kagami_nbd_server::kernel::holders::Procfs;
+use kagami_nbd_server::kernel::sysfs::Owner;
+use kagami_nbd_server::kernel::{
+    Connect, KernelFault, Nbd, NetlinkSocket, Reconfigure, Sysfs, Transport,
+};
+use kagami_nbd_server::proto::transmission_flag as flag;
+use kagami_replicator::core::event::Refusal;
+use kagami_replicator::shell::engine::DeviceFacts;
+use tracing::warn;
+
+use super::helper::{self, Held, HelperFault};
+
+/// Seconds for which the kernel keeps requests while no daemon answers: thirty days. At its end they
+/// fail, so it is longer than anybody lets a service hang.
+const DEAD_TIMEOUT: u64 = 30 * 24 * 3600;
+/// The kernel notices the end of a daemon's socket within; then a new one can be given.
+const NOTICE_PATIENCE: Duration = Duration::from_secs(10);
+/// How often a new socket is offered meanwhile.
+const OFFER_EVERY: Duration = Duration::from_millis(20);
+/// A child that touches the device is given up after.
+const HELPER_PATIENCE: Duration = Duration::from_secs(20);
+/// The same where the device is not served and need not answer.
+const PROBE_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Opens a way to the driver.
+pub type Open = dyn Fn() -> io::Result<Box<dyn Transport>> + Send + Sync;
+
+/// The kernel as the daemon reaches it: the driver and three trees of files.
+#[derive(Clone)]
+pub struct Kernel {
+    /// Opens a socket to ask the driver with.
+    pub open: Arc<Open>,
+    /// `/sys`
+    pub sysfs: PathBuf,
+    /// `/proc`
+    pub procfs: PathBuf,
+    /// `/dev`
+    pub dev: PathBuf,
+    /// The program that has `kernel-device`.
+    pub helper: PathBuf,
+}
+
+impl fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kernel")
+            .field("sysfs", &self.sysfs)
+            .field("dev", &self.dev)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Default for Kernel {
+    fn default() -> Self {
+        Self {
+            open: Arc::new(|| Ok(Box::new(NetlinkSocket::new()?))),
+            sysfs: "/sys".into(),
+            procfs: "/proc".into(),
+            dev: "/dev".into(),
+            // The very file that runs, also after another was put in its place.
+            helper: "/proc/self/exe".into(),
+        }
+    }
+}
+
+/// What was asked of a device and not done.
+#[derive(Debug)]
+pub enum DeviceFault {
+    /// In words for a person.
+    Refused(Refusal),
+    /// It is no longer ours: another program took it down.
+    Gone,
+}
+
+fn refused(what: impl Into<String>, facts: Vec<String>, next: impl Into<String>) -> DeviceFault {
+    DeviceFault::Refused(Refusal {
+        what: what.into(),
+        facts,
+        next: next.into(),
+    })
+}
+
+impl Kernel {
+    fn nbd(&self) -> Result<Nbd<Box<dyn Transport>>, KernelFault> {
+        let doing = "opening a netlink socket";
+        let transport = (self.open)().map_err(|error| KernelFault::Io { doing, error })?;
+        Nbd::new(transport)
+    }
+
+    /// The files of the devices.
+    pub fn sysfs(&self) -> Sysfs {
+        Sysfs::new(&self.sysfs)
+    }
+
+    /// The device's path.
+    pub fn path(&self, index: u32) -> PathBuf {
+        self.dev.join(format!("nbd{index}"))
+    }
+
+    /// The link that is named for the mirror.
+    pub fn link(&self, mirror: &str) -> PathBuf {
+        self.dev.join("kagami").join(mirror)
+    }
+
+    /// Where a device is mounted, as `ext4 on /srv`.
+    pub fn mounted(&self, index: u32) -> Vec<String> {
+        Procfs::new(&self.procfs).mounted(&self.sysfs(), index)
+    }
+
+    /// Who uses a device, a line each.
+    pub fn users(&self, index: u32) -> Vec<String> {
+        Procfs::new(&self.procfs).users(&self.sysfs(), index)
+    }
+
+    /// Sets up a device under `identifier`: the one of that number, else a free one. The number says
+    /// which it became.
+    ///
+    /// # Errors
+    /// In use, no module, no right, ...
+    pub fn connect(
+        &self,
+        wanted: Option<u32>,
+        identifier: &str,
+        facts: &DeviceFacts,
+        socket: &UnixStream,
+    ) -> Result<u32, DeviceFault> {
+        let mut nbd = self.nbd().map_err(|fault| told(&fault, Vec::new()))?;
+        let mut flags = flag::HAS_FLAGS
+            | flag::SEND_FLUSH
+            | flag::SEND_FUA
+            | flag::SEND_TRIM
+            | flag::SEND_WRITE_ZEROES;
+        if facts.rotational {
+            flags |= flag::ROTATIONAL;
+        }
+        let mut connect = |index| {
+            nbd.connect(&Connect {
+                index,
+                size: facts.size,
+                block_size: u64::from(facts.logical_block),
+                flags,
+                dead_timeout: DEAD_TIMEOUT,
+                identifier,
+                socket: socket.as_fd(),
+            })
+        };
+        if let Some(index) = wanted {
+            if let Owner::Connected { pid, backend } = self.sysfs().owner(index) {
+                return Err(self.taken(index, pid, backend.as_deref()));
+            }
+            return connect(Some(index)).map_err(|fault| {
+                let mut users = self.users(index);
+                if users.is_empty() && matches!(fault, KernelFault::Busy) {
+                    users.push(format!(
+                        "{} is not set up, but a program that this daemon can't see has it open, or it was taken down while in use",
+                        self.path(index).display()
+                    ));
+                }
+                told(&fault, users)
+            });
+        }
+        for index in self.sysfs().devices() {
+            let is_free =
+                self.sysfs().owner(index) == Owner::Nobody && self.sysfs().size(index) == 0;
+            if !is_free {
+                continue;
+            }
+            match connect(Some(index)) {
+                // Somebody was quicker, or has it open.
+                Err(KernelFault::Busy) => {}
+                Err(fault) => return Err(told(&fault, Vec::new())),
+                Ok(index) => return Ok(index),
+            }
+        }
+        // All are taken: the kernel makes one.
+        connect(None).map_err(|fault| told(&fault, Vec::new()))
+    }
+
+    fn taken(&self, index: u32, pid: Option<u32>, backend: Option<&str>) -> DeviceFault {
+        let mut facts = Vec::new();
+        if let Some(pid) = pid {
+            let comm = self.procfs.join(pid.to_string()).join("comm");
+            facts.push(match fs::read_to_string(comm) {
+                Ok(name) => format!("process {pid} ({}) set it up", name.trim()),
+                Err(_) => format!("process {pid}, which has ended, set it up"),
+            });
+        }
+        if let Some(backend) = backend {
+            facts.push(format!("its backend is `{backend}`"));
+        }
+        facts.extend(self.users(index));
+        refused(
+            format!(
+                "not attached: {} is in use by another program",
+                self.path(index).display()
+            ),
+            facts,
+            "name another device with --device, or none: then a free one is taken",
+        )
+    }
+
+    /// Gives a device a new socket, when the kernel holds the old connection for dead. Waits for that.
+    ///
+    /// `ours` is the end that is served, `kernel` the other.
+    ///
+    /// # Errors
+    /// The device is no longer ours, or the old connection lives on.
+    pub fn reconfigure(
+        &self,
+        index: u32,
+        identifier: &str,
+        pair: &dyn Fn() -> io::Result<(UnixStream, UnixStream)>,
+    ) -> Result<UnixStream, DeviceFault> {
+        let mut nbd = self.nbd().map_err(|fault| told(&fault, Vec::new()))?;
+        let deadline = Instant::now() + NOTICE_PATIENCE;
+        let sockets = |error: io::Error| {
+            let next = "raise the limit of open files";
+            refused(format!("no socket can be made: {error}"), Vec::new(), next)
+        };
+        loop {
+            let (kernel, ours) = pair().map_err(sockets)?;
+            let offered = nbd.reconfigure(&Reconfigure {
+                index,
+                identifier,
+                socket: kernel.as_fd(),
+            });
+            match offered {
+                Ok(()) => {}
+                Err(KernelFault::NotOurs) => return Err(DeviceFault::Gone),
+                Err(fault) => return Err(told(&fault, Vec::new())),
+            }
+            drop(kernel);
+            // The kernel drops without a word what it has no dead connection for.
+            if !is_hung_up(&ours).map_err(sockets)? {
+                return Ok(ours);
+            }
+            if Instant::now() >= deadline {
+                return Err(refused(
+                    format!(
+                        "{}: the kernel holds to another connection",
+                        self.path(index).display()
+                    ),
+                    vec!["a process that serves it lives on".to_owned()],
+                    "end the other daemon; this one tries again by itself",
+                ));
+            }
+            std::thread::sleep(OFFER_EVERY);
+        }
+    }
+
+    /// Settings and link; what fails is a warning, the device works without.
+    pub fn dress(&self, mirror: &str, index: u32, facts: &DeviceFacts) {
+        if !self.sysfs().is_tuned(index) {
+            let max_kb = u32::try_from(facts.max_payload / 1024).unwrap_or(u32::MAX);
+            let (program, sysfs) = (&self.helper, &self.sysfs);
+            if let Err(fault) = helper::tune(program, sysfs, index, max_kb, HELPER_PATIENCE) {
+                warn!(
+                    mirror,
+                    "{}: a setting could not be made: {fault}; after a restart of the daemon its requests wait up to 30 s",
+                    self.path(index).display()
+                );
+            }
+        }
+        if let Err(error) = self.make_link(mirror, index) {
+            warn!(
+                mirror,
+                "{} could not be made: {error}",
+                self.link(mirror).display()
+            );
+        }
+    }
+
+    fn make_link(&self, mirror: &str, index: u32) -> io::Result<()> {
+        let link = self.link(mirror);
+        let target = Path::new("..").join(format!("nbd{index}"));
+        if fs::read_link(&link).is_ok_and(|now| now == target) {
+            return Ok(());
+        }
+        let folder = self.dev.join("kagami");
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(&folder)?;
+        let new = folder.join(format!(".{mirror}.new"));
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        std::os::unix::fs::symlink(&target, &new)?;
+        fs::rename(&new, &link)
+    }
+
+    /// Removes the link, if it is this device's.
+    pub fn remove_link(&self, mirror: &str, index: u32) {
+        let link = self.link(mirror);
+        let target = Path::new("..").join(format!("nbd{index}"));
+        if fs::read_link(&link).is_ok_and(|now| now == target) {
+            // It stays, and leads nowhere: the next attach replaces it.
+            let _ = fs::remove_file(link);
+        }
+    }
+
+    /// Makes sure that nobody uses a device, and that nobody begins to while the answer is held.
+    /// `served`: the device answers, so what the kernel holds for it is written back first.
+    ///
+    /// # Errors
+    /// Who uses it.
+    pub fn hold(&self, index: u32, served: bool) -> Result<Held, DeviceFault> {
+        let path = self.path(index);
+        let next =
+            "end that use first (`umount`, `vgchange -an`, `swapoff`, ...), then detach again";
+        let in_use = |facts| {
+            let what = format!("not detached: {} is in use", path.display());
+            refused(what, facts, next)
+        };
+        let users = self.users(index);
+        if !users.is_empty() {
+            return Err(in_use(users));
+        }
+        let patience = if served {
+            HELPER_PATIENCE
+        } else {
+            PROBE_PATIENCE
+        };
+        helper::hold(&self.helper, &path, served, patience).map_err(|fault| match fault {
+            HelperFault::Busy => {
+                let mut users = self.users(index);
+                if users.is_empty() {
+                    users.push("another program has it for itself (a mount in another namespace, perhaps)".to_owned());
+                }
+                in_use(users)
+            }
+            HelperFault::NoAnswer => refused(
+                format!("not detached: {} does not answer now", path.display()),
+                vec!["it can't be told whether somebody uses it, and what the kernel holds for it can't be written".to_owned()],
+                "see in `kagami status` what the mirror waits for; `--force` takes the device down and fails what waits there",
+            ),
+            HelperFault::Failed(why) => refused(
+                format!("not detached: {} can't be looked at: {why}", path.display()),
+                Vec::new(),
+                "`--force` takes it down without looking who uses it",
+            ),
+        })
+    }
+
+    /// Takes a device down.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn disconnect(&self, index: u32) -> Result<(), DeviceFault> {
+        let down = self.nbd().and_then(|mut nbd| nbd.disconnect(index));
+        match down {
+            Ok(()) => Ok(()),
+            Err(KernelFault::NotOurs) => Err(DeviceFault::Gone),
+            Err(fault) => Err(told(&fault, Vec::new())),
+        }
+    }
+}
+
+/// The kernel's refusal in the daemon's words.
+fn told(fault: &KernelFault, facts: Vec<String>) -> DeviceFault {
+    refused(format!("not attached: {fault}"), facts, fault.next())
+}

@@ -1,0 +1,180 @@
+//! What is done to a device by a process of its own.
+//!
+//! Opening the device, flushing it or changing its queue may wait for an answer that only this daemon
+//! can give. A thread of the daemon that waits so can't be killed, and while it lives the stores stay
+//! fenced: no next daemon could ever answer. A child has none of the daemon's files; killed or not, it
+//! keeps nobody from going on.
+
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use kagami_nbd_server::kernel::Sysfs;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+/// What the child says when it is done.
+const DONE: &str = "done";
+/// Somebody else has the device exclusively.
+const BUSY: &str = "busy";
+
+/// Why a child did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum HelperFault {
+    /// A mount, LVM, md or another exclusive user has the device.
+    #[error("another program has the device for itself")]
+    Busy,
+    /// It waits for the device.
+    #[error("the device does not answer")]
+    NoAnswer,
+    /// Anything else, in words.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// A device that is open exclusively, in a child, until this is dropped.
+#[derive(Debug)]
+pub struct Held {
+    // Its standard input: the child ends with it.
+    child: Option<Child>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(child) = self.child.take() {
+            reap(child);
+        }
+    }
+}
+
+/// Waits for a child elsewhere: it may be stuck in the kernel.
+fn reap(mut child: Child) {
+    drop(child.stdin.take());
+    // Without a thread it stays a zombie until the daemon ends: nothing else is lost.
+    let _ = std::thread::Builder::new()
+        .name("kagami-reap".to_owned())
+        .spawn(move || drop(child.wait()));
+}
+
+/// Opens `device` exclusively, writes back what the kernel holds for it if `flush`, and keeps it open.
+/// Blocks up to `patience`.
+///
+/// # Errors
+/// [`HelperFault`]
+pub fn hold(
+    program: &Path,
+    device: &Path,
+    flush: bool,
+    patience: Duration,
+) -> Result<Held, HelperFault> {
+    let mut command = Command::new(program);
+    command.args(["kernel-device", "hold"]).arg(device);
+    if flush {
+        command.arg("--flush");
+    }
+    run(command, patience).map(|child| Held { child: Some(child) })
+}
+
+/// Makes the settings of [`Sysfs::tune`]. Blocks up to `patience`.
+///
+/// # Errors
+/// [`HelperFault`]
+pub fn tune(
+    program: &Path,
+    sysfs: &Path,
+    index: u32,
+    max_kb: u32,
+    patience: Duration,
+) -> Result<(), HelperFault> {
+    let mut command = Command::new(program);
+    command
+        .args(["kernel-device", "tune", "--sysfs"])
+        .arg(sysfs)
+        .args([index.to_string(), max_kb.to_string()]);
+    run(command, patience).map(reap)
+}
+
+/// Runs a child until it says that it is done.
+fn run(mut command: Command, patience: Duration) -> Result<Child, HelperFault> {
+    let failed = |error: io::Error| HelperFault::Failed(format!("no process can be made: {error}"));
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .current_dir("/")
+        .spawn()
+        .map_err(failed)?;
+    let Some(output) = child.stdout.take() else {
+        reap(child);
+        return Err(HelperFault::Failed("its output is lost".to_owned()));
+    };
+    let (tell, told) = mpsc::channel();
+    let reader = std::thread::Builder::new().name("kagami-helper".to_owned());
+    let reading = reader.spawn(move || {
+        let mut line = String::new();
+        let read = BufReader::new(output.take(4096)).read_line(&mut line);
+        let _ = tell.send(read.map(|_| line));
+    });
+    let said = match reading {
+        Ok(_) => told.recv_timeout(patience),
+        Err(error) => {
+            let _ = child.kill();
+            reap(child);
+            return Err(failed(error));
+        }
+    };
+    let fault = match said {
+        Ok(Ok(line)) if line.trim() == DONE => return Ok(child),
+        Ok(Ok(line)) if line.trim() == BUSY => HelperFault::Busy,
+        Ok(Ok(line)) if line.is_empty() => {
+            HelperFault::Failed("it ended without a word".to_owned())
+        }
+        Ok(Ok(line)) => HelperFault::Failed(line.trim().to_owned()),
+        Ok(Err(error)) => HelperFault::Failed(error.to_string()),
+        Err(_) => HelperFault::NoAnswer,
+    };
+    let _ = child.kill();
+    reap(child);
+    Err(fault)
+}
+
+/// The child's side of [`hold`]: says how it went, and keeps the device until its input ends.
+pub fn hold_here(device: &Path, flush: bool) {
+    let held = open_exclusively(device).and_then(|file| {
+        if flush {
+            rustix::fs::fsync(&file)?;
+        }
+        Ok(file)
+    });
+    match held {
+        Ok(file) => {
+            say(DONE);
+            // Ends when the daemon closes its end, or is gone.
+            let _ = io::stdin().lock().read_to_end(&mut Vec::new());
+            drop(file);
+        }
+        Err(Errno::BUSY) => say(BUSY),
+        Err(errno) => say(&format!("{}: {errno}", device.display())),
+    }
+}
+
+fn open_exclusively(device: &Path) -> Result<std::os::fd::OwnedFd, Errno> {
+    let flags = OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC;
+    rustix::fs::open(device, flags, Mode::empty())
+}
+
+/// The child's side of [`tune`].
+pub fn tune_here(sysfs: PathBuf, index: u32, max_kb: u32) {
+    match Sysfs::new(sysfs).tune(index, max_kb) {
+        Ok(()) => say(DONE),
+        Err(fault) => say(&fault.to_string()),
+    }
+}
+
+fn say(line: &str) {
+    let mut out = io::stdout().lock();
+    // Nobody listens: then nobody needs it.
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}

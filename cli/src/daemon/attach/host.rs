@@ -1,0 +1,213 @@
+//! What a keeper needs of the mirror that it keeps attached: its state, promotion, and a session that
+//! serves the kernel's end.
+//!
+//! A trait, so that attaching is tried without disks, link and kernel.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use kagami_nbd_server::negotiate::Terms;
+use kagami_nbd_server::{ClientSocket, Export, Exports, Limits, Server};
+use kagami_replicator::core::event::{Command, Refusal, Reply};
+use kagami_replicator::core::status::Status;
+use kagami_replicator::shell::engine::{DeviceFacts, Engine as Shell, Plane};
+use tokio::sync::{broadcast, oneshot, watch};
+
+use super::super::engine::Noticed;
+use super::super::front_end::Served;
+
+/// The mirrors of this daemon.
+pub trait Host: Clone + Send + Sync + 'static {
+    /// The core's word; `None` where the mirror is not open.
+    fn status(&self, mirror: &str) -> impl Future<Output = Option<Status>> + Send;
+
+    /// Makes this node Primary, where that is permitted.
+    fn promote(&self, mirror: &str) -> impl Future<Output = Result<Reply, Refusal>> + Send;
+
+    /// Serves a socket that is past its handshake.
+    fn serve(
+        &self,
+        mirror: &str,
+        socket: UnixStream,
+    ) -> impl Future<Output = Result<(Link, DeviceFacts), Refusal>> + Send;
+
+    /// What happens to mirrors from now on.
+    fn events(&self) -> broadcast::Receiver<Noticed>;
+}
+
+/// How far a session is to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Go {
+    /// Serve.
+    On,
+    /// Read nothing more, answer what is in flight, close.
+    Leave,
+    /// Close at once; what is in flight is not answered.
+    Cut,
+}
+
+/// A session with the kernel. It leaves when this is dropped.
+#[derive(Debug)]
+pub struct Link {
+    go: watch::Sender<Go>,
+    ended: oneshot::Receiver<()>,
+    has_ended: bool,
+}
+
+impl Link {
+    /// A session that looks at the first and sends or drops the second at its end.
+    pub fn new() -> (Self, watch::Receiver<Go>, oneshot::Sender<()>) {
+        let (go, order) = watch::channel(Go::On);
+        let (end, ended) = oneshot::channel();
+        let link = Self {
+            go,
+            ended,
+            has_ended: false,
+        };
+        (link, order, end)
+    }
+
+    /// Orders how far it goes on.
+    pub fn set(&self, go: Go) {
+        self.go.send_replace(go);
+    }
+
+    /// Waits until the socket is closed and nothing of this session can reach the disks any more: what
+    /// the kernel was not answered may be sent again. May be given up and asked again.
+    pub async fn ended(&mut self) {
+        if !self.has_ended {
+            // An error: its thread is gone, and everything on it.
+            let _ = (&mut self.ended).await;
+            self.has_ended = true;
+        }
+    }
+}
+
+/// The engine's mirrors.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    shell: Shell,
+    events: broadcast::Sender<Noticed>,
+    /// Thread and peer's name of each mirror.
+    places: Arc<BTreeMap<String, (u16, String)>>,
+}
+
+impl Engine {
+    /// `places`: thread and peer's name of each mirror that is open.
+    pub fn new(
+        shell: Shell,
+        events: broadcast::Sender<Noticed>,
+        places: BTreeMap<String, (u16, String)>,
+    ) -> Self {
+        Self {
+            shell,
+            events,
+            places: Arc::new(places),
+        }
+    }
+}
+
+fn not_open() -> Refusal {
+    Refusal {
+        what: "not attached: it is not open on this node".to_owned(),
+        facts: Vec::new(),
+        next: "see `kagami status`; a mirror that was paired while the daemon ran needs a restart of it".to_owned(),
+    }
+}
+
+impl Host for Engine {
+    async fn status(&self, mirror: &str) -> Option<Status> {
+        let all = self.shell.status().await;
+        let found = all.into_iter().find(|status| &*status.name == mirror);
+        found.map(|status| status.core)
+    }
+
+    async fn promote(&self, mirror: &str) -> Result<Reply, Refusal> {
+        if !self.places.contains_key(mirror) {
+            return Err(not_open());
+        }
+        self.shell
+            .command(mirror, Command::Promote { force: false })
+            .await
+    }
+
+    async fn serve(
+        &self,
+        mirror: &str,
+        socket: UnixStream,
+    ) -> Result<(Link, DeviceFacts), Refusal> {
+        let (thread, peer) = self.places.get(mirror).ok_or_else(not_open)?.clone();
+        let (link, order, end) = Link::new();
+        let (tell, told) = oneshot::channel();
+        let name = mirror.to_owned();
+        self.shell.spawn_on(thread, move |plane| {
+            serve(plane, name, peer, socket, order, tell, end)
+        });
+        // An error: the thread is gone.
+        let facts = told.await.map_err(|_| not_open())??;
+        Ok((link, facts))
+    }
+
+    fn events(&self) -> broadcast::Receiver<Noticed> {
+        self.events.subscribe()
+    }
+}
+
+/// Serves the kernel until the connection ends, on the mirror's own thread.
+async fn serve(
+    plane: Plane,
+    name: String,
+    peer: String,
+    socket: UnixStream,
+    mut order: watch::Receiver<Go>,
+    tell: oneshot::Sender<Result<DeviceFacts, Refusal>>,
+    _end: oneshot::Sender<()>,
+) {
+    let refuse = |why: String| Refusal {
+        what: format!("not attached: {why}"),
+        facts: Vec::new(),
+        next: "see `kagami status`".to_owned(),
+    };
+    let Some(device) = plane.device(&name) else {
+        let _ = tell.send(Err(not_open()));
+        return;
+    };
+    let facts = device.facts();
+    let exports = Rc::new(Exports::new());
+    let served = Rc::new(Served::new(device, peer));
+    if let Err(why) = exports.add(Export::new(name.as_str(), served)) {
+        let _ = tell.send(Err(refuse(why.to_string())));
+        return;
+    }
+    let limits = Limits::kernel();
+    let server = Server::new(exports, limits.clone());
+    let socket = ClientSocket::Unix(socket);
+    let session = match server.adopt(socket, &name, Terms::default(), limits) {
+        Ok(session) => session,
+        Err(why) => {
+            let _ = tell.send(Err(refuse(why.to_string())));
+            return;
+        }
+    };
+    // Whoever asked may be gone: then the link is, too, and the session leaves.
+    let _ = tell.send(Ok(facts));
+    loop {
+        tokio::select! {
+            () = session.ended() => return,
+            changed = order.changed() => {
+                let go = if changed.is_ok() { *order.borrow_and_update() } else { Go::Leave };
+                match go {
+                    Go::On => {}
+                    Go::Leave => session.leave(),
+                    Go::Cut => session.abort(),
+                }
+                if changed.is_err() {
+                    return session.ended().await;
+                }
+            }
+        }
+    }
+}

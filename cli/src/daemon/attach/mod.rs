@@ -1,0 +1,443 @@
+//! Mirrors as block devices of this machine's kernel: `kagami attach`, `kagami detach`, and what a
+//! daemon that starts again finds.
+//!
+//! Each attached mirror has a [`keeper`]: a task that serves the device whenever the mirror may be Primary
+//! here. [`device`] is the kernel's side, [`helper`] what is done to a device by another process,
+//! [`record`] what is remembered on disk, [`host`] the mirror's side. Only a daemon that has the stores
+//! of a mirror, behind their fence, keeps its device.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use kagami_nbd_server::kernel::{Events, Nbd};
+use kagami_replicator::core::event::{Refusal, Reply};
+use kagami_replicator::core::state::Role;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tracing::{debug, error, info, warn};
+
+pub mod device;
+pub mod helper;
+pub mod host;
+pub mod keeper;
+pub mod record;
+
+use super::engine::Attached;
+use super::report::wall_ms;
+use crate::config::Config;
+use crate::config::value::spell_hex;
+use crate::control::report::{DeviceReport, DeviceState};
+use device::Kernel;
+use host::Host;
+use keeper::{Keeper, Kept, Order, Shown, Wait, blocking};
+use record::{Record, Records};
+
+/// A keeper stops within; what it still waits for is dropped, and sent again by the kernel.
+const STOP_PATIENCE: Duration = Duration::from_secs(8);
+
+/// The attached mirrors of a daemon. Clones are handles on the same.
+#[derive(Clone, Debug)]
+pub struct Attachments<H> {
+    inner: Arc<Inner<H>>,
+}
+
+#[derive(Debug)]
+struct Inner<H> {
+    host: H,
+    kernel: Kernel,
+    records: Records,
+    /// Identifier and uuid of each mirror of the configuration.
+    mirrors: BTreeMap<String, (String, String)>,
+    keepers: Mutex<BTreeMap<String, Entry>>,
+    /// Mirrors that are being attached or detached.
+    changing: Mutex<BTreeSet<String>>,
+    listener: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    device: u32,
+    since_ms: u64,
+    shown: Arc<Mutex<Shown>>,
+    orders: mpsc::UnboundedSender<Order>,
+    task: JoinHandle<()>,
+}
+
+/// A lock that a panic elsewhere does not poison: what it guards is whole between any two steps.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a mirror's device is known by in the kernel: this mirror, on this node.
+pub fn identifier(mirror: &[u8; 16], node: u64) -> String {
+    format!("kagami-{}-{node:016x}", spell_hex(mirror))
+}
+
+/// While it lives, nobody else attaches or detaches that mirror.
+struct Change<'a> {
+    mirror: String,
+    changing: &'a Mutex<BTreeSet<String>>,
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        lock(self.changing).remove(&self.mirror);
+    }
+}
+
+impl<H: Host> Attachments<H> {
+    /// Nothing is kept yet. `state`: the node's state folder.
+    pub fn new(host: H, kernel: Kernel, config: &Config, state: &Path) -> Self {
+        let mirrors = config.mirrors.iter().map(|mirror| {
+            let identifier = identifier(&mirror.uuid, config.node.id);
+            (mirror.name.clone(), (identifier, spell_hex(&mirror.uuid)))
+        });
+        Self {
+            inner: Arc::new(Inner {
+                host,
+                kernel,
+                records: Records::of(state),
+                mirrors: mirrors.collect(),
+                keepers: Mutex::default(),
+                changing: Mutex::default(),
+                listener: Mutex::default(),
+            }),
+        }
+    }
+
+    /// Takes back what was attached: each mirror that is remembered, and each device of the kernel
+    /// that is one of this node's mirrors. Returns at once; keepers do the rest. To be
+    /// called when the mirrors are open and before anybody can order anything.
+    pub async fn resume(&self) {
+        for (mirror, (identifier, uuid)) in &self.inner.mirrors {
+            let Some(status) = self.inner.host.status(mirror).await else {
+                continue;
+            };
+            let (kernel, records) = (self.inner.kernel.clone(), self.inner.records.clone());
+            let (name, known_by) = (mirror.clone(), identifier.clone());
+            let (found, read) =
+                blocking(move || (kernel.sysfs().find(&known_by), records.read(&name))).await;
+            let mut record = match (read, found) {
+                (Ok(Some(record)), _) if record.mirror == *uuid => record,
+                (Ok(_), None) => continue,
+                // The kernel's word is enough: a crash came between it and the file.
+                (Ok(_), Some(index)) => Record::new(uuid, index, wall_ms()),
+                (Err(fault), None) => {
+                    error!(
+                        mirror,
+                        "whether it was attached is not known: {fault}; put it right, or remove the file and attach it again"
+                    );
+                    continue;
+                }
+                (Err(fault), Some(index)) => {
+                    warn!(
+                        mirror,
+                        "what was attached is found in the kernel alone: {fault}"
+                    );
+                    Record::new(uuid, index, wall_ms())
+                }
+            };
+            if let Some(index) = found {
+                record.device = index;
+                if !keeper::is_current(&record, &status) && record.stale.is_none() {
+                    record.stale = Some("this copy was overwritten, or the other node has been Primary, while no daemon served the device: what this machine's kernel holds for it is not what the mirror holds now".to_owned());
+                }
+            } else if record.stale.is_some() {
+                // Whoever used the device is gone with the kernel that had it: a stale one is none.
+                record.stale = None;
+                record.stopped_at = None;
+            }
+            if let Some(why) = &record.stale {
+                error!(mirror, device = record.device, "not attached again: {why}");
+            }
+            let kept = Kept {
+                mirror: mirror.clone(),
+                identifier: identifier.clone(),
+                record,
+            };
+            self.keep(kept, None);
+        }
+    }
+
+    /// Attaches a mirror.
+    ///
+    /// # Errors
+    /// Why not, and what to do.
+    pub async fn attach(&self, mirror: &str, device: Option<u32>) -> Result<Attached, Refusal> {
+        let inner = &*self.inner;
+        let _change = self.change(mirror)?;
+        if let Some(kept) = self.kept(mirror) {
+            return self.again(mirror, device, &kept);
+        }
+        let Some((identifier, uuid)) = inner.mirrors.get(mirror).cloned() else {
+            return Err(Refusal {
+                what: "not attached: it came into the configuration after the daemon began"
+                    .to_owned(),
+                facts: Vec::new(),
+                next: "restart the daemon".to_owned(),
+            });
+        };
+        let status = inner.host.status(mirror).await;
+        if status.is_none_or(|status| status.role != Role::Primary) {
+            inner
+                .host
+                .promote(mirror)
+                .await
+                .map_err(|refusal| Refusal {
+                    what: format!(
+                        "not attached: this node may not be Primary: {}",
+                        refusal.what
+                    ),
+                    ..refusal
+                })?;
+        }
+        let (host, kernel) = (&inner.host, &inner.kernel);
+        let made = keeper::connect(host, kernel, mirror, &identifier, device).await;
+        let (mut link, socket, index) = made.map_err(|wait| match wait {
+            Wait::Refused(refusal) => refusal,
+            Wait::Gone => Refusal {
+                what: "not attached: the device was taken down at once by another program"
+                    .to_owned(),
+                facts: Vec::new(),
+                next: "attach it again".to_owned(),
+            },
+        })?;
+        let record = Record::new(&uuid, index, wall_ms());
+        let (records, name, written) = (inner.records.clone(), mirror.to_owned(), record.clone());
+        if let Err(fault) = blocking(move || records.write(&name, &written)).await {
+            // Nobody uses it yet: better none than one that a crash forgets.
+            let kernel = inner.kernel.clone();
+            let _ = blocking(move || kernel.disconnect(index)).await;
+            link.set(host::Go::Cut);
+            link.ended().await;
+            return Err(Refusal {
+                what: format!("not attached: it can't be remembered: {fault}"),
+                facts: Vec::new(),
+                next: "make room there, or put the folder right, and attach again".to_owned(),
+            });
+        }
+        info!(mirror, device = %inner.kernel.path(index).display(), "attached");
+        let kept = Kept {
+            mirror: mirror.to_owned(),
+            identifier,
+            record,
+        };
+        self.keep(kept, Some((link, socket)));
+        Ok(self.attached(mirror, index, false))
+    }
+
+    fn attached(&self, mirror: &str, index: u32, already: bool) -> Attached {
+        Attached {
+            device: self.inner.kernel.path(index).display().to_string(),
+            link: self.inner.kernel.link(mirror).display().to_string(),
+            already,
+        }
+    }
+
+    /// The answer to an attach of what is kept already.
+    fn again(
+        &self,
+        mirror: &str,
+        device: Option<u32>,
+        (index, shown): &(u32, Shown),
+    ) -> Result<Attached, Refusal> {
+        let path = self.inner.kernel.path(*index);
+        let path = path.display();
+        let refused = |what: String, facts, next: &str| {
+            let next = next.to_owned();
+            Err(Refusal { what, facts, next })
+        };
+        match shown {
+            Shown::Attached if device.is_none_or(|device| device == *index) => {
+                Ok(self.attached(mirror, *index, true))
+            }
+            Shown::Attached => refused(
+                format!("not attached: it is attached already, as {path}"),
+                Vec::new(),
+                "detach it first (`kagami detach`)",
+            ),
+            Shown::Waiting(why) => refused(
+                format!("not attached: {path} waits, and is attached by itself when it can be"),
+                vec![why.clone()],
+                "put right what it waits for, or `kagami detach` it",
+            ),
+            Shown::Stale(why) => refused(
+                format!("not attached: {path} is stale"),
+                vec![why.clone()],
+                "end who uses it (`umount -l`), then `kagami detach --force` and attach again",
+            ),
+        }
+    }
+
+    /// Detaches a mirror.
+    ///
+    /// # Errors
+    /// Who uses it, or why not.
+    pub async fn detach(&self, mirror: &str, force: bool) -> Result<Reply, Refusal> {
+        let _change = self.change(mirror)?;
+        let orders = {
+            let keepers = lock(&self.inner.keepers);
+            keepers
+                .get(mirror)
+                .filter(|entry| !entry.task.is_finished())
+                .map(|entry| entry.orders.clone())
+        };
+        let nothing = || Ok(Reply::Nothing("it is not attached".to_owned()));
+        let Some(orders) = orders else {
+            return nothing();
+        };
+        let (reply, answer) = oneshot::channel();
+        if orders.send(Order::Detach { force, reply }).is_err() {
+            return nothing();
+        }
+        match answer.await {
+            Ok(done) => done?,
+            // It ended by itself just now.
+            Err(_) => return nothing(),
+        }
+        lock(&self.inner.keepers).remove(mirror);
+        Ok(Reply::Done)
+    }
+
+    /// Device and state of a mirror that is kept.
+    fn kept(&self, mirror: &str) -> Option<(u32, Shown)> {
+        let keepers = lock(&self.inner.keepers);
+        let entry = keepers
+            .get(mirror)
+            .filter(|entry| !entry.task.is_finished())?;
+        let shown = lock(&entry.shown).clone();
+        Some((entry.device, shown))
+    }
+
+    /// The device of a mirror that is kept, as `/dev/nbdN`.
+    pub fn device_of(&self, mirror: &str) -> Option<String> {
+        let (index, _) = self.kept(mirror)?;
+        Some(self.inner.kernel.path(index).display().to_string())
+    }
+
+    /// The device of a mirror, for its status.
+    pub fn report(&self, mirror: &str) -> Option<DeviceReport> {
+        let (index, shown) = self.kept(mirror)?;
+        let since_ms = lock(&self.inner.keepers).get(mirror)?.since_ms;
+        let (state, why) = match shown {
+            Shown::Attached => (DeviceState::Attached, None),
+            Shown::Waiting(why) => (DeviceState::Waiting, Some(why)),
+            Shown::Stale(why) => (DeviceState::Stale, Some(why)),
+        };
+        let kernel = &self.inner.kernel;
+        Some(DeviceReport {
+            path: kernel.path(index).display().to_string(),
+            link: kernel.link(mirror).display().to_string(),
+            state,
+            why,
+            mounted: kernel.mounted(index),
+            since_ms,
+        })
+    }
+
+    /// Leaves all devices to the next daemon: they stay, and the kernel keeps what was not answered.
+    pub async fn stop(&self) {
+        let entries = std::mem::take(&mut *lock(&self.inner.keepers));
+        let mut stopping = Vec::new();
+        for (mirror, entry) in entries {
+            let (reply, done) = oneshot::channel();
+            let told = entry.orders.send(Order::Stop { reply }).is_ok();
+            stopping.push((mirror, entry, told.then_some(done)));
+        }
+        for (mirror, entry, done) in stopping {
+            if let Some(done) = done
+                && tokio::time::timeout(STOP_PATIENCE, done).await.is_err()
+            {
+                warn!(mirror, "its device was left in the middle of a change");
+            }
+            entry.task.abort();
+        }
+        if let Some(listener) = lock(&self.inner.listener).take() {
+            listener.abort();
+        }
+    }
+
+    fn change(&self, mirror: &str) -> Result<Change<'_>, Refusal> {
+        if !lock(&self.inner.changing).insert(mirror.to_owned()) {
+            return Err(Refusal {
+                what: "refused: it is being attached or detached".to_owned(),
+                facts: Vec::new(),
+                next: "see `kagami status`, and try again".to_owned(),
+            });
+        }
+        Ok(Change {
+            mirror: mirror.to_owned(),
+            changing: &self.inner.changing,
+        })
+    }
+
+    fn keep(&self, kept: Kept, session: Option<(host::Link, std::os::unix::net::UnixStream)>) {
+        self.listen();
+        let inner = &self.inner;
+        let (orders, received) = mpsc::unbounded_channel();
+        let begin = if session.is_some() {
+            Shown::Attached
+        } else {
+            Shown::Waiting("it is being taken back".to_owned())
+        };
+        let shown = Arc::new(Mutex::new(begin));
+        let (mirror, device) = (kept.mirror.clone(), kept.record.device);
+        let since_ms = kept.record.since_ms;
+        let keeper = Keeper::new(
+            inner.host.clone(),
+            inner.kernel.clone(),
+            inner.records.clone(),
+            kept,
+            received,
+            Arc::clone(&shown),
+        );
+        let entry = Entry {
+            device,
+            since_ms,
+            shown,
+            orders,
+            task: tokio::spawn(keeper.run(session)),
+        };
+        lock(&inner.keepers).insert(mirror, entry);
+    }
+
+    /// Hears from the kernel which connections it holds for dead, from the first device on.
+    fn listen(&self) {
+        let mut listener = lock(&self.inner.listener);
+        if listener.as_ref().is_some_and(|task| !task.is_finished()) {
+            return;
+        }
+        let this = self.clone();
+        *listener = Some(tokio::spawn(async move { this.hear().await }));
+    }
+
+    async fn hear(&self) {
+        let open = Arc::clone(&self.inner.kernel.open);
+        let found = blocking(move || Some(Nbd::new(open().ok()?).ok()?.family())).await;
+        let Some(family) = found else {
+            return debug!("the kernel's driver is not there yet");
+        };
+        let events = match Events::listen(family) {
+            Ok(events) => events,
+            // The end of a session says the same, unless that waits for memory.
+            Err(error) => return debug!("dead connections are not heard of: {error}"),
+        };
+        loop {
+            match events.dead().await {
+                Ok(devices) => {
+                    let keepers = lock(&self.inner.keepers);
+                    let dead = keepers
+                        .values()
+                        .filter(|entry| devices.contains(&entry.device));
+                    for entry in dead {
+                        // Its keeper may have ended: then nobody minds.
+                        let _ = entry.orders.send(Order::LinkDead);
+                    }
+                }
+                Err(error) => return debug!("dead connections are no longer heard of: {error}"),
+            }
+        }
+    }
+}

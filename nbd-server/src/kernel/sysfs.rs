@@ -1,0 +1,279 @@
+//! What the kernel shows and lets be set about an NBD device: files below /sys/block/nbdN.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Milliseconds after which the kernel looks at a request again. With one connection and
+/// `TIMEOUT` 0 that fails nothing; a request whose connection died is sent again.
+pub const IO_TIMEOUT_MS: u32 = 1000;
+/// KiB in one request: what every kernel's driver was seen to send in one piece.
+pub const MAX_SECTORS_KB: u32 = 1024;
+
+/// The tree; `/sys`, but for tests.
+#[derive(Clone, Debug)]
+pub struct Sysfs {
+    root: PathBuf,
+}
+
+/// Who has a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// Nobody: it can be set up.
+    Nobody,
+    /// It is set up.
+    Connected {
+        /// The process that did it, which may be gone.
+        pid: Option<u32>,
+        /// Its identifier; older tools give none.
+        backend: Option<String>,
+    },
+}
+
+/// A setting that could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {error}", path.display())]
+pub struct SettingFault {
+    /// The file.
+    pub path: PathBuf,
+    /// The system's answer.
+    pub error: io::Error,
+}
+
+impl Default for Sysfs {
+    fn default() -> Self {
+        Self::new("/sys")
+    }
+}
+
+impl Sysfs {
+    /// The tree at `root`.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The folder of a device.
+    pub fn device(&self, index: u32) -> PathBuf {
+        self.root.join("block").join(format!("nbd{index}"))
+    }
+
+    /// The numbers of all NBD devices, in order.
+    pub fn devices(&self) -> Vec<u32> {
+        let Ok(entries) = fs::read_dir(self.root.join("block")) else {
+            return Vec::new();
+        };
+        let mut found: Vec<u32> = entries
+            .filter_map(Result::ok)
+            .filter_map(|entry| index_of(entry.file_name().to_str()?))
+            .collect();
+        found.sort_unstable();
+        found
+    }
+
+    /// Whether there is a device of that number.
+    pub fn exists(&self, index: u32) -> bool {
+        self.device(index).is_dir()
+    }
+
+    /// Who has a device. `pid` and `backend` exist while it is set up, its connection dead or not.
+    pub fn owner(&self, index: u32) -> Owner {
+        let pid = self.text(index, "pid");
+        let backend = self.text(index, "backend");
+        if pid.is_none() && backend.is_none() {
+            return Owner::Nobody;
+        }
+        Owner::Connected {
+            pid: pid.and_then(|pid| pid.parse().ok()),
+            backend: backend.filter(|backend| !backend.is_empty()),
+        }
+    }
+
+    /// Bytes of a device; 0 while it is not set up.
+    pub fn size(&self, index: u32) -> u64 {
+        let sectors = self.text(index, "size").and_then(|text| text.parse().ok());
+        sectors.unwrap_or(0u64).saturating_mul(512)
+    }
+
+    /// The device that is set up under an identifier.
+    pub fn find(&self, identifier: &str) -> Option<u32> {
+        self.devices().into_iter().find(|index| {
+            matches!(self.owner(*index), Owner::Connected { backend: Some(found), .. } if found == identifier)
+        })
+    }
+
+    /// Whether the settings of [`tune`](Self::tune) are there.
+    pub fn is_tuned(&self, index: u32) -> bool {
+        self.text(index, "queue/io_timeout") == Some(IO_TIMEOUT_MS.to_string())
+    }
+
+    /// Sets a device up for a mirror: requests of a dead connection are sent again within a second,
+    /// nothing orders or delays them, and they are long enough. `max_kb` is the longest that
+    /// the server takes.
+    ///
+    /// **May wait for requests in flight** (newer kernels stop the queue while they change it): never
+    /// from a process that has to answer them.
+    ///
+    /// # Errors
+    /// The first setting that could not be made; the rest was tried.
+    pub fn tune(&self, index: u32, max_kb: u32) -> Result<(), SettingFault> {
+        let wanted = MAX_SECTORS_KB.min(max_kb);
+        let now = self.text(index, "queue/max_sectors_kb");
+        let now: Option<u32> = now.and_then(|text| text.parse().ok());
+        let mut first = None;
+        let mut set = |name: &str, value: &str| {
+            if let Err(fault) = self.set(index, name, value) {
+                first.get_or_insert(fault);
+            }
+        };
+        set("queue/io_timeout", &IO_TIMEOUT_MS.to_string());
+        set("queue/scheduler", "none");
+        if now.is_some_and(|now| now < wanted || now > max_kb) {
+            set("queue/max_sectors_kb", &wanted.to_string());
+        }
+        first.map_or(Ok(()), Err)
+    }
+
+    fn set(&self, index: u32, name: &str, value: &str) -> Result<(), SettingFault> {
+        let path = self.device(index).join(name);
+        let file = fs::OpenOptions::new().write(true).open(&path);
+        file.and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()))
+            .map_err(|error| SettingFault { path, error })
+    }
+
+    /// A file's text without its line's end; `None` where there is none.
+    fn text(&self, index: u32, name: &str) -> Option<String> {
+        let text = fs::read_to_string(self.device(index).join(name)).ok()?;
+        Some(text.trim().to_owned())
+    }
+
+    /// What is built on a device or one of its partitions, as `dm-0` or `md127`.
+    pub fn holders(&self, index: u32) -> Vec<String> {
+        let device = self.device(index);
+        let mut folders = vec![device.join("holders")];
+        folders.extend(
+            self.partitions(index)
+                .iter()
+                .map(|name| device.join(name).join("holders")),
+        );
+        let mut found: Vec<String> = folders
+            .iter()
+            .filter_map(|folder| fs::read_dir(folder).ok())
+            .flatten()
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .collect();
+        found.sort_unstable();
+        found
+    }
+
+    /// A device's partitions, as `nbd0p1`.
+    pub fn partitions(&self, index: u32) -> Vec<String> {
+        let device = self.device(index);
+        let Ok(entries) = fs::read_dir(&device) else {
+            return Vec::new();
+        };
+        let mut found: Vec<String> = entries
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter(|name| device.join(name).join("partition").exists())
+            .collect();
+        found.sort_unstable();
+        found
+    }
+}
+
+/// The number in `nbd12`, of a device and not of a partition.
+fn index_of(name: &str) -> Option<u32> {
+    let digits = name.strip_prefix("nbd")?;
+    (!digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
+        .then(|| digits.parse().ok())?
+}
+
+/// The number in `/dev/nbd12` or `nbd12`.
+pub fn parse_device(text: &str) -> Option<u32> {
+    let path = Path::new(text);
+    let folder = path.parent().filter(|folder| folder != &Path::new(""));
+    if folder.is_some_and(|folder| folder != Path::new("/dev")) {
+        return None;
+    }
+    index_of(path.file_name()?.to_str()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A tree of two devices, the second set up.
+    fn tree() -> (tempfile::TempDir, Sysfs) {
+        let dir = tempfile::tempdir().expect("a folder");
+        let sysfs = Sysfs::new(dir.path());
+        for index in [0, 1] {
+            let device = sysfs.device(index);
+            fs::create_dir_all(device.join("queue")).expect("made");
+            fs::create_dir_all(device.join("holders")).expect("made");
+            let size = if index == 1 { "2048\n" } else { "0\n" };
+            for (name, text) in [
+                ("size", size),
+                ("queue/io_timeout", "30000\n"),
+                ("queue/scheduler", "[mq-deadline] none\n"),
+                ("queue/max_sectors_kb", "128\n"),
+            ] {
+                fs::write(device.join(name), text).expect("written");
+            }
+        }
+        fs::create_dir_all(dir.path().join("block/nbd1/nbd1p1/holders/dm-3")).expect("made");
+        fs::write(dir.path().join("block/nbd1/nbd1p1/partition"), "1\n").expect("written");
+        fs::create_dir_all(dir.path().join("block/sda")).expect("made");
+        fs::write(sysfs.device(1).join("pid"), "4711\n").expect("written");
+        fs::write(sysfs.device(1).join("backend"), "kagami-x\n").expect("written");
+        (dir, sysfs)
+    }
+
+    #[test]
+    fn devices_and_their_owners() {
+        let (_dir, sysfs) = tree();
+        assert_eq!(sysfs.devices(), [0, 1]);
+        assert!(sysfs.exists(1) && !sysfs.exists(2));
+        assert_eq!(sysfs.owner(0), Owner::Nobody);
+        let owner = Owner::Connected {
+            pid: Some(4711),
+            backend: Some("kagami-x".to_owned()),
+        };
+        assert_eq!(sysfs.owner(1), owner);
+        assert_eq!(sysfs.find("kagami-x"), Some(1));
+        assert_eq!(sysfs.find("kagami-y"), None);
+        assert_eq!((sysfs.size(0), sysfs.size(1)), (0, 1 << 20));
+        assert_eq!(sysfs.holders(1), ["dm-3"]);
+        assert_eq!(sysfs.partitions(1), ["nbd1p1"]);
+        assert_eq!(sysfs.owner(9), Owner::Nobody);
+    }
+
+    #[test]
+    fn settings_are_made_and_failures_named() {
+        let (_dir, sysfs) = tree();
+        assert!(!sysfs.is_tuned(0));
+        sysfs.tune(0, 32 << 10).expect("set");
+        let read = |name: &str| fs::read_to_string(sysfs.device(0).join(name)).expect("there");
+        // What was there is longer than what is written: sysfs takes each write by itself.
+        assert!(read("queue/io_timeout").starts_with("1000"));
+        assert!(read("queue/scheduler").starts_with("none"));
+        assert!(read("queue/max_sectors_kb").starts_with("1024"));
+        // A server that takes less is not sent more.
+        fs::write(sysfs.device(0).join("queue/max_sectors_kb"), "128").expect("written");
+        sysfs.tune(0, 64).expect("set");
+        assert!(read("queue/max_sectors_kb").starts_with("64"));
+        fs::remove_file(sysfs.device(1).join("queue/scheduler")).expect("removed");
+        let fault = sysfs.tune(1, 1024).expect_err("refused");
+        assert!(
+            fault.to_string().contains("nbd1/queue/scheduler"),
+            "{fault}"
+        );
+    }
+
+    #[test]
+    fn devices_by_name() {
+        assert_eq!(parse_device("/dev/nbd0"), Some(0));
+        assert_eq!(parse_device("nbd12"), Some(12));
+        for wrong in ["/dev/nbd0p1", "/dev/sda", "nbd", "/tmp/nbd0", "", "nbd-1"] {
+            assert_eq!(parse_device(wrong), None, "{wrong}");
+        }
+    }
+}
