@@ -33,6 +33,7 @@ use super::attach::device::Kernel;
 use super::attach::host;
 use super::engine::{Attached, Engine, MirrorStatus, Noticed, WriteLatency};
 use super::front_end::Served;
+use super::service::Service;
 use super::settings;
 use crate::commands::key_folder;
 use crate::config::{self, Config};
@@ -40,6 +41,8 @@ use crate::exit::Failure;
 
 /// Mirrors that don't stop cleanly within are left as a crash would leave them.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
+/// Opening one mirror takes no longer: a dead daemon's last writes are waited for, names are looked up.
+const OPEN_PATIENCE: Duration = Duration::from_secs(120);
 /// Clients may finish what they have begun within.
 const FRONT_END_GRACE: Duration = Duration::from_secs(5);
 
@@ -68,7 +71,7 @@ impl Mirrors {
     ///
     /// # Errors
     /// What keeps the node as a whole from running; a mirror that can't be opened does not.
-    pub async fn start(config: &Config) -> Result<Self, Failure> {
+    pub async fn start(config: &Config, service: &Service) -> Result<Self, Failure> {
         let failed = |what: &str, why: &dyn std::fmt::Display| {
             Failure::system(format!(
                 "not started: {what}: {why}\n  next: put it right in {} or on this machine, and start kagami again",
@@ -108,6 +111,7 @@ impl Mirrors {
                 );
                 continue;
             };
+            service.starting(&format!("opening {}", mirror.name), OPEN_PATIENCE);
             let told = MirrorConfig {
                 name: mirror.name.clone(),
                 mirror: u128::from_be_bytes(mirror.uuid),
@@ -209,6 +213,16 @@ impl Engine for Mirrors {
 
     fn events(&self) -> broadcast::Receiver<Noticed> {
         self.inner.events.subscribe()
+    }
+
+    async fn beat(&self) {
+        for thread in 0..self.inner.shell.threads() {
+            if !self.inner.shell.beat(thread).await {
+                error!(thread, "this data-plane thread has ended");
+                // By no order: nothing of its mirrors is served any more.
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     async fn stop(&self) {
