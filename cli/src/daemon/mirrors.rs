@@ -10,7 +10,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use kagami_nbd_server::tls::Clients;
 use kagami_nbd_server::{
@@ -43,6 +43,10 @@ use crate::exit::Failure;
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
 /// Opening one mirror takes no longer: a dead daemon's last writes are waited for, names are looked up.
 const OPEN_PATIENCE: Duration = Duration::from_secs(120);
+/// A device that is a store and is not there at the start is waited for.
+const DEVICE_PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is looked for.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Clients may finish what they have begun within.
 const FRONT_END_GRACE: Duration = Duration::from_secs(5);
 
@@ -103,6 +107,7 @@ impl Mirrors {
         let (events, _) = broadcast::channel(1024);
         tokio::spawn(forward(shell.events(), events.clone()));
         let mut refused = BTreeMap::new();
+        devices_appear(config, service).await;
         for mirror in &config.mirrors {
             let Some(peer) = mirror.peer.as_deref().and_then(|name| config.peer(name)) else {
                 warn!(
@@ -247,6 +252,28 @@ impl Engine for Mirrors {
                 "not stopped cleanly: {}; {}", refusal.what, refusal.next
             );
         }
+    }
+}
+
+/// Waits a while for stores that are devices and not there: while a machine starts, LVM and its like come
+/// when they come, and a mirror that was not opened stays so until the next start.
+async fn devices_appear(config: &Config, service: &Service) {
+    let stores = config
+        .mirrors
+        .iter()
+        .flat_map(|mirror| [&mirror.backing, &mirror.metadata]);
+    let mut missing: Vec<_> = stores
+        .filter(|store| store.starts_with("/dev") && !store.exists())
+        .collect();
+    let deadline = Instant::now() + DEVICE_PATIENCE;
+    if let Some(first) = missing.first() {
+        let what = format!("waiting for {}", first.display());
+        info!("{what}, for up to {} s", DEVICE_PATIENCE.as_secs());
+        service.starting(&what, OPEN_PATIENCE);
+    }
+    while !missing.is_empty() && Instant::now() < deadline {
+        tokio::time::sleep(LOOK_EVERY).await;
+        missing.retain(|store| !store.exists());
     }
 }
 
