@@ -14,9 +14,12 @@ prepare() {
     work=$(mktemp -d "${TMPDIR:-/tmp}/kagami-debian.XXXXXX")
     trap 'rm -rf "$work"' EXIT
     cp --sparse=always "$image" "$work/root"
-    truncate -s 256M "$work/alpha" "$work/beta"
+    truncate -s 96M "$work/alpha" "$work/beta"
     OLD=$("$here/../../cli/package/build" "$KAGAMI" "$work")
-    NEW=$("$here/../../cli/package/build" "$KAGAMI" "$work" "$(dpkg-deb -f "$OLD" Version)+newer")
+    NEW=$work/newer.deb
+    dpkg-deb -R "$OLD" "$work/newer"
+    sed -i '/^Version:/s/$/+newer/' "$work/newer/DEBIAN/control"
+    dpkg-deb -Znone --root-owner-group --build "$work/newer" "$NEW" >/dev/null
 }
 
 # Boots the system and runs a step of the scenario in it. Then the guest is shut down cleanly, unless the step
