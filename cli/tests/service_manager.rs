@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use kagami::daemon::service::Service;
 use kagami_replicator::core::state::{Connection, DiskState, Replication, Role};
-use support::{Node, eventually};
+use support::Node;
 
 /// What systemd would be configured with.
 const LIMIT: Duration = Duration::from_millis(400);
@@ -96,10 +96,8 @@ fn it_hears_of_the_start_of_each_change_and_of_the_stop() {
     manager.until("READY=1");
     std::fs::write(&file, text).unwrap();
 
-    let down = node.run(&["down"]);
-    assert_eq!(down.code, 0, "{down:?}");
+    node.terminate();
     manager.until("STOPPING=1");
-    node.wait();
 }
 
 #[test]
@@ -126,11 +124,7 @@ fn a_stuck_thread_keeps_no_stop_from_being_told() {
     let (mut node, manager) = served();
     manager.until("WATCHDOG=1");
     node.engine.stuck.send_replace(true);
-    let down = node.run(&["down"]);
-    assert_eq!(down.code, 0, "{down:?}");
+    node.terminate();
     manager.until("STOPPING=1");
-    eventually("the engine is stopped", || {
-        *node.engine.stopped.lock().unwrap()
-    });
-    node.wait();
+    assert!(*node.engine.stopped.lock().unwrap());
 }

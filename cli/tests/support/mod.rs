@@ -246,6 +246,12 @@ impl Node {
         self.command(arguments).output().unwrap().into()
     }
 
+    /// Ends the daemon as a signal does, and waits until it is over.
+    pub fn terminate(&mut self) {
+        drop(self.stop.take());
+        self.wait();
+    }
+
     /// Waits until the daemon's thread is over.
     pub fn wait(&mut self) {
         if let Some(thread) = self.thread.take() {

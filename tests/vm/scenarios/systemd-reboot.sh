@@ -42,10 +42,10 @@ step_install() {
     printf '[Service]\nWatchdogSec=2s\n' >/run/systemd/system/kagami.service.d/watchdog.conf
     systemctl daemon-reload
     systemctl restart kagami
-    # A disk that takes one write a second is slow, and no more than that.
+    # A disk that takes two writes a second is slow, and no more than that.
     pid=$(daemon_pid)
-    systemctl set-property --runtime kagami.service 'IOWriteIOPSMax=/dev/disk0 1'
-    dd if=/dev/zero of=/srv/slow bs=4k count=6 oflag=direct conv=fsync status=none
+    systemctl set-property --runtime kagami.service 'IOWriteIOPSMax=/dev/disk0 2'
+    dd if=/dev/zero of=/srv/slow bs=4k count=12 oflag=direct conv=fsync status=none
     systemctl set-property --runtime kagami.service IOWriteIOPSMax=
     [ "$(daemon_pid)" = "$pid" ] || fail 'the watchdog ended a daemon whose disk was slow'
     # A data-plane thread that is held is stuck: a debugger stops it, and it alone.
