@@ -65,11 +65,11 @@ step_all() {
 
     write_on_and_on & local writer=$!
     write_one_by_one & local one=$!
-    wait_until 60 'files on /srv' more_rounds 0
+    wait_until 150 'files on /srv' more_rounds 0
     before=$(daemon_pid)
     upgrade "$NEW"
     [ "$(daemon_pid)" != "$before" ] || fail 'the daemon was not replaced'
-    wait_until 60 'files after the upgrade' more_rounds "$(($(rounds) + 1))"
+    wait_until 150 'files after the upgrade' more_rounds "$(($(rounds) + 1))"
     still_there
     [ "$(installed)" = "$(dpkg-deb -f "$NEW" Version)" ] || fail "$(installed) is installed"
     touch /tmp/end
