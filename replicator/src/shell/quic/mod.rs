@@ -24,6 +24,7 @@ mod inner;
 mod memory;
 mod opening;
 mod peer;
+mod runtime;
 mod session;
 mod streams;
 
