@@ -20,7 +20,7 @@ on beta attach second --device /dev/nbd1 >/dev/null
 proof "attached: pg on alpha as /dev/nbd0, second on beta as /dev/nbd1 ($(uname -r))"
 
 # Whoever waits longer than two minutes is a warning to this kernel, and the point here.
-echo 0 >/proc/sys/kernel/hung_task_timeout_secs
+{ echo 0 >/proc/sys/kernel/hung_task_timeout_secs; } 2>/dev/null || :
 dd if=/dev/urandom of="$work/before" bs=1M count=1 status=none
 dd if=/dev/urandom of="$work/during" bs=1M count=4 status=none
 copy() { # FILE DEVICE MIB

@@ -16,7 +16,7 @@ truncate -s 64M "$work/image"
 mkfs.ext4 -q "$work/image"
 before=$(sha256sum <"$work/image")
 refused "stranger init x --size 64M --backing $work/image" "$work/image"
-refused "stranger init x --size 64M --metadata /dev/disk1" ext4
+refused 'stranger init x --size 64M --metadata /dev/disk1' ext4
 [ "$(sha256sum </dev/disk1)" = "$sum" ] || fail 'init wrote to a foreign disk'
 [ "$(sha256sum <"$work/image")" = "$before" ] || fail 'init wrote to a foreign file'
 proof 'init refuses a disk and a file with a foreign file system, and changes no byte of it'
