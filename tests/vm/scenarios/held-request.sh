@@ -27,9 +27,8 @@ copy() { # FILE DEVICE MIB
     dd if="$1" of="$2" bs=1M seek="$3" oflag=direct conv=notrunc status=none
 }
 check() { # FILE DEVICE MIB
-    local bytes
-    bytes=$(stat -c %s "$1")
-    dd if="$2" bs=1M skip="$3" iflag=direct status=none | head -c "$bytes" | cmp - "$1" || fail "$2 holds something else"
+    local count=$(($(stat -c %s "$1") >> 20))
+    dd if="$2" bs=1M skip="$3" count="$count" iflag=direct status=none | cmp - "$1" || fail "$2 holds something else"
 }
 for device in /dev/nbd0 /dev/nbd1; do copy "$work/before" "$device" 0; done
 
