@@ -92,7 +92,7 @@ case $BOOT in
         umount -l /mnt/alpha
         rm "$NODES/alpha/$MIRROR.unbroken" "/dev/kagami/$MIRROR"
         begin_alpha
-        grep -q 'SyncTarget' "$NODES/alpha/log" || fail 'alpha was not brought up to date by beta'
+        on alpha status "$MIRROR" --json | grep -q 'resynchronised from beta' || fail 'alpha was not brought up to date by beta'
         mount "/dev/kagami/$MIRROR" /mnt/alpha
         check_tree /mnt/alpha/fourth "$NODES/fourth"
         proof "alpha's machine alone crashed: brought up to date by beta, $DEVICE was back after $took ms, $(lines "$NODES/fourth") synced files are there"
