@@ -135,11 +135,16 @@ make_pair() { # SIZE [ARG-OF-INIT]...
     fi
     start alpha up
     start beta up
-    # Of two devices nobody knows what is on them: one has to be named as the source.
-    wait_for alpha refused
-    on alpha resync "$MIRROR" --from local --yes --wait --timeout 200s >"$NODES/resync" 2>&1 ||
-        fail "kagami resync: $(cat "$NODES/resync")"
-    wait_for alpha in-sync
+    case " $* " in
+        # It is the source by itself.
+        *' --keep-data '*) ;;
+        # Of two devices nobody knows what is on them: one has to be named.
+        *)
+            wait_for alpha refused
+            on alpha resync "$MIRROR" --from local --yes --wait --timeout 200s >"$NODES/resync" 2>&1 ||
+                fail "kagami resync: $(cat "$NODES/resync")" ;;
+    esac
+    wait_for alpha in-sync 200
 }
 
 # ---- state ----------------------------------------------------------------------------------

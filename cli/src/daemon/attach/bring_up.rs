@@ -119,6 +119,7 @@ impl<H: Host> Keeper<H> {
     /// Promotes, and gives the kernel a socket: of the device that waits, or of a new one.
     pub(super) async fn attempt(&mut self) -> Result<(Link, UnixStream), Wait> {
         let mirror = self.kept.mirror.clone();
+        self.moves.begin();
         let owner = self.owner().await;
         if owner == Owner::Nobody && self.was_served {
             return Err(Wait::Gone);

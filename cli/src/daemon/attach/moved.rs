@@ -84,6 +84,8 @@ pub struct Moves {
     mirror: String,
     events: broadcast::Receiver<MirrorEvent>,
     found: Option<Moved>,
+    /// Something was taken in that nobody has acted upon.
+    is_news: bool,
 }
 
 impl Moves {
@@ -93,11 +95,13 @@ impl Moves {
             mirror: mirror.to_owned(),
             events,
             found: None,
+            is_news: false,
         }
     }
 
-    fn take_in(&mut self, event: &MirrorEvent) -> bool {
+    fn take_in(&mut self, event: &MirrorEvent) {
         let is_ours = *event.mirror == *self.mirror;
+        self.is_news |= is_ours;
         if is_ours && let Some(moved) = by_event(&event.notice) {
             // Where it went counts more than what became of the copy.
             self.found = match self.found {
@@ -105,16 +109,13 @@ impl Moves {
                 _ => Some(moved),
             };
         }
-        is_ours
     }
 
     /// What was heard up to now.
     pub fn so_far(&mut self) -> Option<Moved> {
         loop {
             match self.events.try_recv() {
-                Ok(event) => {
-                    self.take_in(&event);
-                }
+                Ok(event) => self.take_in(&event),
                 // Missed ones: the status is all there is.
                 Err(TryRecvError::Lagged(_)) => {}
                 Err(TryRecvError::Empty | TryRecvError::Closed) => return self.found,
@@ -128,15 +129,21 @@ impl Moves {
         self.found = None;
     }
 
-    /// Waits until something happens to the mirror. May be given up and asked again.
+    /// From here on the mirror is looked at: what happened before is no news.
+    pub fn begin(&mut self) {
+        self.so_far();
+        self.is_news = false;
+    }
+
+    /// Waits until something has happened to the mirror since [`begin`](Self::begin). May be given up and
+    /// asked again.
     pub async fn next(&mut self) {
         loop {
+            if std::mem::take(&mut self.is_news) {
+                return;
+            }
             match self.events.recv().await {
-                Ok(event) => {
-                    if self.take_in(&event) {
-                        return;
-                    }
-                }
+                Ok(event) => self.take_in(&event),
                 Err(broadcast::error::RecvError::Lagged(_)) => return,
                 // The engine is gone, and the daemon is about to be.
                 Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
