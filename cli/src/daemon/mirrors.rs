@@ -245,11 +245,12 @@ impl Engine for Mirrors {
     }
 }
 
-/// Of all mirrors that have a peer; those that don't open are refused by the engine.
+/// Of all mirrors; those that are not open are refused by the engine.
 fn attachments(config: &Config, shell: &Shell) -> Attachments<host::Engine> {
-    let places = config.mirrors.iter().filter_map(|mirror| {
+    let places = config.mirrors.iter().map(|mirror| {
         let thread = u16::try_from(mirror.thread).unwrap_or(u16::MAX);
-        Some((mirror.name.clone(), (thread, mirror.peer.clone()?)))
+        let peer = mirror.peer.clone().unwrap_or_default();
+        (mirror.name.clone(), (thread, peer))
     });
     let host = host::Engine::new(shell.clone(), places.collect());
     Attachments::new(host, Kernel::default(), config, &config.node.state_dir)

@@ -6,6 +6,24 @@
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 work=$(mktemp -d)
 
+# Both nodes begin with the older version of the link's protocol, where this build has two: an upgrade
+# meets a peer of the version before.
+speak() { # NODE VERSION
+    sed -i '/^link-version/d' "$NODES/$1/kagami.toml"
+    sed -i "s/^\[node\]\$/&\nlink-version = \"$2\"/" "$NODES/$1/kagami.toml"
+}
+before_start() {
+    versions=$(on alpha config show --defaults | grep -c 'link-version') || :
+    for node in alpha beta; do [ "$versions" = 0 ] || speak "$node" 1; done
+}
+expect_link() { # VERSION
+    local spoken
+    [ "$versions" != 0 ] || return 0
+    spoken=$(number alpha link_version)
+    [ "$spoken" = "$1" ] || fail "the nodes speak version $spoken of the protocol instead of $1"
+    proof "the nodes speak version $1 of the protocol"
+}
+
 make_pair 256M
 attach_device alpha /dev/nbd0
 mkfs.ext4 -q -b 4096 /dev/nbd0
@@ -16,8 +34,9 @@ proof "ext4 is mounted on /dev/nbd0 ($(uname -r)); $(build "$KAGAMI") is replace
 
 verify_on_and_on "$work" --size=32M & writer=$!
 
-replace() { # NODE PROGRAM
+replace() { # NODE PROGRAM VERSION
     local began
+    [ "$versions" = 0 ] || speak "$1" "$3"
     wait_until 60 "writes under way before $1 is replaced" has_written 500
     began=$(now_ms)
     terminate "$1"
@@ -28,10 +47,14 @@ replace() { # NODE PROGRAM
     wait_for alpha in-sync
     proof "the daemon on $1 was replaced in $took ms, and the mirror is in sync"
 }
-replace beta "$KAGAMI_OTHER"
-replace alpha "$KAGAMI_OTHER"
-replace alpha "$KAGAMI"
-replace beta "$KAGAMI"
+expect_link 1
+replace beta "$KAGAMI_OTHER" 2
+expect_link 1
+replace alpha "$KAGAMI_OTHER" 2
+expect_link 2
+replace alpha "$KAGAMI" 1
+expect_link 1
+replace beta "$KAGAMI" 1
 
 wait_until 60 'writes after the last one' has_written 500
 touch "$work/end"

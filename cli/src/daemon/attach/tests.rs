@@ -72,15 +72,12 @@ fn taken(number: u32) -> UnixStream {
 impl Asking {
     fn set_up(&self, index: u32, backend: Option<&str>) {
         let device = self.sysfs.join(format!("block/nbd{index}"));
-        match backend {
-            Some(backend) => {
-                fs::write(device.join("pid"), "4711\n").expect("written");
-                fs::write(device.join("backend"), backend).expect("written");
-            }
-            None => {
-                let _ = fs::remove_file(device.join("pid"));
-                let _ = fs::remove_file(device.join("backend"));
-            }
+        if let Some(backend) = backend {
+            fs::write(device.join("pid"), "4711\n").expect("written");
+            fs::write(device.join("backend"), backend).expect("written");
+        } else {
+            let _ = fs::remove_file(device.join("pid"));
+            let _ = fs::remove_file(device.join("backend"));
         }
     }
 
