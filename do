@@ -100,7 +100,10 @@ vm() { # [SCENARIO]...
     say "scenarios under a real kernel"
     # The kernel's package is fetched with apt, whose lists may be old or missing.
     tests/vm/run --setup || { as_root apt-get -qq update && tests/vm/run --setup; }
-    tests/vm/try "$(built)" "$@"
+    # The build that the tests left is another one, to upgrade to.
+    local other=()
+    [ ! -x "${CARGO_TARGET_DIR:-target}/debug/kagami" ] || other=(--other "${CARGO_TARGET_DIR:-target}/debug/kagami")
+    tests/vm/try "${other[@]}" "$(built)" "$@"
 }
 
 case ${1:-help} in

@@ -96,7 +96,7 @@ impl Made {
 }
 
 fn refused(error: &StoreError) -> Failure {
-    Failure::refused(format!("no store made: {error}"))
+    Failure::refused(format!("no store made: {error}\n  next: {}", error.next()))
 }
 
 impl Plan {

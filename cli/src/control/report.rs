@@ -246,6 +246,9 @@ pub struct MirrorReport {
     pub arbiter: Option<String>,
     /// Why the stores could not be opened.
     pub fault: Option<String>,
+    /// Why this copy has no disk; the other node's copy is used.
+    #[serde(default)]
+    pub disk_fault: Option<String>,
     /// Requests of the last seconds; `null` until there are two samples.
     pub load: Option<LoadReport>,
     /// Counted since the daemon began.

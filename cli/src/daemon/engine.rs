@@ -78,6 +78,8 @@ pub struct MirrorStatus {
     pub name: String,
     /// The core's word, or why there is no core (the stores could not be opened, in words).
     pub core: Result<Status, String>,
+    /// Why this copy has no disk, if it has none.
+    pub disk_fault: Option<String>,
     /// The peer's address that the session uses.
     pub peer_address: Option<String>,
     /// Where front ends serve it: NBD URIs, devices.

@@ -99,6 +99,7 @@ impl Mirrors {
         let shell = Shell::start(&told).map_err(|error| failed("the engine", &error))?;
         let (events, _) = broadcast::channel(1024);
         tokio::spawn(forward(shell.events(), events.clone()));
+        let attachments = attachments(config, &shell);
         let mut refused = BTreeMap::new();
         for mirror in &config.mirrors {
             let Some(peer) = mirror.peer.as_deref().and_then(|name| config.peer(name)) else {
@@ -127,7 +128,6 @@ impl Mirrors {
         }
         let closing = watch::Sender::new(false);
         let (served, fronts) = front_ends(config, &shell, &refused, tls.as_ref(), &closing).await;
-        let attachments = attachments(config, &shell, &refused, &events);
         attachments.resume().await;
         Ok(Self {
             inner: Arc::new(Inner {
@@ -177,6 +177,13 @@ impl Engine for Mirrors {
     }
 
     async fn detach(&self, mirror: &str, force: bool) -> Result<Reply, Refusal> {
+        if let Some(why) = self.inner.refused.get(mirror) {
+            return Err(Refusal {
+                what: "not detached: its stores are not open, and what the kernel holds for it can't be written".to_owned(),
+                facts: vec![why.clone()],
+                next: "put it right and start kagami again".to_owned(),
+            });
+        }
         self.inner.attachments.detach(mirror, force).await
     }
 
@@ -187,6 +194,7 @@ impl Engine for Mirrors {
             MirrorStatus {
                 name: status.name.to_string(),
                 device,
+                disk_fault: status.diskless.clone(),
                 peer_address: status.link.as_ref().map(|link| link.address.to_string()),
                 served_at: served_at.unwrap_or_default(),
                 write_latency: (status.writes.count > 0).then_some(WriteLatency {
@@ -199,6 +207,7 @@ impl Engine for Mirrors {
         let refused = self.inner.refused.iter().map(|(name, why)| MirrorStatus {
             name: name.clone(),
             core: Err(why.clone()),
+            disk_fault: None,
             peer_address: None,
             served_at: Vec::new(),
             device: None,
@@ -236,23 +245,14 @@ impl Engine for Mirrors {
     }
 }
 
-/// The mirrors that can be attached: those that are open.
-fn attachments(
-    config: &Config,
-    shell: &Shell,
-    refused: &BTreeMap<String, String>,
-    events: &broadcast::Sender<Noticed>,
-) -> Attachments<host::Engine> {
-    let open = config
-        .mirrors
-        .iter()
-        .filter(|mirror| !refused.contains_key(&mirror.name))
-        .filter_map(|mirror| {
-            let thread = u16::try_from(mirror.thread).unwrap_or(u16::MAX);
-            Some((mirror.name.clone(), (thread, mirror.peer.clone()?)))
-        })
-        .collect();
-    let host = host::Engine::new(shell.clone(), events.clone(), open);
+/// Of all mirrors; those that are not open are refused by the engine.
+fn attachments(config: &Config, shell: &Shell) -> Attachments<host::Engine> {
+    let places = config.mirrors.iter().map(|mirror| {
+        let thread = u16::try_from(mirror.thread).unwrap_or(u16::MAX);
+        let peer = mirror.peer.clone().unwrap_or_default();
+        (mirror.name.clone(), (thread, peer))
+    });
+    let host = host::Engine::new(shell.clone(), places.collect());
     Attachments::new(host, Kernel::default(), config, &config.node.state_dir)
 }
 

@@ -224,6 +224,7 @@ fn skeleton(config: &Config, mirror: &Mirror, now: Now) -> MirrorReport {
         .to_owned(),
         arbiter: mirror.arbiter.clone(),
         fault: None,
+        disk_fault: None,
         load: None,
         counters: CountersReport::default(),
     }
@@ -242,6 +243,7 @@ fn fill(
     report.disk = notice::disk(core.disk);
     report.served_at.clone_from(&status.served_at);
     report.device.clone_from(&status.device);
+    report.disk_fault.clone_from(&status.disk_fault);
     if let Some(peer) = &mut report.peer {
         peer.role = core.peer_role.map(notice::role);
         peer.disk = notice::disk(core.peer_disk);

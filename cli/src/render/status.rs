@@ -46,7 +46,12 @@ struct Screen<'a> {
 impl Screen<'_> {
     fn lines(&self) -> String {
         let mut lines = vec![self.headline()];
-        if let Some(fault) = &self.mirror.fault {
+        if let Some(fault) = self
+            .mirror
+            .fault
+            .as_ref()
+            .or(self.mirror.disk_fault.as_ref())
+        {
             lines.push(self.labelled("fault", fault));
         }
         if self.forked() {

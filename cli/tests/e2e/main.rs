@@ -4,6 +4,7 @@
 
 mod clients;
 mod crashes;
+mod moved;
 mod permission;
 mod refusals;
 mod split_brain;

@@ -132,7 +132,9 @@ pub enum FenceError {
         error: io::Error,
     },
     /// There is nothing of that name.
-    #[error("{path}: there is no such file or device; `kagami init` makes a store")]
+    #[error(
+        "{path}: there is no such file or device; if it was moved, its new place belongs into the configuration"
+    )]
     Missing {
         /// The path as given.
         path: PathBuf,
