@@ -24,6 +24,7 @@
 //! | 16 Forked | a common ancestor | both went on alone |
 //! | 17 Unrelated | nothing in common | another history |
 
+use kagami_bitmap::planted::{Defect, planted};
 use kagami_bitmap::superblock::{Generation, StoredDisk};
 
 use super::message::Hello;
@@ -124,7 +125,12 @@ fn is_bad(copy: &Hello) -> bool {
 }
 
 fn has_ancestor(copy: &Hello, tag: u64) -> bool {
-    copy.history.iter().any(|g| g.tag == tag)
+    let looked_at = if planted(Defect::HistoryCutShort) {
+        1
+    } else {
+        copy.history.len()
+    };
+    copy.history.iter().take(looked_at).any(|g| g.tag == tag)
 }
 
 fn line_has(copy: &Hello, tag: u64) -> bool {
@@ -218,7 +224,10 @@ fn loser_follows(mine: &Hello, theirs: &Hello, source: NodeId) -> Strategy {
     let common = |base: Option<Generation>| {
         base.is_some_and(|b| line_has(mine, b.tag) && line_has(theirs, b.tag))
     };
-    if common(mine.base) && common(theirs.base) && !mine.full && !theirs.full {
+    if (common(mine.base) && common(theirs.base) || planted(Defect::LoserByMarks))
+        && !mine.full
+        && !theirs.full
+    {
         Strategy::Marks { source }
     } else {
         Strategy::Full { source }
@@ -300,7 +309,7 @@ fn by_record(mine: &Hello, theirs: &Hello) -> Verdict {
             (false, true) => return marks(Row::SameOneBad, mine),
             (false, false) => {}
         }
-        if mine.marks == 0 && theirs.marks == 0 {
+        if mine.marks == 0 && theirs.marks == 0 || planted(Defect::EqualNothingToDo) {
             return Verdict {
                 row: Row::SameClean,
                 strategy: Strategy::Nothing,
@@ -312,7 +321,7 @@ fn by_record(mine: &Hello, theirs: &Hello) -> Verdict {
             _ => None,
         };
         let source = only(|h| h.role == Role::Primary)
-            .or_else(|| only(|h| h.unbroken))
+            .or_else(|| only(|h| h.unbroken && !planted(Defect::CrashedPrimaryIsSource)))
             .or_else(|| only(|h| h.was_primary))
             .unwrap_or(lower);
         return marks(Row::SameMarked, source);
@@ -341,7 +350,7 @@ fn ahead(newer: &Hello, older: &Hello, behind: Generation) -> Verdict {
         row,
         strategy: Strategy::Refuse(why),
     };
-    if is_bad(newer) {
+    if is_bad(newer) && !planted(Defect::BadAheadWins) {
         return refuse(Row::AheadBad, Refused::BothStale);
     }
     if older.alone {
@@ -354,7 +363,7 @@ fn ahead(newer: &Hello, older: &Hello, behind: Generation) -> Verdict {
         .base
         .is_some_and(|b| b.tag == behind.tag || has_ancestor(older, b.tag));
     let source = newer.node;
-    if covered {
+    if covered || planted(Defect::AlwaysMarks) {
         Verdict {
             row: Row::AheadMarked,
             strategy: Strategy::Marks { source },
