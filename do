@@ -5,6 +5,7 @@
 #   ./do test      installs what is missing, and runs every check and test
 #   ./do check     formatting, lints and unit tests only: what to run before a commit
 #   ./do sim [N]   N simulation seeds (20000)
+#   ./do planted   plants defects, and shows that the simulator catches them
 #   ./do build     target/release/kagami
 #
 # Needs Debian 12 or newer and Rust 1.95 or newer; installs Debian's packages rustc-web and
@@ -86,6 +87,14 @@ sim() { # SEEDS
     cargo run --quiet --profile sim -p kagami-tests --bin kagami-sim -- run --seeds "$1"
 }
 
+planted() { # [ARG-OF-KAGAMI-SIM]...
+    need_rust
+    say "planted defects"
+    # A build of its own: no other has them.
+    RUSTFLAGS="--cfg planted" CARGO_TARGET_DIR=target/planted \
+        cargo run --quiet --profile sim -p kagami-tests --bin kagami-sim -- planted "$@"
+}
+
 case ${1:-help} in
     build) need_rust; build ;;
     demo)
@@ -95,6 +104,7 @@ case ${1:-help} in
         exec target/release/kagami demo "${@:2}" ;;
     check) need_packages "${TEST_PACKAGES[@]}"; check ;;
     sim) sim "${2:-$SEEDS}" ;;
+    planted) planted "${@:2}" ;;
     test)
         need_packages "${TEST_PACKAGES[@]}"
         check
@@ -108,5 +118,5 @@ case ${1:-help} in
         build
         target/release/kagami demo
         say "all of it passed" ;;
-    *) sed -n '2,13s/^# \{0,1\}//p' "$0" ;;
+    *) sed -n '2,14s/^# \{0,1\}//p' "$0" ;;
 esac

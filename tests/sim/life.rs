@@ -162,6 +162,8 @@ impl World {
         at.mirror = None;
         at.repairing = None;
         at.starting = false;
+        at.paused_until = 0;
+        at.waiting.clear();
         at.want = None;
         at.life += 1;
         at.timer += 1;

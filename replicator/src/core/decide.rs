@@ -10,7 +10,8 @@
 //! | 2 Diskless | a copy has no usable store | a disk failed |
 //! | 3 `BothUnwritten` | no generation on either | just created |
 //! | 4 `OneUnwritten` | no generation on one | a node or disk was replaced |
-//! | 5 `SharedAlone` | same generation, one alone in it or both Primary | *never*: a cloned or restored disk |
+//! | 5 `SharedAlone` | same generation, one alone in it | *never*: a cloned or restored disk |
+//! |   | same generation, both Primary | `solo = always`, and neither has written |
 //! | 6 `SameBothBad` | same generation, both bad | a target whose source was retired |
 //! | 7 `SameOneBad` | same generation, one bad | a clean leave; a resync cut before anything was minted |
 //! | 8 `SameClean` | same generation, no marks | the link dropped while idle |
@@ -95,6 +96,8 @@ pub enum Refused {
     Unrelated,
     /// The only copy with what was answered has failed.
     NewestLost,
+    /// Both nodes were made Primary while apart (`solo = always`), and neither wrote: one is demoted.
+    TwoPrimaries,
     /// What the protocol rules out: a cloned or restored disk.
     Impossible,
 }
@@ -297,11 +300,11 @@ fn by_record(mine: &Hello, theirs: &Hello) -> Verdict {
         (Some(a), Some(b)) => (a, b),
     };
     if current.tag == other.tag {
-        if mine.alone
-            || theirs.alone
-            || (mine.role == Role::Primary && theirs.role == Role::Primary)
-        {
+        if mine.alone || theirs.alone {
             return refuse(Row::SharedAlone, Refused::Impossible);
+        }
+        if mine.role == Role::Primary && theirs.role == Role::Primary {
+            return refuse(Row::SharedAlone, Refused::TwoPrimaries);
         }
         match (is_bad(mine), is_bad(theirs)) {
             (true, true) => return refuse(Row::SameBothBad, Refused::BothStale),
