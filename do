@@ -6,6 +6,7 @@
 #   ./do check     formatting, lints and unit tests only: what to run before a commit
 #   ./do sim [N]   N simulation seeds (20000)
 #   ./do vm [NAME] the scenarios of tests/vm under a real kernel, or those that are named
+#   ./do planted   plants defects, and shows that the simulator catches them
 #   ./do build     target/release/kagami
 #
 # Needs Debian 12 or newer and Rust 1.95 or newer; installs Debian's packages rustc-web and
@@ -106,6 +107,14 @@ vm() { # [SCENARIO]...
     tests/vm/try "${other[@]}" "$(built)" "$@"
 }
 
+planted() { # [ARG-OF-KAGAMI-SIM]...
+    need_rust
+    say "planted defects"
+    # A build of its own: no other has them.
+    RUSTFLAGS="--cfg planted" CARGO_TARGET_DIR=target/planted \
+        cargo run --quiet --profile sim -p kagami-tests --bin kagami-sim -- planted "$@"
+}
+
 case ${1:-help} in
     build) need_rust; build ;;
     demo)
@@ -120,6 +129,7 @@ case ${1:-help} in
         need_rust
         build
         vm "${@:2}" ;;
+    planted) planted "${@:2}" ;;
     test)
         need_packages "${TEST_PACKAGES[@]}" "${VM_PACKAGES[@]}"
         check
@@ -134,5 +144,5 @@ case ${1:-help} in
         "$(built)" demo
         vm
         say "all of it passed" ;;
-    *) sed -n '2,14s/^# \{0,1\}//p' "$0" ;;
+    *) sed -n '2,15s/^# \{0,1\}//p' "$0" ;;
 esac

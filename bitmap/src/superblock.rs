@@ -317,6 +317,10 @@ impl Superblock {
     /// If a step fails, the store holds the old or the new superblock, and the copy has
     /// failed: read it again ([`crate::read_slots`]), for the order of the next update.
     pub fn steps(&self) -> Vec<Vec<(u64, Bytes)>> {
+        if crate::planted::planted(crate::planted::Defect::SlotsTogether) {
+            let both = [0, 1].map(|slot| (self.layout.slot_offset(slot), self.encode(slot)));
+            return vec![both.into()];
+        }
         [self.first_slot, 1 - self.first_slot]
             .map(|slot| vec![(self.layout.slot_offset(slot), self.encode(slot))])
             .into()

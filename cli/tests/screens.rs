@@ -374,6 +374,17 @@ fn refused_handshakes() {
         12,
     );
     screen(
+        "two-primaries",
+        refused(
+            5,
+            "SharedAlone",
+            "refused: both nodes are Primary, and neither has written",
+            Refusal::TwoPrimaries,
+        ),
+        Condition::Refused,
+        12,
+    );
+    screen(
         "newest-lost",
         refused(
             2,

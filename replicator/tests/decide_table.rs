@@ -141,7 +141,7 @@ fn each_row_by_example() {
         &primary(A),
         &primary(B),
         Row::SharedAlone,
-        Refused::Impossible,
+        Refused::TwoPrimaries,
     );
     refuse(&bad(A), &bad(B), Row::SameBothBad, Refused::BothStale);
     expect(&bad(A), &copy(B), Row::SameOneBad, marks(B));

@@ -28,9 +28,11 @@ impl World {
         }
         self.arbiter.down = false;
         for node in 0..2 {
+            self.plan(0, Happening::Resume { node });
             let at = &mut self.nodes[node];
             at.slow = 1;
             at.stalled_until = 0;
+            at.paused_until = 0;
             at.store.full = false;
             at.store.unreadable.clear();
             if at.store_suspect {

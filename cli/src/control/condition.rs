@@ -226,6 +226,9 @@ fn refused(mirror: &MirrorReport, refusal: Refusal) -> Vec<String> {
             "the copy that is left lacks writes that were answered; put the disk right that failed, if that can be done, and start its daemon again".to_owned(),
             format!("to go on without those writes, on the node whose disk is good: `kagami promote {name} --force`"),
         ],
+        Refusal::TwoPrimaries => vec![format!(
+            "both nodes were made Primary while apart, and neither has written: `kagami demote {name}` on the one that is not in use"
+        )],
         Refusal::Impossible => vec![
             "one of the copies was cloned or restored from a backup; nothing was changed"
                 .to_owned(),

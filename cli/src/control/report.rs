@@ -185,6 +185,8 @@ words! {
         Unrelated = "unrelated",
         /// The only copy with what was answered has lost its disk.
         NewestLost = "newest-lost",
+        /// Both are Primary, and neither has written.
+        TwoPrimaries = "two-primaries",
         /// What the protocol rules out: a cloned or restored disk.
         Impossible = "impossible",
     }

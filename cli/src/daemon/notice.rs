@@ -300,6 +300,7 @@ pub fn outcome(verdict: &Verdict, names: &impl Names) -> String {
             Refused::NewestLost => {
                 "refused: the only copy with what was answered has lost its disk"
             }
+            Refused::TwoPrimaries => "refused: both nodes are Primary, and neither has written",
             Refused::Impossible => "refused: a copy was cloned or restored",
         }
         .to_owned(),
@@ -318,6 +319,7 @@ pub fn refusal(verdict: &Verdict) -> Option<Refusal> {
         Refused::SplitBrain => Refusal::SplitBrain,
         Refused::Unrelated => Refusal::Unrelated,
         Refused::NewestLost => Refusal::NewestLost,
+        Refused::TwoPrimaries => Refusal::TwoPrimaries,
         Refused::Impossible => Refusal::Impossible,
     })
 }

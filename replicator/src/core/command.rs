@@ -1,5 +1,6 @@
 //! What an operator orders.
 
+use kagami_bitmap::planted::{Defect, planted};
 use kagami_bitmap::superblock::StoredDisk;
 
 use super::durable::After;
@@ -264,6 +265,9 @@ impl Mirror {
         out: &mut Actions,
     ) {
         if result.is_ok() && self.is_in_sync() && !self.is_primary() {
+            if planted(Defect::LeaveBeforeOutdated) {
+                self.send(Message::Leave, out);
+            }
             self.change_record(After::Outdated { command: id }, |r| {
                 r.disk = StoredDisk::Outdated
             });
@@ -360,7 +364,7 @@ impl Mirror {
                 self.submit(DiskWork::Flush(FlushOf::Stop), DiskOp::Flush, out);
             }
             Stopping::Pages if self.are_pages_written() && self.log.is_record_on_its_way() => {}
-            Stopping::Pages if self.are_pages_written() => {
+            Stopping::Pages if self.are_pages_written() || planted(Defect::LogEmptiedEarly) => {
                 self.stop_progress = Stopping::Log;
                 if self.log.is_empty() {
                     self.stopped(out);

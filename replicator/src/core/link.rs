@@ -7,6 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use kagami_bitmap::planted::{Defect, planted};
+
 use super::diskless::Serve;
 use super::handshake::Meeting;
 use super::message::Message;
@@ -256,6 +258,9 @@ impl Mirror {
             self.cancel_cycle();
             // *Marked-before-different*: what was not flushed on both differs from now on. Its
             // extents are hot, and stay so until the pages say it.
+            if planted(Defect::UnflushedLostWithTheLink) {
+                self.unflushed = super::unflushed::Unflushed::default();
+            }
             self.unflushed.move_into(&mut self.bitmap);
             self.timers.clear(Timer::AutoFlush);
             let up = *up;

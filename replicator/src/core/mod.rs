@@ -53,6 +53,7 @@ mod write;
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
+use kagami_bitmap::planted::{Defect, planted};
 use kagami_bitmap::recover::Recovered;
 use kagami_bitmap::{ActivityLog, DirtyBitmap, Geometry, Run};
 use slab::Slab;
@@ -255,7 +256,8 @@ impl Mirror {
             record.node, start.node.0,
             "the record of another node's copy"
         );
-        let unbroken = start.token && start.disk_usable && record.boot == Some(start.boot);
+        let same_boot = record.boot == Some(start.boot) || planted(Defect::BootAtAnyRestart);
+        let unbroken = start.token && start.disk_usable && same_boot;
         let mut mirror = Self {
             now,
             started: now,

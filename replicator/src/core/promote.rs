@@ -3,6 +3,8 @@
 //! Connected, the peer grants, for that session only; alone, permission is what `solo` says.
 //! *No-stale-promotion*: an Inconsistent or Outdated copy is refused unless forced.
 
+use kagami_bitmap::planted::{Defect, planted};
+
 use super::durable::After;
 use super::event::{IoError, Refusal, Reply};
 use super::flush::FlushOf;
@@ -159,7 +161,9 @@ impl Mirror {
         };
         let copying = self.is_copying();
         match &up.phase {
-            _ if up.peer.role == Role::Primary || up.granted => {
+            _ if (up.peer.role == Role::Primary && !planted(Defect::PrimaryGrants))
+                || up.granted =>
+            {
                 let next = "demote it there first (`kagami demote`), then promote here";
                 let facts = vec![format!("node {} is Primary", self.peer)];
                 self.refuse_promotion(
@@ -203,7 +207,14 @@ impl Mirror {
         if self.durable.is_changing() {
             return;
         }
-        if !self.is_good() {
+        if planted(Defect::FormerPrimaryNeedNotAsk) && self.record().was_primary && self.is_good() {
+            if let Some(promoting) = &mut self.promoting {
+                promoting.stage = Promotion::Alone;
+            }
+            let tag = self.draw_tag();
+            return self.mint_as(tag, After::Minted { by: "planted" });
+        }
+        if !self.is_good() && !planted(Defect::InconsistentMayAsk) {
             let state = self.disk_state();
             let facts = vec![format!(
                 "this copy is {state}, and the peer is not connected"
@@ -300,7 +311,9 @@ impl Mirror {
     pub(super) fn on_promote_ask(&mut self, out: &mut Actions) -> Result<(), String> {
         let stage = self.promoting.as_ref().map(|promoting| promoting.stage);
         let asked = stage == Some(Promotion::Asked);
-        let why = if self.is_primary() {
+        let why = if planted(Defect::PrimaryGrants) || (asked && planted(Defect::BothGrant)) {
+            None
+        } else if self.is_primary() {
             Some(format!("node {} is Primary", self.me))
         } else if stage == Some(Promotion::Granted) || (asked && self.me < self.peer) {
             Some(format!("node {} is being promoted itself", self.me))
@@ -318,7 +331,8 @@ impl Mirror {
                 up.granted = true;
             }
             self.yield_verify(out);
-            if let Some(session) = self.session().filter(|_| self.record().was_primary) {
+            let remembers = self.record().was_primary && !planted(Defect::GrantKeepsWasPrimary);
+            if let Some(session) = self.session().filter(|_| remembers) {
                 // One copy at most remembers that it was Primary: with protocols A and B it has
                 // answered writes that the other one lacks (docs/protocol.md §6, row 9).
                 self.change_record(After::Granted { session }, |r| r.was_primary = false);
@@ -361,7 +375,10 @@ impl Mirror {
 
     pub(super) fn on_promoted_durable(&mut self, out: &mut Actions) {
         match self.promoting.as_ref().map(|p| p.stage) {
-            Some(Promotion::Granted) if self.up().is_some() && self.is_good() => {
+            Some(Promotion::Granted)
+                if (self.up().is_some() || planted(Defect::GrantOutlivesItsSession))
+                    && self.is_good() =>
+            {
                 self.become_primary(out);
             }
             Some(Promotion::Alone)
@@ -382,6 +399,7 @@ impl Mirror {
     pub(super) fn on_session_end_promoting(&mut self) {
         if let Some(promoting) = &mut self.promoting
             && matches!(promoting.stage, Promotion::Asked | Promotion::Granted)
+            && !(planted(Defect::GrantOutlivesItsSession) && promoting.stage == Promotion::Granted)
         {
             promoting.stage = Promotion::Begin;
         }
@@ -492,6 +510,9 @@ impl Mirror {
             {
                 self.fail_requests(IoError::NotPrimary, out);
             }
+            Demotion::Draining if quiet && planted(Defect::DemotedUnflushed) => {
+                self.record_demotion();
+            }
             Demotion::Draining if quiet => {
                 let mirrors = self.is_mirroring();
                 if let Some(demoting) = &mut self.demoting {
@@ -539,7 +560,9 @@ impl Mirror {
         if let Some(demoting) = &mut self.demoting {
             demoting.stage = Demotion::Recording;
         }
-        let clean = self.is_in_sync() && self.bitmap.count() == 0 && self.unflushed.is_empty();
+        let clean = self.is_in_sync()
+            && self.bitmap.count() == 0
+            && (self.unflushed.is_empty() || planted(Defect::DemotedUnflushed));
         self.change_record(After::Demoted, |r| r.was_primary &= !clean);
     }
 

@@ -2,6 +2,7 @@
 //! copy may answer it; until then it is held.
 
 use bytes::Bytes;
+use kagami_bitmap::planted::{Defect, planted};
 use kagami_bitmap::{EXTENT, Run};
 
 use super::event::{IoError, Request};
@@ -109,7 +110,9 @@ impl Mirror {
             Request::Read { .. } => self.may_read(),
             Request::Flush => self.may_write(),
             // While closing, what was accepted before is still carried out.
-            _ => self.gate != Gate::Frozen && self.may_write(),
+            _ => {
+                (self.gate != Gate::Frozen || planted(Defect::NoFreezeAtTheEnd)) && self.may_write()
+            }
         }
     }
 
@@ -135,6 +138,7 @@ impl Mirror {
                 self.is_good()
                     && (self.alone.is_some()
                         || self.has_lease()
+                        || planted(Defect::ReadWithoutLease)
                         || (self.settings.solo == Solo::Always && self.link.is_none()))
             }
             Store::Failed | Store::Diskless => self.is_carried() && self.has_lease(),

@@ -3,6 +3,8 @@
 //! *One-writer*: permission is confirmed, then a generation is minted, durably, and only then is
 //! anything answered that this copy alone holds. The questions to the arbiter are in `attempt`.
 
+use kagami_bitmap::planted::{Defect, planted};
+
 use super::durable::After;
 use super::link::Phase;
 use super::message::Hello;
@@ -55,6 +57,9 @@ impl Mirror {
         // The peer's lease runs by what this node told it, also if an operator lowered it since.
         let timeout = self.settings.timeout_ms.max(self.solo.told_timeout_ms);
         let wait = timeout + timeout / 50 + MARGIN_MS;
+        if planted(Defect::NoWaitForTheLease) {
+            return self.now;
+        }
         self.echoed_peer
             .unwrap_or(self.started)
             .max(self.started)
@@ -63,6 +68,10 @@ impl Mirror {
 
     /// Starts what may give a Primary, or one that is to be, permission to go on alone.
     pub(super) fn seek_permission(&mut self, _out: &mut Actions) {
+        if planted(Defect::MintAtLinkLoss) && self.wants_permission() && self.is_primary() {
+            let tag = self.draw_tag();
+            self.mint_as(tag, After::Nothing);
+        }
         if self.wants_permission() && self.settings.solo == Solo::Arbiter {
             // A Primary asks at once, a Secondary after its wait (§4).
             let at = if self.is_primary() {
@@ -80,7 +89,7 @@ impl Mirror {
         self.alone.is_none()
             && self.up().is_none()
             && !self.is_frozen()
-            && self.is_good()
+            && (self.is_good() || planted(Defect::InconsistentMayAsk))
             && (self.is_primary() || self.is_promoting_alone())
             && !self
                 .durable
@@ -128,6 +137,12 @@ impl Mirror {
             r.zeroed = false;
             r.was_primary |= primary;
         });
+        if planted(Defect::AnswerBeforeTheMint) && self.link.is_none() {
+            self.alone = Some(Alone {
+                since: self.now,
+                by: "planted",
+            });
+        }
     }
 
     /// The target is durably Inconsistent: it can't ask, so no arbiter is needed (§3 consent).
