@@ -344,6 +344,7 @@ pub struct PromoteArgs {
 #[command(after_help = "Examples:\n\
     \x20 kagami attach pg                      # the first free /dev/nbdN; promotes where permitted\n\
     \x20 kagami attach pg --device /dev/nbd0\n\
+    \x20 kagami attach pg --wait 75s           # as it is done while a machine starts\n\
     \x20 mkfs.ext4 /dev/kagami/pg && mount /dev/kagami/pg /srv")]
 pub struct AttachArgs {
     #[command(flatten)]
@@ -352,6 +353,10 @@ pub struct AttachArgs {
     /// Be this device [default: the first free one]
     #[arg(long, value_name = "DEVICE", value_parser = nbd_device)]
     pub device: Option<u32>,
+    /// Wait up to so long for what may come by itself: the daemon, the peer, a device that is being
+    /// taken back; what needs a person, or another Primary, ends it at once
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub wait: Option<Duration>,
 }
 
 /// `kagami detach`
@@ -393,6 +398,13 @@ pub enum KernelDeviceVerb {
         index: u32,
         /// The longest request that is taken, KiB
         max_kb: u32,
+    },
+    /// Say for udev which mirror a device is
+    #[command(after_help = "Example:\n  kagami kernel-device name /dev/nbd0")]
+    Name {
+        /// The device
+        #[arg(value_parser = nbd_device)]
+        device: u32,
     },
 }
 

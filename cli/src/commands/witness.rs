@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::config::edit::Editor;
 use crate::config::keys::{self, Fallback, Section};
 use crate::daemon::log;
+use crate::daemon::service::Service;
 use crate::exit::{DONE, Failure, Outcome, Status};
 
 /// Runs the witness, or enrols a node at it.
@@ -90,7 +91,13 @@ async fn serve(context: &Context, args: &WitnessArgs) -> Outcome {
         "witness {} answers",
         config.node.name
     );
-    server.serve(crate::up::signal()).await;
+    let service = Service::of_this_process();
+    service.ready().await;
+    service.status(&format!("answers on {}", addresses.join(", ")));
+    tokio::select! {
+        () = server.serve(crate::up::signal()) => {}
+        () = service.live_alone() => {}
+    }
     info!("witness stopped");
     log::write_repeats();
     DONE

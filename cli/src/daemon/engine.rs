@@ -47,6 +47,11 @@ pub trait Engine: Clone + Send + Sync + 'static {
         async { Err(no_devices()) }
     }
 
+    /// Waits until the loop of every data-plane thread has turned once. While one is stuck it waits.
+    fn beat(&self) -> impl Future<Output = ()> + Send {
+        async {}
+    }
+
     /// Stops every mirror cleanly (demoted, left, flushed, logs emptied) and closes all stores.
     /// When it returns, nothing of this daemon is in flight.
     fn stop(&self) -> impl Future<Output = ()> + Send;

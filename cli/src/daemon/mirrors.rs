@@ -10,7 +10,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use kagami_nbd_server::tls::Clients;
 use kagami_nbd_server::{
@@ -33,6 +33,7 @@ use super::attach::device::Kernel;
 use super::attach::host;
 use super::engine::{Attached, Engine, MirrorStatus, Noticed, WriteLatency};
 use super::front_end::Served;
+use super::service::Service;
 use super::settings;
 use crate::commands::key_folder;
 use crate::config::{self, Config};
@@ -40,6 +41,12 @@ use crate::exit::Failure;
 
 /// Mirrors that don't stop cleanly within are left as a crash would leave them.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
+/// Opening one mirror takes no longer: a dead daemon's last writes are waited for, names are looked up.
+const OPEN_PATIENCE: Duration = Duration::from_secs(120);
+/// A device that is a store and is not there at the start is waited for.
+const DEVICE_PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is looked for.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Clients may finish what they have begun within.
 const FRONT_END_GRACE: Duration = Duration::from_secs(5);
 
@@ -68,7 +75,7 @@ impl Mirrors {
     ///
     /// # Errors
     /// What keeps the node as a whole from running; a mirror that can't be opened does not.
-    pub async fn start(config: &Config) -> Result<Self, Failure> {
+    pub async fn start(config: &Config, service: &Service) -> Result<Self, Failure> {
         let failed = |what: &str, why: &dyn std::fmt::Display| {
             Failure::system(format!(
                 "not started: {what}: {why}\n  next: put it right in {} or on this machine, and start kagami again",
@@ -101,6 +108,7 @@ impl Mirrors {
         tokio::spawn(forward(shell.events(), events.clone()));
         let attachments = attachments(config, &shell);
         let mut refused = BTreeMap::new();
+        devices_appear(config, service).await;
         for mirror in &config.mirrors {
             let Some(peer) = mirror.peer.as_deref().and_then(|name| config.peer(name)) else {
                 warn!(
@@ -109,6 +117,7 @@ impl Mirrors {
                 );
                 continue;
             };
+            service.starting(&format!("opening {}", mirror.name), OPEN_PATIENCE);
             let told = MirrorConfig {
                 name: mirror.name.clone(),
                 mirror: u128::from_be_bytes(mirror.uuid),
@@ -220,6 +229,16 @@ impl Engine for Mirrors {
         self.inner.events.subscribe()
     }
 
+    async fn beat(&self) {
+        for thread in 0..self.inner.shell.threads() {
+            if !self.inner.shell.beat(thread).await {
+                error!(thread, "this data-plane thread has ended");
+                // By no order: nothing of its mirrors is served any more.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
     async fn stop(&self) {
         // What the kernel has begun is finished; what it has not stays with it.
         self.inner.attachments.stop().await;
@@ -242,6 +261,28 @@ impl Engine for Mirrors {
                 "not stopped cleanly: {}; {}", refusal.what, refusal.next
             );
         }
+    }
+}
+
+/// Waits a while for stores that are devices and not there: while a machine starts, LVM and its like come
+/// when they come, and a mirror that was not opened stays so until the next start.
+async fn devices_appear(config: &Config, service: &Service) {
+    let stores = config
+        .mirrors
+        .iter()
+        .flat_map(|mirror| [&mirror.backing, &mirror.metadata]);
+    let mut missing: Vec<_> = stores
+        .filter(|store| store.starts_with("/dev") && !store.exists())
+        .collect();
+    let deadline = Instant::now() + DEVICE_PATIENCE;
+    if let Some(first) = missing.first() {
+        let what = format!("waiting for {}", first.display());
+        info!("{what}, for up to {} s", DEVICE_PATIENCE.as_secs());
+        service.starting(&what, OPEN_PATIENCE);
+    }
+    while !missing.is_empty() && Instant::now() < deadline {
+        tokio::time::sleep(LOOK_EVERY).await;
+        missing.retain(|store| !store.exists());
     }
 }
 

@@ -273,11 +273,14 @@ async fn carry_out<E: Engine>(
 
 async fn reload_all<E: Engine>(shared: &Shared<E>) -> Answer {
     let mut config = shared.config.lock().await;
-    match reload(&mut config, &shared.engine, |level| {
+    shared.service.reloading().await;
+    let read = reload(&mut config, &shared.engine, |level| {
         (shared.set_log_level)(level);
     })
-    .await
-    {
+    .await;
+    // Whether it was taken over or not: what is in force serves.
+    shared.service.ready().await;
+    match read {
         Ok(done) => {
             info!(applied = ?done.applied, restart = ?done.restart, "configuration read again");
             Answer::Reloaded {

@@ -251,6 +251,18 @@ impl Engine {
         all
     }
 
+    /// Waits until the loop of a data-plane thread has turned: it has taken what there was, and
+    /// deals with it. A disk, a peer or a client that is slow keeps no loop from turning; a thread
+    /// that is stuck in one call, or in a task of its own, does. `false`: there is no such thread, or
+    /// it has ended.
+    pub async fn beat(&self, thread: u16) -> bool {
+        let Some(thread) = self.inner.threads.get(usize::from(thread)) else {
+            return false;
+        };
+        let (reply, answer) = oneshot::channel();
+        thread.orders.send(Order::Beat(reply)).is_ok() && answer.await.is_ok()
+    }
+
     /// Everything that happens to mirrors from now on.
     pub fn events(&self) -> broadcast::Receiver<MirrorEvent> {
         self.inner.events.subscribe()

@@ -55,6 +55,8 @@ pub(super) enum Order {
     ),
     /// Forget a mirror and close its stores.
     Remove(String, oneshot::Sender<()>),
+    /// Answer, to show that the loop turns.
+    Beat(oneshot::Sender<()>),
     /// Run this here.
     Spawn(Spawn),
     /// End: the peers are told, and nothing else is.

@@ -70,6 +70,8 @@ impl Loop {
                 None => drop(reply.send(())),
                 Some(host) => self.forget(&host, Some(reply)),
             },
+            // Nobody may wait for it any more.
+            Order::Beat(reply) => drop(reply.send(())),
             Order::Spawn(spawn) => spawn(self.plane.clone()),
             Order::End => return Some(End::Orderly),
             Order::Abandon => return Some(End::Abrupt),
