@@ -1,5 +1,7 @@
 //! The command line. Help, completions and man pages all come from here.
 
+mod life;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,6 +12,9 @@ use crate::commands::bench::BenchArgs;
 use crate::commands::demo::DemoArgs;
 use crate::config::value;
 use crate::control::message::Source;
+pub use life::{
+    PeerVerb, RemovePeerArgs, ReplaceDiskArgs, ReplacePeerArgs, ResizeArgs,
+};
 
 /// A mirror disk in userspace.
 #[derive(Debug, Parser)]
@@ -84,6 +89,17 @@ pub enum Verb {
     /// Look for the peer again
     #[command(after_help = "Example:\n  kagami connect pg")]
     Connect(OrderArgs),
+    /// Put a new node in the place of the peer, for good
+    ReplacePeer(ReplacePeerArgs),
+    /// Go on without a peer: its copy is given up for good
+    RemovePeer(RemovePeerArgs),
+    /// Put a new, empty disk in the place of this node's
+    ReplaceDisk(ReplaceDiskArgs),
+    /// Make a mirror larger
+    Resize(ResizeArgs),
+    /// The other nodes: where they are, what they are called
+    #[command(subcommand, arg_required_else_help = true)]
+    Peer(PeerVerb),
     /// Check or show the configuration
     #[command(subcommand, arg_required_else_help = true)]
     Config(ConfigVerb),
@@ -223,9 +239,12 @@ pub struct PairArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub node: NodeArgs,
-    /// Pair anew though the mirror has a peer already
+    /// Pair anew with the same node, though the mirror has a peer already
     #[arg(long, conflicts_with = "join")]
     pub again: bool,
+    /// Where this node has an old copy of that mirror: give it up, it is copied anew
+    #[arg(long, requires = "join")]
+    pub give_up_copy: bool,
     /// Say what the token is for and what would be made, and do nothing
     #[arg(long, requires = "join")]
     pub dry_run: bool,

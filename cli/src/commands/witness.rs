@@ -113,7 +113,7 @@ async fn enrol(
         ));
     }
     // The witness may run and hold its port: the meeting takes ports of its own.
-    let (meeting, advertise) = super::pair::meeting_place(&addresses);
+    let (meeting, advertise) = super::offer::meeting_place(&addresses);
     let offer = EnrolOffer::open(
         &keys.current,
         &state(&config),

@@ -104,6 +104,11 @@ pub enum Order {
     Disconnect,
     /// Look for the peer again.
     Connect,
+    /// The other copy is that node's from now on; the one before is never believed again.
+    SetPeer {
+        /// Its id; none: there is no other copy.
+        peer: Option<u64>,
+    },
     /// Become a block device of this machine: [`Answer::Attached`].
     Attach {
         /// N of /dev/nbdN; none: a free one.
@@ -138,6 +143,8 @@ impl std::fmt::Display for Order {
             Self::Invalidate => f.write_str("invalidate"),
             Self::Disconnect => f.write_str("disconnect"),
             Self::Connect => f.write_str("connect"),
+            Self::SetPeer { peer: None } => f.write_str("remove-peer"),
+            Self::SetPeer { peer: Some(id) } => write!(f, "replace-peer (node {id})"),
             Self::Attach { device: None } => f.write_str("attach"),
             Self::Attach {
                 device: Some(index),

@@ -173,8 +173,10 @@ words! {
 words! {
     /// Why two copies are not brought together.
     Refusal {
-        /// Mirror or size differ.
+        /// They are copies of different mirrors.
         OtherMirror = "other-mirror",
+        /// One copy has been grown, the other has not.
+        OtherSize = "other-size",
         /// Neither was written, and they may differ.
         NameSource = "name-source",
         /// No good copy is left.

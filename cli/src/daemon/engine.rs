@@ -10,6 +10,7 @@ use kagami_replicator::core::notice::Notice;
 use kagami_replicator::core::status::Status;
 use tokio::sync::broadcast;
 
+use crate::config::Config;
 use crate::control::report::DeviceReport;
 
 /// A handle on the running mirrors. Clones are handles on the same.
@@ -23,6 +24,18 @@ pub trait Engine: Clone + Send + Sync + 'static {
 
     /// The state of every mirror that the engine was started with.
     fn status(&self) -> impl Future<Output = Vec<MirrorStatus>> + Send;
+
+    /// The node that a mirror's copy is paired with, by its id; `None`: nobody.
+    fn peer(&self, mirror: &str) -> impl Future<Output = Option<u64>> + Send {
+        let _ = mirror;
+        async { None }
+    }
+
+    /// Peers, their addresses and keys, and arbiters are these from now on.
+    fn relink(&self, config: &Config) -> impl Future<Output = ()> + Send {
+        let _ = config;
+        async {}
+    }
 
     /// Everything that happens from now on. A receiver that lags misses the oldest.
     fn events(&self) -> broadcast::Receiver<Noticed>;

@@ -86,35 +86,27 @@ impl Mirrors {
         told.listen.clone_from(&config.node.listen);
         told.threads = u16::try_from(config.node.threads).unwrap_or(u16::MAX);
         told.buffers = usize::try_from(config.node.buffers).unwrap_or(usize::MAX);
-        for peer in &config.peers {
-            told.peers.push(PeerConfig {
-                node: LinkNode(u128::from(peer.id)),
-                name: peer.name.clone(),
-                addresses: resolve(&peer.addresses).await,
-                fingerprints: fingerprints(&peer.fingerprints),
-                timeout: peer.timeout,
-            });
-        }
+        told.peers = peers(config).await;
         let tls = tls(config)?;
         let shell = Shell::start(&told).map_err(|error| failed("the engine", &error))?;
         let (events, _) = broadcast::channel(1024);
         tokio::spawn(forward(shell.events(), events.clone()));
         let mut refused = BTreeMap::new();
         for mirror in &config.mirrors {
-            let Some(peer) = mirror.peer.as_deref().and_then(|name| config.peer(name)) else {
+            let peer = mirror.peer.as_deref().and_then(|name| config.peer(name));
+            if peer.is_none() {
                 warn!(
                     mirror = mirror.name,
-                    "not paired yet: not served; `kagami pair {}`", mirror.name
+                    "no other node has a copy: `kagami pair {}` brings one", mirror.name
                 );
-                continue;
-            };
+            }
             let told = MirrorConfig {
                 name: mirror.name.clone(),
                 mirror: u128::from_be_bytes(mirror.uuid),
                 size: Some(mirror.size),
                 backing: mirror.backing.clone(),
                 metadata: Some(mirror.metadata.clone()),
-                peer: NodeId(peer.id),
+                peer: peer.map_or(NodeId::NOBODY, |peer| NodeId(peer.id)),
                 thread: u16::try_from(mirror.thread).unwrap_or(u16::MAX),
                 settings: settings::of(config, mirror),
                 arbiter: arbiter(config, mirror).await,
@@ -178,6 +170,25 @@ impl Engine for Mirrors {
 
     async fn detach(&self, mirror: &str, force: bool) -> Result<Reply, Refusal> {
         self.inner.attachments.detach(mirror, force).await
+    }
+
+    async fn peer(&self, mirror: &str) -> Option<u64> {
+        let all = self.inner.shell.status().await;
+        let found = all.into_iter().find(|status| &*status.name == mirror)?;
+        (found.peer != NodeId::NOBODY).then_some(found.peer.0)
+    }
+
+    async fn relink(&self, config: &Config) {
+        self.inner.shell.set_peers(&peers(config).await);
+        for mirror in &config.mirrors {
+            if self.inner.refused.contains_key(&mirror.name) {
+                continue;
+            }
+            let arbiter = arbiter(config, mirror).await;
+            if let Err(why) = self.inner.shell.set_arbiter(&mirror.name, arbiter).await {
+                warn!(mirror = mirror.name, "its arbiter is the old one still: {why}");
+            }
+        }
     }
 
     async fn status(&self) -> Vec<MirrorStatus> {
@@ -249,7 +260,8 @@ fn attachments(
         .filter(|mirror| !refused.contains_key(&mirror.name))
         .filter_map(|mirror| {
             let thread = u16::try_from(mirror.thread).unwrap_or(u16::MAX);
-            Some((mirror.name.clone(), (thread, mirror.peer.clone()?)))
+            let peer = mirror.peer.clone().unwrap_or_default();
+            Some((mirror.name.clone(), (thread, peer)))
         })
         .collect();
     let host = host::Engine::new(shell.clone(), events.clone(), open);
@@ -280,13 +292,28 @@ async fn forward(
     }
 }
 
+/// The peers as the link knows them.
+async fn peers(config: &Config) -> Vec<PeerConfig> {
+    let mut peers = Vec::new();
+    for peer in &config.peers {
+        peers.push(PeerConfig {
+            node: LinkNode(u128::from(peer.id)),
+            name: peer.name.clone(),
+            addresses: resolve(&peer.addresses).await,
+            fingerprints: fingerprints(&peer.fingerprints),
+            timeout: peer.timeout,
+        });
+    }
+    peers
+}
+
 /// Addresses of `address:port` and `name:port`; a name that does not resolve is a warning.
 async fn resolve(texts: &[String]) -> Vec<SocketAddr> {
     let mut found = Vec::new();
     for text in texts {
         match tokio::net::lookup_host(text).await {
             Ok(addresses) => found.extend(addresses),
-            Err(why) => warn!("{text} has no address now ({why}); it is left out until a restart"),
+            Err(why) => warn!("{text} has no address now ({why}); it is left out until `kagami reload` or a restart"),
         }
     }
     found.dedup();
@@ -370,7 +397,7 @@ async fn front_ends(
             .filter(|mirror| mirror.thread == usize::from(thread))
             .filter(|mirror| !refused.contains_key(&mirror.name))
             .filter_map(|mirror| {
-                let peer = mirror.peer.clone()?;
+                let peer = mirror.peer.clone().unwrap_or_default();
                 Some((mirror.name.clone(), peer, mirror.nbd_socket.clone()))
             })
             .collect();

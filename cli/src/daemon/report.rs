@@ -173,7 +173,10 @@ pub fn report(
     StatusReport {
         schema: SCHEMA,
         time_ms: now.wall_ms,
-        node: node.clone(),
+        node: NodeReport {
+            name: config.node.name.clone(),
+            ..node.clone()
+        },
         mirrors,
     }
 }

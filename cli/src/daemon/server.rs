@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kagami_replicator::core::event::{Command, From, Refusal, Reply};
+use kagami_replicator::core::state::NodeId;
 use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, broadcast};
 use tokio::task::JoinSet;
@@ -263,6 +264,10 @@ async fn carry_out<E: Engine>(
         Order::Invalidate => engine.command(mirror, Command::Invalidate).await?,
         Order::Disconnect => engine.command(mirror, Command::Disconnect).await?,
         Order::Connect => engine.command(mirror, Command::Connect).await?,
+        Order::SetPeer { peer } => {
+            let peer = peer.map_or(NodeId::NOBODY, NodeId);
+            engine.command(mirror, Command::SetPeer { peer }).await?
+        }
     };
     Ok(match reply {
         Reply::Done => Answer::Done,

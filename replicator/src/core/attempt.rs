@@ -226,6 +226,7 @@ impl Mirror {
         self.timers.clear(Timer::Attempt);
         match answer {
             ArbiterAnswer::Unreachable(why) => self.on_no_answer(attempt.purpose, why, out),
+            ArbiterAnswer::NotOurs(why) => self.on_not_ours(attempt.purpose, why, out),
             ArbiterAnswer::Swapped => self.on_granted(&attempt, out),
             ArbiterAnswer::Register(Some(register))
                 if register.nonce == attempt.id && attempt.swapping =>
@@ -268,6 +269,17 @@ impl Mirror {
             _ => {}
         }
         self.timers.set_once(Timer::AskAgain, again);
+    }
+
+    /// The register has other owners: for permission that is a refusal, and no silence.
+    fn on_not_ours(&mut self, purpose: Purpose, why: String, out: &mut Actions) {
+        match purpose {
+            Purpose::GoAlone | Purpose::Carry => self.on_not_granted(purpose, None, why, out),
+            Purpose::Check if !self.is_source() => self.on_not_named(None, out),
+            Purpose::Check | Purpose::Rejoin | Purpose::Probe | Purpose::Force => {
+                self.on_no_answer(purpose, why, out);
+            }
+        }
     }
 
     fn on_register(&mut self, attempt: Attempt, register: Option<Register>, out: &mut Actions) {

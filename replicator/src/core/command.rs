@@ -44,6 +44,7 @@ impl Mirror {
                 self.open_door(out);
                 self.answer(id, Ok(Reply::Started), out);
             }
+            Command::SetPeer { peer } => self.order_set_peer(id, peer, out),
             Command::Stop => {
                 self.stopping = Some(id);
                 self.stop_progress = Stopping::Begin;

@@ -67,6 +67,10 @@ impl Mirror {
     }
 
     pub(super) fn promote(&mut self, command: CommandId, force: bool, out: &mut Actions) {
+        if self.is_primary() && force && self.link.is_none() && self.wants_permission() {
+            // It holds its I/O: the operator's word lets it go on.
+            return self.force(Some(command), true, out);
+        }
         if self.is_primary() {
             return self.answer(
                 command,
@@ -214,7 +218,7 @@ impl Mirror {
                 out,
             );
         }
-        if self.record().is_never_written() {
+        if self.record().is_never_written() && self.has_peer() {
             let facts = vec!["neither copy was ever written".into()];
             let next = "connect the peer first (`kagami pair`), or `kagami promote --force` to begin with this copy";
             return self.refuse_promotion(
@@ -397,13 +401,14 @@ impl Mirror {
         if self.local.store != Store::Usable {
             return;
         }
+        let held = self.is_primary();
         if promote {
             self.on_forced_minted(out);
         } else {
             // The kept copy of two that an operator chose between; nobody is made Primary.
             self.open_door(out);
         }
-        if let Some(command) = command.filter(|_| !promote) {
+        if let Some(command) = command.filter(|_| !promote || held) {
             self.answer(command, Ok(Reply::Done), out);
         }
     }

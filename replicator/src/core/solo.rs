@@ -94,7 +94,8 @@ impl Mirror {
             && self.is_primary()
             && self.has_waiting_writes()
         {
-            self.mint("always", out);
+            let by = if self.has_peer() { "always" } else { "no peer" };
+            self.mint(by, out);
         }
         if self.timers.take_due(Timer::AskAgain, self.now) {
             self.on_ask_again(out);
@@ -157,7 +158,7 @@ impl Mirror {
         self.become_alone(by, out);
     }
 
-    fn become_alone(&mut self, by: &'static str, out: &mut Actions) {
+    pub(super) fn become_alone(&mut self, by: &'static str, out: &mut Actions) {
         assert!(
             self.record().alone,
             "One-writer: alone in a generation that the peer may have"

@@ -161,6 +161,10 @@ impl MirrorDevice {
                     host.name
                 )
             }
+            None if host.mirror.peer() == NodeId::NOBODY => format!(
+                "this node is Secondary, and no other has a copy; begin here: `kagami promote {}`",
+                host.name
+            ),
             None => format!(
                 "this node is Secondary, and {peer} is not connected; look at `kagami status {}`",
                 host.name
