@@ -218,10 +218,11 @@ pub struct InitArgs {
 #[command(after_help = "Examples:\n\
     \x20 alpha# kagami pair pg                            # prints a line and waits ten minutes\n\
     \x20 beta#  kagami pair --join kgm1-...               # paste it on the other node\n\
-    \x20 beta#  kagami pair --join kgm1-... --device /dev/vg0/pg")]
+    \x20 beta#  kagami pair --join kgm1-... --device /dev/vg0/pg\n\
+    \x20 alpha# kagami pair --rotate                      # another key for this node")]
 pub struct PairArgs {
     /// The mirror that a second node is to join
-    #[arg(value_parser = name, required_unless_present = "join", conflicts_with = "join")]
+    #[arg(value_parser = name, required_unless_present_any = ["join", "rotate"], conflicts_with_all = ["join", "rotate"])]
     pub mirror: Option<String>,
     /// Join the mirror that this line is for
     #[arg(long, value_name = "TOKEN")]
@@ -245,6 +246,9 @@ pub struct PairArgs {
     /// Where this node has an old copy of that mirror: give it up, it is copied anew
     #[arg(long, requires = "join")]
     pub give_up_copy: bool,
+    /// Give this node another key, without a break: peers and arbiters learn it first
+    #[arg(long, conflicts_with = "join")]
+    pub rotate: bool,
     /// Say what the token is for and what would be made, and do nothing
     #[arg(long, requires = "join")]
     pub dry_run: bool,
@@ -570,6 +574,13 @@ pub enum WitnessVerb {
         #[arg(long, value_name = "TIME", default_value = "10m", value_parser = time)]
         valid: Duration,
     },
+    /// Let a node that was replaced or taken away use this witness no more
+    #[command(after_help = "Example:\n  kagami witness forget beta")]
+    Forget {
+        /// The node, or the fingerprint of one key
+        #[arg(value_name = "NODE")]
+        node: String,
+    },
     /// Show which nodes may use this witness
     #[command(after_help = "Example:\n  kagami witness list")]
     List {
@@ -591,6 +602,9 @@ pub enum ArbiterVerb {
         /// Let this mirror's copies go on alone by its word (`solo = "arbiter"`)
         #[arg(long)]
         mirror: Vec<String>,
+        /// Take it instead of the arbiter that the mirror has; the copies must be in sync
+        #[arg(long, requires = "mirror")]
+        replace: bool,
     },
 }
 

@@ -41,6 +41,7 @@ fn well() -> MirrorReport {
         metadata: "/dev/vg0/pg-meta".to_owned(),
         served_at: vec!["nbd+unix:///pg?socket=/run/kagami/pg.nbd".to_owned()],
         peer: Some(PeerReport {
+            link_version: Some(2),
             name: "beta".to_owned(),
             role: Some(Role::Secondary),
             disk: Disk::UpToDate,

@@ -25,6 +25,7 @@ pub mod reload;
 pub mod replace;
 pub mod resize;
 pub mod resync;
+pub mod rotate;
 pub mod shell;
 pub mod status;
 pub mod stores;

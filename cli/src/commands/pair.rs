@@ -29,6 +29,9 @@ use crate::exit::{DONE, Failure, Outcome, Status};
 /// # Errors
 /// The token is wrong, nobody came, the other side refused, no store could be made.
 pub async fn run(context: &Context, args: PairArgs) -> Outcome {
+    if args.rotate {
+        return super::rotate::run(context, args.json).await;
+    }
     match (&args.join, &args.mirror) {
         (Some(token), _) => join(context, &args, token).await,
         (None, Some(mirror)) => offer(context, &args, mirror).await,

@@ -52,6 +52,8 @@ pub enum Ask {
     },
     /// Read the configuration again: [`Answer::Reloaded`] or [`Answer::Refused`].
     Reload,
+    /// Show the next key instead of the present one: [`Answer::Rotated`] or [`Answer::Refused`].
+    Rotate,
     /// Stop cleanly: [`Answer::Done`] when everything is on disk and the daemon is about to end.
     Stop,
 }
@@ -193,6 +195,13 @@ pub enum Answer {
         applied: Vec<String>,
         /// Needs a restart, a line each.
         restart: Vec<String>,
+    },
+    /// This node shows another key.
+    Rotated {
+        /// Its.
+        fingerprint: String,
+        /// The peers that have pinned it.
+        peers: Vec<String>,
     },
     /// The request was not understood; whose fault is in the words.
     NotUnderstood {

@@ -296,6 +296,9 @@ pub struct PeerReport {
     pub address: Option<String>,
     /// Newest round trip.
     pub round_trip_ns: Option<u64>,
+    /// The protocol version that both speak, while connected.
+    #[serde(default)]
+    pub link_version: Option<u16>,
 }
 
 /// A version of the data.

@@ -20,10 +20,10 @@ use kagami_replicator::core::event::{Command, Refusal, Reply};
 use kagami_replicator::core::state::NodeId;
 use kagami_replicator::shell::boot::Boot;
 use kagami_replicator::shell::engine::{
-    ArbiterConfig, DEFAULT_FENCE_WAIT, Engine as Shell, EngineConfig, MirrorConfig, Plane,
+    ArbiterConfig, DEFAULT_FENCE_WAIT, Engine as Shell, EngineConfig, MirrorConfig, PeerEvent, Plane,
 };
 use kagami_replicator::shell::identity::Fingerprint;
-use kagami_replicator::shell::quic::{NodeId as LinkNode, PeerConfig};
+use kagami_replicator::shell::quic::{NodeId as LinkNode, Note, PeerConfig};
 use kagami_replicator::shell::witness::ClientConfig;
 use tokio::sync::{broadcast, oneshot, watch};
 use tracing::{error, info, warn};
@@ -31,7 +31,7 @@ use tracing::{error, info, warn};
 use super::attach::Attachments;
 use super::attach::device::Kernel;
 use super::attach::host;
-use super::engine::{Attached, Engine, MirrorStatus, Noticed, WriteLatency};
+use super::engine::{Attached, Engine, MirrorStatus, Noticed, PeerLink, WriteLatency};
 use super::front_end::Served;
 use super::settings;
 use crate::commands::key_folder;
@@ -86,6 +86,7 @@ impl Mirrors {
         told.listen.clone_from(&config.node.listen);
         told.threads = u16::try_from(config.node.threads).unwrap_or(u16::MAX);
         told.buffers = usize::try_from(config.node.buffers).unwrap_or(usize::MAX);
+        told.newest_version = config.node.link_version;
         told.peers = peers(config).await;
         let tls = tls(config)?;
         let shell = Shell::start(&told).map_err(|error| failed("the engine", &error))?;
@@ -178,6 +179,31 @@ impl Engine for Mirrors {
         (found.peer != NodeId::NOBODY).then_some(found.peer.0)
     }
 
+    async fn links(&self) -> Vec<PeerLink> {
+        let mut links: BTreeMap<NodeId, PeerLink> = BTreeMap::new();
+        for status in self.inner.shell.status().await {
+            if let Some(link) = &status.link {
+                let (version, key) = (link.version, link.key);
+                let peer = status.peer;
+                links.insert(peer, PeerLink { peer, version, key });
+            }
+        }
+        links.into_values().collect()
+    }
+
+    async fn tell(&self, peer: NodeId, note: &Note) {
+        self.inner.shell.tell(peer, note);
+    }
+
+    fn peer_events(&self) -> Option<broadcast::Receiver<PeerEvent>> {
+        Some(self.inner.shell.peer_events())
+    }
+
+    async fn show_new_key(&self) -> Result<(), String> {
+        let shown = self.inner.shell.show_new_key().await;
+        shown.map_err(|error| error.to_string())
+    }
+
     async fn relink(&self, config: &Config) {
         self.inner.shell.set_peers(&peers(config).await);
         for mirror in &config.mirrors {
@@ -199,6 +225,7 @@ impl Engine for Mirrors {
                 name: status.name.to_string(),
                 device,
                 peer_address: status.link.as_ref().map(|link| link.address.to_string()),
+                link_version: status.link.as_ref().map(|link| link.version),
                 served_at: served_at.unwrap_or_default(),
                 write_latency: (status.writes.count > 0).then_some(WriteLatency {
                     p50_ns: status.writes.p50,
@@ -211,6 +238,7 @@ impl Engine for Mirrors {
             name: name.clone(),
             core: Err(why.clone()),
             peer_address: None,
+            link_version: None,
             served_at: Vec::new(),
             device: None,
             write_latency: None,
@@ -308,7 +336,7 @@ async fn peers(config: &Config) -> Vec<PeerConfig> {
 }
 
 /// Addresses of `address:port` and `name:port`; a name that does not resolve is a warning.
-async fn resolve(texts: &[String]) -> Vec<SocketAddr> {
+pub async fn resolve(texts: &[String]) -> Vec<SocketAddr> {
     let mut found = Vec::new();
     for text in texts {
         match tokio::net::lookup_host(text).await {
@@ -320,7 +348,11 @@ async fn resolve(texts: &[String]) -> Vec<SocketAddr> {
     found
 }
 
-fn fingerprints(texts: &[String]) -> Vec<Fingerprint> {
+/// Keys of a checked configuration.
+///
+/// # Panics
+/// On texts that are none.
+pub fn fingerprints(texts: &[String]) -> Vec<Fingerprint> {
     texts
         .iter()
         .map(|text| {

@@ -148,7 +148,7 @@ pub async fn reload<E: Engine>(
             .mirror(&mirror.name)
             .map(|old| settings::of(running, old));
         let after = settings::of(&next, mirror);
-        if before.as_ref() == Some(&after) {
+        if before.as_ref() == Some(&after) && !relinks {
             continue;
         }
         if let Err(refusal) = engine.command(&mirror.name, Command::Set(after)).await {
@@ -213,4 +213,25 @@ async fn judge<E: Engine>(
         }
         _ => difference.change,
     }
+}
+
+/// Takes over one peer's keys from the file, and nothing else that may have changed in it.
+///
+/// # Errors
+/// The file is wrong; nothing was changed.
+pub async fn take_over_keys<E: Engine>(
+    running: &mut Config,
+    engine: &E,
+    peer: &str,
+) -> Result<(), ConfigError> {
+    let new = Config::load(&running.file)?;
+    if new.peer(peer).is_none() || running.peer(peer).is_none() {
+        return Ok(());
+    }
+    running
+        .sheet
+        .copy_from(&new.sheet, Section::Peer, peer, "fingerprints");
+    running.refresh();
+    engine.relink(running).await;
+    Ok(())
 }

@@ -202,6 +202,7 @@ fn skeleton(config: &Config, mirror: &Mirror, now: Now) -> MirrorReport {
             disk: Disk::Unknown,
             address: peer.addresses.first().cloned(),
             round_trip_ns: None,
+            link_version: None,
         }),
         connection: Connection::StandAlone,
         connection_since_ms: now.wall_ms,
@@ -252,6 +253,7 @@ fn fill(
             peer.address = Some(address.clone());
         }
         peer.round_trip_ns = core.round_trip_ns;
+        peer.link_version = status.link_version;
     }
     report.connection = notice::connection(core.connection);
     report.connection_since_ms = now.wall_at(core.connection_since);

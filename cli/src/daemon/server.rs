@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, timeout};
 use tracing::{debug, info};
 
-use super::Shared;
+use super::{Shared, keys};
 use super::engine::{Attached, Engine};
 use super::notice::present;
 use super::reload::reload;
@@ -106,6 +106,10 @@ async fn client<E: Engine>(shared: &Shared<E>, mut stream: UnixStream) -> Result
         }
         Ask::Reload => {
             let answer = reload_all(shared).await;
+            say(&mut stream, &answer).await
+        }
+        Ask::Rotate => {
+            let answer = keys::rotate(shared).await;
             say(&mut stream, &answer).await
         }
         Ask::Stop => {

@@ -7,6 +7,7 @@ use kagami_bitmap::{EXTENT, Run};
 use super::event::{IoError, Request};
 use super::settings::Settings;
 use super::state::{RequestId, Solo, Time};
+use super::timers::Timer;
 use super::write::{Origin, Work};
 use super::{Actions, Mirror, Role, Store};
 
@@ -307,5 +308,9 @@ impl Mirror {
     pub(super) fn set(&mut self, settings: Settings, out: &mut Actions) {
         self.settings = settings;
         self.seek_permission(out);
+        if self.settings.solo == Solo::Arbiter && self.is_in_sync() {
+            // It may be a new arbiter, whose register is to be made while both copies are there.
+            self.timers.set_by(Timer::AskAgain, self.now);
+        }
     }
 }

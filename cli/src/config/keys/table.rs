@@ -127,6 +127,14 @@ pub const KEYS: &[Key] = &[
         "How a line of the log is written.",
     ),
     key(
+        Node,
+        "link-version",
+        Kind::Choice(&["2", "1"]),
+        Value("2"),
+        Restart,
+        "The newest protocol version that is spoken with peers; the one before is spoken too. 1 holds a node back while a pair is upgraded in two steps.",
+    ),
+    key(
         Mirror,
         "uuid",
         Kind::Uuid,

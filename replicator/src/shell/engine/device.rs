@@ -16,6 +16,7 @@ use rustix::fs::{SeekFrom, seek};
 use tokio::sync::Notify;
 
 use super::host::Host;
+use crate::core::NodeId;
 use crate::core::event::{IoError, Request};
 use crate::core::register::ArbiterAnswer;
 use crate::core::state::{Attempt, Role};

@@ -51,7 +51,7 @@ pub struct Engine {
 
 #[derive(Debug)]
 struct Inner {
-    node: crate::core::NodeId,
+    node: NodeId,
     threads: Vec<Thread>,
     events: broadcast::Sender<MirrorEvent>,
     peer_events: broadcast::Sender<PeerEvent>,

@@ -206,7 +206,7 @@ impl Store {
 
     /// Whether a person took the key out: it is told so, and nothing else.
     pub fn is_forgotten(&self, key: &Fingerprint) -> bool {
-        !self.is_enrolled(key) && clients::is_forgotten(&self.state, key)
+        !self.is_enrolled(key) && is_forgotten(&self.state, key)
     }
 
     /// Carries out one request of the holder of `asker`. A change is durable when this returns.
@@ -291,7 +291,7 @@ impl Store {
         if self.is_enrolled(key) {
             return Outcome::Swapped;
         }
-        if clients::is_forgotten(&self.state, key) {
+        if is_forgotten(&self.state, key) {
             let text = format!("key {key} was taken out of this witness");
             return refused(Reason::Invalid, text);
         }
