@@ -4,8 +4,11 @@
 
 mod clients;
 mod crashes;
+mod keys;
+mod life;
 mod permission;
 mod refusals;
+mod stores;
 mod split_brain;
 mod support;
 mod upkeep;
