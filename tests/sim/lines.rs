@@ -320,7 +320,7 @@ impl World {
         };
         let by_operator = self.ghost.operator_chose || self.ghost.invalidated;
         let cannot_be = match refused {
-            Some(Refused::OtherMirror) => true,
+            Some(Refused::OtherMirror | Refused::OtherSize { .. }) => true,
             Some(Refused::Impossible) => !self.options.forced && !by_operator,
             Some(Refused::NameSource) => true,
             // A Primary's disk failed while it was ahead: no copy with its writes is left to serve.

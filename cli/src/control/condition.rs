@@ -120,9 +120,14 @@ pub fn next(mirror: &MirrorReport) -> Vec<String> {
         Condition::Alone if mirror.peer.is_none() => line(format!(
             "no other node has a copy: `kagami pair {name}` brings one"
         )),
-        Condition::Alone if mirror.connection == Connection::StandAlone => line(format!(
+        Condition::Alone
+            if mirror.connection == Connection::StandAlone
+                && mirror.verdict.as_ref().is_none_or(|v| v.refused.is_none()) =>
+        {
+            line(format!(
             "`kagami connect {name}` looks for {peer} again; it resynchronises by itself then"
-        )),
+            ))
+        }
         Condition::Alone => match mirror.verdict.as_ref().and_then(|v| v.refused) {
             Some(refusal) => refused(mirror, refusal),
             None => line(format!(

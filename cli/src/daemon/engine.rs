@@ -107,6 +107,8 @@ pub struct PeerLink {
     pub version: u16,
     /// The key that it showed.
     pub key: Fingerprint,
+    /// A mirror is connected over it: the peer is there.
+    pub is_used: bool,
 }
 
 /// A mirror that is a device of this machine.

@@ -230,7 +230,7 @@ fn may_tell(links: &[PeerLink], peers: &BTreeMap<NodeId, String>) -> Result<(), 
     let of = |node: &NodeId| links.iter().find(|link| link.peer == *node);
     let away: Vec<&str> = peers
         .iter()
-        .filter(|(node, _)| of(node).is_none())
+        .filter(|(node, _)| of(node).is_none_or(|link| !link.is_used))
         .map(|(_, name)| name.as_str())
         .collect();
     if !away.is_empty() {

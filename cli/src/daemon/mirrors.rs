@@ -17,7 +17,7 @@ use kagami_nbd_server::{
     Export, Exports, Limits, Listener, Server, TlsFiles, TlsPolicy, TlsServer,
 };
 use kagami_replicator::core::event::{Command, Refusal, Reply};
-use kagami_replicator::core::state::NodeId;
+use kagami_replicator::core::state::{Connection, NodeId};
 use kagami_replicator::shell::boot::Boot;
 use kagami_replicator::shell::engine::{
     ArbiterConfig, DEFAULT_FENCE_WAIT, Engine as Shell, EngineConfig, MirrorConfig, PeerEvent, Plane,
@@ -183,9 +183,15 @@ impl Engine for Mirrors {
         let mut links: BTreeMap<NodeId, PeerLink> = BTreeMap::new();
         for status in self.inner.shell.status().await {
             if let Some(link) = &status.link {
-                let (version, key) = (link.version, link.key);
+                let is_used = status.core.connection == Connection::Connected;
                 let peer = status.peer;
-                links.insert(peer, PeerLink { peer, version, key });
+                let new = PeerLink {
+                    peer,
+                    version: link.version,
+                    key: link.key,
+                    is_used,
+                };
+                links.entry(peer).or_insert(new).is_used |= is_used;
             }
         }
         links.into_values().collect()

@@ -103,7 +103,7 @@ fn a_mirror_grows_with_data_on_it() {
     put(&mut pair.on_alpha(), 28 * MIB, &data);
     let words = refused(&pair.nodes.beta, &["resize", MIRROR, "--grow", "48M"], 1);
     assert!(
-        words.contains("kagami down") && words.contains("kagami resize pg --grow 48MiB"),
+        words.contains("kagami down") && words.contains("kagami resize demo --grow 48MiB"),
         "{words}"
     );
     let words = refused(&pair.nodes.alpha, &["resize", MIRROR, "--grow", "16M"], 1);
