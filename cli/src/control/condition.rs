@@ -125,7 +125,7 @@ pub fn next(mirror: &MirrorReport) -> Vec<String> {
                 && mirror.verdict.as_ref().is_none_or(|v| v.refused.is_none()) =>
         {
             line(format!(
-            "`kagami connect {name}` looks for {peer} again; it resynchronises by itself then"
+                "`kagami connect {name}` looks for {peer} again; it resynchronises by itself then"
             ))
         }
         Condition::Alone => match mirror.verdict.as_ref().and_then(|v| v.refused) {

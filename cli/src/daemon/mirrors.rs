@@ -341,13 +341,25 @@ async fn peers(config: &Config) -> Vec<PeerConfig> {
     peers
 }
 
-/// Addresses of `address:port` and `name:port`; a name that does not resolve is a warning.
+/// Addresses of `address:port` and `name:port`. A name that does not resolve has the addresses that it
+/// had last, if it had any; else it is a warning.
 pub async fn resolve(texts: &[String]) -> Vec<SocketAddr> {
+    static LAST: Mutex<BTreeMap<String, Vec<SocketAddr>>> = Mutex::new(BTreeMap::new());
+    let last = || LAST.lock().unwrap_or_else(PoisonError::into_inner);
     let mut found = Vec::new();
     for text in texts {
         match tokio::net::lookup_host(text).await {
-            Ok(addresses) => found.extend(addresses),
-            Err(why) => warn!("{text} has no address now ({why}); it is left out until `kagami reload` or a restart"),
+            Ok(addresses) => {
+                let addresses: Vec<_> = addresses.collect();
+                last().insert(text.clone(), addresses.clone());
+                found.extend(addresses);
+            }
+            Err(why) => match last().get(text) {
+                Some(addresses) => found.extend(addresses),
+                None => warn!(
+                    "{text} has no address now ({why}); it is left out until `kagami reload` or a restart"
+                ),
+            },
         }
     }
     found.dedup();

@@ -28,8 +28,6 @@ pub fn of(config: &Config, mirror: &Mirror) -> Settings {
             Protocol::C => state::Protocol::C,
         },
         solo: match mirror.solo {
-            // No other copy is there to fork from.
-            _ if peer.is_none() => state::Solo::Always,
             Solo::Never => state::Solo::Never,
             Solo::Arbiter => state::Solo::Arbiter,
             Solo::Always => state::Solo::Always,

@@ -76,7 +76,7 @@ impl Mirror {
     }
 
     pub(super) fn on_ask_again(&mut self, out: &mut Actions) {
-        if self.settings.solo != Solo::Arbiter {
+        if self.solo_rule() != Solo::Arbiter {
             return;
         }
         if self.attempt.is_some() {
@@ -112,7 +112,7 @@ impl Mirror {
     }
 
     pub(super) fn ask_to_carry(&mut self, out: &mut Actions) {
-        if self.settings.solo != Solo::Arbiter {
+        if self.solo_rule() != Solo::Arbiter {
             if let Some(session) = self.session() {
                 let tag = self.draw_tag();
                 self.mint_as(tag, After::MintedToCarry { session });
@@ -143,7 +143,7 @@ impl Mirror {
             (Role::Secondary, Some(Role::Secondary)) => self.me < self.peer,
             _ => false,
         };
-        self.solo.rejoin = chosen && self.settings.solo == Solo::Arbiter;
+        self.solo.rejoin = chosen && self.solo_rule() == Solo::Arbiter;
         // What a force was to tell the register is over: both copies are in it again.
         self.solo.forced = false;
         if !self.solo.rejoin || self.attempt.is_some() || !self.is_in_sync() {

@@ -235,7 +235,7 @@ impl Mirror {
     }
 
     fn order_disconnect(&mut self, id: CommandId, out: &mut Actions) {
-        let held = self.is_primary() && self.is_in_sync() && self.settings.solo == Solo::Never;
+        let held = self.is_primary() && self.is_in_sync() && self.solo_rule() == Solo::Never;
         if held {
             let facts =
                 vec!["solo = \"never\": without the peer this node answers nothing".to_owned()];

@@ -17,6 +17,15 @@ impl Mirror {
         self.peer != NodeId::NOBODY
     }
 
+    /// Who lets this copy go on alone: while there is no other, nobody has to.
+    pub(super) fn solo_rule(&self) -> Solo {
+        if self.has_peer() {
+            self.settings.solo
+        } else {
+            Solo::Always
+        }
+    }
+
     /// The peer in the record, with the changes that are on their way.
     fn recorded_peer(&self) -> Option<NodeId> {
         self.durable.next_record().peer.map(NodeId)
@@ -131,6 +140,7 @@ impl Mirror {
         if parted && self.is_primary() && self.alone.is_none() && self.is_good() {
             self.become_alone("the peer before was given up", out);
         }
+        self.watch_register();
         self.open_door(out);
         self.answer(command, Ok(Reply::Done), out);
     }

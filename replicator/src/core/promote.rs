@@ -226,7 +226,7 @@ impl Mirror {
                 out,
             );
         }
-        if self.settings.solo == Solo::Never {
+        if self.solo_rule() == Solo::Never {
             let facts = vec![format!(
                 "node {} is not connected, and solo = \"never\"",
                 self.peer
@@ -244,7 +244,7 @@ impl Mirror {
             // It carried a Primary that has gone: named already, once that one's lease has ended.
             return self.promoted_alone(out);
         }
-        if self.settings.solo == Solo::Always {
+        if self.solo_rule() == Solo::Always {
             self.change_record(After::Promoted, |r| r.was_primary = true);
         } else {
             self.seek_permission(out);

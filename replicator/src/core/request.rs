@@ -136,7 +136,7 @@ impl Mirror {
                 self.is_good()
                     && (self.alone.is_some()
                         || self.has_lease()
-                        || (self.settings.solo == Solo::Always && self.link.is_none()))
+                        || (self.solo_rule() == Solo::Always && self.link.is_none()))
             }
             Store::Failed | Store::Diskless => self.is_carried() && self.has_lease(),
         }
@@ -308,7 +308,7 @@ impl Mirror {
     pub(super) fn set(&mut self, settings: Settings, out: &mut Actions) {
         self.settings = settings;
         self.seek_permission(out);
-        if self.settings.solo == Solo::Arbiter && self.is_in_sync() {
+        if self.solo_rule() == Solo::Arbiter && self.is_in_sync() {
             // It may be a new arbiter, whose register is to be made while both copies are there.
             self.timers.set_by(Timer::AskAgain, self.now);
         }

@@ -63,7 +63,7 @@ impl Mirror {
 
     /// Starts what may give a Primary, or one that is to be, permission to go on alone.
     pub(super) fn seek_permission(&mut self, _out: &mut Actions) {
-        if self.wants_permission() && self.settings.solo == Solo::Arbiter {
+        if self.wants_permission() && self.solo_rule() == Solo::Arbiter {
             // A Primary asks at once, a Secondary after its wait (§4).
             let at = if self.is_primary() {
                 self.now
@@ -89,7 +89,7 @@ impl Mirror {
 
     /// Mode `always` mints with the first write alone, not at the loss of the link.
     pub(super) fn advance_solo(&mut self, out: &mut Actions) {
-        if self.settings.solo == Solo::Always
+        if self.solo_rule() == Solo::Always
             && self.wants_permission()
             && self.is_primary()
             && self.has_waiting_writes()
@@ -187,7 +187,7 @@ impl Mirror {
     }
 
     pub(super) fn watch_register(&mut self) {
-        if self.settings.solo == Solo::Arbiter && (self.alone.is_some() || self.solo.forced) {
+        if self.solo_rule() == Solo::Arbiter && (self.alone.is_some() || self.solo.forced) {
             self.timers.set(
                 Timer::AskAgain,
                 self.now.after_ms(self.settings.arbiter_timeout_ms.max(500)),
@@ -205,7 +205,7 @@ impl Mirror {
         if self.link.is_some() {
             return "meeting the peer".into();
         }
-        match self.settings.solo {
+        match self.solo_rule() {
             Solo::Never => {
                 "the peer is not connected, and solo = \"never\" lets no copy go on alone".into()
             }
@@ -241,7 +241,7 @@ impl Mirror {
     }
 
     pub(super) fn on_forced_minted(&mut self, out: &mut Actions) {
-        self.solo.forced = self.settings.solo == Solo::Arbiter;
+        self.solo.forced = self.solo_rule() == Solo::Arbiter;
         self.become_alone("force", out);
         self.timers.set(Timer::AskAgain, self.now);
     }
