@@ -359,6 +359,10 @@ mod tests {
         );
         prop_oneof![
             Just(Op::Read),
+            members.clone().prop_map(|members| Op::Bind { members }),
+            any::<[u8; 32]>().prop_map(|key| Op::Succeed {
+                key: Fingerprint::from_bytes(key)
+            }),
             (
                 any::<Option<(u64, u64)>>(),
                 any::<(u64, u64)>(),
