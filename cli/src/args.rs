@@ -12,9 +12,7 @@ use crate::commands::bench::BenchArgs;
 use crate::commands::demo::DemoArgs;
 use crate::config::value;
 use crate::control::message::Source;
-pub use life::{
-    PeerVerb, RemovePeerArgs, ReplaceDiskArgs, ReplacePeerArgs, ResizeArgs,
-};
+pub use life::{PeerVerb, RemovePeerArgs, ReplaceDiskArgs, ReplacePeerArgs, ResizeArgs};
 
 /// A mirror disk in userspace.
 #[derive(Debug, Parser)]

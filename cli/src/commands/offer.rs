@@ -224,8 +224,13 @@ pub async fn take(
         return Err(came.refuse(failure).await);
     }
     if is_open
-        && let Err(failure) =
-            give(context, name, Order::SetPeer { peer: Some(id) }, ORDER_PATIENCE).await
+        && let Err(failure) = give(
+            context,
+            name,
+            Order::SetPeer { peer: Some(id) },
+            ORDER_PATIENCE,
+        )
+        .await
     {
         return Err(came.refuse(failure).await);
     }
@@ -404,4 +409,3 @@ pub fn set_peer(
     editor.set(Section::Peer, &party.name, "fingerprints", list(prints));
     Ok(())
 }
-

@@ -24,9 +24,8 @@ pub async fn run(context: &Context, as_json: bool) -> Outcome {
     let config = context.config()?;
     // It tells the peers: without it nothing is begun.
     let mut client = context.client().await?;
-    let system = |error: &dyn std::fmt::Display| {
-        Failure::system(format!("key not replaced: {error}"))
-    };
+    let system =
+        |error: &dyn std::fmt::Display| Failure::system(format!("key not replaced: {error}"));
     let mut keys = NodeKeys::load(&key_folder(&config)).map_err(|error| system(&error))?;
     let before = keys.current.fingerprint();
     let next = match &keys.next {
@@ -39,7 +38,9 @@ pub async fn run(context: &Context, as_json: bool) -> Outcome {
     match client.ask(Ask::Rotate).await? {
         Answer::Rotated { fingerprint, peers } => {
             if as_json {
-                print_json(&json!({"before": before.to_string(), "fingerprint": fingerprint, "peers": peers}))?;
+                print_json(
+                    &json!({"before": before.to_string(), "fingerprint": fingerprint, "peers": peers}),
+                )?;
                 return DONE;
             }
             let mut text = format!("this node shows another key: {fingerprint}\n");
@@ -94,7 +95,9 @@ async fn at_arbiter(
         let Some(peer) = mirror.peer.as_deref().and_then(|peer| config.peer(peer)) else {
             continue;
         };
-        let theirs = mirrors::fingerprints(&peer.fingerprints).into_iter().take(2);
+        let theirs = mirrors::fingerprints(&peer.fingerprints)
+            .into_iter()
+            .take(2);
         let members = [keys.current.fingerprint(), next].into_iter().chain(theirs);
         let op = Op::Bind {
             members: members.collect(),
@@ -115,7 +118,9 @@ async fn ask(remote: &Rc<Remote>, register: u128, op: Op) -> Result<(), String> 
     match remote.exchange(&request).await {
         Ok(Answered::Swapped) => Ok(()),
         // No register yet: it is made for the keys that there are then.
-        Ok(Answered::Refused(Reason::Invalid, _)) if matches!(request.op, Op::Bind { .. }) => Ok(()),
+        Ok(Answered::Refused(Reason::Invalid, _)) if matches!(request.op, Op::Bind { .. }) => {
+            Ok(())
+        }
         Ok(Answered::Refused(_, why)) => Err(why),
         Ok(Answered::State(_)) => Err("it answered with something else".to_owned()),
         Err(error) => Err(error.to_string()),

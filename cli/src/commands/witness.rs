@@ -205,7 +205,9 @@ fn forget(context: &Context, node: &str) -> Outcome {
             "node {name} may not use this witness any more (key {key})\n"
         ));
     }
-    text.push_str("a running witness knows at once; `kagami witness enrol` lets the node in again\n");
+    text.push_str(
+        "a running witness knows at once; `kagami witness enrol` lets the node in again\n",
+    );
     print_out(&text)?;
     DONE
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use kagami_replicator::core::state::NodeId;
 use kagami_replicator::shell::engine::{PeerEvent, PeerWord};
-use kagami_replicator::shell::identity::{Fingerprint, NodeKeys};
+use kagami_replicator::shell::identity::{Fingerprint, NodeKey, NodeKeys};
 use kagami_replicator::shell::quic::{NOTES_SINCE, Note};
 use tokio::sync::broadcast::error::RecvError;
 use tracing::{info, warn};
@@ -91,7 +91,10 @@ async fn drop_old<E: Engine>(shared: &Shared<E>, peer: NodeId, key: Fingerprint)
     match known(shared, peer).await {
         Some((name, pinned)) if pinned.len() == 2 && pinned[1] == key => {
             match write(shared, &name, vec![key]).await {
-                Ok(()) => info!(peer = name, "the peer shows its new key; the old one is out"),
+                Ok(()) => info!(
+                    peer = name,
+                    "the peer shows its new key; the old one is out"
+                ),
                 // Both stay pinned, and the next connection tries again.
                 Err(why) => warn!(peer = name, "the peer's old key is pinned still: {why}"),
             }
@@ -101,11 +104,7 @@ async fn drop_old<E: Engine>(shared: &Shared<E>, peer: NodeId, key: Fingerprint)
 }
 
 /// Writes a peer's keys into the configuration, durably, and puts them in force.
-async fn write<E: Engine>(
-    shared: &Shared<E>,
-    peer: &str,
-    keys: Vec<String>,
-) -> Result<(), String> {
+async fn write<E: Engine>(shared: &Shared<E>, peer: &str, keys: Vec<String>) -> Result<(), String> {
     let (file, name) = (shared.config.lock().await.file.clone(), peer.to_owned());
     let edit = move || -> Result<(), String> {
         let mut editor = Editor::open(&file).map_err(|error| error.to_string())?;
@@ -153,7 +152,7 @@ pub async fn rotate<E: Engine>(shared: &Shared<E>) -> Answer {
         Ok(keys) => keys,
         Err(error) => return refused(&error.to_string(), Vec::new(), "put that right first"),
     };
-    let Some(next) = keys.next.as_ref().map(|key| key.fingerprint()) else {
+    let Some(next) = keys.next.as_ref().map(NodeKey::fingerprint) else {
         let next = "`kagami pair --rotate` makes one";
         return refused("there is no next key", Vec::new(), next);
     };

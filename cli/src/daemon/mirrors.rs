@@ -20,7 +20,8 @@ use kagami_replicator::core::event::{Command, Refusal, Reply};
 use kagami_replicator::core::state::{Connection, NodeId};
 use kagami_replicator::shell::boot::Boot;
 use kagami_replicator::shell::engine::{
-    ArbiterConfig, DEFAULT_FENCE_WAIT, Engine as Shell, EngineConfig, MirrorConfig, PeerEvent, Plane,
+    ArbiterConfig, DEFAULT_FENCE_WAIT, Engine as Shell, EngineConfig, MirrorConfig, PeerEvent,
+    Plane,
 };
 use kagami_replicator::shell::identity::Fingerprint;
 use kagami_replicator::shell::quic::{NodeId as LinkNode, Note, PeerConfig};
@@ -218,7 +219,10 @@ impl Engine for Mirrors {
             }
             let arbiter = arbiter(config, mirror).await;
             if let Err(why) = self.inner.shell.set_arbiter(&mirror.name, arbiter).await {
-                warn!(mirror = mirror.name, "its arbiter is the old one still: {why}");
+                warn!(
+                    mirror = mirror.name,
+                    "its arbiter is the old one still: {why}"
+                );
             }
         }
     }
@@ -292,10 +296,10 @@ fn attachments(
         .mirrors
         .iter()
         .filter(|mirror| !refused.contains_key(&mirror.name))
-        .filter_map(|mirror| {
+        .map(|mirror| {
             let thread = u16::try_from(mirror.thread).unwrap_or(u16::MAX);
             let peer = mirror.peer.clone().unwrap_or_default();
-            Some((mirror.name.clone(), (thread, peer)))
+            (mirror.name.clone(), (thread, peer))
         })
         .collect();
     let host = host::Engine::new(shell.clone(), events.clone(), open);
@@ -354,12 +358,15 @@ pub async fn resolve(texts: &[String]) -> Vec<SocketAddr> {
                 last().insert(text.clone(), addresses.clone());
                 found.extend(addresses);
             }
-            Err(why) => match last().get(text) {
-                Some(addresses) => found.extend(addresses),
-                None => warn!(
-                    "{text} has no address now ({why}); it is left out until `kagami reload` or a restart"
-                ),
-            },
+            Err(why) => {
+                if let Some(addresses) = last().get(text) {
+                    found.extend(addresses);
+                } else {
+                    warn!(
+                        "{text} has no address now ({why}); it is left out until `kagami reload` or a restart"
+                    );
+                }
+            }
         }
     }
     found.dedup();
@@ -446,9 +453,9 @@ async fn front_ends(
             .iter()
             .filter(|mirror| mirror.thread == usize::from(thread))
             .filter(|mirror| !refused.contains_key(&mirror.name))
-            .filter_map(|mirror| {
+            .map(|mirror| {
                 let peer = mirror.peer.clone().unwrap_or_default();
-                Some((mirror.name.clone(), peer, mirror.nbd_socket.clone()))
+                (mirror.name.clone(), peer, mirror.nbd_socket.clone())
             })
             .collect();
         if mirrors.is_empty() {

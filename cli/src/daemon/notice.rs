@@ -131,7 +131,11 @@ fn parts(notice: &Notice, names: &impl Names) -> (&'static str, Severity, String
             (
                 "peer-set",
                 Severity::Warn,
-                format!("the other copy is {}'s now, no longer {}'s", words(to), words(from)),
+                format!(
+                    "the other copy is {}'s now, no longer {}'s",
+                    words(to),
+                    words(from)
+                ),
                 facts([("from", json!(name(from))), ("to", json!(name(to)))]),
             )
         }

@@ -14,11 +14,11 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, timeout};
 use tracing::{debug, info};
 
-use super::{Shared, keys};
 use super::engine::{Attached, Engine};
 use super::notice::present;
 use super::reload::reload;
 use super::socket::ControlSocket;
+use super::{Shared, keys};
 use crate::control::frame::{self, FrameError, REQUEST_MAX};
 use crate::control::message::{Answer, Ask, Order, PROTOCOL, RefusalReport, Request, Source};
 

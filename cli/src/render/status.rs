@@ -430,9 +430,8 @@ impl Screen<'_> {
     fn marked(&self) -> Vec<String> {
         let mirror = self.mirror;
         // Nobody lacks anything where nobody else is.
-        let away = mirror.peer.is_some()
-            && mirror.connection != Connection::Connected
-            && !self.forked();
+        let away =
+            mirror.peer.is_some() && mirror.connection != Connection::Connected && !self.forked();
         if !away || (mirror.marked_bytes == 0 && mirror.condition != Condition::Alone) {
             return Vec::new();
         }

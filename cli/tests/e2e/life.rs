@@ -312,9 +312,7 @@ fn a_mirror_serves_before_it_has_a_peer() {
 fn a_second_mirror_shares_the_pair() {
     let mut pair = pair("never", "16M");
     put(&mut pair.on_alpha(), 0, &noise(65536, 1));
-    ok(pair
-        .nodes
-        .add_mirror("second", "16M", &mut quiet));
+    ok(pair.nodes.add_mirror("second", "16M", &mut quiet));
     // Both daemons ran on; a new mirror comes with their next start.
     assert!(in_sync(&ok(pair.nodes.alpha.mirror(MIRROR))));
     for _ in 0..2 {
@@ -356,10 +354,7 @@ fn addresses_and_names_change_while_it_runs() {
     assert!(words.contains("running daemon knows"), "{words}");
     synced(&mut pair.nodes.alpha);
     // beta gets another name: its own, and the one that alpha knows it by.
-    let words = ok(pair
-        .nodes
-        .alpha
-        .run(&["peer", "rename", "beta", "gamma"]));
+    let words = ok(pair.nodes.alpha.run(&["peer", "rename", "beta", "gamma"]));
     assert!(words.contains("running daemon knows"), "{words}");
     crate::support::set_node(&pair.nodes.beta, "name", "\"gamma\"");
     let words = ok(pair.nodes.beta.run(&["reload"]));
@@ -369,9 +364,17 @@ fn addresses_and_names_change_while_it_runs() {
         screen.contains("Secondary on gamma") && !screen.contains("beta"),
         "{screen}"
     );
-    let words = refused(&pair.nodes.alpha, &["peer", "set", "gama", "--address", "x:1"], 1);
+    let words = refused(
+        &pair.nodes.alpha,
+        &["peer", "set", "gama", "--address", "x:1"],
+        1,
+    );
     assert!(words.contains("did you mean gamma?"), "{words}");
-    refused(&pair.nodes.alpha, &["peer", "set", "gamma", "--address", "x"], 2);
+    refused(
+        &pair.nodes.alpha,
+        &["peer", "set", "gamma", "--address", "x"],
+        2,
+    );
     pair.stop_and_compare();
 }
 

@@ -8,7 +8,7 @@ mod keys;
 mod life;
 mod permission;
 mod refusals;
-mod stores;
 mod split_brain;
+mod stores;
 mod support;
 mod upkeep;

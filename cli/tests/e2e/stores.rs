@@ -35,13 +35,11 @@ fn a_disk_is_replaced_and_filled_from_the_peer() {
     fs::remove_file(&new).expect("removed");
     let old = ok(Scratch::backing(&pair.nodes.beta));
     let before = fs::read(&old).expect("the old copy");
-    let planned = ok(pair.nodes.beta.run(&[
-        "replace-disk",
-        MIRROR,
-        "--backing",
-        text(&new),
-        "--dry-run",
-    ]));
+    let planned =
+        ok(pair
+            .nodes
+            .beta
+            .run(&["replace-disk", MIRROR, "--backing", text(&new), "--dry-run"]));
     assert!(
         planned.contains("Outdated") && planned.contains("new.data"),
         "{planned}"
@@ -111,26 +109,24 @@ fn a_mirror_grows_with_data_on_it() {
     let words = grow(&mut pair.nodes.beta, "48M");
     assert!(words.contains("reads as zeroes"), "{words}");
     // Half-way: the two say whose is to be grown, and the Primary goes on.
-    let state = ok(pair.nodes.alpha.wait(
-        MIRROR,
-        "the sizes to be compared",
-        DEADLINE,
-        |state| {
+    let state = ok(pair
+        .nodes
+        .alpha
+        .wait(MIRROR, "the sizes to be compared", DEADLINE, |state| {
             let verdict = state.verdict.as_ref();
             verdict.is_some_and(|verdict| verdict.outcome.contains("sizes differ"))
-        },
-    ));
+        }));
     assert!(
         state.next[0].contains("alpha's copy is to be grown to 48MiB"),
         "{state:?}"
     );
     put(&mut pair.on_alpha(), 0, &noise(65536, 2));
-    let there = ok(pair.nodes.beta.wait(
-        MIRROR,
-        "the sizes to be compared",
-        DEADLINE,
-        |state| state.condition == Condition::Refused,
-    ));
+    let there = ok(pair
+        .nodes
+        .beta
+        .wait(MIRROR, "the sizes to be compared", DEADLINE, |state| {
+            state.condition == Condition::Refused
+        }));
     assert!(there.next[0].contains("alpha's copy"), "{there:?}");
 
     grow(&mut pair.nodes.alpha, "48M");

@@ -114,11 +114,7 @@ impl Mirror {
             )];
             let next =
                 "`kagami promote` here first: the arbiter then names this copy; then try again";
-            return Err(refusal(
-                "the arbiter has not named this copy",
-                facts,
-                next,
-            ));
+            return Err(refusal("the arbiter has not named this copy", facts, next));
         }
         Ok(())
     }

@@ -22,9 +22,9 @@ use tokio::time::{Instant, Sleep};
 
 use super::config::ArbiterConfig;
 use super::device::{Inbox, Item, MirrorDevice};
+use super::handle::EngineError;
 use super::host::{Answerer, Host, Ready};
 use super::start::{Opened, StartError};
-use super::handle::EngineError;
 use super::status::{MirrorEvent, MirrorStatus, PeerEvent};
 use crate::core::action::Actions;
 use crate::core::event::Refusal;

@@ -307,8 +307,8 @@ impl<'a> Reader<'a> {
                 needs: SLOTS_BYTES,
             })
         })?;
-        let read = read_slots(&self.read(slots, SLOTS_BYTES), len, Some(mirror))
-            .map_err(superblock)?;
+        let read =
+            read_slots(&self.read(slots, SLOTS_BYTES), len, Some(mirror)).map_err(superblock)?;
         let layout = read.superblock.layout;
         let start = layout.area_start(len).map_err(|error| StartError::Layout {
             mirror: self.mirror.to_owned(),

@@ -40,8 +40,8 @@ pub use config::{
     Congestion, DEFAULT_TIMEOUT, LinkConfig, MirrorId, NodeId, PeerConfig, SUPPORTED, Tuning,
 };
 pub use endpoint::BindError;
-pub use note::{NOTES_SINCE, Note};
 pub use event::{CloseReason, DownReason, LinkEvent, LinkFault, PeerFault, SessionId, code};
+pub use note::{NOTES_SINCE, Note};
 pub use opening::OpeningFault;
 pub use streams::BufferSource;
 

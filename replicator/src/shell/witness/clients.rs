@@ -43,9 +43,7 @@ pub(super) fn make_folders(state: &Path) -> Result<(), StoreError> {
 
 fn file_in(state: &Path, folder: &str, key: &Fingerprint) -> PathBuf {
     let text = key.to_string();
-    state
-        .join(folder)
-        .join(text.trim_start_matches("sha256:"))
+    state.join(folder).join(text.trim_start_matches("sha256:"))
 }
 
 /// Whether a key's file is there.

@@ -24,8 +24,8 @@ use bytes::BufMut;
 use rustix::fs::{FlockOperation, flock};
 
 use super::RegisterId;
-pub use super::clients::{enrol, enrolled, forget, is_forgotten};
 use super::clients::{self, make_folders, write_synced};
+pub use super::clients::{enrol, enrolled, forget, is_forgotten};
 use super::wire::{Content, MAX_CONTENT, MAX_MEMBERS, Op, Outcome, Reason, Request};
 use crate::shell::fields::{FieldFault, Fields, put_bytes};
 use crate::shell::identity::Fingerprint;
@@ -214,7 +214,9 @@ impl Store {
         if self.is_forgotten(asker) {
             return refused(
                 Reason::NotAMember,
-                format!("key {asker} was taken out of this witness: its node has no register here any more"),
+                format!(
+                    "key {asker} was taken out of this witness: its node has no register here any more"
+                ),
             );
         }
         if !self.is_enrolled(asker) {
@@ -418,8 +420,7 @@ impl Store {
         members: &[Fingerprint],
     ) -> Result<Vec<Fingerprint>, Outcome> {
         if !members.contains(asker) || members.len() > MAX_MEMBERS {
-            let text =
-                "a register must be bound to the node that asks, and to its peer".to_owned();
+            let text = "a register must be bound to the node that asks, and to its peer".to_owned();
             return Err(refused(Reason::Invalid, text));
         }
         // One unknown key may be there: a node's next key, enrolled only when it is in use.
@@ -477,4 +478,3 @@ impl Store {
 fn refused(reason: Reason, text: String) -> Outcome {
     Outcome::Refused(reason, text)
 }
-
