@@ -3,7 +3,7 @@
 //! The loop waits until any of these has something: disks, link, front ends and arbiters (the inbox),
 //! orders from other threads, the earliest deadline. Then it takes everything there is, hands each event
 //! to its mirror's core with the time stamped after the taking, carries the core's actions out in their
-//! order, and submits what the turn asked of the disks with one system call. There is no task for a
+//! order, lets the link send, and submits what the turn asked of the disks with one system call. There is no task for a
 //! request and no other thread for anything (docs/decisions/0004-engine-loop.md).
 
 mod carry;
@@ -172,6 +172,8 @@ pub(super) struct Loop {
     by_id: HashMap<MirrorId, usize>,
     remotes: HashMap<String, Rc<Remote>>,
     leaving: Vec<(usize, Option<oneshot::Sender<()>>)>,
+    /// This turn handed frames to the link.
+    has_sent: bool,
     /// Reused by every turn.
     actions: Actions,
     follow_ups: VecDeque<Event>,
@@ -231,6 +233,7 @@ impl Loop {
             by_id: HashMap::new(),
             remotes: HashMap::new(),
             leaving: Vec::new(),
+            has_sent: false,
             actions: Vec::new(),
             follow_ups: VecDeque::new(),
             answers: Vec::new(),
@@ -249,7 +252,16 @@ impl Loop {
         let mut turn = Turn::default();
         let end = loop {
             self.wait(&mut sleep, &mut armed).await;
-            if let Some(end) = self.turn(&mut turn) {
+            let end = self.turn(&mut turn);
+            if std::mem::take(&mut self.has_sent) && self.storage.has_queued() {
+                // The way over the peer is the longer one, and handing a write to the disk takes longer
+                // than sending it: the link's tasks go first.
+                tokio::task::yield_now().await;
+            }
+            if let Err(error) = self.storage.submit_queued() {
+                broken(&error);
+            }
+            if let Some(end) = end {
                 break end;
             }
         };
@@ -283,8 +295,7 @@ impl Loop {
                 biased;
                 ready = storage.ready() => {
                     if let Err(error) = ready {
-                        // Nothing can be read or written any more: no answer may be given.
-                        panic!("this thread's io_uring is broken: {error}");
+                        broken(&error);
                     }
                 }
                 () = link.ready() => {}
@@ -320,7 +331,9 @@ struct Turn {
 impl Loop {
     /// Takes everything there is and deals with it.
     fn turn(&mut self, turn: &mut Turn) -> Option<End> {
-        let drained = self.storage.drain(&mut turn.completions);
+        if let Err(error) = self.storage.drain(&mut turn.completions) {
+            broken(&error);
+        }
         self.link.drain(&mut turn.link);
         self.plane.shared.inbox.take(&mut turn.inbox);
         while let Ok(order) = self.orders.try_recv() {
@@ -346,9 +359,6 @@ impl Loop {
         for ready in self.answers.drain(..) {
             ready.requester.complete(ready.ticket, ready.result);
         }
-        if let Err(error) = drained.and_then(|()| self.storage.submit_queued()) {
-            panic!("this thread's io_uring is broken: {error}");
-        }
         end
     }
 
@@ -367,6 +377,11 @@ impl Loop {
             .find(|host| &*host.borrow().name == name && !host.borrow().is_leaving)
             .cloned()
     }
+}
+
+/// Nothing can be read or written any more: no answer may be given.
+fn broken(error: &std::io::Error) -> ! {
+    panic!("this thread's io_uring is broken: {error}");
 }
 
 /// Tags drawn at random. The system always has some; a tag that is not random could be another's.

@@ -297,6 +297,7 @@ impl Loop {
                     };
                     self.link
                         .send(quic::SessionId(session.0), wire_class(class), frame);
+                    self.has_sent = true;
                 }
                 Action::CloseSession { session, reason } => {
                     let session = quic::SessionId(session.0);
