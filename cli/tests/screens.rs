@@ -40,6 +40,7 @@ fn well() -> MirrorReport {
         backing: "/dev/vg0/pg".to_owned(),
         metadata: "/dev/vg0/pg-meta".to_owned(),
         served_at: vec!["nbd+unix:///pg?socket=/run/kagami/pg.nbd".to_owned()],
+        device: None,
         peer: Some(PeerReport {
             link_version: Some(2),
             name: "beta".to_owned(),
