@@ -220,7 +220,8 @@ impl Record {
     /// *Another peer*). Every block counts as marked. A copy that was never written, or never
     /// had a peer, only takes the name. Not yet durable.
     pub fn set_peer(&mut self, peer: Option<u64>, tag: u64) {
-        if self.peer.is_some() && self.peer != peer && self.current.is_some() {
+        let is_new = self.current.is_none_or(|current| current.tag == tag);
+        if self.peer.is_some() && self.peer != peer && !is_new {
             self.mint(tag);
             self.base = None;
             self.all_marked = true;

@@ -309,6 +309,42 @@ fn a_mirror_serves_before_it_has_a_peer() {
 }
 
 #[test]
+fn a_primary_without_data_begins_with_its_own_copy() {
+    let pair = laid_out("never", "16M");
+    // Whoever of both has the lower id.
+    for (one, other) in [("eta", "theta"), ("iota", "kappa")] {
+        let (mut one, mut other) = (pair.another(one), pair.another(other));
+        ok(one.run(&["init", MIRROR, "--size", "16M"]));
+        up(&mut one);
+        until(&mut one, Condition::NotPaired);
+        ok(one.run(&["promote", MIRROR]));
+        meet(&mut one, &["pair", MIRROR], &other, &[]);
+        up(&mut other);
+        synced(&mut other);
+        synced(&mut one);
+        put(&mut client(&one), 0, &noise(65536, 1));
+        // Another node is no peer but by a word of its own.
+        let third = pair.another("lambda");
+        let joined = scratch::join(
+            &mut one,
+            &["pair", MIRROR, "--again", "--address", "127.0.0.1"],
+            "kgm1-",
+            &third,
+            &["pair", "--join"],
+            &[],
+            &mut quiet,
+        );
+        let words = joined.expect_err("another node came").to_string();
+        assert!(words.contains("is another node"), "{words}");
+        synced(&mut one);
+        down(&mut other);
+        down(&mut one);
+        assert_eq!(difference(&one, &other), None);
+        std::fs::remove_dir_all(third.folder()).expect("removed");
+    }
+}
+
+#[test]
 fn a_second_mirror_shares_the_pair() {
     let mut pair = pair("never", "16M");
     put(&mut pair.on_alpha(), 0, &noise(65536, 1));

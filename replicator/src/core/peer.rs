@@ -55,8 +55,14 @@ impl Mirror {
         let tag = self.draw_tag();
         let record = (peer != NodeId::NOBODY).then_some(peer.0);
         let mut parted = false;
+        let primary = self.is_primary();
         self.change_record(After::PeerSet { command: id, peer }, |r| {
             let before = r.current;
+            if primary && r.is_never_written() {
+                // It served before there was anybody to agree with on how to begin: the one who
+                // comes begins with this copy, whoever has the lower id (row 4, not 3).
+                r.mint(tag);
+            }
             r.set_peer(record, tag);
             parted = r.current != before;
         });
