@@ -43,6 +43,7 @@ fn well() -> MirrorReport {
         served_at: vec!["nbd+unix:///pg?socket=/run/kagami/pg.nbd".to_owned()],
         device: None,
         peer: Some(PeerReport {
+            link_version: Some(2),
             name: "beta".to_owned(),
             role: Some(Role::Secondary),
             disk: Disk::UpToDate,

@@ -103,7 +103,10 @@ fn each_row_by_example() {
         &copy(A),
         &with(B, |h| h.size += 512),
         Row::OtherMirror,
-        Refused::OtherMirror,
+        Refused::OtherSize {
+            smaller: A,
+            size: (1 << 20) + 512,
+        },
     );
     expect(
         &copy(A),

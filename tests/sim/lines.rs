@@ -320,7 +320,7 @@ impl World {
         };
         let by_operator = self.ghost.operator_chose || self.ghost.invalidated;
         let cannot_be = match refused {
-            Some(Refused::OtherMirror) => true,
+            Some(Refused::OtherMirror | Refused::OtherSize { .. }) => true,
             Some(Refused::Impossible) => !self.options.forced && !by_operator,
             Some(Refused::NameSource) => true,
             Some(Refused::TwoPrimaries) => !self.options.may_fork() && !by_operator,

@@ -158,7 +158,7 @@ impl Options {
                 .map(|order| {
                     let wanted = match order {
                         Order::Promote => true,
-                        Order::Force => forced,
+                        Order::Force | Order::Part => forced,
                         _ => rng.percent(30),
                     };
                     (*order, if wanted { order.weight() } else { 0 })

@@ -173,8 +173,10 @@ words! {
 words! {
     /// Why two copies are not brought together.
     Refusal {
-        /// Mirror or size differ.
+        /// They are copies of different mirrors.
         OtherMirror = "other-mirror",
+        /// One copy has been grown, the other has not.
+        OtherSize = "other-size",
         /// Neither was written, and they may differ.
         NameSource = "name-source",
         /// No good copy is left.
@@ -299,6 +301,9 @@ pub struct PeerReport {
     pub address: Option<String>,
     /// Newest round trip.
     pub round_trip_ns: Option<u64>,
+    /// The protocol version that both speak, while connected.
+    #[serde(default)]
+    pub link_version: Option<u16>,
 }
 
 /// A version of the data.

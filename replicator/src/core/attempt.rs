@@ -78,7 +78,7 @@ impl Mirror {
     }
 
     pub(super) fn on_ask_again(&mut self, out: &mut Actions) {
-        if self.settings.solo != Solo::Arbiter {
+        if self.solo_rule() != Solo::Arbiter {
             return;
         }
         if self.attempt.is_some() {
@@ -118,7 +118,7 @@ impl Mirror {
             && let Some(session) = self.session()
         {
             self.change_record(After::MintedToCarry { session }, |_| {});
-        } else if self.settings.solo != Solo::Arbiter {
+        } else if self.solo_rule() != Solo::Arbiter {
             if let Some(session) = self.session() {
                 let tag = self.draw_tag();
                 self.mint_as(tag, After::MintedToCarry { session });
@@ -149,7 +149,7 @@ impl Mirror {
             (Role::Secondary, Some(Role::Secondary)) => self.me < self.peer,
             _ => false,
         };
-        self.solo.rejoin = chosen && self.settings.solo == Solo::Arbiter;
+        self.solo.rejoin = chosen && self.solo_rule() == Solo::Arbiter;
         // What a force was to tell the register is over: both copies are in it again.
         self.solo.forced = false;
         if !self.solo.rejoin || self.attempt.is_some() || !self.is_in_sync() {
@@ -233,6 +233,7 @@ impl Mirror {
         self.timers.clear(Timer::Attempt);
         match answer {
             ArbiterAnswer::Unreachable(why) => self.on_no_answer(attempt.purpose, why, out),
+            ArbiterAnswer::NotOurs(why) => self.on_not_ours(attempt.purpose, why, out),
             ArbiterAnswer::Swapped => self.on_granted(&attempt, out),
             ArbiterAnswer::Register(Some(register))
                 if register.nonce == attempt.id && attempt.swapping =>
@@ -275,6 +276,17 @@ impl Mirror {
             _ => {}
         }
         self.timers.set_once(Timer::AskAgain, again);
+    }
+
+    /// The register has other owners: for permission that is a refusal, and no silence.
+    fn on_not_ours(&mut self, purpose: Purpose, why: String, out: &mut Actions) {
+        match purpose {
+            Purpose::GoAlone | Purpose::Carry => self.on_not_granted(purpose, None, why, out),
+            Purpose::Check if !self.is_source() => self.on_not_named(None, out),
+            Purpose::Check | Purpose::Rejoin | Purpose::Probe | Purpose::Force => {
+                self.on_no_answer(purpose, why, out);
+            }
+        }
     }
 
     fn on_register(&mut self, attempt: Attempt, register: Option<Register>, out: &mut Actions) {

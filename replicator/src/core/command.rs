@@ -45,6 +45,7 @@ impl Mirror {
                 self.open_door(out);
                 self.answer(id, Ok(Reply::Started), out);
             }
+            Command::SetPeer { peer } => self.order_set_peer(id, peer, out),
             Command::Stop => {
                 self.stopping = Some(id);
                 self.stop_progress = Stopping::Begin;
@@ -235,7 +236,7 @@ impl Mirror {
     }
 
     fn order_disconnect(&mut self, id: CommandId, out: &mut Actions) {
-        let held = self.is_primary() && self.is_in_sync() && self.settings.solo == Solo::Never;
+        let held = self.is_primary() && self.is_in_sync() && self.solo_rule() == Solo::Never;
         if held {
             let facts =
                 vec!["solo = \"never\": without the peer this node answers nothing".to_owned()];

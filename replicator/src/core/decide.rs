@@ -84,8 +84,15 @@ pub enum Strategy {
 /// Why the copies are not brought together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Refused {
-    /// Mirror or size differ.
+    /// They are copies of different mirrors, or of one node.
     OtherMirror,
+    /// One copy has been grown, the other has not.
+    OtherSize {
+        /// Whose is to be grown.
+        smaller: NodeId,
+        /// To so many bytes.
+        size: u64,
+    },
     /// Neither was written, and they may differ: an operator names the source.
     NameSource,
     /// No good copy is left.
@@ -248,8 +255,17 @@ fn by_record(mine: &Hello, theirs: &Hello) -> Verdict {
             source: source.node,
         },
     };
-    if mine.mirror != theirs.mirror || mine.size != theirs.size || mine.node == theirs.node {
+    if mine.mirror != theirs.mirror || mine.node == theirs.node {
         return refuse(Row::OtherMirror, Refused::OtherMirror);
+    }
+    if mine.size != theirs.size {
+        let smaller = if mine.size < theirs.size {
+            mine.node
+        } else {
+            theirs.node
+        };
+        let size = mine.size.max(theirs.size);
+        return refuse(Row::OtherMirror, Refused::OtherSize { smaller, size });
     }
     if mine.diskless || theirs.diskless {
         // A Primary that lost its disk while it was ahead has nobody to serve from: the other

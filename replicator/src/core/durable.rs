@@ -10,7 +10,7 @@ use kagami_bitmap::planted::{Defect, planted};
 use kagami_bitmap::superblock::{Record, StoredDisk, Superblock};
 
 use super::action::Steps;
-use super::state::{CommandId, MetaId, Role, SessionId};
+use super::state::{CommandId, MetaId, NodeId, Role, SessionId};
 use super::{Action, Actions, DiskFault, Mirror, Store};
 
 /// A metadata write under way.
@@ -57,6 +57,8 @@ pub(super) enum After {
     Invalidated { command: Option<CommandId> },
     /// The register's instance.
     ArbiterNamed { session: SessionId },
+    /// Another peer, or none.
+    PeerSet { command: CommandId, peer: NodeId },
 }
 
 /// The superblock on disk and the changes on their way to it.
@@ -231,6 +233,7 @@ impl Mirror {
                 };
                 self.answer(id, Err(why), out);
             }
+            After::PeerSet { command, .. } => self.on_peer_not_set(command, out),
             _ => {}
         }
     }
@@ -252,6 +255,7 @@ impl Mirror {
             After::Reclaimed { command } => self.on_reclaimed_durable(command, out),
             After::Invalidated { command } => self.on_invalidated_durable(command, out),
             After::ArbiterNamed { session } => self.on_arbiter_named(session, out),
+            After::PeerSet { command, peer } => self.on_peer_set(command, peer, out),
         }
     }
 

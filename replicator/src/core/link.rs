@@ -185,7 +185,7 @@ impl Mirror {
     /// Looks for the peer, after a wait if it was refused.
     pub(super) fn open_door(&mut self, out: &mut Actions) {
         let lost_disk = self.local.store != super::Store::Usable && !self.is_primary();
-        let from = if self.door.shut || lost_disk {
+        let from = if self.door.shut || lost_disk || !self.has_peer() {
             None
         } else if self.door.refused == 0 {
             Some(self.now)
@@ -418,6 +418,7 @@ impl Mirror {
                 ..
             }) => Connection::Connected,
             _ if self.door.shut
+                || !self.has_peer()
                 || (self.door.refused > 0 && self.last_verdict.is_some_and(is_refusal)) =>
             {
                 Connection::StandAlone

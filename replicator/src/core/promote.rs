@@ -69,6 +69,10 @@ impl Mirror {
     }
 
     pub(super) fn promote(&mut self, command: CommandId, force: bool, out: &mut Actions) {
+        if self.is_primary() && force && self.link.is_none() && self.wants_permission() {
+            // It holds its I/O: the operator's word lets it go on.
+            return self.force(Some(command), true, out);
+        }
         if self.is_primary() {
             return self.answer(
                 command,
@@ -225,7 +229,7 @@ impl Mirror {
                 out,
             );
         }
-        if self.record().is_never_written() {
+        if self.record().is_never_written() && self.has_peer() {
             let facts = vec!["neither copy was ever written".into()];
             let next = "connect the peer first (`kagami pair`), or `kagami promote --force` to begin with this copy";
             return self.refuse_promotion(
@@ -233,7 +237,7 @@ impl Mirror {
                 out,
             );
         }
-        if self.settings.solo == Solo::Never {
+        if self.solo_rule() == Solo::Never {
             let facts = vec![format!(
                 "node {} is not connected, and solo = \"never\"",
                 self.peer
@@ -251,7 +255,7 @@ impl Mirror {
             // It carried a Primary that has gone: named already, once that one's lease has ended.
             return self.promoted_alone(out);
         }
-        if self.settings.solo == Solo::Always {
+        if self.solo_rule() == Solo::Always {
             self.change_record(After::Promoted, |r| r.was_primary = true);
         } else {
             self.seek_permission(out);
@@ -415,13 +419,14 @@ impl Mirror {
         if self.local.store != Store::Usable {
             return;
         }
+        let held = self.is_primary();
         if promote {
             self.on_forced_minted(out);
         } else {
             // The kept copy of two that an operator chose between; nobody is made Primary.
             self.open_door(out);
         }
-        if let Some(command) = command.filter(|_| !promote) {
+        if let Some(command) = command.filter(|_| !promote || held) {
             self.answer(command, Ok(Reply::Done), out);
         }
     }

@@ -8,6 +8,7 @@ use kagami_bitmap::{EXTENT, Run};
 use super::event::{IoError, Request};
 use super::settings::Settings;
 use super::state::{RequestId, Solo, Time};
+use super::timers::Timer;
 use super::write::{Origin, Work};
 use super::{Actions, Mirror, Role, Store};
 
@@ -139,7 +140,7 @@ impl Mirror {
                     && (self.alone.is_some()
                         || self.has_lease()
                         || planted(Defect::ReadWithoutLease)
-                        || (self.settings.solo == Solo::Always && self.link.is_none()))
+                        || (self.solo_rule() == Solo::Always && self.link.is_none()))
             }
             Store::Failed | Store::Diskless => self.is_carried() && self.has_lease(),
         }
@@ -311,5 +312,9 @@ impl Mirror {
     pub(super) fn set(&mut self, settings: Settings, out: &mut Actions) {
         self.settings = settings;
         self.seek_permission(out);
+        if self.solo_rule() == Solo::Arbiter && self.is_in_sync() {
+            // It may be a new arbiter, whose register is to be made while both copies are there.
+            self.timers.set_by(Timer::AskAgain, self.now);
+        }
     }
 }

@@ -498,7 +498,7 @@ impl Mirror {
         let flushing = self.flush.is_running();
         let marks = self.bitmap.count();
         let asks = self.alone.is_some()
-            && self.settings.solo == Solo::Arbiter
+            && self.solo_rule() == Solo::Arbiter
             && self.record().arbiter.is_some();
         let Some(source) = self.source() else { return };
         if source.wait_until.is_some_and(|at| at > now) {

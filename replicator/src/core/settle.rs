@@ -176,6 +176,8 @@ impl Mirror {
             r.base = None;
             r.boot = Some(boot);
             r.verify_found = false;
+            // Both have what was forced: the next generation comes from a good copy.
+            r.forced_bad = false;
         });
         Ok(())
     }

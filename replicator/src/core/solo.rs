@@ -72,7 +72,7 @@ impl Mirror {
             let tag = self.draw_tag();
             self.mint_as(tag, After::Nothing);
         }
-        if self.wants_permission() && self.settings.solo == Solo::Arbiter {
+        if self.wants_permission() && self.solo_rule() == Solo::Arbiter {
             // A Primary asks at once, a Secondary after its wait (§4).
             let at = if self.is_primary() {
                 self.now
@@ -98,12 +98,13 @@ impl Mirror {
 
     /// Mode `always` mints with the first write alone, not at the loss of the link.
     pub(super) fn advance_solo(&mut self, out: &mut Actions) {
-        if self.settings.solo == Solo::Always
+        if self.solo_rule() == Solo::Always
             && self.wants_permission()
             && self.is_primary()
             && self.has_waiting_writes()
         {
-            self.mint("always", out);
+            let by = if self.has_peer() { "always" } else { "no peer" };
+            self.mint(by, out);
         }
         if self.timers.take_due(Timer::AskAgain, self.now) {
             self.on_ask_again(out);
@@ -172,7 +173,7 @@ impl Mirror {
         self.become_alone(by, out);
     }
 
-    fn become_alone(&mut self, by: &'static str, out: &mut Actions) {
+    pub(super) fn become_alone(&mut self, by: &'static str, out: &mut Actions) {
         assert!(
             self.record().alone,
             "One-writer: alone in a generation that the peer may have"
@@ -201,7 +202,7 @@ impl Mirror {
     }
 
     pub(super) fn watch_register(&mut self) {
-        if self.settings.solo == Solo::Arbiter && (self.alone.is_some() || self.solo.forced) {
+        if self.solo_rule() == Solo::Arbiter && (self.alone.is_some() || self.solo.forced) {
             self.timers.set(
                 Timer::AskAgain,
                 self.now.after_ms(self.settings.arbiter_timeout_ms.max(500)),
@@ -219,7 +220,7 @@ impl Mirror {
         if self.link.is_some() {
             return "meeting the peer".into();
         }
-        match self.settings.solo {
+        match self.solo_rule() {
             Solo::Never => {
                 "the peer is not connected, and solo = \"never\" lets no copy go on alone".into()
             }
@@ -255,7 +256,7 @@ impl Mirror {
     }
 
     pub(super) fn on_forced_minted(&mut self, out: &mut Actions) {
-        self.solo.forced = self.settings.solo == Solo::Arbiter;
+        self.solo.forced = self.solo_rule() == Solo::Arbiter;
         self.become_alone("force", out);
         self.timers.set(Timer::AskAgain, self.now);
     }

@@ -12,6 +12,7 @@ mod orders;
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::rc::Rc;
 
@@ -21,9 +22,10 @@ use tokio::time::{Instant, Sleep};
 
 use super::config::ArbiterConfig;
 use super::device::{Inbox, Item, MirrorDevice};
+use super::handle::EngineError;
 use super::host::{Answerer, Host, Ready};
 use super::start::{Opened, StartError};
-use super::status::{MirrorEvent, MirrorStatus};
+use super::status::{MirrorEvent, MirrorStatus, PeerEvent};
 use crate::core::action::Actions;
 use crate::core::event::Refusal;
 use crate::core::state::{NodeId, Time};
@@ -31,7 +33,7 @@ use crate::core::{self, Event};
 use crate::shell::boot::Boot;
 use crate::shell::buffers::{Buffer, Pool, Share};
 use crate::shell::identity::{NodeKey, NodeKeys};
-use crate::shell::quic::{self, BufferSource, Link, LinkEvent, MirrorId, PeerConfig};
+use crate::shell::quic::{self, BufferSource, Link, LinkEvent, MirrorId, Note, PeerConfig};
 use crate::shell::storage::{Storage, StorageCompletion};
 use crate::shell::time::{now, until};
 use crate::shell::witness::Remote;
@@ -47,6 +49,10 @@ pub(super) enum Order {
     Status(oneshot::Sender<Vec<MirrorStatus>>),
     /// These are the peers now.
     SetPeers(Vec<PeerConfig>),
+    /// Tell this peer something.
+    Tell(NodeId, Note),
+    /// Show the key that is in the folder now.
+    NewKey(oneshot::Sender<Result<(), EngineError>>),
     /// This mirror asks another arbiter from now on.
     SetArbiter(
         String,
@@ -140,11 +146,13 @@ pub(super) struct Parts {
     pub(super) index: u16,
     pub(super) node: NodeId,
     pub(super) boot: Boot,
+    pub(super) key_folder: PathBuf,
     pub(super) keys: NodeKeys,
     pub(super) storage: Storage,
     pub(super) link: quic::LinkConfig,
     pub(super) orders: mpsc::UnboundedReceiver<Order>,
     pub(super) events: broadcast::Sender<MirrorEvent>,
+    pub(super) peer_events: broadcast::Sender<PeerEvent>,
 }
 
 /// The loop's own state.
@@ -152,6 +160,7 @@ pub(super) struct Loop {
     index: u16,
     node: NodeId,
     boot: Boot,
+    key_folder: PathBuf,
     keys: NodeKeys,
     storage: Storage,
     link: Link,
@@ -160,6 +169,7 @@ pub(super) struct Loop {
     /// Taken while waiting.
     received: VecDeque<Order>,
     events: broadcast::Sender<MirrorEvent>,
+    peer_events: broadcast::Sender<PeerEvent>,
     plane: Plane,
     by_id: HashMap<MirrorId, usize>,
     remotes: HashMap<String, Rc<Remote>>,
@@ -210,6 +220,7 @@ impl Loop {
             index: parts.index,
             node: parts.node,
             boot: parts.boot,
+            key_folder: parts.key_folder,
             keys: parts.keys,
             storage: parts.storage,
             link,
@@ -217,6 +228,7 @@ impl Loop {
             orders: parts.orders,
             received: VecDeque::new(),
             events: parts.events,
+            peer_events: parts.peer_events,
             plane: Plane {
                 shared: Rc::new(shared),
             },

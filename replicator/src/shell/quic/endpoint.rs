@@ -77,8 +77,8 @@ pub(super) fn transport(tuning: &Tuning, timeout: Duration, allow: Allowance) ->
         ))
         .keep_alive_interval(Some(timeout / 4))
         .max_concurrent_bidi_streams(allow.streams.into())
-        // Each side says hello on one stream.
-        .max_concurrent_uni_streams(1u32.into())
+        // Each side says hello on one stream, and each note on one.
+        .max_concurrent_uni_streams(2u32.into())
         .stream_receive_window(tuning.stream_window.into())
         .receive_window(allow.window)
         .send_window(u64::MAX)
