@@ -6,6 +6,7 @@
 #   ./do check     formatting, lints and unit tests only: what to run before a commit
 #   ./do sim [N]   N simulation seeds (20000)
 #   ./do vm [NAME] the scenarios of tests/vm under a real kernel, or those that are named
+#   ./do planted   plants defects, and shows that the simulator catches them
 #   ./do build     target/release/kagami
 #   ./do package   the Debian package of it, in target/debian
 #
@@ -104,7 +105,18 @@ vm() { # [SCENARIO]...
     say "scenarios under a real kernel"
     # The kernel's package is fetched with apt, whose lists may be old or missing.
     tests/vm/run --setup || { as_root apt-get -qq update && tests/vm/run --setup; }
-    tests/vm/try "$(built)" "$@"
+    # The build that the tests left is another one, to upgrade to.
+    local other=()
+    [ ! -x "${CARGO_TARGET_DIR:-target}/debug/kagami" ] || other=(--other "${CARGO_TARGET_DIR:-target}/debug/kagami")
+    tests/vm/try "${other[@]}" "$(built)" "$@"
+}
+
+planted() { # [ARG-OF-KAGAMI-SIM]...
+    need_rust
+    say "planted defects"
+    # A build of its own: no other has them.
+    RUSTFLAGS="--cfg planted" CARGO_TARGET_DIR=target/planted \
+        cargo run --quiet --profile sim -p kagami-tests --bin kagami-sim -- planted "$@"
 }
 
 case ${1:-help} in
@@ -126,6 +138,7 @@ case ${1:-help} in
         need_rust
         build
         vm "${@:2}" ;;
+    planted) planted "${@:2}" ;;
     test)
         need_packages "${TEST_PACKAGES[@]}" "${VM_PACKAGES[@]}" "${PACKAGE_PACKAGES[@]}"
         check

@@ -33,9 +33,7 @@ fn every_command_in_a_unit_or_a_rule_is_one_of_this_program() {
                 continue;
             };
             let command = line[at..].split('"').next().expect("a command");
-            let command = command
-                .replace("%i", "pg")
-                .replace("$devnode", "/dev/nbd0");
+            let command = command.replace("%i", "pg").replace("$devnode", "/dev/nbd0");
             let parsed = Cli::try_parse_from(command.split_whitespace());
             assert!(parsed.is_ok(), "{name}: {line}\n{parsed:?}");
             found += 1;

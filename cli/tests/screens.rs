@@ -6,9 +6,10 @@ use std::path::PathBuf;
 
 use kagami::control::condition::{code, judge};
 use kagami::control::report::{
-    AloneReport, Condition, Connection, CountersReport, Disk, EventReport, GenerationReport,
-    LoadReport, MirrorReport, NodeReport, PeerReport, ProgressReport, Refusal, Replication, Role,
-    SCHEMA, Severity, SideReport, StatusReport, VerdictReport,
+    AloneReport, Condition, Connection, CountersReport, DeviceReport, DeviceState, Disk,
+    EventReport, GenerationReport, LoadReport, MirrorReport, NodeReport, PeerReport,
+    ProgressReport, Refusal, Replication, Role, SCHEMA, Severity, SideReport, StatusReport,
+    VerdictReport,
 };
 use kagami::render::{Look, status};
 
@@ -40,7 +41,9 @@ fn well() -> MirrorReport {
         backing: "/dev/vg0/pg".to_owned(),
         metadata: "/dev/vg0/pg-meta".to_owned(),
         served_at: vec!["nbd+unix:///pg?socket=/run/kagami/pg.nbd".to_owned()],
+        device: None,
         peer: Some(PeerReport {
+            link_version: Some(2),
             name: "beta".to_owned(),
             role: Some(Role::Secondary),
             disk: Disk::UpToDate,
@@ -61,6 +64,7 @@ fn well() -> MirrorReport {
         solo: "never".to_owned(),
         arbiter: None,
         fault: None,
+        disk_fault: None,
         load: None,
         counters: CountersReport::default(),
     }
@@ -173,6 +177,44 @@ fn in_sync() {
     secondary.role = Role::Secondary;
     secondary.peer.as_mut().unwrap().role = Some(Role::Primary);
     screen("in-sync-secondary", secondary, Condition::InSync, 0);
+}
+
+/// As the device of this machine.
+fn device(state: DeviceState, why: Option<&str>, mounted: &[&str]) -> Option<DeviceReport> {
+    Some(DeviceReport {
+        path: "/dev/nbd0".to_owned(),
+        link: "/dev/kagami/pg".to_owned(),
+        state,
+        why: why.map(str::to_owned),
+        mounted: mounted.iter().map(|place| (*place).to_owned()).collect(),
+        since_ms: NOW - 86_400_000,
+    })
+}
+
+#[test]
+fn attached() {
+    let mut mirror = well();
+    mirror.device = device(DeviceState::Attached, None, &["ext4 on /srv"]);
+    screen("attached", mirror.clone(), Condition::InSync, 0);
+    mirror.role = Role::Secondary;
+    let why = "the peer is looked for";
+    mirror.device = device(DeviceState::Waiting, Some(why), &["ext4 on /srv"]);
+    screen("attached-waiting", mirror.clone(), Condition::InSync, 0);
+    let why = "the other node has become Primary: what this machine's kernel holds for it is not what the mirror holds now";
+    mirror.device = device(DeviceState::Stale, Some(why), &["ext4 on /srv"]);
+    mirror.peer.as_mut().unwrap().role = Some(Role::Primary);
+    screen("attached-stale", mirror, Condition::InSync, 0);
+}
+
+#[test]
+fn a_store_that_is_not_there() {
+    let mut mirror = well();
+    mirror.role = Role::Secondary;
+    mirror.disk = Disk::Diskless;
+    mirror.replication = Replication::Off;
+    mirror.peer.as_mut().unwrap().role = Some(Role::Primary);
+    mirror.disk_fault = Some("/dev/vg0/pg: there is no such file or device; if it was moved, its new place belongs into the configuration".to_owned());
+    screen("disk-moved", mirror, Condition::OneCopy, 11);
 }
 
 #[test]
@@ -333,6 +375,17 @@ fn refused_handshakes() {
         12,
     );
     screen(
+        "two-primaries",
+        refused(
+            5,
+            "SharedAlone",
+            "refused: both nodes are Primary, and neither has written",
+            Refusal::TwoPrimaries,
+        ),
+        Condition::Refused,
+        12,
+    );
+    screen(
         "newest-lost",
         refused(
             2,
@@ -412,6 +465,7 @@ fn every_field_of_the_json_is_documented() {
     let mut mirror = well();
     mirror.progress = progress(false);
     mirror.load = Some(LoadReport::default());
+    mirror.device = device(DeviceState::Attached, None, &[]);
     mirror.alone = Some(AloneReport {
         since_ms: 0,
         by: None,
@@ -441,6 +495,7 @@ fn every_field_of_the_json_is_documented() {
         Refusal::ALL.iter().map(ToString::to_string).collect(),
         Disk::ALL.iter().map(ToString::to_string).collect(),
         Replication::ALL.iter().map(ToString::to_string).collect(),
+        DeviceState::ALL.iter().map(ToString::to_string).collect(),
     ];
     for name in found.into_iter().chain(words.into_iter().flatten()) {
         assert!(

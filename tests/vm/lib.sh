@@ -2,12 +2,14 @@
 # What the scenarios share. A scenario sources it in the guest; `tests/vm/try` says how it is run.
 #
 # Two nodes, alpha and beta, live in the guest, each with a folder /node/NAME and, while it runs, a
-# daemon; a witness beside them decides who may go on alone. Whatever takes time is waited for by its
-# effect, with a deadline; nothing sleeps for a fixed time.
+# daemon; a witness beside them decides who may go on alone (SOLO=never: nobody). Whatever takes time
+# is waited for by its effect, with a deadline; nothing sleeps for a fixed time.
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
 KAGAMI=${KAGAMI:?the kagami to try}
+KAGAMI_OTHER=${KAGAMI_OTHER:-$KAGAMI}
 MIRROR=pg
+SOLO=${SOLO:-arbiter}
 NODES=/node
 declare -A DAEMON=()
 
@@ -34,6 +36,20 @@ on() { # NODE ARG...
     timeout 120 "$KAGAMI" --config "$NODES/$node/kagami.toml" "$@"
 }
 
+# Runs one that must be refused; its words have to hold all of these. Nothing else counts as a refusal.
+refused() { # "NODE ARG..." WORDS...
+    local words status=0 word
+    # shellcheck disable=SC2086 # words
+    words=$(on $1 2>&1) || status=$?
+    [ "$status" = 1 ] || [ "$status" = 2 ] || fail "kagami $1: status $status instead of a refusal: $words"
+    for word in "${@:2}" next:; do
+        case $words in
+            *"$word"*) ;;
+            *) fail "kagami $1 does not say '$word': $words" ;;
+        esac
+    done
+}
+
 make_node() { # NODE PORT [MORE-LINES]
     mkdir -p "$NODES/$1"
     cat >"$NODES/$1/kagami.toml" <<END
@@ -48,8 +64,10 @@ END
 }
 
 # Starts what runs on a node (`up` or `witness`) and waits for its first answer.
-start() { # NODE VERB
-    setsid "$KAGAMI" --config "$NODES/$1/kagami.toml" "$2" >>"$NODES/$1/log" 2>&1 </dev/null &
+start() { # NODE VERB [PROGRAM...]
+    local -a program=("${@:3}")
+    [ ${#program[@]} -gt 0 ] || program=("$KAGAMI")
+    setsid "${program[@]}" --config "$NODES/$1/kagami.toml" "$2" >>"$NODES/$1/log" 2>&1 </dev/null &
     DAEMON[$1]=$!
     [ "$2" != up ] || wait_until 60 "an answer of the daemon on $1" answers "$1"
 }
@@ -59,6 +77,13 @@ answers() { on "$1" status --json >/dev/null 2>&1; }
 crash() { # NODE
     kill -KILL "${DAEMON[$1]}"
     wait "${DAEMON[$1]}" 2>/dev/null || :
+    unset "DAEMON[$1]"
+}
+
+# Stops it as an init system does.
+terminate() { # NODE
+    kill -TERM "${DAEMON[$1]}"
+    wait "${DAEMON[$1]}" || fail "the daemon on $1 ended with exit status $?"
     unset "DAEMON[$1]"
 }
 
@@ -87,7 +112,8 @@ offer_and_join() { # "OFFERING-NODE ARG..." "JOINING-NODE ARG..." [ARG-AFTER-THE
 
 # Makes the pair, its witness and its mirror, in sync. Its stores are disk0 and disk1; keys,
 # metadata and logs are on disk2.
-# SIZE '': the whole of disk0.
+# SIZE '': the whole of disk0. A function `before_start`, where there is one, is called before the
+# daemons run.
 make_pair() { # SIZE [ARG-OF-INIT]...
     local size=$1 node
     shift
@@ -96,21 +122,29 @@ make_pair() { # SIZE [ARG-OF-INIT]...
     mount /dev/disk2 "$NODES"
     make_node alpha 7001
     make_node beta 7002
-    make_node witness 7003 $'[witness]\nlisten = ["127.0.0.1:7790"]'
+    [ "$SOLO" != arbiter ] || make_node witness 7003 $'[witness]\nlisten = ["127.0.0.1:7790"]'
     on alpha init "$MIRROR" --device /dev/disk0 ${size:+--size "$size"} --max-size 8G "$@" >/dev/null
     offer_and_join "alpha pair $MIRROR --address 127.0.0.1" 'beta pair --join' \
         --device /dev/disk1 --max-size 8G
-    for node in alpha beta; do
-        offer_and_join 'witness witness enrol --address 127.0.0.1' "$node arbiter join" --mirror "$MIRROR"
-    done
-    start witness witness
+    if declare -F before_start >/dev/null; then before_start; fi
+    if [ "$SOLO" = arbiter ]; then
+        for node in alpha beta; do
+            offer_and_join 'witness witness enrol --address 127.0.0.1' "$node arbiter join" --mirror "$MIRROR"
+        done
+        start witness witness
+    fi
     start alpha up
     start beta up
-    # Of two devices nobody knows what is on them: one has to be named as the source.
-    wait_for alpha refused
-    on alpha resync "$MIRROR" --from local --yes --wait --timeout 200s >"$NODES/resync" 2>&1 ||
-        fail "kagami resync: $(cat "$NODES/resync")"
-    wait_for alpha in-sync
+    case " $* " in
+        # It is the source by itself.
+        *' --keep-data '*) ;;
+        # Of two devices nobody knows what is on them: one has to be named.
+        *)
+            wait_for alpha refused
+            on alpha resync "$MIRROR" --from local --yes --wait --timeout 200s >"$NODES/resync" 2>&1 ||
+                fail "kagami resync: $(cat "$NODES/resync")" ;;
+    esac
+    wait_for alpha in-sync 200
 }
 
 # ---- state ----------------------------------------------------------------------------------
@@ -119,6 +153,12 @@ make_pair() { # SIZE [ARG-OF-INIT]...
 condition() { # NODE
     on "$1" status "$MIRROR" --json | sed -n 's/.*"condition":"\([a-z-]*\)".*/\1/p'
 }
+# The mirror's role on a node.
+role() { # NODE
+    on "$1" status "$MIRROR" --json | grep -o '"role":"[A-Za-z]*"' | head -n 1 | cut -d '"' -f 4
+}
+# Requests of clients wait for their answer.
+under_way() { [ "$(number alpha in_flight)" -gt 0 ]; }
 is() { [ "$(condition "$1" 2>/dev/null)" = "$2" ]; }
 wait_for() { # NODE CONDITION [SECONDS]
     wait_until "${3:-60}" "$1: $2 (it is $(condition "$1" 2>&1))" is "$1" "$2"
@@ -140,7 +180,14 @@ promoted() { on "$1" promote "$MIRROR" >/dev/null 2>"$NODES/$1/promote"; }
 attach_device() { # NODE DEV
     on "$1" attach "$MIRROR" --device "$2" >/dev/null
     [ "$(blockdev --getsize64 "$2")" -gt 0 ] || fail "$2 has no size"
+    [ "$(readlink -f "/dev/kagami/$MIRROR")" = "$2" ] || fail "/dev/kagami/$MIRROR does not lead to $2"
 }
+
+# How the mirror's device is served, in a word (docs/status-json.md).
+device_state() { # NODE [MIRROR]
+    on "$1" status "${2:-$MIRROR}" --json | grep -o '"device":{[^}]*}' | grep -o '"state":"[a-z]*"' | cut -d '"' -f 4
+}
+is_served() { [ "$(device_state "$@" 2>/dev/null)" = attached ]; } # NODE [MIRROR]
 
 detach_device() { # NODE
     on "$1" detach "$MIRROR" >/dev/null
@@ -151,6 +198,17 @@ detach_device() { # NODE
 drop_device() { # DEV
     nbd-client -d "$1" >/dev/null
 }
+
+# ---- the machine ----------------------------------------------------------------------------
+
+# The power fails: what memory holds is gone.
+power_cut() {
+    { echo o >/proc/sysrq-trigger; } 2>/dev/null || busybox poweroff -n -f
+    sleep infinity
+}
+
+# Milliseconds since the boot.
+now_ms() { local up; read -r up _ </proc/uptime; echo $((10#${up/./} * 10)); }
 
 # ---- files ----------------------------------------------------------------------------------
 
@@ -177,6 +235,32 @@ at_least() { [ -e "$1" ] && [ "$(lines "$1")" -ge "$2" ]; }
 
 check_tree() { # DESTINATION MANIFEST
     (cd "$1" && sha256sum --check --quiet "$2") || fail "files on the mirror differ from $2"
+}
+
+# ---- load -----------------------------------------------------------------------------------
+
+# Writes a file in random order, reads all of it back, and begins again, until there is the file `end`
+# in FOLDER, where its reports go.
+VERIFIED=(--name=verified --directory=/mnt/alpha --bs=4k --ioengine=libaio --direct=1 --iodepth=16
+    --rw=randwrite --verify=crc32c --verify_fatal=1)
+verify_on_and_on() { # FOLDER OPTION...
+    local round=0 folder=$1
+    shift
+    until [ -e "$folder/end" ]; do
+        round=$((round + 1))
+        fio "${VERIFIED[@]}" "$@" --randseed="$round" --output-format=json --output="$folder/fio-$round" || return 1
+    done
+    echo "$round" >"$folder/rounds"
+}
+# The longest that one of its requests took.
+longest_ms() { # FOLDER
+    local longest
+    longest=$(sed -n '/"clat_ns"/,/}/s/.*"max" : \([0-9]*\).*/\1/p' "$1"/fio-* | sort -n | tail -n 1)
+    echo $((longest / 1000000))
+}
+# So many requests of clients were answered since the daemon began, and some are under way.
+has_written() { # COUNT
+    [ "$(number alpha writes)" -ge "$1" ] && [ "$(number alpha in_flight)" -gt 0 ]
 }
 
 # ---- the end --------------------------------------------------------------------------------

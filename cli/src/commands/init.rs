@@ -1,11 +1,14 @@
 //! `kagami init`: this node's copy of a new mirror.
 
+use std::path::Path;
+
 use kagami_replicator::shell::identity::NodeKeys;
 use serde_json::json;
 
 use super::stores::{Plan, Wanted, random_uuid};
 use super::{Context, key_folder, node, print_json, print_out};
 use crate::args::InitArgs;
+use crate::config::disks;
 use crate::config::edit::Editor;
 use crate::config::keys::{self, Section};
 use crate::config::value::{spell_hex, spell_size};
@@ -37,6 +40,7 @@ pub fn run(context: &Context, args: InitArgs) -> Outcome {
         name,
         uuid,
         node: config.node.id,
+        peer: None,
         size: args.size,
         keep_data: args.keep_data,
         logical_block: args.logical_block,
@@ -83,7 +87,17 @@ pub fn run(context: &Context, args: InitArgs) -> Outcome {
     for line in lines {
         text.push_str(&format!("  {line}\n"));
     }
-    text.push_str(&format!("  config    {}\n\n", context.file.display()));
+    text.push_str(&format!("  config    {}\n", context.file.display()));
+    for store in [&made.backing, &made.metadata] {
+        if let Some(lasting) = disks::lasting_name(store, Path::new("/dev/disk/by-id")) {
+            text.push_str(&format!(
+                "  note      {} may be another disk after the next boot: write {} in its place into the configuration\n",
+                store.display(),
+                lasting.display()
+            ));
+        }
+    }
+    text.push('\n');
     text.push_str(&SOLO.replace("NAME", name));
     text.push_str(&format!(
         "\n\nnext: `kagami pair {name}` prints the line for the other node\n"

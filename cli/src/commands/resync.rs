@@ -149,8 +149,9 @@ pub async fn until_in_sync(
     }
 }
 
-/// An order given in a split brain needs a moment until the nodes have met again.
-const SETTLE: std::time::Duration = std::time::Duration::from_secs(5);
+/// What was refused before the order is shown until the nodes have met again, with its attempts backing off:
+/// on a busy machine that takes longer than a moment.
+const SETTLE: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// Both copies are equal from this event on.
 fn ends(event: &EventReport) -> bool {

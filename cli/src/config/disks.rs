@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{self, ErrorKind, Seek as _, SeekFrom};
 use std::os::unix::fs::FileTypeExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Config;
 use super::fault::Fault;
@@ -91,9 +91,46 @@ pub fn size_of(path: &Path) -> io::Result<u64> {
     ))
 }
 
+/// A name that a disk keeps, where `path` is one that another disk may have after the next boot
+/// (`/dev/sdb`): a link below `by_id` (`/dev/disk/by-id`) that leads to the same device.
+pub fn lasting_name(path: &Path, by_id: &Path) -> Option<PathBuf> {
+    let name = path.strip_prefix("/dev").ok()?.to_str()?;
+    let passing = ["sd", "vd", "xvd", "hd", "nvme", "mmcblk", "md", "dm-"];
+    if !passing.iter().any(|kind| name.starts_with(kind)) || name.contains('/') {
+        return None;
+    }
+    let mut names: Vec<PathBuf> = std::fs::read_dir(by_id)
+        .ok()?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|link| {
+            // Where it leads, though that is not there in a test.
+            std::fs::read_link(link).is_ok_and(|to| to.file_name() == path.file_name())
+        })
+        .collect();
+    names.sort();
+    names.into_iter().next()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_disk_has_a_name_that_lasts() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, to) in [
+            ("wwn-1", "../../sdb"),
+            ("ata-X", "../../sdb"),
+            ("b", "../../sdba"),
+        ] {
+            std::os::unix::fs::symlink(to, folder.path().join(name)).unwrap();
+        }
+        let named = |path: &str| lasting_name(Path::new(path), folder.path());
+        assert_eq!(named("/dev/sdb"), Some(folder.path().join("ata-X")));
+        assert_eq!(named("/dev/sdc"), None);
+        assert_eq!(named("/dev/vg0/sdb"), None);
+        assert_eq!(named("/var/lib/sdb"), None);
+    }
     use crate::config::places::Places;
 
     #[test]

@@ -16,6 +16,7 @@ use tracing::{info, warn};
 pub mod attach;
 pub mod engine;
 mod front_end;
+pub mod keys;
 pub mod log;
 pub mod mirrors;
 pub mod notice;
@@ -71,6 +72,8 @@ pub struct Shared<E> {
     engine: E,
     config: Mutex<Config>,
     node: NodeReport,
+    /// The key that this node shows.
+    fingerprint: watch::Sender<Option<String>>,
     memory: Mutex<Memory>,
     events: broadcast::Sender<EventReport>,
     set_log_level: log::LevelSetter,
@@ -88,7 +91,11 @@ impl<E: Engine> Shared<E> {
         let statuses = self.engine.status().await;
         let config = self.config.lock().await;
         let memory = self.memory.lock().await;
-        report::report(&config, &self.node, &statuses, &memory, Now::read())
+        let node = NodeReport {
+            fingerprint: self.fingerprint.borrow().clone(),
+            ..self.node.clone()
+        };
+        report::report(&config, &node, &statuses, &memory, Now::read())
     }
 }
 
@@ -110,7 +117,7 @@ pub async fn run<E: Engine>(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         since_ms: report::wall_ms(),
-        fingerprint,
+        fingerprint: fingerprint.clone(),
     };
     info!(
         node = node.name,
@@ -123,6 +130,7 @@ pub async fn run<E: Engine>(
         engine,
         config: Mutex::new(config),
         node,
+        fingerprint: watch::Sender::new(fingerprint),
         memory: Mutex::new(Memory::default()),
         events,
         set_log_level,
@@ -132,6 +140,7 @@ pub async fn run<E: Engine>(
     });
     let listener = tokio::spawn(listen(Arc::clone(&shared)));
     let sampler = tokio::spawn(sample(Arc::clone(&shared)));
+    let key_keeper = tokio::spawn(keys::listen(Arc::clone(&shared)));
     let server = tokio::spawn(server::serve(Arc::clone(&shared), socket));
     let life = tokio::spawn({
         let (service, engine) = (service.clone(), shared.engine.clone());
@@ -149,6 +158,7 @@ pub async fn run<E: Engine>(
     shared.engine.stop().await;
     info!("stopped cleanly");
     sampler.abort();
+    key_keeper.abort();
     listener.abort();
     // Whoever asked hears that it is done; the server ends when it was told.
     shared.stopped.send_replace(true);
@@ -190,6 +200,8 @@ async fn sample<E: Engine>(shared: Arc<Shared<E>>) {
         let statuses = shared.engine.status().await;
         shared.memory.lock().await.sample(&statuses, Now::read());
         log::write_repeats();
-        shared.service.status(&service::line(&shared.report().await));
+        shared
+            .service
+            .status(&service::line(&shared.report().await));
     }
 }

@@ -173,7 +173,10 @@ pub fn report(
     StatusReport {
         schema: SCHEMA,
         time_ms: now.wall_ms,
-        node: node.clone(),
+        node: NodeReport {
+            name: config.node.name.clone(),
+            ..node.clone()
+        },
         mirrors,
     }
 }
@@ -199,6 +202,7 @@ fn skeleton(config: &Config, mirror: &Mirror, now: Now) -> MirrorReport {
             disk: Disk::Unknown,
             address: peer.addresses.first().cloned(),
             round_trip_ns: None,
+            link_version: None,
         }),
         connection: Connection::StandAlone,
         connection_since_ms: now.wall_ms,
@@ -224,6 +228,7 @@ fn skeleton(config: &Config, mirror: &Mirror, now: Now) -> MirrorReport {
         .to_owned(),
         arbiter: mirror.arbiter.clone(),
         fault: None,
+        disk_fault: None,
         load: None,
         counters: CountersReport::default(),
     }
@@ -242,6 +247,7 @@ fn fill(
     report.disk = notice::disk(core.disk);
     report.served_at.clone_from(&status.served_at);
     report.device.clone_from(&status.device);
+    report.disk_fault.clone_from(&status.disk_fault);
     if let Some(peer) = &mut report.peer {
         peer.role = core.peer_role.map(notice::role);
         peer.disk = notice::disk(core.peer_disk);
@@ -249,6 +255,7 @@ fn fill(
             peer.address = Some(address.clone());
         }
         peer.round_trip_ns = core.round_trip_ns;
+        peer.link_version = status.link_version;
     }
     report.connection = notice::connection(core.connection);
     report.connection_since_ms = now.wall_at(core.connection_since);

@@ -7,17 +7,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kagami_replicator::core::event::{Command, From, Refusal, Reply};
+use kagami_replicator::core::state::NodeId;
 use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, broadcast};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, timeout};
 use tracing::{debug, info};
 
-use super::Shared;
 use super::engine::{Attached, Engine};
 use super::notice::present;
 use super::reload::reload;
 use super::socket::ControlSocket;
+use super::{Shared, keys};
 use crate::control::frame::{self, FrameError, REQUEST_MAX};
 use crate::control::message::{Answer, Ask, Order, PROTOCOL, RefusalReport, Request, Source};
 
@@ -105,6 +106,10 @@ async fn client<E: Engine>(shared: &Shared<E>, mut stream: UnixStream) -> Result
         }
         Ask::Reload => {
             let answer = reload_all(shared).await;
+            say(&mut stream, &answer).await
+        }
+        Ask::Rotate => {
+            let answer = keys::rotate(shared).await;
             say(&mut stream, &answer).await
         }
         Ask::Stop => {
@@ -263,6 +268,10 @@ async fn carry_out<E: Engine>(
         Order::Invalidate => engine.command(mirror, Command::Invalidate).await?,
         Order::Disconnect => engine.command(mirror, Command::Disconnect).await?,
         Order::Connect => engine.command(mirror, Command::Connect).await?,
+        Order::SetPeer { peer } => {
+            let peer = peer.map_or(NodeId::NOBODY, NodeId);
+            engine.command(mirror, Command::SetPeer { peer }).await?
+        }
     };
     Ok(match reply {
         Reply::Done => Answer::Done,

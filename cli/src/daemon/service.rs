@@ -56,8 +56,7 @@ impl Service {
             return Self::none();
         };
         let number = |name: &str| env::var(name).ok()?.parse::<u64>().ok();
-        let is_ours =
-            number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
+        let is_ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
         let limit = number("WATCHDOG_USEC")
             .filter(|limit| is_ours && *limit > 0)
             .map(Duration::from_micros);
@@ -235,10 +234,7 @@ mod tests {
         let address = SocketAddr::from_abstract_name(&name).expect("an address");
         let by_name = UnixDatagram::bind_addr(&address).expect("bound");
         let at_name = format!("@{name}");
-        for (place, manager) in [
-            (path.as_os_str(), by_path),
-            (OsStr::new(&at_name), by_name),
-        ] {
+        for (place, manager) in [(path.as_os_str(), by_path), (OsStr::new(&at_name), by_name)] {
             let service = Service::at(place, None).expect("a service");
             service.status("pg in sync");
             service.status("pg in sync");

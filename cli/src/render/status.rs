@@ -46,7 +46,12 @@ struct Screen<'a> {
 impl Screen<'_> {
     fn lines(&self) -> String {
         let mut lines = vec![self.headline()];
-        if let Some(fault) = &self.mirror.fault {
+        if let Some(fault) = self
+            .mirror
+            .fault
+            .as_ref()
+            .or(self.mirror.disk_fault.as_ref())
+        {
             lines.push(self.labelled("fault", fault));
         }
         if self.forked() {
@@ -429,7 +434,9 @@ impl Screen<'_> {
     /// What the peer lacks, while it is away.
     fn marked(&self) -> Vec<String> {
         let mirror = self.mirror;
-        let away = mirror.connection != Connection::Connected && !self.forked();
+        // Nobody lacks anything where nobody else is.
+        let away =
+            mirror.peer.is_some() && mirror.connection != Connection::Connected && !self.forked();
         if !away || (mirror.marked_bytes == 0 && mirror.condition != Condition::Alone) {
             return Vec::new();
         }

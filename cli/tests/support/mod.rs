@@ -118,6 +118,8 @@ impl Engine for Fake {
             peer_address: Some("10.0.0.2:7789".to_owned()),
             served_at: vec!["/dev/nbd0".to_owned()],
             device: None,
+            disk_fault: None,
+            link_version: Some(2),
             write_latency: None,
         }]
     }

@@ -296,7 +296,7 @@ mod tests {
     use crate::kernel::wire::{Builder, ERROR};
 
     /// Answers with what was put in, and keeps what was asked.
-    #[derive(Default)]
+    #[derive(Debug, Default)]
     struct Script {
         answers: VecDeque<io::Result<Vec<u8>>>,
     }

@@ -309,7 +309,7 @@ mod tests {
         assert_eq!(attributes.find(10).unwrap().text(), Some("kagami-x"));
         let fd = attributes.find(7).unwrap().nested().find(1).unwrap();
         let fd = fd.nested().find(1).unwrap().u32().unwrap();
-        assert_eq!(fd as i32, socket.as_raw_fd());
+        assert_eq!(i32::try_from(fd), Ok(socket.as_raw_fd()));
 
         let any = Connect {
             index: None,

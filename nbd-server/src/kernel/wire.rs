@@ -134,7 +134,7 @@ impl<'a> Message<'a> {
 }
 
 /// The messages of a datagram, one after the other.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Messages<'a>(pub &'a [u8]);
 
 impl<'a> Iterator for Messages<'a> {
@@ -166,13 +166,14 @@ fn message(bytes: &[u8]) -> Result<(Message<'_>, usize), Malformed> {
 }
 
 /// Attributes, one after the other.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Attributes<'a>(pub &'a [u8]);
 
 impl<'a> Attributes<'a> {
     /// The first attribute of a kind.
-    pub fn find(self, kind: u16) -> Option<Attribute<'a>> {
-        self.filter_map(Result::ok).find(|found| found.kind == kind)
+    pub fn find(&self, kind: u16) -> Option<Attribute<'a>> {
+        let mut all = self.clone().filter_map(Result::ok);
+        all.find(|found| found.kind == kind)
     }
 }
 

@@ -132,7 +132,9 @@ pub enum FenceError {
         error: io::Error,
     },
     /// There is nothing of that name.
-    #[error("{path}: there is no such file or device; `kagami init` makes a store")]
+    #[error(
+        "{path}: there is no such file or device; if it was moved, its new place belongs into the configuration"
+    )]
     Missing {
         /// The path as given.
         path: PathBuf,
@@ -149,6 +151,13 @@ pub enum FenceError {
         #[source]
         error: io::Error,
     },
+}
+
+impl FenceError {
+    /// Somebody else has it: who asks again later may get it.
+    pub fn is_held(&self) -> bool {
+        matches!(self, Self::Held { .. })
+    }
 }
 
 impl StoreFile {

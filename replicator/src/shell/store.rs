@@ -39,10 +39,7 @@ const STEP: usize = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// There is a file with something in it.
-    #[error(
-        "{path}: there is a file of {len} bytes already, and it is not overwritten; \
-         name another, or remove it first if nobody needs it"
-    )]
+    #[error("{path}: there is a file of {len} bytes already, and it is not overwritten")]
     FileNotEmpty {
         /// The path as given.
         path: PathBuf,
@@ -50,10 +47,7 @@ pub enum StoreError {
         len: u64,
     },
     /// The device looks used.
-    #[error(
-        "{path}: looks used: {found}; nothing was changed. If nobody needs it, clear it \
-         (`wipefs --all`, and zero its first and last MiB), or name another device"
-    )]
+    #[error("{path}: looks used: {found}; nothing was changed")]
     LooksUsed {
         /// The path as given.
         path: PathBuf,
@@ -71,10 +65,7 @@ pub enum StoreError {
         free: u64,
     },
     /// The file system has no files of that size.
-    #[error(
-        "{path}: its file system has no files of {wanted} bytes (ext4 stops below 16 TiB); \
-         use xfs, or a block device"
-    )]
+    #[error("{path}: its file system has no files of {wanted} bytes (ext4 stops below 16 TiB)")]
     FileTooLarge {
         /// The path as given.
         path: PathBuf,
@@ -105,6 +96,26 @@ pub enum StoreError {
         #[source]
         error: io::Error,
     },
+}
+
+impl StoreError {
+    /// What a person can do about it.
+    pub fn next(&self) -> &'static str {
+        match self {
+            Self::FileNotEmpty { .. } => {
+                "name another file, or remove this one first if nobody needs it"
+            }
+            Self::LooksUsed { .. } => {
+                "`--keep-data` makes a mirror of a disk as it is; if nobody needs what is there, clear it (`wipefs --all`, and zero its first and last MiB); or name another device"
+            }
+            Self::NoSpace { .. } => "make room there, or name another place",
+            Self::FileTooLarge { .. } => "use xfs, or a block device",
+            Self::TooSmall { .. } => "enlarge it, or name another",
+            Self::Fence(FenceError::Missing { .. }) => "check the name",
+            Self::Fence(_) => "end that use, or name another store",
+            Self::Io { .. } => "put that right, and try again",
+        }
+    }
 }
 
 /// A store made or taken.

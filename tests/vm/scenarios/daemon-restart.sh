@@ -15,41 +15,27 @@ mkdir -p /mnt/alpha
 mount /dev/nbd0 /mnt/alpha
 proof "ext4 is mounted on /dev/nbd0 ($(uname -r))"
 
-# Writes a file in random order, reads all of it back, and begins again. It ends when there is the
-# file `end`; what it wrote last is verified once more below.
-job=(--name=verified --directory=/mnt/alpha --size=32M --bs=4k --ioengine=libaio --direct=1 --iodepth=16
-    --rw=randwrite --verify=crc32c --verify_fatal=1)
-verify_on_and_on() {
-    local round=0
-    until [ -e "$work/end" ]; do
-        round=$((round + 1))
-        fio "${job[@]}" --randseed="$round" --output-format=json --output="$work/fio-$round" || return 1
-    done
-    echo "$round" >"$work/rounds"
-}
-verify_on_and_on & writer=$!
-
-# So many requests of clients were answered, and are under way.
-has_written() { # COUNT
-    [ "$(number alpha writes)" -ge "$1" ] && [ "$(number alpha in_flight)" -gt 0 ]
-}
+# What it wrote last is verified once more below.
+verify_on_and_on "$work" --size=32M & writer=$!
 for round in $(seq "$CRASHES"); do
     wait_until 60 "writes under way, round $round" has_written 500
     crash alpha
+    began=$(now_ms)
     start alpha up
+    wait_until 60 '/dev/nbd0 is served' is_served alpha
+    proof "killed, and started: /dev/nbd0 is served after $(($(now_ms) - began)) ms"
     wait_for alpha in-sync
 done
 wait_until 60 'writes after the last restart' has_written 500
 touch "$work/end"
 wait "$writer" || fail "fio: $(cat "$work"/fio-*)"
 no_kernel_errors
-longest=$(sed -n '/"clat_ns"/,/}/s/.*"max" : \([0-9]*\).*/\1/p' "$work"/fio-* | sort -n | tail -n 1)
 proof "the daemon was killed $CRASHES times with writes in flight: no error, every block verified"
-proof "longest time without an answer for the application: $((longest / 1000000)) ms"
+proof "longest time without an answer for the application: $(longest_ms "$work") ms"
 
 umount /mnt/alpha
 mount /dev/nbd0 /mnt/alpha
-fio "${job[@]}" --randseed="$(cat "$work/rounds")" --verify_only >"$work/last" || fail "$(cat "$work/last")"
+fio "${VERIFIED[@]}" --size=32M --randseed="$(cat "$work/rounds")" --verify_only >"$work/last" || fail "$(cat "$work/last")"
 umount /mnt/alpha
 e2fsck -fn /dev/nbd0 >"$work/fsck" 2>&1 || fail "e2fsck: $(cat "$work/fsck")"
 proof 'mounted again: every block verified, e2fsck -fn is clean'

@@ -30,7 +30,7 @@ use super::helper::{self, Held, HelperFault};
 /// fail, so it is longer than anybody lets a service hang.
 const DEAD_TIMEOUT: u64 = 30 * 24 * 3600;
 /// The kernel notices the end of a daemon's socket within; then a new one can be given.
-const NOTICE_PATIENCE: Duration = Duration::from_secs(10);
+const NOTICE_PATIENCE: Duration = Duration::from_secs(5);
 /// How often a new socket is offered meanwhile.
 const OFFER_EVERY: Duration = Duration::from_millis(20);
 /// A child that touches the device is given up after.
@@ -125,6 +125,34 @@ impl Kernel {
     /// Who uses a device, a line each.
     pub fn users(&self, index: u32) -> Vec<String> {
         Procfs::new(&self.procfs).users(&self.sysfs(), index)
+    }
+
+    /// Whether a device could be set up as far as can be told without doing it.
+    ///
+    /// # Errors
+    /// No module, no right, the device is another's.
+    pub fn check(&self, wanted: Option<u32>) -> Result<(), DeviceFault> {
+        self.nbd().map_err(|fault| told(&fault, Vec::new()))?;
+        if self.lacks_admin() {
+            return Err(told(&KernelFault::NotPermitted, Vec::new()));
+        }
+        if let Some(index) = wanted
+            && let Owner::Connected { pid, backend } = self.sysfs().owner(index)
+        {
+            return Err(self.taken(index, pid, backend.as_deref()));
+        }
+        Ok(())
+    }
+
+    /// Whether this process surely lacks `CAP_SYS_ADMIN`.
+    fn lacks_admin(&self) -> bool {
+        const CAP_SYS_ADMIN: u32 = 21;
+        let status = fs::read_to_string(self.procfs.join("self/status")).unwrap_or_default();
+        let effective = status
+            .lines()
+            .find_map(|line| line.strip_prefix("CapEff:"))
+            .and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok());
+        effective.is_some_and(|set| set & (1 << CAP_SYS_ADMIN) == 0)
     }
 
     /// Sets up a device under `identifier`: the one of that number, else a free one. The number says

@@ -9,7 +9,7 @@ use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kagami_nbd_server::kernel::Sysfs;
 use rustix::fs::{Mode, OFlags};
@@ -19,6 +19,9 @@ use rustix::io::Errno;
 const DONE: &str = "done";
 /// Somebody else has the device exclusively.
 const BUSY: &str = "busy";
+
+/// A child that has nothing to wait for is gone within.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why a child did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +49,25 @@ impl Drop for Held {
         if let Some(child) = self.child.take() {
             reap(child);
         }
+    }
+}
+
+impl Held {
+    /// Closes the device, and waits until it is closed; a child that is stuck is left.
+    pub fn release(mut self) {
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
+        drop(child.stdin.take());
+        let deadline = Instant::now() + CLOSE_PATIENCE;
+        while Instant::now() < deadline {
+            match child.try_wait() {
+                Ok(None) => std::thread::sleep(Duration::from_millis(2)),
+                // An error: it was waited for already.
+                Ok(Some(_)) | Err(_) => return,
+            }
+        }
+        reap(child);
     }
 }
 

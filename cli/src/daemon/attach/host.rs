@@ -13,10 +13,9 @@ use kagami_nbd_server::negotiate::Terms;
 use kagami_nbd_server::{ClientSocket, Export, Exports, Limits, Server};
 use kagami_replicator::core::event::{Command, Refusal, Reply};
 use kagami_replicator::core::status::Status;
-use kagami_replicator::shell::engine::{DeviceFacts, Engine as Shell, Plane};
+use kagami_replicator::shell::engine::{DeviceFacts, Engine as Shell, MirrorEvent, Plane};
 use tokio::sync::{broadcast, oneshot, watch};
 
-use super::super::engine::Noticed;
 use super::super::front_end::Served;
 
 /// The mirrors of this daemon.
@@ -27,6 +26,9 @@ pub trait Host: Clone + Send + Sync + 'static {
     /// Makes this node Primary, where that is permitted.
     fn promote(&self, mirror: &str) -> impl Future<Output = Result<Reply, Refusal>> + Send;
 
+    /// Gives that up.
+    fn demote(&self, mirror: &str) -> impl Future<Output = Result<Reply, Refusal>> + Send;
+
     /// Serves a socket that is past its handshake.
     fn serve(
         &self,
@@ -34,8 +36,8 @@ pub trait Host: Clone + Send + Sync + 'static {
         socket: UnixStream,
     ) -> impl Future<Output = Result<(Link, DeviceFacts), Refusal>> + Send;
 
-    /// What happens to mirrors from now on.
-    fn events(&self) -> broadcast::Receiver<Noticed>;
+    /// What happens to mirrors from now on. What led to an answer is there before the answer is.
+    fn events(&self) -> broadcast::Receiver<MirrorEvent>;
 }
 
 /// How far a session is to go on.
@@ -90,21 +92,15 @@ impl Link {
 #[derive(Clone, Debug)]
 pub struct Engine {
     shell: Shell,
-    events: broadcast::Sender<Noticed>,
     /// Thread and peer's name of each mirror.
     places: Arc<BTreeMap<String, (u16, String)>>,
 }
 
 impl Engine {
-    /// `places`: thread and peer's name of each mirror that is open.
-    pub fn new(
-        shell: Shell,
-        events: broadcast::Sender<Noticed>,
-        places: BTreeMap<String, (u16, String)>,
-    ) -> Self {
+    /// `places`: thread and peer's name of each mirror.
+    pub fn new(shell: Shell, places: BTreeMap<String, (u16, String)>) -> Self {
         Self {
             shell,
-            events,
             places: Arc::new(places),
         }
     }
@@ -134,6 +130,12 @@ impl Host for Engine {
             .await
     }
 
+    async fn demote(&self, mirror: &str) -> Result<Reply, Refusal> {
+        self.shell
+            .command(mirror, Command::Demote { force: false })
+            .await
+    }
+
     async fn serve(
         &self,
         mirror: &str,
@@ -151,8 +153,8 @@ impl Host for Engine {
         Ok((link, facts))
     }
 
-    fn events(&self) -> broadcast::Receiver<Noticed> {
-        self.events.subscribe()
+    fn events(&self) -> broadcast::Receiver<MirrorEvent> {
+        self.shell.events()
     }
 }
 

@@ -2,9 +2,10 @@
 //! daemon that starts again finds.
 //!
 //! Each attached mirror has a [`keeper`]: a task that serves the device whenever the mirror may be Primary
-//! here. [`device`] is the kernel's side, [`helper`] what is done to a device by another process,
-//! [`record`] what is remembered on disk, [`host`] the mirror's side. Only a daemon that has the stores
-//! of a mirror, behind their fence, keeps its device.
+//! here ([`bring_up`], [`take_down`]), and never again once the mirror has [`moved`]. [`device`] is the
+//! kernel's side, [`helper`] what is done to a device by another process, [`record`] what is remembered
+//! on disk, [`host`] the mirror's side. Only a daemon that has the stores of a mirror, behind their
+//! fence, keeps its device.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -18,24 +19,33 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
+pub mod bring_up;
 pub mod device;
 pub mod helper;
 pub mod host;
 pub mod keeper;
+pub mod moved;
 pub mod record;
+mod take_down;
+#[cfg(test)]
+mod tests;
 
 use super::engine::Attached;
 use super::report::wall_ms;
 use crate::config::Config;
 use crate::config::value::spell_hex;
 use crate::control::report::{DeviceReport, DeviceState};
+use bring_up::{Wait, blocking};
 use device::Kernel;
 use host::Host;
-use keeper::{Keeper, Kept, Order, Shown, Wait, blocking};
+use keeper::{Keeper, Kept, Order, Shown};
+use moved::{Moved, Moves};
 use record::{Record, Records};
 
 /// A keeper stops within; what it still waits for is dropped, and sent again by the kernel.
 const STOP_PATIENCE: Duration = Duration::from_secs(8);
+/// How often the kernel's driver is looked for while a device is waited for.
+const DRIVER_EVERY: Duration = Duration::from_secs(5);
 
 /// The attached mirrors of a daemon. Clones are handles on the same.
 #[derive(Clone, Debug)]
@@ -51,6 +61,8 @@ struct Inner<H> {
     /// Identifier and uuid of each mirror of the configuration.
     mirrors: BTreeMap<String, (String, String)>,
     keepers: Mutex<BTreeMap<String, Entry>>,
+    /// What happens to mirrors from before they are open, until they are looked at.
+    moves: Mutex<BTreeMap<String, Moves>>,
     /// Mirrors that are being attached or detached.
     changing: Mutex<BTreeSet<String>>,
     listener: Mutex<Option<JoinHandle<()>>>,
@@ -87,13 +99,30 @@ impl Drop for Change<'_> {
     }
 }
 
+fn refusal_of(fault: impl Into<Wait>) -> Refusal {
+    match fault.into() {
+        Wait::Refused(refusal) => refusal,
+        Wait::Gone | Wait::Moved(_) | Wait::Ordered(_) => Refusal {
+            what: "not attached: the device was taken down at once by another program".to_owned(),
+            facts: Vec::new(),
+            next: "attach it again".to_owned(),
+        },
+    }
+}
+
 impl<H: Host> Attachments<H> {
-    /// Nothing is kept yet. `state`: the node's state folder.
+    /// Nothing is kept yet. `state`: the node's state folder. To be made before any mirror is opened:
+    /// what happens to them is heard from now on.
     pub fn new(host: H, kernel: Kernel, config: &Config, state: &Path) -> Self {
         let mirrors = config.mirrors.iter().map(|mirror| {
             let identifier = identifier(&mirror.uuid, config.node.id);
             (mirror.name.clone(), (identifier, spell_hex(&mirror.uuid)))
         });
+        let moves = config.mirrors.iter().map(|mirror| {
+            let moves = Moves::new(&mirror.name, host.events());
+            (mirror.name.clone(), moves)
+        });
+        let moves = Mutex::new(moves.collect());
         Self {
             inner: Arc::new(Inner {
                 host,
@@ -101,6 +130,7 @@ impl<H: Host> Attachments<H> {
                 records: Records::of(state),
                 mirrors: mirrors.collect(),
                 keepers: Mutex::default(),
+                moves,
                 changing: Mutex::default(),
                 listener: Mutex::default(),
             }),
@@ -111,6 +141,12 @@ impl<H: Host> Attachments<H> {
     /// that is one of this node's mirrors. Returns at once; keepers do the rest. To be
     /// called when the mirrors are open and before anybody can order anything.
     pub async fn resume(&self) {
+        self.resume_all().await;
+        // Those that are not attached are heard from when they are.
+        lock(&self.inner.moves).clear();
+    }
+
+    async fn resume_all(&self) {
         for (mirror, (identifier, uuid)) in &self.inner.mirrors {
             let Some(status) = self.inner.host.status(mirror).await else {
                 continue;
@@ -141,8 +177,8 @@ impl<H: Host> Attachments<H> {
             };
             if let Some(index) = found {
                 record.device = index;
-                if !keeper::is_current(&record, &status) && record.stale.is_none() {
-                    record.stale = Some("this copy was overwritten, or the other node has been Primary, while no daemon served the device: what this machine's kernel holds for it is not what the mirror holds now".to_owned());
+                if !moved::is_current(&record, &status) && record.stale.is_none() {
+                    record.stale = Some(Moved::Unseen.words());
                 }
             } else if record.stale.is_some() {
                 // Whoever used the device is gone with the kernel that had it: a stale one is none.
@@ -179,31 +215,21 @@ impl<H: Host> Attachments<H> {
                 next: "restart the daemon".to_owned(),
             });
         };
-        let status = inner.host.status(mirror).await;
-        if status.is_none_or(|status| status.role != Role::Primary) {
-            inner
-                .host
-                .promote(mirror)
-                .await
-                .map_err(|refusal| Refusal {
-                    what: format!(
-                        "not attached: this node may not be Primary: {}",
-                        refusal.what
-                    ),
-                    ..refusal
-                })?;
-        }
+        let kernel = inner.kernel.clone();
+        // Before anything is changed: a node that can't attach needn't be Primary.
+        blocking(move || kernel.check(device))
+            .await
+            .map_err(refusal_of)?;
+        let promoted = self.promote(mirror).await?;
         let (host, kernel) = (&inner.host, &inner.kernel);
-        let made = keeper::connect(host, kernel, mirror, &identifier, device).await;
-        let (mut link, socket, index) = made.map_err(|wait| match wait {
-            Wait::Refused(refusal) => refusal,
-            Wait::Gone => Refusal {
-                what: "not attached: the device was taken down at once by another program"
-                    .to_owned(),
-                facts: Vec::new(),
-                next: "attach it again".to_owned(),
-            },
-        })?;
+        let made = bring_up::connect(host, kernel, mirror, &identifier, device).await;
+        let (mut link, socket, index) = match made {
+            Ok(made) => made,
+            Err(wait) => {
+                self.give_up(mirror, promoted).await;
+                return Err(refusal_of(wait));
+            }
+        };
         let record = Record::new(&uuid, index, wall_ms());
         let (records, name, written) = (inner.records.clone(), mirror.to_owned(), record.clone());
         if let Err(fault) = blocking(move || records.write(&name, &written)).await {
@@ -212,6 +238,7 @@ impl<H: Host> Attachments<H> {
             let _ = blocking(move || kernel.disconnect(index)).await;
             link.set(host::Go::Cut);
             link.ended().await;
+            self.give_up(mirror, promoted).await;
             return Err(Refusal {
                 what: format!("not attached: it can't be remembered: {fault}"),
                 facts: Vec::new(),
@@ -226,6 +253,35 @@ impl<H: Host> Attachments<H> {
         };
         self.keep(kept, Some((link, socket)));
         Ok(self.attached(mirror, index, false))
+    }
+
+    /// Makes this node Primary; true if it was not.
+    async fn promote(&self, mirror: &str) -> Result<bool, Refusal> {
+        let host = &self.inner.host;
+        let status = host.status(mirror).await;
+        if status.is_some_and(|status| status.role == Role::Primary) {
+            return Ok(false);
+        }
+        match host.promote(mirror).await {
+            Ok(reply) => Ok(reply == Reply::Done),
+            Err(refusal) => Err(Refusal {
+                what: format!(
+                    "not attached: this node may not be Primary: {}",
+                    refusal.what
+                ),
+                ..refusal
+            }),
+        }
+    }
+
+    /// What was refused leaves the roles as they were.
+    async fn give_up(&self, mirror: &str, promoted: bool) {
+        if promoted && let Err(refusal) = self.inner.host.demote(mirror).await {
+            warn!(
+                mirror,
+                "not attached, and Primary still: {}; {}", refusal.what, refusal.next
+            );
+        }
     }
 
     fn attached(&self, mirror: &str, index: u32, already: bool) -> Attached {
@@ -385,14 +441,15 @@ impl<H: Host> Attachments<H> {
         let shown = Arc::new(Mutex::new(begin));
         let (mirror, device) = (kept.mirror.clone(), kept.record.device);
         let since_ms = kept.record.since_ms;
-        let keeper = Keeper::new(
+        let moves = lock(&inner.moves)
+            .remove(&mirror)
+            .unwrap_or_else(|| Moves::new(&mirror, inner.host.events()));
+        let with = (
             inner.host.clone(),
             inner.kernel.clone(),
             inner.records.clone(),
-            kept,
-            received,
-            Arc::clone(&shown),
         );
+        let keeper = Keeper::new(with, kept, moves, received, Arc::clone(&shown));
         let entry = Entry {
             device,
             since_ms,
@@ -414,10 +471,14 @@ impl<H: Host> Attachments<H> {
     }
 
     async fn hear(&self) {
-        let open = Arc::clone(&self.inner.kernel.open);
-        let found = blocking(move || Some(Nbd::new(open().ok()?).ok()?.family())).await;
-        let Some(family) = found else {
-            return debug!("the kernel's driver is not there yet");
+        let family = loop {
+            let open = Arc::clone(&self.inner.kernel.open);
+            let found = blocking(move || Some(Nbd::new(open().ok()?).ok()?.family())).await;
+            match found {
+                Some(family) => break family,
+                // The module may be loaded later than this daemon.
+                None => tokio::time::sleep(DRIVER_EVERY).await,
+            }
         };
         let events = match Events::listen(family) {
             Ok(events) => events,

@@ -1,0 +1,192 @@
+//! A device is given to a mirror, or a mirror's device a new socket.
+//!
+//! Both begin with this node being Primary, and with a session that serves our end of a socket pair.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use kagami_nbd_server::kernel::client::socket_pair;
+use kagami_nbd_server::kernel::sysfs::Owner;
+use kagami_replicator::core::event::Refusal;
+use kagami_replicator::core::state::{Connection, Role};
+use tracing::error;
+
+use super::device::{DeviceFault, Kernel};
+use super::host::{Go, Host, Link};
+use super::keeper::{Keeper, Order};
+use super::moved::Moved;
+
+/// A peer that lives is met within. A daemon that has just started waits so long before it is made Primary
+/// without the peer: that one may be Primary by now.
+const MEETING_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why a mirror is not attached now.
+#[derive(Debug)]
+pub enum Wait {
+    /// Something that may pass.
+    Refused(Refusal),
+    /// Another program took the device down.
+    Gone,
+    /// What the kernel holds is not what the mirror holds.
+    Moved(Moved),
+    /// An order came first; `None`: nobody gives any more.
+    Ordered(Option<Order>),
+}
+
+impl From<Refusal> for Wait {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<DeviceFault> for Wait {
+    fn from(fault: DeviceFault) -> Self {
+        match fault {
+            DeviceFault::Refused(refusal) => Self::Refused(refusal),
+            DeviceFault::Gone => Self::Gone,
+        }
+    }
+}
+
+/// Runs what blocks where it may.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        // It panicked (the release build has ended already), or the runtime ends.
+        Err(error) => panic!("work of the daemon's own was lost: {error}"),
+    }
+}
+
+/// Sets up a device for a mirror that is Primary here, and serves it.
+///
+/// # Errors
+/// Why not; nothing is set up then.
+pub async fn connect<H: Host>(
+    host: &H,
+    kernel: &Kernel,
+    mirror: &str,
+    identifier: &str,
+    device: Option<u32>,
+) -> Result<(Link, UnixStream, u32), Wait> {
+    let (theirs, ours, probe) = pair().map_err(no_socket)?;
+    let (mut link, facts) = host.serve(mirror, ours).await?;
+    let (kernel, name) = (kernel.clone(), mirror.to_owned());
+    let identifier = identifier.to_owned();
+    let made = blocking(move || {
+        let made = kernel.connect(device, &identifier, &facts, &theirs);
+        if let Ok(index) = made {
+            kernel.dress(&name, index, &facts);
+        }
+        made
+    })
+    .await;
+    match made {
+        Ok(index) => Ok((link, probe, index)),
+        Err(fault) => {
+            link.set(Go::Cut);
+            link.ended().await;
+            Err(fault.into())
+        }
+    }
+}
+
+/// The kernel's end, ours, and a second hold on ours.
+fn pair() -> io::Result<(UnixStream, UnixStream, UnixStream)> {
+    let (theirs, ours) = socket_pair()?;
+    let probe = ours.try_clone()?;
+    Ok((theirs, ours, probe))
+}
+
+fn no_socket(error: io::Error) -> Refusal {
+    Refusal {
+        what: format!("not attached: no socket can be made: {error}"),
+        facts: Vec::new(),
+        next: "raise the limit of open files".to_owned(),
+    }
+}
+
+impl<H: Host> Keeper<H> {
+    pub(super) async fn owner(&self) -> Owner {
+        let (kernel, index) = (self.kernel.clone(), self.kept.record.device);
+        blocking(move || kernel.sysfs().owner(index)).await
+    }
+
+    pub(super) fn is_ours(&self, owner: &Owner) -> bool {
+        matches!(owner, Owner::Connected { backend: Some(found), .. } if *found == self.kept.identifier)
+    }
+
+    /// Promotes, and gives the kernel a socket: of the device that waits, or of a new one.
+    pub(super) async fn attempt(&mut self) -> Result<(Link, UnixStream), Wait> {
+        let mirror = self.kept.mirror.clone();
+        self.moves.begin();
+        let owner = self.owner().await;
+        if owner == Owner::Nobody && self.was_served {
+            return Err(Wait::Gone);
+        }
+        let waits_there = self.is_ours(&owner);
+        if !waits_there {
+            self.moves.forget();
+        }
+        self.become_primary().await?;
+        // Last: whatever happened before this node became Primary has been said by now, and nothing
+        // can happen to a Primary that the session would not end with.
+        if waits_there && let Some(moved) = self.moves.so_far() {
+            return Err(Wait::Moved(moved));
+        }
+        let index = self.kept.record.device;
+        let (session, socket) = if waits_there {
+            let (kernel, identifier) = (self.kernel.clone(), self.kept.identifier.clone());
+            let ours =
+                blocking(move || kernel.reconfigure(index, &identifier, &socket_pair)).await?;
+            let probe = ours.try_clone().map_err(no_socket)?;
+            let (session, facts) = self.host.serve(&mirror, ours).await?;
+            let (kernel, name) = (self.kernel.clone(), mirror.clone());
+            blocking(move || kernel.dress(&name, index, &facts)).await;
+            (session, probe)
+        } else {
+            let (host, kernel) = (&self.host, &self.kernel);
+            let identifier = &self.kept.identifier;
+            let (session, probe, _) =
+                connect(host, kernel, &mirror, identifier, Some(index)).await?;
+            (session, probe)
+        };
+        self.kept.record.stopped_at = None;
+        self.write().await;
+        Ok((session, socket))
+    }
+
+    async fn become_primary(&mut self) -> Result<(), Wait> {
+        let mirror = &self.kept.mirror;
+        let status = self.host.status(mirror).await;
+        if let Some(status) = &status {
+            if status.role == Role::Primary {
+                return Ok(());
+            }
+            let is_looked_for = status.connection == Connection::Connecting;
+            if is_looked_for && !self.was_served && self.began.elapsed() < MEETING_PATIENCE {
+                return Err(Wait::Refused(Refusal {
+                    what: "the peer is looked for".to_owned(),
+                    facts: Vec::new(),
+                    next: "wait a moment".to_owned(),
+                }));
+            }
+        }
+        // It may wait for an arbiter as long as that is away; orders don't.
+        tokio::select! {
+            promoted = self.host.promote(mirror) => {
+                promoted?;
+                Ok(())
+            }
+            order = self.orders.recv() => Err(Wait::Ordered(order)),
+        }
+    }
+
+    pub(super) async fn write(&self) {
+        let (records, kept) = (self.records.clone(), self.kept.clone());
+        let written = blocking(move || records.write(&kept.mirror, &kept.record)).await;
+        if let Err(fault) = written {
+            error!("what is attached can't be remembered: {fault}");
+        }
+    }
+}

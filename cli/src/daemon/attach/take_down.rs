@@ -1,0 +1,136 @@
+//! The end of serving a device: taken down for good, left to the next daemon, or forgotten.
+
+use std::time::Duration;
+
+use kagami_replicator::core::event::Refusal;
+use tracing::{error, info, warn};
+
+use super::bring_up::blocking;
+use super::device::DeviceFault;
+use super::host::{Go, Host, Link};
+use super::keeper::Keeper;
+use super::record::RecordFault;
+
+/// Requests that have begun may be answered within, at a stop; the kernel sends the rest again.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Lets a session answer what it has begun; what waits for a peer or a permission is dropped, and the kernel
+/// sends it again, or fails it where the device is taken down.
+async fn end(session: &mut Link) {
+    let ended = tokio::time::timeout(LEAVE_PATIENCE, session.ended()).await;
+    if ended.is_err() {
+        session.set(Go::Cut);
+    }
+}
+
+impl<H: Host> Keeper<H> {
+    /// Leaves the device to the next daemon: nothing fails, the kernel keeps what was not answered.
+    pub(super) async fn leave(&mut self, session: &mut Link) {
+        session.set(Go::Leave);
+        end(session).await;
+        self.note_stop().await;
+        self.socket = None;
+    }
+
+    /// The next daemon knows by the generation whether the mirror moved in between.
+    pub(super) async fn note_stop(&mut self) {
+        let status = self.host.status(&self.kept.mirror).await;
+        let generation = status.and_then(|status| status.generation);
+        self.kept.record.stopped_at = generation.map(|generation| generation.tag);
+        self.write().await;
+    }
+
+    /// Takes the device down, if nobody uses it.
+    ///
+    /// # Errors
+    /// Who uses it, or why not; the device stays as it was.
+    pub(super) async fn detach(
+        &mut self,
+        force: bool,
+        session: Option<&mut Link>,
+    ) -> Result<(), Refusal> {
+        let mirror = self.kept.mirror.clone();
+        let index = self.kept.record.device;
+        let is_served = session.is_some();
+        let is_ours = self.is_ours(&self.owner().await);
+        let held = if is_ours && !force {
+            let kernel = self.kernel.clone();
+            let held = blocking(move || kernel.hold(index, is_served)).await;
+            Some(held.map_err(|fault| gone(fault, &self.device()))?)
+        } else {
+            None
+        };
+        if force {
+            warn!(
+                mirror,
+                device = self.device(),
+                "taken down by force: what waits there fails"
+            );
+        }
+        let (records, name) = (self.records.clone(), mirror.clone());
+        // First: a crash in between must not attach it again.
+        let removed = blocking(move || records.remove(&name)).await;
+        removed.map_err(|fault| unrecorded(&fault))?;
+        if is_ours {
+            let kernel = self.kernel.clone();
+            match blocking(move || kernel.disconnect(index)).await {
+                Ok(()) | Err(DeviceFault::Gone) => {}
+                Err(DeviceFault::Refused(refusal)) => {
+                    self.write().await;
+                    return Err(refusal);
+                }
+            }
+        }
+        if let Some(session) = session {
+            end(session).await;
+            self.socket = None;
+        }
+        let (kernel, name) = (self.kernel.clone(), mirror.clone());
+        blocking(move || {
+            if let Some(held) = held {
+                // Until it is closed the device can't be set up again.
+                held.release();
+            }
+            kernel.remove_link(&name, index);
+        })
+        .await;
+        info!(mirror, device = self.device(), "detached");
+        Ok(())
+    }
+
+    /// The mirror is no longer attached here. Gives false, for the keeper's end.
+    pub(super) async fn forget(&mut self, why: &str) -> bool {
+        let mirror = self.kept.mirror.clone();
+        warn!(mirror, device = self.device(), "no longer attached: {why}");
+        let (records, kernel) = (self.records.clone(), self.kernel.clone());
+        let index = self.kept.record.device;
+        let removed = blocking(move || {
+            kernel.remove_link(&mirror, index);
+            records.remove(&mirror)
+        })
+        .await;
+        if let Err(fault) = removed {
+            error!("what is attached can't be remembered: {fault}");
+        }
+        false
+    }
+}
+
+fn unrecorded(fault: &RecordFault) -> Refusal {
+    Refusal {
+        what: format!("not detached: {fault}"),
+        facts: Vec::new(),
+        next: "make room there, or put the folder right, and detach again".to_owned(),
+    }
+}
+
+fn gone(fault: DeviceFault, device: &str) -> Refusal {
+    match fault {
+        DeviceFault::Refused(refusal) => refusal,
+        DeviceFault::Gone => Refusal {
+            what: format!("not detached: {device} was taken down by another program"),
+            facts: Vec::new(),
+            next: "see `kagami status`".to_owned(),
+        },
+    }
+}
