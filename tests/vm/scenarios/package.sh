@@ -81,7 +81,7 @@ step_all() {
 
     # In the middle of a resynchronisation: it goes on where it was.
     for node in kagami kagami-beta; do
-        printf '\n[mirror.pg.resync]\nmax-rate = "1MiB/s"\n' >>"/etc/$node/kagami.toml"
+        printf '\n[mirror.pg.resync]\nmax-rate = "256KiB/s"\n' >>"/etc/$node/kagami.toml"
     done
     systemctl reload kagami
     # SIGTERM while the peer is away and did not say so, with a write under way: it ends in time.
@@ -102,7 +102,7 @@ step_all() {
     still_there
     is alpha resynchronising || wait_for alpha resynchronising
     proof 'upgraded in the middle of a resynchronisation: it goes on'
-    sed -i 's|1MiB/s|unlimited|' /etc/kagami/kagami.toml /etc/kagami-beta/kagami.toml
+    sed -i 's|256KiB/s|unlimited|' /etc/kagami/kagami.toml /etc/kagami-beta/kagami.toml
     systemctl reload kagami kagami-beta
     wait_for alpha in-sync 120
     sha256sum --check --quiet /tmp/news || fail 'a file on /srv differs'
