@@ -6,7 +6,9 @@
 #   ./do check     formatting, lints and unit tests only: what to run before a commit
 #   ./do sim [N]   N simulation seeds (20000)
 #   ./do vm [NAME] the scenarios of tests/vm under a real kernel, or those that are named
+#   ./do planted   plants defects, and shows that the simulator catches them
 #   ./do build     target/release/kagami
+#   ./do package   the Debian package of it, in target/debian
 #
 # Needs Debian 12 or newer and Rust 1.95 or newer; installs Debian's packages rustc-web and
 # cargo-web where there is no such Rust (Debian 12's own rustc is too old), and, for the tests,
@@ -18,7 +20,9 @@ RUST_NEEDED=1.95
 BUILD_PACKAGES=(gcc libc6-dev)
 TEST_PACKAGES=(libnbd-bin python3-libnbd nbdkit fio qemu-utils openssl e2fsprogs procps shellcheck)
 # For tests/vm: both virtual machines, and what the scenarios use inside.
-VM_PACKAGES=(busybox-static kmod xz-utils qemu-system-x86 user-mode-linux nbd-client fio e2fsprogs fdisk dmsetup lvm2)
+VM_PACKAGES=(busybox-static kmod xz-utils qemu-system-x86 user-mode-linux nbd-client fio e2fsprogs fdisk dmsetup lvm2
+    mmdebstrap uidmap)
+PACKAGE_PACKAGES=(dpkg-dev binutils)
 SEEDS=${KAGAMI_SEEDS:-20000}
 DENY_VERSION=0.20.2 MACHETE_VERSION=0.9.2
 
@@ -78,7 +82,8 @@ built() { printf '%s/release/kagami' "${CARGO_TARGET_DIR:-target}"; }
 check() {
     need_rust
     say "formatting and lints"
-    shellcheck --external-sources ./do .ci/run tests/vm/{run,init,mkinitrd,fetch-kernel,try,lib.sh} tests/vm/scenarios/*.sh
+    shellcheck --external-sources ./do .ci/run tests/vm/{run,init,mkinitrd,fetch-kernel,fetch-debian,try,lib.sh,debian.sh} tests/vm/scenarios/*.sh \
+        cli/package/{build,kagami-witness,serve-until-unmounted} cli/package/debian/{postinst,prerm,postrm}
     if cargo fmt --version >/dev/null 2>&1; then cargo fmt --all --check; else echo "(no rustfmt here)"; fi
     if cargo clippy --version >/dev/null 2>&1; then
         cargo clippy --quiet --workspace --all-targets -- -D warnings
@@ -106,6 +111,14 @@ vm() { # [SCENARIO]...
     tests/vm/try "${other[@]}" "$(built)" "$@"
 }
 
+planted() { # [ARG-OF-KAGAMI-SIM]...
+    need_rust
+    say "planted defects"
+    # A build of its own: no other has them.
+    RUSTFLAGS="--cfg planted" CARGO_TARGET_DIR=target/planted \
+        cargo run --quiet --profile sim -p kagami-tests --bin kagami-sim -- planted "$@"
+}
+
 case ${1:-help} in
     build) need_rust; build ;;
     demo)
@@ -115,13 +128,19 @@ case ${1:-help} in
         exec "$(built)" demo "${@:2}" ;;
     check) need_packages "${TEST_PACKAGES[@]}"; check ;;
     sim) sim "${2:-$SEEDS}" ;;
+    package)
+        need_packages "${PACKAGE_PACKAGES[@]}"
+        need_rust
+        build
+        cli/package/build "$(built)" "${CARGO_TARGET_DIR:-target}/debian" "${@:2}" ;;
     vm)
-        need_packages "${VM_PACKAGES[@]}"
+        need_packages "${VM_PACKAGES[@]}" "${PACKAGE_PACKAGES[@]}"
         need_rust
         build
         vm "${@:2}" ;;
+    planted) planted "${@:2}" ;;
     test)
-        need_packages "${TEST_PACKAGES[@]}" "${VM_PACKAGES[@]}"
+        need_packages "${TEST_PACKAGES[@]}" "${VM_PACKAGES[@]}" "${PACKAGE_PACKAGES[@]}"
         check
         say "dependencies: licences, sources, bans, unused"
         need_cargo_tool deny "$DENY_VERSION"
@@ -134,5 +153,5 @@ case ${1:-help} in
         "$(built)" demo
         vm
         say "all of it passed" ;;
-    *) sed -n '2,14s/^# \{0,1\}//p' "$0" ;;
+    *) sed -n '2,15s/^# \{0,1\}//p' "$0" ;;
 esac

@@ -80,6 +80,35 @@ impl DirtyBitmap {
         self
     }
 
+    /// Adds unmarked blocks at the end, over pages that were never written. No image may be under
+    /// way.
+    pub fn grow(&mut self, blocks: u64) {
+        assert!(
+            blocks >= self.blocks() && self.in_flight.is_empty(),
+            "from {} to {blocks} blocks",
+            self.blocks()
+        );
+        let mut new = Self::new(blocks).with_tag(self.tag);
+        let pairs = [
+            (&self.bits, &mut new.bits),
+            (&self.lacks, &mut new.lacks),
+            (&self.over, &mut new.over),
+            (&self.on_page, &mut new.on_page),
+            (&self.stale, &mut new.stale),
+            (&self.written, &mut new.written),
+            (&self.stale_directory, &mut new.stale_directory),
+        ];
+        for (old, new) in pairs {
+            let mut from = 0;
+            while let Some(first) = old.next(from) {
+                let end = old.next_absent(first, old.len());
+                new.set(first, end);
+                from = end;
+            }
+        }
+        *self = new;
+    }
+
     /// How many blocks it has bits for.
     pub fn blocks(&self) -> u64 {
         self.bits.len() as u64
@@ -325,6 +354,11 @@ impl DirtyBitmap {
     /// The image cut as `seq` is on stable storage. What changed since is stale still.
     pub fn page_written(&mut self, page: Page, seq: u64) {
         self.land(page, seq);
+        if crate::planted::planted(crate::planted::Defect::PageOfTheFuture) {
+            for extent in self.extents_of(page) {
+                take(&mut self.lacks, extent.0 as usize, false);
+            }
+        }
         let bit = page.index() as usize;
         if !page.is_directory() && self.written.set(bit, bit + 1) > 0 {
             let directory = (page.index() / PAGES_PER_DIRECTORY_PAGE) as usize;

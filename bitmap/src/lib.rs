@@ -26,6 +26,7 @@ pub mod format;
 pub mod geometry;
 pub mod layout;
 pub mod page;
+pub mod planted;
 pub mod record;
 pub mod recover;
 pub mod replay;

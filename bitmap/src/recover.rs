@@ -19,6 +19,7 @@ use crate::layout::{Layout, Placement, SLOTS_BYTES};
 use crate::page::{
     DIRECTORY_WORDS_PER_SECTOR, EXTENTS_PER_PAGE, EXTENTS_PER_SECTOR, directory_word, extent_bits,
 };
+use crate::planted::{Defect, planted};
 use crate::replay::{LogDamage, Replay, replay};
 use crate::sector::{
     self, Kind, Place, SECTOR_BYTES, SECTORS_PER_UNIT, Sector, SectorFault, UNIT_BYTES,
@@ -312,7 +313,10 @@ impl Recovery {
         let (log, ring) = match self.log.take().expect("the log was fed") {
             Ok(replay) => {
                 let torn = replay.torn.iter().flat_map(|(_, heats)| heats);
-                for &extent in replay.state.slots.iter().flatten().chain(torn) {
+                let torn = torn.filter(|_| !planted(Defect::TornRecordIgnored));
+                let hot = replay.state.slots.iter().flatten();
+                let hot = hot.filter(|_| !planted(Defect::HotNotMarked));
+                for &extent in hot.chain(torn) {
                     self.bitmap.mark(self.geometry.extent_run(extent));
                 }
                 (replay.state, Vec::new())

@@ -214,6 +214,21 @@ impl Record {
         self.bound_history();
     }
 
+    /// Gives the copy another peer, or none; `tag` is random and new. What the one before holds
+    /// counts for nothing from here on: the data go on as a generation that it never had, with
+    /// no base, so that its copy can only ever be overwritten whole (docs/protocol.md §5,
+    /// *Another peer*). Every block counts as marked. A copy that was never written, or never
+    /// had a peer, only takes the name. Not yet durable.
+    pub fn set_peer(&mut self, peer: Option<u64>, tag: u64) {
+        let is_new = self.current.is_none_or(|current| current.tag == tag);
+        if self.peer.is_some() && self.peer != peer && !is_new {
+            self.mint(tag);
+            self.base = None;
+            self.all_marked = true;
+        }
+        self.peer = peer;
+    }
+
     /// Drops the oldest generations over [`HISTORY_MAX`], never `base`.
     pub fn bound_history(&mut self) {
         while self.history.len() > HISTORY_MAX {
@@ -317,6 +332,10 @@ impl Superblock {
     /// If a step fails, the store holds the old or the new superblock, and the copy has
     /// failed: read it again ([`crate::read_slots`]), for the order of the next update.
     pub fn steps(&self) -> Vec<Vec<(u64, Bytes)>> {
+        if crate::planted::planted(crate::planted::Defect::SlotsTogether) {
+            let both = [0, 1].map(|slot| (self.layout.slot_offset(slot), self.encode(slot)));
+            return vec![both.into()];
+        }
         [self.first_slot, 1 - self.first_slot]
             .map(|slot| vec![(self.layout.slot_offset(slot), self.encode(slot))])
             .into()

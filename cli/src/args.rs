@@ -1,5 +1,7 @@
 //! The command line. Help, completions and man pages all come from here.
 
+mod life;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,6 +12,7 @@ use crate::commands::bench::BenchArgs;
 use crate::commands::demo::DemoArgs;
 use crate::config::value;
 use crate::control::message::Source;
+pub use life::{PeerVerb, RemovePeerArgs, ReplaceDiskArgs, ReplacePeerArgs, ResizeArgs};
 
 /// A mirror disk in userspace.
 #[derive(Debug, Parser)]
@@ -84,6 +87,17 @@ pub enum Verb {
     /// Look for the peer again
     #[command(after_help = "Example:\n  kagami connect pg")]
     Connect(OrderArgs),
+    /// Put a new node in the place of the peer, for good
+    ReplacePeer(ReplacePeerArgs),
+    /// Go on without a peer: its copy is given up for good
+    RemovePeer(RemovePeerArgs),
+    /// Put a new, empty disk in the place of this node's
+    ReplaceDisk(ReplaceDiskArgs),
+    /// Make a mirror larger
+    Resize(ResizeArgs),
+    /// The other nodes: where they are, what they are called
+    #[command(subcommand, arg_required_else_help = true)]
+    Peer(PeerVerb),
     /// Check or show the configuration
     #[command(subcommand, arg_required_else_help = true)]
     Config(ConfigVerb),
@@ -202,10 +216,11 @@ pub struct InitArgs {
 #[command(after_help = "Examples:\n\
     \x20 alpha# kagami pair pg                            # prints a line and waits ten minutes\n\
     \x20 beta#  kagami pair --join kgm1-...               # paste it on the other node\n\
-    \x20 beta#  kagami pair --join kgm1-... --device /dev/vg0/pg")]
+    \x20 beta#  kagami pair --join kgm1-... --device /dev/vg0/pg\n\
+    \x20 alpha# kagami pair --rotate                      # another key for this node")]
 pub struct PairArgs {
     /// The mirror that a second node is to join
-    #[arg(value_parser = name, required_unless_present = "join", conflicts_with = "join")]
+    #[arg(value_parser = name, required_unless_present_any = ["join", "rotate"], conflicts_with_all = ["join", "rotate"])]
     pub mirror: Option<String>,
     /// Join the mirror that this line is for
     #[arg(long, value_name = "TOKEN")]
@@ -223,9 +238,15 @@ pub struct PairArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub node: NodeArgs,
-    /// Pair anew though the mirror has a peer already
+    /// Pair anew with the same node, though the mirror has a peer already
     #[arg(long, conflicts_with = "join")]
     pub again: bool,
+    /// Where this node has an old copy of that mirror: give it up, it is copied anew
+    #[arg(long, requires = "join")]
+    pub give_up_copy: bool,
+    /// Give this node another key, without a break: peers and arbiters learn it first
+    #[arg(long, conflicts_with = "join")]
+    pub rotate: bool,
     /// Say what the token is for and what would be made, and do nothing
     #[arg(long, requires = "join")]
     pub dry_run: bool,
@@ -344,6 +365,7 @@ pub struct PromoteArgs {
 #[command(after_help = "Examples:\n\
     \x20 kagami attach pg                      # the first free /dev/nbdN; promotes where permitted\n\
     \x20 kagami attach pg --device /dev/nbd0\n\
+    \x20 kagami attach pg --wait 75s           # as it is done while a machine starts\n\
     \x20 mkfs.ext4 /dev/kagami/pg && mount /dev/kagami/pg /srv")]
 pub struct AttachArgs {
     #[command(flatten)]
@@ -352,6 +374,10 @@ pub struct AttachArgs {
     /// Be this device [default: the first free one]
     #[arg(long, value_name = "DEVICE", value_parser = nbd_device)]
     pub device: Option<u32>,
+    /// Wait up to so long for what may come by itself: the daemon, the peer, a device that is being
+    /// taken back; what needs a person, or another Primary, ends it at once
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub wait: Option<Duration>,
 }
 
 /// `kagami detach`
@@ -393,6 +419,13 @@ pub enum KernelDeviceVerb {
         index: u32,
         /// The longest request that is taken, KiB
         max_kb: u32,
+    },
+    /// Say for udev which mirror a device is
+    #[command(after_help = "Example:\n  kagami kernel-device name /dev/nbd0")]
+    Name {
+        /// The device
+        #[arg(value_parser = nbd_device)]
+        device: u32,
     },
 }
 
@@ -551,6 +584,13 @@ pub enum WitnessVerb {
         #[arg(long, value_name = "TIME", default_value = "10m", value_parser = time)]
         valid: Duration,
     },
+    /// Let a node that was replaced or taken away use this witness no more
+    #[command(after_help = "Example:\n  kagami witness forget beta")]
+    Forget {
+        /// The node, or the fingerprint of one key
+        #[arg(value_name = "NODE")]
+        node: String,
+    },
     /// Show which nodes may use this witness
     #[command(after_help = "Example:\n  kagami witness list")]
     List {
@@ -572,6 +612,9 @@ pub enum ArbiterVerb {
         /// Let this mirror's copies go on alone by its word (`solo = "arbiter"`)
         #[arg(long)]
         mirror: Vec<String>,
+        /// Take it instead of the arbiter that the mirror has; the copies must be in sync
+        #[arg(long, requires = "mirror")]
+        replace: bool,
     },
 }
 

@@ -16,6 +16,7 @@ use crate::config::{Config, disks};
 use crate::control::client::Client;
 use crate::control::message::{Answer, Ask};
 use crate::daemon::mirrors::Mirrors;
+use crate::daemon::service::Service;
 use crate::daemon::socket::ControlSocket;
 use crate::daemon::{self, log};
 use crate::exit::{DONE, Failure, Outcome, Status};
@@ -51,8 +52,10 @@ pub fn run(context: &Context, args: &UpArgs) -> Outcome {
             .map_err(|error| Failure::system(format!("not started: {error}")))?;
         let fingerprint = keys.current.fingerprint().to_string();
         let socket = ControlSocket::bind(&config.node).await?;
-        let mirrors = Mirrors::start(&config).await?;
-        daemon::run(mirrors, config, socket, Some(fingerprint), levels, signal()).await;
+        let service = Service::of_this_process();
+        let mirrors = Mirrors::start(&config, &service).await?;
+        let name = Some(fingerprint);
+        daemon::run(mirrors, config, socket, name, levels, service, signal()).await;
         log::write_repeats();
         DONE
     })

@@ -313,11 +313,16 @@ fn a_node_that_can_not_join_leaves_nothing_behind() {
     let (child, _lines, token) = alpha.offer(&["pair", "pg"]);
     let (code, _, err) = beta.run(&["pair", "--join", &token]);
     assert_eq!(code, 1);
-    assert!(err.contains("mirror pg is on node beta already"), "{err}");
+    assert!(
+        err.contains("another mirror is called pg on node beta"),
+        "{err}"
+    );
     let (code, _, err) = words(child.wait_with_output().unwrap());
     assert_eq!(code, 1, "{err}");
     assert!(
-        err.contains("the other side refused: not joined: mirror pg is on node beta already"),
+        err.contains(
+            "the other side refused: not joined: another mirror is called pg on node beta"
+        ),
         "{err}"
     );
     assert_eq!((alpha.text(), beta.text()), before);

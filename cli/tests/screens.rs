@@ -43,6 +43,7 @@ fn well() -> MirrorReport {
         served_at: vec!["nbd+unix:///pg?socket=/run/kagami/pg.nbd".to_owned()],
         device: None,
         peer: Some(PeerReport {
+            link_version: Some(2),
             name: "beta".to_owned(),
             role: Some(Role::Secondary),
             disk: Disk::UpToDate,
@@ -372,6 +373,17 @@ fn refused_handshakes() {
             "EachAhead",
             "refused: a copy was cloned or restored",
             Refusal::Impossible,
+        ),
+        Condition::Refused,
+        12,
+    );
+    screen(
+        "two-primaries",
+        refused(
+            5,
+            "SharedAlone",
+            "refused: both nodes are Primary, and neither has written",
+            Refusal::TwoPrimaries,
         ),
         Condition::Refused,
         12,

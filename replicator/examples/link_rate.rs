@@ -99,7 +99,10 @@ fn serve(key: NodeKey, peer: PeerConfig, address: &mpsc::Sender<std::net::Socket
                         link.send(session, Class::Control, frame);
                     }
                     LinkEvent::Down { .. } => return link.shutdown().await,
-                    LinkEvent::Up { .. } | LinkEvent::ConnectFailed { .. } => {}
+                    LinkEvent::Up { .. }
+                    | LinkEvent::Connected { .. }
+                    | LinkEvent::Note { .. }
+                    | LinkEvent::ConnectFailed { .. } => {}
                 }
             }
         }

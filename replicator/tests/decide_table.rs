@@ -103,7 +103,10 @@ fn each_row_by_example() {
         &copy(A),
         &with(B, |h| h.size += 512),
         Row::OtherMirror,
-        Refused::OtherMirror,
+        Refused::OtherSize {
+            smaller: A,
+            size: (1 << 20) + 512,
+        },
     );
     expect(
         &copy(A),
@@ -141,7 +144,7 @@ fn each_row_by_example() {
         &primary(A),
         &primary(B),
         Row::SharedAlone,
-        Refused::Impossible,
+        Refused::TwoPrimaries,
     );
     refuse(&bad(A), &bad(B), Row::SameBothBad, Refused::BothStale);
     expect(&bad(A), &copy(B), Row::SameOneBad, marks(B));

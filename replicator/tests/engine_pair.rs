@@ -2,6 +2,8 @@
 
 mod engine_support;
 
+use std::time::Duration;
+
 use engine_support::*;
 use kagami_replicator::core::state::{Role, Solo};
 
@@ -91,5 +93,47 @@ fn a_peer_that_died_is_resynchronised_from_the_marks() {
         b.stop().await;
         assert!(a.bytes() == b.bytes(), "both copies are the same");
         assert_eq!((a.bytes()[0], a.bytes()[4096], a.bytes()[8192]), (7, 1, 7));
+    });
+}
+
+/// The daemon's sign of life: it is the loops that turn, not the process that is there.
+#[test]
+fn a_thread_that_is_stuck_does_not_beat_and_one_that_waits_for_its_peer_does() {
+    run(async {
+        let (a, mut b) = pair(Solo::Never).await;
+        assert!(a.engine().beat(0).await);
+        assert!(!a.engine().beat(1).await, "there is one thread");
+        // Its writes wait for a peer that is gone: nothing is stuck.
+        b.crash().await;
+        let (began, begun) = tokio::sync::oneshot::channel();
+        a.with_device(|disk| async move {
+            tokio::task::spawn_local(async move {
+                let _ = began.send(());
+                disk.write(0, 9, 4096).await
+            });
+        })
+        .await;
+        begun.await.expect("begun");
+        a.until("held", |status| status.core.held.is_some()).await;
+        assert!(a.engine().beat(0).await);
+
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let (tell, stuck) = tokio::sync::oneshot::channel();
+        assert!(a.engine().spawn_on(0, move |_| {
+            let _ = tell.send(());
+            // As a call that does not return.
+            let _ = held.recv();
+            async {}
+        }));
+        stuck.await.expect("it runs");
+        let engine = a.engine().clone();
+        let mut beat = std::pin::pin!(engine.beat(0));
+        let soon = Duration::from_millis(300);
+        assert!(
+            tokio::time::timeout(soon, &mut beat).await.is_err(),
+            "a stuck thread beats"
+        );
+        drop(release);
+        assert!(beat.await, "it turns again");
     });
 }

@@ -6,8 +6,8 @@
 
 use kagami_bitmap::{Block, Run};
 use kagami_replicator::core::event::{Command, From};
-use kagami_replicator::core::state::{Role, Solo};
-use kagami_replicator::core::{Connection, DiskState, Replication};
+use kagami_replicator::core::state::{NodeId, Role, Solo};
+use kagami_replicator::core::{Connection, DiskState, Mirror, Replication};
 
 use super::workload::Op;
 use super::world::{Checked, Happening, MS, Phase, World};
@@ -28,9 +28,11 @@ impl World {
         }
         self.arbiter.down = false;
         for node in 0..2 {
+            self.plan(0, Happening::Resume { node });
             let at = &mut self.nodes[node];
             at.slow = 1;
             at.stalled_until = 0;
+            at.paused_until = 0;
             at.store.full = false;
             at.store.unreadable.clear();
             if at.store_suspect {
@@ -69,6 +71,11 @@ impl World {
     /// What operators do in calm: everything on, somebody Primary, forks resolved.
     fn operate(&mut self, nth: u64) -> Checked {
         for node in 0..2 {
+            let parted = |mirror: &Mirror| mirror.peer() == NodeId::NOBODY;
+            if nth.is_multiple_of(20) && self.nodes[node].mirror.as_ref().is_some_and(parted) {
+                let peer = self.nodes[node].peer;
+                self.command(node, Command::SetPeer { peer })?;
+            }
             if nth.is_multiple_of(20) && self.nodes[node].mirror.is_some() {
                 self.command(node, Command::ResumeSync)?;
                 if self.connection(node) == Connection::StandAlone {

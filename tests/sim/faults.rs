@@ -42,6 +42,9 @@ pub enum Fault {
     StoreFull,
     /// The arbiter is down.
     ArbiterDown,
+    /// A daemon stands still (SIGSTOP, a machine that swaps), and finds all at once what came
+    /// meanwhile.
+    DaemonPauses,
 }
 
 impl Fault {
@@ -61,6 +64,7 @@ impl Fault {
         Self::FlushFails,
         Self::StoreFull,
         Self::ArbiterDown,
+        Self::DaemonPauses,
     ];
 
     /// What people call it.
@@ -80,6 +84,7 @@ impl Fault {
             Self::FlushFails => "flush fails",
             Self::StoreFull => "store full",
             Self::ArbiterDown => "arbiter down",
+            Self::DaemonPauses => "daemon pauses",
         }
     }
 }
@@ -198,6 +203,14 @@ impl World {
                 self.arbiter.down = true;
                 self.plan(lasts, mend);
                 true
+            }
+            Fault::DaemonPauses => {
+                let lives = self.nodes[node].mirror.is_some();
+                if lives {
+                    self.nodes[node].paused_until = self.now + lasts;
+                    self.plan(lasts, Happening::Resume { node });
+                }
+                lives
             }
         };
         if injected {

@@ -3,6 +3,7 @@
 //! A daemon starts from what its metadata store says, and only when nothing that an earlier one
 //! asked of the stores is under way. It first writes the repairs that its recovery asks for.
 
+use kagami_bitmap::planted::{Defect, planted};
 use kagami_replicator::core::{Actions, Mirror, Start, TAGS};
 
 use super::check::Violation;
@@ -20,7 +21,7 @@ impl World {
         if !at.up || at.mirror.is_some() || at.repairing.is_some() || !at.starting {
             return Ok(());
         }
-        if !at.is_idle() {
+        if !at.is_idle() && !planted(Defect::SuccessorStartsEarly) {
             let delay = self.rng.around(MS);
             self.plan(delay, Happening::Start { node });
             return Ok(());
@@ -161,6 +162,8 @@ impl World {
         at.mirror = None;
         at.repairing = None;
         at.starting = false;
+        at.paused_until = 0;
+        at.waiting.clear();
         at.want = None;
         at.life += 1;
         at.timer += 1;

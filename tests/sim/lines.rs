@@ -320,9 +320,10 @@ impl World {
         };
         let by_operator = self.ghost.operator_chose || self.ghost.invalidated;
         let cannot_be = match refused {
-            Some(Refused::OtherMirror) => true,
+            Some(Refused::OtherMirror | Refused::OtherSize { .. }) => true,
             Some(Refused::Impossible) => !self.options.forced && !by_operator,
             Some(Refused::NameSource) => true,
+            Some(Refused::TwoPrimaries) => !self.options.may_fork() && !by_operator,
             // A Primary's disk failed while it was ahead: no copy with its writes is left to serve.
             Some(Refused::NewestLost) => false,
             Some(Refused::SplitBrain | Refused::Unrelated) => {

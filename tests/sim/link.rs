@@ -23,7 +23,9 @@ impl World {
     pub(super) fn dial(&mut self) -> Checked {
         let wants = |node: usize| {
             let at = &self.nodes[node];
-            at.mirror.is_some() && at.want.is_some_and(|from| from <= at.clock.local(self.now))
+            at.mirror.is_some()
+                && at.paused_until <= self.now
+                && at.want.is_some_and(|from| from <= at.clock.local(self.now))
         };
         let dialer = usize::from(self.nodes[1].id < self.nodes[0].id);
         if !wants(0) || !wants(1) || !self.net.is_whole() || self.net.is_busy(dialer) {

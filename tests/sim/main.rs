@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anstream::{eprintln, println};
 use clap::{Args, Parser, Subcommand};
+use kagami_tests::sim::planted;
 use kagami_tests::sim::replay::Trace;
 use kagami_tests::sim::stats::Stats;
 use kagami_tests::sim::{Outcome, catch_assertions, run_seed};
@@ -33,6 +34,8 @@ enum Command {
     Run(Run),
     /// Run one seed again and show what happened.
     Replay(Replay),
+    /// Show that defects are found: plant each, and run seeds until one catches it.
+    Planted(Planted),
 }
 
 #[derive(Args)]
@@ -66,12 +69,37 @@ struct Replay {
     tail: Option<usize>,
 }
 
+#[derive(Args)]
+struct Planted {
+    /// Only those whose names contain this.
+    #[arg(long)]
+    only: Option<String>,
+    /// Seeds that a defect may take at most.
+    #[arg(long, default_value_t = 4000)]
+    seeds: u64,
+    /// Threads.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// One JSON object for each defect.
+    #[arg(long)]
+    json: bool,
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     catch_assertions();
     let found = match cli.command {
         Command::Run(run) => run_many(&run),
         Command::Replay(replay) => run_one(&replay),
+        Command::Planted(args) => {
+            let wanted = planted::Wanted {
+                only: args.only,
+                seeds: args.seeds,
+                threads: args.threads,
+                json: args.json,
+            };
+            return ExitCode::from(planted::run(&wanted));
+        }
     };
     ExitCode::from(u8::from(found))
 }

@@ -27,6 +27,7 @@ pub mod net;
 pub mod node;
 pub mod options;
 pub mod orders;
+pub mod planted;
 pub mod replay;
 pub mod rng;
 pub mod stats;

@@ -3,15 +3,18 @@
 //! The machine outlives the daemon; the stores outlive the machine. What the daemon asked of the
 //! stores goes on when it dies, and the next one starts only after that has ended (*Fenced*).
 
+use std::collections::VecDeque;
+
 use kagami_bitmap::superblock::{Backing, Record, Superblock};
 use kagami_bitmap::{Fill, Format, Layout, Placement};
 use kagami_replicator::core::state::{NodeId, Role, Time};
-use kagami_replicator::core::{DiskState, Mirror};
+use kagami_replicator::core::{DiskState, Event, Mirror};
 
 use super::disk::Store;
 use super::meta::Metadata;
 use super::options::{First, Options};
 use super::rng::Rng;
+use super::world::Happening;
 
 /// A machine's `CLOCK_BOOTTIME`: it starts anew with each boot and runs a little fast or slow.
 #[derive(Clone, Copy, Debug)]
@@ -80,6 +83,10 @@ pub struct Node {
     pub token: bool,
     /// Disk operations take at least until then.
     pub stalled_until: u64,
+    /// The daemon stands still until then.
+    pub paused_until: u64,
+    /// What it finds when it goes on, in order of arrival.
+    pub waiting: VecDeque<Waiting>,
     /// Disk operations take this many times as long.
     pub slow: u64,
     /// From when on the daemon wants a session.
@@ -88,6 +95,15 @@ pub struct Node {
     pub timer: u64,
     /// What was seen of the daemon last.
     pub seen: Seen,
+}
+
+/// What a daemon that stands still finds when it goes on.
+#[derive(Clone, Debug)]
+pub enum Waiting {
+    /// Handed to it by its kernel.
+    Event(Event),
+    /// Something that its own part of the link, or its runtime, has to do first.
+    Happening(Happening),
 }
 
 /// What a daemon showed after its last event.
@@ -142,6 +158,8 @@ impl Node {
             meta: Metadata::new(format(options, record, fill)),
             token: true,
             stalled_until: 0,
+            paused_until: 0,
+            waiting: VecDeque::new(),
             slow: 1,
             want: None,
             timer: 0,

@@ -116,7 +116,8 @@ impl Options {
             ..Settings::default()
         };
         let faulty = !rng.percent(3);
-        let spots = rng.pick(&[4, 12, 40]);
+        // Enough of them on a large mirror that extents have to leave the activity log.
+        let spots = rng.pick(&[4, 12, 40]) * if blocks > 66 * 1024 { 6 } else { 1 };
         Self {
             seed,
             size,
@@ -157,7 +158,7 @@ impl Options {
                 .map(|order| {
                     let wanted = match order {
                         Order::Promote => true,
-                        Order::Force => forced,
+                        Order::Force | Order::Part => forced,
                         _ => rng.percent(30),
                     };
                     (*order, if wanted { order.weight() } else { 0 })

@@ -4,7 +4,7 @@
 //! any moment. An order that would give up data is given only in runs that allow for it.
 
 use kagami_replicator::core::event::{Command, Event, From, Refusal, Reply};
-use kagami_replicator::core::state::{CommandId, Role};
+use kagami_replicator::core::state::{CommandId, NodeId, Role};
 use kagami_replicator::core::{Connection, DiskState};
 
 use super::world::{Checked, Happening, Phase, World};
@@ -32,6 +32,9 @@ pub enum Order {
     Stop,
     /// Become Primary against the rules.
     Force,
+    /// Give up the other copy for good; and a while later take that very node in again, with
+    /// whatever its copy holds by then.
+    Part,
 }
 
 impl Order {
@@ -47,6 +50,7 @@ impl Order {
         Self::Invalidate,
         Self::Stop,
         Self::Force,
+        Self::Part,
     ];
 
     /// What people call it.
@@ -62,6 +66,7 @@ impl Order {
             Self::Invalidate => "invalidate",
             Self::Stop => "down",
             Self::Force => "promote --force",
+            Self::Part => "remove-peer",
         }
     }
 
@@ -70,7 +75,7 @@ impl Order {
         match self {
             Self::Promote => 12,
             Self::Demote => 3,
-            Self::Force | Self::Invalidate => 1,
+            Self::Force | Self::Invalidate | Self::Part => 1,
             _ => 2,
         }
     }
@@ -150,6 +155,14 @@ impl World {
             Order::Force => {
                 self.ghost.operator_chose = true;
                 self.command(node, Command::Promote { force: true })
+            }
+            Order::Part => {
+                self.ghost.operator_chose = true;
+                let again = self.nodes[1 - node].id;
+                let peer = NodeId::NOBODY;
+                self.command(node, Command::SetPeer { peer })?;
+                self.later(node, Command::SetPeer { peer: again });
+                Ok(())
             }
         }
     }

@@ -150,6 +150,7 @@ impl Stats {
             Command::Invalidate => "order: invalidate",
             Command::Disconnect => "order: disconnect",
             Command::Connect => "order: connect",
+            Command::SetPeer { .. } => "order: remove-peer",
             Command::Stop => "order: down",
             Command::Set(_) => "order: reload",
         };

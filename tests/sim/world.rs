@@ -19,7 +19,7 @@ use super::content::SECTORS;
 use super::faults::Fault;
 use super::history::History;
 use super::net::Net;
-use super::node::Node;
+use super::node::{Node, Waiting};
 use super::options::{First, Options};
 use super::orders::Ordered;
 use super::replay::Trace;
@@ -74,6 +74,8 @@ pub enum Happening {
     Boot { node: usize },
     /// Something breaks.
     Break,
+    /// A daemon that stood still goes on.
+    Resume { node: usize },
     /// What a fault broke is mended; `change` tells one blockade of the link from the next.
     Mend {
         fault: Fault,
@@ -269,6 +271,12 @@ impl World {
     }
 
     fn happen(&mut self, what: Happening) -> Checked {
+        if let Some(node) = Self::needs_daemon(&what)
+            && self.nodes[node].paused_until > self.now
+        {
+            self.nodes[node].waiting.push_back(Waiting::Happening(what));
+            return Ok(());
+        }
         match what {
             Happening::Disk { node, op } => self.end_disk(node, op),
             Happening::Metadata { node, write } => self.step_metadata(node, write),
@@ -321,6 +329,7 @@ impl World {
                 Ok(())
             }
             Happening::Break => self.break_something(),
+            Happening::Resume { node } => self.resume(node),
             Happening::Mend {
                 fault,
                 node,
@@ -347,6 +356,47 @@ impl World {
     /// # Errors
     /// A violation that shows now.
     pub fn feed(&mut self, node: usize, event: Event) -> Checked {
+        let at = &mut self.nodes[node];
+        if at.mirror.is_some() && at.paused_until > self.now {
+            at.waiting.push_back(Waiting::Event(event));
+            return Ok(());
+        }
+        self.feed_now(node, event)
+    }
+
+    /// The node whose daemon has to run for this to happen, if it is one's.
+    fn needs_daemon(what: &Happening) -> Option<usize> {
+        match what {
+            Happening::Timer { node, .. }
+            | Happening::Tags { node, .. }
+            | Happening::LinkUp { node, .. }
+            | Happening::LinkDown { node, .. }
+            | Happening::Silence { node, .. } => Some(*node),
+            Happening::Arrive { from, .. } => Some(1 - from),
+            _ => None,
+        }
+    }
+
+    /// A daemon that stood still takes in what came meanwhile.
+    fn resume(&mut self, node: usize) -> Checked {
+        if self.nodes[node].paused_until > self.now {
+            return Ok(());
+        }
+        let life = self.nodes[node].life;
+        for waiting in std::mem::take(&mut self.nodes[node].waiting) {
+            if self.nodes[node].life != life {
+                break;
+            }
+            match waiting {
+                Waiting::Event(event) => self.feed_now(node, event)?,
+                Waiting::Happening(what) => self.happen(what)?,
+            }
+        }
+        self.dial_soon();
+        Ok(())
+    }
+
+    fn feed_now(&mut self, node: usize, event: Event) -> Checked {
         let now = self.local(node);
         self.tick += 1;
         self.stats.steps += 1;

@@ -109,7 +109,7 @@ async fn connected(
             match event {
                 LinkEvent::Up { session, .. } => return Ok(session),
                 // The other side may not listen yet: the link tries again.
-                LinkEvent::ConnectFailed { .. } => {}
+                LinkEvent::ConnectFailed { .. } | LinkEvent::Connected { .. } => {}
                 other => return Err(BenchError::part("the link")(format!("{other:?}"))),
             }
         }
@@ -147,7 +147,10 @@ fn serve(
                         link.shutdown().await;
                         return Ok(());
                     }
-                    LinkEvent::Up { .. } | LinkEvent::ConnectFailed { .. } => {}
+                    LinkEvent::Up { .. }
+                    | LinkEvent::Connected { .. }
+                    | LinkEvent::Note { .. }
+                    | LinkEvent::ConnectFailed { .. } => {}
                 }
             }
         }

@@ -1,14 +1,22 @@
 //! `kagami attach` and `kagami detach`: a mirror as a block device of this machine.
 
+use std::time::{Duration, Instant};
+
 use serde_json::json;
 
 use super::order::{Carried, ask, give, tell};
 use super::{Context, confirm, print_json, print_out, unexpected};
 use crate::args::{AttachArgs, DetachArgs, KernelDeviceVerb};
 use crate::control::message::{Answer, Order};
-use crate::control::report::MirrorReport;
+use crate::control::report::{Condition, DeviceState, MirrorReport, Role};
+use crate::daemon::attach::device::Kernel;
 use crate::daemon::attach::helper;
-use crate::exit::{DONE, Failure, Outcome};
+use crate::exit::{DONE, Failure, Outcome, Status};
+
+/// How often a mirror that can't be attached yet is tried.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A peer that is there is found within.
+const SEARCH: Duration = Duration::from_secs(5);
 
 /// `kagami attach`
 ///
@@ -19,7 +27,12 @@ pub async fn attach(context: &Context, args: &AttachArgs) -> Outcome {
     let order = Order::Attach {
         device: args.device,
     };
-    let (device, link, already) = match ask(context, mirror, order, args.order.timeout).await? {
+    let limit = args.order.timeout;
+    let answer = match args.wait {
+        None => ask(context, mirror, order, limit).await?,
+        Some(wait) => patiently(context, mirror, &order, limit, wait).await?,
+    };
+    let (device, link, already) = match answer {
         Answer::Attached {
             device,
             link,
@@ -41,6 +54,76 @@ pub async fn attach(context: &Context, args: &AttachArgs) -> Outcome {
         print_out(&format!("mirror {mirror}: attached as {device} ({link})\n"))?;
     }
     DONE
+}
+
+/// Asks again and again for up to `wait`, as long as the answer may become another by itself. Gives the
+/// last answer.
+async fn patiently(
+    context: &Context,
+    mirror: &str,
+    order: &Order,
+    limit: Duration,
+    wait: Duration,
+) -> Result<Answer, Failure> {
+    let begin = Instant::now();
+    let mut said = String::new();
+    loop {
+        let state = context.mirror(mirror).await;
+        let waited = begin.elapsed();
+        let is_over = waited >= wait;
+        let may_change = match &state {
+            Ok(report) => may_change(report),
+            Err(failure) => failure.status == Status::NoDaemon,
+        };
+        let words = match &state {
+            // A daemon that just began looks for its peer: to go on alone would be rash.
+            Ok(report)
+                if report.condition == Condition::Connecting && waited < SEARCH && !is_over =>
+            {
+                format!("mirror {mirror}: looking for the peer")
+            }
+            _ => match ask(context, mirror, order.clone(), limit).await {
+                Ok(answer @ Answer::Refused(_)) if is_over || !may_change => return Ok(answer),
+                Ok(Answer::Refused(refusal)) => Failure::of_refusal(mirror, &refusal).words,
+                Ok(answer) => return Ok(answer),
+                Err(failure) if failure.status != Status::NoDaemon => return Err(failure),
+                Err(failure) if is_over || !may_change => return Err(failure),
+                Err(failure) => failure.words,
+            },
+        };
+        if words != said {
+            anstream::eprintln!("{words}\nwaiting for up to {}", left(wait, waited));
+            said = words;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// What is left of a time, in whole seconds.
+fn left(all: Duration, gone: Duration) -> humantime::FormattedDuration {
+    let seconds = all.saturating_sub(gone).as_secs();
+    humantime::format_duration(Duration::from_secs(seconds))
+}
+
+/// Whether a mirror that can't be attached now may be later, with nobody's help.
+fn may_change(report: &MirrorReport) -> bool {
+    let is_over_there = report
+        .peer
+        .as_ref()
+        .is_some_and(|peer| peer.role == Some(Role::Primary));
+    let is_stale = report
+        .device
+        .as_ref()
+        .is_some_and(|device| device.state == DeviceState::Stale);
+    let needs_a_person = matches!(
+        report.condition,
+        Condition::SplitBrain
+            | Condition::Refused
+            | Condition::BothStale
+            | Condition::NotPaired
+            | Condition::NotOpened
+    );
+    !is_over_there && !is_stale && !needs_a_person
 }
 
 /// `kagami detach`
@@ -94,7 +177,8 @@ fn consequences(report: &MirrorReport, force: bool) -> String {
     }
 }
 
-/// `kagami kernel-device`: the daemon's child. What it says on standard output is all that counts.
+/// `kagami kernel-device`: the daemon's child, and udev's. What it says on standard output is all
+/// that counts.
 ///
 /// # Errors
 /// None: the daemon reads the output.
@@ -106,6 +190,11 @@ pub fn kernel_device(verb: KernelDeviceVerb) -> Outcome {
             index,
             max_kb,
         } => helper::tune_here(sysfs, index, max_kb),
+        KernelDeviceVerb::Name { device } => {
+            if let Some(name) = Kernel::default().name(device) {
+                print_out(&format!("KAGAMI_MIRROR={name}\n"))?;
+            }
+        }
     }
     DONE
 }

@@ -40,6 +40,7 @@ pub fn run(context: &Context, args: InitArgs) -> Outcome {
         name,
         uuid,
         node: config.node.id,
+        peer: None,
         size: args.size,
         keep_data: args.keep_data,
         logical_block: args.logical_block,

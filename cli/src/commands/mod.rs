@@ -12,14 +12,20 @@ pub mod attach;
 pub mod bench;
 pub mod config;
 pub mod demo;
+pub mod disk;
 pub mod down;
 pub mod events;
 pub mod init;
 pub mod node;
+pub mod offer;
 pub mod order;
 pub mod pair;
+pub mod peer;
 pub mod reload;
+pub mod replace;
+pub mod resize;
 pub mod resync;
+pub mod rotate;
 pub mod shell;
 pub mod status;
 pub mod stores;
@@ -72,6 +78,11 @@ pub fn run(cli: Cli) -> Outcome {
         Verb::Invalidate(args) => block_on(order::invalidate(&context, &args)),
         Verb::Disconnect(args) => block_on(order::disconnect(&context, &args)),
         Verb::Connect(args) => block_on(order::connect(&context, &args)),
+        Verb::ReplacePeer(args) => block_on(replace::replace(&context, &args)),
+        Verb::RemovePeer(args) => block_on(replace::remove(&context, &args)),
+        Verb::ReplaceDisk(args) => block_on(disk::run(&context, &args)),
+        Verb::Resize(args) => block_on(resize::run(&context, &args)),
+        Verb::Peer(verb) => block_on(peer::run(&context, verb)),
         Verb::Config(verb) => config::run(&context, &verb),
         Verb::Reload(args) => block_on(reload::run(&context, &args)),
         Verb::Witness(args) => block_on(witness::run(&context, args)),
@@ -219,6 +230,53 @@ async fn within<T>(
         result = future => result,
         () = ended => Err(Failure::new(Status::TimedOut, on_timeout())),
         _ = tokio::signal::ctrl_c() => Err(Failure::new(Status::Interrupted, on_interrupt())),
+    }
+}
+
+/// The daemon's state; `None` where none runs.
+///
+/// # Errors
+/// One runs, and does not say.
+async fn running(config: &Config) -> Result<Option<StatusReport>, Failure> {
+    let mut client = match Client::connect(&config.node.control).await {
+        Ok(client) => client,
+        Err(ClientError::NoDaemon { .. }) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    match client.ask(Ask::Status).await? {
+        Answer::Status(report) => Ok(Some(*report)),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Refuses while a daemon runs: `command` changes stores, which only one may have open.
+///
+/// # Errors
+/// It runs.
+async fn stopped(config: &Config, mirror: &str, command: &str) -> Result<(), Failure> {
+    let Some(report) = running(config).await? else {
+        return Ok(());
+    };
+    Err(Failure::refused(format!(
+        "mirror {mirror}: not done: the daemon (process {}) has its stores open\n  next: `kagami down`, then `{command}`, then `kagami up --detach` (a device that is attached waits meanwhile, and is taken back)",
+        report.node.pid
+    )))
+}
+
+/// Hands a changed configuration to the daemon, if one runs; what it could not take over.
+///
+/// # Errors
+/// It refuses the file.
+async fn hand_over(config: &Config) -> Result<Option<Vec<String>>, Failure> {
+    let mut client = match Client::connect(&config.node.control).await {
+        Ok(client) => client,
+        Err(ClientError::NoDaemon { .. }) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    match client.ask(Ask::Reload).await? {
+        Answer::Reloaded { restart, .. } => Ok(Some(restart)),
+        Answer::Refused(refusal) => Err(Failure::of_refusal("", &refusal)),
+        other => Err(unexpected(&other)),
     }
 }
 

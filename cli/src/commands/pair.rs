@@ -3,43 +3,35 @@
 //! The exchange is the replicator's ([`kagami_replicator::shell::pairing`]); here are the stores and
 //! the configuration of both sides. Each side writes what it learned only after the other has said yes.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
-use kagami_bitmap::read_slots;
-use kagami_replicator::core::state::{NodeId, Protocol as CoreProtocol};
-use kagami_replicator::shell::identity::{Fingerprint, NodeKeys};
-use kagami_replicator::shell::pairing::facts::{Facts, MirrorFacts, Party};
-use kagami_replicator::shell::pairing::{
-    Joining, Offering, PairError, Purpose, Terms, Token, TokenError,
-};
+use kagami_bitmap::Record;
+use kagami_replicator::core::state::Protocol as CoreProtocol;
+use kagami_replicator::shell::engine::OfflineCopy;
+use kagami_replicator::shell::identity::Fingerprint;
+use kagami_replicator::shell::pairing::facts::{Facts, MirrorFacts};
+use kagami_replicator::shell::pairing::{Joining, PairError, Purpose, Token, TokenError};
 use serde_json::json;
 
+use super::offer::{self, Offer, Taken};
 use super::stores::{Made, Plan, Wanted};
-use super::{Context, init, key_folder, node, print_json, print_out, within};
+use super::{Context, init, node, print_json, print_out, stopped, within};
 use crate::args::PairArgs;
 use crate::config::edit::Editor;
 use crate::config::keys::{self, Section};
 use crate::config::value::{check_name, spell_size};
-use crate::config::{Config, Mirror, Protocol};
+use crate::config::{Config, Mirror};
 use crate::exit::{DONE, Failure, Outcome, Status};
-
-/// Keys of a mirror that both nodes should share, told to the joining side.
-const SHARED_MIRROR: &[&str] = &[
-    "solo",
-    "after-sb-0pri",
-    "after-sb-1pri",
-    "after-sb-2pri",
-    "both-stale",
-    "activity-log-extents",
-];
-/// Keys of the peer that both nodes should share.
-const SHARED_PEER: &[&str] = &["timeout", "ack-timeout"];
 
 /// Pairs: the offering side, or the joining one.
 ///
 /// # Errors
 /// The token is wrong, nobody came, the other side refused, no store could be made.
 pub async fn run(context: &Context, args: PairArgs) -> Outcome {
+    if args.rotate {
+        return super::rotate::run(context, args.json).await;
+    }
     match (&args.join, &args.mirror) {
         (Some(token), _) => join(context, &args, token).await,
         (None, Some(mirror)) => offer(context, &args, mirror).await,
@@ -65,37 +57,6 @@ pub fn pair_failure(error: &PairError, what: &str) -> Failure {
     Failure::new(status, format!("{what}: {error}"))
 }
 
-/// Where to wait, and how others reach that: ports of the system's choice, since the daemon may hold
-/// its own.
-pub fn meeting_place(addresses: &[SocketAddr]) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
-    let mut listen = Vec::new();
-    if addresses.iter().any(SocketAddr::is_ipv4) {
-        listen.push(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0));
-    }
-    if addresses.iter().any(SocketAddr::is_ipv6) {
-        listen.push(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0));
-    }
-    let advertise = addresses
-        .iter()
-        .map(|address| SocketAddr::new(address.ip(), 0))
-        .collect();
-    (listen, advertise)
-}
-
-fn keys_of(config: &Config) -> Result<NodeKeys, Failure> {
-    NodeKeys::load_or_create(&key_folder(config))
-        .map_err(|error| Failure::system(format!("this node has no key: {error}")))
-}
-
-fn party(config: &Config, given: &[IpAddr]) -> Party {
-    Party {
-        node: NodeId(config.node.id),
-        name: config.node.name.clone(),
-        addresses: node::reachable(&config.node.listen, given),
-        threads: u16::try_from(config.node.threads).unwrap_or(u16::MAX),
-    }
-}
-
 /// Waits for the other node.
 async fn offer(context: &Context, args: &PairArgs, name: &str) -> Outcome {
     let config = context.config()?;
@@ -107,208 +68,61 @@ async fn offer(context: &Context, args: &PairArgs, name: &str) -> Outcome {
     };
     if let (Some(peer), false) = (&mirror.peer, args.again) {
         return Err(Failure::refused(format!(
-            "mirror {name} is paired with {peer} already\n  next: nothing to do; `--again` makes a new token, for a pairing that one side lost"
+            "mirror {name} is paired with {peer} already\n  next: nothing to do; `--again` makes a new token, for a pairing that one side lost; another node takes {peer}'s place by `kagami replace-peer {name}`"
         )));
     }
-    let keys = keys_of(&config)?;
-    let told = Facts {
-        party: party(&config, &args.address),
-        mirror: MirrorFacts {
-            mirror: u128::from_be_bytes(mirror.uuid),
-            name: name.to_owned(),
-            size: mirror.size,
-            logical_block: mirror.logical_block,
-            protocol: match mirror.protocol {
-                Protocol::A => CoreProtocol::A,
-                Protocol::B => CoreProtocol::B,
-                Protocol::C => CoreProtocol::C,
-            },
-            zeroed: is_zeroed(mirror),
-            thread: u16::try_from(mirror.thread).unwrap_or(u16::MAX),
-        },
-        settings: shared_settings(&config, mirror),
-    };
-    if told.party.addresses.is_empty() {
-        return Err(pair_failure(&PairError::NoAddress, "not paired"));
-    }
-    let (listen, advertise) = meeting_place(&told.party.addresses);
-    let mut offering = Offering::open(
-        &keys.current,
-        &Terms {
-            purpose: Purpose::Mirror,
-            name: config.node.name.clone(),
-            listen,
-            advertise,
+    let came = offer::wait(
+        &config,
+        mirror,
+        &Offer {
+            address: &args.address,
             valid: args.valid,
-        },
-    )
-    .map_err(|error| pair_failure(&error, "not paired"))?;
-    let line = format!("kagami pair --join {}", offering.token());
-    if args.json {
-        print_json(&json!({"mirror": name, "token": offering.token().to_string()}))?;
-    } else {
-        print_out(&format!(
-            "mirror {name}: on the other node (valid {}; add --device DEVICE to use one there):\n\n  {line}\n\n",
-            humantime::format_duration(args.valid)
-        ))?;
-    }
-    let encoded = told.encode();
-    let met = within(
-        None,
-        String::new,
-        || format!("mirror {name}: interrupted; the token is worth nothing any more"),
-        async {
-            offering
-                .meet(&encoded)
-                .await
-                .map_err(|error| pair_failure(&error, &format!("mirror {name}: not paired")))
+            json: args.json,
+            done: "paired",
         },
     )
     .await?;
-    let facts = match Facts::decode(&met.facts) {
-        Ok(facts) => facts,
-        Err(fault) => {
-            met.refuse("what this node said makes no sense to the other")
-                .await;
-            return Err(Failure::refused(format!(
-                "mirror {name}: not paired: what the other node said makes no sense: {fault}\n  next: use the same build of kagami on both nodes"
-            )));
-        }
-    };
-    let fingerprint = met.fingerprint;
-    if let Err(failure) = write_peer(context, &facts, fingerprint, name, met.from()) {
-        met.refuse("its configuration could not be written on the other node")
-            .await;
-        return Err(failure);
+    let peer = mirror.peer.as_deref().and_then(|peer| config.peer(peer));
+    if let Some(peer) = peer.filter(|peer| peer.id != came.facts.party.node.0) {
+        let failure = Failure::refused(format!(
+            "mirror {name}: not paired: its peer is {}, and {} came, which is another node\n  next: for a new node in {}'s place: `kagami replace-peer {name}`",
+            peer.name, came.facts.party.name, peer.name
+        ));
+        return Err(came.refuse(failure).await);
     }
-    let confirmed = met.confirm().await;
-    offering.close().await;
-    confirmed.map_err(|error| {
-        Failure::refused(format!(
-            "mirror {name}: {} is written into the configuration here, and whether it heard so is not known: {error}\n  next: if {} is not paired, run `kagami pair {name} --again`",
-            facts.party.name, facts.party.name
-        ))
-    })?;
-    paired(
-        args,
-        name,
-        &facts,
-        fingerprint,
-        told.mirror.zeroed && facts.mirror.zeroed,
-    )
+    let taken = offer::take(context, &config, mirror, came).await?;
+    paired(args.json, name, &taken)
 }
 
 /// What both sides print at the end.
-fn paired(
-    args: &PairArgs,
-    name: &str,
-    other: &Facts,
-    fingerprint: Fingerprint,
-    zeroed: bool,
-) -> Outcome {
-    if args.json {
+fn paired(as_json: bool, name: &str, taken: &Taken) -> Outcome {
+    if as_json {
         print_json(&json!({
-            "mirror": name, "peer": other.party.name, "fingerprint": fingerprint.to_string(),
-            "first_copy": !zeroed,
+            "mirror": name, "peer": taken.peer, "fingerprint": taken.fingerprint.to_string(),
+            "first_copy": !taken.zeroed,
         }))?;
         return DONE;
     }
-    let copy = if zeroed {
+    let copy = if taken.zeroed {
         "both copies read as zeroes: nothing has to be copied"
     } else {
         "the first copy is full: what one of both holds is sent to the other"
     };
+    let next = if taken.live {
+        format!(
+            "next: `kagami up` on {} (`kagami down` first if its daemon runs); the daemon here knows",
+            taken.peer
+        )
+    } else {
+        format!(
+            "next: `kagami up` on both nodes (`kagami down` first where the daemon runs), then `kagami promote {name}` on one"
+        )
+    };
     print_out(&format!(
-        "mirror {name}: paired with {} (key {fingerprint})\n  {copy}\nnext: `kagami up` on both nodes (`kagami down` first where the daemon runs), then `kagami promote {name}` on one\n",
-        other.party.name
+        "mirror {name}: paired with {} (key {})\n  {copy}\n{next}\n",
+        taken.peer, taken.fingerprint
     ))?;
     DONE
-}
-
-/// Whether this node's copy is known to read as zeroes, as its superblock says.
-fn is_zeroed(mirror: &Mirror) -> bool {
-    use std::io::Read as _;
-    let mut slots = vec![0; kagami_bitmap::layout::SLOTS_BYTES as usize];
-    // A look past the daemon's lock: it is only for what is told to people.
-    let read = std::fs::File::open(&mirror.metadata).and_then(|mut file| {
-        let length = file.metadata()?.len();
-        file.read_exact(&mut slots)?;
-        Ok(length)
-    });
-    read.is_ok_and(|length| {
-        read_slots(&slots, length.max(u64::from(u32::MAX)), None)
-            .is_ok_and(|read| read.superblock.record.zeroed)
-    })
-}
-
-/// The settings that the joining side takes over, as the file spells them.
-fn shared_settings(config: &Config, mirror: &Mirror) -> Vec<(String, String)> {
-    let mut settings = Vec::new();
-    let mut add = |place: String, section, name: &str, key| {
-        if let Some(entry) = config.sheet.entry(section, name, key)
-            && entry.line.is_some()
-        {
-            settings.push((place, entry.written.clone()));
-        }
-    };
-    for key in SHARED_MIRROR {
-        add(format!("mirror.{key}"), Section::Mirror, &mirror.name, key);
-    }
-    if let Some(peer) = &mirror.peer {
-        for key in SHARED_PEER {
-            add(format!("peer.{key}"), Section::Peer, peer, key);
-        }
-    }
-    if let Some(arbiter) = &mirror.arbiter {
-        settings.push(("mirror.arbiter".to_owned(), format!("\"{arbiter}\"")));
-        for key in ["addresses", "fingerprints", "timeout"] {
-            if let Some(entry) = config.sheet.entry(Section::Arbiter, arbiter, key)
-                && entry.line.is_some()
-            {
-                settings.push((format!("arbiter.{key}"), entry.written.clone()));
-            }
-        }
-    }
-    settings
-}
-
-/// Writes [peer.NAME] and who the mirror's peer is.
-fn write_peer(
-    context: &Context,
-    other: &Facts,
-    fingerprint: Fingerprint,
-    mirror: &str,
-    from: SocketAddr,
-) -> Result<(), Failure> {
-    let mut editor = Editor::open(&context.file)?;
-    set_peer(&mut editor, other, fingerprint, from.ip())?;
-    editor.set(Section::Mirror, mirror, "peer", other.party.name.as_str());
-    editor.save(&context.places)?;
-    Ok(())
-}
-
-fn set_peer(
-    editor: &mut Editor,
-    other: &Facts,
-    fingerprint: Fingerprint,
-    seen: IpAddr,
-) -> Result<(), Failure> {
-    let party = &other.party;
-    check_name(&party.name)
-        .map_err(|why| Failure::refused(format!("not paired: the other node's name: {why}")))?;
-    let id = i64::try_from(party.node.0).map_err(|_| {
-        Failure::refused("not paired: the other node's id is out of bounds\n  next: `kagami init` there draws a right one")
-    })?;
-    editor.set(Section::Peer, &party.name, "id", id);
-    let mut addresses: Vec<String> = party.addresses.iter().map(ToString::to_string).collect();
-    if addresses.is_empty() {
-        addresses.push(SocketAddr::new(seen, node::LINK_PORT).to_string());
-    }
-    let list = |texts: Vec<String>| texts.into_iter().collect::<toml_edit::Array>();
-    editor.set(Section::Peer, &party.name, "addresses", list(addresses));
-    let prints = vec![fingerprint.to_string()];
-    editor.set(Section::Peer, &party.name, "fingerprints", list(prints));
-    Ok(())
 }
 
 /// Joins the mirror that a token is for.
@@ -350,7 +164,11 @@ async fn join(context: &Context, args: &PairArgs, token: &str) -> Outcome {
         ))?;
         return DONE;
     }
-    let keys = keys_of(&config)?;
+    let keys = offer::keys_of(&config)?;
+    if args.give_up_copy {
+        // Its stores are written to.
+        stopped(&config, &token.name, "kagami pair --join … --give-up-copy").await?;
+    }
     let joining = within(
         None,
         String::new,
@@ -383,7 +201,7 @@ async fn join(context: &Context, args: &PairArgs, token: &str) -> Outcome {
         }
     };
     let mine = Facts {
-        party: party(&config, &[]),
+        party: offer::party(&config, &[]),
         mirror: MirrorFacts {
             zeroed: made.zeroed,
             ..facts.mirror.clone()
@@ -432,13 +250,13 @@ async fn join(context: &Context, args: &PairArgs, token: &str) -> Outcome {
         }
         print_out(&text)?;
     }
-    paired(
-        args,
-        &name,
-        &facts,
+    let taken = Taken {
+        peer: facts.party.name.clone(),
         fingerprint,
-        facts.mirror.zeroed && made.zeroed,
-    )
+        zeroed: facts.mirror.zeroed && made.zeroed,
+        live: false,
+    };
+    paired(args.json, &name, &taken)
 }
 
 /// Checks what the other side told, and makes the stores.
@@ -451,10 +269,21 @@ fn prepare(
     let name = &mirror.name;
     check_name(name)
         .map_err(|why| Failure::refused(format!("not joined: the mirror's name: {why}")))?;
-    if config.mirror(name).is_some() {
+    let old = config.mirror(name);
+    if let Some(old) = old
+        && old.uuid != mirror.mirror.to_be_bytes()
+    {
         return Err(Failure::refused(format!(
-            "not joined: mirror {name} is on node {} already\n  next: choose another name for one of both mirrors",
+            "not joined: another mirror is called {name} on node {}\n  next: choose another name for one of both mirrors",
             config.node.name
+        )));
+    }
+    if let (Some(old), false) = (old, args.give_up_copy) {
+        return Err(Failure::refused(format!(
+            "not joined: node {} has an old copy of mirror {name} already ({})\n  next: the same command with --give-up-copy takes it in again, and copies all of it from {}",
+            config.node.name,
+            old.backing.display(),
+            facts.party.name
         )));
     }
     if facts.party.name == config.node.name || facts.party.node.0 == config.node.id {
@@ -473,6 +302,9 @@ fn prepare(
             config.file.display()
         )));
     }
+    if let Some(old) = old {
+        return give_up_copy(config, old, facts);
+    }
     let extents = facts
         .settings
         .iter()
@@ -483,6 +315,7 @@ fn prepare(
         name,
         uuid: mirror.mirror.to_be_bytes(),
         node: config.node.id,
+        peer: Some(facts.party.node.0),
         size: Some(mirror.size),
         keep_data: false,
         logical_block: mirror.logical_block,
@@ -492,6 +325,57 @@ fn prepare(
     })?;
     let lines = plan.lines();
     Ok((plan.make()?, lines))
+}
+
+/// Makes an old copy of this node's one that was never written: whatever it holds, it only counts as
+/// room for what the other side sends.
+fn give_up_copy(
+    config: &Config,
+    old: &Mirror,
+    facts: &Facts,
+) -> Result<(Made, Vec<String>), Failure> {
+    let name = &old.name;
+    let refused = |why: String| Failure::refused(format!("mirror {name}: not joined: {why}"));
+    let id = facts.mirror.mirror;
+    let mut copy = OfflineCopy::open(name, id, &old.metadata, Duration::ZERO)
+        .map_err(|error| refused(error.to_string()))?;
+    let (node, size, block) = (
+        copy.record().node,
+        copy.record().size,
+        copy.record().logical_block,
+    );
+    if node != config.node.id {
+        return Err(refused(format!(
+            "{} holds the copy of node {node}, and this is node {}\n  next: name other stores",
+            old.metadata.display(),
+            config.node.id
+        )));
+    }
+    if size != facts.mirror.size {
+        return Err(refused(format!(
+            "the old copy has {}, and the mirror {}\n  next: `kagami resize {name} --grow {}` here, if that is more; else remove [mirror.{name}] and its stores here, and join with new ones",
+            spell_size(size),
+            spell_size(facts.mirror.size),
+            spell_size(facts.mirror.size)
+        )));
+    }
+    copy.change(|record| {
+        *record = Record {
+            logical_block: block,
+            peer: Some(facts.party.node.0),
+            ..Record::new(id, node, size)
+        };
+    })
+    .map_err(|error| refused(error.to_string()))?;
+    let lines = vec![
+        format!(
+            "backing   {}: the old copy there is given up",
+            old.backing.display()
+        ),
+        format!("metadata  {}: begun anew", old.metadata.display()),
+    ];
+    let made = Made::kept(size, &old.backing, &old.metadata);
+    Ok((made, lines))
 }
 
 /// Writes the mirror, its peer and what both share.
@@ -506,7 +390,7 @@ fn write_joined(
     let name = &facts.mirror.name;
     let uuid = facts.mirror.mirror.to_be_bytes();
     init::write_mirror(editor, name, &uuid, made, facts.mirror.logical_block);
-    set_peer(editor, facts, fingerprint, seen)?;
+    offer::set_peer(editor, facts, fingerprint, seen)?;
     editor.set(Section::Mirror, name, "peer", facts.party.name.as_str());
     if facts.mirror.protocol != CoreProtocol::C {
         let protocol = format!("{:?}", facts.mirror.protocol);

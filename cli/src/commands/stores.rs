@@ -38,6 +38,8 @@ pub struct Wanted<'a> {
     pub uuid: [u8; 16],
     /// This node's id.
     pub node: u64,
+    /// The peer's, where it is known.
+    pub peer: Option<u64>,
     /// Bytes; `None`: all of the device.
     pub size: Option<u64>,
     /// Keep what is there.
@@ -86,6 +88,17 @@ pub struct Made {
 }
 
 impl Made {
+    /// A copy whose stores stay where they are.
+    pub fn kept(size: u64, backing: &Path, metadata: &Path) -> Self {
+        Self {
+            size,
+            backing: backing.to_owned(),
+            metadata: metadata.to_owned(),
+            zeroed: false,
+            created: Vec::new(),
+        }
+    }
+
     /// Takes back the files that were made.
     pub fn take_back(&self) {
         for path in &self.created {
@@ -146,6 +159,7 @@ impl Plan {
         metadata_place(&metadata, &layout)?;
         let mut record = Record::new(u128::from_be_bytes(wanted.uuid), wanted.node, size);
         record.logical_block = wanted.logical_block;
+        record.peer = wanted.peer;
         if wanted.keep_data {
             // docs/protocol.md §1: data that are kept have a generation from the beginning.
             record.mint(random()?);

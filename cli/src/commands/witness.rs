@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::config::edit::Editor;
 use crate::config::keys::{self, Fallback, Section};
 use crate::daemon::log;
+use crate::daemon::service::Service;
 use crate::exit::{DONE, Failure, Outcome, Status};
 
 /// Runs the witness, or enrols a node at it.
@@ -26,6 +27,7 @@ pub async fn run(context: &Context, args: WitnessArgs) -> Outcome {
     match &args.verb {
         None => serve(context, &args).await,
         Some(WitnessVerb::Enrol { address, valid }) => enrol(context, &args, address, *valid).await,
+        Some(WitnessVerb::Forget { node }) => forget(context, node),
         Some(WitnessVerb::List { json }) => list(context, *json),
     }
 }
@@ -90,7 +92,13 @@ async fn serve(context: &Context, args: &WitnessArgs) -> Outcome {
         "witness {} answers",
         config.node.name
     );
-    server.serve(crate::up::signal()).await;
+    let service = Service::of_this_process();
+    service.ready().await;
+    service.status(&format!("answers on {}", addresses.join(", ")));
+    tokio::select! {
+        () = server.serve(crate::up::signal()) => {}
+        () = service.live_alone() => {}
+    }
     info!("witness stopped");
     log::write_repeats();
     DONE
@@ -113,7 +121,7 @@ async fn enrol(
         ));
     }
     // The witness may run and hold its port: the meeting takes ports of its own.
-    let (meeting, advertise) = super::pair::meeting_place(&addresses);
+    let (meeting, advertise) = super::offer::meeting_place(&addresses);
     let offer = EnrolOffer::open(
         &keys.current,
         &state(&config),
@@ -180,6 +188,33 @@ fn list(context: &Context, as_json: bool) -> Outcome {
         .iter()
         .map(|(key, name)| format!("{name}  {key}\n"))
         .collect();
+    print_out(&text)?;
+    DONE
+}
+
+/// Takes a node out.
+fn forget(context: &Context, node: &str) -> Outcome {
+    let state = state(&context.config()?);
+    let forgotten = if state.exists() {
+        store::forget(&state, node)
+            .map_err(|error| Failure::system(format!("{node} was not forgotten: {error}")))?
+    } else {
+        Vec::new()
+    };
+    if forgotten.is_empty() {
+        return Err(Failure::refused(format!(
+            "no node {node} is enrolled here\n  next: `kagami witness list` shows those that are"
+        )));
+    }
+    let mut text = String::new();
+    for (key, name) in &forgotten {
+        text.push_str(&format!(
+            "node {name} may not use this witness any more (key {key})\n"
+        ));
+    }
+    text.push_str(
+        "a running witness knows at once; `kagami witness enrol` lets the node in again\n",
+    );
     print_out(&text)?;
     DONE
 }

@@ -146,6 +146,33 @@ impl Editor {
         self.table(section, name).remove(key);
     }
 
+    /// Removes a section, if it is there.
+    pub fn remove(&mut self, section: Section, name: &str) {
+        if let Some(all) = self.named(section) {
+            all.remove(name);
+        }
+    }
+
+    /// Gives a section another NAME; what refers to it is the caller's.
+    pub fn rename(&mut self, section: Section, from: &str, to: &str) {
+        if let Some(all) = self.named(section)
+            && let Some(item) = all.remove(from)
+        {
+            all.insert(to, item);
+        }
+    }
+
+    /// The table of the sections of a kind that have NAMEs.
+    fn named(&mut self, section: Section) -> Option<&mut dyn toml_edit::TableLike> {
+        assert!(
+            matches!(section, Section::Mirror | Section::Peer | Section::Arbiter),
+            "{section:?} has no NAMEs"
+        );
+        self.document
+            .get_mut(section.word())
+            .and_then(Item::as_table_like_mut)
+    }
+
     fn table(&mut self, section: Section, name: &str) -> &mut dyn toml_edit::TableLike {
         let mut table: &mut dyn toml_edit::TableLike = self.document.as_table_mut();
         let mut path = vec![section.word()];

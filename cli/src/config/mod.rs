@@ -75,6 +75,8 @@ pub struct Node {
     pub log_level: String,
     /// Lines of JSON instead of text.
     pub log_json: bool,
+    /// The newest protocol version spoken with peers.
+    pub link_version: u16,
 }
 
 /// `[mirror.NAME]`
@@ -433,6 +435,11 @@ impl Node {
             control_group: fields.text("control-group"),
             log_level: fields.the_text("log-level"),
             log_json: fields.the_text("log-format") == "json",
+            link_version: if fields.the_text("link-version") == "1" {
+                1
+            } else {
+                2
+            },
         }
     }
 }

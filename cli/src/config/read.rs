@@ -85,6 +85,23 @@ impl Sheet {
         };
     }
 
+    /// Takes over a whole section from another sheet, or its absence.
+    pub fn copy_section(&mut self, other: &Self, section: Section, name: &str) {
+        self.entries
+            .retain(|(kind, of, _), _| *kind != section || of != name);
+        let theirs = other
+            .entries
+            .iter()
+            .filter(|((kind, of, _), _)| *kind == section && of == name);
+        for (place, entry) in theirs {
+            self.entries.insert(place.clone(), entry.clone());
+        }
+        let ours = self.instances.entry(section).or_default();
+        ours.retain(|instance| instance.name != name);
+        let there = other.instances(section).iter();
+        ours.extend(there.filter(|instance| instance.name == name).cloned());
+    }
+
     /// The line to blame for a key: its own, else its section's, else the first.
     pub fn line(&self, section: Section, name: &str, key: &'static str) -> usize {
         self.entry(section, name, key)

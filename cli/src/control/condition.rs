@@ -46,8 +46,13 @@ pub fn condition(mirror: &MirrorReport) -> Condition {
     if mirror.fault.is_some() {
         return Condition::NotOpened;
     }
-    if mirror.peer.is_none() && mirror.alone.is_none() {
-        return Condition::NotPaired;
+    if mirror.peer.is_none() {
+        // Nobody else has a copy: where it serves, it serves alone.
+        return match mirror.role {
+            _ if matches!(mirror.disk, Disk::Diskless | Disk::Failed) => Condition::Unusable,
+            Role::Primary => Condition::Alone,
+            Role::Secondary => Condition::NotPaired,
+        };
     }
     if mirror.connection == Connection::Connected {
         return connected(mirror);
@@ -112,9 +117,17 @@ pub fn next(mirror: &MirrorReport) -> Vec<String> {
         | Condition::Resynchronising
         | Condition::Meeting => Vec::new(),
         Condition::Paused => line(format!("`kagami resume-sync {name}` goes on with it")),
-        Condition::Alone if mirror.connection == Connection::StandAlone => line(format!(
-            "`kagami connect {name}` looks for {peer} again; it resynchronises by itself then"
+        Condition::Alone if mirror.peer.is_none() => line(format!(
+            "no other node has a copy: `kagami pair {name}` brings one"
         )),
+        Condition::Alone
+            if mirror.connection == Connection::StandAlone
+                && mirror.verdict.as_ref().is_none_or(|v| v.refused.is_none()) =>
+        {
+            line(format!(
+                "`kagami connect {name}` looks for {peer} again; it resynchronises by itself then"
+            ))
+        }
         Condition::Alone => match mirror.verdict.as_ref().and_then(|v| v.refused) {
             Some(refusal) => refused(mirror, refusal),
             None => line(format!(
@@ -167,7 +180,7 @@ pub fn next(mirror: &MirrorReport) -> Vec<String> {
             None => Vec::new(),
         },
         Condition::NotPaired => line(format!(
-            "`kagami pair {name}` prints the line for the other node"
+            "`kagami promote {name}` serves it from here; `kagami pair {name}` brings a second node"
         )),
         Condition::NotOpened => line("put it right and start kagami again".to_owned()),
     }
@@ -223,8 +236,15 @@ fn refused(mirror: &MirrorReport, refusal: Refusal) -> Vec<String> {
             "neither copy was written yet, and they may differ; say which to begin with: `kagami resync {name} --from local` or `--from peer` copies it whole"
         )],
         Refusal::OtherMirror => vec![format!(
-            "compare `uuid` and `size` of [mirror.{name}] on both nodes; `kagami pair {name}` makes a fitting copy"
+            "compare `uuid` of [mirror.{name}] on both nodes; `kagami pair {name}` makes a fitting copy"
         )],
+        Refusal::OtherSize => {
+            let outcome = mirror.verdict.as_ref().map_or("", |v| v.outcome.as_str());
+            let outcome = outcome.trim_start_matches("refused: ");
+            vec![format!(
+                "{outcome}: there `kagami down`, `kagami resize {name} --grow SIZE`, `kagami up`"
+            )]
+        }
         Refusal::Unrelated => vec![format!(
             "the copies have no history in common; to keep one whole: `kagami resync {name} --full --from local` (overwrites {peer}'s copy) or `--from peer` (overwrites this one)"
         )],
@@ -232,6 +252,9 @@ fn refused(mirror: &MirrorReport, refusal: Refusal) -> Vec<String> {
             "the copy that is left lacks writes that were answered; put the disk right that failed, if that can be done, and start its daemon again".to_owned(),
             format!("to go on without those writes, on the node whose disk is good: `kagami promote {name} --force`"),
         ],
+        Refusal::TwoPrimaries => vec![format!(
+            "both nodes were made Primary while apart, and neither has written: `kagami demote {name}` on the one that is not in use"
+        )],
         Refusal::Impossible => vec![
             "one of the copies was cloned or restored from a backup; nothing was changed"
                 .to_owned(),

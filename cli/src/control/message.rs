@@ -52,6 +52,8 @@ pub enum Ask {
     },
     /// Read the configuration again: [`Answer::Reloaded`] or [`Answer::Refused`].
     Reload,
+    /// Show the next key instead of the present one: [`Answer::Rotated`] or [`Answer::Refused`].
+    Rotate,
     /// Stop cleanly: [`Answer::Done`] when everything is on disk and the daemon is about to end.
     Stop,
 }
@@ -104,6 +106,11 @@ pub enum Order {
     Disconnect,
     /// Look for the peer again.
     Connect,
+    /// The other copy is that node's from now on; the one before is never believed again.
+    SetPeer {
+        /// Its id; none: there is no other copy.
+        peer: Option<u64>,
+    },
     /// Become a block device of this machine: [`Answer::Attached`].
     Attach {
         /// N of /dev/nbdN; none: a free one.
@@ -138,6 +145,8 @@ impl std::fmt::Display for Order {
             Self::Invalidate => f.write_str("invalidate"),
             Self::Disconnect => f.write_str("disconnect"),
             Self::Connect => f.write_str("connect"),
+            Self::SetPeer { peer: None } => f.write_str("remove-peer"),
+            Self::SetPeer { peer: Some(id) } => write!(f, "replace-peer (node {id})"),
             Self::Attach { device: None } => f.write_str("attach"),
             Self::Attach {
                 device: Some(index),
@@ -186,6 +195,13 @@ pub enum Answer {
         applied: Vec<String>,
         /// Needs a restart, a line each.
         restart: Vec<String>,
+    },
+    /// This node shows another key.
+    Rotated {
+        /// Its.
+        fingerprint: String,
+        /// The peers that have pinned it.
+        peers: Vec<String>,
     },
     /// The request was not understood; whose fault is in the words.
     NotUnderstood {

@@ -173,8 +173,10 @@ words! {
 words! {
     /// Why two copies are not brought together.
     Refusal {
-        /// Mirror or size differ.
+        /// They are copies of different mirrors.
         OtherMirror = "other-mirror",
+        /// One copy has been grown, the other has not.
+        OtherSize = "other-size",
         /// Neither was written, and they may differ.
         NameSource = "name-source",
         /// No good copy is left.
@@ -185,6 +187,8 @@ words! {
         Unrelated = "unrelated",
         /// The only copy with what was answered has lost its disk.
         NewestLost = "newest-lost",
+        /// Both are Primary, and neither has written.
+        TwoPrimaries = "two-primaries",
         /// What the protocol rules out: a cloned or restored disk.
         Impossible = "impossible",
     }
@@ -297,6 +301,9 @@ pub struct PeerReport {
     pub address: Option<String>,
     /// Newest round trip.
     pub round_trip_ns: Option<u64>,
+    /// The protocol version that both speak, while connected.
+    #[serde(default)]
+    pub link_version: Option<u16>,
 }
 
 /// A version of the data.

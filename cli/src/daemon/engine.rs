@@ -7,9 +7,14 @@ use std::future::Future;
 
 use kagami_replicator::core::event::{Command, Refusal, Reply};
 use kagami_replicator::core::notice::Notice;
+use kagami_replicator::core::state::NodeId;
 use kagami_replicator::core::status::Status;
+use kagami_replicator::shell::engine::PeerEvent;
+use kagami_replicator::shell::identity::Fingerprint;
+use kagami_replicator::shell::quic::Note;
 use tokio::sync::broadcast;
 
+use crate::config::Config;
 use crate::control::report::DeviceReport;
 
 /// A handle on the running mirrors. Clones are handles on the same.
@@ -23,6 +28,39 @@ pub trait Engine: Clone + Send + Sync + 'static {
 
     /// The state of every mirror that the engine was started with.
     fn status(&self) -> impl Future<Output = Vec<MirrorStatus>> + Send;
+
+    /// The node that a mirror's copy is paired with, by its id; `None`: nobody.
+    fn peer(&self, mirror: &str) -> impl Future<Output = Option<u64>> + Send {
+        let _ = mirror;
+        async { None }
+    }
+
+    /// Peers, their addresses and keys, and arbiters are these from now on.
+    fn relink(&self, config: &Config) -> impl Future<Output = ()> + Send {
+        let _ = config;
+        async {}
+    }
+
+    /// The connections with peers, one for each.
+    fn links(&self) -> impl Future<Output = Vec<PeerLink>> + Send {
+        async { Vec::new() }
+    }
+
+    /// Tells a peer something, if it can be told.
+    fn tell(&self, peer: NodeId, note: &Note) -> impl Future<Output = ()> + Send {
+        let _ = (peer, note);
+        async {}
+    }
+
+    /// What peers do and tell from now on; `None`: there are none.
+    fn peer_events(&self) -> Option<broadcast::Receiver<PeerEvent>> {
+        None
+    }
+
+    /// Shows the key that is in the node's folder now.
+    fn show_new_key(&self) -> impl Future<Output = Result<(), String>> + Send {
+        async { Ok(()) }
+    }
 
     /// Everything that happens from now on. A receiver that lags misses the oldest.
     fn events(&self) -> broadcast::Receiver<Noticed>;
@@ -47,6 +85,11 @@ pub trait Engine: Clone + Send + Sync + 'static {
         async { Err(no_devices()) }
     }
 
+    /// Waits until the loop of every data-plane thread has turned once. While one is stuck it waits.
+    fn beat(&self) -> impl Future<Output = ()> + Send {
+        async {}
+    }
+
     /// Stops every mirror cleanly (demoted, left, flushed, logs emptied) and closes all stores.
     /// When it returns, nothing of this daemon is in flight.
     fn stop(&self) -> impl Future<Output = ()> + Send;
@@ -58,6 +101,19 @@ fn no_devices() -> Refusal {
         facts: Vec::new(),
         next: "use the NBD socket that `kagami status` shows".to_owned(),
     }
+}
+
+/// A connection with a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerLink {
+    /// The peer.
+    pub peer: NodeId,
+    /// The protocol version that both speak.
+    pub version: u16,
+    /// The key that it showed.
+    pub key: Fingerprint,
+    /// A mirror is connected over it: the peer is there.
+    pub is_used: bool,
 }
 
 /// A mirror that is a device of this machine.
@@ -82,6 +138,8 @@ pub struct MirrorStatus {
     pub disk_fault: Option<String>,
     /// The peer's address that the session uses.
     pub peer_address: Option<String>,
+    /// The protocol version that both speak.
+    pub link_version: Option<u16>,
     /// Where front ends serve it: NBD URIs, devices.
     pub served_at: Vec<String>,
     /// The device in the kernel, where it is attached.

@@ -10,20 +10,21 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use kagami_nbd_server::tls::Clients;
 use kagami_nbd_server::{
     Export, Exports, Limits, Listener, Server, TlsFiles, TlsPolicy, TlsServer,
 };
 use kagami_replicator::core::event::{Command, Refusal, Reply};
-use kagami_replicator::core::state::NodeId;
+use kagami_replicator::core::state::{Connection, NodeId};
 use kagami_replicator::shell::boot::Boot;
 use kagami_replicator::shell::engine::{
-    ArbiterConfig, DEFAULT_FENCE_WAIT, Engine as Shell, EngineConfig, MirrorConfig, Plane,
+    ArbiterConfig, DEFAULT_FENCE_WAIT, Engine as Shell, EngineConfig, MirrorConfig, PeerEvent,
+    Plane,
 };
 use kagami_replicator::shell::identity::Fingerprint;
-use kagami_replicator::shell::quic::{NodeId as LinkNode, PeerConfig};
+use kagami_replicator::shell::quic::{NodeId as LinkNode, Note, PeerConfig};
 use kagami_replicator::shell::witness::ClientConfig;
 use tokio::sync::{broadcast, oneshot, watch};
 use tracing::{error, info, warn};
@@ -31,8 +32,9 @@ use tracing::{error, info, warn};
 use super::attach::Attachments;
 use super::attach::device::Kernel;
 use super::attach::host;
-use super::engine::{Attached, Engine, MirrorStatus, Noticed, WriteLatency};
+use super::engine::{Attached, Engine, MirrorStatus, Noticed, PeerLink, WriteLatency};
 use super::front_end::Served;
+use super::service::Service;
 use super::settings;
 use crate::commands::key_folder;
 use crate::config::{self, Config};
@@ -40,6 +42,12 @@ use crate::exit::Failure;
 
 /// Mirrors that don't stop cleanly within are left as a crash would leave them.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
+/// Opening one mirror takes no longer: a dead daemon's last writes are waited for, names are looked up.
+const OPEN_PATIENCE: Duration = Duration::from_secs(120);
+/// A device that is a store and is not there at the start is waited for.
+const DEVICE_PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is looked for.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Clients may finish what they have begun within.
 const FRONT_END_GRACE: Duration = Duration::from_secs(5);
 
@@ -68,7 +76,7 @@ impl Mirrors {
     ///
     /// # Errors
     /// What keeps the node as a whole from running; a mirror that can't be opened does not.
-    pub async fn start(config: &Config) -> Result<Self, Failure> {
+    pub async fn start(config: &Config, service: &Service) -> Result<Self, Failure> {
         let failed = |what: &str, why: &dyn std::fmt::Display| {
             Failure::system(format!(
                 "not started: {what}: {why}\n  next: put it right in {} or on this machine, and start kagami again",
@@ -86,36 +94,31 @@ impl Mirrors {
         told.listen.clone_from(&config.node.listen);
         told.threads = u16::try_from(config.node.threads).unwrap_or(u16::MAX);
         told.buffers = usize::try_from(config.node.buffers).unwrap_or(usize::MAX);
-        for peer in &config.peers {
-            told.peers.push(PeerConfig {
-                node: LinkNode(u128::from(peer.id)),
-                name: peer.name.clone(),
-                addresses: resolve(&peer.addresses).await,
-                fingerprints: fingerprints(&peer.fingerprints),
-                timeout: peer.timeout,
-            });
-        }
+        told.newest_version = config.node.link_version;
+        told.peers = peers(config).await;
         let tls = tls(config)?;
         let shell = Shell::start(&told).map_err(|error| failed("the engine", &error))?;
         let (events, _) = broadcast::channel(1024);
         tokio::spawn(forward(shell.events(), events.clone()));
         let attachments = attachments(config, &shell);
         let mut refused = BTreeMap::new();
+        devices_appear(config, service).await;
         for mirror in &config.mirrors {
-            let Some(peer) = mirror.peer.as_deref().and_then(|name| config.peer(name)) else {
+            let peer = mirror.peer.as_deref().and_then(|name| config.peer(name));
+            if peer.is_none() {
                 warn!(
                     mirror = mirror.name,
-                    "not paired yet: not served; `kagami pair {}`", mirror.name
+                    "no other node has a copy: `kagami pair {}` brings one", mirror.name
                 );
-                continue;
-            };
+            }
+            service.starting(&format!("opening {}", mirror.name), OPEN_PATIENCE);
             let told = MirrorConfig {
                 name: mirror.name.clone(),
                 mirror: u128::from_be_bytes(mirror.uuid),
                 size: Some(mirror.size),
                 backing: mirror.backing.clone(),
                 metadata: Some(mirror.metadata.clone()),
-                peer: NodeId(peer.id),
+                peer: peer.map_or(NodeId::NOBODY, |peer| NodeId(peer.id)),
                 thread: u16::try_from(mirror.thread).unwrap_or(u16::MAX),
                 settings: settings::of(config, mirror),
                 arbiter: arbiter(config, mirror).await,
@@ -187,6 +190,59 @@ impl Engine for Mirrors {
         self.inner.attachments.detach(mirror, force).await
     }
 
+    async fn peer(&self, mirror: &str) -> Option<u64> {
+        let all = self.inner.shell.status().await;
+        let found = all.into_iter().find(|status| &*status.name == mirror)?;
+        (found.peer != NodeId::NOBODY).then_some(found.peer.0)
+    }
+
+    async fn links(&self) -> Vec<PeerLink> {
+        let mut links: BTreeMap<NodeId, PeerLink> = BTreeMap::new();
+        for status in self.inner.shell.status().await {
+            if let Some(link) = &status.link {
+                let is_used = status.core.connection == Connection::Connected;
+                let peer = status.peer;
+                let new = PeerLink {
+                    peer,
+                    version: link.version,
+                    key: link.key,
+                    is_used,
+                };
+                links.entry(peer).or_insert(new).is_used |= is_used;
+            }
+        }
+        links.into_values().collect()
+    }
+
+    async fn tell(&self, peer: NodeId, note: &Note) {
+        self.inner.shell.tell(peer, note);
+    }
+
+    fn peer_events(&self) -> Option<broadcast::Receiver<PeerEvent>> {
+        Some(self.inner.shell.peer_events())
+    }
+
+    async fn show_new_key(&self) -> Result<(), String> {
+        let shown = self.inner.shell.show_new_key().await;
+        shown.map_err(|error| error.to_string())
+    }
+
+    async fn relink(&self, config: &Config) {
+        self.inner.shell.set_peers(&peers(config).await);
+        for mirror in &config.mirrors {
+            if self.inner.refused.contains_key(&mirror.name) {
+                continue;
+            }
+            let arbiter = arbiter(config, mirror).await;
+            if let Err(why) = self.inner.shell.set_arbiter(&mirror.name, arbiter).await {
+                warn!(
+                    mirror = mirror.name,
+                    "its arbiter is the old one still: {why}"
+                );
+            }
+        }
+    }
+
     async fn status(&self) -> Vec<MirrorStatus> {
         let running = self.inner.shell.status().await.into_iter().map(|status| {
             let served_at = self.inner.served.get(&*status.name).cloned();
@@ -196,6 +252,7 @@ impl Engine for Mirrors {
                 device,
                 disk_fault: status.diskless.clone(),
                 peer_address: status.link.as_ref().map(|link| link.address.to_string()),
+                link_version: status.link.as_ref().map(|link| link.version),
                 served_at: served_at.unwrap_or_default(),
                 write_latency: (status.writes.count > 0).then_some(WriteLatency {
                     p50_ns: status.writes.p50,
@@ -209,6 +266,7 @@ impl Engine for Mirrors {
             core: Err(why.clone()),
             disk_fault: None,
             peer_address: None,
+            link_version: None,
             served_at: Vec::new(),
             device: None,
             write_latency: None,
@@ -218,6 +276,16 @@ impl Engine for Mirrors {
 
     fn events(&self) -> broadcast::Receiver<Noticed> {
         self.inner.events.subscribe()
+    }
+
+    async fn beat(&self) {
+        for thread in 0..self.inner.shell.threads() {
+            if !self.inner.shell.beat(thread).await {
+                error!(thread, "this data-plane thread has ended");
+                // By no order: nothing of its mirrors is served any more.
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     async fn stop(&self) {
@@ -242,6 +310,28 @@ impl Engine for Mirrors {
                 "not stopped cleanly: {}; {}", refusal.what, refusal.next
             );
         }
+    }
+}
+
+/// Waits a while for stores that are devices and not there: while a machine starts, LVM and its like come
+/// when they come, and a mirror that was not opened stays so until the next start.
+async fn devices_appear(config: &Config, service: &Service) {
+    let stores = config
+        .mirrors
+        .iter()
+        .flat_map(|mirror| [&mirror.backing, &mirror.metadata]);
+    let mut missing: Vec<_> = stores
+        .filter(|store| store.starts_with("/dev") && !store.exists())
+        .collect();
+    let deadline = Instant::now() + DEVICE_PATIENCE;
+    if let Some(first) = missing.first() {
+        let what = format!("waiting for {}", first.display());
+        info!("{what}, for up to {} s", DEVICE_PATIENCE.as_secs());
+        service.starting(&what, OPEN_PATIENCE);
+    }
+    while !missing.is_empty() && Instant::now() < deadline {
+        tokio::time::sleep(LOOK_EVERY).await;
+        missing.retain(|store| !store.exists());
     }
 }
 
@@ -280,20 +370,54 @@ async fn forward(
     }
 }
 
-/// Addresses of `address:port` and `name:port`; a name that does not resolve is a warning.
-async fn resolve(texts: &[String]) -> Vec<SocketAddr> {
+/// The peers as the link knows them.
+async fn peers(config: &Config) -> Vec<PeerConfig> {
+    let mut peers = Vec::new();
+    for peer in &config.peers {
+        peers.push(PeerConfig {
+            node: LinkNode(u128::from(peer.id)),
+            name: peer.name.clone(),
+            addresses: resolve(&peer.addresses).await,
+            fingerprints: fingerprints(&peer.fingerprints),
+            timeout: peer.timeout,
+        });
+    }
+    peers
+}
+
+/// Addresses of `address:port` and `name:port`. A name that does not resolve has the addresses that it
+/// had last, if it had any; else it is a warning.
+pub async fn resolve(texts: &[String]) -> Vec<SocketAddr> {
+    static LAST: Mutex<BTreeMap<String, Vec<SocketAddr>>> = Mutex::new(BTreeMap::new());
+    let last = || LAST.lock().unwrap_or_else(PoisonError::into_inner);
     let mut found = Vec::new();
     for text in texts {
         match tokio::net::lookup_host(text).await {
-            Ok(addresses) => found.extend(addresses),
-            Err(why) => warn!("{text} has no address now ({why}); it is left out until a restart"),
+            Ok(addresses) => {
+                let addresses: Vec<_> = addresses.collect();
+                last().insert(text.clone(), addresses.clone());
+                found.extend(addresses);
+            }
+            Err(why) => {
+                if let Some(addresses) = last().get(text) {
+                    found.extend(addresses);
+                } else {
+                    warn!(
+                        "{text} has no address now ({why}); it is left out until `kagami reload` or a restart"
+                    );
+                }
+            }
         }
     }
     found.dedup();
     found
 }
 
-fn fingerprints(texts: &[String]) -> Vec<Fingerprint> {
+/// Keys of a checked configuration.
+///
+/// # Panics
+/// On texts that are none.
+pub fn fingerprints(texts: &[String]) -> Vec<Fingerprint> {
     texts
         .iter()
         .map(|text| {
@@ -369,9 +493,9 @@ async fn front_ends(
             .iter()
             .filter(|mirror| mirror.thread == usize::from(thread))
             .filter(|mirror| !refused.contains_key(&mirror.name))
-            .filter_map(|mirror| {
-                let peer = mirror.peer.clone()?;
-                Some((mirror.name.clone(), peer, mirror.nbd_socket.clone()))
+            .map(|mirror| {
+                let peer = mirror.peer.clone().unwrap_or_default();
+                (mirror.name.clone(), peer, mirror.nbd_socket.clone())
             })
             .collect();
         if mirrors.is_empty() {

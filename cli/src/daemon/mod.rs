@@ -16,12 +16,14 @@ use tracing::{info, warn};
 pub mod attach;
 pub mod engine;
 mod front_end;
+pub mod keys;
 pub mod log;
 pub mod mirrors;
 pub mod notice;
 pub mod reload;
 pub mod report;
 pub mod server;
+pub mod service;
 pub mod settings;
 pub mod socket;
 
@@ -29,6 +31,7 @@ use crate::config::Config;
 use crate::control::report::{EventReport, NodeReport, StatusReport};
 use engine::Engine;
 use report::{Memory, Now};
+use service::Service;
 
 /// Why the daemon did not begin.
 #[derive(Debug, thiserror::Error)]
@@ -69,9 +72,12 @@ pub struct Shared<E> {
     engine: E,
     config: Mutex<Config>,
     node: NodeReport,
+    /// The key that this node shows.
+    fingerprint: watch::Sender<Option<String>>,
     memory: Mutex<Memory>,
     events: broadcast::Sender<EventReport>,
     set_log_level: log::LevelSetter,
+    service: Service,
     stop: watch::Sender<bool>,
     stopped: watch::Sender<bool>,
 }
@@ -85,19 +91,24 @@ impl<E: Engine> Shared<E> {
         let statuses = self.engine.status().await;
         let config = self.config.lock().await;
         let memory = self.memory.lock().await;
-        report::report(&config, &self.node, &statuses, &memory, Now::read())
+        let node = NodeReport {
+            fingerprint: self.fingerprint.borrow().clone(),
+            ..self.node.clone()
+        };
+        report::report(&config, &node, &statuses, &memory, Now::read())
     }
 }
 
 /// Runs the daemon until it is told to stop, by `terminate` or over the control channel; then stops
 /// the engine cleanly. `socket` was bound before the engine was started: it says that no other daemon
-/// runs, and holds commands back until there is somebody to answer them.
+/// runs, and holds commands back until there is somebody to answer them. `service` hears of it all.
 pub async fn run<E: Engine>(
     engine: E,
     config: Config,
     socket: socket::ControlSocket,
     fingerprint: Option<String>,
     set_log_level: log::LevelSetter,
+    service: Service,
     terminate: impl Future<Output = ()>,
 ) {
     let node = NodeReport {
@@ -106,7 +117,7 @@ pub async fn run<E: Engine>(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         since_ms: report::wall_ms(),
-        fingerprint,
+        fingerprint: fingerprint.clone(),
     };
     info!(
         node = node.name,
@@ -119,23 +130,35 @@ pub async fn run<E: Engine>(
         engine,
         config: Mutex::new(config),
         node,
+        fingerprint: watch::Sender::new(fingerprint),
         memory: Mutex::new(Memory::default()),
         events,
         set_log_level,
+        service: service.clone(),
         stop: watch::Sender::new(false),
         stopped: watch::Sender::new(false),
     });
     let listener = tokio::spawn(listen(Arc::clone(&shared)));
     let sampler = tokio::spawn(sample(Arc::clone(&shared)));
+    let key_keeper = tokio::spawn(keys::listen(Arc::clone(&shared)));
     let server = tokio::spawn(server::serve(Arc::clone(&shared), socket));
+    let life = tokio::spawn({
+        let (service, engine) = (service.clone(), shared.engine.clone());
+        let stopping = shared.stop.subscribe();
+        async move { service.live(engine, stopping).await }
+    });
+    service.ready().await;
     let mut stop = shared.stop.subscribe();
     tokio::select! {
         () = terminate => info!("stopping: a signal said so"),
         _ = stop.wait_for(|stop| *stop) => info!("stopping: a command said so"),
     }
+    shared.stop.send_replace(true);
+    service.stopping().await;
     shared.engine.stop().await;
     info!("stopped cleanly");
     sampler.abort();
+    key_keeper.abort();
     listener.abort();
     // Whoever asked hears that it is done; the server ends when it was told.
     shared.stopped.send_replace(true);
@@ -145,6 +168,7 @@ pub async fn run<E: Engine>(
     {
         warn!("a client of the control channel did not take its last answer");
     }
+    life.abort();
 }
 
 /// The engine's notices, to whoever listens. (The engine itself writes them to the log.)
@@ -166,7 +190,8 @@ async fn listen<E: Engine>(shared: Arc<Shared<E>>) {
     }
 }
 
-/// Once a second: counters for the load, and repeated lines of the log written out.
+/// Once a second: counters for the load, the service manager's line of state, and repeated lines of
+/// the log written out.
 async fn sample<E: Engine>(shared: Arc<Shared<E>>) {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -175,5 +200,8 @@ async fn sample<E: Engine>(shared: Arc<Shared<E>>) {
         let statuses = shared.engine.status().await;
         shared.memory.lock().await.sample(&statuses, Now::read());
         log::write_repeats();
+        shared
+            .service
+            .status(&service::line(&shared.report().await));
     }
 }

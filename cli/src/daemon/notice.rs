@@ -8,6 +8,7 @@ use kagami_replicator::core::state::{Connection, DiskState, NodeId, Replication,
 use serde_json::{Value, json};
 
 use super::engine::Noticed;
+use crate::config::value::spell_size;
 use crate::control::report::{EventReport, Refusal, SCHEMA, Severity};
 
 /// Names of nodes, for what the core knows by id.
@@ -122,6 +123,20 @@ fn parts(notice: &Notice, names: &impl Names) -> (&'static str, Severity, String
                     ("here", json!(mine.map(|g| format!("{:016x}", g.tag)))),
                     ("there", json!(theirs.map(|g| format!("{:016x}", g.tag)))),
                 ]),
+            )
+        }
+        Notice::PeerSet { from, to } => {
+            let name = |id: &Option<NodeId>| id.map(|id| names.node(id));
+            let words = |id: &Option<NodeId>| name(id).unwrap_or_else(|| "nobody".to_owned());
+            (
+                "peer-set",
+                Severity::Warn,
+                format!(
+                    "the other copy is {}'s now, no longer {}'s",
+                    words(to),
+                    words(from)
+                ),
+                facts([("from", json!(name(from))), ("to", json!(name(to)))]),
             )
         }
         Notice::Minted {
@@ -292,6 +307,13 @@ pub fn outcome(verdict: &Verdict, names: &impl Names) -> String {
         ),
         Strategy::Serve => "one copy has no disk, the other serves".to_owned(),
         Strategy::Refuse(refused) => match refused {
+            Refused::OtherSize { smaller, size } => {
+                return format!(
+                    "refused: the sizes differ; {}'s copy is to be grown to {}",
+                    names.node(smaller),
+                    spell_size(size)
+                );
+            }
             Refused::OtherMirror => "refused: these are not two copies of one mirror",
             Refused::NameSource => "refused: neither copy was written, and they may differ",
             Refused::BothStale => "refused: no good copy is left",
@@ -300,6 +322,7 @@ pub fn outcome(verdict: &Verdict, names: &impl Names) -> String {
             Refused::NewestLost => {
                 "refused: the only copy with what was answered has lost its disk"
             }
+            Refused::TwoPrimaries => "refused: both nodes are Primary, and neither has written",
             Refused::Impossible => "refused: a copy was cloned or restored",
         }
         .to_owned(),
@@ -313,11 +336,13 @@ pub fn refusal(verdict: &Verdict) -> Option<Refusal> {
     };
     Some(match refused {
         Refused::OtherMirror => Refusal::OtherMirror,
+        Refused::OtherSize { .. } => Refusal::OtherSize,
         Refused::NameSource => Refusal::NameSource,
         Refused::BothStale => Refusal::BothStale,
         Refused::SplitBrain => Refusal::SplitBrain,
         Refused::Unrelated => Refusal::Unrelated,
         Refused::NewestLost => Refusal::NewestLost,
+        Refused::TwoPrimaries => Refusal::TwoPrimaries,
         Refused::Impossible => Refusal::Impossible,
     })
 }

@@ -10,7 +10,8 @@ use kagami_replicator::core::event::Command;
 use super::engine::Engine;
 use super::settings;
 use crate::config::keys::{self, Change, Key, Section};
-use crate::config::{Config, ConfigError, Solo};
+use crate::config::read::Value;
+use crate::config::{Config, ConfigError, Mirror};
 
 /// What a reload did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -115,21 +116,20 @@ pub async fn reload<E: Engine>(
     let new = Config::load(&running.file)?;
     let mut done = Reloaded::default();
     let mut next = running.clone();
-    for mut difference in differences(running, &new) {
-        // Permission by an arbiter is worth nothing before the daemon knows the arbiter.
-        let no_arbiter = running
-            .mirror(&difference.name)
-            .is_some_and(|mirror| mirror.arbiter.is_none());
-        let asks_arbiter = new
-            .mirror(&difference.name)
-            .is_some_and(|mirror| mirror.solo == Solo::Arbiter);
-        if difference.key == Some("solo") && no_arbiter && asks_arbiter {
-            difference.change = Change::Restart;
-        }
-        match (difference.change, difference.key) {
-            (Change::Live, Some(key)) => {
-                next.sheet
-                    .copy_from(&new.sheet, difference.section, &difference.name, key);
+    let mut relinks = false;
+    for difference in differences(running, &new) {
+        let Difference {
+            section, ref name, ..
+        } = difference;
+        let change = judge(&difference, running, &new, &next, engine).await;
+        match (change, difference.key) {
+            (Change::Live, key) => {
+                match key {
+                    Some(key) => next.sheet.copy_from(&new.sheet, section, name, key),
+                    None => next.sheet.copy_section(&new.sheet, section, name),
+                }
+                relinks |= matches!(section, Section::Peer | Section::Arbiter)
+                    || matches!(key, Some("peer" | "arbiter"));
                 done.applied.push(difference.words);
             }
             (Change::Never, _) => done.restart.push(format!(
@@ -140,12 +140,15 @@ pub async fn reload<E: Engine>(
         }
     }
     next.refresh();
+    if relinks {
+        engine.relink(&next).await;
+    }
     for mirror in &next.mirrors {
         let before = running
             .mirror(&mirror.name)
             .map(|old| settings::of(running, old));
         let after = settings::of(&next, mirror);
-        if before.as_ref() == Some(&after) {
+        if before.as_ref() == Some(&after) && !relinks {
             continue;
         }
         if let Err(refusal) = engine.command(&mirror.name, Command::Set(after)).await {
@@ -158,4 +161,77 @@ pub async fn reload<E: Engine>(
     }
     *running = next;
     Ok(done)
+}
+
+/// What can be done with a change, where the table of keys does not say it all.
+async fn judge<E: Engine>(
+    difference: &Difference,
+    running: &Config,
+    new: &Config,
+    next: &Config,
+    engine: &E,
+) -> Change {
+    let Difference {
+        section, name, key, ..
+    } = difference;
+    match (section, key) {
+        // A peer or an arbiter may come; it may go when no mirror that runs needs it any more.
+        (Section::Peer, None) => {
+            let is_used = next.mirrors.iter().any(|mirror| {
+                let peer = next.sheet.entry(Section::Mirror, &mirror.name, "peer");
+                matches!(peer.map(|entry| &entry.value), Some(Value::Text(text)) if text == name)
+            });
+            if new.peer(name).is_some() || !is_used {
+                Change::Live
+            } else {
+                Change::Restart
+            }
+        }
+        // A new node may have the name of the one whose place it took.
+        (Section::Peer, Some("id")) => {
+            let id = new.peer(name).map(|peer| peer.id);
+            let is_theirs = |mirror: &&Mirror| mirror.peer.as_ref() == Some(name);
+            for mirror in new.mirrors.iter().filter(is_theirs) {
+                if engine.peer(&mirror.name).await != id {
+                    return Change::Restart;
+                }
+            }
+            Change::Live
+        }
+        (Section::Arbiter, None) => Change::Live,
+        // The core was told by the command that changed it, or it is the same node by another name.
+        (Section::Mirror, Some("peer")) => {
+            let id = |config: &Config| {
+                let mirror = config.mirror(name)?;
+                Some(config.peer(mirror.peer.as_deref()?)?.id)
+            };
+            if id(running) == id(new) || engine.peer(name).await == id(new) {
+                Change::Live
+            } else {
+                Change::Restart
+            }
+        }
+        _ => difference.change,
+    }
+}
+
+/// Takes over one peer's keys from the file, and nothing else that may have changed in it.
+///
+/// # Errors
+/// The file is wrong; nothing was changed.
+pub async fn take_over_keys<E: Engine>(
+    running: &mut Config,
+    engine: &E,
+    peer: &str,
+) -> Result<(), ConfigError> {
+    let new = Config::load(&running.file)?;
+    if new.peer(peer).is_none() || running.peer(peer).is_none() {
+        return Ok(());
+    }
+    running
+        .sheet
+        .copy_from(&new.sheet, Section::Peer, peer, "fingerprints");
+    running.refresh();
+    engine.relink(running).await;
+    Ok(())
 }

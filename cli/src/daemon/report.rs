@@ -173,7 +173,10 @@ pub fn report(
     StatusReport {
         schema: SCHEMA,
         time_ms: now.wall_ms,
-        node: node.clone(),
+        node: NodeReport {
+            name: config.node.name.clone(),
+            ..node.clone()
+        },
         mirrors,
     }
 }
@@ -199,6 +202,7 @@ fn skeleton(config: &Config, mirror: &Mirror, now: Now) -> MirrorReport {
             disk: Disk::Unknown,
             address: peer.addresses.first().cloned(),
             round_trip_ns: None,
+            link_version: None,
         }),
         connection: Connection::StandAlone,
         connection_since_ms: now.wall_ms,
@@ -251,6 +255,7 @@ fn fill(
             peer.address = Some(address.clone());
         }
         peer.round_trip_ns = core.round_trip_ns;
+        peer.link_version = status.link_version;
     }
     report.connection = notice::connection(core.connection);
     report.connection_since_ms = now.wall_at(core.connection_since);

@@ -7,17 +7,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kagami_replicator::core::event::{Command, From, Refusal, Reply};
+use kagami_replicator::core::state::NodeId;
 use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, broadcast};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, timeout};
 use tracing::{debug, info};
 
-use super::Shared;
 use super::engine::{Attached, Engine};
 use super::notice::present;
 use super::reload::reload;
 use super::socket::ControlSocket;
+use super::{Shared, keys};
 use crate::control::frame::{self, FrameError, REQUEST_MAX};
 use crate::control::message::{Answer, Ask, Order, PROTOCOL, RefusalReport, Request, Source};
 
@@ -105,6 +106,10 @@ async fn client<E: Engine>(shared: &Shared<E>, mut stream: UnixStream) -> Result
         }
         Ask::Reload => {
             let answer = reload_all(shared).await;
+            say(&mut stream, &answer).await
+        }
+        Ask::Rotate => {
+            let answer = keys::rotate(shared).await;
             say(&mut stream, &answer).await
         }
         Ask::Stop => {
@@ -263,6 +268,10 @@ async fn carry_out<E: Engine>(
         Order::Invalidate => engine.command(mirror, Command::Invalidate).await?,
         Order::Disconnect => engine.command(mirror, Command::Disconnect).await?,
         Order::Connect => engine.command(mirror, Command::Connect).await?,
+        Order::SetPeer { peer } => {
+            let peer = peer.map_or(NodeId::NOBODY, NodeId);
+            engine.command(mirror, Command::SetPeer { peer }).await?
+        }
     };
     Ok(match reply {
         Reply::Done => Answer::Done,
@@ -273,11 +282,14 @@ async fn carry_out<E: Engine>(
 
 async fn reload_all<E: Engine>(shared: &Shared<E>) -> Answer {
     let mut config = shared.config.lock().await;
-    match reload(&mut config, &shared.engine, |level| {
+    shared.service.reloading().await;
+    let read = reload(&mut config, &shared.engine, |level| {
         (shared.set_log_level)(level);
     })
-    .await
-    {
+    .await;
+    // Whether it was taken over or not: what is in force serves.
+    shared.service.ready().await;
+    match read {
         Ok(done) => {
             info!(applied = ?done.applied, restart = ?done.restart, "configuration read again");
             Answer::Reloaded {

@@ -434,7 +434,9 @@ impl Screen<'_> {
     /// What the peer lacks, while it is away.
     fn marked(&self) -> Vec<String> {
         let mirror = self.mirror;
-        let away = mirror.connection != Connection::Connected && !self.forked();
+        // Nobody lacks anything where nobody else is.
+        let away =
+            mirror.peer.is_some() && mirror.connection != Connection::Connected && !self.forked();
         if !away || (mirror.marked_bytes == 0 && mirror.condition != Condition::Alone) {
             return Vec::new();
         }

@@ -4,9 +4,12 @@
 
 mod clients;
 mod crashes;
+mod keys;
+mod life;
 mod moved;
 mod permission;
 mod refusals;
 mod split_brain;
+mod stores;
 mod support;
 mod upkeep;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use kagami::commands::bench::client::Client;
 use kagami::commands::demo::DemoError;
 use kagami::commands::demo::node::Node;
-use kagami::commands::demo::scratch::{MIRROR, Scratch, Wanted};
+use kagami::commands::demo::scratch::{self, MIRROR, Scratch, Wanted};
 use kagami::control::report::{Condition, MirrorReport};
 
 #[path = "../../../nbd-server/tests/support/programs.rs"]
@@ -171,4 +171,49 @@ pub fn get(client: &mut Client, offset: u64, len: u64) -> Vec<u8> {
 /// A file beside a node's own.
 pub fn beside(node: &Node, name: &str) -> PathBuf {
     node.folder().join(name)
+}
+
+/// Runs a command that prints a line to paste, and pastes it at another node.
+pub fn meet(offer: &mut Node, args: &[&str], joiner: &Node, after: &[&str]) {
+    let mut all = args.to_vec();
+    all.extend(["--address", "127.0.0.1"]);
+    let joined = scratch::join(
+        offer,
+        &all,
+        "kgm1-",
+        joiner,
+        &["pair", "--join"],
+        after,
+        &mut quiet,
+    );
+    ok(joined);
+}
+
+impl Pair {
+    /// One more machine, on which nothing is known yet.
+    pub fn another(&self, name: &str) -> Node {
+        let folder = self.nodes.alpha.folder().with_file_name(name);
+        let listen = format!("127.0.0.1:{}", ok(scratch::free_port()));
+        ok(Node::new(Path::new(KAGAMI), folder, name, &listen, ""))
+    }
+}
+
+/// Sets a key of a node's own section, as a person with an editor would.
+pub fn set_node(node: &Node, key: &str, value: &str) {
+    let mut document: toml_edit::DocumentMut = std::fs::read_to_string(node.config())
+        .expect("the configuration")
+        .parse()
+        .expect("TOML");
+    document["node"][key] = value.parse().expect("a value");
+    std::fs::write(node.config(), document.to_string()).expect("written");
+}
+
+/// Where the copies of two nodes differ first; their daemons must not run.
+pub fn difference(one: &Node, other: &Node) -> Option<usize> {
+    let read = |node: &Node| {
+        std::fs::read(ok(Scratch::backing(node))).unwrap_or_else(|error| panic!("{error}"))
+    };
+    let (one, other) = (read(one), read(other));
+    assert_eq!(one.len(), other.len(), "the copies' lengths");
+    one.iter().zip(&other).position(|(a, b)| a != b)
 }

@@ -2,7 +2,7 @@
 
 #![allow(dead_code)] // Each test file uses a part of it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command as Process, Output};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use kagami::config::Config;
 use kagami::config::places::Places;
 use kagami::daemon::engine::{Engine, MirrorStatus, Noticed};
 use kagami::daemon::log::LevelSetter;
+use kagami::daemon::service::Service;
 use kagami::daemon::socket::ControlSocket;
 use kagami::daemon::{self};
 use kagami_bitmap::superblock::Generation;
@@ -19,7 +20,7 @@ use kagami_replicator::core::notice::Notice;
 use kagami_replicator::core::state::{Connection, DiskState, Replication, Role, Time};
 use kagami_replicator::core::status::{Counters, Status};
 use tempfile::TempDir;
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::{broadcast, oneshot, watch};
 
 /// A status in which all is well.
 pub fn in_sync() -> Status {
@@ -60,6 +61,8 @@ pub struct Fake {
     pub script: Arc<Mutex<Script>>,
     pub events: broadcast::Sender<Noticed>,
     pub stopped: Arc<Mutex<bool>>,
+    /// Its loops don't turn.
+    pub stuck: watch::Sender<bool>,
 }
 
 impl Default for Fake {
@@ -70,6 +73,7 @@ impl Default for Fake {
             script: Arc::new(Mutex::new(Box::new(|_, _| Ok(Reply::Done)))),
             events: broadcast::Sender::new(64),
             stopped: Arc::default(),
+            stuck: watch::Sender::new(false),
         }
     }
 }
@@ -115,12 +119,17 @@ impl Engine for Fake {
             served_at: vec!["/dev/nbd0".to_owned()],
             device: None,
             disk_fault: None,
+            link_version: Some(2),
             write_latency: None,
         }]
     }
 
     fn events(&self) -> broadcast::Receiver<Noticed> {
         self.events.subscribe()
+    }
+
+    async fn beat(&self) {
+        let _ = self.stuck.subscribe().wait_for(|stuck| !stuck).await;
     }
 
     async fn stop(&self) {
@@ -177,7 +186,13 @@ impl Node {
 
     /// A node with mirror pg and a daemon that answers.
     pub fn with_daemon() -> Self {
+        Self::with_service(|_| Service::none())
+    }
+
+    /// The same, under a service manager; it may use the node's folder.
+    pub fn with_service(service: impl FnOnce(&Path) -> Service) -> Self {
         let mut node = Self::without_daemon();
+        let service = service(node.folder.path());
         let config = Config::parse(
             &node.file(),
             &std::fs::read_to_string(node.file()).unwrap(),
@@ -199,7 +214,8 @@ impl Node {
                     // A test that ends drops the sender: that is a signal, too.
                     let _ = stopped.await;
                 };
-                daemon::run(engine, config, socket, None, LevelSetter::none(), terminate).await;
+                let levels = LevelSetter::none();
+                daemon::run(engine, config, socket, None, levels, service, terminate).await;
             });
         }));
         node.stop = Some(stop);
@@ -230,6 +246,12 @@ impl Node {
     /// Runs the binary to its end.
     pub fn run(&self, arguments: &[&str]) -> Ended {
         self.command(arguments).output().unwrap().into()
+    }
+
+    /// Ends the daemon as a signal does, and waits until it is over.
+    pub fn terminate(&mut self) {
+        drop(self.stop.take());
+        self.wait();
     }
 
     /// Waits until the daemon's thread is over.

@@ -133,6 +133,14 @@ impl Sysfs {
         first.map_or(Ok(()), Err)
     }
 
+    /// Makes the kernel say that a device has changed, so that udev looks at it again.
+    ///
+    /// # Errors
+    /// The file can't be written (that is root's).
+    pub fn announce(&self, index: u32) -> Result<(), SettingFault> {
+        self.set(index, "uevent", "change")
+    }
+
     fn set(&self, index: u32, name: &str, value: &str) -> Result<(), SettingFault> {
         let path = self.device(index).join(name);
         let file = fs::OpenOptions::new().write(true).open(&path);

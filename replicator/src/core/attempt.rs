@@ -4,6 +4,8 @@
 //! ends it. *An empty register grants nothing*: it is created under an instance that both copies
 //! recorded in one session.
 
+use kagami_bitmap::planted::{Defect, planted};
+
 use super::durable::After;
 use super::event::Refusal;
 use super::message::Message;
@@ -76,7 +78,7 @@ impl Mirror {
     }
 
     pub(super) fn on_ask_again(&mut self, out: &mut Actions) {
-        if self.settings.solo != Solo::Arbiter {
+        if self.solo_rule() != Solo::Arbiter {
             return;
         }
         if self.attempt.is_some() {
@@ -112,7 +114,11 @@ impl Mirror {
     }
 
     pub(super) fn ask_to_carry(&mut self, out: &mut Actions) {
-        if self.settings.solo != Solo::Arbiter {
+        if planted(Defect::DisklessWithoutMint)
+            && let Some(session) = self.session()
+        {
+            self.change_record(After::MintedToCarry { session }, |_| {});
+        } else if self.solo_rule() != Solo::Arbiter {
             if let Some(session) = self.session() {
                 let tag = self.draw_tag();
                 self.mint_as(tag, After::MintedToCarry { session });
@@ -143,7 +149,7 @@ impl Mirror {
             (Role::Secondary, Some(Role::Secondary)) => self.me < self.peer,
             _ => false,
         };
-        self.solo.rejoin = chosen && self.settings.solo == Solo::Arbiter;
+        self.solo.rejoin = chosen && self.solo_rule() == Solo::Arbiter;
         // What a force was to tell the register is over: both copies are in it again.
         self.solo.forced = false;
         if !self.solo.rejoin || self.attempt.is_some() || !self.is_in_sync() {
@@ -220,12 +226,14 @@ impl Mirror {
     }
 
     pub(super) fn on_arbiter(&mut self, id: Nonce, answer: ArbiterAnswer, out: &mut Actions) {
-        let Some(attempt) = self.attempt.take_if(|attempt| attempt.id == id) else {
+        let late = planted(Defect::LateAnswerAccepted);
+        let Some(attempt) = self.attempt.take_if(|attempt| attempt.id == id || late) else {
             return;
         };
         self.timers.clear(Timer::Attempt);
         match answer {
             ArbiterAnswer::Unreachable(why) => self.on_no_answer(attempt.purpose, why, out),
+            ArbiterAnswer::NotOurs(why) => self.on_not_ours(attempt.purpose, why, out),
             ArbiterAnswer::Swapped => self.on_granted(&attempt, out),
             ArbiterAnswer::Register(Some(register))
                 if register.nonce == attempt.id && attempt.swapping =>
@@ -270,6 +278,17 @@ impl Mirror {
         self.timers.set_once(Timer::AskAgain, again);
     }
 
+    /// The register has other owners: for permission that is a refusal, and no silence.
+    fn on_not_ours(&mut self, purpose: Purpose, why: String, out: &mut Actions) {
+        match purpose {
+            Purpose::GoAlone | Purpose::Carry => self.on_not_granted(purpose, None, why, out),
+            Purpose::Check if !self.is_source() => self.on_not_named(None, out),
+            Purpose::Check | Purpose::Rejoin | Purpose::Probe | Purpose::Force => {
+                self.on_no_answer(purpose, why, out);
+            }
+        }
+    }
+
     fn on_register(&mut self, attempt: Attempt, register: Option<Register>, out: &mut Actions) {
         self.solo.unreachable = None;
         match attempt.purpose {
@@ -286,7 +305,7 @@ impl Mirror {
                     || register
                         .as_ref()
                         .is_none_or(|r| r.copies.contains(&self.me));
-                if named {
+                if named || planted(Defect::NotNamedGoesOn) {
                     self.watch_register();
                 } else {
                     self.on_not_named(register.as_ref(), out);
@@ -298,12 +317,15 @@ impl Mirror {
     /// §4 *go alone*: this copy is named, and the register's generation or its parent is in its line.
     fn why_not_granted(&self, register: Option<&Register>) -> Option<String> {
         let Some(register) = register else {
+            if planted(Defect::EmptyRegisterGrants) {
+                return None;
+            }
             return Some("the arbiter's register is empty, and grants nothing".into());
         };
         if self.record().arbiter != Some(register.instance) {
             return Some("the arbiter's register is not the one that this mirror recorded".into());
         }
-        if !register.copies.contains(&self.me) {
+        if !register.copies.contains(&self.me) && !planted(Defect::GrantIgnoresCopies) {
             return Some("the arbiter's register names the other copy".into());
         }
         let record = self.record();
@@ -406,6 +428,9 @@ impl Mirror {
     fn on_granted(&mut self, attempt: &Attempt, out: &mut Actions) {
         self.solo.refused = None;
         match attempt.purpose {
+            Purpose::GoAlone if planted(Defect::NamedAlreadyNoMint) && self.wants_permission() => {
+                self.change_record(After::Minted { by: "planted" }, |r| r.alone = true);
+            }
             Purpose::GoAlone if self.wants_permission() => {
                 self.mint_as(attempt.tag, After::Minted { by: "arbiter" })
             }

@@ -1,5 +1,6 @@
 //! What an operator orders.
 
+use kagami_bitmap::planted::{Defect, planted};
 use kagami_bitmap::superblock::StoredDisk;
 
 use super::durable::After;
@@ -44,6 +45,7 @@ impl Mirror {
                 self.open_door(out);
                 self.answer(id, Ok(Reply::Started), out);
             }
+            Command::SetPeer { peer } => self.order_set_peer(id, peer, out),
             Command::Stop => {
                 self.stopping = Some(id);
                 self.stop_progress = Stopping::Begin;
@@ -234,7 +236,7 @@ impl Mirror {
     }
 
     fn order_disconnect(&mut self, id: CommandId, out: &mut Actions) {
-        let held = self.is_primary() && self.is_in_sync() && self.settings.solo == Solo::Never;
+        let held = self.is_primary() && self.is_in_sync() && self.solo_rule() == Solo::Never;
         if held {
             let facts =
                 vec!["solo = \"never\": without the peer this node answers nothing".to_owned()];
@@ -264,6 +266,9 @@ impl Mirror {
         out: &mut Actions,
     ) {
         if result.is_ok() && self.is_in_sync() && !self.is_primary() {
+            if planted(Defect::LeaveBeforeOutdated) {
+                self.send(Message::Leave, out);
+            }
             self.change_record(After::Outdated { command: id }, |r| {
                 r.disk = StoredDisk::Outdated
             });
@@ -360,7 +365,7 @@ impl Mirror {
                 self.submit(DiskWork::Flush(FlushOf::Stop), DiskOp::Flush, out);
             }
             Stopping::Pages if self.are_pages_written() && self.log.is_record_on_its_way() => {}
-            Stopping::Pages if self.are_pages_written() => {
+            Stopping::Pages if self.are_pages_written() || planted(Defect::LogEmptiedEarly) => {
                 self.stop_progress = Stopping::Log;
                 if self.log.is_empty() {
                     self.stopped(out);

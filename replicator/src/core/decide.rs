@@ -10,7 +10,8 @@
 //! | 2 Diskless | a copy has no usable store | a disk failed |
 //! | 3 `BothUnwritten` | no generation on either | just created |
 //! | 4 `OneUnwritten` | no generation on one | a node or disk was replaced |
-//! | 5 `SharedAlone` | same generation, one alone in it or both Primary | *never*: a cloned or restored disk |
+//! | 5 `SharedAlone` | same generation, one alone in it | *never*: a cloned or restored disk |
+//! |   | same generation, both Primary | `solo = always`, and neither has written |
 //! | 6 `SameBothBad` | same generation, both bad | a target whose source was retired |
 //! | 7 `SameOneBad` | same generation, one bad | a clean leave; a resync cut before anything was minted |
 //! | 8 `SameClean` | same generation, no marks | the link dropped while idle |
@@ -24,6 +25,7 @@
 //! | 16 Forked | a common ancestor | both went on alone |
 //! | 17 Unrelated | nothing in common | another history |
 
+use kagami_bitmap::planted::{Defect, planted};
 use kagami_bitmap::superblock::{Generation, StoredDisk};
 
 use super::message::Hello;
@@ -82,8 +84,15 @@ pub enum Strategy {
 /// Why the copies are not brought together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Refused {
-    /// Mirror or size differ.
+    /// They are copies of different mirrors, or of one node.
     OtherMirror,
+    /// One copy has been grown, the other has not.
+    OtherSize {
+        /// Whose is to be grown.
+        smaller: NodeId,
+        /// To so many bytes.
+        size: u64,
+    },
     /// Neither was written, and they may differ: an operator names the source.
     NameSource,
     /// No good copy is left.
@@ -94,6 +103,8 @@ pub enum Refused {
     Unrelated,
     /// The only copy with what was answered has failed.
     NewestLost,
+    /// Both nodes were made Primary while apart (`solo = always`), and neither wrote: one is demoted.
+    TwoPrimaries,
     /// What the protocol rules out: a cloned or restored disk.
     Impossible,
 }
@@ -124,7 +135,12 @@ fn is_bad(copy: &Hello) -> bool {
 }
 
 fn has_ancestor(copy: &Hello, tag: u64) -> bool {
-    copy.history.iter().any(|g| g.tag == tag)
+    let looked_at = if planted(Defect::HistoryCutShort) {
+        1
+    } else {
+        copy.history.len()
+    };
+    copy.history.iter().take(looked_at).any(|g| g.tag == tag)
 }
 
 fn line_has(copy: &Hello, tag: u64) -> bool {
@@ -218,7 +234,10 @@ fn loser_follows(mine: &Hello, theirs: &Hello, source: NodeId) -> Strategy {
     let common = |base: Option<Generation>| {
         base.is_some_and(|b| line_has(mine, b.tag) && line_has(theirs, b.tag))
     };
-    if common(mine.base) && common(theirs.base) && !mine.full && !theirs.full {
+    if (common(mine.base) && common(theirs.base) || planted(Defect::LoserByMarks))
+        && !mine.full
+        && !theirs.full
+    {
         Strategy::Marks { source }
     } else {
         Strategy::Full { source }
@@ -236,8 +255,17 @@ fn by_record(mine: &Hello, theirs: &Hello) -> Verdict {
             source: source.node,
         },
     };
-    if mine.mirror != theirs.mirror || mine.size != theirs.size || mine.node == theirs.node {
+    if mine.mirror != theirs.mirror || mine.node == theirs.node {
         return refuse(Row::OtherMirror, Refused::OtherMirror);
+    }
+    if mine.size != theirs.size {
+        let smaller = if mine.size < theirs.size {
+            mine.node
+        } else {
+            theirs.node
+        };
+        let size = mine.size.max(theirs.size);
+        return refuse(Row::OtherMirror, Refused::OtherSize { smaller, size });
     }
     if mine.diskless || theirs.diskless {
         // A Primary that lost its disk while it was ahead has nobody to serve from: the other
@@ -288,11 +316,11 @@ fn by_record(mine: &Hello, theirs: &Hello) -> Verdict {
         (Some(a), Some(b)) => (a, b),
     };
     if current.tag == other.tag {
-        if mine.alone
-            || theirs.alone
-            || (mine.role == Role::Primary && theirs.role == Role::Primary)
-        {
+        if mine.alone || theirs.alone {
             return refuse(Row::SharedAlone, Refused::Impossible);
+        }
+        if mine.role == Role::Primary && theirs.role == Role::Primary {
+            return refuse(Row::SharedAlone, Refused::TwoPrimaries);
         }
         match (is_bad(mine), is_bad(theirs)) {
             (true, true) => return refuse(Row::SameBothBad, Refused::BothStale),
@@ -300,7 +328,7 @@ fn by_record(mine: &Hello, theirs: &Hello) -> Verdict {
             (false, true) => return marks(Row::SameOneBad, mine),
             (false, false) => {}
         }
-        if mine.marks == 0 && theirs.marks == 0 {
+        if mine.marks == 0 && theirs.marks == 0 || planted(Defect::EqualNothingToDo) {
             return Verdict {
                 row: Row::SameClean,
                 strategy: Strategy::Nothing,
@@ -312,7 +340,7 @@ fn by_record(mine: &Hello, theirs: &Hello) -> Verdict {
             _ => None,
         };
         let source = only(|h| h.role == Role::Primary)
-            .or_else(|| only(|h| h.unbroken))
+            .or_else(|| only(|h| h.unbroken && !planted(Defect::CrashedPrimaryIsSource)))
             .or_else(|| only(|h| h.was_primary))
             .unwrap_or(lower);
         return marks(Row::SameMarked, source);
@@ -341,7 +369,7 @@ fn ahead(newer: &Hello, older: &Hello, behind: Generation) -> Verdict {
         row,
         strategy: Strategy::Refuse(why),
     };
-    if is_bad(newer) {
+    if is_bad(newer) && !planted(Defect::BadAheadWins) {
         return refuse(Row::AheadBad, Refused::BothStale);
     }
     if older.alone {
@@ -354,7 +382,7 @@ fn ahead(newer: &Hello, older: &Hello, behind: Generation) -> Verdict {
         .base
         .is_some_and(|b| b.tag == behind.tag || has_ancestor(older, b.tag));
     let source = newer.node;
-    if covered {
+    if covered || planted(Defect::AlwaysMarks) {
         Verdict {
             row: Row::AheadMarked,
             strategy: Strategy::Marks { source },

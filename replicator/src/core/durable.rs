@@ -6,10 +6,11 @@
 //! depends on a change happens before.
 
 use kagami_bitmap::Page;
+use kagami_bitmap::planted::{Defect, planted};
 use kagami_bitmap::superblock::{Record, StoredDisk, Superblock};
 
 use super::action::Steps;
-use super::state::{CommandId, MetaId, Role, SessionId};
+use super::state::{CommandId, MetaId, NodeId, Role, SessionId};
 use super::{Action, Actions, DiskFault, Mirror, Store};
 
 /// A metadata write under way.
@@ -56,6 +57,8 @@ pub(super) enum After {
     Invalidated { command: Option<CommandId> },
     /// The register's instance.
     ArbiterNamed { session: SessionId },
+    /// Another peer, or none.
+    PeerSet { command: CommandId, peer: NodeId },
 }
 
 /// The superblock on disk and the changes on their way to it.
@@ -107,7 +110,7 @@ impl Durable {
 #[derive(Debug)]
 pub(super) struct Pages {
     next_seq: u64,
-    under_way: usize,
+    pub under_way: usize,
     /// Write every stale page, not only those that hold up the activity log.
     pub write_all: bool,
 }
@@ -204,6 +207,10 @@ impl Mirror {
             Some(Work::Pages(pages)) => {
                 self.pages.under_way -= 1;
                 for (page, seq) in pages {
+                    if planted(Defect::FailedPageTrusted) {
+                        self.bitmap.page_written(page, seq);
+                        continue;
+                    }
                     self.bitmap.page_failed(page, seq);
                 }
             }
@@ -226,6 +233,7 @@ impl Mirror {
                 };
                 self.answer(id, Err(why), out);
             }
+            After::PeerSet { command, .. } => self.on_peer_not_set(command, out),
             _ => {}
         }
     }
@@ -247,6 +255,7 @@ impl Mirror {
             After::Reclaimed { command } => self.on_reclaimed_durable(command, out),
             After::Invalidated { command } => self.on_invalidated_durable(command, out),
             After::ArbiterNamed { session } => self.on_arbiter_named(session, out),
+            After::PeerSet { command, peer } => self.on_peer_set(command, peer, out),
         }
     }
 
@@ -302,7 +311,10 @@ impl Mirror {
 
     /// All pages are on disk since every block was marked: they say what is marked from now on.
     fn forget_all_marked(&mut self) {
-        if self.record().all_marked && self.durable.next.all_marked && self.are_pages_written() {
+        if self.record().all_marked
+            && self.durable.next.all_marked
+            && (self.are_pages_written() || planted(Defect::AllMarkedForgottenEarly))
+        {
             self.change_record(After::Nothing, |r| r.all_marked = false);
         }
     }

@@ -7,7 +7,7 @@ use super::disk::{DiskFault, DiskResult};
 use super::message::Message;
 use super::register::ArbiterAnswer;
 use super::settings::Settings;
-use super::state::{Attempt, CommandId, DiskId, MetaId, RequestId, SessionId};
+use super::state::{Attempt, CommandId, DiskId, MetaId, NodeId, RequestId, SessionId};
 
 /// An input of the core.
 #[derive(Clone, Debug)]
@@ -185,6 +185,12 @@ pub enum Command {
     Disconnect,
     /// Look for the peer again.
     Connect,
+    /// The other copy is that node's from now on; [`NodeId::NOBODY`]: there is none. The copy of
+    /// the peer before is never believed again.
+    SetPeer {
+        /// It.
+        peer: NodeId,
+    },
     /// Clean stop of the daemon: demote, leave, flush, empty the activity log.
     Stop,
     /// New settings.

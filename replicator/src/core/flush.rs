@@ -4,6 +4,7 @@
 //! every write that had ended on both when it was sent; the peer holds it until everything sent
 //! before is applied. *Cleared-only-when-equal*: marks go when **both** copies have flushed.
 
+use kagami_bitmap::planted::{Defect, planted};
 use kagami_bitmap::{Block, Extent, Run};
 
 use super::message::Message;
@@ -113,7 +114,10 @@ impl Mirror {
         self.flush.wanted = false;
         self.flush.next_id += 1;
         let id = self.flush.next_id;
-        let in_flight: Vec<Run> = self.runs_in_flight().collect();
+        let mut in_flight: Vec<Run> = self.runs_in_flight().collect();
+        if planted(Defect::FlushCoversUnderWay) {
+            in_flight.clear();
+        }
         self.unflushed.begin_flush(in_flight.into_iter());
         let mut cycle = Cycle {
             id,
@@ -137,6 +141,9 @@ impl Mirror {
                 up.owed_flushes.insert(number, (id, now));
                 cycle.session = self.send(Message::Flush { id: number, after }, out);
                 cycle.peer = Half::Owed;
+                if planted(Defect::FlushOfOneDisk) {
+                    cycle.peer = Half::Done;
+                }
                 self.watch_acks();
             }
         }
@@ -151,6 +158,11 @@ impl Mirror {
         result: Result<(), DiskFault>,
         out: &mut Actions,
     ) {
+        let result = if planted(Defect::FailedFlushTrusted) {
+            Ok(())
+        } else {
+            result
+        };
         if let Err(fault) = result {
             self.on_local_failed(fault, "flushing", out);
         }

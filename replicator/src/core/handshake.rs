@@ -5,6 +5,7 @@
 //! a verdict that refuses changes nothing on either side.
 
 use kagami_bitmap::Run;
+use kagami_bitmap::planted::{Defect, planted};
 use kagami_bitmap::superblock::StoredDisk;
 
 use super::decide::{self, Refused, Strategy, Verdict};
@@ -102,7 +103,9 @@ impl Mirror {
             return;
         }
         if !self.is_frozen() && self.may_greet() {
-            self.end_attempt();
+            if !planted(Defect::AttemptSurvivesHandshake) {
+                self.end_attempt();
+            }
             self.solo.ask_before_hello = false;
             let hello = self.hello();
             if let Some(meeting) = self.meeting() {
@@ -185,6 +188,9 @@ impl Mirror {
                 if last {
                     // *Marked-before-different*: both go on with the union (§5 step 2).
                     for run in std::mem::take(&mut meeting.marks) {
+                        if planted(Defect::MarksNotJoined) {
+                            continue;
+                        }
                         self.bitmap.mark(run);
                     }
                 }
@@ -239,6 +245,20 @@ impl Mirror {
         let Some(session) = self.link.as_ref().map(|link| link.id) else {
             return;
         };
+        if let Some(source) = verdict.source() {
+            let newest = theirs.current;
+            if planted(Defect::AdoptAtTheStart) && source != self.me && newest.is_some() {
+                let history = theirs.history.clone();
+                self.change_record(After::Nothing, |r| {
+                    r.current = newest;
+                    r.history = history;
+                });
+            }
+            if planted(Defect::PeersIdsIntoHistory) && source == self.me {
+                let known = theirs.current.filter(|g| !self.record().in_line(g.tag));
+                self.change_record(After::Nothing, |r| r.history.extend(known));
+            }
+        }
         match verdict.strategy {
             Strategy::Nothing => {
                 let (boot, record) = (self.boot, self.record());
@@ -264,7 +284,8 @@ impl Mirror {
                 self.bitmap.mark_all();
                 self.pages.write_all = true;
                 if source == self.me {
-                    self.change_record(After::Met { session }, |r| r.all_marked = true);
+                    let all = !planted(Defect::AllMarkedNotWritten);
+                    self.change_record(After::Met { session }, |r| r.all_marked = all);
                 } else {
                     self.become_target(session, true, out);
                 }
@@ -291,15 +312,20 @@ impl Mirror {
         self.alone = None;
         self.local.up_to_date = false;
         self.change_record(After::Met { session }, |r| {
-            r.disk = StoredDisk::Inconsistent;
+            if !planted(Defect::TargetNotInconsistent) {
+                r.disk = StoredDisk::Inconsistent;
+            }
             r.zeroed = false;
-            r.all_marked |= full;
+            r.all_marked |= full && !planted(Defect::AllMarkedNotWritten);
         });
     }
 
     fn send_marks(&mut self, out: &mut Actions) {
         let mut runs = Vec::new();
-        let all: Vec<Run> = self.bitmap.runs().collect();
+        let mut all: Vec<Run> = self.bitmap.runs().collect();
+        if planted(Defect::MarksNotSent) {
+            all.clear();
+        }
         for run in all {
             runs.push(run);
             if runs.len() == RUNS {

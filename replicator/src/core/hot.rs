@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use kagami_bitmap::planted::{Defect, planted};
 use kagami_bitmap::{CutRecord, Extent, Run};
 
 use super::durable::Work;
@@ -124,11 +125,11 @@ impl Mirror {
             if pins.contains_key(&extent) {
                 return false;
             }
-            if unflushed.touches(extent) {
+            if unflushed.touches(extent) && !planted(Defect::CoolsUnflushed) {
                 held_by_flush = true;
                 return false;
             }
-            let lacking = bitmap.lacks_marks(extent);
+            let lacking = bitmap.lacks_marks(extent) && !planted(Defect::CoolsUnwritten);
             if lacking {
                 in_the_way.push(extent);
             }
@@ -163,6 +164,12 @@ impl Mirror {
     fn write_log_record(&mut self, record: CutRecord, out: &mut Actions) {
         let offset = self.durable.superblock().layout.log_offset() + record.offset;
         self.counters.log_records += 1;
+        if planted(Defect::SkipActivityLog) {
+            let steps = vec![vec![(offset, record.image)]];
+            self.write_metadata(Work::Pages(Vec::new()), steps, out);
+            self.pages.under_way += 1;
+            return self.on_log_durable(record.seq, out);
+        }
         self.write_metadata(
             Work::Log { seq: record.seq },
             vec![vec![(offset, record.image)]],

@@ -7,6 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use kagami_bitmap::planted::{Defect, planted};
+
 use super::diskless::Serve;
 use super::handshake::Meeting;
 use super::message::Message;
@@ -183,7 +185,7 @@ impl Mirror {
     /// Looks for the peer, after a wait if it was refused.
     pub(super) fn open_door(&mut self, out: &mut Actions) {
         let lost_disk = self.local.store != super::Store::Usable && !self.is_primary();
-        let from = if self.door.shut || lost_disk {
+        let from = if self.door.shut || lost_disk || !self.has_peer() {
             None
         } else if self.door.refused == 0 {
             Some(self.now)
@@ -256,6 +258,9 @@ impl Mirror {
             self.cancel_cycle();
             // *Marked-before-different*: what was not flushed on both differs from now on. Its
             // extents are hot, and stay so until the pages say it.
+            if planted(Defect::UnflushedLostWithTheLink) {
+                self.unflushed = super::unflushed::Unflushed::default();
+            }
             self.unflushed.move_into(&mut self.bitmap);
             self.timers.clear(Timer::AutoFlush);
             let up = *up;
@@ -413,6 +418,7 @@ impl Mirror {
                 ..
             }) => Connection::Connected,
             _ if self.door.shut
+                || !self.has_peer()
                 || (self.door.refused > 0 && self.last_verdict.is_some_and(is_refusal)) =>
             {
                 Connection::StandAlone

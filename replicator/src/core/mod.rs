@@ -14,7 +14,7 @@
 //! Where to read on: `request` admits a front end's I/O, `write` and `read` are its life,
 //! `hot` and `flush` what they need of metadata and of the disks' caches. `link` and
 //! `handshake` meet the peer, [`decide`] is the table; `promote`, `solo` and `diskless` say who
-//! may go on; `secondary`, `resync` and `verify` are the two copies at work. `durable` writes
+//! may go on, `peer` who the other copy is; `secondary`, `resync` and `verify` are the two copies at work. `durable` writes
 //! the record and the pages, `invariant` asserts what must hold between any two events.
 
 pub mod action;
@@ -33,6 +33,7 @@ mod link;
 pub mod message;
 pub mod notice;
 mod pace;
+mod peer;
 mod promote;
 mod read;
 pub mod register;
@@ -53,6 +54,7 @@ mod write;
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
+use kagami_bitmap::planted::{Defect, planted};
 use kagami_bitmap::recover::Recovered;
 use kagami_bitmap::{ActivityLog, DirtyBitmap, Geometry, Run};
 use slab::Slab;
@@ -74,7 +76,7 @@ use timers::{Timer, Timers};
 pub struct Start {
     /// This node.
     pub node: NodeId,
-    /// The other one.
+    /// The other one; [`NodeId::NOBODY`]: there is none.
     pub peer: NodeId,
     /// What the metadata store holds.
     pub recovered: Recovered,
@@ -255,7 +257,8 @@ impl Mirror {
             record.node, start.node.0,
             "the record of another node's copy"
         );
-        let unbroken = start.token && start.disk_usable && record.boot == Some(start.boot);
+        let same_boot = record.boot == Some(start.boot) || planted(Defect::BootAtAnyRestart);
+        let unbroken = start.token && start.disk_usable && same_boot;
         let mut mirror = Self {
             now,
             started: now,
@@ -318,6 +321,7 @@ impl Mirror {
         if !start.disk_usable {
             out.push(Action::BreakToken);
         }
+        mirror.record_first_peer();
         mirror.open_door(out);
         mirror.settle(out);
         mirror
@@ -447,7 +451,7 @@ impl Mirror {
         self.durable.record()
     }
 
-    /// The peer of this mirror.
+    /// The peer of this mirror; [`NodeId::NOBODY`] where there is none.
     pub fn peer(&self) -> NodeId {
         self.peer
     }

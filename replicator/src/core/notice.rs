@@ -60,6 +60,13 @@ pub enum Notice {
         /// The peer's.
         theirs: Option<Generation>,
     },
+    /// The mirror has another peer from now on, or none.
+    PeerSet {
+        /// Before.
+        from: Option<NodeId>,
+        /// After.
+        to: Option<NodeId>,
+    },
     /// A generation was minted.
     Minted {
         /// It.

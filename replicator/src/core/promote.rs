@@ -3,6 +3,8 @@
 //! Connected, the peer grants, for that session only; alone, permission is what `solo` says.
 //! *No-stale-promotion*: an Inconsistent or Outdated copy is refused unless forced.
 
+use kagami_bitmap::planted::{Defect, planted};
+
 use super::durable::After;
 use super::event::{IoError, Refusal, Reply};
 use super::flush::FlushOf;
@@ -67,6 +69,10 @@ impl Mirror {
     }
 
     pub(super) fn promote(&mut self, command: CommandId, force: bool, out: &mut Actions) {
+        if self.is_primary() && force && self.link.is_none() && self.wants_permission() {
+            // It holds its I/O: the operator's word lets it go on.
+            return self.force(Some(command), true, out);
+        }
         if self.is_primary() {
             return self.answer(
                 command,
@@ -159,7 +165,9 @@ impl Mirror {
         };
         let copying = self.is_copying();
         match &up.phase {
-            _ if up.peer.role == Role::Primary || up.granted => {
+            _ if (up.peer.role == Role::Primary && !planted(Defect::PrimaryGrants))
+                || up.granted =>
+            {
                 let next = "demote it there first (`kagami demote`), then promote here";
                 let facts = vec![format!("node {} is Primary", self.peer)];
                 self.refuse_promotion(
@@ -203,7 +211,14 @@ impl Mirror {
         if self.durable.is_changing() {
             return;
         }
-        if !self.is_good() {
+        if planted(Defect::FormerPrimaryNeedNotAsk) && self.record().was_primary && self.is_good() {
+            if let Some(promoting) = &mut self.promoting {
+                promoting.stage = Promotion::Alone;
+            }
+            let tag = self.draw_tag();
+            return self.mint_as(tag, After::Minted { by: "planted" });
+        }
+        if !self.is_good() && !planted(Defect::InconsistentMayAsk) {
             let state = self.disk_state();
             let facts = vec![format!(
                 "this copy is {state}, and the peer is not connected"
@@ -214,7 +229,7 @@ impl Mirror {
                 out,
             );
         }
-        if self.record().is_never_written() {
+        if self.record().is_never_written() && self.has_peer() {
             let facts = vec!["neither copy was ever written".into()];
             let next = "connect the peer first (`kagami pair`), or `kagami promote --force` to begin with this copy";
             return self.refuse_promotion(
@@ -222,7 +237,7 @@ impl Mirror {
                 out,
             );
         }
-        if self.settings.solo == Solo::Never {
+        if self.solo_rule() == Solo::Never {
             let facts = vec![format!(
                 "node {} is not connected, and solo = \"never\"",
                 self.peer
@@ -240,7 +255,7 @@ impl Mirror {
             // It carried a Primary that has gone: named already, once that one's lease has ended.
             return self.promoted_alone(out);
         }
-        if self.settings.solo == Solo::Always {
+        if self.solo_rule() == Solo::Always {
             self.change_record(After::Promoted, |r| r.was_primary = true);
         } else {
             self.seek_permission(out);
@@ -300,7 +315,9 @@ impl Mirror {
     pub(super) fn on_promote_ask(&mut self, out: &mut Actions) -> Result<(), String> {
         let stage = self.promoting.as_ref().map(|promoting| promoting.stage);
         let asked = stage == Some(Promotion::Asked);
-        let why = if self.is_primary() {
+        let why = if planted(Defect::PrimaryGrants) || (asked && planted(Defect::BothGrant)) {
+            None
+        } else if self.is_primary() {
             Some(format!("node {} is Primary", self.me))
         } else if stage == Some(Promotion::Granted) || (asked && self.me < self.peer) {
             Some(format!("node {} is being promoted itself", self.me))
@@ -318,7 +335,8 @@ impl Mirror {
                 up.granted = true;
             }
             self.yield_verify(out);
-            if let Some(session) = self.session().filter(|_| self.record().was_primary) {
+            let remembers = self.record().was_primary && !planted(Defect::GrantKeepsWasPrimary);
+            if let Some(session) = self.session().filter(|_| remembers) {
                 // One copy at most remembers that it was Primary: with protocols A and B it has
                 // answered writes that the other one lacks (docs/protocol.md §6, row 9).
                 self.change_record(After::Granted { session }, |r| r.was_primary = false);
@@ -361,7 +379,10 @@ impl Mirror {
 
     pub(super) fn on_promoted_durable(&mut self, out: &mut Actions) {
         match self.promoting.as_ref().map(|p| p.stage) {
-            Some(Promotion::Granted) if self.up().is_some() && self.is_good() => {
+            Some(Promotion::Granted)
+                if (self.up().is_some() || planted(Defect::GrantOutlivesItsSession))
+                    && self.is_good() =>
+            {
                 self.become_primary(out);
             }
             Some(Promotion::Alone)
@@ -382,6 +403,7 @@ impl Mirror {
     pub(super) fn on_session_end_promoting(&mut self) {
         if let Some(promoting) = &mut self.promoting
             && matches!(promoting.stage, Promotion::Asked | Promotion::Granted)
+            && !(planted(Defect::GrantOutlivesItsSession) && promoting.stage == Promotion::Granted)
         {
             promoting.stage = Promotion::Begin;
         }
@@ -397,13 +419,14 @@ impl Mirror {
         if self.local.store != Store::Usable {
             return;
         }
+        let held = self.is_primary();
         if promote {
             self.on_forced_minted(out);
         } else {
             // The kept copy of two that an operator chose between; nobody is made Primary.
             self.open_door(out);
         }
-        if let Some(command) = command.filter(|_| !promote) {
+        if let Some(command) = command.filter(|_| !promote || held) {
             self.answer(command, Ok(Reply::Done), out);
         }
     }
@@ -492,6 +515,9 @@ impl Mirror {
             {
                 self.fail_requests(IoError::NotPrimary, out);
             }
+            Demotion::Draining if quiet && planted(Defect::DemotedUnflushed) => {
+                self.record_demotion();
+            }
             Demotion::Draining if quiet => {
                 let mirrors = self.is_mirroring();
                 if let Some(demoting) = &mut self.demoting {
@@ -539,7 +565,9 @@ impl Mirror {
         if let Some(demoting) = &mut self.demoting {
             demoting.stage = Demotion::Recording;
         }
-        let clean = self.is_in_sync() && self.bitmap.count() == 0 && self.unflushed.is_empty();
+        let clean = self.is_in_sync()
+            && self.bitmap.count() == 0
+            && (self.unflushed.is_empty() || planted(Defect::DemotedUnflushed));
         self.change_record(After::Demoted, |r| r.was_primary &= !clean);
     }
 

@@ -5,6 +5,7 @@
 //! is held and done again.
 
 use bytes::{Bytes, BytesMut};
+use kagami_bitmap::planted::{Defect, planted};
 use kagami_bitmap::{Block, Run};
 
 use super::event::{IoError, Request};
@@ -83,7 +84,9 @@ impl Mirror {
             }
             Err(fault) if self.can_read_from_peer() => {
                 let read = &self.reads[key.0];
-                if !self.spans.try_lock(read.span) {
+                if planted(Defect::RepairOverNewer) {
+                    // below: written back without a lock
+                } else if !self.spans.try_lock(read.span) {
                     // A write is under way there; what the peer has may be older than it.
                     return self.hold_read(key);
                 }
@@ -102,7 +105,7 @@ impl Mirror {
     /// Answers the read, or holds it to be done again if this node may not answer any more.
     fn finish_read(&mut self, key: ReadKey, data: &Bytes, out: &mut Actions) {
         let read = self.reads.remove(key.0);
-        if self.may_read() {
+        if self.may_read() || planted(Defect::ReadCheckedTooEarly) {
             let skip = (read.offset - read.span.byte_offset()) as usize;
             let data = data.slice(skip..skip + read.len as usize);
             self.end_read(read.job, Ok(data), out);
@@ -214,7 +217,7 @@ impl Mirror {
         let Ok(data) = result else {
             let read = self.reads.remove(key.0);
             if read.repair {
-                self.spans.unlock(read.span);
+                self.unlock_repair(read.span);
                 self.wake_blocked(out);
             }
             return self.end_read(read.job, Err(IoError::Io), out);
@@ -227,7 +230,7 @@ impl Mirror {
         let (span, repair) = (read.span, read.repair);
         let data = std::mem::take(&mut read.from_peer).freeze();
         if repair && self.local.store != Store::Usable {
-            self.spans.unlock(span);
+            self.unlock_repair(span);
             self.wake_blocked(out);
         } else if repair {
             let op = DiskOp::Write {
@@ -240,6 +243,12 @@ impl Mirror {
         self.finish_read(key, &data, out);
     }
 
+    fn unlock_repair(&mut self, run: Run) {
+        if !planted(Defect::RepairOverNewer) {
+            self.spans.unlock(run);
+        }
+    }
+
     /// What the peer gave for a block that could not be read here is written back, or can't be.
     pub(super) fn on_repaired(
         &mut self,
@@ -247,7 +256,7 @@ impl Mirror {
         result: Result<(), DiskFault>,
         out: &mut Actions,
     ) {
-        self.spans.unlock(run);
+        self.unlock_repair(run);
         match result {
             Ok(()) => out.push(super::Action::Report(Notice::ReadRepaired { run })),
             Err(fault) => {
@@ -266,7 +275,7 @@ impl Mirror {
                     let read = self.reads.remove(key.0);
                     if read.repair {
                         // The local copy failed at it, and the peer is gone.
-                        self.spans.unlock(read.span);
+                        self.unlock_repair(read.span);
                         self.wake_blocked(out);
                         self.end_read(read.job, Err(IoError::Io), out);
                     } else {

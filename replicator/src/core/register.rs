@@ -43,6 +43,8 @@ pub enum ArbiterAnswer {
     Register(Option<Register>),
     /// The swap took place and is durable.
     Swapped,
+    /// The register is other nodes': this one was replaced, or taken out. It grants nothing here.
+    NotOurs(String),
     /// No answer, and why. Nothing is known of a swap's outcome.
     Unreachable(String),
 }

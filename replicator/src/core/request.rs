@@ -2,11 +2,13 @@
 //! copy may answer it; until then it is held.
 
 use bytes::Bytes;
+use kagami_bitmap::planted::{Defect, planted};
 use kagami_bitmap::{EXTENT, Run};
 
 use super::event::{IoError, Request};
 use super::settings::Settings;
 use super::state::{RequestId, Solo, Time};
+use super::timers::Timer;
 use super::write::{Origin, Work};
 use super::{Actions, Mirror, Role, Store};
 
@@ -109,7 +111,9 @@ impl Mirror {
             Request::Read { .. } => self.may_read(),
             Request::Flush => self.may_write(),
             // While closing, what was accepted before is still carried out.
-            _ => self.gate != Gate::Frozen && self.may_write(),
+            _ => {
+                (self.gate != Gate::Frozen || planted(Defect::NoFreezeAtTheEnd)) && self.may_write()
+            }
         }
     }
 
@@ -135,7 +139,8 @@ impl Mirror {
                 self.is_good()
                     && (self.alone.is_some()
                         || self.has_lease()
-                        || (self.settings.solo == Solo::Always && self.link.is_none()))
+                        || planted(Defect::ReadWithoutLease)
+                        || (self.solo_rule() == Solo::Always && self.link.is_none()))
             }
             Store::Failed | Store::Diskless => self.is_carried() && self.has_lease(),
         }
@@ -307,5 +312,9 @@ impl Mirror {
     pub(super) fn set(&mut self, settings: Settings, out: &mut Actions) {
         self.settings = settings;
         self.seek_permission(out);
+        if self.solo_rule() == Solo::Arbiter && self.is_in_sync() {
+            // It may be a new arbiter, whose register is to be made while both copies are there.
+            self.timers.set_by(Timer::AskAgain, self.now);
+        }
     }
 }

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use kagami_bitmap::planted::{Defect, planted};
 use kagami_bitmap::{BLOCK, BLOCKS_PER_EXTENT, Block, Run};
 
 use super::handshake::RUNS;
@@ -296,6 +297,9 @@ impl Mirror {
                 }));
                 if let Some(source) = self.source() {
                     source.failed_reads = true;
+                    if planted(Defect::ReadErrorSkipped) {
+                        source.acked.push(run);
+                    }
                     source.in_flight -= run.byte_len();
                 }
                 self.spans.unlock(run);
@@ -422,6 +426,10 @@ impl Mirror {
         source.chunks.remove(&id);
         source.in_flight -= run.byte_len();
         source.acked.push(run);
+        if planted(Defect::ClearOnAcknowledgement) {
+            self.on_synced(vec![run], out);
+        }
+        let Some(source) = self.source() else { return };
         source.acked_blocks += run.count;
         let enough = source.acked_blocks >= FLUSH_BLOCKS;
         self.flush.wanted |= enough;
@@ -490,7 +498,7 @@ impl Mirror {
         let flushing = self.flush.is_running();
         let marks = self.bitmap.count();
         let asks = self.alone.is_some()
-            && self.settings.solo == Solo::Arbiter
+            && self.solo_rule() == Solo::Arbiter
             && self.record().arbiter.is_some();
         let Some(source) = self.source() else { return };
         if source.wait_until.is_some_and(|at| at > now) {

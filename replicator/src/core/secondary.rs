@@ -6,6 +6,7 @@
 
 use bytes::Bytes;
 use kagami_bitmap::Run;
+use kagami_bitmap::planted::{Defect, planted};
 
 use super::diskless::Serve;
 use super::flush::FlushOf;
@@ -106,11 +107,14 @@ impl Mirror {
         };
         self.counters.applied_blocks += span.count;
         let origin = Origin::Peer { session, seq };
-        if matches!(self.up().map(|up| &up.phase), Some(Phase::Serve(_))) {
+        if matches!(self.up().map(|up| &up.phase), Some(Phase::Serve(_)))
+            && !planted(Defect::OnlyTheServerMarks)
+        {
             // This copy answers for both: its marks are the only ones (§7).
             self.add_write(origin, span, work, fua, out);
             return;
         }
+        let fua = fua && !planted(Defect::FuaLostOnTheWay);
         let offset = span.byte_offset();
         let op = match &work {
             Work::Zero { unmap } => DiskOp::Zero {
@@ -173,7 +177,7 @@ impl Mirror {
         let mut ready = Vec::new();
         let applied = &up.applied;
         up.peer_flushes.retain(|(id, after)| {
-            let covered = applied.covers(*after);
+            let covered = applied.covers(*after) || planted(Defect::PeerAppliesOutOfOrder);
             if covered {
                 ready.push(*id);
             }
@@ -355,6 +359,7 @@ impl Mirror {
             let mine = hash_blocks(&data);
             (0..hashes.len() as u32)
                 .filter(|i| mine.get(*i as usize) != hashes.get(*i as usize))
+                .filter(|_| !planted(Defect::ComparedAsEqual))
                 .collect()
         });
         self.send(Message::Compared { id, result }, out);
@@ -419,6 +424,9 @@ pub(super) fn hash_blocks(data: &[u8]) -> Vec<BlockHash> {
         .map(|block| {
             let mut short = [0; 16];
             short.copy_from_slice(&blake3::hash(block).as_bytes()[..16]);
+            if planted(Defect::FirstHalfCompared) {
+                short.copy_from_slice(&blake3::hash(&block[..block.len() / 2]).as_bytes()[..16]);
+            }
             short
         })
         .collect()

@@ -3,6 +3,7 @@
 //! With no marks left the source freezes new writes for a moment, leaves - `alone` goes, durably -,
 //! and offers its generation; the target adopts it in one durable write; both settle.
 
+use kagami_bitmap::planted::{Defect, planted};
 use kagami_bitmap::superblock::{Generation, StoredDisk};
 use kagami_bitmap::{BLOCK, Block};
 
@@ -59,7 +60,7 @@ impl Mirror {
             self.flush.wanted = true;
             return;
         }
-        let quiet = self.runs_in_flight().next().is_none()
+        let quiet = (self.runs_in_flight().next().is_none() || planted(Defect::NoFreezeAtTheEnd))
             && !self.flush.is_running()
             && self.attempt.is_none()
             && !self.durable.is_changing();
@@ -67,8 +68,12 @@ impl Mirror {
             return;
         };
         // *One-writer*, rule 2: leave before you offer.
-        self.alone = None;
-        self.change_record(After::Left { session }, |r| r.alone = false);
+        if planted(Defect::OfferWhileAlone) {
+            self.change_record(After::Left { session }, |_| {});
+        } else {
+            self.alone = None;
+            self.change_record(After::Left { session }, |r| r.alone = false);
+        }
         if let Some(source) = self.source() {
             source.stage = Stage::Leaving;
         }
@@ -84,13 +89,22 @@ impl Mirror {
             panic!("a source has a generation")
         };
         assert!(
-            !self.record().alone && self.alone.is_none(),
+            !self.record().alone && self.alone.is_none() || planted(Defect::OfferWhileAlone),
             "rule 2: leave before you offer"
         );
         if let Some(source) = self.source() {
             source.stage = Stage::Offered;
         }
+        if planted(Defect::BaseClearedAtTheOffer) {
+            self.change_record(After::Nothing, |r| r.base = None);
+        }
         self.send(Message::Offer { current, history }, out);
+        if planted(Defect::SettledWithoutAdoption) {
+            if let Some(source) = self.source() {
+                source.stage = Stage::Settling;
+            }
+            self.change_record(After::Settled { session }, |r| r.base = None);
+        }
     }
 
     /// Step 5: the target adopts, in one durable write.
@@ -155,12 +169,15 @@ impl Mirror {
         let boot = self.boot;
         match self.source() {
             Some(source) if source.stage == Stage::Offered => source.stage = Stage::Settling,
+            _ if planted(Defect::SettledWithoutAdoption) => return Ok(()),
             _ => return Err("it has adopted a generation that was not offered".into()),
         }
         self.change_record(After::Settled { session }, |r| {
             r.base = None;
             r.boot = Some(boot);
             r.verify_found = false;
+            // Both have what was forced: the next generation comes from a good copy.
+            r.forced_bad = false;
         });
         Ok(())
     }

@@ -3,6 +3,8 @@
 //! *One-writer*: permission is confirmed, then a generation is minted, durably, and only then is
 //! anything answered that this copy alone holds. The questions to the arbiter are in `attempt`.
 
+use kagami_bitmap::planted::{Defect, planted};
+
 use super::durable::After;
 use super::link::Phase;
 use super::message::Hello;
@@ -55,6 +57,9 @@ impl Mirror {
         // The peer's lease runs by what this node told it, also if an operator lowered it since.
         let timeout = self.settings.timeout_ms.max(self.solo.told_timeout_ms);
         let wait = timeout + timeout / 50 + MARGIN_MS;
+        if planted(Defect::NoWaitForTheLease) {
+            return self.now;
+        }
         self.echoed_peer
             .unwrap_or(self.started)
             .max(self.started)
@@ -63,7 +68,11 @@ impl Mirror {
 
     /// Starts what may give a Primary, or one that is to be, permission to go on alone.
     pub(super) fn seek_permission(&mut self, _out: &mut Actions) {
-        if self.wants_permission() && self.settings.solo == Solo::Arbiter {
+        if planted(Defect::MintAtLinkLoss) && self.wants_permission() && self.is_primary() {
+            let tag = self.draw_tag();
+            self.mint_as(tag, After::Nothing);
+        }
+        if self.wants_permission() && self.solo_rule() == Solo::Arbiter {
             // A Primary asks at once, a Secondary after its wait (§4).
             let at = if self.is_primary() {
                 self.now
@@ -80,7 +89,7 @@ impl Mirror {
         self.alone.is_none()
             && self.up().is_none()
             && !self.is_frozen()
-            && self.is_good()
+            && (self.is_good() || planted(Defect::InconsistentMayAsk))
             && (self.is_primary() || self.is_promoting_alone())
             && !self
                 .durable
@@ -89,12 +98,13 @@ impl Mirror {
 
     /// Mode `always` mints with the first write alone, not at the loss of the link.
     pub(super) fn advance_solo(&mut self, out: &mut Actions) {
-        if self.settings.solo == Solo::Always
+        if self.solo_rule() == Solo::Always
             && self.wants_permission()
             && self.is_primary()
             && self.has_waiting_writes()
         {
-            self.mint("always", out);
+            let by = if self.has_peer() { "always" } else { "no peer" };
+            self.mint(by, out);
         }
         if self.timers.take_due(Timer::AskAgain, self.now) {
             self.on_ask_again(out);
@@ -128,6 +138,12 @@ impl Mirror {
             r.zeroed = false;
             r.was_primary |= primary;
         });
+        if planted(Defect::AnswerBeforeTheMint) && self.link.is_none() {
+            self.alone = Some(Alone {
+                since: self.now,
+                by: "planted",
+            });
+        }
     }
 
     /// The target is durably Inconsistent: it can't ask, so no arbiter is needed (§3 consent).
@@ -157,7 +173,7 @@ impl Mirror {
         self.become_alone(by, out);
     }
 
-    fn become_alone(&mut self, by: &'static str, out: &mut Actions) {
+    pub(super) fn become_alone(&mut self, by: &'static str, out: &mut Actions) {
         assert!(
             self.record().alone,
             "One-writer: alone in a generation that the peer may have"
@@ -186,7 +202,7 @@ impl Mirror {
     }
 
     pub(super) fn watch_register(&mut self) {
-        if self.settings.solo == Solo::Arbiter && (self.alone.is_some() || self.solo.forced) {
+        if self.solo_rule() == Solo::Arbiter && (self.alone.is_some() || self.solo.forced) {
             self.timers.set(
                 Timer::AskAgain,
                 self.now.after_ms(self.settings.arbiter_timeout_ms.max(500)),
@@ -204,7 +220,7 @@ impl Mirror {
         if self.link.is_some() {
             return "meeting the peer".into();
         }
-        match self.settings.solo {
+        match self.solo_rule() {
             Solo::Never => {
                 "the peer is not connected, and solo = \"never\" lets no copy go on alone".into()
             }
@@ -240,7 +256,7 @@ impl Mirror {
     }
 
     pub(super) fn on_forced_minted(&mut self, out: &mut Actions) {
-        self.solo.forced = self.settings.solo == Solo::Arbiter;
+        self.solo.forced = self.solo_rule() == Solo::Arbiter;
         self.become_alone("force", out);
         self.timers.set(Timer::AskAgain, self.now);
     }

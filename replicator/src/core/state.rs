@@ -58,6 +58,11 @@ ids! {
     Attempt,
 }
 
+impl NodeId {
+    /// The peer of a mirror that has none. No node has this id.
+    pub const NOBODY: Self = Self(0);
+}
+
 /// What a node does with the mirror.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Role {

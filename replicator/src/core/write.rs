@@ -6,6 +6,7 @@
 //! submitted before every extent of it is hot.
 
 use bytes::{Bytes, BytesMut};
+use kagami_bitmap::planted::{Defect, planted};
 use kagami_bitmap::{Block, Run};
 
 use super::event::IoError;
@@ -106,7 +107,9 @@ impl Mirror {
             .blocked
             .iter()
             .any(|k| self.writes[k.0].span.overlaps(span));
-        if waits || !self.spans.try_lock(span) {
+        if planted(Defect::OverlappingWritesRace) {
+            self.heat_for(key, out);
+        } else if waits || !self.spans.try_lock(span) {
             self.blocked.push_back(key);
         } else {
             self.writes[key.0].locked = true;
@@ -172,7 +175,7 @@ impl Mirror {
 
     /// Reads the first and last block of the span where the write does not cover them.
     fn read_edges(&mut self, key: WriteKey, out: &mut Actions) {
-        if !self.may_read() {
+        if !self.may_read() && !planted(Defect::StaleEdges) {
             // Read again, and merged, once this copy may answer.
             self.writes[key.0].stage = Stage::Parked;
             self.parked.push(key);
@@ -292,7 +295,9 @@ impl Mirror {
         }
         let mirrors = !from_peer && self.is_mirroring();
         if mirrors && self.local.store == Store::Usable {
-            self.unflushed.write(span);
+            if !planted(Defect::UnflushedForgotten) {
+                self.unflushed.write(span);
+            }
             self.note_unflushed();
         } else if self.local.store == Store::Usable {
             self.bitmap.mark(span);
@@ -386,6 +391,9 @@ impl Mirror {
                     return; // answered as the session ended
                 }
             }
+            Err(_) if planted(Defect::FailedWriteAnswered) => {
+                self.writes[key.0].local = Copy::Done;
+            }
             Err(fault) => {
                 // First, since the failure may end the write.
                 self.writes[key.0].local = Copy::None;
@@ -424,6 +432,8 @@ impl Mirror {
                 && write.local != Copy::Owed
                 && write.peer == Copy::Lost
                 && !matches!(write.origin, Origin::Peer { .. })
+                && !(planted(Defect::EarlyWritesForgotten)
+                    && matches!(write.origin, Origin::Answered))
         };
         if lost {
             // Without a disk only the peer can have it: sent again once the peer carries, even if
@@ -456,7 +466,8 @@ impl Mirror {
             return write.local != Copy::Owed;
         }
         match (write.local, write.peer) {
-            (Copy::Owed, _) => false,
+            (Copy::Owed, peer) => peer == Copy::Done && planted(Defect::AnswerBeforeTheDisk),
+            (Copy::Done, Copy::Owed) if planted(Defect::AnswerBeforeThePeer) => true,
             (Copy::NoSpace, peer) => peer != Copy::Owed,
             (Copy::Done, Copy::Done) => self.local.store == Store::Usable || self.is_carried(),
             (Copy::Done, Copy::None | Copy::Lost) => self.alone.is_some(),
@@ -513,7 +524,7 @@ impl Mirror {
             if write.sent.is_some() {
                 let answered = matches!(write.origin, Origin::Answered);
                 if answered && write.peer != Copy::Done && self.local.store == Store::Usable {
-                    self.local.ahead = true;
+                    self.local.ahead = !planted(Defect::AheadForgotten);
                 }
                 write.peer = Copy::Lost;
             }

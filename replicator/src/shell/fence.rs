@@ -153,6 +153,13 @@ pub enum FenceError {
     },
 }
 
+impl FenceError {
+    /// Somebody else has it: who asks again later may get it.
+    pub fn is_held(&self) -> bool {
+        matches!(self, Self::Held { .. })
+    }
+}
+
 impl StoreFile {
     /// Opens the store at `path` for direct I/O, locks it and finds out what it can do. A store that
     /// is held is tried again for up to `wait`: a killed daemon's writes may still be landing.

@@ -202,6 +202,11 @@ impl Storage {
         self.metadata[store.0.into()].submit(&mut self.io, id, steps, &mut self.done);
     }
 
+    /// Something waits to be handed to the kernel.
+    pub fn has_queued(&self) -> bool {
+        self.io.ring.has_queued()
+    }
+
     /// Hands everything queued to the kernel. Call it once at the end of a turn of the loop.
     ///
     /// # Errors

@@ -279,6 +279,11 @@ impl Ring {
         self.watched.get_mut().0.submission().len()
     }
 
+    /// Operations wait to be handed to the kernel.
+    pub fn has_queued(&self) -> bool {
+        !self.queued.is_empty()
+    }
+
     /// Operations pushed and not yet completed.
     pub fn in_flight(&self) -> usize {
         self.operations.len()

@@ -309,7 +309,10 @@ fn edit(node: &Node, key: &str, value: &str) -> Result<(), DemoError> {
 }
 
 /// Runs a command that prints a line to paste and waits, and pastes the line at the other node.
-fn join(
+///
+/// # Errors
+/// One of both fails.
+pub fn join(
     offer: &mut Node,
     offer_args: &[&str],
     prefix: &str,

@@ -37,7 +37,7 @@ pub const KEYS: &[Key] = &[
         "name",
         Kind::Name,
         Required,
-        Restart,
+        Live,
         "The name of this node; the other node uses it in its [peer.NAME].",
     ),
     key(
@@ -127,6 +127,14 @@ pub const KEYS: &[Key] = &[
         "How a line of the log is written.",
     ),
     key(
+        Node,
+        "link-version",
+        Kind::Choice(&["2", "1"]),
+        Value("2"),
+        Restart,
+        "The newest protocol version that is spoken with peers; the one before is spoken too. 1 holds a node back while a pair is upgraded in two steps.",
+    ),
+    key(
         Mirror,
         "uuid",
         Kind::Uuid,
@@ -181,16 +189,16 @@ pub const KEYS: &[Key] = &[
         Mirror,
         "peer",
         Kind::NameOf(Peer),
-        Nothing("not paired yet: only this node has a copy"),
+        Nothing("no other node has a copy: this one is served all the same"),
         Restart,
-        "The other node.",
+        "The other node. Set by `kagami pair`, `kagami replace-peer` and `kagami remove-peer`, which a running daemon hears of at once.",
     ),
     key(
         Mirror,
         "arbiter",
         Kind::NameOf(Arbiter),
         Nothing("no arbiter"),
-        Restart,
+        Live,
         "Who decides for `solo = \"arbiter\"`.",
     ),
     key(
@@ -326,7 +334,7 @@ pub const KEYS: &[Key] = &[
         "addresses",
         Kind::Addresses { names: true },
         Required,
-        Restart,
+        Live,
         "Where the peer is reached, tried in turn.",
     ),
     key(
@@ -334,7 +342,7 @@ pub const KEYS: &[Key] = &[
         "fingerprints",
         Kind::Fingerprints,
         Required,
-        Restart,
+        Live,
         "The keys the peer is known by, and nothing else; two while a key is rotated.",
     ),
     key(
@@ -358,7 +366,7 @@ pub const KEYS: &[Key] = &[
         "addresses",
         Kind::Addresses { names: true },
         Required,
-        Restart,
+        Live,
         "Where the arbiter is reached, tried in turn.",
     ),
     key(
@@ -366,7 +374,7 @@ pub const KEYS: &[Key] = &[
         "fingerprints",
         Kind::Fingerprints,
         Required,
-        Restart,
+        Live,
         "The keys the arbiter is known by; two while a key is rotated.",
     ),
     key(

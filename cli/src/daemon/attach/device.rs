@@ -22,7 +22,7 @@ use kagami_nbd_server::kernel::{
 use kagami_nbd_server::proto::transmission_flag as flag;
 use kagami_replicator::core::event::Refusal;
 use kagami_replicator::shell::engine::DeviceFacts;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::helper::{self, Held, HelperFault};
 
@@ -304,20 +304,43 @@ impl Kernel {
                 );
             }
         }
-        if let Err(error) = self.make_link(mirror, index) {
-            warn!(
+        match self.make_link(mirror, index) {
+            Ok(false) => {}
+            Ok(true) => self.announce(index),
+            Err(error) => warn!(
                 mirror,
                 "{} could not be made: {error}",
                 self.link(mirror).display()
-            );
+            ),
         }
     }
 
-    fn make_link(&self, mirror: &str, index: u32) -> io::Result<()> {
+    /// Lets udev look at a device again: its rule takes the mirror's name from the link, and makes the
+    /// unit `dev-kagami-NAME.device` that a line of fstab waits for.
+    fn announce(&self, index: u32) {
+        if let Err(fault) = self.sysfs().announce(index) {
+            debug!("udev is not told of a change: {fault}");
+        }
+    }
+
+    /// The name of the mirror that a device is, by the link that was made for it.
+    pub fn name(&self, index: u32) -> Option<String> {
+        let target = Path::new("..").join(format!("nbd{index}"));
+        let links = fs::read_dir(self.dev.join("kagami")).ok()?;
+        links.filter_map(Result::ok).find_map(|link| {
+            let leads_there = fs::read_link(link.path()).is_ok_and(|now| now == target);
+            let name = link.file_name().into_string().ok()?;
+            // A name that begins with a dot is a link that is being made.
+            (leads_there && !name.starts_with('.')).then_some(name)
+        })
+    }
+
+    /// Whether the link is new, or led elsewhere.
+    fn make_link(&self, mirror: &str, index: u32) -> io::Result<bool> {
         let link = self.link(mirror);
         let target = Path::new("..").join(format!("nbd{index}"));
         if fs::read_link(&link).is_ok_and(|now| now == target) {
-            return Ok(());
+            return Ok(false);
         }
         let folder = self.dev.join("kagami");
         fs::DirBuilder::new()
@@ -330,7 +353,8 @@ impl Kernel {
             _ => {}
         }
         std::os::unix::fs::symlink(&target, &new)?;
-        fs::rename(&new, &link)
+        fs::rename(&new, &link)?;
+        Ok(true)
     }
 
     /// Removes the link, if it is this device's.
@@ -340,6 +364,7 @@ impl Kernel {
         if fs::read_link(&link).is_ok_and(|now| now == target) {
             // It stays, and leads nowhere: the next attach replaces it.
             let _ = fs::remove_file(link);
+            self.announce(index);
         }
     }
 

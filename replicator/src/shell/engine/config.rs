@@ -37,6 +37,8 @@ pub struct EngineConfig {
     pub boot: Boot,
     /// How the network is treated.
     pub tuning: Tuning,
+    /// The newest protocol version to speak; older ones that this build knows are spoken too.
+    pub newest_version: u16,
 }
 
 impl EngineConfig {
@@ -52,6 +54,7 @@ impl EngineConfig {
             lock_buffers: true,
             boot,
             tuning: Tuning::default(),
+            newest_version: quic::SUPPORTED[0],
         }
     }
 }
@@ -69,7 +72,7 @@ pub struct MirrorConfig {
     pub backing: PathBuf,
     /// The file or device with the metadata; `None`: in the tail of the backing store.
     pub metadata: Option<PathBuf>,
-    /// The node that has the other copy.
+    /// The node that has the other copy; [`NodeId::NOBODY`]: there is none.
     pub peer: NodeId,
     /// The data-plane thread that carries it, the same on both nodes.
     pub thread: u16,

@@ -16,6 +16,7 @@ use rustix::fs::{SeekFrom, seek};
 use tokio::sync::Notify;
 
 use super::host::Host;
+use crate::core::NodeId;
 use crate::core::event::{IoError, Request};
 use crate::core::register::ArbiterAnswer;
 use crate::core::state::{Attempt, Role};
@@ -161,6 +162,10 @@ impl MirrorDevice {
                     host.name
                 )
             }
+            None if host.mirror.peer() == NodeId::NOBODY => format!(
+                "this node is Secondary, and no other has a copy; begin here: `kagami promote {}`",
+                host.name
+            ),
             None => format!(
                 "this node is Secondary, and {peer} is not connected; look at `kagami status {}`",
                 host.name

@@ -10,12 +10,12 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use super::config::{ArbiterConfig, EngineConfig, MirrorConfig, peers_of, shifted};
 use super::plane::{Loop, Order, Parts, Plane, no_such_mirror};
 use super::start::{self, StartError};
-use super::status::{MirrorEvent, MirrorStatus};
+use super::status::{MirrorEvent, MirrorStatus, PeerEvent};
 use crate::core::event::{Refusal, Reply};
-use crate::core::{Command, Settings};
+use crate::core::{Command, NodeId, Settings};
 use crate::shell::buffers::{Pool, PoolConfig};
 use crate::shell::identity::{IdentityError, NodeKeys};
-use crate::shell::quic::{LinkConfig, LinkError, PeerConfig};
+use crate::shell::quic::{LinkConfig, LinkError, Note, PeerConfig};
 use crate::shell::storage::{Storage, StorageError};
 
 /// Events that a slow listener may be behind; it is told how many it missed.
@@ -51,9 +51,10 @@ pub struct Engine {
 
 #[derive(Debug)]
 struct Inner {
-    node: crate::core::NodeId,
+    node: NodeId,
     threads: Vec<Thread>,
     events: broadcast::Sender<MirrorEvent>,
+    peer_events: broadcast::Sender<PeerEvent>,
     /// Which mirror is on which thread.
     places: Mutex<Vec<(String, u16)>>,
 }
@@ -82,9 +83,10 @@ impl Engine {
     pub fn start(config: &EngineConfig) -> Result<Self, EngineError> {
         assert!(config.threads >= 1, "an engine without a thread");
         let (events, _) = broadcast::channel(EVENTS);
+        let (peer_events, _) = broadcast::channel(EVENTS);
         let mut threads = Vec::new();
         for index in 0..config.threads {
-            match start_thread(config, index, &events) {
+            match start_thread(config, index, (&events, &peer_events)) {
                 Ok(thread) => threads.push(thread),
                 Err(error) => {
                     for thread in threads {
@@ -98,6 +100,7 @@ impl Engine {
             node: config.node,
             threads,
             events,
+            peer_events,
             places: Mutex::default(),
         };
         Ok(Self {
@@ -218,6 +221,36 @@ impl Engine {
         }
     }
 
+    /// Tells a peer something of this node, over whatever connections there are with it that have
+    /// notes; whether it arrives is not known.
+    pub fn tell(&self, peer: NodeId, note: &Note) {
+        for thread in &self.inner.threads {
+            let _ = thread.orders.send(Order::Tell(peer, note.clone()));
+        }
+    }
+
+    /// Shows the key that is in the node's folder now. Connections are made again with it.
+    ///
+    /// # Errors
+    ///
+    /// It can't be read or used: the threads that could not take it show the old one until a restart.
+    pub async fn show_new_key(&self) -> Result<(), EngineError> {
+        for thread in &self.inner.threads {
+            let (reply, answer) = oneshot::channel();
+            if thread.orders.send(Order::NewKey(reply)).is_ok()
+                && let Ok(result) = answer.await
+            {
+                result?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What peers do and tell, from now on.
+    pub fn peer_events(&self) -> broadcast::Receiver<PeerEvent> {
+        self.inner.peer_events.subscribe()
+    }
+
     /// Another arbiter for a mirror, from its next question on.
     ///
     /// # Errors
@@ -249,6 +282,18 @@ impl Engine {
         }
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all
+    }
+
+    /// Waits until the loop of a data-plane thread has turned: it has taken what there was, and
+    /// deals with it. A disk, a peer or a client that is slow keeps no loop from turning; a thread
+    /// that is stuck in one call, or in a task of its own, does. `false`: there is no such thread, or
+    /// it has ended.
+    pub async fn beat(&self, thread: u16) -> bool {
+        let Some(thread) = self.inner.threads.get(usize::from(thread)) else {
+            return false;
+        };
+        let (reply, answer) = oneshot::channel();
+        thread.orders.send(Order::Beat(reply)).is_ok() && answer.await.is_ok()
     }
 
     /// Everything that happens to mirrors from now on.
@@ -366,7 +411,10 @@ impl Thread {
 fn start_thread(
     config: &EngineConfig,
     index: u16,
-    events: &broadcast::Sender<MirrorEvent>,
+    (events, peer_events): (
+        &broadcast::Sender<MirrorEvent>,
+        &broadcast::Sender<PeerEvent>,
+    ),
 ) -> Result<Thread, EngineError> {
     let mut link = LinkConfig::new(super::config::link_node(config.node));
     link.thread = index;
@@ -377,10 +425,12 @@ fn start_thread(
         .collect();
     link.peers = peers_of(&config.peers, index);
     link.tuning = config.tuning.clone();
+    link.versions
+        .retain(|version| *version <= config.newest_version);
     let (orders, received) = mpsc::unbounded_channel();
     let (up, started) = std::sync::mpsc::channel();
     let config = config.clone();
-    let events = events.clone();
+    let events = (events.clone(), peer_events.clone());
     let body = move || {
         let runtime = tokio_uring::Runtime::new(&tokio_uring::builder());
         let runtime = match runtime {
@@ -424,7 +474,7 @@ fn prepare(
     index: u16,
     link: LinkConfig,
     orders: mpsc::UnboundedReceiver<Order>,
-    events: broadcast::Sender<MirrorEvent>,
+    (events, peer_events): (broadcast::Sender<MirrorEvent>, broadcast::Sender<PeerEvent>),
 ) -> Result<Loop, EngineError> {
     let mut buffers = PoolConfig::with_bytes(config.buffers);
     buffers.lock = config.lock_buffers;
@@ -445,11 +495,13 @@ fn prepare(
         index,
         node: config.node,
         boot: config.boot.clone(),
+        key_folder: config.key_folder.clone(),
         keys,
         storage,
         link,
         orders,
         events,
+        peer_events,
     };
     Ok(Loop::new(parts, key)?)
 }

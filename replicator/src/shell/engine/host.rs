@@ -38,6 +38,8 @@ pub(super) struct Host {
     pub(super) timer: Option<Time>,
     /// From when on the link is to look for the peer: the core backs off.
     pub(super) want_from: Option<Time>,
+    /// The core looks for its peer, now or after a while.
+    pub(super) wants_session: bool,
     pub(super) session: Option<SessionId>,
     pub(super) requests: Requests,
     commands: HashMap<CommandId, Answerer>,
@@ -115,6 +117,7 @@ impl Host {
             stores,
             timer: None,
             want_from: None,
+            wants_session: false,
             session: None,
             requests: Requests::default(),
             commands: HashMap::new(),

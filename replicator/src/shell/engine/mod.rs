@@ -12,6 +12,7 @@ mod device;
 mod handle;
 mod host;
 mod latency;
+mod offline;
 mod plane;
 mod process;
 mod start;
@@ -21,7 +22,8 @@ pub use config::{ArbiterConfig, DEFAULT_BUFFERS, DEFAULT_FENCE_WAIT, EngineConfi
 pub use device::{DeviceFacts, MirrorDevice, Payload, Requester, Stretch};
 pub use handle::{Engine, EngineError};
 pub use latency::Latencies;
+pub use offline::OfflineCopy;
 pub use plane::Plane;
 pub use process::prepare_process;
 pub use start::StartError;
-pub use status::{MirrorEvent, MirrorStatus, describe};
+pub use status::{MirrorEvent, MirrorStatus, PeerEvent, PeerWord, describe};

@@ -3,7 +3,7 @@
 //! The loop waits until any of these has something: disks, link, front ends and arbiters (the inbox),
 //! orders from other threads, the earliest deadline. Then it takes everything there is, hands each event
 //! to its mirror's core with the time stamped after the taking, carries the core's actions out in their
-//! order, and submits what the turn asked of the disks with one system call. There is no task for a
+//! order, lets the link send, and submits what the turn asked of the disks with one system call. There is no task for a
 //! request and no other thread for anything (docs/decisions/0004-engine-loop.md).
 
 mod carry;
@@ -12,6 +12,7 @@ mod orders;
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::rc::Rc;
 
@@ -21,9 +22,10 @@ use tokio::time::{Instant, Sleep};
 
 use super::config::ArbiterConfig;
 use super::device::{Inbox, Item, MirrorDevice};
+use super::handle::EngineError;
 use super::host::{Answerer, Host, Ready};
 use super::start::{Opened, StartError};
-use super::status::{MirrorEvent, MirrorStatus};
+use super::status::{MirrorEvent, MirrorStatus, PeerEvent};
 use crate::core::action::Actions;
 use crate::core::event::Refusal;
 use crate::core::state::{NodeId, Time};
@@ -31,7 +33,7 @@ use crate::core::{self, Event};
 use crate::shell::boot::Boot;
 use crate::shell::buffers::{Buffer, Pool, Share};
 use crate::shell::identity::{NodeKey, NodeKeys};
-use crate::shell::quic::{self, BufferSource, Link, LinkEvent, MirrorId, PeerConfig};
+use crate::shell::quic::{self, BufferSource, Link, LinkEvent, MirrorId, Note, PeerConfig};
 use crate::shell::storage::{Storage, StorageCompletion};
 use crate::shell::time::{now, until};
 use crate::shell::witness::Remote;
@@ -47,6 +49,10 @@ pub(super) enum Order {
     Status(oneshot::Sender<Vec<MirrorStatus>>),
     /// These are the peers now.
     SetPeers(Vec<PeerConfig>),
+    /// Tell this peer something.
+    Tell(NodeId, Note),
+    /// Show the key that is in the folder now.
+    NewKey(oneshot::Sender<Result<(), EngineError>>),
     /// This mirror asks another arbiter from now on.
     SetArbiter(
         String,
@@ -55,6 +61,8 @@ pub(super) enum Order {
     ),
     /// Forget a mirror and close its stores.
     Remove(String, oneshot::Sender<()>),
+    /// Answer, to show that the loop turns.
+    Beat(oneshot::Sender<()>),
     /// Run this here.
     Spawn(Spawn),
     /// End: the peers are told, and nothing else is.
@@ -138,11 +146,13 @@ pub(super) struct Parts {
     pub(super) index: u16,
     pub(super) node: NodeId,
     pub(super) boot: Boot,
+    pub(super) key_folder: PathBuf,
     pub(super) keys: NodeKeys,
     pub(super) storage: Storage,
     pub(super) link: quic::LinkConfig,
     pub(super) orders: mpsc::UnboundedReceiver<Order>,
     pub(super) events: broadcast::Sender<MirrorEvent>,
+    pub(super) peer_events: broadcast::Sender<PeerEvent>,
 }
 
 /// The loop's own state.
@@ -150,6 +160,7 @@ pub(super) struct Loop {
     index: u16,
     node: NodeId,
     boot: Boot,
+    key_folder: PathBuf,
     keys: NodeKeys,
     storage: Storage,
     link: Link,
@@ -158,10 +169,13 @@ pub(super) struct Loop {
     /// Taken while waiting.
     received: VecDeque<Order>,
     events: broadcast::Sender<MirrorEvent>,
+    peer_events: broadcast::Sender<PeerEvent>,
     plane: Plane,
     by_id: HashMap<MirrorId, usize>,
     remotes: HashMap<String, Rc<Remote>>,
     leaving: Vec<(usize, Option<oneshot::Sender<()>>)>,
+    /// This turn handed frames to the link.
+    has_sent: bool,
     /// Reused by every turn.
     actions: Actions,
     follow_ups: VecDeque<Event>,
@@ -206,6 +220,7 @@ impl Loop {
             index: parts.index,
             node: parts.node,
             boot: parts.boot,
+            key_folder: parts.key_folder,
             keys: parts.keys,
             storage: parts.storage,
             link,
@@ -213,12 +228,14 @@ impl Loop {
             orders: parts.orders,
             received: VecDeque::new(),
             events: parts.events,
+            peer_events: parts.peer_events,
             plane: Plane {
                 shared: Rc::new(shared),
             },
             by_id: HashMap::new(),
             remotes: HashMap::new(),
             leaving: Vec::new(),
+            has_sent: false,
             actions: Vec::new(),
             follow_ups: VecDeque::new(),
             answers: Vec::new(),
@@ -237,7 +254,16 @@ impl Loop {
         let mut turn = Turn::default();
         let end = loop {
             self.wait(&mut sleep, &mut armed).await;
-            if let Some(end) = self.turn(&mut turn) {
+            let end = self.turn(&mut turn);
+            if std::mem::take(&mut self.has_sent) && self.storage.has_queued() {
+                // The way over the peer is the longer one, and handing a write to the disk takes longer
+                // than sending it: the link's tasks go first.
+                tokio::task::yield_now().await;
+            }
+            if let Err(error) = self.storage.submit_queued() {
+                broken(&error);
+            }
+            if let Some(end) = end {
                 break end;
             }
         };
@@ -271,8 +297,7 @@ impl Loop {
                 biased;
                 ready = storage.ready() => {
                     if let Err(error) = ready {
-                        // Nothing can be read or written any more: no answer may be given.
-                        panic!("this thread's io_uring is broken: {error}");
+                        broken(&error);
                     }
                 }
                 () = link.ready() => {}
@@ -308,7 +333,9 @@ struct Turn {
 impl Loop {
     /// Takes everything there is and deals with it.
     fn turn(&mut self, turn: &mut Turn) -> Option<End> {
-        let drained = self.storage.drain(&mut turn.completions);
+        if let Err(error) = self.storage.drain(&mut turn.completions) {
+            broken(&error);
+        }
         self.link.drain(&mut turn.link);
         self.plane.shared.inbox.take(&mut turn.inbox);
         while let Ok(order) = self.orders.try_recv() {
@@ -334,9 +361,6 @@ impl Loop {
         for ready in self.answers.drain(..) {
             ready.requester.complete(ready.ticket, ready.result);
         }
-        if let Err(error) = drained.and_then(|()| self.storage.submit_queued()) {
-            panic!("this thread's io_uring is broken: {error}");
-        }
         end
     }
 
@@ -355,6 +379,11 @@ impl Loop {
             .find(|host| &*host.borrow().name == name && !host.borrow().is_leaving)
             .cloned()
     }
+}
+
+/// Nothing can be read or written any more: no answer may be given.
+fn broken(error: &std::io::Error) -> ! {
+    panic!("this thread's io_uring is broken: {error}");
 }
 
 /// Tags drawn at random. The system always has some; a tag that is not random could be another's.

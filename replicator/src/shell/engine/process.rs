@@ -32,13 +32,24 @@ pub fn prepare_process() -> Vec<String> {
              the daemon CAP_IPC_LOCK"
         ));
     }
-    if let Err(error) = fs::write("/proc/self/oom_score_adj", OOM_SCORE) {
+    if let Err(error) = lower_oom_score() {
         warnings.push(format!(
             "the OOM score stays as it is ({error}): when memory runs out this process may be killed first; give the \
              daemon CAP_SYS_RESOURCE, or set OOMScoreAdjust={OOM_SCORE} in its unit"
         ));
     }
     warnings
+}
+
+/// Lowers the OOM score; one that is lower still (`OOMScoreAdjust=` of a unit) stays.
+fn lower_oom_score() -> io::Result<()> {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    let now = fs::read_to_string(FILE)?;
+    let number = |text: &str| text.trim().parse::<i32>().ok();
+    if number(&now) <= number(OOM_SCORE) {
+        return Ok(());
+    }
+    fs::write(FILE, OOM_SCORE)
 }
 
 /// Locks what the process has and will have, as it is touched. Only where there is no bound: with

@@ -8,6 +8,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use kagami_bitmap::layout::{LayoutError, SLOTS_BYTES};
 use kagami_bitmap::recover::UNREADABLE;
 use kagami_bitmap::{BLOCK, Placement, Recovered, Recovery, SuperblockFault, read_slots};
@@ -66,7 +67,8 @@ pub enum StartError {
     },
     /// The copy was paired with another node.
     #[error(
-        "mirror {mirror}: its copy is paired with node {found}, and the configuration names node {expected} as its peer: correct `peer`, or replace the peer (`kagami replace-peer`)"
+        "mirror {mirror}: its copy is paired with node {found}, and the configuration names {}: write the right `peer`; another node takes its place by `kagami replace-peer`, and none by `kagami remove-peer`",
+        if *expected == NodeId::NOBODY { "no peer".to_owned() } else { format!("node {expected} as its peer") }
     )]
     OtherPeer {
         /// The mirror.
@@ -140,6 +142,13 @@ pub enum StartError {
     Stopping(String),
 }
 
+impl StartError {
+    /// A store is in use by somebody else.
+    pub fn is_held(&self) -> bool {
+        matches!(self, Self::Fence { error, .. } if error.is_held())
+    }
+}
+
 /// A mirror's stores, open and fenced, and what they hold.
 #[derive(Debug)]
 pub(super) struct Opened {
@@ -190,7 +199,7 @@ pub(super) fn open(config: MirrorConfig, node: NodeId) -> Result<Opened, StartEr
         unreachable!("one of both is open");
     };
     let reader = Reader::new(store, &config.name)?;
-    let (mut recovered, metadata_area) = reader.recover(placement, &config)?;
+    let (mut recovered, metadata_area) = reader.recover(placement, config.mirror)?;
     check(&config, node, store.path(), &recovered)?;
     reader.repair(metadata_area, &mut recovered)?;
     let findings = report(&config.name, &recovered);
@@ -217,14 +226,14 @@ pub(super) fn open(config: MirrorConfig, node: NodeId) -> Result<Opened, StartEr
 }
 
 /// Reads one metadata store.
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     store: &'a StoreFile,
     mirror: &'a str,
     pool: Pool,
 }
 
 impl<'a> Reader<'a> {
-    fn new(store: &'a StoreFile, mirror: &'a str) -> Result<Self, StartError> {
+    pub(super) fn new(store: &'a StoreFile, mirror: &'a str) -> Result<Self, StartError> {
         let config = PoolConfig {
             bytes: 2 * STEP as usize,
             reserve: 0,
@@ -276,10 +285,10 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn recover(
+    pub(super) fn recover(
         &self,
         placement: Placement,
-        config: &MirrorConfig,
+        mirror: u128,
     ) -> Result<(Recovered, Area), StartError> {
         // What a killed daemon wrote may be in the disk's cache: it must not be lost after it was read.
         self.store
@@ -298,8 +307,8 @@ impl<'a> Reader<'a> {
                 needs: SLOTS_BYTES,
             })
         })?;
-        let read = read_slots(&self.read(slots, SLOTS_BYTES), len, Some(config.mirror))
-            .map_err(superblock)?;
+        let read =
+            read_slots(&self.read(slots, SLOTS_BYTES), len, Some(mirror)).map_err(superblock)?;
         let layout = read.superblock.layout;
         let start = layout.area_start(len).map_err(|error| StartError::Layout {
             mirror: self.mirror.to_owned(),
@@ -327,14 +336,23 @@ impl<'a> Reader<'a> {
     }
 
     /// Writes what recovery wants written, each step durable before the next.
-    fn repair(&self, area: Area, recovered: &mut Recovered) -> Result<(), StartError> {
-        for step in std::mem::take(&mut recovered.repair) {
-            for (offset, bytes) in step {
-                let written = self
-                    .store
-                    .write_durably(&self.pool, area.start + offset, &bytes);
-                written.map_err(self.io("repairing the metadata"))?;
-            }
+    pub(super) fn repair(&self, area: Area, recovered: &mut Recovered) -> Result<(), StartError> {
+        let steps = std::mem::take(&mut recovered.repair);
+        self.write(area, steps, "repairing the metadata")
+    }
+
+    /// Writes to the metadata, each step durable before the next.
+    pub(super) fn write(
+        &self,
+        area: Area,
+        steps: Vec<Vec<(u64, Bytes)>>,
+        doing: &'static str,
+    ) -> Result<(), StartError> {
+        for (offset, bytes) in steps.into_iter().flatten() {
+            let written = self
+                .store
+                .write_durably(&self.pool, area.start + offset, &bytes);
+            written.map_err(self.io(doing))?;
         }
         Ok(())
     }

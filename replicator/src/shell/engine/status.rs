@@ -11,7 +11,8 @@ use crate::core::state::{NodeId, Protocol, Solo, Time};
 use crate::core::status::Status;
 use crate::shell::buffers;
 use crate::shell::disk;
-use crate::shell::quic::{Link, PeerStatus};
+use crate::shell::identity::Fingerprint;
+use crate::shell::quic::{Link, Note, PeerStatus};
 use crate::shell::storage::Storage;
 
 /// A mirror on this node, for `kagami status`.
@@ -102,6 +103,24 @@ impl MirrorStatus {
     }
 }
 
+/// Something that a peer did or told, on any data-plane thread.
+#[derive(Clone, Debug)]
+pub struct PeerEvent {
+    /// The peer.
+    pub peer: NodeId,
+    /// What.
+    pub word: PeerWord,
+}
+
+/// What a peer did or told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerWord {
+    /// It connected, and showed this key.
+    Key(Fingerprint),
+    /// It told something.
+    Note(Note),
+}
+
 /// Something that happened to a mirror.
 #[derive(Clone, Debug)]
 pub struct MirrorEvent {
@@ -144,6 +163,12 @@ pub fn describe(notice: &Notice) -> String {
                 tag(mine),
                 tag(theirs)
             )
+        }
+        Notice::PeerSet { from, to } => {
+            let name = |node: &Option<NodeId>| {
+                node.map_or_else(|| "nobody".to_owned(), |node| format!("node {node}"))
+            };
+            format!("peer: {} -> {}", name(from), name(to))
         }
         Notice::Minted {
             generation,

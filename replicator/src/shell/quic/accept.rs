@@ -72,6 +72,7 @@ async fn greet(
 
 async fn serve(inner: Rc<Inner>, conn: Rc<Conn>) {
     spawn_local(Rc::clone(&conn).watch());
+    conn.take_notes(&inner);
     spawn_local(close_unused(Rc::clone(&inner), Rc::clone(&conn)));
     conn.serve(inner).await;
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use crate::shell::identity::Fingerprint;
 
-/// The protocol versions that this build speaks, the newest first: the present one and, from the
-/// second on, the one before.
-pub const SUPPORTED: &[u16] = &[1];
+/// The protocol versions that this build speaks, the newest first: the present one and the one
+/// before (docs/wire-protocol.md, *Versions*).
+pub const SUPPORTED: &[u16] = &[2, 1];
 
 /// A node's stable id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use super::Inner;
 use super::config::{MirrorId, NodeId};
 use super::event::{DownReason, LinkFault, PeerFault, code};
+use super::note::{self, NOTES_SINCE};
 use super::opening::{Hello, MAX_HELLO, OpeningFault, PREAMBLE_LEN, Preamble, cut};
 use super::peer::Peer;
 use super::session::{Session, reason_of};
@@ -82,6 +83,13 @@ impl Conn {
             opening: RefCell::default(),
             opened: Cell::new((Instant::now(), 0)),
         })
+    }
+
+    /// Listens to what the peer tells of itself, where both speak a version that has notes.
+    pub(super) fn take_notes(self: &Rc<Self>, inner: &Rc<Inner>) {
+        if self.version >= NOTES_SINCE {
+            spawn_local(note::serve(Rc::clone(inner), Rc::clone(self)));
+        }
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -448,7 +456,7 @@ pub(super) fn fault_of(inner: &Inner, within: Duration, error: ConnectionError) 
             LinkFault::UnknownKey(e.reason)
         }
         ConnectionError::ConnectionClosed(c) if alert(c.error_code, &key) => {
-            LinkFault::KeyRefused(inner.fingerprint)
+            LinkFault::KeyRefused(inner.key().fingerprint())
         }
         ConnectionError::TransportError(e) if alert(e.code, &[ALERT_NO_APPLICATION_PROTOCOL]) => {
             LinkFault::OtherProtocol

@@ -64,6 +64,7 @@ pub(super) async fn dial(inner: Rc<Inner>, peer: Rc<Peer>) {
             Ok(conn) => {
                 peer.adopt(&inner, &conn);
                 spawn_local(Rc::clone(&conn).watch());
+                conn.take_notes(&inner);
                 // Errs as above.
                 let _ = peer.conn.subscribe().wait_for(Option::is_none).await;
                 if conn.was_used.get() && connected.elapsed() > LASTED {
@@ -154,7 +155,7 @@ async fn attempt(
     let within = peer.config.borrow().timeout;
     let names = connection::protocols(&inner.config.versions);
     let other = |error: &dyn std::fmt::Display| LinkFault::Transport(error.to_string());
-    let mut config = tls::quic_client(&inner.key, Admit::Pinned(peer.pins.clone()), names)
+    let mut config = tls::quic_client(&inner.key(), Admit::Pinned(peer.pins.clone()), names)
         .map_err(|error| other(&error))?;
     let tuning = &inner.config.tuning;
     // The peer opens no streams but its hello.

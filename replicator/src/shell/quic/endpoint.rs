@@ -5,26 +5,22 @@
 //! an acknowledgement delay of 25 ms is what a lost last packet would cost; QUIC's send window is
 //! shared by all streams of a connection, so that a bound there would let data hold up control.
 
-use std::fmt;
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use quinn::crypto::{CryptoError, HmacKey};
-use quinn::udp::{RecvMeta, Transmit};
 use quinn::{
-    AckFrequencyConfig, AsyncUdpSocket, ConnectionId, ConnectionIdGenerator, EndpointConfig,
-    IdleTimeout, MtuDiscoveryConfig, Runtime, TokioRuntime, TransportConfig, UdpPoller, VarInt,
-    congestion,
+    AckFrequencyConfig, ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout,
+    MtuDiscoveryConfig, TransportConfig, VarInt, congestion,
 };
 use rustix::net::sockopt;
 use sha2::{Digest, Sha256};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::config::{Congestion, Tuning};
+use super::runtime::{ThreadRuntime, WatchedSocket};
 use crate::shell::identity::NodeKey;
 use crate::wire::frame::Class;
 
@@ -81,8 +77,8 @@ pub(super) fn transport(tuning: &Tuning, timeout: Duration, allow: Allowance) ->
         ))
         .keep_alive_interval(Some(timeout / 4))
         .max_concurrent_bidi_streams(allow.streams.into())
-        // Each side says hello on one stream.
-        .max_concurrent_uni_streams(1u32.into())
+        // Each side says hello on one stream, and each note on one.
+        .max_concurrent_uni_streams(2u32.into())
         .stream_receive_window(tuning.stream_window.into())
         .receive_window(allow.window)
         .send_window(u64::MAX)
@@ -119,17 +115,15 @@ pub(super) fn open(
     server: Option<quinn::ServerConfig>,
 ) -> Result<quinn::Endpoint, BindError> {
     let attempt = || -> io::Result<quinn::Endpoint> {
-        let runtime = TokioRuntime;
-        let socket = runtime.wrap_udp_socket(udp_socket(address, tuning.socket_buffer)?)?;
         let segments = MAX_JOINED.div_ceil(usize::from(tuning.max_datagram));
-        let segments = segments.min(socket.max_receive_segments());
+        let socket = WatchedSocket::new(udp_socket(address, tuning.socket_buffer)?, segments)?;
         let mut config = EndpointConfig::new(Arc::new(ResetKey(key.secret("stateless reset"))));
         config
             .cid_generator(|| Box::new(RandomIds))
             .max_udp_payload_size(tuning.max_datagram)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-        let socket = Arc::new(CappedSocket { socket, segments });
-        quinn::Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(runtime))
+        let runtime = Arc::new(ThreadRuntime);
+        quinn::Endpoint::new_with_abstract_socket(config, server, Arc::new(socket), runtime)
     };
     attempt().map_err(|error| BindError { address, error })
 }
@@ -152,7 +146,6 @@ fn udp_socket(address: SocketAddr, buffer: usize) -> io::Result<UdpSocket> {
         // So that the same port can be listened on for IPv4 by a socket of its own.
         socket.set_only_v6(true)?;
     }
-    socket.set_nonblocking(true)?;
     enlarge_buffers(&socket, buffer)?;
     socket.bind(&address.into())?;
     Ok(socket.into())
@@ -177,54 +170,6 @@ fn enlarge_buffers(socket: &Socket, wanted: usize) -> io::Result<()> {
         );
     }
     Ok(())
-}
-
-/// A UDP socket that announces no larger joined datagrams than the kernel makes: quinn takes
-/// 32 × segments × datagram bytes of memory for them, 13 MiB where 2 do.
-struct CappedSocket {
-    socket: Arc<dyn AsyncUdpSocket>,
-    segments: usize,
-}
-
-impl fmt::Debug for CappedSocket {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.socket.fmt(f)
-    }
-}
-
-impl AsyncUdpSocket for CappedSocket {
-    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Arc::clone(&self.socket).create_io_poller()
-    }
-
-    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.socket.try_send(transmit)
-    }
-
-    fn poll_recv(
-        &self,
-        cx: &mut Context<'_>,
-        bufs: &mut [IoSliceMut<'_>],
-        meta: &mut [RecvMeta],
-    ) -> Poll<io::Result<usize>> {
-        self.socket.poll_recv(cx, bufs, meta)
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
-    }
-
-    fn max_transmit_segments(&self) -> usize {
-        self.socket.max_transmit_segments()
-    }
-
-    fn max_receive_segments(&self) -> usize {
-        self.segments
-    }
-
-    fn may_fragment(&self) -> bool {
-        self.socket.may_fragment()
-    }
 }
 
 /// Signs stateless resets with a secret that outlives the daemon: a peer that goes on talking to a

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::config::{MirrorId, NodeId};
+use super::note::Note;
 use super::session::Session;
 use crate::shell::identity::Fingerprint;
 use crate::wire::frame::{Class, FrameFault, InFrame};
@@ -53,6 +54,20 @@ pub enum LinkEvent {
         session: SessionId,
         /// Why.
         reason: DownReason,
+    },
+    /// There is a connection with a peer, which showed this key.
+    Connected {
+        /// The peer.
+        peer: NodeId,
+        /// Its key.
+        key: Fingerprint,
+    },
+    /// A peer told something of itself.
+    Note {
+        /// The peer.
+        peer: NodeId,
+        /// What.
+        note: Note,
     },
     /// A connection or a session couldn't be had. Attempts go on; equal failures are told once in
     /// half a minute.
@@ -100,6 +115,8 @@ pub mod code {
     pub const UNPINNED: u32 = 13;
     /// Another attempt was faster.
     pub const RACE_LOST: u32 = 14;
+    /// This node shows another key from now on.
+    pub const NEW_KEY: u32 = 15;
     /// From here on the numbers belong to the engine.
     pub const FIRST_OF_ENGINE: u32 = 0x100;
 }

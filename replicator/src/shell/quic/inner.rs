@@ -31,11 +31,11 @@ pub(super) type StartReader = Box<dyn Fn(Rc<Session>, Class, RecvHalf) -> AbortH
 /// See the module.
 pub(super) struct Inner {
     pub config: LinkConfig,
-    pub key: NodeKey,
-    pub fingerprint: Fingerprint,
+    /// The key that this node shows.
+    pub key: RefCell<Rc<NodeKey>>,
     /// The keys of all peers.
     pub pins: Pins,
-    pub server: quinn::ServerConfig,
+    pub server: RefCell<quinn::ServerConfig>,
     pub endpoints: RefCell<Vec<quinn::Endpoint>>,
     pub peers: RefCell<HashMap<NodeId, Rc<Peer>>>,
     pub mirrors: RefCell<HashMap<MirrorId, Mirror>>,
@@ -70,6 +70,11 @@ impl Inner {
     /// Whether this node is the one that dials.
     pub(super) fn dials(&self, peer: NodeId) -> bool {
         self.config.node < peer
+    }
+
+    /// The key that this node shows.
+    pub(super) fn key(&self) -> Rc<NodeKey> {
+        Rc::clone(&self.key.borrow())
     }
 
     pub(super) fn new_session_id(&self) -> SessionId {
@@ -167,7 +172,7 @@ impl Inner {
             .max()
             .unwrap_or_default();
         let allow = Allowance::for_mirrors(&self.config.tuning, mirrors);
-        let mut config = self.server.clone();
+        let mut config = self.server.borrow().clone();
         config.transport_config(transport(&self.config.tuning, timeout, allow).into());
         (config.into(), timeout)
     }
@@ -187,7 +192,7 @@ impl Inner {
         match endpoint::open(
             endpoint::any_address(address),
             &self.config.tuning,
-            &self.key,
+            &self.key(),
             None,
         ) {
             Ok(endpoint) => {

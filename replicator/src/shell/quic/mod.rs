@@ -22,8 +22,10 @@ mod endpoint;
 mod event;
 mod inner;
 mod memory;
+mod note;
 mod opening;
 mod peer;
+mod runtime;
 mod session;
 mod streams;
 
@@ -40,6 +42,7 @@ pub use config::{
 };
 pub use endpoint::BindError;
 pub use event::{CloseReason, DownReason, LinkEvent, LinkFault, PeerFault, SessionId, code};
+pub use note::{NOTES_SINCE, Note};
 pub use opening::OpeningFault;
 pub use streams::BufferSource;
 
@@ -112,10 +115,9 @@ impl Link {
         let peers = config.peers.clone();
         let inner = Rc::new(Inner {
             config,
-            fingerprint: key.fingerprint(),
-            key,
+            key: RefCell::new(Rc::new(key)),
             pins,
-            server,
+            server: RefCell::new(server),
             endpoints: RefCell::new(endpoints),
             peers: RefCell::default(),
             mirrors: RefCell::default(),
@@ -189,6 +191,42 @@ impl Link {
             conn.close(&DownReason::ClosedHere(reason));
         }
         self.restart_keepers();
+    }
+
+    /// Shows another key from now on. The connections there are end, and are made again at once
+    /// with it: the peers must have pinned it.
+    ///
+    /// # Errors
+    ///
+    /// The key can't be used; nothing has changed.
+    pub fn set_key(&self, key: NodeKey) -> Result<(), LinkError> {
+        let inner = &self.inner;
+        let names = connection::protocols(&inner.config.versions);
+        let server = tls::quic_server(&key, Admit::Pinned(inner.pins.clone()), names)?;
+        let listeners = inner.config.listen.len();
+        for endpoint in inner.endpoints.borrow().iter().take(listeners) {
+            endpoint.set_server_config(Some(server.clone()));
+        }
+        *inner.server.borrow_mut() = server;
+        *inner.key.borrow_mut() = Rc::new(key);
+        let peers: Vec<_> = inner.peers.borrow().values().cloned().collect();
+        for conn in peers.iter().filter_map(|peer| peer.connection()) {
+            let reason = CloseReason::new(code::NEW_KEY, "the node shows its new key from now on");
+            conn.close(&DownReason::ClosedHere(reason));
+        }
+        Ok(())
+    }
+
+    /// Tells a peer something of this node. False: there is no connection, or one of a version
+    /// that has no notes.
+    pub fn tell(&self, peer: NodeId, note: Note) -> bool {
+        let peer = self.inner.peers.borrow().get(&peer).cloned();
+        let conn = peer.and_then(|peer| peer.connection());
+        let Some(conn) = conn.filter(|conn| conn.version >= NOTES_SINCE) else {
+            return false;
+        };
+        spawn_local(note::send(conn, note));
+        true
     }
 
     /// Says which mirrors this thread has, each with its peer. New ones are not wanted yet; sessions

@@ -55,6 +55,9 @@ pub enum OpeningFault {
     /// No such class of streams.
     #[error("no class of streams has number {0}")]
     Class(u8),
+    /// No such kind of note.
+    #[error("no kind of note has number {0}")]
+    Note(u8),
     /// Bits that must be zero.
     #[error("reserved bits are set in a {0}")]
     Reserved(&'static str),

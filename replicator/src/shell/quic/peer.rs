@@ -9,7 +9,7 @@ use tokio::task::AbortHandle;
 use super::Inner;
 use super::config::{NodeId, PeerConfig};
 use super::connection::Conn;
-use super::event::DownReason;
+use super::event::{DownReason, LinkEvent};
 use crate::shell::tls::Pins;
 
 pub(super) struct Peer {
@@ -59,6 +59,10 @@ impl Peer {
         // Mirrors may have come since the handshake.
         inner.allow(conn, inner.mirrors_with(self.node));
         self.conn.send_replace(Some(Rc::clone(conn)));
+        inner.events.push(LinkEvent::Connected {
+            peer: self.node,
+            key: conn.key,
+        });
         tracing::info!(
             peer = %self.name(),
             address = %conn.quic.remote_address(),

@@ -6,7 +6,7 @@
 //! twice is one swap (the second time it is refused, or found to have taken place). After the time-out
 //! the outcome is unknown, and said to be.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use std::time::Duration;
 use quinn::{Connection, TransportConfig, VarInt};
 use tokio::time::{Instant, timeout_at};
 
-use super::wire::{Answer, MAX_ANSWER, Op, Outcome, Request};
-use super::{PROTOCOL, RegisterId};
+use super::wire::{Answer, Content, MAX_ANSWER, Op, Outcome, Reason, Request};
+use super::{PROTOCOL_1, RegisterId, protocols};
 use crate::core::register::{ArbiterAnswer, Ask};
-use crate::core::state::Attempt;
+use crate::core::state::{Attempt, NodeId};
 use crate::shell::arbiter::{Arbiter, Pending, register};
 use crate::shell::fields::FieldFault;
 use crate::shell::identity::{Fingerprint, NodeKey};
@@ -61,6 +61,9 @@ pub enum ClientError {
     /// What came back is no answer to the question.
     #[error("it answered with something else: {0}")]
     Garbage(FieldFault),
+    /// It is of the version before, and can't do what was asked.
+    #[error("its kagami is too old for that: upgrade it first")]
+    TooOld,
     /// It answered another question.
     #[error("it answered another question than the one asked")]
     OtherQuestion,
@@ -83,7 +86,7 @@ impl Remote {
     /// The node's key can't be used.
     pub fn new(key: &NodeKey, config: ClientConfig) -> Result<Rc<Self>, TlsError> {
         let pins = Pins::new(config.fingerprints.iter().copied());
-        let mut quic = tls::quic_client(key, Admit::Pinned(pins), vec![PROTOCOL.to_vec()])?;
+        let mut quic = tls::quic_client(key, Admit::Pinned(pins), protocols())?;
         let mut transport = TransportConfig::default();
         transport
             .max_concurrent_bidi_streams(VarInt::from_u32(0))
@@ -142,6 +145,10 @@ async fn exchange_on(
     deadline: Instant,
     allowed: Duration,
 ) -> Result<Outcome, ClientError> {
+    let is_old = tls::agreed_protocol(connection).is_none_or(|name| name == PROTOCOL_1);
+    if is_old && matches!(request.op, Op::Bind { .. } | Op::Succeed { .. }) {
+        return Err(ClientError::TooOld);
+    }
     let exchange = async {
         let (mut send, mut receive) = connection
             .open_bi()
@@ -179,6 +186,10 @@ pub struct Client {
     remote: Rc<Remote>,
     register: RegisterId,
     members: Vec<Fingerprint>,
+    /// A register that names both of these is bound to `members`.
+    pair: Option<[NodeId; 2]>,
+    /// The register is bound to `members`, or can't be: nothing is to be asked any more.
+    is_bound: Cell<bool>,
 }
 
 impl Client {
@@ -189,7 +200,50 @@ impl Client {
             remote,
             register,
             members,
+            pair: None,
+            is_bound: Cell::new(false),
         })
+    }
+
+    /// The same for the pair of nodes `pair`: a register that both have already and that names both
+    /// is bound to `members`, too, for a node may be another, or have another key, since it was made.
+    pub fn of_pair(
+        remote: Rc<Remote>,
+        register: RegisterId,
+        members: Vec<Fingerprint>,
+        pair: [NodeId; 2],
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            remote,
+            register,
+            members,
+            pair: Some(pair),
+            is_bound: Cell::new(false),
+        })
+    }
+
+    /// Binds the register to the keys there are now, if it names both nodes.
+    async fn bind(&self, named: &[NodeId]) {
+        let names_both = |pair: &[NodeId; 2]| pair.iter().all(|node| named.contains(node));
+        if self.is_bound.get() || !self.pair.as_ref().is_some_and(names_both) {
+            return;
+        }
+        let request = Request {
+            register: self.register,
+            nonce: 0,
+            op: Op::Bind {
+                members: self.members.clone(),
+            },
+        };
+        match self.remote.exchange(&request).await {
+            Ok(Outcome::Swapped) | Err(ClientError::TooOld) => self.is_bound.set(true),
+            // Asked again with the next look at the register.
+            Ok(Outcome::Refused(_, why)) => {
+                tracing::warn!(witness = self.remote.config.name, register = %self.register,
+                    "the register can't be used by both nodes yet: {why}");
+            }
+            Ok(Outcome::State(_)) | Err(_) => {}
+        }
     }
 
     async fn put(&self, attempt: Attempt, ask: Ask) -> Result<ArbiterAnswer, String> {
@@ -221,10 +275,18 @@ impl Client {
             Outcome::Swapped => Ok(ArbiterAnswer::Swapped),
             Outcome::State(None) => Ok(ArbiterAnswer::Register(None)),
             Outcome::State(Some(content)) => {
-                register::decode(content.instance, content.seq, content.nonce, &content.bytes)
-                    .map(|register| ArbiterAnswer::Register(Some(register)))
-                    .map_err(|fault| fault.to_string())
+                let Content {
+                    instance,
+                    seq,
+                    nonce,
+                    bytes,
+                } = content;
+                let register = register::decode(instance, seq, nonce, &bytes)
+                    .map_err(|fault| fault.to_string())?;
+                self.bind(&register.copies).await;
+                Ok(ArbiterAnswer::Register(Some(register)))
             }
+            Outcome::Refused(Reason::NotAMember, text) => Ok(ArbiterAnswer::NotOurs(text)),
             Outcome::Refused(_, text) => Err(text),
         }
     }

@@ -8,6 +8,7 @@
 //! the arbiter that a mirror asks; [`enrol`] makes a node known to a witness.
 
 mod client;
+mod clients;
 pub mod enrol;
 mod server;
 pub mod store;
@@ -16,8 +17,15 @@ pub mod wire;
 pub use client::{Client, ClientConfig, ClientError, Remote};
 pub use server::{Server, ServerConfig, ServerError};
 
-/// The protocol's name in the TLS handshake (ALPN).
-pub const PROTOCOL: &[u8] = b"kagami-witness/1";
+/// The protocol's names in the TLS handshake (ALPN), the newest first. Version 2 can bind a register
+/// to other keys, and let a key take another's place.
+pub const PROTOCOLS: [&[u8]; 2] = [b"kagami-witness/2", PROTOCOL_1];
+/// Version 1: registers are read and swapped.
+pub const PROTOCOL_1: &[u8] = b"kagami-witness/1";
+
+fn protocols() -> Vec<Vec<u8>> {
+    PROTOCOLS.iter().map(|name| name.to_vec()).collect()
+}
 
 /// A register's name: the id of the mirror or group that it belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -13,7 +13,7 @@ use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, TransportCon
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::PROTOCOL;
+use super::protocols;
 use super::store::{Store, StoreError};
 use super::wire::{Answer, MAX_REQUEST, Op, Outcome, Request};
 use crate::shell::identity::{Fingerprint, NodeKey};
@@ -96,7 +96,7 @@ impl Server {
         }
         let store = Store::open(&config.state, config.clients)?;
         // Anyone may finish a handshake; who holds no enrolled key is sent away with the reason.
-        let mut server = tls::quic_server(key, Admit::Anyone, vec![PROTOCOL.to_vec()])?;
+        let mut server = tls::quic_server(key, Admit::Anyone, protocols())?;
         let mut transport = TransportConfig::default();
         transport
             .max_concurrent_bidi_streams(VarInt::from_u32(MAX_REQUESTS))
@@ -180,7 +180,12 @@ async fn converse(incoming: Incoming, store: Arc<Mutex<Store>>) {
     let Some(asker) = tls::peer_fingerprint(&connection) else {
         return connection.close(VarInt::from_u32(code::STRANGER), b"no certificate");
     };
-    if !lock(&store).is_enrolled(&asker) {
+    let (is_enrolled, is_forgotten) = {
+        let store = lock(&store);
+        (store.is_enrolled(&asker), store.is_forgotten(&asker))
+    };
+    // Who was taken out is answered, and by nothing else than that.
+    if !is_enrolled && !is_forgotten {
         tracing::warn!(%from, key = %asker, "stranger refused: its key is not enrolled");
         let text = format!(
             "key {asker} is not enrolled at this witness: `kagami witness enrol` there makes a token for it"
@@ -265,7 +270,8 @@ fn log(asker: &Fingerprint, request: &Request, outcome: &Outcome) {
         (_, Outcome::Refused(reason, text)) => {
             tracing::warn!(%register, %asker, ?reason, "refused: {text}")
         }
-        (Op::Read, _) => {}
+        // The store told of what it did.
+        (Op::Read | Op::Bind { .. } | Op::Succeed { .. }, _) => {}
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! STATE/lock                       held by the one witness that uses the folder
-//! STATE/clients/<64 hex>           an enrolled key; the content is its node's name
+//! STATE/clients, STATE/forgotten   who may use it: clients.rs
 //! STATE/registers/<32 hex>         a register:
 //!
 //!   0       4     6     8          24         32    40      48      50
@@ -15,15 +15,17 @@
 //! person has looked (docs/arbiter.md), for a register that forgot whom it named would name both.
 
 use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use bytes::BufMut;
 use rustix::fs::{FlockOperation, flock};
 
 use super::RegisterId;
+use super::clients::{self, make_folders, write_synced};
+pub use super::clients::{enrol, enrolled, forget, is_forgotten};
 use super::wire::{Content, MAX_CONTENT, MAX_MEMBERS, Op, Outcome, Reason, Request};
 use crate::shell::fields::{FieldFault, Fields, put_bytes};
 use crate::shell::identity::Fingerprint;
@@ -55,7 +57,7 @@ pub enum StoreError {
     },
 }
 
-fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+pub(super) fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
     let path = path.to_owned();
     move |error| StoreError::Io {
         action,
@@ -199,16 +201,39 @@ impl Store {
 
     /// Whether a key may use this witness at all.
     pub fn is_enrolled(&self, key: &Fingerprint) -> bool {
-        self.configured.contains(key) || client_file(&self.state, key).is_file()
+        self.configured.contains(key) || clients::is_enrolled(&self.state, key)
+    }
+
+    /// Whether a person took the key out: it is told so, and nothing else.
+    pub fn is_forgotten(&self, key: &Fingerprint) -> bool {
+        !self.is_enrolled(key) && is_forgotten(&self.state, key)
     }
 
     /// Carries out one request of the holder of `asker`. A change is durable when this returns.
     pub fn answer(&mut self, asker: &Fingerprint, request: &Request) -> Outcome {
+        if self.is_forgotten(asker) {
+            return refused(
+                Reason::NotAMember,
+                format!(
+                    "key {asker} was taken out of this witness: its node has no register here any more"
+                ),
+            );
+        }
         if !self.is_enrolled(asker) {
             return refused(
                 Reason::Stranger,
                 format!("key {asker} is not enrolled at this witness"),
             );
+        }
+        let settled = match &request.op {
+            Op::Succeed { key } => {
+                return self.succeed(asker, key);
+            }
+            _ => clients::settle(&self.state, asker),
+        };
+        if let Err(error) = settled {
+            // Two keys of a node where one would do: nothing is wrong with the answer.
+            tracing::error!(key = %asker, %error, "the key before this one could not be forgotten");
         }
         let id = request.register;
         if self.unsure.contains(&id) {
@@ -257,6 +282,61 @@ impl Store {
                     bytes: bytes.clone(),
                 };
                 self.swap(asker, id, stored, *expect, new, members)
+            }
+            Op::Bind { members } => self.bind(asker, id, stored, members),
+            Op::Succeed { .. } => unreachable!("answered above"),
+        }
+    }
+
+    /// Gives the place of `asker` to another key.
+    fn succeed(&self, asker: &Fingerprint, key: &Fingerprint) -> Outcome {
+        if self.is_enrolled(key) {
+            return Outcome::Swapped;
+        }
+        if is_forgotten(&self.state, key) {
+            let text = format!("key {key} was taken out of this witness");
+            return refused(Reason::Invalid, text);
+        }
+        match clients::succeed(&self.state, asker, key, &asker.to_string()) {
+            Ok(()) => {
+                tracing::info!(key = %asker, next = %key, "a node's next key is enrolled");
+                Outcome::Swapped
+            }
+            Err(error) => refused(Reason::Storage, error.to_string()),
+        }
+    }
+
+    /// Binds a register to other keys; what it says stays.
+    fn bind(
+        &mut self,
+        asker: &Fingerprint,
+        id: RegisterId,
+        stored: Option<Stored>,
+        members: &[Fingerprint],
+    ) -> Outcome {
+        let Some(stored) = stored else {
+            let text = format!("there is no register {id} yet");
+            return refused(Reason::Invalid, text);
+        };
+        let members = match self.judge_members(asker, members) {
+            Ok(members) => members,
+            Err(refusal) => return refusal,
+        };
+        if members == stored.members {
+            return Outcome::Swapped;
+        }
+        let content = stored.content;
+        match self.write(id, &Stored { content, members }) {
+            Ok(()) => {
+                tracing::info!(register = %id, %asker, "register bound to other keys");
+                Outcome::Swapped
+            }
+            Err(error) => {
+                tracing::error!(register = %id, %error, "a register could not be written");
+                refused(
+                    Reason::Storage,
+                    format!("the witness's disk failed: {error}"),
+                )
             }
         }
     }
@@ -330,9 +410,17 @@ impl Store {
             let text = format!("this witness has {MAX_REGISTERS} registers, and takes no more");
             return Err(refused(Reason::Full, text));
         }
+        self.judge_members(asker, members)
+    }
+
+    /// The keys that a register may be bound to: the asker's and at least one other that is enrolled.
+    fn judge_members(
+        &self,
+        asker: &Fingerprint,
+        members: &[Fingerprint],
+    ) -> Result<Vec<Fingerprint>, Outcome> {
         if !members.contains(asker) || members.len() > MAX_MEMBERS {
-            let text =
-                "a new register must be bound to the node that asks, and to its peer".to_owned();
+            let text = "a register must be bound to the node that asks, and to its peer".to_owned();
             return Err(refused(Reason::Invalid, text));
         }
         // One unknown key may be there: a node's next key, enrolled only when it is in use.
@@ -389,72 +477,4 @@ impl Store {
 
 fn refused(reason: Reason, text: String) -> Outcome {
     Outcome::Refused(reason, text)
-}
-
-fn client_file(state: &Path, key: &Fingerprint) -> PathBuf {
-    let text = key.to_string();
-    state
-        .join("clients")
-        .join(text.trim_start_matches("sha256:"))
-}
-
-fn make_folders(state: &Path) -> Result<(), StoreError> {
-    for folder in [state.join("registers"), state.join("clients")] {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&folder)
-            .map_err(at("create the folder", &folder))?;
-    }
-    File::open(state)
-        .and_then(|folder| folder.sync_all())
-        .map_err(at("sync the folder", state))
-}
-
-fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
-}
-
-/// Enrols a key: its holder may use the witness from its next request on, running or not.
-///
-/// # Errors
-///
-/// The system refuses.
-pub fn enrol(state: &Path, key: &Fingerprint, name: &str) -> Result<(), StoreError> {
-    make_folders(state)?;
-    let path = client_file(state, key);
-    let new = path.with_extension("new");
-    write_synced(&new, format!("{name}\n").as_bytes()).map_err(at("write", &new))?;
-    fs::rename(&new, &path).map_err(at("rename", &new))?;
-    let folder = state.join("clients");
-    File::open(&folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(at("sync the folder", &folder))
-}
-
-/// The enrolled keys with their nodes' names, for people.
-///
-/// # Errors
-///
-/// The folder can't be read.
-pub fn enrolled(state: &Path) -> Result<Vec<(Fingerprint, String)>, StoreError> {
-    let folder = state.join("clients");
-    let mut found = Vec::new();
-    for entry in fs::read_dir(&folder).map_err(at("read the folder", &folder))? {
-        let entry = entry.map_err(at("read the folder", &folder))?;
-        let hex = entry.file_name().to_string_lossy().into_owned();
-        if let Ok(key) = format!("sha256:{hex}").parse() {
-            let name = fs::read_to_string(entry.path()).map_err(at("read", &entry.path()))?;
-            found.push((key, name.trim_end().to_owned()));
-        }
-    }
-    found.sort();
-    Ok(found)
 }

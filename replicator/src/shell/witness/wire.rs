@@ -11,12 +11,17 @@
 //!   op 2, swap:
 //!   | expects (0, 1) | instance | seq |  new: | instance | seq | len u16, content | n u16, members 32×n |
 //!
+//!   op 3, bind (version 2):
+//!   | n u16, members 32×n |
+//!   op 4, succeed (version 2); the register is 0:
+//!   | key, 32 |
+//!
 //! answer:
 //!   0       4        5         8                 24      32
 //!   | magic | status | 0, 0, 0 | register (u128) | nonce |
 //!   status 0, the register as it stands:
 //!   | exists (0, 1) |  | instance | seq | nonce | len u16, content |   (the latter if it exists)
-//!   status 1, swapped: nothing more
+//!   status 1, swapped, or done: nothing more
 //!   status 2, refused:
 //!   | reason u16 | len u16, text |
 //! ```
@@ -88,6 +93,17 @@ pub enum Op {
         bytes: Vec<u8>,
         /// The keys that may use the register: recorded when it is created, else without meaning.
         members: Vec<Fingerprint>,
+    },
+    /// These keys may use the register from now on, and no others; asked by one of those that may.
+    Bind {
+        /// The asker's own among them.
+        members: Vec<Fingerprint>,
+    },
+    /// This key will take the asker's place: it is enrolled, and when it first asks the asker's is
+    /// forgotten.
+    Succeed {
+        /// The new key.
+        key: Fingerprint,
     },
 }
 
@@ -163,6 +179,20 @@ fn head(fields: &mut Fields<'_>, magic: u32) -> Result<(u8, RegisterId, u64), Fi
     ))
 }
 
+fn put_members(out: &mut Vec<u8>, members: &[Fingerprint]) {
+    assert!(members.len() <= MAX_MEMBERS, "{} members", members.len());
+    out.put_u16_le(members.len() as u16);
+    members
+        .iter()
+        .for_each(|member| out.put_slice(member.as_bytes()));
+}
+
+fn members(fields: &mut Fields<'_>) -> Result<Vec<Fingerprint>, FieldFault> {
+    (0..fields.count("members", MAX_MEMBERS)?)
+        .map(|_| fields.array("members").map(Fingerprint::from_bytes))
+        .collect()
+}
+
 impl Request {
     /// The request's bytes, at most [`MAX_REQUEST`].
     ///
@@ -185,7 +215,6 @@ impl Request {
                     "a content of {} bytes",
                     bytes.len()
                 );
-                assert!(members.len() <= MAX_MEMBERS, "{} members", members.len());
                 put_head(&mut out, REQUEST, 2, self.register, self.nonce);
                 out.put_u8(u8::from(expect.is_some()));
                 let (old_instance, old_seq) = expect.unwrap_or_default();
@@ -193,10 +222,15 @@ impl Request {
                     out.put_u64_le(number);
                 }
                 put_bytes(&mut out, bytes);
-                out.put_u16_le(members.len() as u16);
-                members
-                    .iter()
-                    .for_each(|member| out.put_slice(member.as_bytes()));
+                put_members(&mut out, members);
+            }
+            Op::Bind { members } => {
+                put_head(&mut out, REQUEST, 3, self.register, self.nonce);
+                put_members(&mut out, members);
+            }
+            Op::Succeed { key } => {
+                put_head(&mut out, REQUEST, 4, self.register, self.nonce);
+                out.put_slice(key.as_bytes());
             }
         }
         out
@@ -221,9 +255,7 @@ impl Request {
                 let instance = fields.u64("instance")?;
                 let seq = fields.u64("seq")?;
                 let bytes = fields.bytes("content", MAX_CONTENT)?.to_vec();
-                let members = (0..fields.count("members", MAX_MEMBERS)?)
-                    .map(|_| fields.array("members").map(Fingerprint::from_bytes))
-                    .collect::<Result<_, _>>()?;
+                let members = members(&mut fields)?;
                 Op::Swap {
                     expect: expects.then_some(expect),
                     instance,
@@ -232,6 +264,12 @@ impl Request {
                     members,
                 }
             }
+            3 => Op::Bind {
+                members: members(&mut fields)?,
+            },
+            4 => Op::Succeed {
+                key: fields.array("key").map(Fingerprint::from_bytes)?,
+            },
             _ => return Err(FieldFault::Meaningless("op")),
         };
         fields.end()?;
@@ -321,6 +359,10 @@ mod tests {
         );
         prop_oneof![
             Just(Op::Read),
+            members.clone().prop_map(|members| Op::Bind { members }),
+            any::<[u8; 32]>().prop_map(|key| Op::Succeed {
+                key: Fingerprint::from_bytes(key)
+            }),
             (
                 any::<Option<(u64, u64)>>(),
                 any::<(u64, u64)>(),

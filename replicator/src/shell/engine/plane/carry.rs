@@ -7,12 +7,12 @@ use std::sync::Arc;
 use super::super::config::link_node;
 use super::super::device::Item;
 use super::super::host::{Host, Ready};
-use super::super::status::{MirrorEvent, describe};
+use super::super::status::{MirrorEvent, PeerEvent, PeerWord, describe};
 use super::{Loop, random_tags, tagged, untagged};
 use crate::core::action::{Action, Class};
 use crate::core::disk::DiskFault;
 use crate::core::notice::Notice;
-use crate::core::state::{DiskId, MetaId, Replication, SessionId, Time};
+use crate::core::state::{DiskId, MetaId, NodeId, Replication, SessionId, Time};
 use crate::core::{self, Event};
 use crate::shell::quic::{self, CloseReason, LinkEvent, code};
 use crate::shell::storage::StorageCompletion;
@@ -133,6 +133,8 @@ impl Loop {
                     now,
                 );
             }
+            LinkEvent::Connected { peer, key } => self.tell_of_peer(peer, PeerWord::Key(key)),
+            LinkEvent::Note { peer, note } => self.tell_of_peer(peer, PeerWord::Note(note)),
             LinkEvent::ConnectFailed {
                 peer,
                 address,
@@ -152,6 +154,17 @@ impl Loop {
                 }
             }
         }
+    }
+
+    fn tell_of_peer(&self, peer: quic::NodeId, word: PeerWord) {
+        let Ok(node) = u64::try_from(peer.0) else {
+            return;
+        };
+        // Nobody may be listening.
+        let _ = self.peer_events.send(PeerEvent {
+            peer: NodeId(node),
+            word,
+        });
     }
 
     pub(super) fn on_item(&mut self, item: Item, events: &mut Vec<Event>, now: Time) {
@@ -242,6 +255,11 @@ impl Loop {
             self.carry_out(host, &mut mirror, now);
             next = self.follow_ups.pop_front();
         }
+        let peer_changed = mirror.config.peer != mirror.mirror.peer();
+        drop(mirror);
+        if peer_changed {
+            self.on_peer_changed(host);
+        }
     }
 
     /// Carries the core's actions out, in their order.
@@ -279,6 +297,7 @@ impl Loop {
                     };
                     self.link
                         .send(quic::SessionId(session.0), wire_class(class), frame);
+                    self.has_sent = true;
                 }
                 Action::CloseSession { session, reason } => {
                     let session = quic::SessionId(session.0);
@@ -287,6 +306,7 @@ impl Loop {
                         .close(session, CloseReason::new(code::FIRST_OF_ENGINE, reason));
                 }
                 Action::WantSession { from } => {
+                    host.wants_session = from.is_some();
                     host.want_from = from.filter(|from| *from > now);
                     self.link
                         .want(host.id, from.is_some_and(|from| from <= now));

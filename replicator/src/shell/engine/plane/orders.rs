@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::super::config::{ArbiterConfig, MirrorConfig, link_node, peers_of};
+use super::super::handle::EngineError;
 use super::super::host::{Host, Stores};
 use super::super::start::{Opened, StartError};
 use super::super::status::MirrorStatus;
@@ -14,7 +15,7 @@ use super::{End, Loop, Order, no_such_mirror, random_tags};
 use crate::core::state::{NodeId, Time};
 use crate::core::{Mirror, Start, TAGS};
 use crate::shell::arbiter::{Arbiter, NoArbiter};
-use crate::shell::identity::{Fingerprint, NodeKey};
+use crate::shell::identity::{Fingerprint, NodeKey, NodeKeys};
 use crate::shell::probe::StoreKind;
 use crate::shell::quic::{self, MirrorId};
 use crate::shell::witness::{Client, RegisterId, Remote};
@@ -48,6 +49,14 @@ impl Loop {
             Order::SetPeers(peers) => {
                 self.peers = peers_of(&peers, self.index);
                 self.link.set_peers(self.peers.clone());
+                self.bind_arbiters();
+            }
+            Order::Tell(peer, note) => {
+                // Whoever waits for an answer does not wait for ever.
+                self.link.tell(link_node(peer), note);
+            }
+            Order::NewKey(reply) => {
+                let _ = reply.send(self.show_new_key());
             }
             Order::SetArbiter(name, config, reply) => {
                 // Its place and keys may have changed under the same name.
@@ -70,11 +79,25 @@ impl Loop {
                 None => drop(reply.send(())),
                 Some(host) => self.forget(&host, Some(reply)),
             },
+            // Nobody may wait for it any more.
+            Order::Beat(reply) => drop(reply.send(())),
             Order::Spawn(spawn) => spawn(self.plane.clone()),
             Order::End => return Some(End::Orderly),
             Order::Abandon => return Some(End::Abrupt),
         }
         None
+    }
+
+    fn show_new_key(&mut self) -> Result<(), EngineError> {
+        let keys = NodeKeys::load(&self.key_folder)?;
+        // The link keeps a key of its own.
+        self.link
+            .set_key(NodeKeys::load(&self.key_folder)?.current)?;
+        self.keys = keys;
+        // Arbiters know this node by the old one still.
+        self.remotes.clear();
+        self.bind_arbiters();
+        Ok(())
     }
 
     fn add(&mut self, opened: Opened, now: Time) -> Result<(), StartError> {
@@ -129,7 +152,9 @@ impl Loop {
             tags: random_tags(TAGS),
         };
         let mut mirrors = self.mirrors();
-        mirrors.push((id, link_node(config.peer)));
+        if config.peer != NodeId::NOBODY {
+            mirrors.push((id, link_node(config.peer)));
+        }
         self.link.set_mirrors(&mirrors);
         let mirror = Mirror::new(start, now, &mut self.actions);
         let stores = Stores {
@@ -176,10 +201,38 @@ impl Loop {
         let hosts = hosts
             .iter()
             .map(|(_, host)| host.borrow())
-            .filter(|host| !host.is_leaving);
+            .filter(|host| !host.is_leaving && host.mirror.peer() != NodeId::NOBODY);
         hosts
             .map(|host| (host.id, link_node(host.mirror.peer())))
             .collect()
+    }
+
+    /// The core has another peer: the link lets that one in, and the one before no more.
+    pub(super) fn on_peer_changed(&mut self, host: &Rc<RefCell<Host>>) {
+        let (id, wants) = {
+            let mut host = host.borrow_mut();
+            host.config.peer = host.mirror.peer();
+            (host.id, host.wants_session)
+        };
+        let mirrors = self.mirrors();
+        self.link.set_mirrors(&mirrors);
+        self.link.want(id, wants);
+        self.bind_arbiters();
+    }
+
+    /// Keys have changed: registers are to be bound to those there are now.
+    fn bind_arbiters(&mut self) {
+        let hosts: Vec<_> = {
+            let hosts = self.plane.shared.hosts.borrow();
+            hosts.iter().map(|(_, host)| Rc::clone(host)).collect()
+        };
+        for host in hosts {
+            let mut host = host.borrow_mut();
+            // It could be used before, and its place has not changed.
+            if let Ok(arbiter) = self.arbiter(&host.config) {
+                host.arbiter = arbiter;
+            }
+        }
     }
 
     fn arbiter(&mut self, config: &MirrorConfig) -> Result<Rc<dyn Arbiter>, StartError> {
@@ -199,7 +252,13 @@ impl Loop {
             remote
         };
         let register = RegisterId(register.unwrap_or(config.mirror));
-        Ok(Client::new(remote, register, self.members(config.peer)))
+        let pair = [self.node, config.peer];
+        Ok(Client::of_pair(
+            remote,
+            register,
+            self.members(config.peer),
+            pair,
+        ))
     }
 
     /// The keys that a register of a mirror shared with `peer` is bound to.

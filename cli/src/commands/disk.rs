@@ -1,0 +1,200 @@
+//! `kagami replace-disk`: a new, empty copy of this node in the place of the one it has.
+//!
+//! Same mirror, same node. The old stores are left as they are; the new ones are made as by `init`,
+//! with its look at what is on them. What may be lost is judged from the old copy's record: the peer
+//! has all of it only if that record says so.
+
+use std::time::Duration;
+
+use kagami_bitmap::superblock::StoredDisk;
+use kagami_replicator::shell::engine::OfflineCopy;
+use kagami_replicator::shell::fence::StoreFile;
+use serde_json::json;
+
+use super::stores::{Made, Plan, Wanted};
+use super::{Context, confirm, print_json, print_out, stopped};
+use crate::args::{ReplaceDiskArgs, StoreArgs};
+use crate::config::edit::Editor;
+use crate::config::keys::Section;
+use crate::config::{Config, Mirror};
+use crate::exit::{DONE, Failure, Outcome};
+use crate::render::units::size;
+
+/// What the copy that goes is worth.
+struct Worth {
+    /// For people.
+    words: String,
+    /// Why it may be the only good one, if it may.
+    needed: Option<String>,
+    logical_block: u32,
+    max_size: Option<u64>,
+}
+
+/// Makes the new copy and writes it into the configuration.
+///
+/// # Errors
+/// The daemon runs, the copy is needed, a store looks used, the system refuses.
+pub async fn run(context: &Context, args: &ReplaceDiskArgs) -> Outcome {
+    let name = &args.mirror;
+    let config = context.config()?;
+    let Some(mirror) = config.mirror(name) else {
+        return Err(Failure::refused(format!(
+            "there is no mirror {name} in {}\n  next: `kagami init` makes one; `kagami pair --join` brings one from another node",
+            context.file.display()
+        )));
+    };
+    let command = format!("kagami replace-disk {name} …");
+    stopped(&config, name, &command).await?;
+    let worth = worth(&config, mirror)?;
+    if let (Some(why), false) = (&worth.needed, args.force) {
+        return Err(Failure::refused(format!(
+            "mirror {name}: disk not replaced: {why}\n  {}\n  next: start the daemon here, make {} Primary (`kagami promote {name}` there, when they are in sync), `kagami down` here, then again; or --force, if the copy here is worth nothing",
+            worth.words,
+            mirror.peer.as_deref().unwrap_or("the other node")
+        )));
+    }
+    let plan = plan(&config, mirror, args, &worth)?;
+    let lines = plan.lines();
+    let what = match &worth.needed {
+        Some(why) => format!(
+            "mirror {name}: this node's copy is given up by force: {why}\n  {}",
+            worth.words
+        ),
+        None => format!(
+            "mirror {name}: this node's copy is given up\n  {}",
+            worth.words
+        ),
+    };
+    if args.danger.dry_run {
+        print_out(&format!("{what}\n  {}\n", lines.join("\n  ")))?;
+        return DONE;
+    }
+    confirm(&what, args.danger.yes)?;
+    let made = plan.make()?;
+    let written = (|| {
+        let mut editor = Editor::open(&context.file)?;
+        write(&mut editor, name, &made);
+        Ok::<_, Failure>(editor.save(&context.places)?)
+    })();
+    if let Err(failure) = written {
+        made.take_back();
+        return Err(failure);
+    }
+    if args.json {
+        print_json(&json!({
+            "mirror": name, "backing": made.backing, "metadata": made.metadata,
+            "old_backing": mirror.backing, "old_metadata": mirror.metadata,
+        }))?;
+        return DONE;
+    }
+    let peer = mirror.peer.as_deref().unwrap_or("the other node");
+    print_out(&format!(
+        "mirror {name}: a new, empty copy on node {}\n  {}\n  the old stores are as they were ({}, {}): remove them when the copies are in sync\nnext: `kagami up`: everything is copied from {peer}; `kagami status {name}` shows how far it is\n",
+        config.node.name,
+        lines.join("\n  "),
+        mirror.backing.display(),
+        mirror.metadata.display()
+    ))?;
+    DONE
+}
+
+fn write(editor: &mut Editor, name: &str, made: &Made) {
+    let mut set = |key: &str, path: &std::path::Path| {
+        editor.set(Section::Mirror, name, key, path.display().to_string());
+    };
+    set("backing", &made.backing);
+    set("metadata", &made.metadata);
+}
+
+/// What is lost with the present copy, by its own record.
+fn worth(config: &Config, mirror: &Mirror) -> Result<Worth, Failure> {
+    let id = u128::from_be_bytes(mirror.uuid);
+    let gone = |words: String| Worth {
+        words,
+        needed: None,
+        logical_block: mirror.logical_block,
+        max_size: None,
+    };
+    let copy = match OfflineCopy::open(&mirror.name, id, &mirror.metadata, Duration::ZERO) {
+        Ok(copy) => copy,
+        Err(error) if error.is_held() => {
+            return Err(Failure::refused(format!("disk not replaced: {error}")));
+        }
+        Err(error) => return Ok(gone(format!("it can't be used any more: {error}"))),
+    };
+    let record = copy.record().clone();
+    let generation = record.current.map_or_else(
+        || "it was never written".to_owned(),
+        |current| format!("it is generation {}", current.counter),
+    );
+    let state = match record.disk {
+        StoredDisk::Consistent => "Consistent",
+        StoredDisk::Outdated => "Outdated",
+        StoredDisk::Inconsistent => "Inconsistent",
+    };
+    let words = format!(
+        "{generation}, {state}, {} marked that the peer may lack",
+        size(copy.marked_bytes())
+    );
+    let max_size = Some(copy.superblock().layout.max_size);
+    let data_gone = StoreFile::open(&mirror.backing, Duration::ZERO)
+        .err()
+        .filter(|error| !error.is_held());
+    let needed = if record.node != config.node.id || record.current.is_none() || record.is_bad() {
+        None
+    } else if let Some(error) = data_gone {
+        return Ok(Worth {
+            max_size,
+            ..gone(format!("its data can't be read any more: {error}"))
+        });
+    } else if mirror.peer.is_none() {
+        Some("it is the only copy".to_owned())
+    } else if record.alone {
+        Some("it went on alone, and the peer lacks what was written here".to_owned())
+    } else {
+        Some("nothing says that the peer has a good copy: this node did not leave as a Secondary of a Primary there".to_owned())
+    };
+    Ok(Worth {
+        words,
+        needed,
+        logical_block: record.logical_block,
+        max_size,
+    })
+}
+
+fn plan(
+    config: &Config,
+    mirror: &Mirror,
+    args: &ReplaceDiskArgs,
+    worth: &Worth,
+) -> Result<Plan, Failure> {
+    let metadata = args.metadata.clone().unwrap_or_else(|| {
+        // The first name that nobody has.
+        let place = |number: u32| {
+            let file = format!("{}-{number}.meta", mirror.name);
+            config.node.state_dir.join(file)
+        };
+        let numbers = 2..u32::MAX;
+        let free = numbers.map(place).find(|path| !path.exists());
+        free.unwrap_or_else(|| place(2))
+    });
+    let store = StoreArgs {
+        device: args.device.clone(),
+        backing: args.backing.clone(),
+        metadata: Some(metadata),
+        max_size: args.max_size.or(worth.max_size),
+    };
+    let peer = mirror.peer.as_deref().and_then(|peer| config.peer(peer));
+    Plan::new(&Wanted {
+        name: &mirror.name,
+        uuid: mirror.uuid,
+        node: config.node.id,
+        peer: peer.map(|peer| peer.id),
+        size: Some(mirror.size),
+        keep_data: false,
+        logical_block: worth.logical_block,
+        extents: mirror.activity_log_extents,
+        state_dir: &config.node.state_dir,
+        store: &store,
+    })
+}

@@ -1,0 +1,128 @@
+//! `kagami pair --rotate`: another key for this node, without a break.
+//!
+//! The next key is made, arbiters are told of it with the present one, then the daemon tells the peers
+//! and switches. Each step is durable, and running the command again goes on where it stopped.
+
+use std::rc::Rc;
+
+use kagami_replicator::shell::identity::{Fingerprint, NodeKeys};
+use kagami_replicator::shell::witness::wire::{Op, Outcome as Answered, Reason, Request};
+use kagami_replicator::shell::witness::{ClientConfig, RegisterId, Remote};
+use serde_json::json;
+
+use super::{Context, key_folder, print_json, print_out, unexpected};
+use crate::config::{Arbiter, Config};
+use crate::control::message::{Answer, Ask};
+use crate::daemon::mirrors;
+use crate::exit::{DONE, Failure, Outcome};
+
+/// Replaces the key.
+///
+/// # Errors
+/// A peer or an arbiter is away or too old, or did not take it.
+pub async fn run(context: &Context, as_json: bool) -> Outcome {
+    let config = context.config()?;
+    // It tells the peers: without it nothing is begun.
+    let mut client = context.client().await?;
+    let system =
+        |error: &dyn std::fmt::Display| Failure::system(format!("key not replaced: {error}"));
+    let mut keys = NodeKeys::load(&key_folder(&config)).map_err(|error| system(&error))?;
+    let before = keys.current.fingerprint();
+    let next = match &keys.next {
+        Some(next) => next.fingerprint(),
+        None => keys.prepare_next().map_err(|error| system(&error))?,
+    };
+    for arbiter in &config.arbiters {
+        at_arbiter(&config, arbiter, &keys, next).await?;
+    }
+    match client.ask(Ask::Rotate).await? {
+        Answer::Rotated { fingerprint, peers } => {
+            if as_json {
+                print_json(
+                    &json!({"before": before.to_string(), "fingerprint": fingerprint, "peers": peers}),
+                )?;
+                return DONE;
+            }
+            let mut text = format!("this node shows another key: {fingerprint}\n");
+            for peer in &peers {
+                text.push_str(&format!("  {peer} knows it\n"));
+            }
+            for arbiter in &config.arbiters {
+                text.push_str(&format!("  arbiter {} knows it\n", arbiter.name));
+            }
+            text.push_str(&format!(
+                "  the old one ({before}) is out as soon as each has seen the new one at work\n"
+            ));
+            print_out(&text)?;
+            DONE
+        }
+        Answer::Refused(refusal) => Err(Failure::of_refusal("", &refusal)),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Lets an arbiter know the next key, and binds the registers of this node's mirrors to it, too.
+async fn at_arbiter(
+    config: &Config,
+    arbiter: &Arbiter,
+    keys: &NodeKeys,
+    next: Fingerprint,
+) -> Result<(), Failure> {
+    let failed = |why: &dyn std::fmt::Display| {
+        Failure::refused(format!(
+            "key not replaced: arbiter {} has to learn it: {why}\n  next: put that right, then again; an arbiter that is gone for good is replaced with `kagami arbiter join`",
+            arbiter.name
+        ))
+    };
+    let remote = Remote::new(
+        &keys.current,
+        ClientConfig {
+            name: arbiter.name.clone(),
+            addresses: mirrors::resolve(&arbiter.addresses).await,
+            fingerprints: mirrors::fingerprints(&arbiter.fingerprints),
+            timeout: arbiter.timeout,
+        },
+    )
+    .map_err(|error| failed(&error))?;
+    ask(&remote, 0, Op::Succeed { key: next })
+        .await
+        .map_err(|why| failed(&why))?;
+    let asks = config
+        .mirrors
+        .iter()
+        .filter(|mirror| mirror.arbiter.as_ref() == Some(&arbiter.name));
+    for mirror in asks {
+        let Some(peer) = mirror.peer.as_deref().and_then(|peer| config.peer(peer)) else {
+            continue;
+        };
+        let theirs = mirrors::fingerprints(&peer.fingerprints)
+            .into_iter()
+            .take(2);
+        let members = [keys.current.fingerprint(), next].into_iter().chain(theirs);
+        let op = Op::Bind {
+            members: members.collect(),
+        };
+        ask(&remote, u128::from_be_bytes(mirror.uuid), op)
+            .await
+            .map_err(|why| failed(&format!("mirror {}: {why}", mirror.name)))?;
+    }
+    Ok(())
+}
+
+async fn ask(remote: &Rc<Remote>, register: u128, op: Op) -> Result<(), String> {
+    let request = Request {
+        register: RegisterId(register),
+        nonce: 0,
+        op,
+    };
+    match remote.exchange(&request).await {
+        Ok(Answered::Swapped) => Ok(()),
+        // No register yet: it is made for the keys that there are then.
+        Ok(Answered::Refused(Reason::Invalid, _)) if matches!(request.op, Op::Bind { .. }) => {
+            Ok(())
+        }
+        Ok(Answered::Refused(_, why)) => Err(why),
+        Ok(Answered::State(_)) => Err("it answered with something else".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}

@@ -1,0 +1,222 @@
+//! What quinn asks of the data-plane thread's runtime: timers, tasks, and UDP sockets that wake it no
+//! more often than there is something to do.
+//!
+//! quinn's own binding to tokio costs a replicated write three needless wake-ups on each node
+//! (docs/performance.md has the count): its sockets are watched for room to send, so that every
+//! datagram that the receiver takes wakes its sender; and each datagram received arms the timer of its
+//! acknowledgement, which is nearly always sent and forgotten before it is due. Here a socket is watched for
+//! room only while it has none, and a timer that moves later is looked at when its old time comes.
+
+#![allow(unsafe_code)] // The runtime's watching of a descriptor for one direction is an unsafe call.
+
+use std::fmt;
+use std::future::Future;
+use std::io::{self, IoSliceMut};
+use std::net::{SocketAddr, UdpSocket};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use quinn::udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
+use quinn::{AsyncTimer, AsyncUdpSocket, Runtime, UdpPoller};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::time::{Sleep, sleep_until};
+
+/// The runtime of a data-plane thread, as quinn sees it.
+#[derive(Debug)]
+pub(super) struct ThreadRuntime;
+
+impl Runtime for ThreadRuntime {
+    fn new_timer(&self, at: Instant) -> Pin<Box<dyn AsyncTimer>> {
+        Box::pin(LateTimer {
+            deadline: at,
+            armed: at,
+            sleep: Box::pin(sleep_until(at.into())),
+        })
+    }
+
+    fn spawn(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
+        tokio::spawn(future);
+    }
+
+    fn wrap_udp_socket(&self, socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        Ok(Arc::new(WatchedSocket::new(socket, usize::MAX)?))
+    }
+
+    fn now(&self) -> Instant {
+        tokio::time::Instant::now().into_std()
+    }
+}
+
+/// A timer that moves to a later time without telling the runtime: it is woken at the old time,
+/// and goes to sleep again. Moving the runtime's own timer costs a system call whenever that makes it the
+/// earliest, which an acknowledgement's is with every datagram.
+struct LateTimer {
+    /// When it is due.
+    deadline: Instant,
+    /// When the runtime wakes it; never after `deadline`.
+    armed: Instant,
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl fmt::Debug for LateTimer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LateTimer({:?})", self.deadline)
+    }
+}
+
+impl AsyncTimer for LateTimer {
+    fn reset(mut self: Pin<&mut Self>, at: Instant) {
+        self.deadline = at;
+        // A sleep that is over (its time has passed) has to be armed anew in any case.
+        if at < self.armed || self.sleep.is_elapsed() {
+            self.armed = at;
+            self.sleep.as_mut().reset(at.into());
+        }
+    }
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            ready!(Future::poll(self.sleep.as_mut(), cx));
+            let deadline = self.deadline;
+            if tokio::time::Instant::now().into_std() >= deadline {
+                return Poll::Ready(());
+            }
+            self.armed = deadline;
+            self.sleep.as_mut().reset(deadline.into());
+        }
+    }
+}
+
+/// A UDP socket that is watched for datagrams always, for room to send only while it has none.
+pub(super) struct WatchedSocket {
+    socket: AsyncFd<UdpSocket>,
+    state: UdpSocketState,
+    /// The last attempt to send found no room.
+    is_full: AtomicBool,
+    receive_segments: usize,
+}
+
+impl WatchedSocket {
+    /// `segments`: the most datagrams joined to one buffer that it announces. quinn takes 32 ×
+    /// segments × datagram bytes of memory for them, 13 MiB where 2 do.
+    pub(super) fn new(socket: UdpSocket, segments: usize) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
+        Ok(Self {
+            receive_segments: segments.min(state.gro_segments()),
+            socket: watch(socket, Interest::READABLE)?,
+            state,
+            is_full: AtomicBool::new(false),
+        })
+    }
+}
+
+/// Has the runtime wake whoever waits for this of the socket.
+fn watch(socket: UdpSocket, interest: Interest) -> io::Result<AsyncFd<UdpSocket>> {
+    // SAFETY: a `UdpSocket` owns its descriptor, always names the same one, and closes it only when
+    // it is dropped, after the `AsyncFd` around it has taken it out of the runtime's set.
+    let watched = unsafe { AsyncFd::register_with_interest(socket, interest) };
+    watched.map_err(|refused| refused.into_parts().1)
+}
+
+impl fmt::Debug for WatchedSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WatchedSocket({:?})", self.socket.get_ref())
+    }
+}
+
+impl AsyncUdpSocket for WatchedSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(Room {
+            socket: self,
+            watch: None,
+        })
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let sent = self
+            .state
+            .send(UdpSockRef::from(self.socket.get_ref()), transmit);
+        if let Err(error) = &sent
+            && error.kind() == io::ErrorKind::WouldBlock
+        {
+            self.is_full.store(true, Ordering::Relaxed);
+        }
+        sent
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let mut guard = ready!(self.socket.poll_read_ready(cx))?;
+            let received = guard.try_io(|socket| {
+                self.state
+                    .recv(UdpSockRef::from(socket.get_ref()), buffers, meta)
+            });
+            let Ok(received) = received else {
+                continue;
+            };
+            // Fewer than there was room for: there are no more. The runtime hears of the next one
+            // anew, so asking the kernel whether there is one can be spared.
+            if received.as_ref().is_ok_and(|count| *count < buffers.len()) {
+                guard.clear_ready();
+            }
+            return Poll::Ready(received);
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.get_ref().local_addr()
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.state.max_gso_segments()
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.receive_segments
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.state.may_fragment()
+    }
+}
+
+/// Whether there is room to send, for one connection.
+struct Room {
+    socket: Arc<WatchedSocket>,
+    /// A second descriptor of the socket, watched while there is no room.
+    watch: Option<AsyncFd<UdpSocket>>,
+}
+
+impl fmt::Debug for Room {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Room({:?})", self.socket)
+    }
+}
+
+impl UdpPoller for Room {
+    fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.watch.is_none() {
+            if !self.socket.is_full.load(Ordering::Relaxed) {
+                return Poll::Ready(Ok(()));
+            }
+            let again = self.socket.socket.get_ref().try_clone()?;
+            self.watch = Some(watch(again, Interest::WRITABLE)?);
+        }
+        if let Some(watch) = &self.watch {
+            let _ready = ready!(watch.poll_write_ready(cx))?;
+        }
+        self.watch = None;
+        self.socket.is_full.store(false, Ordering::Relaxed);
+        Poll::Ready(Ok(()))
+    }
+}

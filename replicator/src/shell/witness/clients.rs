@@ -1,0 +1,184 @@
+//! Who may use a witness: a file for each enrolled key, looked up at every request.
+//!
+//! ```text
+//! STATE/clients/<64 hex>     line 1: the node's name
+//!                            line 2, perhaps: after sha256:<64 hex>   the key whose place it takes
+//! STATE/forgotten/<64 hex>   a key that a person took out; the content is its node's name
+//! ```
+//!
+//! A key that was never enrolled is a stranger and hears so; one that was taken out is told that no
+//! register is its any more, for its node must not take the silence for a witness that is gone
+//! (docs/protocol.md §3, *still alone*).
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use super::store::{StoreError, at};
+use crate::shell::identity::Fingerprint;
+
+const CLIENTS: &str = "clients";
+const FORGOTTEN: &str = "forgotten";
+/// Introduces the key whose place another takes.
+const AFTER: &str = "after ";
+
+/// Makes the folders of a witness.
+///
+/// # Errors
+///
+/// The system refuses.
+pub(super) fn make_folders(state: &Path) -> Result<(), StoreError> {
+    for folder in ["registers", CLIENTS, FORGOTTEN].map(|folder| state.join(folder)) {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&folder)
+            .map_err(at("create the folder", &folder))?;
+    }
+    File::open(state)
+        .and_then(|folder| folder.sync_all())
+        .map_err(at("sync the folder", state))
+}
+
+fn file_in(state: &Path, folder: &str, key: &Fingerprint) -> PathBuf {
+    let text = key.to_string();
+    state.join(folder).join(text.trim_start_matches("sha256:"))
+}
+
+/// Whether a key's file is there.
+pub(super) fn is_enrolled(state: &Path, key: &Fingerprint) -> bool {
+    file_in(state, CLIENTS, key).is_file()
+}
+
+/// Whether a person took the key out.
+pub fn is_forgotten(state: &Path, key: &Fingerprint) -> bool {
+    file_in(state, FORGOTTEN, key).is_file()
+}
+
+pub(super) fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Puts a key's file in its folder, whole and durably.
+fn put(state: &Path, folder: &str, key: &Fingerprint, text: &str) -> Result<(), StoreError> {
+    make_folders(state)?;
+    let path = file_in(state, folder, key);
+    let new = path.with_extension("new");
+    write_synced(&new, text.as_bytes()).map_err(at("write", &new))?;
+    fs::rename(&new, &path).map_err(at("rename", &new))?;
+    sync(state, folder)
+}
+
+fn take(state: &Path, folder: &str, key: &Fingerprint) -> Result<(), StoreError> {
+    let path = file_in(state, folder, key);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at("remove", &path)(error)),
+        _ => sync(state, folder),
+    }
+}
+
+fn sync(state: &Path, folder: &str) -> Result<(), StoreError> {
+    let folder = state.join(folder);
+    File::open(&folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(at("sync the folder", &folder))
+}
+
+/// Enrols a key: its holder may use the witness from its next request on, running or not.
+///
+/// # Errors
+///
+/// The system refuses.
+pub fn enrol(state: &Path, key: &Fingerprint, name: &str) -> Result<(), StoreError> {
+    put(state, CLIENTS, key, &format!("{name}\n"))?;
+    take(state, FORGOTTEN, key)
+}
+
+/// Takes out the keys of the node `which`, or the one key that it spells; gives them.
+///
+/// # Errors
+///
+/// The system refuses.
+pub fn forget(state: &Path, which: &str) -> Result<Vec<(Fingerprint, String)>, StoreError> {
+    let mut found = enrolled(state)?;
+    found.retain(|(key, name)| name == which || key.to_string() == which);
+    for (key, name) in &found {
+        // First the stone, then the file: between the two the key is out already.
+        put(state, FORGOTTEN, key, &format!("{name}\n"))?;
+        take(state, CLIENTS, key)?;
+    }
+    Ok(found)
+}
+
+/// A key's node, and the key whose place it takes.
+fn read(state: &Path, key: &Fingerprint) -> Option<(String, Option<Fingerprint>)> {
+    let text = fs::read_to_string(file_in(state, CLIENTS, key)).ok()?;
+    let mut lines = text.lines();
+    let name = lines.next().unwrap_or_default().to_owned();
+    let after = lines.next().and_then(|line| line.strip_prefix(AFTER));
+    Some((name, after.and_then(|key| key.parse().ok())))
+}
+
+/// Enrols `new` in the place of `old`, which stays until `new` first asks. A successor that was
+/// named before and never asked is dropped. `name`: of a node whose key has no file.
+///
+/// # Errors
+///
+/// The system refuses.
+pub(super) fn succeed(
+    state: &Path,
+    old: &Fingerprint,
+    new: &Fingerprint,
+    name: &str,
+) -> Result<(), StoreError> {
+    for (key, _) in enrolled(state)? {
+        let is_waiting = read(state, &key).is_some_and(|(_, after)| after == Some(*old));
+        if is_waiting && key != *new {
+            take(state, CLIENTS, &key)?;
+        }
+    }
+    let name = read(state, old).map_or_else(|| name.to_owned(), |(name, _)| name);
+    put(state, CLIENTS, new, &format!("{name}\n{AFTER}{old}\n"))
+}
+
+/// `key` asks: if it takes another's place, that one is forgotten now.
+///
+/// # Errors
+///
+/// The system refuses.
+pub(super) fn settle(state: &Path, key: &Fingerprint) -> Result<(), StoreError> {
+    if let Some((name, Some(old))) = read(state, key) {
+        take(state, CLIENTS, &old)?;
+        put(state, CLIENTS, key, &format!("{name}\n"))?;
+    }
+    Ok(())
+}
+
+/// The enrolled keys with their nodes' names, for people.
+///
+/// # Errors
+///
+/// The folder can't be read.
+pub fn enrolled(state: &Path) -> Result<Vec<(Fingerprint, String)>, StoreError> {
+    let folder = state.join(CLIENTS);
+    let mut found = Vec::new();
+    for entry in fs::read_dir(&folder).map_err(at("read the folder", &folder))? {
+        let entry = entry.map_err(at("read the folder", &folder))?;
+        let hex = entry.file_name().to_string_lossy().into_owned();
+        if let Ok(key) = format!("sha256:{hex}").parse()
+            && let Some((name, _)) = read(state, &key)
+        {
+            found.push((key, name));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
