@@ -27,7 +27,7 @@ prepare() {
 boot() { # STEP [STATUS]
     local status=0
     printf '  -- boot: %s\n' "$1"
-    "$here/run" --backend "${BACKEND:-uml}" --mem 1024 --timeout 240 --root "$work/root" \
+    "$here/run" --backend "${BACKEND:-uml}" --mem 1024 --timeout 600 --root "$work/root" \
         --disk "FILE:$work/alpha" --disk "FILE:$work/beta" \
         -- env KAGAMI=/usr/bin/kagami OLD="/host$OLD" NEW="/host$NEW" bash "/host$(realpath "$0")" guest "$1" \
         2>"$work/console" || status=$?
@@ -113,6 +113,8 @@ mount_on_srv() {
 is_mounted() { findmnt -n /srv >/dev/null; }
 is_unit() { [ "$(systemctl show -P "$2" "$1")" = "$3" ]; } # UNIT PROPERTY VALUE
 daemon_pid() { systemctl show -P MainPID kagami.service; }
+# A whole look: `grep -q` would end the other half of a pipe early.
+has_said() { [ "$(journalctl -b -o cat -u "$1" | grep -cF "$2")" -gt 0 ]; } # UNIT WORDS
 # Since the kernel began, seconds.
 at_boot() { # UNIT PROPERTY
     local us

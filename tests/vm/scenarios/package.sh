@@ -46,7 +46,7 @@ still_there() {
 }
 
 step_all() {
-    local before
+    local before begin took
     # On its own, with no configuration: installed, enabled, and nothing failed.
     dpkg -i "$OLD" >/var/log/install 2>&1 || fail "dpkg -i: $(cat /var/log/install)"
     is_unit kagami.service ConditionResult no || fail "kagami.service without a configuration: $(systemctl status kagami)"
@@ -65,11 +65,11 @@ step_all() {
 
     write_on_and_on & local writer=$!
     write_one_by_one & local one=$!
-    wait_until 60 'files on /srv' more_rounds 0
+    wait_until 150 'files on /srv' more_rounds 0
     before=$(daemon_pid)
     upgrade "$NEW"
     [ "$(daemon_pid)" != "$before" ] || fail 'the daemon was not replaced'
-    wait_until 60 'files after the upgrade' more_rounds "$(($(rounds) + 1))"
+    wait_until 150 'files after the upgrade' more_rounds "$(($(rounds) + 1))"
     still_there
     [ "$(installed)" = "$(dpkg-deb -f "$NEW" Version)" ] || fail "$(installed) is installed"
     touch /tmp/end
@@ -84,8 +84,17 @@ step_all() {
         printf '\n[mirror.pg.resync]\nmax-rate = "1MiB/s"\n' >>"/etc/$node/kagami.toml"
     done
     systemctl reload kagami
+    # SIGTERM while the peer is away and did not say so, with a write under way: it ends in time.
+    systemctl kill -s KILL kagami-beta
     systemctl stop kagami-beta
-    dd if=/dev/urandom of=/srv/news bs=1M count=20 conv=fsync status=none
+    dd if=/dev/urandom of=/srv/news bs=1M count=20 conv=fsync status=none & writer=$!
+    begin=${EPOCHREALTIME/./}
+    systemctl restart kagami
+    took=$(((${EPOCHREALTIME/./} - begin) / 1000))
+    wait "$writer" || fail 'a write to /srv failed'
+    still_there
+    [ "$(journalctl -b -u kagami -o cat | grep -c 'State .* timed out')" = 0 ] || fail 'it did not end in time'
+    proof "stopped and started again with the peer away and writes under way: $took ms, no error"
     sha256sum /srv/news >/tmp/news
     systemctl start kagami-beta
     wait_for alpha resynchronising
@@ -136,11 +145,16 @@ step_all() {
     cmp /dev/disk0 /dev/disk1 || fail 'the copies differ'
     e2fsck -fn /dev/disk0 >/tmp/fsck 2>&1 || fail "e2fsck: $(cat /tmp/fsck)"
     proof 'unmounted, removed, purged: detached, stores and keys are left and named, both disks are equal, e2fsck -fn is clean'
-    # It is as it was.
+    # It is as it was, also where the disk comes a little later than the daemon.
+    mv /dev/disk0 /dev/later
+    (
+        until is_unit kagami.service StatusText 'waiting for /dev/disk0'; do sleep 0.1; done
+        mv /dev/later /dev/disk0
+    ) &
     dpkg -i "$NEW" >/var/log/install 2>&1 || fail "dpkg -i: $(cat /var/log/install)"
     systemctl start kagami-beta srv.mount
     [ "$(cat /srv/more)" = more ] || fail 'not as it was'
-    proof 'installed again and mounted: all of it is there'
+    proof 'installed again, its disk a little late, and mounted: all of it is there'
 }
 
 if [ "${1:-}" = guest ]; then

@@ -44,26 +44,36 @@ step_install() {
     systemctl restart kagami
     # A disk that takes two writes a second is slow, and no more than that.
     pid=$(daemon_pid)
+    dd if=/dev/zero of=/srv/slow bs=4k count=12 status=none
+    sync -f /srv
     systemctl set-property --runtime kagami.service 'IOWriteIOPSMax=/dev/disk0 2'
-    dd if=/dev/zero of=/srv/slow bs=4k count=12 oflag=direct conv=fsync status=none
+    dd if=/dev/zero of=/srv/slow bs=4k count=12 oflag=direct conv=notrunc status=none
     systemctl set-property --runtime kagami.service IOWriteIOPSMax=
     [ "$(daemon_pid)" = "$pid" ] || fail 'the watchdog ended a daemon whose disk was slow'
     # A data-plane thread that is held is stuck: a debugger stops it, and it alone.
     thread=$(grep -l kagami-data-0 "/proc/$pid/task/"*/comm | cut -d / -f 5)
-    perl -e '$thread = shift; syscall(101, 0x4206, $thread, 0, 0) == 0 && syscall(101, 0x4207, $thread, 0, 0) == 0
+    perl -e '$thread = 0 + shift; syscall(101, 0x4206, $thread, 0, 0) == 0 && syscall(101, 0x4207, $thread, 0, 0) == 0
         or die "ptrace: $!"; 1 while waitpid($thread, 0x40000000) > 0' "$thread" &
     wait_until 30 'the watchdog ends a daemon that is stuck' has_another_pid "$pid"
-    journalctl -b -o cat -u kagami | grep -q 'a data-plane thread is stuck' || fail 'the daemon does not say so'
+    has_said kagami 'a data-plane thread is stuck' || fail 'the daemon does not say so'
     rm -r /run/systemd/system/kagami.service.d
     systemctl daemon-reload
     systemctl restart kagami
     echo after >/srv/after-the-watchdog
     sync /srv/after-the-watchdog
     proof 'a slow disk does not wake the watchdog; a stuck data-plane thread does: the daemon is started again, /srv stays mounted'
-    manifest
+
+    # Mounted by hand, with no unit that knows of kagami, and not written back when the machine goes down.
+    systemctl stop srv.mount
+    mount /dev/kagami/pg /mnt
+    sync -f /mnt
+    manifest /mnt
+    dd if=/dev/urandom of=/mnt/by-hand bs=1M count=16 status=none
+    (cd /mnt && sha256sum by-hand) >>/root/manifest
+    sync /root/manifest
 }
 has_another_pid() { local now; now=$(daemon_pid); [ "$now" != 0 ] && [ "$now" != "$1" ]; }
-manifest() { (cd /srv && find . -xdev -type f -print0 | xargs -0 sha256sum) >/root/manifest; sync /root/manifest; }
+manifest() { (cd "$1" && find . -xdev -type f -print0 | xargs -0 sha256sum) >/root/manifest; sync /root/manifest; }
 check() { (cd /srv && sha256sum --check --quiet /root/manifest) || fail 'files on /srv differ'; }
 
 # The device is back, mounted, and its files are there.
@@ -76,12 +86,13 @@ is_back() {
 
 step_after_reboot() {
     is_back 'rebooted'
+    proof 'what was written to a mount by hand and not synced is there: it was unmounted before the daemon stopped'
     [ -z "$(systemctl --failed --no-legend)" ] || fail "failed units: $(systemctl --failed --no-legend)"
     wait_for alpha in-sync
     # Into the power cut: what was synced is in the manifest, and writes are under way.
     cp -r /usr/lib/x86_64-linux-gnu/perl-base /srv/perl
     sync -f /srv
-    manifest
+    manifest /srv
     (while :; do cp -r /usr/lib/udev /srv/unfinished; rm -r /srv/unfinished; done) &
     wait_until 60 'writes under way' test -d /srv/unfinished
     # What this machine's disks have is theirs: a cut loses the guest's memory.
@@ -91,16 +102,10 @@ step_after_reboot() {
 
 step_after_power_cut() {
     is_back 'after a power cut'
-    dmesg | grep -q 'EXT4-fs (nbd0): recovery complete' || fail 'no journal was replayed'
+    [ "$(dmesg | grep -c 'EXT4-fs (nbd0): recovery complete')" -gt 0 ] || fail 'no journal was replayed'
     proof 'the journal was replayed'
     wait_for alpha in-sync
     no_kernel_errors
-    # Mounted by hand, with no unit that knows of kagami, and not written back when the machine goes down.
-    systemctl stop srv.mount
-    mount /dev/kagami/pg /mnt
-    dd if=/dev/urandom of=/mnt/by-hand bs=1M count=24 status=none
-    (cd /mnt && sha256sum by-hand) >>/root/manifest
-    sync /root/manifest
     # At the next boot beta is Primary before alpha asks.
     cat >/etc/systemd/system/beta-is-primary.service <<END
 [Unit]
@@ -118,7 +123,7 @@ END
 
 step_other_is_primary() {
     wait_until 60 'the attach is refused' is_unit kagami-attach@pg.service ActiveState failed
-    journalctl -b -o cat -u kagami-attach@pg | grep -q 'the peer is Primary' || fail 'it does not say why'
+    has_said kagami-attach@pg 'the peer is Primary' || fail 'it does not say why'
     wait_until 30 'the mount is given up' is_unit srv.mount ActiveState inactive
     ! is_mounted || fail 'mounted on both nodes'
     is_unit multi-user.target ActiveState active || fail 'no boot'
@@ -128,7 +133,6 @@ step_other_is_primary() {
     systemctl start srv.mount
     proof 'handed over: starting srv.mount attaches and mounts'
     check
-    proof 'what was written to the mount by hand and not synced is there: it was unmounted before the daemon stopped'
 }
 
 if [ "${1:-}" = guest ]; then
