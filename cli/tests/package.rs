@@ -24,8 +24,8 @@ fn every_command_in_a_unit_or_a_rule_is_one_of_this_program() {
     for entry in fs::read_dir(folder()).expect("the folder") {
         let name = entry.expect("an entry").file_name();
         let name = name.to_str().expect("a name");
-        let is_unit = name.ends_with(".service");
-        if !is_unit && !name.ends_with(".rules") {
+        let kind = Path::new(name).extension().and_then(|kind| kind.to_str());
+        if !matches!(kind, Some("service" | "rules")) {
             continue;
         }
         for line in text(name).lines().filter(|line| !line.starts_with('#')) {

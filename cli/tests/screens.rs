@@ -212,9 +212,12 @@ fn a_store_that_is_not_there() {
     mirror.role = Role::Secondary;
     mirror.disk = Disk::Diskless;
     mirror.replication = Replication::Off;
-    mirror.peer.as_mut().unwrap().role = Some(Role::Primary);
+    mirror.connection = Connection::Connecting;
+    let peer = mirror.peer.as_mut().unwrap();
+    peer.role = None;
+    peer.disk = Disk::Unknown;
     mirror.disk_fault = Some("/dev/vg0/pg: there is no such file or device; if it was moved, its new place belongs into the configuration".to_owned());
-    screen("disk-moved", mirror, Condition::OneCopy, 11);
+    screen("disk-moved", mirror, Condition::Unusable, 12);
 }
 
 #[test]

@@ -10,6 +10,7 @@ KAGAMI=${KAGAMI:?the kagami to try}
 KAGAMI_OTHER=${KAGAMI_OTHER:-$KAGAMI}
 MIRROR=pg
 SOLO=${SOLO:-arbiter}
+STORES=${STORES:-disks}
 NODES=/node
 declare -A DAEMON=()
 
@@ -110,12 +111,13 @@ offer_and_join() { # "OFFERING-NODE ARG..." "JOINING-NODE ARG..." [ARG-AFTER-THE
     wait "$offering" || fail "kagami $offer: $(cat "$out")"
 }
 
-# Makes the pair, its witness and its mirror, in sync. Its stores are disk0 and disk1; keys,
-# metadata and logs are on disk2.
+# Makes the pair, its witness and its mirror, in sync. Its stores are disk0 and disk1 (STORES=files:
+# sparse files on an ext4 there, of which no first copy is made); keys, metadata and logs are on disk2.
 # SIZE '': the whole of disk0. A function `before_start`, where there is one, is called before the
 # daemons run.
 make_pair() { # SIZE [ARG-OF-INIT]...
     local size=$1 node
+    local -a here=(--device /dev/disk0) there=(--device /dev/disk1)
     shift
     mkdir -p "$NODES"
     mkfs.ext4 -q /dev/disk2
@@ -123,9 +125,14 @@ make_pair() { # SIZE [ARG-OF-INIT]...
     make_node alpha 7001
     make_node beta 7002
     [ "$SOLO" != arbiter ] || make_node witness 7003 $'[witness]\nlisten = ["127.0.0.1:7790"]'
-    on alpha init "$MIRROR" --device /dev/disk0 ${size:+--size "$size"} --max-size 8G "$@" >/dev/null
-    offer_and_join "alpha pair $MIRROR --address 127.0.0.1" 'beta pair --join' \
-        --device /dev/disk1 --max-size 8G
+    if [ "$STORES" = files ]; then
+        mkdir "$NODES/alpha/store" "$NODES/beta/store"
+        mkfs.ext4 -q /dev/disk0 && mount /dev/disk0 "$NODES/alpha/store"
+        mkfs.ext4 -q /dev/disk1 && mount /dev/disk1 "$NODES/beta/store"
+        here=(--backing "$NODES/alpha/store/data") there=(--backing "$NODES/beta/store/data")
+    fi
+    on alpha init "$MIRROR" "${here[@]}" ${size:+--size "$size"} --max-size 8G "$@" >/dev/null
+    offer_and_join "alpha pair $MIRROR --address 127.0.0.1" 'beta pair --join' "${there[@]}" --max-size 8G
     if declare -F before_start >/dev/null; then before_start; fi
     if [ "$SOLO" = arbiter ]; then
         for node in alpha beta; do
@@ -135,9 +142,9 @@ make_pair() { # SIZE [ARG-OF-INIT]...
     fi
     start alpha up
     start beta up
-    case " $* " in
-        # It is the source by itself.
-        *' --keep-data '*) ;;
+    case " $* $STORES" in
+        # It is the source by itself; both are known to be empty.
+        *' --keep-data '* | *' files') ;;
         # Of two devices nobody knows what is on them: one has to be named.
         *)
             wait_for alpha refused

@@ -158,6 +158,12 @@ pub fn next(mirror: &MirrorReport) -> Vec<String> {
             "start kagami on {peer}, or check the way to it; {}",
             without_peer(mirror, peer)
         )),
+        // It has nothing to serve, and does not look for the peer.
+        Condition::Unusable if mirror.disk_fault.is_some() && mirror.role == Role::Secondary => {
+            line(format!(
+                "put this node's disk right, or write into the configuration where it is now, and start kagami here again; {peer} can serve meanwhile"
+            ))
+        }
         Condition::Unusable => match mirror.disk {
             Disk::Inconsistent => line(format!(
                 "start kagami on {peer}, or check the way to it: the resynchronisation goes on where it stopped"

@@ -52,7 +52,7 @@ fn a_store_that_moved_is_named_and_used_again_where_it_is() {
     // The data: alpha serves on, and the reason is said.
     let backing = moved(&pair.nodes.beta, &stores.backing);
     up(&mut pair.nodes.beta);
-    let state = until(&mut pair.nodes.beta, Condition::OneCopy);
+    let state = until(&mut pair.nodes.beta, Condition::Unusable);
     let fault = state.disk_fault.expect("why");
     let place = stores.backing.display().to_string();
     assert!(fault.contains(&place) && fault.contains("moved"), "{fault}");

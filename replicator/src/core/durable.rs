@@ -34,6 +34,8 @@ pub(super) enum After {
     Forced {
         command: Option<CommandId>,
         promote: bool,
+        /// It was Primary already, and held its I/O.
+        held: bool,
     },
     /// `was_primary`, as the session's Primary.
     Promoted,
@@ -234,6 +236,11 @@ impl Mirror {
                 self.answer(id, Err(why), out);
             }
             After::PeerSet { command, .. } => self.on_peer_not_set(command, out),
+            After::Forced {
+                command,
+                held: true,
+                ..
+            } => self.on_not_forced(command, out),
             _ => {}
         }
     }
@@ -243,7 +250,11 @@ impl Mirror {
             After::Nothing => {}
             After::Minted { by } => self.on_minted(by, out),
             After::MintedToCarry { session } => self.on_minted_to_carry(session, out),
-            After::Forced { command, promote } => self.on_forced(command, promote, out),
+            After::Forced {
+                command,
+                promote,
+                held,
+            } => self.on_forced(command, promote, held, out),
             After::Promoted => self.on_promoted_durable(out),
             After::Demoted => self.on_demoted_durable(out),
             After::Granted { session } => self.on_grant_durable(session, out),

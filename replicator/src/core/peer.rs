@@ -98,7 +98,9 @@ impl Mirror {
             let next = "stop its daemon first (`kagami down` there); a node that is there needs no replacement";
             return Err(refusal("the peer is connected", facts, next));
         }
-        if replaced.is_none() || self.record().is_never_written() {
+        // With what is on its way to it: a copy that is being invalidated is not good any more.
+        let next = self.durable.next_record();
+        if replaced.is_none() || next.is_never_written() {
             return Ok(());
         }
         if self.local.store != Store::Usable {
@@ -106,7 +108,7 @@ impl Mirror {
             let next = "put this node's disk right first";
             return Err(refusal("this copy has no usable disk", facts, next));
         }
-        if !self.is_good() {
+        if next.is_bad() || !self.is_good() {
             let facts = vec![format!("this copy is {}", self.disk_state())];
             let next = "if the peer is gone for good, `kagami promote --force` here first: it says what is lost";
             return Err(refusal("this copy is not good, the peer's is", facts, next));

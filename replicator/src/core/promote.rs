@@ -414,12 +414,12 @@ impl Mirror {
         &mut self,
         command: Option<CommandId>,
         promote: bool,
+        held: bool,
         out: &mut Actions,
     ) {
         if self.local.store != Store::Usable {
-            return;
+            return self.on_not_forced(command.filter(|_| held), out);
         }
-        let held = self.is_primary();
         if promote {
             self.on_forced_minted(out);
         } else {
@@ -428,6 +428,15 @@ impl Mirror {
         }
         if let Some(command) = command.filter(|_| !promote || held) {
             self.answer(command, Ok(Reply::Done), out);
+        }
+    }
+
+    /// The local disk failed before a Primary that held its I/O could be forced to go on.
+    pub(super) fn on_not_forced(&mut self, command: Option<CommandId>, out: &mut Actions) {
+        if let Some(command) = command {
+            let what = "not forced: the local disk failed";
+            let next = "promote the other node, or replace this node's disk";
+            self.answer(command, Err(refusal(what, vec![], next)), out);
         }
     }
 

@@ -245,7 +245,12 @@ impl Mirror {
         }
         self.end_attempt();
         let tag = self.draw_tag();
-        self.change_record(After::Forced { command, promote }, |r| {
+        let after = After::Forced {
+            command,
+            promote,
+            held: self.is_primary(),
+        };
+        self.change_record(after, |r| {
             let bad = r.is_bad();
             r.mint(tag);
             r.forced_bad = bad;
