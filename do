@@ -24,6 +24,7 @@ VM_PACKAGES=(busybox-static kmod xz-utils qemu-system-x86 user-mode-linux nbd-cl
     mmdebstrap uidmap)
 PACKAGE_PACKAGES=(dpkg-dev binutils)
 SEEDS=${KAGAMI_SEEDS:-20000}
+OTHER=
 DENY_VERSION=0.20.2 MACHETE_VERSION=0.9.2
 
 say() { printf '\n== %s\n' "$*"; }
@@ -105,10 +106,7 @@ vm() { # [SCENARIO]...
     say "scenarios under a real kernel"
     # The kernel's package is fetched with apt, whose lists may be old or missing.
     tests/vm/run --setup || { as_root apt-get -qq update && tests/vm/run --setup; }
-    # The build that the tests left is another one, to upgrade to.
-    local other=()
-    [ ! -x "${CARGO_TARGET_DIR:-target}/debug/kagami" ] || other=(--other "${CARGO_TARGET_DIR:-target}/debug/kagami")
-    tests/vm/try "${other[@]}" "$(built)" "$@"
+    tests/vm/try ${OTHER:+--other "$OTHER"} "$(built)" "$@"
 }
 
 planted() { # [ARG-OF-KAGAMI-SIM]...
@@ -151,7 +149,8 @@ case ${1:-help} in
         say "the main job, shown"
         build
         "$(built)" demo
-        vm
+        # The build that the tests left is another one, to upgrade to.
+        OTHER=${CARGO_TARGET_DIR:-target}/debug/kagami vm
         say "all of it passed" ;;
     *) sed -n '2,15s/^# \{0,1\}//p' "$0" ;;
 esac

@@ -263,7 +263,13 @@ impl Recovery {
         if sector::is_blank(bytes) && !in_directory {
             return; // never written
         }
-        self.bitmap.load_written(page, in_directory);
+        // Of a first write that was cut short some sectors are blank still, perhaps behind the end
+        // of the mirror, where no mark would have the page written again: the directory must not
+        // say that it was written before it is.
+        let mut sectors = bytes.chunks_exact(SECTOR_BYTES);
+        if in_directory || !sectors.any(sector::is_blank) {
+            self.bitmap.load_written(page, in_directory);
+        }
         for (nth, bytes) in bytes.chunks_exact(SECTOR_BYTES).enumerate() {
             let index = sector_index(page, nth);
             let first = page * EXTENTS_PER_PAGE + nth as u32 * EXTENTS_PER_SECTOR;

@@ -1,4 +1,5 @@
-//! A mirror becomes larger: its bitmap grows over pages that were never written, and keeps every mark.
+//! Pages of the bitmap over the life of a store: a mirror becomes larger, a first write is cut short.
+//! Growing keeps every mark, over pages that were never written.
 
 mod common;
 
@@ -74,4 +75,32 @@ proptest! {
         prop_assert!(after.findings.is_empty(), "{:?}", after.findings);
         prop_assert_eq!(marked(&after.bitmap, new), expected);
     }
+}
+
+/// The first write of a page is cut short in sectors behind the mirror's end: no mark has it written
+/// again, and the directory must not say that it was written whole.
+#[test]
+fn a_page_that_was_cut_short_behind_the_end_is_no_damage_later() {
+    let mut store = Store::new(2, 64, Fill::Blank);
+    let recovered = store.recover();
+    let (mut bitmap, seq) = (recovered.bitmap, recovered.next_page_seq);
+    bitmap.mark(Run::new(Block(5), 1));
+    let page = Page::bitmap(0);
+    let image = bitmap.page_image(page, seq);
+    store.tear(store.layout.page_offset(page), &image, 0b1);
+    for _ in 0..2 {
+        let found = store.recover();
+        assert!(found.findings.is_empty(), "{:?}", found.findings);
+        assert!(found.bitmap.is_marked(Block(5)));
+        let (mut bitmap, mut seq) = (found.bitmap, found.next_page_seq);
+        write_pages(&mut store, &mut bitmap, &mut seq);
+    }
+    // Written once more it is whole, and in the directory.
+    let found = store.recover();
+    let (mut bitmap, mut seq) = (found.bitmap, found.next_page_seq);
+    bitmap.mark(Run::new(Block(6), 1));
+    write_pages(&mut store, &mut bitmap, &mut seq);
+    let found = store.recover();
+    assert!(found.findings.is_empty(), "{:?}", found.findings);
+    assert_eq!(found.bitmap.count(), 2);
 }

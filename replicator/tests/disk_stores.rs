@@ -113,7 +113,7 @@ fn what_is_no_store_is_refused_with_its_reason() {
     ));
     let missing = refusal(&folder.path().join("missing"));
     assert!(matches!(missing, FenceError::Missing { .. }));
-    assert!(missing.to_string().contains("kagami init"));
+    assert!(missing.to_string().contains("its new place"), "{missing}");
     // A file system without direct I/O.
     let none = refusal(Path::new("/proc/self/comm"));
     assert!(matches!(none, FenceError::NoDirectIo { .. }), "{none}");

@@ -11,6 +11,7 @@ KAGAMI_OTHER=${KAGAMI_OTHER:-$KAGAMI}
 MIRROR=pg
 SOLO=${SOLO:-arbiter}
 STORES=${STORES:-disks}
+BUFFERS=${BUFFERS:-64MiB}
 NODES=/node
 declare -A DAEMON=()
 
@@ -60,6 +61,7 @@ id = $2
 listen = ["127.0.0.1:$2"]
 state-dir = "$NODES/$1"
 run-dir = "$NODES/$1"
+buffers = "$BUFFERS"
 ${3:-}
 END
 }

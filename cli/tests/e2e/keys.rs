@@ -1,5 +1,7 @@
 //! Protocol versions side by side, and keys that are replaced while the mirror serves.
 
+use std::time::{Duration, Instant};
+
 use kagami::commands::demo::node::{Node, wait_until};
 use kagami::commands::demo::scratch::{MIRROR, in_sync};
 use kagami::config::Config;
@@ -73,14 +75,16 @@ fn a_key_is_replaced_under_load() {
     let (stop, stopped) = std::sync::mpsc::channel::<()>();
     let mut client = pair.on_alpha();
     let writer = std::thread::spawn(move || {
-        let mut writes = 0u64;
+        let (mut writes, mut longest) = (0u64, Duration::ZERO);
         while stopped.try_recv().is_err() {
             let block = noise(4096, writes);
+            let began = Instant::now();
             client.write(writes % 256 * 4096, &block)?;
             client.flush()?;
+            longest = longest.max(began.elapsed());
             writes += 1;
         }
-        Ok::<_, kagami::commands::bench::client::ClientError>(writes)
+        Ok::<_, kagami::commands::bench::client::ClientError>((writes, longest))
     });
     for rotates in ["alpha", "beta", "alpha"] {
         let (node, other) = match rotates {
@@ -98,8 +102,10 @@ fn a_key_is_replaced_under_load() {
         ok(pair.nodes.wait_in_sync(DEADLINE));
     }
     stop.send(()).expect("the writer");
-    let writes = writer.join().expect("the writer").expect("no write failed");
+    let (writes, longest) = writer.join().expect("the writer").expect("no write failed");
+    println!("{writes} writes and flushes, the longest took {longest:?}");
     assert!(writes > 10, "{writes} writes");
+    assert!(longest < Duration::from_secs(10), "{longest:?}");
     assert_ne!(keys_of(&pair.nodes.beta, "alpha"), old);
     // The keys hold after restarts.
     down(&mut pair.nodes.alpha);

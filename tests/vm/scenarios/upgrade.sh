@@ -6,14 +6,16 @@
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 work=$(mktemp -d)
 
-# Both nodes begin with the older version of the link's protocol, where this build has two: an upgrade
+# Both nodes begin with the older version of the link's protocol, where both builds have two: an upgrade
 # meets a peer of the version before.
 speak() { # NODE VERSION
     sed -i '/^link-version/d' "$NODES/$1/kagami.toml"
     sed -i "s/^\[node\]\$/&\nlink-version = \"$2\"/" "$NODES/$1/kagami.toml"
 }
+has_two() { "$1" --config "$NODES/alpha/kagami.toml" config show --defaults | grep -q 'link-version'; }
 before_start() {
-    versions=$(on alpha config show --defaults | grep -c 'link-version') || :
+    versions=0
+    if has_two "$KAGAMI" && has_two "$KAGAMI_OTHER"; then versions=2; fi
     for node in alpha beta; do [ "$versions" = 0 ] || speak "$node" 1; done
 }
 expect_link() { # VERSION
