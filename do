@@ -84,7 +84,7 @@ check() {
     need_rust
     say "formatting and lints"
     shellcheck --external-sources ./do .ci/run tests/vm/{run,init,mkinitrd,fetch-kernel,fetch-debian,try,lib.sh,debian.sh} tests/vm/scenarios/*.sh \
-        cli/package/{build,kagami-witness,serve-until-unmounted} cli/package/debian/{postinst,prerm,postrm}
+        cli/package/{build,kagami-witness,unmount-at-shutdown} cli/package/debian/{postinst,prerm,postrm}
     if cargo fmt --version >/dev/null 2>&1; then cargo fmt --all --check; else echo "(no rustfmt here)"; fi
     if cargo clippy --version >/dev/null 2>&1; then
         cargo clippy --quiet --workspace --all-targets -- -D warnings

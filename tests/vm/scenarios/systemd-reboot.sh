@@ -3,7 +3,7 @@
 # host: it boots its guests itself
 # kagami under systemd, installed from its package, with a line of fstab: the machine is rebooted, and the
 # device is back with what is mounted on it; so after a power cut. What was mounted by hand is unmounted
-# before the daemon stops. Where the other node is Primary the machine boots all the same. The watchdog
+# before the daemon stops, also when a service uses it. Where the other node is Primary the machine boots all the same. The watchdog
 # ends a daemon with a stuck thread, and none with a slow disk.
 # shellcheck source=tests/vm/debian.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../debian.sh"
@@ -42,12 +42,12 @@ step_install() {
     printf '[Service]\nWatchdogSec=2s\n' >/run/systemd/system/kagami.service.d/watchdog.conf
     systemctl daemon-reload
     systemctl restart kagami
-    # A disk that takes two writes a second is slow, and no more than that.
+    # A disk that takes five writes a second is slow, and no more than that.
     pid=$(daemon_pid)
-    dd if=/dev/zero of=/srv/slow bs=4k count=12 status=none
+    dd if=/dev/zero of=/srv/slow bs=4k count=25 status=none
     sync -f /srv
-    systemctl set-property --runtime kagami.service 'IOWriteIOPSMax=/dev/disk0 2'
-    dd if=/dev/zero of=/srv/slow bs=4k count=12 oflag=direct conv=notrunc status=none
+    systemctl set-property --runtime kagami.service 'IOWriteIOPSMax=/dev/disk0 5'
+    timeout 100 dd if=/dev/zero of=/srv/slow bs=4k count=25 oflag=direct conv=notrunc status=none || fail 'writes to a slow disk do not end'
     systemctl set-property --runtime kagami.service IOWriteIOPSMax=
     [ "$(daemon_pid)" = "$pid" ] || fail 'the watchdog ended a daemon whose disk was slow'
     # A data-plane thread that is held is stuck: a debugger stops it, and it alone.
@@ -71,6 +71,8 @@ step_install() {
     dd if=/dev/urandom of=/mnt/by-hand bs=1M count=16 status=none
     (cd /mnt && sha256sum by-hand) >>/root/manifest
     sync /root/manifest
+    # And in use until that is stopped, too.
+    systemd-run --quiet --unit=user-of-mnt --working-directory=/mnt sleep infinity
 }
 has_another_pid() { local now; now=$(daemon_pid); [ "$now" != 0 ] && [ "$now" != "$1" ]; }
 manifest() { (cd "$1" && find . -xdev -type f -print0 | xargs -0 sha256sum) >/root/manifest; sync /root/manifest; }
