@@ -24,6 +24,8 @@ pub mod device;
 pub mod helper;
 pub mod host;
 pub mod keeper;
+#[cfg(test)]
+mod made;
 pub mod moved;
 pub mod record;
 mod take_down;

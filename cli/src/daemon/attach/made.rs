@@ -1,0 +1,409 @@
+//! A kernel, a mirror and a machine that are made up, for [`super::tests`].
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use kagami_bitmap::superblock::Generation;
+use kagami_nbd_server::kernel::Transport;
+use kagami_nbd_server::kernel::client::is_hung_up;
+use kagami_nbd_server::kernel::wire::{Attribute, Builder, ERROR, Messages};
+use kagami_replicator::core::event::{Refusal, Reply};
+use kagami_replicator::core::notice::Notice;
+use kagami_replicator::core::state::{Connection, DiskState, Replication, Role};
+use kagami_replicator::core::status::{Counters, Status};
+use kagami_replicator::shell::engine::{DeviceFacts, MirrorEvent};
+use tokio::io::AsyncReadExt as _;
+use tokio::sync::{broadcast, watch};
+
+use super::device::Kernel;
+use super::host::{Go, Host, Link};
+use super::record::{Record, Records};
+use super::{Attachments, lock};
+use crate::config::Config;
+use crate::control::report::DeviceState;
+
+pub(super) const DEADLINE: Duration = Duration::from_secs(30);
+pub(super) const UUID: &str = "00112233445566778899aabbccddeeff";
+pub(super) const IDENTIFIER: &str = "kagami-00112233445566778899aabbccddeeff-0000000000000007";
+
+// ---- the kernel -----------------------------------------------------------------------------
+
+/// The nbd driver: what it holds for each device that is set up.
+#[derive(Debug, Default)]
+pub(super) struct Driver {
+    pub(super) devices: BTreeMap<u32, (String, UnixStream)>,
+    pub(super) reconfigured: usize,
+}
+
+/// One netlink socket to it.
+pub(super) struct Asking {
+    pub(super) driver: Arc<Mutex<Driver>>,
+    pub(super) sysfs: PathBuf,
+    pub(super) answers: VecDeque<Vec<u8>>,
+}
+
+/// `NLMSG_ERROR`
+pub(super) fn acknowledgement(sequence: u32, errno: i32) -> Vec<u8> {
+    let mut bytes = 20u32.to_ne_bytes().to_vec();
+    bytes.extend(ERROR.to_ne_bytes());
+    bytes.extend([0, 0]);
+    bytes.extend(sequence.to_ne_bytes());
+    bytes.extend([0; 4]);
+    bytes.extend((-errno).to_ne_bytes());
+    bytes
+}
+
+/// The kernel's own reference to a descriptor of the caller's.
+pub(super) fn taken(number: u32) -> UnixStream {
+    let me = rustix::process::getpid();
+    let me = rustix::process::pidfd_open(me, rustix::process::PidfdFlags::empty()).expect("me");
+    let flags = rustix::process::PidfdGetfdFlags::empty();
+    let number = i32::try_from(number).expect("a descriptor");
+    let fd = rustix::process::pidfd_getfd(me.as_fd(), number, flags).expect("its socket");
+    UnixStream::from(fd)
+}
+
+impl Asking {
+    pub(super) fn set_up(&self, index: u32, backend: Option<&str>) {
+        let device = self.sysfs.join(format!("block/nbd{index}"));
+        if let Some(backend) = backend {
+            fs::write(device.join("pid"), "4711\n").expect("written");
+            fs::write(device.join("backend"), backend).expect("written");
+        } else {
+            let _ = fs::remove_file(device.join("pid"));
+            let _ = fs::remove_file(device.join("backend"));
+        }
+    }
+
+    pub(super) fn carry_out(&mut self, request: &[u8]) -> (u32, i32) {
+        let message = Messages(request).next().expect("one").expect("whole");
+        let (command, attributes) = message.generic().expect("generic");
+        let sequence = message.sequence;
+        if message.kind == 16 {
+            let family = Builder::new(16, sequence, 1, 2).bytes(1, &0x22u16.to_ne_bytes());
+            self.answers.push_back(family.finish());
+            return (sequence, 0);
+        }
+        let index = attributes.find(1).and_then(Attribute::u32).expect("index");
+        let identifier = attributes.find(10).and_then(Attribute::text);
+        let socket = || {
+            let list = attributes.find(7).expect("sockets").nested();
+            let item = list.find(1).expect("one").nested();
+            taken(item.find(1).and_then(Attribute::u32).expect("a number"))
+        };
+        let mut driver = lock(&self.driver);
+        let errno = match command {
+            1 if driver.devices.contains_key(&index) => 16,
+            1 => {
+                let identifier = identifier.expect("always given");
+                driver
+                    .devices
+                    .insert(index, (identifier.to_owned(), socket()));
+                self.set_up(index, Some(identifier));
+                0
+            }
+            2 => match driver.devices.remove(&index) {
+                Some(_) => {
+                    self.set_up(index, None);
+                    0
+                }
+                None => 22,
+            },
+            3 => match driver.devices.get_mut(&index) {
+                Some((known, held)) if Some(known.as_str()) == identifier => {
+                    if is_hung_up(held).expect("asked") {
+                        *held = socket();
+                        driver.reconfigured += 1;
+                    }
+                    0
+                }
+                _ => 22,
+            },
+            other => panic!("command {other}"),
+        };
+        (sequence, errno)
+    }
+}
+
+impl Transport for Asking {
+    fn send(&mut self, request: &[u8]) -> io::Result<()> {
+        let (sequence, errno) = self.carry_out(request);
+        self.answers.push_back(acknowledgement(sequence, errno));
+        Ok(())
+    }
+
+    fn receive(&mut self) -> io::Result<Vec<u8>> {
+        self.answers
+            .pop_front()
+            .ok_or_else(|| io::ErrorKind::TimedOut.into())
+    }
+}
+
+// ---- the mirror -----------------------------------------------------------------------------
+
+#[derive(Debug)]
+pub(super) struct Mirror {
+    pub(super) status: Status,
+    /// How a promotion ends.
+    pub(super) promotes: Result<(), &'static str>,
+    pub(super) promotions: usize,
+    pub(super) sessions: usize,
+    /// Ends the running session from the mirror's side.
+    pub(super) cut: watch::Sender<usize>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Made {
+    pub(super) mirror: Arc<Mutex<Mirror>>,
+    pub(super) events: broadcast::Sender<MirrorEvent>,
+}
+
+pub(super) fn status(role: Role) -> Status {
+    Status {
+        size: 1 << 20,
+        role,
+        disk: DiskState::UpToDate,
+        peer_role: Some(Role::Secondary),
+        peer_disk: DiskState::UpToDate,
+        connection: Connection::Connected,
+        connection_since: kagami_replicator::core::state::Time(0),
+        replication: Replication::Established,
+        generation: Some(Generation { counter: 3, tag: 9 }),
+        was_primary: false,
+        alone_since: None,
+        alone_by: None,
+        marked_blocks: 0,
+        in_flight: 0,
+        held: None,
+        verdict: None,
+        progress: None,
+        round_trip_ns: None,
+        counters: Counters::default(),
+    }
+}
+
+pub(super) fn refusal(what: &str) -> Refusal {
+    Refusal {
+        what: what.to_owned(),
+        facts: Vec::new(),
+        next: "wait".to_owned(),
+    }
+}
+
+impl Made {
+    pub(super) fn new() -> Self {
+        let mirror = Mirror {
+            status: status(Role::Secondary),
+            promotes: Ok(()),
+            promotions: 0,
+            sessions: 0,
+            cut: watch::Sender::new(0),
+        };
+        Self {
+            mirror: Arc::new(Mutex::new(mirror)),
+            events: broadcast::Sender::new(64),
+        }
+    }
+
+    pub(super) fn change<T>(&self, change: impl FnOnce(&mut Mirror) -> T) -> T {
+        change(&mut lock(&self.mirror))
+    }
+
+    pub(super) fn happens(&self, notice: Notice) {
+        let event = MirrorEvent {
+            mirror: "pg".into(),
+            at: SystemTime::now(),
+            notice,
+        };
+        let _ = self.events.send(event);
+    }
+
+    pub(super) fn is_overwritten(&self) {
+        self.happens(Notice::Replication {
+            from: Replication::Off,
+            to: Replication::SyncTarget,
+        });
+    }
+
+    pub(super) fn cut_session(&self) {
+        self.change(|mirror| mirror.cut.send_modify(|cuts| *cuts += 1));
+    }
+}
+
+impl Host for Made {
+    async fn status(&self, _: &str) -> Option<Status> {
+        Some(self.change(|mirror| mirror.status.clone()))
+    }
+
+    async fn promote(&self, _: &str) -> Result<Reply, Refusal> {
+        self.change(|mirror| {
+            mirror.promotions += 1;
+            mirror.promotes.map_err(refusal)?;
+            mirror.status.role = Role::Primary;
+            Ok(Reply::Done)
+        })
+    }
+
+    async fn demote(&self, _: &str) -> Result<Reply, Refusal> {
+        self.change(|mirror| mirror.status.role = Role::Secondary);
+        Ok(Reply::Done)
+    }
+
+    async fn serve(&self, _: &str, socket: UnixStream) -> Result<(Link, DeviceFacts), Refusal> {
+        let (link, mut order, end) = Link::new();
+        let mut cut = self.change(|mirror| {
+            mirror.sessions += 1;
+            mirror.cut.subscribe()
+        });
+        socket.set_nonblocking(true).expect("set");
+        let mut socket = tokio::net::UnixStream::from_std(socket).expect("a socket");
+        tokio::spawn(async move {
+            let mut byte = [0; 1];
+            tokio::select! {
+                _ = socket.read(&mut byte) => {}
+                _ = order.wait_for(|go| *go != Go::On) => {}
+                _ = cut.changed() => {}
+            }
+            drop(socket);
+            drop(end);
+        });
+        let facts = DeviceFacts {
+            size: 1 << 20,
+            logical_block: 512,
+            max_payload: 1 << 20,
+            rotational: false,
+        };
+        Ok((link, facts))
+    }
+
+    fn events(&self) -> broadcast::Receiver<MirrorEvent> {
+        self.events.subscribe()
+    }
+}
+
+// ---- a machine ------------------------------------------------------------------------------
+
+/// A machine with four devices and one mirror.
+pub(super) struct Machine {
+    pub(super) folder: tempfile::TempDir,
+    pub(super) driver: Arc<Mutex<Driver>>,
+    pub(super) mirror: Made,
+}
+
+impl Machine {
+    pub(super) fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path();
+        for index in 0..4 {
+            let device = path.join(format!("sys/block/nbd{index}"));
+            fs::create_dir_all(device.join("queue")).expect("made");
+            fs::write(device.join("size"), "0\n").expect("written");
+            fs::write(device.join("queue/io_timeout"), "1000\n").expect("written");
+        }
+        fs::create_dir_all(path.join("dev")).expect("made");
+        fs::create_dir_all(path.join("proc/self")).expect("made");
+        // Written by another process: a program that this one has open for writing, in any thread's
+        // child, could not be run.
+        let write = "printf '#!/bin/sh\\necho done\\nexec cat >/dev/null\\n' >$0 && chmod 755 $0";
+        let written = std::process::Command::new("sh")
+            .args(["-c", write])
+            .arg(path.join("helper"))
+            .status();
+        assert!(written.expect("a shell").success());
+        Self {
+            driver: Arc::default(),
+            mirror: Made::new(),
+            folder,
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub(super) fn records(&self) -> Records {
+        Records::of(&self.path().join("state"))
+    }
+
+    pub(super) fn record(&self) -> Option<Record> {
+        self.records().read("pg").expect("read")
+    }
+
+    /// A daemon that begins.
+    pub(super) async fn daemon(&self) -> Attachments<Made> {
+        let daemon = self.daemon_before_resume();
+        daemon.resume().await;
+        daemon
+    }
+
+    pub(super) fn daemon_before_resume(&self) -> Attachments<Made> {
+        let (driver, sysfs) = (Arc::clone(&self.driver), self.path().join("sys"));
+        let kernel = Kernel {
+            open: Arc::new(move || {
+                Ok(Box::new(Asking {
+                    driver: Arc::clone(&driver),
+                    sysfs: sysfs.clone(),
+                    answers: VecDeque::new(),
+                }))
+            }),
+            sysfs: self.path().join("sys"),
+            procfs: self.path().join("proc"),
+            dev: self.path().join("dev"),
+            helper: self.path().join("helper"),
+        };
+        let text = format!(
+            "[node]\nname = \"alpha\"\nid = 7\n[mirror.pg]\nuuid = \"{UUID}\"\nsize = \"1MiB\"\nbacking = \"/d/pg\"\nmetadata = \"/d/pg.meta\"\n"
+        );
+        let file = self.path().join("kagami.toml");
+        fs::write(&file, text).expect("written");
+        let config = Config::load(&file).expect("a configuration");
+        Attachments::new(
+            self.mirror.clone(),
+            kernel,
+            &config,
+            &self.path().join("state"),
+        )
+    }
+
+    /// A device that a daemon before this one set up, and left dead.
+    pub(super) fn left_behind(&self, record: &Record) {
+        let (theirs, ours) = UnixStream::pair().expect("a pair");
+        drop(ours);
+        let asking = Asking {
+            driver: Arc::clone(&self.driver),
+            sysfs: self.path().join("sys"),
+            answers: VecDeque::new(),
+        };
+        asking.set_up(record.device, Some(IDENTIFIER));
+        let device = (IDENTIFIER.to_owned(), theirs);
+        lock(&self.driver).devices.insert(record.device, device);
+        self.records().write("pg", record).expect("written");
+    }
+
+    pub(super) fn reconfigured(&self) -> usize {
+        lock(&self.driver).reconfigured
+    }
+
+    pub(super) fn is_set_up(&self, index: u32) -> bool {
+        lock(&self.driver).devices.contains_key(&index)
+    }
+}
+
+/// Waits for an effect.
+pub(super) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "it did not come: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+pub(super) fn shown(daemon: &Attachments<Made>) -> Option<DeviceState> {
+    daemon.report("pg").map(|report| report.state)
+}
