@@ -3,9 +3,9 @@
 
 mod support;
 
-use std::io::ErrorKind;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use kagami::daemon::service::Service;
@@ -16,26 +16,28 @@ use support::Node;
 const LIMIT: Duration = Duration::from_millis(400);
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// The manager's end.
-struct Manager(UnixDatagram);
+/// The manager's end; it listens all the time, as a manager does.
+struct Manager(Receiver<String>);
 
 impl Manager {
     fn at(folder: &Path) -> Self {
         let socket = UnixDatagram::bind(folder.join("notify")).expect("bound");
-        Self(socket)
+        let (tell, heard) = channel();
+        std::thread::spawn(move || {
+            let mut text = [0; 4096];
+            while let Ok(len) = socket.recv(&mut text) {
+                let said = String::from_utf8_lossy(&text[..len]).into_owned();
+                if tell.send(said).is_err() {
+                    return;
+                }
+            }
+        });
+        Self(heard)
     }
 
     /// The next message, within.
     fn hear(&self, patience: Duration) -> Option<String> {
-        self.0
-            .set_read_timeout(Some(patience.max(Duration::from_millis(1))))
-            .expect("set");
-        let mut text = [0; 4096];
-        match self.0.recv(&mut text) {
-            Ok(len) => Some(String::from_utf8_lossy(&text[..len]).into_owned()),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => None,
-            Err(error) => panic!("{error}"),
-        }
+        self.0.recv_timeout(patience).ok()
     }
 
     /// Waits for a message with this line; gives what came before it.

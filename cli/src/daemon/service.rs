@@ -21,8 +21,10 @@ use tracing::{error, warn};
 use super::engine::Engine;
 use crate::control::report::{MirrorReport, Role, StatusReport};
 
-/// READY is offered again for so long when the manager's socket is full.
+/// READY is offered again for so long when the manager's socket is full, ...
 const READY_PATIENCE: Duration = Duration::from_secs(10);
+/// ... and what it can do without.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// How often it is offered.
 const OFFER_EVERY: Duration = Duration::from_millis(20);
 /// Signs of life in the time that the manager allows between two.
@@ -103,9 +105,9 @@ impl Service {
         sent.is_ok()
     }
 
-    /// Says it until it is taken, or [`READY_PATIENCE`] is over.
-    async fn insist(&self, words: &str) {
-        let deadline = Instant::now() + READY_PATIENCE;
+    /// Says it until it is taken, or `patience` is over.
+    async fn insist(&self, words: &str, patience: Duration) {
+        let deadline = Instant::now() + patience;
         while !self.say(words) {
             if Instant::now() >= deadline {
                 return error!("the service manager does not listen: it is not told {words:?}");
@@ -116,21 +118,21 @@ impl Service {
 
     /// Every mirror is open, or its failure was stated; commands are answered.
     pub async fn ready(&self) {
-        self.insist("READY=1").await;
+        self.insist("READY=1", READY_PATIENCE).await;
     }
 
     /// The configuration is being read again; [`ready`](Self::ready) says that it is done.
     pub async fn reloading(&self) {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
         let now = now.tv_sec * 1_000_000 + now.tv_nsec / 1000;
-        self.insist(&format!("RELOADING=1\nMONOTONIC_USEC={now}"))
-            .await;
+        let words = format!("RELOADING=1\nMONOTONIC_USEC={now}");
+        self.insist(&words, PATIENCE).await;
     }
 
     /// The daemon stops.
     pub async fn stopping(&self) {
-        self.insist("STOPPING=1\nSTATUS=stopping: mirrors are flushed and left")
-            .await;
+        let words = "STOPPING=1\nSTATUS=stopping: mirrors are flushed and left";
+        self.insist(words, PATIENCE).await;
     }
 
     /// A start that is still going on may take so much longer, from now.
