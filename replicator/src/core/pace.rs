@@ -23,8 +23,9 @@ pub(super) struct Pace {
     baseline_ns: u64,
     writes_before: u64,
     ns_before: u64,
-    /// Bytes that the rate bound allows until the next tick.
-    allowance: Option<u64>,
+    /// Bytes that the rate bound allows until the next tick. Below zero: a chunk that was larger than what
+    /// was left is paid for by the ticks to come.
+    allowance: Option<i64>,
     sent_before: u64,
     ticked: Time,
     /// Bytes per second of late.
@@ -57,7 +58,9 @@ impl Pace {
         self.ticked = now;
         self.sent_before = 0;
         self.rate = 0;
-        self.allowance = settings.resync_max_rate.map(|rate| rate * TICK_MS / 1000);
+        self.allowance = settings
+            .resync_max_rate
+            .map(|rate| share(rate, TICK_MS * 1_000_000));
     }
 
     /// A tick of a running resynchronisation that has sent `sent` bytes.
@@ -92,9 +95,10 @@ impl Pace {
         };
         self.sent_before = sent;
         self.ticked = now;
+        let debt = self.allowance.map_or(0, |left| left.min(0));
         self.allowance = settings
             .resync_max_rate
-            .map(|max| (u128::from(max) * u128::from(elapsed) / 1_000_000_000) as u64);
+            .map(|max| share(max, elapsed).saturating_add(debt));
     }
 
     /// Whether another chunk of `bytes` may be sent while `in_flight` bytes are.
@@ -104,18 +108,43 @@ impl Pace {
         }
         match &mut self.allowance {
             None => true,
-            Some(0) => false,
+            Some(left) if *left <= 0 => false,
             Some(left) => {
-                *left = left.saturating_sub(bytes);
+                *left = left.saturating_sub_unsigned(bytes);
                 true
             }
         }
     }
 }
 
+/// What a bound of `rate` bytes per second allows in so many nanoseconds.
+fn share(rate: u64, ns: u64) -> i64 {
+    let bytes = u128::from(rate) * u128::from(ns) / 1_000_000_000;
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rate_below_a_chunk_for_each_tick_is_kept() {
+        let settings = Settings {
+            resync_max_rate: Some(256 << 10),
+            ..Settings::default()
+        };
+        let mut pace = Pace::default();
+        pace.begin(Time(0), 0, 0, &settings);
+        let (chunk, mut sent) = (1u64 << 20, 0);
+        for tick in 1..=600 {
+            while pace.admits(chunk, 0) {
+                sent += chunk;
+            }
+            pace.tick(Time(tick * TICK_MS * 1_000_000), 0, 0, sent, &settings);
+        }
+        // A minute of it, and the chunk that was begun last.
+        assert!((15 << 20..=16 << 20).contains(&sent), "{sent}");
+    }
 
     #[test]
     fn latency_above_the_bound_halves_the_window_and_idleness_opens_it() {
