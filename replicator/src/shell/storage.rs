@@ -202,9 +202,9 @@ impl Storage {
         self.metadata[store.0.into()].submit(&mut self.io, id, steps, &mut self.done);
     }
 
-    /// Something waits to be handed to the kernel.
-    pub fn has_queued(&self) -> bool {
-        self.io.ring.has_queued()
+    /// How many operations wait to be handed to the kernel.
+    pub fn queued(&self) -> usize {
+        self.io.ring.queued()
     }
 
     /// Hands everything queued to the kernel. Call it once at the end of a turn of the loop.

@@ -279,9 +279,9 @@ impl Ring {
         self.watched.get_mut().0.submission().len()
     }
 
-    /// Operations wait to be handed to the kernel.
-    pub fn has_queued(&self) -> bool {
-        !self.queued.is_empty()
+    /// How many operations wait to be handed to the kernel.
+    pub fn queued(&self) -> usize {
+        self.queued.len()
     }
 
     /// Operations pushed and not yet completed.

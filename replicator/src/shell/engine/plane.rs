@@ -189,6 +189,9 @@ enum End {
     Abrupt,
 }
 
+/// Up to so many disk operations wait for the link's tasks.
+const FEW: usize = 2;
+
 /// A core's number together with its mirror's slot, as one number for the storage.
 const SLOT_SHIFT: u32 = 48;
 
@@ -255,9 +258,10 @@ impl Loop {
         let end = loop {
             self.wait(&mut sleep, &mut armed).await;
             let end = self.turn(&mut turn);
-            if std::mem::take(&mut self.has_sent) && self.storage.has_queued() {
+            if std::mem::take(&mut self.has_sent) && (1..=FEW).contains(&self.storage.queued()) {
                 // The way over the peer is the longer one, and handing a write to the disk takes longer
-                // than sending it: the link's tasks go first.
+                // than sending it: the link's tasks go first. (Of many writes the disk has its share
+                // at once: it works on them while they are encrypted.)
                 tokio::task::yield_now().await;
             }
             if let Err(error) = self.storage.submit_queued() {
