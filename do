@@ -6,7 +6,7 @@
 #   ./do check     formatting, lints and unit tests only: what to run before a commit
 #   ./do sim [N]   N simulation seeds (20000)
 #   ./do vm [NAME] the scenarios of tests/vm under a real kernel, or those that are named
-#   ./do planted   plants defects, and shows that the simulator catches them
+#   ./do planted   plants defects, and shows which of them the simulator catches
 #   ./do build     target/release/kagami
 #   ./do package   the Debian package of it, in target/debian
 #

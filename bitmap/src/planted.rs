@@ -1,7 +1,7 @@
 //! Defects that a test can plant: one wrong line each, behind a switch that only a build with
 //! `--cfg planted` has (`./do planted`). In any other build [`planted`] is `false` at compile time.
 //!
-//! `kagami-sim planted` shows that the simulator catches each of them. The first ones are the wrong
+//! `kagami-sim planted` shows which of them the simulator catches, and after how many seeds. The first ones are the wrong
 //! rules of docs/protocol.md §12; the others are slips that this code invites.
 
 /// A defect. Its name is what an operator of `kagami-sim` types.

@@ -34,7 +34,7 @@ enum Command {
     Run(Run),
     /// Run one seed again and show what happened.
     Replay(Replay),
-    /// Show that defects are found: plant each, and run seeds until one catches it.
+    /// Plant defects one at a time, and run seeds until one catches it.
     Planted(Planted),
 }
 

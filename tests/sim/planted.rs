@@ -1,4 +1,4 @@
-//! The proof that the simulator finds bugs: defects are planted one at a time, and each must be caught.
+//! Does the simulator find bugs? Defects are planted one at a time, and each should be caught.
 //!
 //! A defect is a wrong line behind a switch (`kagami_bitmap::planted`). Seeds run from 0 on until one
 //! shows a violation; a defect that none shows within the bound is a hole in the simulator, and
