@@ -34,6 +34,9 @@ impl World {
             at.stalled_until = 0;
             at.paused_until = 0;
             at.store.full = false;
+            at.meta.fail_next = None;
+            at.meta.stalled_until = 0;
+            at.meta.harm_at_start = false;
             at.store.unreadable.clear();
             if at.store_suspect {
                 self.replace_disk(node);

@@ -165,6 +165,7 @@ impl World {
                     Fault::DiskFails,
                     Fault::FlushFails,
                     Fault::StoreFull,
+                    Fault::MetadataFails,
                 ];
                 faults.iter().any(|fault| self.stats.count(*fault) > 0)
                     || role == Some(Role::Secondary)

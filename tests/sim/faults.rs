@@ -4,6 +4,9 @@
 //! write, a handshake, a resynchronisation or another fault. What a fault broke is mended after
 //! a while, so that runs come back to the states in which more can happen.
 
+pub mod kit;
+pub(super) mod metadata;
+
 use kagami_replicator::core::DiskState;
 
 use super::world::{Checked, Happening, MS, Phase, World};
@@ -45,10 +48,24 @@ pub enum Fault {
     /// A daemon stands still (SIGSTOP, a machine that swaps), and finds all at once what came
     /// meanwhile.
     DaemonPauses,
+    /// A metadata write or its flush fails, and so do all later ones of that daemon; the next
+    /// daemon's succeed.
+    MetadataFails,
+    /// A metadata store does nothing for a while.
+    MetadataStalls,
+    /// Sectors of a metadata store go bad before the daemon starts.
+    MetadataDamage,
 }
 
 impl Fault {
-    /// All of them.
+    /// Those that [`kit::Kit`] draws.
+    pub const MORE: &'static [Self] = &[
+        Self::MetadataFails,
+        Self::MetadataStalls,
+        Self::MetadataDamage,
+    ];
+
+    /// The common ones.
     pub const ALL: &'static [Self] = &[
         Self::DaemonDies,
         Self::BothDie,
@@ -85,6 +102,9 @@ impl Fault {
             Self::StoreFull => "store full",
             Self::ArbiterDown => "arbiter down",
             Self::DaemonPauses => "daemon pauses",
+            Self::MetadataFails => "metadata write fails",
+            Self::MetadataStalls => "metadata stalls",
+            Self::MetadataDamage => "metadata damaged",
         }
     }
 }
@@ -211,6 +231,9 @@ impl World {
                     self.plan(lasts, Happening::Resume { node });
                 }
                 lives
+            }
+            Fault::MetadataFails | Fault::MetadataStalls | Fault::MetadataDamage => {
+                self.inject_metadata(fault, node, lasts)
             }
         };
         if injected {

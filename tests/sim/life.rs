@@ -26,6 +26,11 @@ impl World {
             self.plan(delay, Happening::Start { node });
             return Ok(());
         }
+        let at = &mut self.nodes[node];
+        at.meta.open(&mut self.rng);
+        if self.harm_metadata(node)? {
+            return Ok(());
+        }
         let recovered = self.recover(node)?;
         self.ghost_record(node)?; // what a crash let through
         let steps = recovered.repair;
@@ -54,14 +59,7 @@ impl World {
                 format!("{name} can't read its metadata: {fault}"),
             )
         })?;
-        if let Some(damage) = recovered
-            .findings
-            .iter()
-            .find(|finding| finding.is_damage())
-        {
-            let what = format!("{name} finds damage that no crash explains: {damage}");
-            return Err(Violation::new("No-torn-metadata", what));
-        }
+        self.check_findings(node, &recovered.findings)?;
         Ok(recovered)
     }
 

@@ -58,7 +58,7 @@ impl<'a> After<'a> {
                 if let Some(damage) = recovered
                     .findings
                     .iter()
-                    .find(|finding| finding.is_damage())
+                    .find(|finding| !node.meta.explains(finding))
                 {
                     return Err(format!("{} would find damage: {damage}", node.name));
                 }

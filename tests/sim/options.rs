@@ -9,6 +9,7 @@ use kagami_replicator::core::settings::{AfterSb0, AfterSb1, Settings, SplitBrain
 use kagami_replicator::core::state::{NodeId, Protocol, Solo};
 
 use super::faults::Fault;
+use super::faults::kit::Kit;
 use super::orders::Order;
 use super::rng::Rng;
 
@@ -66,6 +67,8 @@ pub struct Options {
     pub forced: bool,
     /// Blocks that most requests go to.
     pub hot_spots: Vec<u64>,
+    /// What else was drawn.
+    pub kit: Kit,
 }
 
 impl Options {
@@ -118,7 +121,7 @@ impl Options {
         let faulty = !rng.percent(3);
         // Enough of them on a large mirror that extents have to leave the activity log.
         let spots = rng.pick(&[4, 12, 40]) * if blocks > 66 * 1024 { 6 } else { 1 };
-        Self {
+        let mut options = Self {
             seed,
             size,
             log_capacity: 64,
@@ -166,7 +169,10 @@ impl Options {
                 .collect(),
             forced,
             hot_spots: (0..spots).map(|_| rng.below(blocks)).collect(),
-        }
+            kit: Kit::default(),
+        };
+        options.kit = Kit::draw(seed, &mut options.faults);
+        options
     }
 
     fn split_brain(rng: &mut Rng) -> SplitBrainPolicy {

@@ -529,7 +529,13 @@ impl World {
         if !self.nodes[node].meta.has(write) {
             return Ok(()); // the machine crashed since
         }
-        let last = self.nodes[node].meta.step(write);
+        match self.fail_metadata(node, write) {
+            None => return Ok(()),
+            Some(true) => return self.metadata_failed(node, write),
+            Some(false) => {}
+        }
+        let heard = self.lives(node, write >> 40) || self.nodes[node].repairing == Some(write);
+        let last = self.nodes[node].meta.step(write, heard);
         self.ghost_record(node)?;
         if !last {
             let delay = self.rng.around(self.options.meta_ns);
