@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use kagami_bitmap::layout::{Placement, SLOTS_BYTES};
 use kagami_bitmap::recover::{Finding, Recovered, recover};
+use kagami_bitmap::sector::SectorFault;
 use kagami_bitmap::slots::{SuperblockFault, read_slots};
 use kagami_bitmap::superblock::{Record, Superblock};
 use kagami_replicator::core::disk::DiskFault;
@@ -47,6 +48,7 @@ pub struct Metadata {
     pub harm_at_start: bool,
     /// Sectors that went bad and were not written since.
     bad: BTreeSet<u64>,
+    directory_was_bad: bool,
     /// What the units of superblock and log held before the last write of each.
     older: BTreeMap<u64, Bytes>,
 }
@@ -66,6 +68,7 @@ impl Metadata {
             stalled_until: 0,
             harm_at_start: false,
             bad: BTreeSet::new(),
+            directory_was_bad: false,
             older: BTreeMap::new(),
         };
         made.read_record();
@@ -95,6 +98,11 @@ impl Metadata {
                 "a metadata write of part of a sector"
             );
         }
+        // A store that failed is written to no more: such a write only fails.
+        let steps = match self.failed {
+            Some(_) => vec![Step::new()],
+            None => steps,
+        };
         let taken = self.in_flight.insert(id, steps.into()).is_some();
         assert!(!taken, "metadata write {id} twice");
     }
@@ -273,6 +281,10 @@ impl Metadata {
     pub fn damage(&mut self, offset: u64, sector: &[u8; SECTOR]) {
         self.bytes[offset as usize..][..SECTOR].copy_from_slice(sector);
         self.bad.insert(offset);
+        if let Some((superblock, _)) = self.superblock() {
+            let layout = superblock.layout;
+            self.directory_was_bad |= (layout.directory_offset..layout.pages_offset).contains(&offset);
+        }
         self.read_record();
     }
 
@@ -301,7 +313,15 @@ impl Metadata {
 
     /// True if a finding is no damage, or comes from a sector that went bad.
     pub fn explains(&self, finding: &Finding) -> bool {
-        if !finding.is_damage() {
+        // Written anew after it was bad, the directory names pages that are yet to be written.
+        let blank = matches!(
+            finding,
+            Finding::Pages {
+                fault: SectorFault::Blank,
+                ..
+            }
+        );
+        if !finding.is_damage() || self.directory_was_bad && blank {
             return true;
         }
         let layout = self.superblock().map(|(superblock, _)| superblock.layout);
