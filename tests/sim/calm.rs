@@ -27,6 +27,8 @@ impl World {
             self.block([false, false]);
         }
         self.arbiter.down = false;
+        self.net.slow = 1;
+        self.net.stalled_until = [[0; 3]; 2];
         for node in 0..2 {
             self.plan(0, Happening::Resume { node });
             let at = &mut self.nodes[node];
@@ -55,10 +57,23 @@ impl World {
         let Phase::Calm { since } = self.phase else {
             return Ok(());
         };
-        if self.is_at_rest() {
+        if self.rot.is_bad() {
+            if self.tend_rot()? {
+                self.plan(LOOK, Happening::Rest);
+                return self.check_patience(since);
+            }
+        } else if self.is_at_rest() {
             self.check_converged()?;
             return self.last_words();
         }
+        self.check_patience(since)?;
+        self.operate((self.now - since) / LOOK)?;
+        self.plan(LOOK, Happening::Rest);
+        Ok(())
+    }
+
+    /// *Converges*: it does not take for ever.
+    fn check_patience(&self, since: u64) -> Checked {
         let settings = &self.options.settings;
         let slow = settings.timeout_ms + settings.ack_timeout_ms + settings.arbiter_timeout_ms;
         let waits =
@@ -66,8 +81,6 @@ impl World {
         if self.now - since > waits {
             return Err(self.stuck());
         }
-        self.operate((self.now - since) / LOOK)?;
-        self.plan(LOOK, Happening::Rest);
         Ok(())
     }
 
@@ -148,7 +161,7 @@ impl World {
         (self.options.may_fork() || self.ghost.invalidated) && self.ghost.refused_lately()
     }
 
-    fn is_at_rest(&self) -> bool {
+    pub(super) fn is_at_rest(&self) -> bool {
         let register_fits =
             self.options.settings.solo != Solo::Arbiter || self.register_names_both();
         let both = |node: usize| {
@@ -165,6 +178,7 @@ impl World {
         both(0)
             && both(1)
             && self.pending.is_empty()
+            && self.abandoned.is_empty()
             && self.ordered.is_empty()
             && self.has_primary()
             && register_fits
@@ -199,7 +213,11 @@ impl World {
     /// The Primary is asked for all that was written, and for a flush; then the run is over.
     fn last_words(&mut self) -> Checked {
         if self.ghost.last_words {
-            self.phase = Phase::Over;
+            if self.begin_rot()? {
+                self.plan(LOOK, Happening::Rest);
+            } else {
+                self.phase = Phase::Over;
+            }
             return Ok(());
         }
         self.ghost.last_words = true;

@@ -4,8 +4,12 @@
 //! write, a handshake, a resynchronisation or another fault. What a fault broke is mended after
 //! a while, so that runs come back to the states in which more can happen.
 
+mod front_end;
 pub mod kit;
+mod link;
 pub(super) mod metadata;
+pub(super) mod rot;
+mod versions;
 
 use kagami_replicator::core::DiskState;
 
@@ -55,6 +59,24 @@ pub enum Fault {
     MetadataStalls,
     /// Sectors of a metadata store go bad before the daemon starts.
     MetadataDamage,
+    /// The link is cut and whole again many times within a second.
+    LinkFlaps,
+    /// Messages take many times as long.
+    LinkSlow,
+    /// One class of streams does not move for a while.
+    StreamStalls,
+    /// Other mirrors fill the link that they share with this one.
+    LinkCrowded,
+    /// An answer of the arbiter comes very late, twice, or to the daemon after the asker.
+    ArbiterLate,
+    /// A front end asks again for what was not answered.
+    AsksAgain,
+    /// A clock of another rate than at the boot before.
+    ClockChanges,
+    /// A daemon starts with another link protocol version.
+    VersionChanges,
+    /// Data of one copy go bad in silence.
+    DataDamage,
 }
 
 impl Fault {
@@ -63,6 +85,12 @@ impl Fault {
         Self::MetadataFails,
         Self::MetadataStalls,
         Self::MetadataDamage,
+        Self::LinkFlaps,
+        Self::LinkSlow,
+        Self::StreamStalls,
+        Self::LinkCrowded,
+        Self::ArbiterLate,
+        Self::AsksAgain,
     ];
 
     /// The common ones.
@@ -105,6 +133,15 @@ impl Fault {
             Self::MetadataFails => "metadata write fails",
             Self::MetadataStalls => "metadata stalls",
             Self::MetadataDamage => "metadata damaged",
+            Self::LinkFlaps => "link flaps",
+            Self::LinkSlow => "link slow",
+            Self::StreamStalls => "stream stalls",
+            Self::LinkCrowded => "link crowded by other mirrors",
+            Self::ArbiterLate => "arbiter late or twice",
+            Self::AsksAgain => "front end asks again",
+            Self::ClockChanges => "clock of another rate",
+            Self::VersionChanges => "link version changes",
+            Self::DataDamage => "data damaged",
         }
     }
 }
@@ -235,6 +272,16 @@ impl World {
             Fault::MetadataFails | Fault::MetadataStalls | Fault::MetadataDamage => {
                 self.inject_metadata(fault, node, lasts)
             }
+            Fault::LinkFlaps
+            | Fault::LinkSlow
+            | Fault::StreamStalls
+            | Fault::LinkCrowded => self.inject_link(fault, node, lasts),
+            Fault::AsksAgain => self.ask_again(node)?,
+            // these are drawn elsewhere, and counted there
+            Fault::ArbiterLate
+            | Fault::ClockChanges
+            | Fault::VersionChanges
+            | Fault::DataDamage => false,
         };
         if injected {
             self.stats.fault(fault);
@@ -298,6 +345,8 @@ impl World {
                     self.block([false, false]);
                 }
             }
+            Fault::LinkFlaps => self.flap(change),
+            Fault::LinkSlow => self.net.slow = 1,
             Fault::DiskSlow => self.nodes[node].slow = 1,
             Fault::StoreFull => self.nodes[node].store.full = false,
             Fault::ArbiterDown => self.arbiter.down = false,

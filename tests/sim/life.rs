@@ -8,6 +8,7 @@ use kagami_replicator::core::{Actions, Mirror, Start, TAGS};
 
 use super::check::Violation;
 use super::content::Value;
+use super::faults::Fault;
 use super::node::UNSEEN;
 use super::world::{Checked, Happening, MS, World};
 
@@ -72,6 +73,7 @@ impl World {
             );
             return Err(Violation::new("No-torn-metadata", what));
         }
+        self.draw_version(node);
         let tags = (0..TAGS).map(|_| self.rng.next_u64()).collect();
         let now = self.local(node);
         let at = &mut self.nodes[node];
@@ -177,7 +179,11 @@ impl World {
         if self.nodes[node].up {
             return;
         }
-        let ppm = self.options.drift_ppm[node];
+        let mut ppm = self.options.drift_ppm[node];
+        if self.options.kit.clocks {
+            ppm = self.fault_rng.between(0, 19_800) as i64 - 9_900;
+            self.stats.fault(Fault::ClockChanges);
+        }
         let now = self.now;
         self.nodes[node].boot(now, ppm, &mut self.rng);
         let delay = self.rng.around(20 * MS);

@@ -245,6 +245,10 @@ impl World {
                 });
                 Ok(())
             }
+            Notice::VerifyFound { run } if self.rot.is_bad() => {
+                self.rot_found(*run);
+                Ok(())
+            }
             // What can't be read counts as different: only without such faults is this a lie.
             Notice::VerifyFound { run } if !self.has_read_faults() => {
                 let differs = |block: &u64| {

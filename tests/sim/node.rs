@@ -10,10 +10,13 @@ use kagami_bitmap::{Fill, Format, Layout, Placement};
 use kagami_replicator::core::state::{NodeId, Role, Time};
 use kagami_replicator::core::{DiskState, Event, Mirror};
 
+use kagami_replicator::shell::quic::SUPPORTED;
+
 use super::disk::Store;
 use super::meta::Metadata;
 use super::options::{First, Options};
 use super::rng::Rng;
+use super::workload::Op;
 use super::world::Happening;
 
 /// A machine's `CLOCK_BOOTTIME`: it starts anew with each boot and runs a little fast or slow.
@@ -89,6 +92,10 @@ pub struct Node {
     pub waiting: VecDeque<Waiting>,
     /// Disk operations take this many times as long.
     pub slow: u64,
+    /// The newest link protocol version that it speaks.
+    pub version: u16,
+    /// What front ends ask for again as soon as this node serves.
+    pub unanswered: Vec<Op>,
     /// From when on the daemon wants a session.
     pub want: Option<Time>,
     /// Counts deadlines, to tell a replaced one.
@@ -161,6 +168,8 @@ impl Node {
             paused_until: 0,
             waiting: VecDeque::new(),
             slow: 1,
+            version: SUPPORTED[0],
+            unanswered: Vec::new(),
             want: None,
             timer: 0,
             seen: UNSEEN,

@@ -277,9 +277,10 @@ impl fmt::Display for Options {
         }
         write!(
             f,
-            "  an order in {} ms: {}",
+            "  an order in {} ms: {}{}",
             self.order_every_ns / 1_000_000,
-            orders.join(", ")
+            orders.join(", "),
+            self.kit,
         )
     }
 }

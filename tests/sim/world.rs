@@ -17,6 +17,7 @@ use super::arbiter::{Arbiter, Question};
 use super::check::{Ghost, Violation};
 use super::content::SECTORS;
 use super::faults::Fault;
+use super::faults::rot::Rot;
 use super::history::History;
 use super::net::Net;
 use super::node::{Node, Waiting};
@@ -147,6 +148,10 @@ pub struct World {
     pub history: History,
     /// Requests without an answer.
     pub pending: BTreeMap<u64, Pending>,
+    /// First deliveries of requests that came again, and where.
+    pub abandoned: BTreeMap<u64, usize>,
+    /// Data that are bad.
+    pub rot: Rot,
     /// Commands without an answer.
     pub ordered: BTreeMap<u64, Ordered>,
     /// What the checks remember.
@@ -187,6 +192,8 @@ impl World {
             arbiter: Arbiter::default(),
             history: History::default(),
             pending: BTreeMap::new(),
+            abandoned: BTreeMap::new(),
+            rot: Rot::default(),
             ordered: BTreeMap::new(),
             ghost: Ghost::default(),
             stats: Stats::default(),
@@ -316,7 +323,7 @@ impl World {
             }
             Happening::Ask(question) => self.reach_arbiter(question),
             Happening::Answer(question, answer) => {
-                if self.lives(question.node, question.life) {
+                if self.hears_answer(&question) {
                     let attempt = question.attempt;
                     return self.feed(question.node, Event::Arbiter { attempt, answer });
                 }
@@ -552,8 +559,28 @@ impl World {
         Ok(())
     }
 
+    /// True if the asker lives; or, in some runs, the daemon that came after it.
+    fn hears_answer(&mut self, question: &Question) -> bool {
+        let lives = self.lives(question.node, question.life);
+        if !lives && self.options.kit.late_answers {
+            self.stats.fault(Fault::ArbiterLate);
+            return true;
+        }
+        lives
+    }
+
     fn ask_arbiter(&mut self, question: Question) {
         self.stats.questions += 1;
+        if self.options.kit.late_answers && self.fault_rng.percent(20) {
+            let most = self.fault_rng.pick(&[2, 10, 100]);
+            let delay = self.options.settings.arbiter_timeout_ms * MS;
+            let delay = self.fault_rng.below(delay * most);
+            self.plan(delay, Happening::Ask(Box::new(question.clone())));
+            self.stats.fault(Fault::ArbiterLate);
+            if self.fault_rng.coin() {
+                return; // it comes late only, else late as well
+            }
+        }
         match self.rng.below(100) {
             0..4 => {} // lost
             4..7 => {
@@ -596,6 +623,13 @@ impl World {
         let mut delay = self.rng.around(self.options.arbiter_ns);
         if self.rng.percent(4) {
             delay += self.options.settings.arbiter_timeout_ms * MS * self.rng.between(1, 4);
+        }
+        if self.options.kit.late_answers && self.fault_rng.percent(30) {
+            let most = self.fault_rng.pick(&[2, 10, 100]);
+            let late = self.options.settings.arbiter_timeout_ms * MS * most;
+            let late = self.fault_rng.below(late);
+            self.plan(late, Happening::Answer(question.clone(), answer.clone()));
+            self.stats.fault(Fault::ArbiterLate);
         }
         if self.rng.percent(3) {
             self.plan(

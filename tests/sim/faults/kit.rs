@@ -4,6 +4,8 @@
 //! few of these kinds: some none, most one to three, and half of those with fewer common faults
 //! beside them, so that one kind is met often and by itself.
 
+use std::fmt;
+
 use super::super::rng::Rng;
 use super::Fault;
 
@@ -13,27 +15,61 @@ const SALT: u64 = 0x6661_756c_7473_2b2b;
 /// What is drawn here and is no fault that happens at a moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Kit {
-    /// Some fault of [`Fault::MORE`] may happen.
-    pub any: bool,
+    /// The arbiter's questions and answers take long, come twice, and reach the daemon that
+    /// follows the asker.
+    pub late_answers: bool,
+    /// A front end whose connection breaks, or whose daemon dies, asks again for all that was not
+    /// answered.
+    pub asks_again: bool,
+    /// Each boot has a clock of another rate, up to 1 % off.
+    pub clocks: bool,
+    /// Nodes change between this link protocol version and the one before at restarts.
+    pub versions: bool,
+    /// Once in sync, data of one copy go bad in silence, and a verification is to find just that.
+    pub rot: bool,
 }
 
 impl Kit {
     /// Draws the kit of a seed, and adds its faults to the common ones.
     pub fn draw(seed: u64, faults: &mut Vec<(Fault, u64)>) -> Self {
         let mut rng = Rng::new(seed ^ SALT);
-        let mut kit = Self::default();
         let kinds = rng.pick(&[0, 0, 0, 1, 1, 1, 2, 2, 3, 5]);
         if kinds > 0 && rng.coin() {
             for (_, weight) in faults.iter_mut() {
                 *weight *= u64::from(rng.percent(35));
             }
         }
+        let mut kit = Self::default();
         for _ in 0..kinds {
             let fault = rng.pick(Fault::MORE);
             let weight = rng.pick(&[1, 2, 6]);
-            faults.push((fault, weight));
-            kit.any = true;
+            match fault {
+                Fault::ArbiterLate => kit.late_answers = true,
+                Fault::AsksAgain => kit.asks_again = true,
+                _ => {}
+            }
+            if !faults.iter().any(|(drawn, _)| *drawn == fault) {
+                faults.push((fault, weight));
+            }
         }
+        kit.clocks = rng.percent(10);
+        kit.versions = rng.percent(10);
+        kit.rot = rng.percent(6);
         kit
+    }
+}
+
+impl fmt::Display for Kit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (on, name) in [
+            (self.clocks, "another clock at each boot"),
+            (self.versions, "versions change at restarts"),
+            (self.rot, "data go bad once in sync"),
+        ] {
+            if on {
+                write!(f, "; {name}")?;
+            }
+        }
+        Ok(())
     }
 }
