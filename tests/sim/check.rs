@@ -341,7 +341,10 @@ impl World {
                 continue;
             }
             if self.is_weak() || self.may_be_lost(sector, value, bound) {
-                self.history.settle(sector, value, bound);
+                // What the peer sent before it went may be under way to this disk still.
+                if self.nodes[copy].store.after_all_landed(block)[nth] == value {
+                    self.history.settle(sector, value, bound);
+                }
                 continue;
             }
             let text = format!(
