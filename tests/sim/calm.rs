@@ -86,6 +86,9 @@ impl World {
 
     /// What operators do in calm: everything on, somebody Primary, forks resolved.
     fn operate(&mut self, nth: u64) -> Checked {
+        if nth.is_multiple_of(10) {
+            self.finish_orders()?;
+        }
         for node in 0..2 {
             let parted = |mirror: &Mirror| mirror.peer() == NodeId::NOBODY;
             if nth.is_multiple_of(20) && self.nodes[node].mirror.as_ref().is_some_and(parted) {
@@ -182,6 +185,8 @@ impl World {
             && self.ordered.is_empty()
             && self.has_primary()
             && register_fits
+            && self.old_arbiter.is_none()
+            && (!self.growth_begun || (0..2).all(|node| self.size_of(node) == Some(self.options.grown)))
             && self.is_all_flushed()
             && (0..2).all(|node| {
                 self.nodes[node].store.is_idle() && self.nodes[node].store.is_all_durable()

@@ -8,6 +8,7 @@ mod front_end;
 pub mod kit;
 mod link;
 pub(super) mod metadata;
+pub(super) mod orders;
 pub(super) mod rot;
 mod versions;
 

@@ -32,6 +32,7 @@ impl World {
         if self.harm_metadata(node)? {
             return Ok(());
         }
+        self.grow_copy(node)?;
         let recovered = self.recover(node)?;
         self.ghost_record(node)?; // what a crash let through
         let steps = recovered.repair;
@@ -90,7 +91,7 @@ impl World {
             node: at.id,
             peer: at.peer,
             recovered,
-            settings: self.options.settings.clone(),
+            settings: at.settings.clone(),
             boot: at.boot,
             token: at.token,
             disk_usable: !at.store.failed,

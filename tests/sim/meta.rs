@@ -133,6 +133,13 @@ impl Metadata {
         last
     }
 
+    /// Writes and flushes at once, while no daemon has the store.
+    pub fn write_now(&mut self, step: Step) {
+        for (offset, bytes) in step {
+            self.put(offset, &bytes);
+        }
+    }
+
     /// A write fails in the step under way, of which any sectors are there; the steps after it are
     /// not begun.
     pub fn fail_step(&mut self, id: u64, rng: &mut Rng) {

@@ -67,6 +67,8 @@ pub struct Options {
     pub forced: bool,
     /// Blocks that most requests go to.
     pub hot_spots: Vec<u64>,
+    /// The size that it has when both copies were grown, bytes.
+    pub grown: u64,
     /// What else was drawn.
     pub kit: Kit,
 }
@@ -169,9 +171,14 @@ impl Options {
                 .collect(),
             forced,
             hot_spots: (0..spots).map(|_| rng.below(blocks)).collect(),
+            grown: 0,
             kit: Kit::default(),
         };
-        options.kit = Kit::draw(seed, &mut options.faults);
+        options.kit = Kit::draw(seed, &mut options.faults, &mut options.orders, forced);
+        options.grown = options.size;
+        if options.kit.growth > 0 {
+            options.grown = (options.blocks() + options.kit.growth) * 4096;
+        }
         options
     }
 
@@ -197,6 +204,11 @@ impl Options {
     /// Blocks of the mirror, a partial last one included.
     pub fn blocks(&self) -> u64 {
         self.size.div_ceil(4096)
+    }
+
+    /// Blocks of the stores.
+    pub fn store_blocks(&self) -> u64 {
+        self.grown.div_ceil(4096)
     }
 
     /// Whole sectors of the mirror.

@@ -85,6 +85,8 @@ pub enum Happening {
     },
     /// An operator orders something.
     Order,
+    /// An operator orders something at the worst moment.
+    Ambush,
     /// An operator gives a command that was planned.
     Command { node: usize, command: Box<Command> },
     /// The faults are over: has the pair come to rest?
@@ -144,6 +146,12 @@ pub struct World {
     pub net: Net,
     /// The arbiter.
     pub arbiter: Arbiter,
+    /// The one that it replaces, while a node asks it still.
+    pub old_arbiter: Option<Arbiter>,
+    /// Arbiters that there were: the number of the present one.
+    pub arbiters: u32,
+    /// Somebody ordered the mirror to grow.
+    pub growth_begun: bool,
     /// What may be read.
     pub history: History,
     /// Requests without an answer.
@@ -190,6 +198,9 @@ impl World {
             nodes,
             net: Net::default(),
             arbiter: Arbiter::default(),
+            old_arbiter: None,
+            arbiters: 1,
+            growth_begun: false,
             history: History::default(),
             pending: BTreeMap::new(),
             abandoned: BTreeMap::new(),
@@ -343,6 +354,8 @@ impl World {
                 change,
             } => self.mend(fault, node, change),
             Happening::Order => self.order(),
+            Happening::Ambush if self.phase == Phase::Storm => self.order_one(),
+            Happening::Ambush => Ok(()),
             Happening::Command { node, command } => self.command(node, *command),
             Happening::Rest => self.rest(),
         }
@@ -470,6 +483,7 @@ impl World {
                     node,
                     life,
                     attempt,
+                    arbiter: self.arbiters - u32::from(self.nodes[node].old_arbiter),
                     ask,
                 };
                 self.ask_arbiter(question);
@@ -608,7 +622,10 @@ impl World {
             }
             return Ok(());
         }
-        let answer = self.arbiter.answer(&question.ask);
+        let Some(arbiter) = self.arbiter_of(question.arbiter) else {
+            return Ok(()); // nobody runs it any more
+        };
+        let answer = arbiter.answer(&question.ask);
         self.trace.line(|| {
             let name = self.nodes[question.node].name;
             format!(

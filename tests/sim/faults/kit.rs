@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use super::super::orders::Order;
 use super::super::rng::Rng;
 use super::Fault;
 
@@ -27,11 +28,22 @@ pub struct Kit {
     pub versions: bool,
     /// Once in sync, data of one copy go bad in silence, and a verification is to find just that.
     pub rot: bool,
+    /// Operators order something whenever a connection changes.
+    pub ambush: bool,
+    /// The protocol may change: any write may have been answered early.
+    pub protocols: bool,
+    /// By how many blocks the mirror grows, if anybody orders it.
+    pub growth: u64,
 }
 
 impl Kit {
     /// Draws the kit of a seed, and adds its faults to the common ones.
-    pub fn draw(seed: u64, faults: &mut Vec<(Fault, u64)>) -> Self {
+    pub fn draw(
+        seed: u64,
+        faults: &mut Vec<(Fault, u64)>,
+        orders: &mut Vec<(Order, u64)>,
+        forced: bool,
+    ) -> Self {
         let mut rng = Rng::new(seed ^ SALT);
         let kinds = rng.pick(&[0, 0, 0, 1, 1, 1, 2, 2, 3, 5]);
         if kinds > 0 && rng.coin() {
@@ -55,6 +67,18 @@ impl Kit {
         kit.clocks = rng.percent(10);
         kit.versions = rng.percent(10);
         kit.rot = rng.percent(6);
+        kit.ambush = rng.percent(15);
+        for _ in 0..rng.pick(&[0, 0, 0, 0, 1, 1, 2]) {
+            let order = rng.pick(Order::MORE);
+            let growth = rng.pick(&[1, 40, 1100]);
+            match order {
+                Order::ForceBoth if !forced => continue,
+                Order::Protocol => kit.protocols = true,
+                Order::Grow => kit.growth = growth,
+                _ => {}
+            }
+            orders.push((order, rng.pick(&[1, 3])));
+        }
         kit
     }
 }
@@ -62,6 +86,7 @@ impl Kit {
 impl fmt::Display for Kit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (on, name) in [
+            (self.ambush, "orders at the worst moment"),
             (self.clocks, "another clock at each boot"),
             (self.versions, "versions change at restarts"),
             (self.rot, "data go bad once in sync"),
