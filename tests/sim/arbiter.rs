@@ -25,6 +25,8 @@ pub struct Question {
     pub life: u64,
     /// Comes back with the answer.
     pub attempt: Attempt,
+    /// Which arbiter was asked: they are numbered as they replace each other.
+    pub arbiter: u32,
     /// What was asked.
     pub ask: Ask,
 }

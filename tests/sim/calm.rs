@@ -27,6 +27,8 @@ impl World {
             self.block([false, false]);
         }
         self.arbiter.down = false;
+        self.net.slow = 1;
+        self.net.stalled_until = [[0; 3]; 2];
         for node in 0..2 {
             self.plan(0, Happening::Resume { node });
             let at = &mut self.nodes[node];
@@ -34,6 +36,9 @@ impl World {
             at.stalled_until = 0;
             at.paused_until = 0;
             at.store.full = false;
+            at.meta.fail_next = None;
+            at.meta.stalled_until = 0;
+            at.meta.harm_at_start = false;
             at.store.unreadable.clear();
             if at.store_suspect {
                 self.replace_disk(node);
@@ -52,10 +57,23 @@ impl World {
         let Phase::Calm { since } = self.phase else {
             return Ok(());
         };
-        if self.is_at_rest() {
+        if self.rot.is_bad() {
+            if self.tend_rot()? {
+                self.plan(LOOK, Happening::Rest);
+                return self.check_patience(since);
+            }
+        } else if self.is_at_rest() {
             self.check_converged()?;
             return self.last_words();
         }
+        self.check_patience(since)?;
+        self.operate((self.now - since) / LOOK)?;
+        self.plan(LOOK, Happening::Rest);
+        Ok(())
+    }
+
+    /// *Converges*: it does not take for ever.
+    fn check_patience(&self, since: u64) -> Checked {
         let settings = &self.options.settings;
         let slow = settings.timeout_ms + settings.ack_timeout_ms + settings.arbiter_timeout_ms;
         let waits =
@@ -63,13 +81,14 @@ impl World {
         if self.now - since > waits {
             return Err(self.stuck());
         }
-        self.operate((self.now - since) / LOOK)?;
-        self.plan(LOOK, Happening::Rest);
         Ok(())
     }
 
     /// What operators do in calm: everything on, somebody Primary, forks resolved.
     fn operate(&mut self, nth: u64) -> Checked {
+        if nth.is_multiple_of(10) {
+            self.finish_orders()?;
+        }
         for node in 0..2 {
             let parted = |mirror: &Mirror| mirror.peer() == NodeId::NOBODY;
             if nth.is_multiple_of(20) && self.nodes[node].mirror.as_ref().is_some_and(parted) {
@@ -145,7 +164,7 @@ impl World {
         (self.options.may_fork() || self.ghost.invalidated) && self.ghost.refused_lately()
     }
 
-    fn is_at_rest(&self) -> bool {
+    pub(super) fn is_at_rest(&self) -> bool {
         let register_fits =
             self.options.settings.solo != Solo::Arbiter || self.register_names_both();
         let both = |node: usize| {
@@ -162,9 +181,12 @@ impl World {
         both(0)
             && both(1)
             && self.pending.is_empty()
+            && self.abandoned.is_empty()
             && self.ordered.is_empty()
             && self.has_primary()
             && register_fits
+            && self.old_arbiter.is_none()
+            && (!self.growth_begun || (0..2).all(|node| self.size_of(node) == Some(self.options.grown)))
             && self.is_all_flushed()
             && (0..2).all(|node| {
                 self.nodes[node].store.is_idle() && self.nodes[node].store.is_all_durable()
@@ -196,7 +218,11 @@ impl World {
     /// The Primary is asked for all that was written, and for a flush; then the run is over.
     fn last_words(&mut self) -> Checked {
         if self.ghost.last_words {
-            self.phase = Phase::Over;
+            if self.begin_rot()? {
+                self.plan(LOOK, Happening::Rest);
+            } else {
+                self.phase = Phase::Over;
+            }
             return Ok(());
         }
         self.ghost.last_words = true;

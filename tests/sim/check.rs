@@ -63,6 +63,8 @@ pub struct Ghost {
     pub verdicts: BTreeMap<u64, Verdict>,
     /// The arbiter's register before the newest swap.
     pub register: Option<Register>,
+    /// Of the arbiter that is being replaced.
+    pub old_register: Option<Register>,
     /// When the nodes last refused each other, ns, and why.
     pub refused: Option<(u64, Refused)>,
     /// An operator's word overrode a rule.
@@ -100,7 +102,7 @@ impl World {
             DiskOp::Write { offset, data, .. } => (*offset, data.len() as u64),
             DiskOp::Zero { offset, len, .. } => (*offset, *len),
             DiskOp::Read { offset, len } => {
-                if offset + u64::from(*len) > self.options.blocks() * 4096 {
+                if offset + u64::from(*len) > self.options.store_blocks() * 4096 {
                     return Err(
                         self.violation("Integrity", format!("a read beyond the store: {op:?}"))
                     );
@@ -110,7 +112,7 @@ impl World {
             DiskOp::Flush => return Ok(()),
         };
         let blocks = offset / 4096..(offset + len) / 4096;
-        if blocks.end > self.options.blocks() {
+        if blocks.end > self.options.store_blocks() {
             return Err(self.violation(
                 "Integrity",
                 format!("a write beyond the store at {offset}+{len}"),
@@ -165,6 +167,7 @@ impl World {
                     Fault::DiskFails,
                     Fault::FlushFails,
                     Fault::StoreFull,
+                    Fault::MetadataFails,
                 ];
                 faults.iter().any(|fault| self.stats.count(*fault) > 0)
                     || role == Some(Role::Secondary)
@@ -260,7 +263,7 @@ impl World {
         {
             return true;
         }
-        let early = self.options.settings.protocol != Protocol::C;
+        let early = self.may_answer_early();
         let replaced = self.history.replaced_at(sector, value);
         let changed_hands = self
             .ghost
@@ -340,6 +343,11 @@ impl World {
                 continue;
             }
             if self.is_weak() || self.may_be_lost(sector, value, bound) {
+                // What the peer sent before it went may be under way to this disk still.
+                let landed = self.nodes[copy].store.after_all_landed(block)[nth];
+                if landed != value {
+                    self.history.doubt(sector, landed, bound);
+                }
                 self.history.settle(sector, value, bound);
                 continue;
             }
@@ -410,9 +418,13 @@ impl World {
         Ok(())
     }
 
+    fn may_answer_early(&self) -> bool {
+        self.options.settings.protocol != Protocol::C || self.options.kit.protocols
+    }
+
     /// Protocols A and B, in sync: an unflushed write is answered before the peer has it on disk.
     fn answers_early(&self, node: usize) -> bool {
-        self.options.settings.protocol != Protocol::C && self.counted(node).contains(&(1 - node))
+        self.may_answer_early() && self.counted(node).contains(&(1 - node))
     }
 
     /// *Converges*: at rest, both copies hold the same bytes, on stable storage, in one generation.

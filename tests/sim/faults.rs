@@ -4,6 +4,14 @@
 //! write, a handshake, a resynchronisation or another fault. What a fault broke is mended after
 //! a while, so that runs come back to the states in which more can happen.
 
+mod front_end;
+pub mod kit;
+mod link;
+pub(super) mod metadata;
+pub(super) mod orders;
+pub(super) mod rot;
+mod versions;
+
 use kagami_replicator::core::DiskState;
 
 use super::world::{Checked, Happening, MS, Phase, World};
@@ -45,10 +53,48 @@ pub enum Fault {
     /// A daemon stands still (SIGSTOP, a machine that swaps), and finds all at once what came
     /// meanwhile.
     DaemonPauses,
+    /// A metadata write or its flush fails, and so do all later ones of that daemon; the next
+    /// daemon's succeed.
+    MetadataFails,
+    /// A metadata store does nothing for a while.
+    MetadataStalls,
+    /// Sectors of a metadata store go bad before the daemon starts.
+    MetadataDamage,
+    /// The link is cut and whole again many times within a second.
+    LinkFlaps,
+    /// Messages take many times as long.
+    LinkSlow,
+    /// One class of streams does not move for a while.
+    StreamStalls,
+    /// Other mirrors fill the link that they share with this one.
+    LinkCrowded,
+    /// An answer of the arbiter comes very late, twice, or to the daemon after the asker.
+    ArbiterLate,
+    /// A front end asks again for what was not answered.
+    AsksAgain,
+    /// A clock of another rate than at the boot before.
+    ClockChanges,
+    /// A daemon starts with another link protocol version.
+    VersionChanges,
+    /// Data of one copy go bad in silence.
+    DataDamage,
 }
 
 impl Fault {
-    /// All of them.
+    /// Those that [`kit::Kit`] draws.
+    pub const MORE: &'static [Self] = &[
+        Self::MetadataFails,
+        Self::MetadataStalls,
+        Self::MetadataDamage,
+        Self::LinkFlaps,
+        Self::LinkSlow,
+        Self::StreamStalls,
+        Self::LinkCrowded,
+        Self::ArbiterLate,
+        Self::AsksAgain,
+    ];
+
+    /// The common ones.
     pub const ALL: &'static [Self] = &[
         Self::DaemonDies,
         Self::BothDie,
@@ -85,6 +131,18 @@ impl Fault {
             Self::StoreFull => "store full",
             Self::ArbiterDown => "arbiter down",
             Self::DaemonPauses => "daemon pauses",
+            Self::MetadataFails => "metadata write fails",
+            Self::MetadataStalls => "metadata stalls",
+            Self::MetadataDamage => "metadata damaged",
+            Self::LinkFlaps => "link flaps",
+            Self::LinkSlow => "link slow",
+            Self::StreamStalls => "stream stalls",
+            Self::LinkCrowded => "link crowded by other mirrors",
+            Self::ArbiterLate => "arbiter late or twice",
+            Self::AsksAgain => "front end asks again",
+            Self::ClockChanges => "clock of another rate",
+            Self::VersionChanges => "link version changes",
+            Self::DataDamage => "data damaged",
         }
     }
 }
@@ -212,6 +270,19 @@ impl World {
                 }
                 lives
             }
+            Fault::MetadataFails | Fault::MetadataStalls | Fault::MetadataDamage => {
+                self.inject_metadata(fault, node, lasts)
+            }
+            Fault::LinkFlaps
+            | Fault::LinkSlow
+            | Fault::StreamStalls
+            | Fault::LinkCrowded => self.inject_link(fault, node, lasts),
+            Fault::AsksAgain => self.ask_again(node)?,
+            // these are drawn elsewhere, and counted there
+            Fault::ArbiterLate
+            | Fault::ClockChanges
+            | Fault::VersionChanges
+            | Fault::DataDamage => false,
         };
         if injected {
             self.stats.fault(fault);
@@ -275,6 +346,8 @@ impl World {
                     self.block([false, false]);
                 }
             }
+            Fault::LinkFlaps => self.flap(change),
+            Fault::LinkSlow => self.net.slow = 1,
             Fault::DiskSlow => self.nodes[node].slow = 1,
             Fault::StoreFull => self.nodes[node].store.full = false,
             Fault::ArbiterDown => self.arbiter.down = false,

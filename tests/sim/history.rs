@@ -154,6 +154,15 @@ impl History {
         later.map(|later| later.end).min()
     }
 
+    /// This value, answered before `bound`, is on its way to a copy that was found without it: it may
+    /// be found there or not from now on, as if it had no answer.
+    pub fn doubt(&mut self, sector: u64, value: Value, bound: u64) {
+        let entries = self.sectors.get_mut(&sector).into_iter().flatten();
+        for entry in entries.filter(|entry| entry.value == value && entry.end <= bound) {
+            entry.answered = false;
+        }
+    }
+
     /// Writes answered before `bound` were lost, as they may be, and this value is what is left
     /// of that time.
     pub fn settle(&mut self, sector: u64, value: Value, bound: u64) {

@@ -8,6 +8,7 @@ use kagami_replicator::core::{Actions, Mirror, Start, TAGS};
 
 use super::check::Violation;
 use super::content::Value;
+use super::faults::Fault;
 use super::node::UNSEEN;
 use super::world::{Checked, Happening, MS, World};
 
@@ -26,6 +27,12 @@ impl World {
             self.plan(delay, Happening::Start { node });
             return Ok(());
         }
+        let at = &mut self.nodes[node];
+        at.meta.open(&mut self.rng);
+        if self.harm_metadata(node)? {
+            return Ok(());
+        }
+        self.grow_copy(node)?;
         let recovered = self.recover(node)?;
         self.ghost_record(node)?; // what a crash let through
         let steps = recovered.repair;
@@ -54,14 +61,7 @@ impl World {
                 format!("{name} can't read its metadata: {fault}"),
             )
         })?;
-        if let Some(damage) = recovered
-            .findings
-            .iter()
-            .find(|finding| finding.is_damage())
-        {
-            let what = format!("{name} finds damage that no crash explains: {damage}");
-            return Err(Violation::new("No-torn-metadata", what));
-        }
+        self.check_findings(node, &recovered.findings)?;
         Ok(recovered)
     }
 
@@ -74,6 +74,7 @@ impl World {
             );
             return Err(Violation::new("No-torn-metadata", what));
         }
+        self.draw_version(node);
         let tags = (0..TAGS).map(|_| self.rng.next_u64()).collect();
         let now = self.local(node);
         let at = &mut self.nodes[node];
@@ -90,7 +91,7 @@ impl World {
             node: at.id,
             peer: at.peer,
             recovered,
-            settings: self.options.settings.clone(),
+            settings: at.settings.clone(),
             boot: at.boot,
             token: at.token,
             disk_usable: !at.store.failed,
@@ -179,7 +180,11 @@ impl World {
         if self.nodes[node].up {
             return;
         }
-        let ppm = self.options.drift_ppm[node];
+        let mut ppm = self.options.drift_ppm[node];
+        if self.options.kit.clocks {
+            ppm = self.fault_rng.between(0, 19_800) as i64 - 9_900;
+            self.stats.fault(Fault::ClockChanges);
+        }
         let now = self.now;
         self.nodes[node].boot(now, ppm, &mut self.rng);
         let delay = self.rng.around(20 * MS);

@@ -79,6 +79,7 @@ impl World {
         {
             self.restart_later(node);
         }
+        self.ambush(node);
         if self.check_rng.one_in(48) {
             self.check_marked()?;
         }
@@ -245,6 +246,10 @@ impl World {
                 });
                 Ok(())
             }
+            Notice::VerifyFound { run } if self.rot.is_bad() => {
+                self.rot_found(*run);
+                Ok(())
+            }
             // What can't be read counts as different: only without such faults is this a lie.
             Notice::VerifyFound { run } if !self.has_read_faults() => {
                 let differs = |block: &u64| {
@@ -320,7 +325,8 @@ impl World {
         };
         let by_operator = self.ghost.operator_chose || self.ghost.invalidated;
         let cannot_be = match refused {
-            Some(Refused::OtherMirror | Refused::OtherSize { .. }) => true,
+            Some(Refused::OtherMirror) => true,
+            Some(Refused::OtherSize { .. }) => !self.growth_begun,
             Some(Refused::Impossible) => !self.options.forced && !by_operator,
             Some(Refused::NameSource) => true,
             Some(Refused::TwoPrimaries) => !self.options.may_fork() && !by_operator,
@@ -387,7 +393,12 @@ impl World {
             return Ok(());
         };
         let asker = self.nodes[question.node].id;
-        let old = self.ghost.register.replace(register.clone());
+        let ghost = if question.arbiter != self.arbiters {
+            &mut self.ghost.old_register
+        } else {
+            &mut self.ghost.register
+        };
+        let old = ghost.replace(register.clone());
         self.stats.mark(match (register.copies.len(), &old) {
             (1, _) => "register: alone",
             (_, None) => "register: created",

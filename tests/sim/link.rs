@@ -15,9 +15,6 @@ use super::check::Violation;
 use super::net::{CLASSES, End, class_index};
 use super::world::{Checked, Happening, MS, World};
 
-/// The version that both ends speak.
-const VERSION: u16 = 1;
-
 impl World {
     /// The nodes look for each other; the one with the lower id dials.
     pub(super) fn dial(&mut self) -> Checked {
@@ -32,7 +29,8 @@ impl World {
             return Ok(());
         }
         let lives = [self.nodes[0].life, self.nodes[1].life];
-        let session = self.net.open(lives);
+        let version = self.nodes[0].version.min(self.nodes[1].version);
+        let session = self.net.open(lives, version);
         self.stats.sessions += 1;
         for node in 0..2 {
             let delay = self.rng.around(self.options.net_ns);
@@ -80,14 +78,9 @@ impl World {
                 );
             }
         }
+        let version = self.net.session(session).map_or(0, |open| open.version);
         let session = Self::node_session(session, node);
-        self.feed(
-            node,
-            Event::LinkUp {
-                session,
-                version: VERSION,
-            },
-        )
+        self.feed(node, Event::LinkUp { session, version })
     }
 
     /// An end is told that its session is gone.
@@ -221,7 +214,7 @@ impl World {
         let session = Self::world_session(session, node);
         let class = class_index(class);
         let encoded = encode(message);
-        let delay = self.rng.around(self.options.net_ns);
+        let delay = self.rng.around(self.options.net_ns * self.net.slow);
         if let Some(due) = self
             .net
             .send(session, node, class, encoded, self.now, delay)
@@ -243,6 +236,7 @@ impl World {
         let Some(encoded) = self.net.arrive(session, from, class, self.now) else {
             return Ok(());
         };
+        let encoded = self.framed(session, encoded)?;
         let head: &Bytes = &encoded.head;
         let message = decode(encoded.kind, head, encoded.payload.clone()).map_err(|fault| {
             Violation::new("Wire", format!("an encoded message is refused: {fault}"))

@@ -58,7 +58,7 @@ impl<'a> After<'a> {
                 if let Some(damage) = recovered
                     .findings
                     .iter()
-                    .find(|finding| finding.is_damage())
+                    .find(|finding| !node.meta.explains(finding))
                 {
                     return Err(format!("{} would find damage: {damage}", node.name));
                 }
@@ -162,7 +162,7 @@ impl World {
             _ => return Ok(()),
         };
         let weak = self.is_weak();
-        for block in touched() {
+        for block in touched().filter(|block| !self.rot.has(*block)) {
             let (x, y) = (a.block(block, &mut rng), b.block(block, &mut rng));
             if x != y && !a.is_marked(block) && !b.is_marked(block) {
                 let what = format!(
@@ -211,7 +211,7 @@ impl World {
             let mirror = self.nodes[node].mirror.as_ref();
             mirror.is_some_and(|mirror| mirror.lacks(Run::new(Block(block), 1)))
         };
-        for block in &self.ghost.touched {
+        for block in self.ghost.touched.iter().filter(|block| !self.rot.has(**block)) {
             let [x, y] = [0, 1].map(|node| self.nodes[node].store.after_all_landed(*block));
             if x != y && !marked(0, *block) && !marked(1, *block) {
                 let what = format!(

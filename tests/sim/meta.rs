@@ -1,19 +1,27 @@
 //! A metadata store: bytes that change by steps, each durable before the next.
 //!
 //! Decides what a crash leaves of a step under way: any of its 512-byte sectors. A daemon's
-//! death stops after the step under way, of which any whole writes land. What the bytes mean is
-//! left to the bitmap crate: a crash is followed by its own recovery of these bytes.
+//! death stops after the step under way, of which any whole writes land, in a cache that nobody
+//! flushes before the next start does. A write or flush that fails leaves anything of it, and what
+//! is seen of it then may be gone later. What the bytes mean is left to the bitmap crate: a crash
+//! is followed by its own recovery of these bytes.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use kagami_bitmap::layout::{Placement, SLOTS_BYTES};
-use kagami_bitmap::recover::{Recovered, recover};
+use kagami_bitmap::recover::{Finding, Recovered, recover};
+use kagami_bitmap::sector::SectorFault;
 use kagami_bitmap::slots::{SuperblockFault, read_slots};
-use kagami_bitmap::superblock::Record;
+use kagami_bitmap::superblock::{Record, Superblock};
+use kagami_replicator::core::disk::DiskFault;
 
 use super::content::SECTOR;
+use super::faults::metadata::covers;
 use super::rng::Rng;
+
+/// Superblock and activity log of the smallest capacity, which every run has, end here.
+const LOG_END: u64 = SLOTS_BYTES + 8 * 4096;
 
 type Step = Vec<(u64, Bytes)>;
 
@@ -24,6 +32,25 @@ pub struct Metadata {
     in_flight: BTreeMap<u64, VecDeque<Step>>,
     /// The record as a crash now would leave it, if no step that touches it is under way.
     record: Option<Record>,
+    /// What is on stable storage of the sectors that nothing flushed since they were written.
+    volatile: BTreeMap<u64, [u8; SECTOR]>,
+    /// Those of them that were bad.
+    bad_before: BTreeSet<u64>,
+    /// A flush failed: what it should have covered is covered by none.
+    lost_flush: bool,
+    /// The next write of a daemon fails like this.
+    pub fail_next: Option<DiskFault>,
+    /// A write of the daemon that lives has failed, and all later ones do.
+    pub failed: Option<DiskFault>,
+    /// Nothing ends until then.
+    pub stalled_until: u64,
+    /// Sectors go bad before the next start.
+    pub harm_at_start: bool,
+    /// Sectors that went bad and were not written since.
+    bad: BTreeSet<u64>,
+    directory_was_bad: bool,
+    /// What the units of superblock and log held before the last write of each.
+    older: BTreeMap<u64, Bytes>,
 }
 
 impl Metadata {
@@ -33,6 +60,16 @@ impl Metadata {
             bytes,
             in_flight: BTreeMap::new(),
             record: None,
+            volatile: BTreeMap::new(),
+            bad_before: BTreeSet::new(),
+            lost_flush: false,
+            fail_next: None,
+            failed: None,
+            stalled_until: 0,
+            harm_at_start: false,
+            bad: BTreeSet::new(),
+            directory_was_bad: false,
+            older: BTreeMap::new(),
         };
         made.read_record();
         made
@@ -61,6 +98,11 @@ impl Metadata {
                 "a metadata write of part of a sector"
             );
         }
+        // A store that failed is written to no more: such a write only fails.
+        let steps = match self.failed {
+            Some(_) => vec![Step::new()],
+            None => steps,
+        };
         let taken = self.in_flight.insert(id, steps.into()).is_some();
         assert!(!taken, "metadata write {id} twice");
     }
@@ -70,8 +112,9 @@ impl Metadata {
         self.in_flight.contains_key(&id)
     }
 
-    /// Ends the step under way of a write. True if that was the last.
-    pub fn step(&mut self, id: u64) -> bool {
+    /// Ends the step under way of a write. True if that was the last. `heard`: a daemon waits for
+    /// it, so that it was flushed too.
+    pub fn step(&mut self, id: u64, heard: bool) -> bool {
         let steps = self
             .in_flight
             .get_mut(&id)
@@ -82,9 +125,83 @@ impl Metadata {
             self.in_flight.remove(&id);
         }
         for (offset, bytes) in done.into_iter().flatten() {
+            if !heard {
+                self.keep_durable(offset, bytes.len());
+            }
             self.put(offset, &bytes);
         }
         last
+    }
+
+    /// Writes and flushes at once, while no daemon has the store.
+    pub fn write_now(&mut self, step: Step) {
+        for (offset, bytes) in step {
+            self.put(offset, &bytes);
+        }
+    }
+
+    /// A write fails in the step under way, of which any sectors are there; the steps after it are
+    /// not begun.
+    pub fn fail_step(&mut self, id: u64, rng: &mut Rng) {
+        let steps = self.in_flight.remove(&id);
+        let chance = rng.pick(&[0, 50, 100]);
+        for (offset, bytes) in steps.into_iter().flatten().next().into_iter().flatten() {
+            for (nth, sector) in (0u64..).zip(bytes.chunks_exact(SECTOR)) {
+                if rng.percent(chance) {
+                    let at = offset + nth * SECTOR as u64;
+                    self.keep_durable(at, SECTOR);
+                    self.put(at, sector);
+                }
+            }
+        }
+        self.lost_flush = true;
+        self.read_record();
+    }
+
+    /// A daemon starts: it flushes the store before it reads it. What a failed flush lost is gone,
+    /// and shows.
+    pub fn open(&mut self, rng: &mut Rng) {
+        if std::mem::take(&mut self.lost_flush) {
+            let mut bytes = std::mem::take(&mut self.bytes);
+            self.forget_volatile(&mut bytes, rng);
+            self.bytes = bytes;
+        }
+        self.settle_bad();
+        self.failed = None;
+        self.fail_next = None;
+        self.read_record();
+    }
+
+    /// Sectors that nothing flushed are there or not, each by itself.
+    fn forget_volatile(&self, bytes: &mut [u8], rng: &mut Rng) {
+        if self.volatile.is_empty() {
+            return;
+        }
+        let chance = rng.pick(&[0, 50, 100]);
+        for (offset, before) in &self.volatile {
+            if rng.percent(chance) {
+                bytes[*offset as usize..][..SECTOR].copy_from_slice(before);
+            }
+        }
+    }
+
+    /// Nothing is volatile any more; what was bad before may be so again.
+    fn settle_bad(&mut self) {
+        self.volatile.clear();
+        self.bad.append(&mut self.bad_before);
+    }
+
+    fn keep_durable(&mut self, offset: u64, len: usize) {
+        for at in (offset..offset + len as u64).step_by(SECTOR) {
+            let now = self.sector(at);
+            if self.volatile.contains_key(&at) {
+                continue;
+            }
+            self.volatile.insert(at, now);
+            if self.bad.contains(&at) {
+                self.bad_before.insert(at);
+            }
+        }
     }
 
     /// The daemon died: nothing but the step under way of each write may still land.
@@ -101,12 +218,15 @@ impl Metadata {
     pub fn crash(&mut self, rng: &mut Rng) {
         self.bytes = self.after_crash(rng);
         self.in_flight.clear();
+        self.settle_bad();
+        self.lost_flush = false;
         self.read_record();
     }
 
     /// What a crash now might leave.
     pub fn after_crash(&self, rng: &mut Rng) -> Vec<u8> {
         let mut bytes = self.bytes.clone();
+        self.forget_volatile(&mut bytes, rng);
         for steps in self.in_flight.values() {
             let chance = rng.pick(&[0, 30, 70, 100]);
             for (offset, write) in steps.front().into_iter().flatten() {
@@ -124,6 +244,9 @@ impl Metadata {
     /// What the death of the daemon now might leave, once all has landed.
     pub fn after_death(&self, rng: &mut Rng) -> Vec<u8> {
         let mut bytes = self.bytes.clone();
+        if self.lost_flush {
+            self.forget_volatile(&mut bytes, rng);
+        }
         for (offset, write) in self
             .in_flight
             .values()
@@ -146,8 +269,83 @@ impl Metadata {
         recover_bytes(&self.bytes)
     }
 
+    /// Bytes of the store.
+    pub fn len(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    /// True if the store has no bytes: none has.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// What a read of a sector finds; `offset` in bytes.
+    pub fn sector(&self, offset: u64) -> [u8; SECTOR] {
+        std::array::from_fn(|nth| self.bytes[offset as usize + nth])
+    }
+
+    /// A sector goes bad.
+    pub fn damage(&mut self, offset: u64, sector: &[u8; SECTOR]) {
+        self.bytes[offset as usize..][..SECTOR].copy_from_slice(sector);
+        self.bad.insert(offset);
+        if let Some((superblock, _)) = self.superblock() {
+            let layout = superblock.layout;
+            self.directory_was_bad |= (layout.directory_offset..layout.pages_offset).contains(&offset);
+        }
+        self.read_record();
+    }
+
+    /// The last write of a unit of superblock or log was lost. False if none is known.
+    pub fn lose_write(&mut self, unit: u64) -> bool {
+        let Some(older) = self.older.remove(&unit) else {
+            return false;
+        };
+        let at = unit as usize;
+        if self.bytes[at..at + older.len()] == older[..] {
+            return false;
+        }
+        self.bytes[at..at + older.len()].copy_from_slice(&older);
+        let sectors = (unit..unit + older.len() as u64).step_by(SECTOR);
+        self.bad.extend(sectors);
+        self.read_record();
+        true
+    }
+
+    /// The superblock, and whether each slot is whole and says the same.
+    pub fn superblock(&self) -> Option<(Superblock, bool)> {
+        let slots = &self.bytes[..SLOTS_BYTES as usize];
+        let read = read_slots(slots, self.len(), None).ok()?;
+        Some((read.superblock, read.repair.is_none()))
+    }
+
+    /// True if a finding is no damage, or comes from a sector that went bad.
+    pub fn explains(&self, finding: &Finding) -> bool {
+        // Written anew after it was bad, the directory names pages that are yet to be written.
+        let blank = matches!(
+            finding,
+            Finding::Pages {
+                fault: SectorFault::Blank,
+                ..
+            }
+        );
+        if !finding.is_damage() || self.directory_was_bad && blank {
+            return true;
+        }
+        let layout = self.superblock().map(|(superblock, _)| superblock.layout);
+        let mut bad = self.bad.iter().chain(&self.bad_before);
+        layout.is_some_and(|layout| bad.any(|at| covers(&layout, finding, *at)))
+    }
+
     fn put(&mut self, offset: u64, bytes: &[u8]) {
         let at = offset as usize;
+        if !self.bad.is_empty() {
+            let end = offset + bytes.len() as u64;
+            self.bad.retain(|bad| !(offset..end).contains(bad));
+        }
+        if bytes.len() == 4096 && offset < LOG_END {
+            let before = Bytes::copy_from_slice(&self.bytes[at..at + bytes.len()]);
+            self.older.insert(offset, before);
+        }
         self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
         if offset < SLOTS_BYTES {
             self.read_record();
@@ -155,11 +353,21 @@ impl Metadata {
     }
 
     fn read_record(&mut self) {
-        let read = read_slots(
-            &self.bytes[..SLOTS_BYTES as usize],
-            self.bytes.len() as u64,
-            None,
-        );
+        let mut slots = Bytes::new();
+        let mut volatile = self.volatile.range(..SLOTS_BYTES).peekable();
+        if volatile.peek().is_some() {
+            let mut durable = self.bytes[..SLOTS_BYTES as usize].to_vec();
+            for (at, before) in volatile {
+                durable[*at as usize..][..SECTOR].copy_from_slice(before);
+            }
+            slots = durable.into();
+        }
+        let slots = if slots.is_empty() {
+            &self.bytes[..SLOTS_BYTES as usize]
+        } else {
+            &slots
+        };
+        let read = read_slots(slots, self.bytes.len() as u64, None);
         self.record = read.ok().map(|read| read.superblock.record);
     }
 }
@@ -184,9 +392,9 @@ mod tests {
     fn steps_follow_each_other() {
         let mut store = Metadata::new(vec![0; 16 << 10]);
         store.submit(1, vec![step(8192, 1, 512), step(8704, 2, 512)]);
-        assert!(!store.step(1));
+        assert!(!store.step(1, true));
         assert_eq!((store.bytes[8192], store.bytes[8704]), (1, 0));
-        assert!(store.step(1) && store.is_idle());
+        assert!(store.step(1, true) && store.is_idle());
         assert_eq!(store.bytes[8704], 2);
     }
 
@@ -213,7 +421,7 @@ mod tests {
         let mut store = Metadata::new(vec![0; 16 << 10]);
         store.submit(1, vec![step(8192, 1, 4096), step(12288, 2, 512)]);
         store.daemon_died(&mut Rng::new(3));
-        assert!(store.step(1));
+        assert!(store.step(1, false));
         let first = store.bytes[8192];
         assert!(store.bytes[8192..12288].iter().all(|byte| *byte == first));
         assert_eq!(store.bytes[12288], 0);

@@ -49,11 +49,13 @@ pub struct Session {
     pub ends: [End; 2],
     /// Which life of each daemon it belongs to.
     pub lives: [u64; 2],
+    /// The protocol version of each end.
+    pub version: u16,
     on_way: [[VecDeque<Flight>; 3]; 2],
 }
 
 /// The link between the two nodes.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Net {
     sessions: BTreeMap<u64, Session>,
     newest: u64,
@@ -61,15 +63,33 @@ pub struct Net {
     pub blocked: [bool; 2],
     /// Counts changes of `blocked`, to tell one blockade from the next.
     pub changes: u64,
+    /// Messages take this many times as long.
+    pub slow: u64,
+    /// A class of streams from a node moves nothing until then.
+    pub stalled_until: [[u64; 3]; 2],
+}
+
+impl Default for Net {
+    fn default() -> Self {
+        Self {
+            sessions: BTreeMap::new(),
+            newest: 0,
+            blocked: [false; 2],
+            changes: 0,
+            slow: 1,
+            stalled_until: [[0; 3]; 2],
+        }
+    }
 }
 
 impl Net {
     /// A session between these lives of the daemons; neither end knows of it yet.
-    pub fn open(&mut self, lives: [u64; 2]) -> u64 {
+    pub fn open(&mut self, lives: [u64; 2], version: u16) -> u64 {
         self.newest += 1;
         let session = Session {
             ends: [End::Opening; 2],
             lives,
+            version,
             on_way: Default::default(),
         };
         self.sessions.insert(self.newest, session);
@@ -151,7 +171,8 @@ impl Net {
             .filter(|session| session.ends[from] == End::Up)?;
         let queue = &mut session.on_way[from][class];
         let ahead = queue.back().map_or(0, |flight| flight.due);
-        let due = (now + delay).max(ahead);
+        let stalled = self.stalled_until[from][class];
+        let due = (now.max(stalled) + delay).max(ahead);
         queue.push_back(Flight { due, message });
         Some(due)
     }
@@ -202,7 +223,7 @@ mod tests {
 
     fn pair() -> (Net, u64) {
         let mut net = Net::default();
-        let id = net.open([1, 1]);
+        let id = net.open([1, 1], 2);
         net.session(id).unwrap().ends = [End::Up; 2];
         (net, id)
     }

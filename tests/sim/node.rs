@@ -7,13 +7,18 @@ use std::collections::VecDeque;
 
 use kagami_bitmap::superblock::{Backing, Record, Superblock};
 use kagami_bitmap::{Fill, Format, Layout, Placement};
+use kagami_replicator::core::settings::Settings;
 use kagami_replicator::core::state::{NodeId, Role, Time};
 use kagami_replicator::core::{DiskState, Event, Mirror};
 
+use kagami_replicator::shell::quic::SUPPORTED;
+
 use super::disk::Store;
+use super::faults::orders::Moment;
 use super::meta::Metadata;
 use super::options::{First, Options};
 use super::rng::Rng;
+use super::workload::Op;
 use super::world::Happening;
 
 /// A machine's `CLOCK_BOOTTIME`: it starts anew with each boot and runs a little fast or slow.
@@ -89,6 +94,18 @@ pub struct Node {
     pub waiting: VecDeque<Waiting>,
     /// Disk operations take this many times as long.
     pub slow: u64,
+    /// The newest link protocol version that it speaks.
+    pub version: u16,
+    /// What its operator set.
+    pub settings: Settings,
+    /// It asks the arbiter that is being replaced.
+    pub old_arbiter: bool,
+    /// Its copy is to grow before it starts.
+    pub grow: bool,
+    /// What its status showed last.
+    pub moment: Option<Moment>,
+    /// What front ends ask for again as soon as this node serves.
+    pub unanswered: Vec<Op>,
     /// From when on the daemon wants a session.
     pub want: Option<Time>,
     /// Counts deadlines, to tell a replaced one.
@@ -153,14 +170,20 @@ impl Node {
             mirror: None,
             repairing: None,
             starting: false,
-            store: Store::new(options.blocks()),
+            store: Store::new(options.store_blocks()),
             store_suspect: false,
             meta: Metadata::new(format(options, record, fill)),
+            settings: options.settings.clone(),
+            old_arbiter: false,
+            grow: false,
+            moment: None,
             token: true,
             stalled_until: 0,
             paused_until: 0,
             waiting: VecDeque::new(),
             slow: 1,
+            version: SUPPORTED[0],
+            unanswered: Vec::new(),
             want: None,
             timer: 0,
             seen: UNSEEN,
@@ -191,12 +214,21 @@ fn boot_id(rng: &mut Rng) -> u128 {
     u128::from(rng.next_u64()) << 64 | u128::from(rng.next_u64())
 }
 
+/// A new disk for a node, its copy never written.
+pub fn fresh_copy(index: usize, options: &Options) -> (Store, Metadata) {
+    let mut record = Record::new(MIRROR, options.ids[index].0, options.size);
+    record.peer = Some(options.ids[1 - index].0);
+    record.zeroed = true;
+    let meta = Metadata::new(format(options, record, Fill::Blank));
+    (Store::new(options.store_blocks()), meta)
+}
+
 /// The bytes of a new metadata store.
 fn format(options: &Options, record: Record, fill: Fill) -> Vec<u8> {
-    let layout = Layout::new(options.size, options.log_capacity, Placement::Own).expect("a layout");
+    let layout = Layout::new(options.grown, options.log_capacity, Placement::Own).expect("a layout");
     let backing = Backing {
         data_offset: 0,
-        store_size: options.blocks() * 4096,
+        store_size: options.store_blocks() * 4096,
     };
     let superblock = Superblock::new(layout, backing, 0, record);
     let mut bytes = vec![0; layout.total_len as usize];

@@ -9,6 +9,7 @@ use kagami_replicator::core::settings::{AfterSb0, AfterSb1, Settings, SplitBrain
 use kagami_replicator::core::state::{NodeId, Protocol, Solo};
 
 use super::faults::Fault;
+use super::faults::kit::Kit;
 use super::orders::Order;
 use super::rng::Rng;
 
@@ -66,6 +67,10 @@ pub struct Options {
     pub forced: bool,
     /// Blocks that most requests go to.
     pub hot_spots: Vec<u64>,
+    /// The size that it has when both copies were grown, bytes.
+    pub grown: u64,
+    /// What else was drawn.
+    pub kit: Kit,
 }
 
 impl Options {
@@ -118,7 +123,7 @@ impl Options {
         let faulty = !rng.percent(3);
         // Enough of them on a large mirror that extents have to leave the activity log.
         let spots = rng.pick(&[4, 12, 40]) * if blocks > 66 * 1024 { 6 } else { 1 };
-        Self {
+        let mut options = Self {
             seed,
             size,
             log_capacity: 64,
@@ -166,7 +171,15 @@ impl Options {
                 .collect(),
             forced,
             hot_spots: (0..spots).map(|_| rng.below(blocks)).collect(),
+            grown: 0,
+            kit: Kit::default(),
+        };
+        options.kit = Kit::draw(seed, &mut options.faults, &mut options.orders, forced);
+        options.grown = options.size;
+        if options.kit.growth > 0 {
+            options.grown = (options.blocks() + options.kit.growth) * 4096;
         }
+        options
     }
 
     fn split_brain(rng: &mut Rng) -> SplitBrainPolicy {
@@ -191,6 +204,11 @@ impl Options {
     /// Blocks of the mirror, a partial last one included.
     pub fn blocks(&self) -> u64 {
         self.size.div_ceil(4096)
+    }
+
+    /// Blocks of the stores.
+    pub fn store_blocks(&self) -> u64 {
+        self.grown.div_ceil(4096)
     }
 
     /// Whole sectors of the mirror.
@@ -271,9 +289,10 @@ impl fmt::Display for Options {
         }
         write!(
             f,
-            "  an order in {} ms: {}",
+            "  an order in {} ms: {}{}",
             self.order_every_ns / 1_000_000,
-            orders.join(", ")
+            orders.join(", "),
+            self.kit,
         )
     }
 }

@@ -35,9 +35,28 @@ pub enum Order {
     /// Give up the other copy for good; and a while later take that very node in again, with
     /// whatever its copy holds by then.
     Part,
+    /// Become Primary against the rules, both at once.
+    ForceBoth,
+    /// Answer writes by another protocol from now on.
+    Protocol,
+    /// Another arbiter, on one node after the other.
+    Arbiter,
+    /// Another disk in the place of one whose peer has everything.
+    Disk,
+    /// A larger mirror, on one node after the other.
+    Grow,
 }
 
 impl Order {
+    /// Those that [`super::faults::kit::Kit`] draws.
+    pub const MORE: &'static [Self] = &[
+        Self::ForceBoth,
+        Self::Protocol,
+        Self::Arbiter,
+        Self::Disk,
+        Self::Grow,
+    ];
+
     /// All of them.
     pub const ALL: &'static [Self] = &[
         Self::Promote,
@@ -67,6 +86,11 @@ impl Order {
             Self::Stop => "down",
             Self::Force => "promote --force",
             Self::Part => "remove-peer",
+            Self::ForceBoth => "promote --force on both",
+            Self::Protocol => "reload with another protocol",
+            Self::Arbiter => "arbiter join --replace",
+            Self::Disk => "replace-disk",
+            Self::Grow => "resize",
         }
     }
 
@@ -98,6 +122,11 @@ impl World {
         }
         let delay = self.fault_rng.around(self.options.order_every_ns);
         self.plan(delay, Happening::Order);
+        self.order_one()
+    }
+
+    /// One of the orders that this run knows, to a node.
+    pub(super) fn order_one(&mut self) -> Checked {
         let weights: Vec<u64> = self
             .options
             .orders
@@ -164,6 +193,11 @@ impl World {
                 self.later(node, Command::SetPeer { peer: again });
                 Ok(())
             }
+            Order::ForceBoth
+            | Order::Protocol
+            | Order::Arbiter
+            | Order::Disk
+            | Order::Grow => self.order_more(order, node),
         }
     }
 

@@ -50,7 +50,7 @@ pub struct Pending {
 }
 
 impl Op {
-    fn request(&self) -> Request {
+    pub(super) fn request(&self) -> Request {
         let bytes = |sectors: u64| sectors * content::SECTOR as u64;
         match self {
             Self::Read { sector, count } => Request::Read {
@@ -143,6 +143,7 @@ impl World {
             self.calm();
             return Ok(());
         }
+        self.ask_next_daemon()?;
         let served = self
             .nodes
             .iter()
@@ -178,7 +179,7 @@ impl World {
         }
     }
 
-    fn draw_op(&mut self) -> Op {
+    pub(super) fn draw_op(&mut self) -> Op {
         let (sector, count) = draw_span(self);
         let kind = self.load_rng.below(100);
         let fua = self.load_rng.percent(15);
@@ -242,6 +243,9 @@ impl World {
         id: u64,
         result: Result<Bytes, IoError>,
     ) -> Checked {
+        if self.is_abandoned(node, id) {
+            return Ok(());
+        }
         let Some(pending) = self
             .pending
             .remove(&id)
@@ -277,8 +281,10 @@ impl World {
             .filter(|(_, one)| one.node == node)
             .map(|(id, _)| *id)
             .collect();
+        self.abandoned.retain(|_, asked| *asked != node);
         for id in gone {
             if let Some(pending) = self.pending.remove(&id) {
+                self.remember_unanswered(node, &pending.op);
                 for (sector, _) in pending.op.writes() {
                     self.history.end(sector, pending.start, self.tick, false);
                 }

@@ -17,6 +17,7 @@ use super::arbiter::{Arbiter, Question};
 use super::check::{Ghost, Violation};
 use super::content::SECTORS;
 use super::faults::Fault;
+use super::faults::rot::Rot;
 use super::history::History;
 use super::net::Net;
 use super::node::{Node, Waiting};
@@ -84,6 +85,8 @@ pub enum Happening {
     },
     /// An operator orders something.
     Order,
+    /// An operator orders something at the worst moment.
+    Ambush,
     /// An operator gives a command that was planned.
     Command { node: usize, command: Box<Command> },
     /// The faults are over: has the pair come to rest?
@@ -143,10 +146,20 @@ pub struct World {
     pub net: Net,
     /// The arbiter.
     pub arbiter: Arbiter,
+    /// The one that it replaces, while a node asks it still.
+    pub old_arbiter: Option<Arbiter>,
+    /// Arbiters that there were: the number of the present one.
+    pub arbiters: u32,
+    /// Somebody ordered the mirror to grow.
+    pub growth_begun: bool,
     /// What may be read.
     pub history: History,
     /// Requests without an answer.
     pub pending: BTreeMap<u64, Pending>,
+    /// First deliveries of requests that came again, and where.
+    pub abandoned: BTreeMap<u64, usize>,
+    /// Data that are bad.
+    pub rot: Rot,
     /// Commands without an answer.
     pub ordered: BTreeMap<u64, Ordered>,
     /// What the checks remember.
@@ -185,8 +198,13 @@ impl World {
             nodes,
             net: Net::default(),
             arbiter: Arbiter::default(),
+            old_arbiter: None,
+            arbiters: 1,
+            growth_begun: false,
             history: History::default(),
             pending: BTreeMap::new(),
+            abandoned: BTreeMap::new(),
+            rot: Rot::default(),
             ordered: BTreeMap::new(),
             ghost: Ghost::default(),
             stats: Stats::default(),
@@ -316,7 +334,7 @@ impl World {
             }
             Happening::Ask(question) => self.reach_arbiter(question),
             Happening::Answer(question, answer) => {
-                if self.lives(question.node, question.life) {
+                if self.hears_answer(&question) {
                     let attempt = question.attempt;
                     return self.feed(question.node, Event::Arbiter { attempt, answer });
                 }
@@ -336,6 +354,8 @@ impl World {
                 change,
             } => self.mend(fault, node, change),
             Happening::Order => self.order(),
+            Happening::Ambush if self.phase == Phase::Storm => self.order_one(),
+            Happening::Ambush => Ok(()),
             Happening::Command { node, command } => self.command(node, *command),
             Happening::Rest => self.rest(),
         }
@@ -463,6 +483,7 @@ impl World {
                     node,
                     life,
                     attempt,
+                    arbiter: self.arbiters - u32::from(self.nodes[node].old_arbiter),
                     ask,
                 };
                 self.ask_arbiter(question);
@@ -529,7 +550,13 @@ impl World {
         if !self.nodes[node].meta.has(write) {
             return Ok(()); // the machine crashed since
         }
-        let last = self.nodes[node].meta.step(write);
+        match self.fail_metadata(node, write) {
+            None => return Ok(()),
+            Some(true) => return self.metadata_failed(node, write),
+            Some(false) => {}
+        }
+        let heard = self.lives(node, write >> 40) || self.nodes[node].repairing == Some(write);
+        let last = self.nodes[node].meta.step(write, heard);
         self.ghost_record(node)?;
         if !last {
             let delay = self.rng.around(self.options.meta_ns);
@@ -546,8 +573,28 @@ impl World {
         Ok(())
     }
 
+    /// True if the asker lives; or, in some runs, the daemon that came after it.
+    fn hears_answer(&mut self, question: &Question) -> bool {
+        let lives = self.lives(question.node, question.life);
+        if !lives && self.options.kit.late_answers {
+            self.stats.fault(Fault::ArbiterLate);
+            return true;
+        }
+        lives
+    }
+
     fn ask_arbiter(&mut self, question: Question) {
         self.stats.questions += 1;
+        if self.options.kit.late_answers && self.fault_rng.percent(20) {
+            let most = self.fault_rng.pick(&[2, 10, 100]);
+            let delay = self.options.settings.arbiter_timeout_ms * MS;
+            let delay = self.fault_rng.below(delay * most);
+            self.plan(delay, Happening::Ask(Box::new(question.clone())));
+            self.stats.fault(Fault::ArbiterLate);
+            if self.fault_rng.coin() {
+                return; // it comes late only, else late as well
+            }
+        }
         match self.rng.below(100) {
             0..4 => {} // lost
             4..7 => {
@@ -575,7 +622,10 @@ impl World {
             }
             return Ok(());
         }
-        let answer = self.arbiter.answer(&question.ask);
+        let Some(arbiter) = self.arbiter_of(question.arbiter) else {
+            return Ok(()); // nobody runs it any more
+        };
+        let answer = arbiter.answer(&question.ask);
         self.trace.line(|| {
             let name = self.nodes[question.node].name;
             format!(
@@ -590,6 +640,13 @@ impl World {
         let mut delay = self.rng.around(self.options.arbiter_ns);
         if self.rng.percent(4) {
             delay += self.options.settings.arbiter_timeout_ms * MS * self.rng.between(1, 4);
+        }
+        if self.options.kit.late_answers && self.fault_rng.percent(30) {
+            let most = self.fault_rng.pick(&[2, 10, 100]);
+            let late = self.options.settings.arbiter_timeout_ms * MS * most;
+            let late = self.fault_rng.below(late);
+            self.plan(late, Happening::Answer(question.clone(), answer.clone()));
+            self.stats.fault(Fault::ArbiterLate);
         }
         if self.rng.percent(3) {
             self.plan(

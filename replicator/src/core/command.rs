@@ -142,6 +142,11 @@ impl Mirror {
             return self.answer(id, Err(why), out);
         }
         if self.is_in_sync() {
+            if keep == self.peer
+                && let Some(why) = self.gives_up_the_peer()
+            {
+                return self.answer(id, Err(why), out);
+            }
             if keep == self.me && self.peer_may_write() {
                 let next = "demote the other node first";
                 let why = refusal(
@@ -209,7 +214,21 @@ impl Mirror {
             );
             return self.answer(id, Err(why), out);
         }
+        if let Some(why) = self.gives_up_the_peer() {
+            return self.answer(id, Err(why), out);
+        }
         self.become_invalid(true, Some(id));
+    }
+
+    /// The peer was told in this session that its copy is to be overwritten: with this one given
+    /// up too, none would be left.
+    fn gives_up_the_peer(&self) -> Option<Refusal> {
+        self.up().filter(|up| up.resolved)?;
+        Some(refusal(
+            "refused: the other copy is about to be overwritten with this one",
+            vec!["`kagami resync --from local` was ordered here".to_owned()],
+            "wait until `kagami status` says that both are in sync, then again",
+        ))
     }
 
     /// This copy is not to be trusted: Inconsistent, durably, then the handshake makes it a target.
