@@ -6,6 +6,7 @@
 
 use kagami_replicator::core::DiskState;
 
+use super::profile::Cause;
 use super::world::{Checked, Happening, MS, Phase, World};
 
 /// Mends what is no fault of the disk.
@@ -42,6 +43,8 @@ pub enum Fault {
     StoreFull,
     /// The arbiter is down.
     ArbiterDown,
+    /// A machine is set back to an old image of its disks, with the copy's metadata.
+    OldCopy,
     /// A daemon stands still (SIGSTOP, a machine that swaps), and finds all at once what came
     /// meanwhile.
     DaemonPauses,
@@ -67,6 +70,7 @@ impl Fault {
         Self::DaemonPauses,
     ];
 
+
     /// What people call it.
     pub fn name(self) -> &'static str {
         match self {
@@ -85,6 +89,7 @@ impl Fault {
             Self::StoreFull => "store full",
             Self::ArbiterDown => "arbiter down",
             Self::DaemonPauses => "daemon pauses",
+            Self::OldCopy => "old copy put back",
         }
     }
 }
@@ -112,7 +117,7 @@ impl World {
         Ok(())
     }
 
-    fn inject(&mut self, fault: Fault, node: usize) -> Checked {
+    pub(super) fn inject(&mut self, fault: Fault, node: usize) -> Checked {
         let timeout = self.options.settings.timeout_ms * MS;
         let name = self.nodes[node].name;
         let line = self.trace.len();
@@ -120,6 +125,10 @@ impl World {
             0..12 => self.fault_rng.around(timeout / 8),
             12..17 => self.fault_rng.around(timeout),
             _ => self.fault_rng.around(timeout * 4),
+        };
+        let lasts = match self.options.faults_last_ns {
+            Some(mean) => self.fault_rng.around(mean),
+            None => lasts,
         };
         let change = 0;
         let mend = Happening::Mend {
@@ -204,6 +213,7 @@ impl World {
                 self.plan(lasts, mend);
                 true
             }
+            Fault::OldCopy => self.put_back(node, lasts),
             Fault::DaemonPauses => {
                 let lives = self.nodes[node].mirror.is_some();
                 if lives {
@@ -214,6 +224,8 @@ impl World {
             }
         };
         if injected {
+            self.ghost.last_fault = self.now;
+            self.sequels(Cause::Fault(fault), node);
             self.stats.fault(fault);
             self.trace.line_at(line, || {
                 format!("{:>10} fault: {} ({name})", self.now / 1000, fault.name())

@@ -10,6 +10,7 @@ use kagami_replicator::core::state::{NodeId, Protocol, Solo};
 
 use super::faults::Fault;
 use super::orders::Order;
+use super::profile::{Profile, Sequel};
 use super::rng::Rng;
 
 /// How the two copies begin.
@@ -26,6 +27,8 @@ pub enum First {
 pub struct Options {
     /// The seed itself.
     pub seed: u64,
+    /// What the run is bent towards.
+    pub profile: Profile,
     /// Size of the mirror, bytes.
     pub size: u64,
     /// Extents that may be hot at once.
@@ -66,6 +69,12 @@ pub struct Options {
     pub forced: bool,
     /// Blocks that most requests go to.
     pub hot_spots: Vec<u64>,
+    /// One after the other, not by chance.
+    pub in_turn: bool,
+    /// How long faults last in the mean, ns; `None`: mostly short against the time-out.
+    pub faults_last_ns: Option<u64>,
+    /// What tends to follow what.
+    pub sequels: Vec<Sequel>,
 }
 
 impl Options {
@@ -120,6 +129,7 @@ impl Options {
         let spots = rng.pick(&[4, 12, 40]) * if blocks > 66 * 1024 { 6 } else { 1 };
         Self {
             seed,
+            profile: Profile::General,
             size,
             log_capacity: 64,
             ids: ids.map(NodeId),
@@ -158,6 +168,8 @@ impl Options {
                 .map(|order| {
                     let wanted = match order {
                         Order::Promote => true,
+                        // no draw: it would make every seed another run
+                        Order::TakeOver => seed.is_multiple_of(3),
                         Order::Force | Order::Part => forced,
                         _ => rng.percent(30),
                     };
@@ -166,6 +178,9 @@ impl Options {
                 .collect(),
             forced,
             hot_spots: (0..spots).map(|_| rng.below(blocks)).collect(),
+            in_turn: false,
+            faults_last_ns: None,
+            sequels: Vec::new(),
         }
     }
 
@@ -214,8 +229,12 @@ impl fmt::Display for Options {
         };
         writeln!(
             f,
-            "seed {}: protocol {:?}, solo {solo}{}, {} blocks, ids a={} b={}, begins {:?}",
+            "seed {}{}: protocol {:?}, solo {solo}{}, {} blocks, ids a={} b={}, begins {:?}",
             self.seed,
+            match self.profile {
+                Profile::General => String::new(),
+                profile => format!(" of {}", profile.name()),
+            },
             s.protocol,
             if self.forced { ", forced" } else { "" },
             self.blocks(),

@@ -222,7 +222,7 @@ impl Mirror {
         self.change_record(After::Invalidated { command }, |r| {
             r.disk = StoredDisk::Inconsistent;
             r.zeroed = false;
-            r.all_marked |= full;
+            r.all_marked |= full && !planted(Defect::AllMarkedNotWritten);
         });
     }
 
