@@ -166,8 +166,10 @@ impl World {
                 self.command(node, Command::Verify { repair })
             }
             Order::Invalidate => {
-                // where copies may fork anyhow, also the only good one
-                if self.nodes[1 - node].seen.disk == DiskState::UpToDate || self.options.forced {
+                // where an operator forces anyhow, also the only good one, if there is one yet
+                let record = self.nodes[node].meta.record();
+                let foolish = self.options.forced && record.is_some_and(|r| r.current.is_some());
+                if self.nodes[1 - node].seen.disk == DiskState::UpToDate || foolish {
                     self.ghost.invalidated = true;
                     return self.command(node, Command::Invalidate);
                 }

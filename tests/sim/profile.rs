@@ -162,7 +162,7 @@ fn lease_race(o: &mut Options, rng: &mut Rng) {
     o.requests = 1200;
     o.depth = rng.pick(&[2, 8]);
     o.think_ns = rng.pick(&[300 * US, MS]);
-    o.disk_ns = rng.pick(&[50 * US, 2 * MS]);
+    o.disk_ns = rng.pick(&[50 * US, 3 * MS]);
     o.hot_spots.truncate(4);
     o.fault_every_ns = Some(250 * MS);
     o.faults = vec![
@@ -173,6 +173,12 @@ fn lease_race(o: &mut Options, rng: &mut Rng) {
         (Fault::DiskSlow, 2),
     ];
     o.faults_last_ns = Some(4 * o.settings.timeout_ms * MS);
+    o.sequels = vec![sequel(
+        Cause::Fault(Fault::DiskSlow),
+        Cause::Fault(Fault::LinkCut),
+        100 * MS,
+        60,
+    )];
     // Looked at all the time: it does something only where the link has gone.
     o.order_every_ns = 5 * MS;
     o.orders.push((Order::TakeOver, 60));
@@ -346,7 +352,7 @@ fn busy_end(o: &mut Options, rng: &mut Rng) {
     o.hot_spots = (0..200).map(|_| rng.below(blocks)).collect();
     o.settings.solo = rng.pick(&[Solo::Never, Solo::Always]);
     o.settings.resync_window = 8 << 20;
-    o.requests = 9000;
+    o.requests = 5000;
     o.depth = 64;
     o.think_ns = 100 * US;
     o.disk_ns = MS;

@@ -8,6 +8,7 @@
 //! answered is on the copy that is set back only.
 
 use kagami_bitmap::superblock::Record;
+use kagami_replicator::core::Connection;
 use kagami_replicator::core::state::Solo;
 
 use super::disk::Store;
@@ -72,7 +73,9 @@ impl World {
         meta.crash(&mut self.fault_rng);
         let mut store = at.store.clone();
         store.crash(&mut self.fault_rng);
-        let record = meta.record().filter(|record| record.current.is_some())?;
+        // One that is alone is told from its successors, and may say so to nobody before it serves.
+        let whole = |record: &&Record| record.current.is_some() && !record.alone;
+        let record = meta.record().filter(whole)?;
         Some(Image {
             record: record.clone(),
             store,
@@ -105,16 +108,23 @@ impl World {
         theirs.alone && theirs.in_line(then.tag) && theirs.in_line(mine.tag) && by_arbiter
     }
 
-    /// An operator invalidated a copy, and was right: once no session is left in which anybody
-    /// counts on it, part of it is something else.
+    /// An operator invalidated a copy, and was right: once nobody counts on it in a session any
+    /// more, part of it is something else.
     pub(super) fn damage_invalidated(&mut self) {
-        if self.ghost.damage_due == [false, false] || !self.net.ids().is_empty() {
-            return;
-        }
         for node in 0..2 {
-            let due = std::mem::take(&mut self.ghost.damage_due[node]);
+            if !self.ghost.damage_due[node] {
+                continue;
+            }
+            if self.connection(node) == Connection::Connected {
+                self.ghost.damage_due[node] = false; // its resynchronisation has begun
+                continue;
+            }
+            if self.connection(1 - node) == Connection::Connected {
+                continue; // the other one has not noticed yet
+            }
+            self.ghost.damage_due[node] = false;
             let bad = self.nodes[node].meta.record().is_some_and(Record::is_bad);
-            if !due || !bad || !self.nodes[node].store.is_idle() {
+            if !bad || !self.nodes[node].store.is_idle() {
                 continue;
             }
             for block in self.ghost.touched.clone() {
