@@ -27,6 +27,8 @@ pub struct Question {
     pub attempt: Attempt,
     /// What was asked.
     pub ask: Ask,
+    /// When, ns.
+    pub asked: u64,
 }
 
 impl Arbiter {

@@ -6,6 +6,7 @@ use kagami_replicator::core::register::ArbiterAnswer;
 use kagami_replicator::core::state::{Role, Solo};
 use kagami_replicator::core::{Connection, Replication, Status};
 
+use super::arbiter::Question;
 use super::history::Level;
 use super::world::{Checked, MS, World};
 
@@ -72,14 +73,18 @@ impl World {
         Ok(())
     }
 
-    /// The arbiter's register, as it is now, tells a node that is alone by it that it is not named.
-    pub(super) fn is_told_to_stop(&self, node: usize, answer: &ArbiterAnswer) -> bool {
+    /// The arbiter's register, as it is now, tells a node that is alone by it, and waits for the
+    /// answer still, that it is not named.
+    pub(super) fn is_told_to_stop(&self, question: &Question, answer: &ArbiterAnswer) -> bool {
+        let node = question.node;
+        let waits = self.options.settings.arbiter_timeout_ms * MS / 2;
         let ArbiterAnswer::Register(Some(told)) = answer else {
             return false;
         };
         let now = self.arbiter.register();
         let is_now = now.is_some_and(|now| (now.instance, now.seq) == (told.instance, told.seq));
         is_now
+            && self.now - question.asked < waits
             && !told.copies.contains(&self.nodes[node].id)
             && self.status(node).is_some_and(|status| {
                 status.alone_by == Some("arbiter") && status.connection != Connection::Connected

@@ -322,7 +322,7 @@ impl World {
             Happening::Answer(question, answer) => {
                 if self.lives(question.node, question.life) {
                     let (node, attempt) = (question.node, question.attempt);
-                    let told = self.is_told_to_stop(node, &answer);
+                    let told = self.is_told_to_stop(&question, &answer);
                     self.feed(node, Event::Arbiter { attempt, answer })?;
                     return if told { self.check_stopped(node) } else { Ok(()) };
                 }
@@ -471,6 +471,7 @@ impl World {
                     life,
                     attempt,
                     ask,
+                    asked: self.now,
                 };
                 self.ask_arbiter(question);
             }

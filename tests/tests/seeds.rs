@@ -3,8 +3,9 @@
 //! `KAGAMI_SEEDS` says how many; without it a few, since an unoptimised build runs them slowly and
 //! `./do sim` runs thousands.
 
+use kagami_tests::sim::profile::Profile;
 use kagami_tests::sim::replay::Trace;
-use kagami_tests::sim::{catch_assertions, run_seed};
+use kagami_tests::sim::{catch_assertions, run_profile};
 
 #[test]
 fn the_first_seeds_hold() {
@@ -14,7 +15,7 @@ fn the_first_seeds_hold() {
     });
     catch_assertions();
     let found = (0..seeds).find_map(|seed| {
-        let outcome = run_seed(seed, Trace::off());
+        let outcome = run_profile(Profile::General, seed, Trace::off());
         outcome.violation.map(|violation| (seed, violation))
     });
     // The hook above keeps the words of a panic to itself.
@@ -22,4 +23,30 @@ fn the_first_seeds_hold() {
         println!("seed {seed}: {violation}");
     }
     assert!(found.is_none());
+}
+
+/// Seeds that once showed a defect of the daemon.
+const ONCE_BROKEN: &[(Profile, u64, &str)] = &[
+    (
+        Profile::Invalidated,
+        2,
+        "a copy was invalidated while its resynchronisation ended, which took the word back",
+    ),
+    (
+        Profile::EarlyAnswers,
+        150,
+        "a resynchronisation never ended: each look at the arbiter met another, by the clock",
+    ),
+];
+
+#[test]
+fn what_was_broken_once_holds() {
+    catch_assertions();
+    for (profile, seed, what) in ONCE_BROKEN {
+        let violation = run_profile(*profile, *seed, Trace::off()).violation;
+        if let Some(violation) = &violation {
+            println!("{} {seed} ({what}): {violation}", profile.name());
+        }
+        assert!(violation.is_none());
+    }
 }
