@@ -84,7 +84,7 @@ built() { printf '%s/release/kagami' "${CARGO_TARGET_DIR:-target}"; }
 check() {
     need_rust
     say "formatting and lints"
-    shellcheck --external-sources ./do .ci/run tests/vm/{run,init,mkinitrd,fetch-kernel,fetch-debian,try,lib.sh,debian.sh} tests/vm/scenarios/*.sh \
+    shellcheck --external-sources ./do .ci/run tests/planted/rustc tests/vm/{run,init,mkinitrd,fetch-kernel,fetch-debian,try,lib.sh,debian.sh} tests/vm/scenarios/*.sh \
         cli/package/{build,kagami-witness,unmount-at-shutdown} cli/package/debian/{postinst,prerm,postrm}
     if cargo fmt --version >/dev/null 2>&1; then cargo fmt --all --check; else echo "(no rustfmt here)"; fi
     if cargo clippy --version >/dev/null 2>&1; then
@@ -103,6 +103,14 @@ sim() { # SEEDS
     cargo run --quiet --profile sim -p kagami-tests --bin kagami-sim -- run --seeds "$1"
 }
 
+# Of each profile of docs/simulation.md the first seeds.
+profiles() {
+    local name
+    for name in lease-race late-answers early-answers hand-over cooling clean-leave invalidated old-copies forced; do
+        cargo run --quiet --profile sim -p kagami-tests --bin kagami-sim -- run --profile "$name" --seeds 100
+    done
+}
+
 vm() { # [SCENARIO]...
     say "scenarios under a real kernel"
     # The kernel's package is fetched with apt, whose lists may be old or missing.
@@ -113,8 +121,8 @@ vm() { # [SCENARIO]...
 planted() { # [ARG-OF-KAGAMI-SIM]...
     need_rust
     say "planted defects"
-    # A build of its own: no other has them.
-    RUSTFLAGS="--cfg planted" CARGO_TARGET_DIR=target/planted \
+    # Of this workspace's crates alone: all others are those of the simulator's build.
+    RUSTC_WORKSPACE_WRAPPER="$PWD/tests/planted/rustc" \
         cargo run --quiet --profile sim -p kagami-tests --bin kagami-sim -- planted "$@"
 }
 
@@ -177,6 +185,8 @@ case ${1:-help} in
         cargo deny --log-level error check bans licenses sources
         cargo machete
         sim "$SEEDS"
+        profiles
+        planted --quick --seeds 300
         say "the main job, shown"
         build
         "$(built)" demo

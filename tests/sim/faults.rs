@@ -70,7 +70,6 @@ impl Fault {
         Self::DaemonPauses,
     ];
 
-
     /// What people call it.
     pub fn name(self) -> &'static str {
         match self {

@@ -362,7 +362,10 @@ impl World {
         let Some(record) = self.nodes[node].meta.record() else {
             return Ok(());
         };
-        let chosen = matches!(verdict.row, Row::Forked | Row::Unrelated | Row::AheadForcedBad);
+        let chosen = matches!(
+            verdict.row,
+            Row::Forked | Row::Unrelated | Row::AheadForcedBad
+        );
         let bad = match record.disk {
             StoredDisk::Consistent => false,
             StoredDisk::Outdated => !chosen,

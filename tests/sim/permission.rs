@@ -122,10 +122,11 @@ impl World {
             _ => self.now,
         };
         self.ghost.nothing_left[node] = Some((session, since));
-        let calm = self.nodes.iter().all(|at| {
-            at.slow == 1 && at.stalled_until <= self.now && at.paused_until <= self.now
-        }) && self.net.is_whole()
-            && !self.arbiter.down;
+        let calm =
+            self.nodes.iter().all(|at| {
+                at.slow == 1 && at.stalled_until <= self.now && at.paused_until <= self.now
+            }) && self.net.is_whole()
+                && !self.arbiter.down;
         let o = &self.options;
         // each part takes at most 20 times its mean, and the end has about ten steps
         let mut most = 200 * MS + 100 * (o.net_ns + o.disk_ns + o.meta_ns);

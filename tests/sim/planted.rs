@@ -65,6 +65,13 @@ fn profile(defect: Defect) -> Profile {
     use Defect as D;
     match defect {
         D::NoWaitForTheLease | D::ReadWithoutLease | D::ReadCheckedTooEarly => Profile::LeaseRace,
+        D::MintAtLinkLoss
+        | D::FormerPrimaryNeedNotAsk
+        | D::GrantIgnoresCopies
+        | D::LateAnswerAccepted
+        | D::AttemptSurvivesHandshake
+        | D::NamedAlreadyNoMint
+        | D::EmptyRegisterGrants => Profile::LateAnswers,
         D::EarlyWritesForgotten | D::AheadForgotten => Profile::EarlyAnswers,
         D::GrantKeepsWasPrimary | D::GrantOutlivesItsSession | D::DemotedUnflushed => {
             Profile::HandOver
@@ -85,6 +92,18 @@ const QUICK: &[Defect] = &[
     Defect::FlushCoversUnderWay,
     Defect::SkipActivityLog,
     Defect::EqualNothingToDo,
+    Defect::CrashedPrimaryIsSource,
+    Defect::InconsistentMayAsk,
+    Defect::ReadWithoutLease,
+    Defect::DemotedUnflushed,
+    Defect::CoolsUnwritten,
+    Defect::PageOfTheFuture,
+    Defect::GrantKeepsWasPrimary,
+    Defect::GrantOutlivesItsSession,
+    Defect::AllMarkedForgottenEarly,
+    Defect::AlwaysMarks,
+    Defect::LeaveBeforeOutdated,
+    Defect::NotNamedGoesOn,
 ];
 
 /// Plants each defect and tells what caught it. Exit status: 0 all were caught, 1 some were not,

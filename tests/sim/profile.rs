@@ -24,6 +24,8 @@ pub enum Profile {
     General,
     /// The Secondary takes over while the Primary's lease may still run, with reads under way.
     LeaseRace,
+    /// The arbiter is as slow as anybody waits for it, and sessions come and go meanwhile.
+    LateAnswers,
     /// Protocols A and B: what was answered early is on one copy when its disk and its link go.
     EarlyAnswers,
     /// Roles change hands in session, cleanly or by the death of a daemon.
@@ -69,6 +71,7 @@ impl Profile {
     pub const ALL: &'static [Self] = &[
         Self::General,
         Self::LeaseRace,
+        Self::LateAnswers,
         Self::EarlyAnswers,
         Self::HandOver,
         Self::Cooling,
@@ -84,6 +87,7 @@ impl Profile {
         match self {
             Self::General => "general",
             Self::LeaseRace => "lease-race",
+            Self::LateAnswers => "late-answers",
             Self::EarlyAnswers => "early-answers",
             Self::HandOver => "hand-over",
             Self::Cooling => "cooling",
@@ -113,6 +117,7 @@ impl Profile {
         match self {
             Self::General => {}
             Self::LeaseRace => lease_race(o, rng),
+            Self::LateAnswers => late_answers(o, rng),
             Self::EarlyAnswers => early_answers(o, rng),
             Self::HandOver => hand_over(o, rng),
             Self::Cooling => cooling(o, rng),
@@ -182,6 +187,27 @@ fn lease_race(o: &mut Options, rng: &mut Rng) {
     // Looked at all the time: it does something only where the link has gone.
     o.order_every_ns = 5 * MS;
     o.orders.push((Order::TakeOver, 60));
+}
+
+fn late_answers(o: &mut Options, rng: &mut Rng) {
+    small(o, rng);
+    timeouts(o, rng.pick(&[60, 200]));
+    o.settings.solo = Solo::Arbiter;
+    o.requests = 1000;
+    o.depth = 8;
+    o.think_ns = 2 * MS;
+    o.arbiter_ns = o.settings.timeout_ms * MS / rng.pick(&[2, 4, 20]);
+    o.fault_every_ns = Some(2 * o.settings.timeout_ms * MS);
+    o.faults = vec![
+        (Fault::LinkCut, 3),
+        (Fault::SessionEnds, 3),
+        (Fault::DaemonDies, 1),
+        (Fault::MachineCrashes, 1),
+        (Fault::BothCrash, 1),
+    ];
+    o.faults_last_ns = Some(2 * o.settings.timeout_ms * MS);
+    o.order_every_ns = 20 * MS;
+    o.orders.push((Order::TakeOver, 12));
 }
 
 fn early_answers(o: &mut Options, rng: &mut Rng) {

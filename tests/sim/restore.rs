@@ -84,9 +84,10 @@ impl World {
     }
 
     fn shall_notice(&self, node: usize, old: &Record) -> bool {
-        let (Some(mine), Some(theirs)) =
-            (self.nodes[node].meta.record(), self.nodes[1 - node].meta.record())
-        else {
+        let (Some(mine), Some(theirs)) = (
+            self.nodes[node].meta.record(),
+            self.nodes[1 - node].meta.record(),
+        ) else {
             return false;
         };
         let (Some(mine), Some(current), Some(then)) = (mine.current, theirs.current, old.current)
@@ -102,9 +103,10 @@ impl World {
             return true;
         }
         let by_arbiter = self.options.settings.solo != Solo::Arbiter
-            || self.arbiter.register().is_some_and(|register| {
-                register.copies == [self.nodes[1 - node].id]
-            });
+            || self
+                .arbiter
+                .register()
+                .is_some_and(|register| register.copies == [self.nodes[1 - node].id]);
         theirs.alone && theirs.in_line(then.tag) && theirs.in_line(mine.tag) && by_arbiter
     }
 

@@ -324,7 +324,11 @@ impl World {
                     let (node, attempt) = (question.node, question.attempt);
                     let told = self.is_told_to_stop(&question, &answer);
                     self.feed(node, Event::Arbiter { attempt, answer })?;
-                    return if told { self.check_stopped(node) } else { Ok(()) };
+                    return if told {
+                        self.check_stopped(node)
+                    } else {
+                        Ok(())
+                    };
                 }
                 Ok(())
             }
