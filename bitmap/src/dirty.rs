@@ -502,3 +502,42 @@ fn each(bits: &Bits) -> impl Iterator<Item = u32> + '_ {
         Some(bit as u32)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(bitmap: &mut DirtyBitmap, page: Page, seq: u64) {
+        bitmap.page_image(page, seq);
+        bitmap.page_written(page, seq);
+    }
+
+    #[test]
+    fn a_loaded_page_knows_which_of_its_extents_had_marks() {
+        let (mut bitmap, mut words) = (DirtyBitmap::new(2048), [0; WORDS_PER_EXTENT]);
+        bitmap.load_written(0, true);
+        bitmap.load_extent(Extent(1), &words);
+        words[0] = 1;
+        bitmap.load_extent(Extent(0), &words);
+        assert_eq!((bitmap.count(), bitmap.stale_page_count()), (1, 0));
+        bitmap.mark(Run::new(Block(1024), 1));
+        bitmap.clear(Run::new(Block(1024), 1));
+        assert_eq!(bitmap.stale_page_count(), 0, "it was empty, and is");
+        bitmap.clear(Run::new(Block(0), 1));
+        assert_eq!(bitmap.stale_page_count(), 1, "the page has a mark too many");
+        write(&mut bitmap, Page::bitmap(0), 1);
+        assert_eq!(bitmap.stale_page_count(), 0, "the directory has it");
+    }
+
+    #[test]
+    fn a_loaded_page_that_the_directory_lacks_is_added_to_it() {
+        let mut bitmap = DirtyBitmap::new(2048);
+        bitmap.load_written(0, false);
+        let stale: Vec<_> = bitmap.stale_pages().collect();
+        assert_eq!(stale, [Page::directory(0)]);
+        write(&mut bitmap, Page::directory(0), 1);
+        bitmap.mark(Run::new(Block(0), 1));
+        write(&mut bitmap, Page::bitmap(0), 2);
+        assert_eq!(bitmap.stale_page_count(), 0, "it was known as written");
+    }
+}

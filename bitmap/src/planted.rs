@@ -74,7 +74,6 @@ defects! {
     FailedWriteAnswered: "a write that the local disk refused is answered",
     EarlyWritesForgotten: "what protocol A or B answered early is not sent again to the copy that carries",
     AheadForgotten: "a Primary without a disk serves from a peer that lacks what was answered",
-    StaleEdges: "a write of part of a block is merged with a block that this node may not read",
     // reads
     ReadWithoutLease: "a Primary that needs its peer answers reads without a lease",
     ReadCheckedTooEarly: "whether a read may be answered is not looked at after the disk has read",
@@ -82,11 +81,9 @@ defects! {
     // metadata
     CoolsUnflushed: "an extent leaves the activity log while blocks of it are not flushed",
     CoolsUnwritten: "an extent leaves the activity log before its page is written",
-    FailedPageTrusted: "a page whose write failed counts as written",
     PageOfTheFuture: "a page counts as current though marks came after its image was cut",
-    AllMarkedForgottenEarly: "`all_marked` is taken back before the pages say as much",
+    AllMarkedForgottenEarly: "`all_marked` is taken back while the pages are on their way",
     AllMarkedNotWritten: "a full resynchronisation does not record that all is marked",
-    TornRecordIgnored: "a torn record of the activity log marks nothing",
     HotNotMarked: "hot extents are not marked after a crash",
     SummaryBitDropped: "a mark does not reach the bitmap's summary",
     SlotsTogether: "both slots of the superblock are written at once",

@@ -319,7 +319,6 @@ impl Recovery {
         let (log, ring) = match self.log.take().expect("the log was fed") {
             Ok(replay) => {
                 let torn = replay.torn.iter().flat_map(|(_, heats)| heats);
-                let torn = torn.filter(|_| !planted(Defect::TornRecordIgnored));
                 let hot = replay.state.slots.iter().flatten();
                 let hot = hot.filter(|_| !planted(Defect::HotNotMarked));
                 for &extent in hot.chain(torn) {

@@ -29,6 +29,8 @@ pub struct Question {
     pub arbiter: u32,
     /// What was asked.
     pub ask: Ask,
+    /// When, ns.
+    pub asked: u64,
 }
 
 impl Arbiter {

@@ -75,6 +75,14 @@ pub struct Ghost {
     pub cut: bool,
     /// The last requests were sent.
     pub last_words: bool,
+    /// A copy was invalidated for a reason: what it held is gone once nobody counts on it.
+    pub damage_due: [bool; 2],
+    /// Old images of the nodes' disks.
+    pub images: [Option<super::restore::Image>; 2],
+    /// When the last fault was injected, ns.
+    pub last_fault: u64,
+    /// A source has had nothing left to copy since then, ns, in this session.
+    pub nothing_left: [Option<(u64, u64)>; 2],
 }
 
 impl Ghost {
@@ -328,7 +336,7 @@ impl World {
         counted
     }
 
-    fn check_durable(
+    pub(super) fn check_durable(
         &mut self,
         node: usize,
         sector: u64,

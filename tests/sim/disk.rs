@@ -131,6 +131,12 @@ impl Store {
         self.set(block, values);
     }
 
+    /// The block holds zeroes now, durably, and nobody was told.
+    pub fn damage(&mut self, block: u64) {
+        self.volatile.remove(&block);
+        self.set(block, ZEROES);
+    }
+
     /// Takes an operation; the id is the caller's, unused so far.
     pub fn submit(&mut self, id: u64, op: DiskOp, rng: &mut Rng) {
         let seen = match &op {

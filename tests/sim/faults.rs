@@ -14,6 +14,7 @@ mod versions;
 
 use kagami_replicator::core::DiskState;
 
+use super::profile::Cause;
 use super::world::{Checked, Happening, MS, Phase, World};
 
 /// Mends what is no fault of the disk.
@@ -50,6 +51,8 @@ pub enum Fault {
     StoreFull,
     /// The arbiter is down.
     ArbiterDown,
+    /// A machine is set back to an old image of its disks, with the copy's metadata.
+    OldCopy,
     /// A daemon stands still (SIGSTOP, a machine that swaps), and finds all at once what came
     /// meanwhile.
     DaemonPauses,
@@ -143,6 +146,7 @@ impl Fault {
             Self::ClockChanges => "clock of another rate",
             Self::VersionChanges => "link version changes",
             Self::DataDamage => "data damaged",
+            Self::OldCopy => "old copy put back",
         }
     }
 }
@@ -170,7 +174,7 @@ impl World {
         Ok(())
     }
 
-    fn inject(&mut self, fault: Fault, node: usize) -> Checked {
+    pub(super) fn inject(&mut self, fault: Fault, node: usize) -> Checked {
         let timeout = self.options.settings.timeout_ms * MS;
         let name = self.nodes[node].name;
         let line = self.trace.len();
@@ -178,6 +182,10 @@ impl World {
             0..12 => self.fault_rng.around(timeout / 8),
             12..17 => self.fault_rng.around(timeout),
             _ => self.fault_rng.around(timeout * 4),
+        };
+        let lasts = match self.options.faults_last_ns {
+            Some(mean) => self.fault_rng.around(mean),
+            None => lasts,
         };
         let change = 0;
         let mend = Happening::Mend {
@@ -262,6 +270,7 @@ impl World {
                 self.plan(lasts, mend);
                 true
             }
+            Fault::OldCopy => self.put_back(node, lasts),
             Fault::DaemonPauses => {
                 let lives = self.nodes[node].mirror.is_some();
                 if lives {
@@ -273,10 +282,9 @@ impl World {
             Fault::MetadataFails | Fault::MetadataStalls | Fault::MetadataDamage => {
                 self.inject_metadata(fault, node, lasts)
             }
-            Fault::LinkFlaps
-            | Fault::LinkSlow
-            | Fault::StreamStalls
-            | Fault::LinkCrowded => self.inject_link(fault, node, lasts),
+            Fault::LinkFlaps | Fault::LinkSlow | Fault::StreamStalls | Fault::LinkCrowded => {
+                self.inject_link(fault, node, lasts)
+            }
             Fault::AsksAgain => self.ask_again(node)?,
             // these are drawn elsewhere, and counted there
             Fault::ArbiterLate
@@ -285,6 +293,8 @@ impl World {
             | Fault::DataDamage => false,
         };
         if injected {
+            self.ghost.last_fault = self.now;
+            self.sequels(Cause::Fault(fault), node);
             self.stats.fault(fault);
             self.trace.line_at(line, || {
                 format!("{:>10} fault: {} ({name})", self.now / 1000, fault.name())

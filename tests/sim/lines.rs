@@ -66,6 +66,7 @@ impl World {
                     ended: None,
                 });
                 self.stats.mark("promoted");
+                self.check_promoted(node)?;
             } else {
                 self.end_term(node);
                 term = None;
@@ -80,8 +81,10 @@ impl World {
             self.restart_later(node);
         }
         self.ambush(node);
+        self.damage_invalidated();
         if self.check_rng.one_in(48) {
             self.check_marked()?;
+            self.check_comes_to_an_end(node)?;
         }
         Ok(())
     }
@@ -145,6 +148,7 @@ impl World {
         let old = self.ghost.records[node].replace(new.clone());
         let Some(old) = old else { return Ok(()) };
         self.stats.records += 1;
+        self.check_handed_over(node, &old, &new)?;
         let name = self.nodes[node].name;
         if new.disk != old.disk {
             self.stats.mark(match new.disk {
@@ -237,6 +241,9 @@ impl World {
                 Err(self.violation("PeerFault", text))
             }
             Notice::Minted { permission, .. } => {
+                if *permission == "consent" {
+                    self.check_consent(node)?;
+                }
                 self.stats.mark(match *permission {
                     "arbiter" => "alone by arbiter",
                     "consent" => "alone by consent",
@@ -305,6 +312,7 @@ impl World {
         if !lives.is_some_and(|lives| self.lives(0, lives[0]) && self.lives(1, lives[1])) {
             return Ok(()); // the other one has died since it sent its hello
         }
+        self.check_source_is_good(verdict)?;
         match verdict.strategy {
             Strategy::Nothing => self.check_marked_as_they_are(None),
             Strategy::Marks { source } => {
@@ -346,6 +354,35 @@ impl World {
         if cannot_be {
             let what = format!("a verdict that can't be: {verdict:?}");
             return Err(self.violation("No-silent-fork", what));
+        }
+        Ok(())
+    }
+
+    /// *No-stale-promotion*: a bad copy is the source by an operator's word or policy only, and one
+    /// that is partly overwritten not even then.
+    fn check_source_is_good(&self, verdict: Verdict) -> Checked {
+        let Some(source) = verdict.source() else {
+            return Ok(());
+        };
+        let node = usize::from(self.nodes[0].id != source);
+        let Some(record) = self.nodes[node].meta.record() else {
+            return Ok(());
+        };
+        let chosen = matches!(
+            verdict.row,
+            Row::Forked | Row::Unrelated | Row::AheadForcedBad
+        );
+        let bad = match record.disk {
+            StoredDisk::Consistent => false,
+            StoredDisk::Outdated => !chosen,
+            StoredDisk::Inconsistent => true,
+        };
+        if bad {
+            let what = format!(
+                "{} is {:?}, and the source: {verdict:?}",
+                self.nodes[node].name, record.disk
+            );
+            return Err(self.violation("No-stale-promotion", what));
         }
         Ok(())
     }

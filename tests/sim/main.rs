@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 use anstream::{eprintln, println};
 use clap::{Args, Parser, Subcommand};
 use kagami_tests::sim::coverage;
-use kagami_tests::sim::planted;
+use kagami_tests::sim::planted::{self, Form};
+use kagami_tests::sim::profile::Profile;
 use kagami_tests::sim::replay::Trace;
 use kagami_tests::sim::stats::Stats;
-use kagami_tests::sim::{Outcome, catch_assertions, run_seed};
+use kagami_tests::sim::{Outcome, catch_assertions, run_profile};
 
 /// Runs two nodes with their disks, the link and the arbiter from a seed, breaks them, and checks
 /// what docs/design.md promises after every step.
@@ -47,6 +48,9 @@ struct Run {
     /// The first one.
     #[arg(long, default_value_t = 0)]
     from: u64,
+    /// What the runs are bent towards: docs/simulation.md.
+    #[arg(long, default_value = "general", value_parser = Profile::parse)]
+    profile: Profile,
     /// Threads; a seed runs on one.
     #[arg(long, default_value_t = 2)]
     threads: u64,
@@ -65,6 +69,9 @@ struct Run {
 struct Replay {
     /// The seed.
     seed: u64,
+    /// The profile that it is a seed of.
+    #[arg(long, default_value = "general", value_parser = Profile::parse)]
+    profile: Profile,
     /// Only the last lines of the trace.
     #[arg(long)]
     tail: Option<usize>,
@@ -75,6 +82,9 @@ struct Planted {
     /// Only those whose names contain this.
     #[arg(long)]
     only: Option<String>,
+    /// Only some that are caught quickly: what `./do test` runs.
+    #[arg(long)]
+    quick: bool,
     /// Seeds that a defect may take at most.
     #[arg(long, default_value_t = 4000)]
     seeds: u64,
@@ -82,8 +92,11 @@ struct Planted {
     #[arg(long, default_value_t = 2)]
     threads: usize,
     /// One JSON object for each defect.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "markdown")]
     json: bool,
+    /// The table of docs/simulation.md.
+    #[arg(long)]
+    markdown: bool,
 }
 
 fn main() -> ExitCode {
@@ -96,8 +109,13 @@ fn main() -> ExitCode {
             let wanted = planted::Wanted {
                 only: args.only,
                 seeds: args.seeds,
+                quick: args.quick,
                 threads: args.threads,
-                json: args.json,
+                form: match (args.json, args.markdown) {
+                    (true, _) => Form::Json,
+                    (_, true) => Form::Markdown,
+                    _ => Form::Lines,
+                },
             };
             return ExitCode::from(planted::run(&wanted));
         }
@@ -106,7 +124,7 @@ fn main() -> ExitCode {
 }
 
 fn run_one(replay: &Replay) -> bool {
-    let outcome = run_seed(replay.seed, Trace::kept());
+    let outcome = run_profile(replay.profile, replay.seed, Trace::kept());
     let lines = outcome.trace.lines();
     let skipped = replay
         .tail
@@ -122,6 +140,7 @@ fn run_one(replay: &Replay) -> bool {
 }
 
 fn run_many(run: &Run) -> bool {
+    let profile = run.profile;
     let next = AtomicU64::new(run.from);
     let end = run.from.saturating_add(run.seeds);
     let stop = AtomicBool::new(false);
@@ -136,7 +155,7 @@ fn run_many(run: &Run) -> bool {
             scope.spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= end || send.send(run_seed(seed, Trace::off())).is_err() {
+                    if seed >= end || send.send(run_profile(profile, seed, Trace::off())).is_err() {
                         break;
                     }
                 }
@@ -150,7 +169,11 @@ fn run_many(run: &Run) -> bool {
                 clear_progress();
                 if !run.json {
                     println!("seed {}: VIOLATION {violation}", outcome.seed);
-                    println!("  replay: kagami-sim replay {}", outcome.seed);
+                    let of = match profile {
+                        Profile::General => String::new(),
+                        profile => format!(" --profile {}", profile.name()),
+                    };
+                    println!("  replay: kagami-sim replay {}{of}", outcome.seed);
                 }
                 failed.push((outcome.seed, violation));
                 if failed.len() >= run.stop_after {

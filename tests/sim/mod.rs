@@ -28,14 +28,18 @@ pub mod net;
 pub mod node;
 pub mod options;
 pub mod orders;
+pub mod permission;
 pub mod planted;
+pub mod profile;
 pub mod replay;
+mod restore;
 pub mod rng;
 pub mod stats;
 pub mod workload;
 pub mod world;
 
 use check::Violation;
+use profile::Profile;
 use replay::Trace;
 use stats::Stats;
 use world::World;
@@ -68,9 +72,14 @@ pub fn catch_assertions() {
     }));
 }
 
-/// Runs a seed to its end.
+/// Runs a seed of the general mix to its end.
 pub fn run_seed(seed: u64, trace: Trace) -> Outcome {
-    let mut world = World::new(seed, trace);
+    run_profile(Profile::General, seed, trace)
+}
+
+/// Runs a seed of a profile to its end.
+pub fn run_profile(profile: Profile, seed: u64, trace: Trace) -> Outcome {
+    let mut world = World::new(profile, seed, trace);
     PANIC.with(|kept| kept.borrow_mut().take());
     let ended = catch_unwind(AssertUnwindSafe(|| world.run()));
     let violation = match ended {

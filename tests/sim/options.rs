@@ -11,6 +11,7 @@ use kagami_replicator::core::state::{NodeId, Protocol, Solo};
 use super::faults::Fault;
 use super::faults::kit::Kit;
 use super::orders::Order;
+use super::profile::{Profile, Sequel};
 use super::rng::Rng;
 
 /// How the two copies begin.
@@ -27,6 +28,8 @@ pub enum First {
 pub struct Options {
     /// The seed itself.
     pub seed: u64,
+    /// What the run is bent towards.
+    pub profile: Profile,
     /// Size of the mirror, bytes.
     pub size: u64,
     /// Extents that may be hot at once.
@@ -71,6 +74,12 @@ pub struct Options {
     pub grown: u64,
     /// What else was drawn.
     pub kit: Kit,
+    /// One after the other, not by chance.
+    pub in_turn: bool,
+    /// How long faults last in the mean, ns; `None`: mostly short against the time-out.
+    pub faults_last_ns: Option<u64>,
+    /// What tends to follow what.
+    pub sequels: Vec<Sequel>,
 }
 
 impl Options {
@@ -125,6 +134,7 @@ impl Options {
         let spots = rng.pick(&[4, 12, 40]) * if blocks > 66 * 1024 { 6 } else { 1 };
         let mut options = Self {
             seed,
+            profile: Profile::General,
             size,
             log_capacity: 64,
             ids: ids.map(NodeId),
@@ -163,6 +173,8 @@ impl Options {
                 .map(|order| {
                     let wanted = match order {
                         Order::Promote => true,
+                        // no draw: it would make every seed another run
+                        Order::TakeOver => seed.is_multiple_of(3),
                         Order::Force | Order::Part => forced,
                         _ => rng.percent(30),
                     };
@@ -173,6 +185,9 @@ impl Options {
             hot_spots: (0..spots).map(|_| rng.below(blocks)).collect(),
             grown: 0,
             kit: Kit::default(),
+            in_turn: false,
+            faults_last_ns: None,
+            sequels: Vec::new(),
         };
         options.kit = Kit::draw(seed, &mut options.faults, &mut options.orders, forced);
         options.grown = options.size;
@@ -232,8 +247,12 @@ impl fmt::Display for Options {
         };
         writeln!(
             f,
-            "seed {}: protocol {:?}, solo {solo}{}, {} blocks, ids a={} b={}, begins {:?}",
+            "seed {}{}: protocol {:?}, solo {solo}{}, {} blocks, ids a={} b={}, begins {:?}",
             self.seed,
+            match self.profile {
+                Profile::General => String::new(),
+                profile => format!(" of {}", profile.name()),
+            },
             s.protocol,
             if self.forced { ", forced" } else { "" },
             self.blocks(),

@@ -7,6 +7,7 @@ use kagami_replicator::core::event::{Command, Event, From, Refusal, Reply};
 use kagami_replicator::core::state::{CommandId, NodeId, Role};
 use kagami_replicator::core::{Connection, DiskState};
 
+use super::profile::Cause;
 use super::world::{Checked, Happening, Phase, World};
 
 /// A kind of order.
@@ -32,6 +33,8 @@ pub enum Order {
     Stop,
     /// Become Primary against the rules.
     Force,
+    /// A failover manager promotes the Secondary that has lost its Primary.
+    TakeOver,
     /// Give up the other copy for good; and a while later take that very node in again, with
     /// whatever its copy holds by then.
     Part,
@@ -70,6 +73,7 @@ impl Order {
         Self::Stop,
         Self::Force,
         Self::Part,
+        Self::TakeOver,
     ];
 
     /// What people call it.
@@ -91,6 +95,7 @@ impl Order {
             Self::Arbiter => "arbiter join --replace",
             Self::Disk => "replace-disk",
             Self::Grow => "resize",
+            Self::TakeOver => "take over",
         }
     }
 
@@ -138,6 +143,12 @@ impl World {
         };
         let order = self.options.orders[nth].0;
         let node = self.fault_rng.node();
+        self.sequels(Cause::Order(order), node);
+        self.give(order, node)
+    }
+
+    /// An operator gives an order, to this node if it has a choice.
+    pub(super) fn give(&mut self, order: Order, node: usize) -> Checked {
         let primary = (0..2).find(|node| self.nodes[*node].seen.role == Role::Primary);
         match order {
             Order::Promote => {
@@ -145,6 +156,16 @@ impl World {
                     return self.command(node, Command::Promote { force: false });
                 }
                 Ok(())
+            }
+            Order::TakeOver => {
+                let lost = |node: &usize| {
+                    self.nodes[*node].seen.role == Role::Secondary
+                        && self.connection(*node) != Connection::Connected
+                };
+                match (0..2).find(lost) {
+                    Some(node) => self.command(node, Command::Promote { force: false }),
+                    None => Ok(()),
+                }
             }
             Order::Demote | Order::DemoteForce => {
                 let force = order == Order::DemoteForce;
@@ -174,7 +195,10 @@ impl World {
                 self.command(node, Command::Verify { repair })
             }
             Order::Invalidate => {
-                if self.nodes[1 - node].seen.disk == DiskState::UpToDate {
+                // where an operator forces anyhow, also the only good one, if there is one yet
+                let record = self.nodes[node].meta.record();
+                let foolish = self.options.forced && record.is_some_and(|r| r.current.is_some());
+                if self.nodes[1 - node].seen.disk == DiskState::UpToDate || foolish {
                     self.ghost.invalidated = true;
                     return self.command(node, Command::Invalidate);
                 }
@@ -193,11 +217,9 @@ impl World {
                 self.later(node, Command::SetPeer { peer: again });
                 Ok(())
             }
-            Order::ForceBoth
-            | Order::Protocol
-            | Order::Arbiter
-            | Order::Disk
-            | Order::Grow => self.order_more(order, node),
+            Order::ForceBoth | Order::Protocol | Order::Arbiter | Order::Disk | Order::Grow => {
+                self.order_more(order, node)
+            }
         }
     }
 
@@ -263,6 +285,7 @@ impl World {
             ));
         };
         self.stats.order_done(result.is_ok());
+        self.ghost.damage_due[node] |= ordered.command == Command::Invalidate && result.is_ok();
         if ordered.command == Command::Stop && result.is_ok() {
             self.check_clean_stop(node)?;
             self.stopped(node);

@@ -116,7 +116,9 @@ fn draw_span(world: &mut World) -> (u64, u64) {
     let sectors = world.options.sectors();
     let rng = &mut world.load_rng;
     let unit = SECTORS as u64;
-    let block = if rng.percent(90) {
+    let block = if world.options.in_turn {
+        world.options.hot_spots[world.sent as usize % world.options.hot_spots.len()]
+    } else if rng.percent(90) {
         rng.pick(&world.options.hot_spots)
     } else {
         rng.below(sectors.div_ceil(unit))
@@ -300,7 +302,8 @@ mod tests {
     #[test]
     fn requests_stay_within_the_mirror() {
         for seed in 0..30 {
-            let mut world = World::new(seed, super::super::replay::Trace::off());
+            let profile = super::super::profile::Profile::General;
+            let mut world = World::new(profile, seed, super::super::replay::Trace::off());
             let sectors = world.options.sectors();
             for _ in 0..200 {
                 let (sector, count) = draw_span(&mut world);

@@ -23,6 +23,7 @@ use super::net::Net;
 use super::node::{Node, Waiting};
 use super::options::{First, Options};
 use super::orders::Ordered;
+use super::profile::{Cause, Profile};
 use super::replay::Trace;
 use super::rng::Rng;
 use super::stats::Stats;
@@ -83,6 +84,8 @@ pub enum Happening {
         node: usize,
         change: u64,
     },
+    /// Something that tends to follow what was before.
+    Sequel { node: usize, then: Cause },
     /// An operator orders something.
     Order,
     /// An operator orders something at the worst moment.
@@ -187,9 +190,10 @@ pub struct World {
 
 impl World {
     /// The world of a seed at its beginning.
-    pub fn new(seed: u64, trace: Trace) -> Self {
+    pub fn new(profile: Profile, seed: u64, trace: Trace) -> Self {
         let mut rng = Rng::new(seed);
-        let options = Options::draw(seed, &mut rng);
+        let mut options = Options::draw(seed, &mut rng);
+        profile.bend(&mut options, &mut rng);
         let nodes = [0, 1].map(|index| Node::new(index, &options, &mut rng));
         let mut world = Self {
             now: 0,
@@ -335,8 +339,14 @@ impl World {
             Happening::Ask(question) => self.reach_arbiter(question),
             Happening::Answer(question, answer) => {
                 if self.hears_answer(&question) {
-                    let attempt = question.attempt;
-                    return self.feed(question.node, Event::Arbiter { attempt, answer });
+                    let (node, attempt) = (question.node, question.attempt);
+                    let told = self.is_told_to_stop(&question, &answer);
+                    self.feed(node, Event::Arbiter { attempt, answer })?;
+                    return if told {
+                        self.check_stopped(node)
+                    } else {
+                        Ok(())
+                    };
                 }
                 Ok(())
             }
@@ -353,6 +363,7 @@ impl World {
                 node,
                 change,
             } => self.mend(fault, node, change),
+            Happening::Sequel { node, then } => self.follow(node, then),
             Happening::Order => self.order(),
             Happening::Ambush if self.phase == Phase::Storm => self.order_one(),
             Happening::Ambush => Ok(()),
@@ -485,6 +496,7 @@ impl World {
                     attempt,
                     arbiter: self.arbiters - u32::from(self.nodes[node].old_arbiter),
                     ask,
+                    asked: self.now,
                 };
                 self.ask_arbiter(question);
             }

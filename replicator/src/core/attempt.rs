@@ -106,10 +106,12 @@ impl Mirror {
 
     /// Is the arbiter there? A source that is alone stays so until it is (§5 step 4).
     pub(super) fn probe_arbiter(&mut self, out: &mut Actions) {
-        if self.attempt.is_some() {
-            self.on_probed(false);
-        } else {
-            self.ask(Purpose::Probe, out);
+        match &mut self.attempt {
+            None => self.ask(Purpose::Probe, out),
+            // The answer to that says as much. To try again later could meet the next one for ever:
+            // both come by the clock.
+            Some(attempt) if attempt.purpose == Purpose::Check => attempt.purpose = Purpose::Probe,
+            Some(_) => self.on_probed(false),
         }
     }
 
@@ -298,7 +300,10 @@ impl Mirror {
             },
             Purpose::Rejoin => self.rejoin(attempt, register, out),
             Purpose::Force => self.swap(attempt, register, out),
-            Purpose::Probe => self.on_probed(true),
+            Purpose::Probe => {
+                self.watch_register();
+                self.on_probed(true);
+            }
             Purpose::Check => {
                 // In a session the target's consent is the permission: it can't go on itself.
                 let named = self.is_source()

@@ -162,7 +162,7 @@ impl Mirror {
                 }
                 self.send(Message::Resolve { keep, full }, out);
             } else {
-                self.become_invalid(full, None);
+                self.become_invalid(full, None, out);
             }
         } else {
             self.solo.keep = Some(keep);
@@ -180,7 +180,12 @@ impl Mirror {
     /// The operator at the other end chose.
     ///
     /// Errors: it would overwrite a Primary in sync.
-    pub(super) fn on_resolve(&mut self, keep: NodeId, full: bool) -> Result<(), String> {
+    pub(super) fn on_resolve(
+        &mut self,
+        keep: NodeId,
+        full: bool,
+        out: &mut Actions,
+    ) -> Result<(), String> {
         if keep != self.peer {
             return Err("it orders that its own copy be overwritten".into());
         }
@@ -193,7 +198,7 @@ impl Mirror {
         if self.is_primary() || self.is_granted() {
             return Err("it wants to overwrite the copy of a Primary".into());
         }
-        self.become_invalid(full, None);
+        self.become_invalid(full, None, out);
         Ok(())
     }
 
@@ -217,7 +222,7 @@ impl Mirror {
         if let Some(why) = self.gives_up_the_peer() {
             return self.answer(id, Err(why), out);
         }
-        self.become_invalid(true, Some(id));
+        self.become_invalid(true, Some(id), out);
     }
 
     /// The peer was told in this session that its copy is to be overwritten: with this one given
@@ -232,23 +237,25 @@ impl Mirror {
     }
 
     /// This copy is not to be trusted: Inconsistent, durably, then the handshake makes it a target.
-    fn become_invalid(&mut self, full: bool, command: Option<CommandId>) {
+    fn become_invalid(&mut self, full: bool, command: Option<CommandId>, out: &mut Actions) {
+        self.alone = None;
+        // At once: a resynchronisation that is about to end would clear the marks of the blocks
+        // that it never compared, and its adoption take the word back.
+        self.close_session("this copy was invalidated", out);
         if full {
             self.bitmap.mark_all();
             self.pages.write_all = true;
         }
-        self.alone = None;
         self.change_record(After::Invalidated { command }, |r| {
             r.disk = StoredDisk::Inconsistent;
             r.zeroed = false;
-            r.all_marked |= full;
+            r.all_marked |= full && !planted(Defect::AllMarkedNotWritten);
         });
     }
 
     pub(super) fn on_invalidated_durable(&mut self, command: Option<CommandId>, out: &mut Actions) {
         self.end_attempt();
         self.local.up_to_date = false;
-        self.close_session("this copy was invalidated", out);
         if let Some(id) = command {
             self.answer(id, Ok(Reply::Done), out);
         }

@@ -180,6 +180,9 @@ impl Mirror {
                     for after in after {
                         self.on_record_durable(after, out);
                     }
+                    if planted(Defect::AllMarkedForgottenEarly) {
+                        self.forget_all_marked();
+                    }
                 }
             }
             Some(Work::Log { seq }) => self.on_log_durable(seq, out),
@@ -209,10 +212,6 @@ impl Mirror {
             Some(Work::Pages(pages)) => {
                 self.pages.under_way -= 1;
                 for (page, seq) in pages {
-                    if planted(Defect::FailedPageTrusted) {
-                        self.bitmap.page_written(page, seq);
-                        continue;
-                    }
                     self.bitmap.page_failed(page, seq);
                 }
             }

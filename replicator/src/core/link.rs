@@ -534,7 +534,7 @@ impl Mirror {
             Message::ArbiterRecorded { instance } => self.on_arbiter_recorded(instance),
             Message::Leave => self.on_peer_leave(out),
             Message::Bye => self.on_peer_bye(out),
-            Message::Resolve { keep, full } => self.on_resolve(keep, full),
+            Message::Resolve { keep, full } => self.on_resolve(keep, full, out),
             Message::Hello(_)
             | Message::Marks { .. }
             | Message::Ready

@@ -175,7 +175,7 @@ impl Mirror {
 
     /// Reads the first and last block of the span where the write does not cover them.
     fn read_edges(&mut self, key: WriteKey, out: &mut Actions) {
-        if !self.may_read() && !planted(Defect::StaleEdges) {
+        if !self.may_read() {
             // Read again, and merged, once this copy may answer.
             self.writes[key.0].stage = Stage::Parked;
             self.parked.push(key);

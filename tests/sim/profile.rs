@@ -1,0 +1,445 @@
+//! Profiles: runs that are drawn as all others are and then bent towards one situation.
+//!
+//! The general mix meets everything, and some of it once in many thousand seeds. A profile fixes
+//! what such a situation needs - which delays are close to which, what breaks, what is ordered,
+//! and what tends to follow what ([`Sequel`]) - and leaves the rest to the seed. The checks are
+//! the same in every profile.
+
+use kagami_replicator::core::settings::SplitBrainPolicy;
+use kagami_replicator::core::state::{Protocol, Solo};
+
+use super::faults::Fault;
+use super::options::Options;
+use super::orders::Order;
+use super::rng::Rng;
+use super::world::{Happening, MS, World};
+
+const US: u64 = 1_000;
+
+/// What runs are bent towards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Profile {
+    /// Nothing: the general mix.
+    #[default]
+    General,
+    /// The Secondary takes over while the Primary's lease may still run, with reads under way.
+    LeaseRace,
+    /// The arbiter is as slow as anybody waits for it, and sessions come and go meanwhile.
+    LateAnswers,
+    /// Protocols A and B: what was answered early is on one copy when its disk and its link go.
+    EarlyAnswers,
+    /// Roles change hands in session, cleanly or by the death of a daemon.
+    HandOver,
+    /// More extents are written than may be hot, in sync and alone.
+    Cooling,
+    /// A Secondary leaves cleanly and loses power.
+    CleanLeave,
+    /// Copies are invalidated, for good reason, and lose power.
+    Invalidated,
+    /// A disk is put back that holds an old copy.
+    OldCopies,
+    /// A resynchronisation ends under load that never pauses.
+    BusyEnd,
+    /// An operator forces the copy that the arbiter does not name.
+    Forced,
+}
+
+/// What a cause draws after it, on the same node.
+#[derive(Clone, Copy, Debug)]
+pub struct Sequel {
+    /// What was before.
+    pub after: Cause,
+    /// What follows.
+    pub then: Cause,
+    /// Within this time, ns.
+    pub within_ns: u64,
+    /// In so many of a hundred cases.
+    pub percent: u64,
+}
+
+/// A fault or an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Something broke.
+    Fault(Fault),
+    /// An operator ordered something.
+    Order(Order),
+}
+
+impl Profile {
+    /// All of them.
+    pub const ALL: &'static [Self] = &[
+        Self::General,
+        Self::LeaseRace,
+        Self::LateAnswers,
+        Self::EarlyAnswers,
+        Self::HandOver,
+        Self::Cooling,
+        Self::CleanLeave,
+        Self::Invalidated,
+        Self::OldCopies,
+        Self::BusyEnd,
+        Self::Forced,
+    ];
+
+    /// What it is called on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::General => "general",
+            Self::LeaseRace => "lease-race",
+            Self::LateAnswers => "late-answers",
+            Self::EarlyAnswers => "early-answers",
+            Self::HandOver => "hand-over",
+            Self::Cooling => "cooling",
+            Self::CleanLeave => "clean-leave",
+            Self::Invalidated => "invalidated",
+            Self::OldCopies => "old-copies",
+            Self::BusyEnd => "busy-end",
+            Self::Forced => "forced",
+        }
+    }
+
+    /// The profile of this name.
+    ///
+    /// # Errors
+    /// There is none: which there are.
+    pub fn parse(name: &str) -> Result<Self, String> {
+        let found = Self::ALL.iter().find(|one| one.name() == name);
+        found.copied().ok_or_else(|| {
+            let names: Vec<_> = Self::ALL.iter().map(|one| one.name()).collect();
+            format!("no profile {name:?}; there are: {}", names.join(", "))
+        })
+    }
+
+    /// Bends what a seed drew.
+    pub fn bend(self, o: &mut Options, rng: &mut Rng) {
+        o.profile = self;
+        match self {
+            Self::General => {}
+            Self::LeaseRace => lease_race(o, rng),
+            Self::LateAnswers => late_answers(o, rng),
+            Self::EarlyAnswers => early_answers(o, rng),
+            Self::HandOver => hand_over(o, rng),
+            Self::Cooling => cooling(o, rng),
+            Self::CleanLeave => clean_leave(o, rng),
+            Self::Invalidated => invalidated(o, rng),
+            Self::OldCopies => old_copies(o, rng),
+            Self::BusyEnd => busy_end(o, rng),
+            Self::Forced => forced(o, rng),
+        }
+    }
+}
+
+/// Everything on a small scale: a small mirror, quick parts, no fork.
+fn small(o: &mut Options, rng: &mut Rng) {
+    let blocks = rng.between(16, 400);
+    o.size = blocks * 4096;
+    o.hot_spots = (0..rng.pick(&[4, 12])).map(|_| rng.below(blocks)).collect();
+    o.forced = false;
+    o.settings.split_brain = SplitBrainPolicy::default();
+    o.faults.clear();
+    o.orders = vec![(Order::Promote, 12)];
+    o.disk_ns = 100 * US;
+    o.meta_ns = 100 * US;
+    o.net_ns = 100 * US;
+    o.arbiter_ns = 200 * US;
+}
+
+fn timeouts(o: &mut Options, timeout_ms: u64) {
+    o.settings.timeout_ms = timeout_ms;
+    o.settings.ack_timeout_ms = 5 * timeout_ms;
+    o.settings.arbiter_timeout_ms = timeout_ms;
+}
+
+fn sequel(after: Cause, then: Cause, within_ns: u64, percent: u64) -> Sequel {
+    Sequel {
+        after,
+        then,
+        within_ns,
+        percent,
+    }
+}
+
+fn lease_race(o: &mut Options, rng: &mut Rng) {
+    small(o, rng);
+    timeouts(o, rng.pick(&[30, 60, 120]));
+    o.settings.solo = Solo::Arbiter;
+    o.requests = 1200;
+    o.depth = rng.pick(&[2, 8]);
+    o.think_ns = rng.pick(&[300 * US, MS]);
+    o.disk_ns = rng.pick(&[50 * US, 3 * MS]);
+    o.hot_spots.truncate(4);
+    o.fault_every_ns = Some(250 * MS);
+    o.faults = vec![
+        (Fault::LinkCut, 4),
+        (Fault::LinkCutOneWay, 2),
+        (Fault::SessionEnds, 1),
+        (Fault::DaemonPauses, 2),
+        (Fault::DiskSlow, 2),
+    ];
+    o.faults_last_ns = Some(4 * o.settings.timeout_ms * MS);
+    o.sequels = vec![sequel(
+        Cause::Fault(Fault::DiskSlow),
+        Cause::Fault(Fault::LinkCut),
+        100 * MS,
+        60,
+    )];
+    // Looked at all the time: it does something only where the link has gone.
+    o.order_every_ns = 5 * MS;
+    o.orders.push((Order::TakeOver, 60));
+}
+
+fn late_answers(o: &mut Options, rng: &mut Rng) {
+    small(o, rng);
+    timeouts(o, rng.pick(&[60, 200]));
+    o.settings.solo = Solo::Arbiter;
+    o.requests = 1000;
+    o.depth = 8;
+    o.think_ns = 2 * MS;
+    o.arbiter_ns = o.settings.timeout_ms * MS / rng.pick(&[2, 4, 20]);
+    o.fault_every_ns = Some(2 * o.settings.timeout_ms * MS);
+    o.faults = vec![
+        (Fault::LinkCut, 3),
+        (Fault::SessionEnds, 3),
+        (Fault::DaemonDies, 1),
+        (Fault::MachineCrashes, 1),
+        (Fault::BothCrash, 1),
+    ];
+    o.faults_last_ns = Some(2 * o.settings.timeout_ms * MS);
+    o.order_every_ns = 20 * MS;
+    o.orders.push((Order::TakeOver, 12));
+}
+
+fn early_answers(o: &mut Options, rng: &mut Rng) {
+    small(o, rng);
+    timeouts(o, 400);
+    o.settings.protocol = rng.pick(&[Protocol::A, Protocol::A, Protocol::B]);
+    o.settings.solo = rng.pick(&[Solo::Arbiter, Solo::Never, Solo::Never]);
+    o.settings.flush_after_ms = 1000;
+    o.requests = 1500;
+    o.depth = 16;
+    o.think_ns = 500 * US;
+    o.disk_ns = rng.pick(&[100 * US, MS, 3 * MS]);
+    o.net_ns = rng.pick(&[5 * MS, 20 * MS]);
+    o.fault_every_ns = Some(400 * MS);
+    o.faults = vec![(Fault::DiskFails, 1), (Fault::SessionEnds, 1)];
+    o.faults_last_ns = Some(500 * MS);
+    o.order_every_ns = 60 * MS;
+    let (disk, link) = (
+        Cause::Fault(Fault::DiskFails),
+        Cause::Fault(Fault::SessionEnds),
+    );
+    let together = rng.pick(&[2 * MS, 30 * MS]);
+    o.sequels = vec![
+        sequel(disk, link, together, 60),
+        sequel(link, disk, together, 40),
+    ];
+}
+
+fn hand_over(o: &mut Options, rng: &mut Rng) {
+    small(o, rng);
+    timeouts(o, 300);
+    o.settings.protocol = rng.pick(&[Protocol::A, Protocol::A, Protocol::B, Protocol::C]);
+    o.settings.solo = rng.pick(&[Solo::Arbiter, Solo::Never]);
+    o.settings.flush_after_ms = 1000;
+    o.requests = 1500;
+    o.depth = 8;
+    o.think_ns = MS;
+    o.meta_ns = rng.pick(&[100 * US, 3 * MS]);
+    o.net_ns = rng.pick(&[MS, 10 * MS]);
+    o.fault_every_ns = Some(300 * MS);
+    o.faults = vec![
+        (Fault::DaemonDies, 2),
+        (Fault::BothDie, 2),
+        (Fault::SessionEnds, 1),
+    ];
+    o.faults_last_ns = Some(20 * MS);
+    o.order_every_ns = 40 * MS;
+    o.orders = vec![
+        (Order::Promote, 20),
+        (Order::Demote, 2),
+        (Order::DemoteForce, 1),
+    ];
+    o.sequels = vec![sequel(
+        Cause::Order(Order::Promote),
+        Cause::Fault(Fault::SessionEnds),
+        4 * (o.net_ns + o.meta_ns),
+        30,
+    )];
+}
+
+fn cooling(o: &mut Options, rng: &mut Rng) {
+    small(o, rng);
+    timeouts(o, 300);
+    let extents = rng.between(72, 200);
+    o.size = extents * (4 << 20);
+    // One after the other, so that what is to cool was written a moment ago.
+    o.hot_spots = (0..extents)
+        .map(|extent| extent * 1024 + rng.below(1000))
+        .collect();
+    o.in_turn = true;
+    o.settings.solo = rng.pick(&[Solo::Arbiter, Solo::Always]);
+    o.settings.flush_after_ms = 1000;
+    o.requests = 1500;
+    o.depth = 48;
+    o.think_ns = 50 * US;
+    o.disk_ns = 50 * US;
+    o.net_ns = rng.pick(&[200 * US, 5 * MS, 20 * MS]);
+    o.meta_ns = rng.pick(&[50 * US, 2 * MS]);
+    o.fault_every_ns = Some(200 * MS);
+    o.faults = vec![
+        (Fault::LinkCut, 3),
+        (Fault::MachineCrashes, 1),
+        (Fault::DaemonDies, 1),
+    ];
+    o.faults_last_ns = Some(600 * MS);
+    o.order_every_ns = 20 * MS;
+    o.orders.push((Order::TakeOver, 1));
+}
+
+fn clean_leave(o: &mut Options, rng: &mut Rng) {
+    small(o, rng);
+    timeouts(o, 300);
+    o.settings.solo = rng.pick(&[Solo::Arbiter, Solo::Arbiter, Solo::Never]);
+    o.requests = 600;
+    o.depth = 4;
+    o.think_ns = 2 * MS;
+    o.meta_ns = rng.pick(&[MS, 5 * MS]);
+    o.fault_every_ns = Some(800 * MS);
+    o.faults = vec![(Fault::MachineCrashes, 1), (Fault::LinkCut, 1)];
+    o.faults_last_ns = Some(300 * MS);
+    o.order_every_ns = 80 * MS;
+    o.orders = vec![
+        (Order::Promote, 12),
+        (Order::Disconnect, 3),
+        (Order::Stop, 3),
+        (Order::TakeOver, 6),
+    ];
+    let power = Cause::Fault(Fault::MachineCrashes);
+    o.sequels = [Order::Disconnect, Order::Stop]
+        .map(|order| sequel(Cause::Order(order), power, 15 * MS, 40))
+        .into();
+}
+
+fn invalidated(o: &mut Options, rng: &mut Rng) {
+    small(o, rng);
+    timeouts(o, 200);
+    o.settings.solo = rng.pick(&[Solo::Arbiter, Solo::Never, Solo::Always]);
+    o.settings.resync_window = rng.pick(&[4096, 64 << 10]);
+    o.requests = 800;
+    o.depth = 4;
+    o.think_ns = 2 * MS;
+    o.meta_ns = rng.pick(&[5 * MS, 25 * MS]);
+    o.fault_every_ns = Some(500 * MS);
+    o.faults = vec![(Fault::MachineCrashes, 1), (Fault::BothCrash, 1)];
+    o.faults_last_ns = Some(50 * MS);
+    o.order_every_ns = 50 * MS;
+    o.orders = vec![(Order::Promote, 12), (Order::Invalidate, 6)];
+    o.sequels = vec![sequel(
+        Cause::Order(Order::Invalidate),
+        Cause::Fault(Fault::MachineCrashes),
+        8 * o.meta_ns,
+        30,
+    )];
+}
+
+fn old_copies(o: &mut Options, rng: &mut Rng) {
+    small(o, rng);
+    timeouts(o, 200);
+    o.settings.solo = rng.pick(&[Solo::Arbiter, Solo::Always, Solo::Always]);
+    o.forced = rng.coin();
+    o.requests = 1000;
+    o.depth = 4;
+    o.think_ns = 2 * MS;
+    o.fault_every_ns = Some(150 * MS);
+    o.faults = vec![
+        (Fault::OldCopy, 6),
+        (Fault::LinkCut, 2),
+        (Fault::MachineCrashes, 1),
+        (Fault::SessionEnds, 1),
+    ];
+    o.faults_last_ns = Some(300 * MS);
+    o.order_every_ns = 60 * MS;
+    o.orders = vec![
+        (Order::Promote, 12),
+        (Order::TakeOver, 6),
+        (Order::Disconnect, 2),
+        (Order::Demote, 1),
+        (Order::Invalidate, u64::from(o.may_fork())),
+        (Order::Force, u64::from(o.forced)),
+    ];
+}
+
+fn busy_end(o: &mut Options, rng: &mut Rng) {
+    small(o, rng);
+    timeouts(o, 500);
+    let blocks = 4000;
+    o.size = blocks * 4096;
+    o.hot_spots = (0..200).map(|_| rng.below(blocks)).collect();
+    o.settings.solo = rng.pick(&[Solo::Never, Solo::Always]);
+    o.settings.resync_window = 8 << 20;
+    o.requests = 5000;
+    o.depth = 64;
+    o.think_ns = 100 * US;
+    o.disk_ns = MS;
+    o.net_ns = 50 * US;
+    o.fault_every_ns = Some(400 * MS);
+    o.faults = vec![(Fault::SessionEnds, 1)];
+    o.order_every_ns = 30 * MS;
+}
+
+fn forced(o: &mut Options, rng: &mut Rng) {
+    small(o, rng);
+    timeouts(o, rng.pick(&[100, 300]));
+    o.settings.solo = Solo::Arbiter;
+    o.forced = true;
+    o.requests = 1200;
+    o.depth = 4;
+    o.think_ns = 3 * MS;
+    o.fault_every_ns = Some(400 * MS);
+    o.faults = vec![(Fault::LinkCut, 3), (Fault::MachineCrashes, 1)];
+    o.faults_last_ns = Some(1500 * MS);
+    o.order_every_ns = 60 * MS;
+    o.orders = vec![
+        (Order::Promote, 12),
+        (Order::TakeOver, 4),
+        (Order::Force, 4),
+    ];
+}
+
+impl World {
+    /// Plans what tends to follow.
+    pub(super) fn sequels(&mut self, cause: Cause, node: usize) {
+        for nth in 0..self.options.sequels.len() {
+            let sequel = self.options.sequels[nth];
+            if sequel.after == cause && self.fault_rng.percent(sequel.percent) {
+                let delay = self.fault_rng.below(sequel.within_ns);
+                let then = sequel.then;
+                self.plan(delay, Happening::Sequel { node, then });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::replay::Trace;
+    use super::super::run_profile;
+    use super::*;
+
+    #[test]
+    fn a_profile_is_found_by_its_name() {
+        for profile in Profile::ALL {
+            assert_eq!(Profile::parse(profile.name()), Ok(*profile));
+        }
+        assert!(Profile::parse("nothing").is_err());
+    }
+
+    #[test]
+    fn no_profile_breaks_what_is_sound() {
+        for profile in Profile::ALL {
+            let outcome = run_profile(*profile, 1, Trace::off());
+            assert_eq!(outcome.violation, None, "{}", profile.name());
+        }
+    }
+}

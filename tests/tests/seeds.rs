@@ -1,0 +1,52 @@
+//! The first seeds of the simulator as a test: what each mutant has to survive (`./do mutants`).
+//!
+//! `KAGAMI_SEEDS` says how many; without it a few, since an unoptimised build runs them slowly and
+//! `./do sim` runs thousands.
+
+use kagami_tests::sim::profile::Profile;
+use kagami_tests::sim::replay::Trace;
+use kagami_tests::sim::{catch_assertions, run_profile};
+
+#[test]
+fn the_first_seeds_hold() {
+    let seeds = std::env::var("KAGAMI_SEEDS").map_or(20, |text| {
+        text.parse()
+            .unwrap_or_else(|_| panic!("KAGAMI_SEEDS={text} is no number"))
+    });
+    catch_assertions();
+    let found = (0..seeds).find_map(|seed| {
+        let outcome = run_profile(Profile::General, seed, Trace::off());
+        outcome.violation.map(|violation| (seed, violation))
+    });
+    // The hook above keeps the words of a panic to itself.
+    if let Some((seed, violation)) = &found {
+        println!("seed {seed}: {violation}");
+    }
+    assert!(found.is_none());
+}
+
+/// Seeds that once showed a defect of the daemon.
+const ONCE_BROKEN: &[(Profile, u64, &str)] = &[
+    (
+        Profile::Invalidated,
+        2,
+        "a copy was invalidated while its resynchronisation ended, which took the word back",
+    ),
+    (
+        Profile::EarlyAnswers,
+        150,
+        "a resynchronisation never ended: each look at the arbiter met another, by the clock",
+    ),
+];
+
+#[test]
+fn what_was_broken_once_holds() {
+    catch_assertions();
+    for (profile, seed, what) in ONCE_BROKEN {
+        let violation = run_profile(*profile, *seed, Trace::off()).violation;
+        if let Some(violation) = &violation {
+            println!("{} {seed} ({what}): {violation}", profile.name());
+        }
+        assert!(violation.is_none());
+    }
+}
