@@ -13,6 +13,7 @@ pub mod link;
 pub mod metadata;
 pub mod nbd;
 pub mod pairing;
+pub mod peer;
 pub mod witness;
 
 /// A target: its name, as in tests/fuzz/corpus, and what it does with an input.
@@ -33,4 +34,5 @@ pub const TARGETS: &[Target] = &[
     ("control", control::messages),
     ("witness", witness::messages),
     ("pairing", pairing::messages),
+    ("hostile_core", peer::hostile),
 ];
