@@ -148,7 +148,7 @@ impl Conn {
         tracing::warn!(peer = %self.peer.name(), %address, %fault, "the peer broke the protocol, connection closed");
         let number = match fault {
             PeerFault::Slow(..) => code::SLOW,
-            PeerFault::TooManyStreams(_) => code::TOO_MANY,
+            PeerFault::TooManyStreams(_) | PeerFault::TooManyConnections(_) => code::TOO_MANY,
             _ => code::PROTOCOL,
         };
         self.hang_up(number, &fault.to_string());
