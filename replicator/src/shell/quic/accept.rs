@@ -26,6 +26,11 @@ pub(super) async fn accept(inner: Rc<Inner>, endpoint: quinn::Endpoint) {
             incoming.refuse();
             continue;
         }
+        // Whoever sends under others' addresses never gets this far twice.
+        if inner.handshakes.get() >= MAX_HANDSHAKES / 2 && incoming.may_retry() {
+            let _ = incoming.retry();
+            continue;
+        }
         inner.handshakes.set(inner.handshakes.get() + 1);
         let inner = Rc::clone(&inner);
         spawn_local(async move {
