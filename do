@@ -8,6 +8,8 @@
 #   ./do vm [NAME] the scenarios of tests/vm under a real kernel, or those that are named
 #   ./do planted   plants defects, and shows which of them the simulator catches
 #   ./do mutants PART [K/N]   mutates bitmap, core or core/FILE, and shows what no test notices
+#   ./do fuzz [TARGET [SECONDS]]  searches for inputs that break a decoder (all of them, 600 s each)
+#   ./do miri      runs what is unsafe and asks nothing of the kernel under Miri
 #   ./do build     target/release/kagami
 #   ./do package   the Debian package of it, in target/debian
 #
@@ -26,7 +28,7 @@ VM_PACKAGES=(busybox-static kmod xz-utils qemu-system-x86 user-mode-linux nbd-cl
 PACKAGE_PACKAGES=(dpkg-dev binutils)
 SEEDS=${KAGAMI_SEEDS:-20000}
 OTHER=
-DENY_VERSION=0.20.2 MACHETE_VERSION=0.9.2 MUTANTS_VERSION=27.1.0
+DENY_VERSION=0.20.2 MACHETE_VERSION=0.9.2 MUTANTS_VERSION=27.1.0 FUZZ_VERSION=0.13.2
 
 say() { printf '\n== %s\n' "$*"; }
 die() { printf 'do: %s\n' "$*" >&2; exit 1; }
@@ -155,6 +157,47 @@ mutants() { # PART [K/N]
     esac
 }
 
+# These two need a nightly compiler; nothing else does.
+need_nightly() { # COMPONENT...
+    command -v rustup >/dev/null || die "needs rustup, for a nightly compiler (https://rustup.rs)"
+    rustup toolchain list | grep -q '^nightly' || rustup toolchain install nightly --profile minimal
+    [ $# = 0 ] || rustup component add --toolchain nightly "$@"
+}
+
+fuzz() { # [TARGET [SECONDS]]
+    need_packages g++
+    need_nightly
+    need_cargo_tool fuzz "$FUZZ_VERSION"
+    local target seconds=${2:-600} work merged limits corpus targets=(${1:+"$1"})
+    [ ${#targets[@]} -gt 0 ] || mapfile -t targets < <(sed -n '/\[\[bin/,$s/^name = "\([a-z_]*\)"$/\1/p' tests/fuzz/Cargo.toml)
+    for target in "${targets[@]}"; do
+        [ -f "tests/fuzz/targets/$target.rs" ] || die "no such target: $target (tests/fuzz/targets)"
+        say "fuzzing $target for $seconds s"
+        work=$(mktemp -d) merged=$(mktemp -d) corpus=$PWD/tests/fuzz/corpus/$target
+        mkdir -p "$corpus"
+        limits=(-max_total_time="$seconds" -max_len=8192 -timeout=20 -malloc_limit_mb=64 -rss_limit_mb=1500)
+        [ ! -f "tests/fuzz/dictionaries/$target.dict" ] || limits+=("-dict=$PWD/tests/fuzz/dictionaries/$target.dict")
+        # Found inputs go to $work; what adds coverage is kept, as few and as small as possible.
+        cargo +nightly fuzz run --fuzz-dir tests/fuzz "$target" "$work" "$corpus" -- "${limits[@]}" -print_final_stats=1
+        cargo +nightly fuzz run --fuzz-dir tests/fuzz "$target" "$merged" "$work" "$corpus" -- -merge=1
+        keep_corpus "$merged" "$corpus"
+        rm -r "$work" "$merged"
+    done
+}
+
+# The smallest inputs of a merged corpus, as many as git should hold.
+keep_corpus() { # FROM TO
+    find "$2" -type f -delete
+    find "$1" -type f -printf '%s %p\n' | sort -n |
+        awk '(total += $1) <= 180000 && NR <= 300 { print $2 }' | xargs -r cp -t "$2"
+}
+
+miri() {
+    need_nightly miri rust-src
+    say "unsafe code under Miri"
+    MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test -p kagami-replicator --test disk_buffers
+}
+
 case ${1:-help} in
     build) need_rust; build ;;
     demo)
@@ -176,6 +219,8 @@ case ${1:-help} in
         vm "${@:2}" ;;
     planted) planted "${@:2}" ;;
     mutants) mutants "${@:2}" ;;
+    fuzz) need_rust; fuzz "${@:2}" ;;
+    miri) need_rust; miri ;;
     test)
         need_packages "${TEST_PACKAGES[@]}" "${VM_PACKAGES[@]}" "${PACKAGE_PACKAGES[@]}"
         check
@@ -193,5 +238,5 @@ case ${1:-help} in
         # The build that the tests left is another one, to upgrade to.
         OTHER=${CARGO_TARGET_DIR:-target}/debug/kagami vm
         say "all of it passed" ;;
-    *) sed -n '2,16s/^# \{0,1\}//p' "$0" ;;
+    *) sed -n '2,18s/^# \{0,1\}//p' "$0" ;;
 esac

@@ -206,7 +206,8 @@ impl Record {
             self.base = self.base.or(Some(old));
         }
         self.current = Some(Generation {
-            counter: self.current.map_or(1, |old| old.counter + 1),
+            // For people, and a peer may have sent any: it must not keep this copy from going on.
+            counter: self.current.map_or(1, |old| old.counter.saturating_add(1)),
             tag,
         });
         self.alone = true;

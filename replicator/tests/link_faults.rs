@@ -345,6 +345,39 @@ fn a_connection_that_opens_nothing_is_not_kept() {
 }
 
 #[test]
+fn a_peer_that_connects_without_end_is_refused() {
+    run(async {
+        // Long, so that none of the connections is given up meanwhile.
+        let timeout = Duration::from_secs(30);
+        let (key_a, key_b) = (key(), key());
+        let mut config_b = config(B);
+        config_b.peers = vec![PeerConfig {
+            timeout,
+            ..peer(A, vec![], &key_a)
+        }];
+        let pins = Pins::new([key_b.fingerprint()]);
+        let mut b = Node::new(config_b, key_b);
+        want(&b, A, &[PG]);
+        let mut kept = Vec::new();
+        for _ in 0..70 {
+            let rogue = Rogue::dial(&key_a, b.address(), pins.clone()).await;
+            rogue.say_hello().await;
+            kept.push(rogue);
+        }
+        let fault = b.failure().await;
+        let LinkFault::PeerFault(fault) = fault else {
+            panic!("{fault:?}")
+        };
+        assert_eq!(fault, PeerFault::TooManyConnections(64));
+        let last = kept.pop().expect("one of them");
+        assert_eq!(last.closed().await.0, u64::from(code::TOO_MANY));
+        // One of those that were let in opens its session as ever.
+        kept[0].open_session(5).await;
+        assert_eq!(b.up_with_nonce().await.1, 5);
+    });
+}
+
+#[test]
 fn endless_streams_close_the_connection() {
     run(async {
         let (mut b, rogue) = with_rogue(TIMEOUT).await;

@@ -5,13 +5,18 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use toml_edit::{DocumentMut, Item, Table};
 
 use super::keys::{self, Section};
 use super::places::Places;
 use super::{Config, ConfigError, read_file};
+
+/// How long another command may have the configuration.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
 const HEADER: &str = "\
 # kagami's configuration. Every key and its default: `kagami config show --defaults`.
@@ -71,8 +76,13 @@ impl Editor {
             "run the command as a user who may, or name another file with --config",
         ))?;
         let folder = File::open(&folder_path).map_err(io("opened", "check its permissions"))?;
-        rustix::fs::flock(&folder, FlockOperation::LockExclusive)
-            .map_err(|errno| io("locked", "use a file system that knows locks")(errno.into()))?;
+        lock(&folder).map_err(|errno| match errno {
+            Errno::WOULDBLOCK => io(
+                "locked",
+                "another program has held it for 10 s: end that one",
+            )(errno.into()),
+            errno => io("locked", "use a file system that knows locks")(errno.into()),
+        })?;
         let existed = file.exists();
         let text = if existed {
             read_file(&file)?
@@ -245,6 +255,20 @@ impl Editor {
         }
         written?;
         self.folder.sync_all()
+    }
+}
+
+/// Takes the folder's lock, which another command has for a moment. Any user who may read the folder can
+/// lock it: that must not hold up a command, or the daemon, for ever.
+fn lock(folder: &File) -> Result<(), Errno> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match rustix::fs::flock(folder, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
     }
 }
 

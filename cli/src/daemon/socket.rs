@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -62,6 +62,8 @@ impl ControlSocket {
             .write(true)
             .create(true)
             .truncate(false)
+            // Who could open it could lock it, and keep the daemon from starting.
+            .mode(0o600)
             .open(&lock_path)
             .map_err(io(&lock_path, "opening it", may))?;
         if let Err(errno) = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {

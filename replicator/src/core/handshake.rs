@@ -24,8 +24,7 @@ pub(super) struct Meeting {
     sent: Option<Hello>,
     theirs: Option<Hello>,
     verdict: Option<Verdict>,
-    /// Marked runs that the peer sent, and whether that was all.
-    marks: Vec<Run>,
+    /// The peer has sent all its marks.
     marks_complete: bool,
     /// What the verdict demands of this side is durable.
     prepared: bool,
@@ -33,12 +32,30 @@ pub(super) struct Meeting {
     ready_received: bool,
     /// What overtook the peer's ready on another stream.
     early: Vec<Message>,
+    /// Block hashes in these.
+    early_hashes: usize,
 }
 
 /// Most messages that may overtake a ready.
 const EARLY: usize = 4096;
+/// Most block hashes in these: 1 MiB. (Data lie in the memory for received payloads.)
+const EARLY_HASHES: usize = 65_536;
 /// Most runs in one message.
 pub(super) const RUNS: usize = 4096;
+
+impl Meeting {
+    /// The verdict is to resynchronise by marks. (It is found as soon as both hellos are there, and
+    /// the peer, which sends marks behind its own, had this node's.)
+    fn wants_marks(&self) -> bool {
+        matches!(
+            self.verdict,
+            Some(Verdict {
+                strategy: Strategy::Marks { .. },
+                ..
+            })
+        )
+    }
+}
 
 impl Mirror {
     fn meeting(&mut self) -> Option<&mut Meeting> {
@@ -174,23 +191,19 @@ impl Mirror {
                     link.peer_timeout_ms = timeout;
                 }
             }
-            Message::Marks { runs, last }
-                if meeting.theirs.is_some() && !meeting.marks_complete =>
-            {
+            Message::Marks { runs, last } if meeting.wants_marks() && !meeting.marks_complete => {
                 if runs
                     .iter()
                     .any(|run| run.is_empty() || run.end().0 > geometry.blocks())
                 {
                     return Err("it marks blocks behind the end".into());
                 }
-                meeting.marks.extend(runs);
                 meeting.marks_complete = last;
-                if last {
-                    // *Marked-before-different*: both go on with the union (§5 step 2).
-                    for run in std::mem::take(&mut meeting.marks) {
-                        if planted(Defect::MarksNotJoined) {
-                            continue;
-                        }
+                // *Marked-before-different*: both go on with the union (§5 step 2). Each piece is
+                // joined as it comes, so that no stream of them takes memory; what a session that
+                // ends here has marked is compared, or copied, by the next.
+                for run in runs {
+                    if !planted(Defect::MarksNotJoined) {
                         self.bitmap.mark(run);
                     }
                 }
@@ -205,7 +218,11 @@ impl Mirror {
             | Message::ResyncBlocks { .. }
             | Message::Compare { .. }
             | Message::Compared { .. } => {
-                if !meeting.ready_sent || meeting.early.len() >= EARLY {
+                if let Message::Compare { hashes, .. } = &message {
+                    meeting.early_hashes += hashes.len();
+                }
+                let too_many = meeting.early.len() >= EARLY || meeting.early_hashes > EARLY_HASHES;
+                if !meeting.ready_sent || too_many {
                     return Err("it sends data before the session is up".into());
                 }
                 meeting.early.push(message);

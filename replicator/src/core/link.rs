@@ -5,10 +5,11 @@
 //! [`Mirror::end_session`], which takes away everything that rested on it before anything else
 //! is done.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use kagami_bitmap::planted::{Defect, planted};
 
+use super::applied::{Applied, Asked};
 use super::diskless::Serve;
 use super::handshake::Meeting;
 use super::message::Message;
@@ -63,6 +64,7 @@ pub(super) struct Up {
     // What the peer sent.
     pub applied: Applied,
     pub peer_flushes: Vec<(u64, Seq)>,
+    pub asked: Asked,
     /// The peer may be Primary in this session: it asked, and this node said yes.
     pub granted: bool,
     /// An operator paused the resynchronisation, here or there.
@@ -94,39 +96,6 @@ pub(super) enum Owed {
     Chunk(u64),
 }
 
-/// Which of the peer's writes are applied: all up to one, and some beyond, since streams overtake.
-#[derive(Debug, Default)]
-pub(super) struct Applied {
-    upto: Seq,
-    beyond: BTreeSet<Seq>,
-    /// Received and not applied.
-    under_way: BTreeSet<Seq>,
-}
-
-impl Applied {
-    /// A write arrived. False if it was here before.
-    pub fn receive(&mut self, seq: Seq) -> bool {
-        seq > self.upto && !self.beyond.contains(&seq) && self.under_way.insert(seq)
-    }
-
-    pub fn apply(&mut self, seq: Seq) {
-        assert!(self.under_way.remove(&seq), "write {seq} was not received");
-        self.beyond.insert(seq);
-        while self.beyond.remove(&Seq(self.upto.0 + 1)) {
-            self.upto.0 += 1;
-        }
-    }
-
-    /// True if everything up to `after` is applied.
-    pub fn covers(&self, after: Seq) -> bool {
-        self.upto >= after
-    }
-
-    pub fn is_idle(&self) -> bool {
-        self.under_way.is_empty()
-    }
-}
-
 impl Up {
     pub fn new(peer: Peer, phase: Phase) -> Self {
         Self {
@@ -140,6 +109,7 @@ impl Up {
             next_read: 1,
             applied: Applied::default(),
             peer_flushes: Vec::new(),
+            asked: Asked::default(),
             granted: false,
             paused_here: false,
             paused_there: false,

@@ -18,6 +18,7 @@
 //! the record and the pages, `invariant` asserts what must hold between any two events.
 
 pub mod action;
+mod applied;
 mod attempt;
 mod command;
 pub mod decide;

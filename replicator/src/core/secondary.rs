@@ -46,10 +46,7 @@ impl Mirror {
         if primary && !matches!(up.phase, Phase::Target(_)) {
             return Err(format!("it sends write {seq} to a Primary"));
         }
-        if !up.applied.receive(seq) {
-            return Err(format!("it sends write {seq} twice"));
-        }
-        Ok(())
+        up.applied.receive(seq)
     }
 
     pub(super) fn on_peer_write(
@@ -160,9 +157,7 @@ impl Mirror {
         out: &mut Actions,
     ) -> Result<(), String> {
         if let Some(up) = self.up_mut() {
-            if up.peer_flushes.len() > 16 {
-                return Err("it sends flushes without waiting for their answers".into());
-            }
+            up.asked.flush()?;
             up.peer_flushes.push((id, after));
         }
         self.begin_peer_flushes(out);
@@ -191,13 +186,7 @@ impl Mirror {
                     out,
                 );
             } else {
-                self.send(
-                    Message::Flushed {
-                        id,
-                        result: Err(DiskFault::Io(5)),
-                    },
-                    out,
-                );
+                self.on_flushed_for_peer(session, id, Err(DiskFault::Io(5)), out);
             }
         }
     }
@@ -209,9 +198,13 @@ impl Mirror {
         result: Result<(), DiskFault>,
         out: &mut Actions,
     ) {
-        if self.is_session(session) {
-            self.send(Message::Flushed { id, result }, out);
+        if !self.is_session(session) {
+            return;
         }
+        if let Some(up) = self.up_mut() {
+            up.asked.end_flush();
+        }
+        self.send(Message::Flushed { id, result }, out);
     }
 
     /// The peer has a write in memory.
@@ -274,6 +267,9 @@ impl Mirror {
             return Ok(());
         };
         if self.is_good() && self.local.up_to_date {
+            if let Some(up) = self.up_mut() {
+                up.asked.read()?;
+            }
             let op = DiskOp::Read {
                 offset: run.byte_offset(),
                 len,
@@ -298,9 +294,13 @@ impl Mirror {
         result: DiskResult,
         out: &mut Actions,
     ) {
-        if self.is_session(session) {
-            self.send(Message::ReadReply { id, result }, out);
+        if !self.is_session(session) {
+            return;
         }
+        if let Some(up) = self.up_mut() {
+            up.asked.end_read();
+        }
+        self.send(Message::ReadReply { id, result }, out);
     }
 
     /// The peer asks which of these blocks are not as it has them.
@@ -319,6 +319,9 @@ impl Mirror {
             return Ok(());
         };
         if self.local.store == Store::Usable {
+            if let Some(up) = self.up_mut() {
+                up.asked.compare(hashes.len())?;
+            }
             let op = DiskOp::Read {
                 offset: run.byte_offset(),
                 len: len as u32,
@@ -354,6 +357,9 @@ impl Mirror {
     ) {
         if !self.is_session(session) {
             return;
+        }
+        if let Some(up) = self.up_mut() {
+            up.asked.end_compare(hashes.len());
         }
         let result = result.map(|data| {
             let mine = hash_blocks(&data);

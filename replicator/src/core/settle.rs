@@ -211,9 +211,14 @@ impl Mirror {
 
     /// Errors: out of turn.
     pub(super) fn on_settled(&mut self, out: &mut Actions) -> Result<(), String> {
+        let adopting = self
+            .durable
+            .awaits(|after| matches!(after, After::Adopted { .. }));
         match self.up_mut() {
             Some(up) => match &up.phase {
-                Phase::Target(Target { adopted: true, .. }) => up.phase = Phase::InSync,
+                Phase::Target(Target { adopted: true, .. }) if !adopting => {
+                    up.phase = Phase::InSync;
+                }
                 _ => return Err("it says in sync to a copy that has not adopted".into()),
             },
             None => return Ok(()),

@@ -521,6 +521,9 @@ impl Mapping {
     /// Advice that may be refused: an older kernel only loses the benefit. `DontFork` keeps a
     /// child's copy-on-write from moving pages under a direct read.
     fn advise(&self, advice: Advice) {
+        if cfg!(miri) {
+            return; // Miri has memory, and no advice for it.
+        }
         // SAFETY: the range is this mapping, and neither advice used changes its contents.
         let _refused = unsafe { rustix::mm::madvise(self.start.as_ptr().cast(), self.len, advice) };
     }

@@ -144,6 +144,16 @@ pub(in crate::shell) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
 
 /// Writes what [`Fields::text`] reads: cut to `limit` bytes, control characters replaced.
 pub(in crate::shell) fn put_text(out: &mut Vec<u8>, text: &str, limit: usize) {
+    put_bytes(out, clean(text, limit).as_bytes());
+}
+
+/// A text of another node's, for people: cut to `limit` bytes, without control characters. It ends in
+/// logs and on terminals, which must not take it for orders.
+pub(in crate::shell) fn shown(bytes: &[u8], limit: usize) -> String {
+    clean(&String::from_utf8_lossy(bytes), limit)
+}
+
+fn clean(text: &str, limit: usize) -> String {
     let mut clean = String::with_capacity(text.len().min(limit));
     for c in text.chars().map(|c| if c.is_control() { ' ' } else { c }) {
         if clean.len() + c.len_utf8() > limit {
@@ -151,5 +161,19 @@ pub(in crate::shell) fn put_text(out: &mut Vec<u8>, text: &str, limit: usize) {
         }
         clean.push(c);
     }
-    put_bytes(out, clean.as_bytes());
+    clean
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stranger_gives_a_terminal_no_orders() {
+        assert_eq!(
+            shown(b"\x1b]0;owned\x07 no\n\xff", 100),
+            " ]0;owned  no \u{fffd}"
+        );
+        assert_eq!(shown("ää".as_bytes(), 3), "ä");
+    }
 }

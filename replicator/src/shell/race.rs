@@ -112,7 +112,7 @@ pub(super) async fn connect(
 pub(super) fn describe(error: &ConnectionError) -> String {
     match error {
         ConnectionError::ApplicationClosed(close) if !close.reason.is_empty() => {
-            String::from_utf8_lossy(&close.reason).into_owned()
+            crate::shell::fields::shown(&close.reason, 1024)
         }
         ConnectionError::TimedOut => "no answer".to_owned(),
         other => {

@@ -95,8 +95,8 @@ pub enum MessageFault {
         /// How many it may.
         limit: usize,
     },
-    /// A text that is not UTF-8.
-    #[error("{kind:?}: {field} is not UTF-8")]
+    /// A text that is not UTF-8, or holds control characters.
+    #[error("{kind:?}: {field} is not UTF-8 without control characters")]
     NotText {
         /// The message.
         kind: Kind,

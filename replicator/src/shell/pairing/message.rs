@@ -66,7 +66,7 @@ impl Message {
         out
     }
 
-    fn decode(kind: u8, body: &[u8]) -> Result<Self, FieldFault> {
+    pub(super) fn decode(kind: u8, body: &[u8]) -> Result<Self, FieldFault> {
         let mut fields = Fields::new(body);
         let message = match kind {
             1 => Self::Proof(fields.array("proof")?),

@@ -21,5 +21,16 @@ pub use error::PairError;
 pub use meeting::{DEFAULT_VALID, Joining, Met, Offering, Terms};
 pub use token::{Purpose, Token, TokenError};
 
+/// A message of a meeting, read and spelled again, kind and length first: for the tests that feed it
+/// anything (tests/decoders). `None`: refused.
+pub fn respell_message(kind: u8, body: &[u8]) -> Option<Vec<u8>> {
+    Some(message::Message::decode(kind, body).ok()?.encode())
+}
+
+/// A token's content, likewise.
+pub fn respell_token_body(bytes: &[u8]) -> Option<Vec<u8>> {
+    Some(Token::decode(Purpose::Mirror, bytes).ok()?.encode())
+}
+
 /// The protocol's name in the TLS handshake (ALPN).
 pub const PROTOCOL: &[u8] = b"kagami-pair/1";

@@ -130,7 +130,7 @@ impl Token {
         }
     }
 
-    fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(160);
         out.put_u64_le(self.expires);
         out.put_slice(self.fingerprint.as_bytes());
@@ -179,6 +179,12 @@ impl FromStr for Token {
         let bytes = URL_SAFE_NO_PAD
             .decode(body)
             .map_err(|_| TokenError::Damaged("it has characters that no token has, or too few"))?;
+        Self::decode(purpose, &bytes)
+    }
+}
+
+impl Token {
+    pub(super) fn decode(purpose: Purpose, bytes: &[u8]) -> Result<Self, TokenError> {
         let (body, sum) = bytes
             .split_last_chunk::<4>()
             .ok_or(TokenError::Damaged("it is too short"))?;

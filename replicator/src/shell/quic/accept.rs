@@ -15,11 +15,20 @@ use crate::shell::tls;
 /// Handshakes under way at once; more are refused, for anybody may begin one.
 const MAX_HANDSHAKES: u32 = 64;
 
+/// Connections that one peer may have dialled within twice its time-out. It needs one, and one for each
+/// of its addresses while it looks for a way.
+const MAX_DIALLED: u32 = 64;
+
 /// Serves an endpoint until it is closed.
 pub(super) async fn accept(inner: Rc<Inner>, endpoint: quinn::Endpoint) {
     while let Some(incoming) = endpoint.accept().await {
         if inner.handshakes.get() >= MAX_HANDSHAKES {
             incoming.refuse();
+            continue;
+        }
+        // Whoever sends under others' addresses never gets this far twice.
+        if inner.handshakes.get() >= MAX_HANDSHAKES / 2 && incoming.may_retry() {
+            let _ = incoming.retry();
             continue;
         }
         inner.handshakes.set(inner.handshakes.get() + 1);
@@ -67,6 +76,11 @@ async fn greet(
         connection::refuse(&quic, code::WRONG_NODE, &LinkFault::WrongDirection);
         return Err(known(LinkFault::WrongDirection));
     }
+    if peer.dialled.get() >= MAX_DIALLED {
+        let fault = PeerFault::TooManyConnections(MAX_DIALLED).into();
+        connection::refuse(&quic, code::TOO_MANY, &fault);
+        return Err(known(fault));
+    }
     Ok(Conn::new(quic, peer, theirs.version, key, within))
 }
 
@@ -80,7 +94,10 @@ async fn serve(inner: Rc<Inner>, conn: Rc<Conn>) {
 /// A connection is dialled for sessions: one that opens none is not kept.
 async fn close_unused(inner: Rc<Inner>, conn: Rc<Conn>) {
     let within: Duration = conn.timeout * 2;
+    let dialled = &conn.peer.dialled;
+    dialled.set(dialled.get() + 1);
     sleep(within).await;
+    dialled.set(dialled.get() - 1);
     let is_adopted = conn
         .peer
         .connection()

@@ -24,9 +24,11 @@ use super::opening::{Hello, MAX_HELLO, OpeningFault, PREAMBLE_LEN, Preamble, cut
 use super::peer::Peer;
 use super::session::{Session, reason_of};
 use super::streams::{RecvHalf, SendHalf};
+use crate::shell::fields::shown;
 use crate::shell::identity::Fingerprint;
 use crate::shell::tls;
 use crate::wire::frame::Class;
+use crate::wire::limits::MAX_REASON;
 
 /// Sessions that a peer may open within a second, beside those of its mirrors.
 const OPENINGS: u32 = 8;
@@ -130,7 +132,7 @@ impl Conn {
             ConnectionError::Reset => DownReason::PeerRestarted,
             ConnectionError::ApplicationClosed(close) => DownReason::ClosedByPeer(reason_of(
                 close.error_code,
-                cut(&String::from_utf8_lossy(&close.reason)).to_owned(),
+                shown(&close.reason, MAX_REASON),
             )),
             other => DownReason::Transport(other.to_string()),
         };
@@ -146,7 +148,7 @@ impl Conn {
         tracing::warn!(peer = %self.peer.name(), %address, %fault, "the peer broke the protocol, connection closed");
         let number = match fault {
             PeerFault::Slow(..) => code::SLOW,
-            PeerFault::TooManyStreams(_) => code::TOO_MANY,
+            PeerFault::TooManyStreams(_) | PeerFault::TooManyConnections(_) => code::TOO_MANY,
             _ => code::PROTOCOL,
         };
         self.hang_up(number, &fault.to_string());
@@ -467,7 +469,7 @@ pub(super) fn fault_of(inner: &Inner, within: Duration, error: ConnectionError) 
             LinkFault::OtherProtocol
         }
         ConnectionError::ApplicationClosed(close) => {
-            let text = cut(&String::from_utf8_lossy(&close.reason)).to_owned();
+            let text = shown(&close.reason, MAX_REASON);
             LinkFault::Refused(reason_of(close.error_code, text))
         }
         other => LinkFault::Transport(other.to_string()),

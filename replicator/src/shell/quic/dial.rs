@@ -19,8 +19,10 @@ use super::opening::{OpeningFault, PREAMBLE_LEN, Preamble};
 use super::peer::Peer;
 use super::session::{Session, Streams};
 use super::streams::{RecvHalf, SendHalf};
+use crate::shell::fields::shown;
 use crate::shell::tls::{self, Admit};
 use crate::wire::frame::Class;
+use crate::wire::limits::MAX_REASON;
 
 /// A session or connection that lasted as long was no failure.
 const LASTED: Duration = Duration::from_secs(1);
@@ -283,7 +285,7 @@ async fn open_streams(
                 .read_exact(&mut text)
                 .await
                 .map_err(unanswered)?;
-            let text = String::from_utf8_lossy(&text).into_owned();
+            let text = shown(&text, MAX_REASON);
             return Err(LinkFault::Refused(CloseReason {
                 code: answer.code,
                 text,

@@ -53,7 +53,19 @@ pub(super) struct Allowance {
     pub window: VarInt,
 }
 
+/// Bytes not yet read on a connection that no session was opened on: preambles, and nothing else.
+const WINDOW_BEFORE_SESSIONS: u32 = 256 << 10;
+
 impl Allowance {
+    /// Before the first session. (Who is dialled gives what the mirrors need with the first preamble:
+    /// a peer that only connects, again and again, must not fill this node's memory.)
+    pub(super) fn before_sessions(self) -> Self {
+        Self {
+            window: WINDOW_BEFORE_SESSIONS.into(),
+            ..self
+        }
+    }
+
     pub(super) fn for_mirrors(tuning: &Tuning, mirrors: usize) -> Self {
         let mirrors = (mirrors as u32).min(tuning.max_mirrors);
         let classes = Class::ALL.len() as u32;

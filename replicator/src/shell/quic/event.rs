@@ -215,6 +215,9 @@ pub enum PeerFault {
     /// It opens streams without end.
     #[error("{0} streams opened within a second")]
     TooManyStreams(u32),
+    /// It connects without end.
+    #[error("{0} connections within twice the time-out")]
+    TooManyConnections(u32),
 }
 
 /// Why a connection or session couldn't be had.

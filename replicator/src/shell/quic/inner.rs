@@ -171,7 +171,7 @@ impl Inner {
             .map(|node| self.mirrors_with(*node))
             .max()
             .unwrap_or_default();
-        let allow = Allowance::for_mirrors(&self.config.tuning, mirrors);
+        let allow = Allowance::for_mirrors(&self.config.tuning, mirrors).before_sessions();
         let mut config = self.server.borrow().clone();
         config.transport_config(transport(&self.config.tuning, timeout, allow).into());
         (config.into(), timeout)

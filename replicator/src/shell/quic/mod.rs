@@ -25,6 +25,7 @@ mod memory;
 mod note;
 mod opening;
 mod peer;
+pub mod respell;
 mod runtime;
 mod session;
 mod streams;

@@ -19,6 +19,7 @@ use super::Inner;
 use super::connection::Conn;
 use super::event::{LinkEvent, PeerFault};
 use super::opening::{OpeningFault, cut};
+use crate::shell::fields::shown;
 use crate::shell::identity::Fingerprint;
 use crate::wire::limits::MAX_REASON;
 
@@ -97,10 +98,7 @@ impl Note {
         match kind {
             1 => Ok(Self::NextKey(key)),
             2 => Ok(Self::Pinned(key)),
-            3 => Ok(Self::NotPinned(
-                key,
-                String::from_utf8_lossy(body).into_owned(),
-            )),
+            3 => Ok(Self::NotPinned(key, shown(body, MAX_REASON))),
             other => Err(OpeningFault::Note(other)),
         }
     }

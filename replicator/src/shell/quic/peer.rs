@@ -24,6 +24,8 @@ pub(super) struct Peer {
     pub dialer: RefCell<Option<AbortHandle>>,
     /// The index in its addresses of the one that answered last.
     pub last_good: Cell<usize>,
+    /// Connections that it dialled of late.
+    pub dialled: Cell<u32>,
 }
 
 impl Peer {
@@ -36,6 +38,7 @@ impl Peer {
             wanted: watch::Sender::new(false),
             dialer: RefCell::new(None),
             last_good: Cell::new(0),
+            dialled: Cell::new(0),
         })
     }
 

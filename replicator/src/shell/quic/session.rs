@@ -23,7 +23,9 @@ use super::connection::Conn;
 use super::event::{CloseReason, DownReason, LinkEvent, SessionId, Undrained, code};
 use super::opening::cut;
 use super::streams::{self, RecvHalf, SendHalf};
+use crate::shell::fields::shown;
 use crate::wire::frame::{Class, KIND_CLOSE, OutFrame};
+use crate::wire::limits::MAX_REASON;
 
 /// How long the last words of a session may take to go out, and how long the reason may lag behind
 /// the reset of a stream.
@@ -231,7 +233,7 @@ impl Session {
     pub(super) fn on_close_frame(self: &Rc<Self>, head: &Bytes) {
         let (number, text) = head.split_at_checked(4).unwrap_or_default();
         let code = number.try_into().map_or(code::PROTOCOL, u32::from_le_bytes);
-        let text = cut(&String::from_utf8_lossy(text)).to_owned();
+        let text = shown(text, MAX_REASON);
         self.down(DownReason::ClosedByPeer(CloseReason { code, text }));
     }
 

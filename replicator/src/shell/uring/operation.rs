@@ -3,8 +3,6 @@
 //! Keeps the memory and the file while the kernel works. Decides, from each answer, whether the
 //! operation is done, failed, or has to be offered again for what is left.
 
-#![allow(unsafe_code)] // The one pointer offset into memory that the operation owns.
-
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;

@@ -156,6 +156,11 @@ async fn listen(endpoint: Endpoint, store: Arc<Mutex<Store>>, places: Arc<Semaph
     let mut connections = JoinSet::new();
     while let Some(incoming) = endpoint.accept().await {
         while connections.try_join_next().is_some() {}
+        // When it gets tight, an address is proven first: one that is made up takes no place.
+        if places.available_permits() < MAX_CONNECTIONS / 2 && incoming.may_retry() {
+            let _ = incoming.retry();
+            continue;
+        }
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
             tracing::warn!(from = %incoming.remote_address(), "connection refused: {MAX_CONNECTIONS} are open");
             incoming.refuse();

@@ -143,6 +143,13 @@ impl Stored {
     }
 }
 
+/// A register's file, read and spelled again: for the tests that feed it anything
+/// (tests/decoders). `None`: refused.
+pub fn respell(register: u128, file: &[u8]) -> Option<Vec<u8>> {
+    let register = RegisterId(register);
+    Some(Stored::decode(register, file).ok()?.encode(register))
+}
+
 /// The registers and the enrolled keys of one witness; it blocks while the disk works.
 #[derive(Debug)]
 pub struct Store {

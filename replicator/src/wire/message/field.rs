@@ -89,8 +89,9 @@ impl HeadWriter {
         self.0.extend_from_slice(&errno.to_le_bytes());
     }
 
-    /// Cut at a character's end if it is too long: it is for people.
+    /// Cut at a character's end if it is too long, control characters replaced: it is for people.
     pub fn text(&mut self, text: &str) {
+        let text = text.replace(char::is_control, " ");
         let mut end = text.len().min(MAX_TEXT);
         while !text.is_char_boundary(end) {
             end -= 1;
@@ -276,8 +277,9 @@ impl<'a> HeadReader<'a> {
         let (text, rest) = self.rest.split_at(len);
         self.rest = rest;
         match std::str::from_utf8(text) {
-            Ok(text) => Ok(text.to_owned()),
-            Err(_) => Err(MessageFault::NotText {
+            // It is shown on terminals.
+            Ok(text) if !text.chars().any(char::is_control) => Ok(text.to_owned()),
+            _ => Err(MessageFault::NotText {
                 kind: self.kind,
                 field,
             }),
