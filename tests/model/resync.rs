@@ -229,9 +229,10 @@ fn offer(b: &Bounds, s: &State, source: usize, out: &mut Steps) -> Check {
         if link.open[target] {
             let line = s.ghost.line[source];
             if serves {
+                // All of it but what the target itself wrote and has not flushed.
                 let unflushed = s.ghost.line[target] & !s.ghost.flushed[target];
-                t.ghost.line[target] |= line;
-                t.ghost.flushed[target] |= line & !unflushed;
+                t.ghost.line[target] = line;
+                t.ghost.flushed[target] = line & !unflushed;
             } else {
                 t.ghost.line[target] = line;
                 t.ghost.flushed[target] = line;

@@ -176,9 +176,10 @@ fn flush(b: &Bounds, s: &State, i: usize, mirrored: bool, out: &mut Steps) {
             link.own
         };
         let covers = if wrong { mine } else { mine & !under_way };
-        let line = if link.is_target(i) { s.ghost.line[1 - i] | s.ghost.line[i] } else { s.ghost.line[i] };
-        let behind = link.is_target(i) && s.ghost.line[1 - i] != s.ghost.flushed[1 - i];
-        if covers != 0 || unflushed || behind {
+        // What a target had before it became one is no promise: the source's copy is the good one.
+        let good = if link.is_target(i) { 1 - i } else { i };
+        let line = s.ghost.line[good];
+        if covers != 0 || line != s.ghost.flushed[good] {
             let to = s.with(|t| {
                 if b.mistake != Mistake::NoSourceFlush {
                     t.node[i].stable = node.data;
