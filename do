@@ -6,6 +6,7 @@
 #   ./do check     formatting, lints and unit tests only: what to run before a commit
 #   ./do sim [N]   N simulation seeds (20000)
 #   ./do vm [NAME] the scenarios of tests/vm under a real kernel, or those that are named
+#   ./do model     goes through the model of the protocol, in under ten minutes
 #   ./do planted   plants defects, and shows which of them the simulator catches
 #   ./do build     target/release/kagami
 #   ./do package   the Debian package of it, in target/debian
@@ -102,6 +103,12 @@ sim() { # SEEDS
     cargo run --quiet --profile sim -p kagami-tests --bin kagami-sim -- run --seeds "$1"
 }
 
+model() { # ARG-OF-KAGAMI-MODEL...
+    need_rust
+    say "the model: $*"
+    cargo run --quiet --profile sim -p kagami-tests --bin kagami-model -- "$@"
+}
+
 vm() { # [SCENARIO]...
     say "scenarios under a real kernel"
     # The kernel's package is fetched with apt, whose lists may be old or missing.
@@ -136,6 +143,8 @@ case ${1:-help} in
         need_rust
         build
         vm "${@:2}" ;;
+    model)
+        if [ $# -gt 1 ]; then model "${@:2}"; else model check && model bugs && model table; fi ;;
     planted) planted "${@:2}" ;;
     test)
         need_packages "${TEST_PACKAGES[@]}" "${VM_PACKAGES[@]}" "${PACKAGE_PACKAGES[@]}"
@@ -146,11 +155,12 @@ case ${1:-help} in
         cargo deny --log-level error check bans licenses sources
         cargo machete
         sim "$SEEDS"
+        model check quick
         say "the main job, shown"
         build
         "$(built)" demo
         # The build that the tests left is another one, to upgrade to.
         OTHER=${CARGO_TARGET_DIR:-target}/debug/kagami vm
         say "all of it passed" ;;
-    *) sed -n '2,15s/^# \{0,1\}//p' "$0" ;;
+    *) sed -n '2,16s/^# \{0,1\}//p' "$0" ;;
 esac

@@ -5,7 +5,7 @@ use kagami_replicator::core::decide::Refused;
 use super::bounds::{Bounds, Mode};
 use super::mistake::Mistake;
 use super::name;
-use super::state::State;
+use super::state::{Meeting, State};
 use super::steps::{Check, has};
 use super::verdict::{Outcome, View, verdict};
 
@@ -56,8 +56,9 @@ fn reads(b: &Bounds, s: &State, i: usize) -> Check {
         return Ok(());
     }
     let serves_target = node.inconsistent;
-    let endless = b.mistake == Mistake::ReadsAfterGrant || b.mistake == Mistake::TargetServesOn && serves_target;
-    let leased = node.lease || endless;
+    let endless = b.mistake == Mistake::ReadsAfterGrant
+        || b.mistake == Mistake::TargetServesOn && serves_target;
+    let leased = node.lease && node.meeting == Meeting::No || endless;
     for block in b.each_block() {
         let at = usize::from(block);
         let elsewhere = node.disk_failed
@@ -137,7 +138,10 @@ fn marked_before_different(b: &Bounds, s: &State) -> Check {
                 }
             }
             if verdict.outcome == Outcome::Refuse(Refused::Impossible) {
-                return Err(format!("the handshake finds what is impossible: {:?}", verdict.row));
+                return Err(format!(
+                    "the handshake finds what is impossible: {:?}",
+                    verdict.row
+                ));
             }
         }
     }
@@ -148,9 +152,8 @@ fn marked_before_different(b: &Bounds, s: &State) -> Check {
 fn after(b: &Bounds, s: &State, i: usize, fate: Fate) -> ([u8; 2], u8, View) {
     let node = &s.node[i];
     let mut view = View::of(node, i);
-    let machine = fate == Fate::Machine
-        || !node.up && !node.daemon_down
-        || node.disk_failed && b.deaths == 0;
+    let machine =
+        fate == Fate::Machine || !node.up && !node.daemon_down || node.disk_failed && b.deaths == 0;
     if machine {
         view.primary = false;
         view.unbroken = b.mistake == Mistake::BootRefreshedAtRestart;
@@ -160,7 +163,11 @@ fn after(b: &Bounds, s: &State, i: usize, fate: Fate) -> ([u8; 2], u8, View) {
     if fate == Fate::Daemon || node.daemon_down || node.disk_failed {
         view.primary = false;
         view.marked = node.durable_marks != 0;
-        let data = if node.disk_failed { node.stable } else { node.data };
+        let data = if node.disk_failed {
+            node.stable
+        } else {
+            node.data
+        };
         return (data, node.durable_marks, view);
     }
     (node.data, node.marks, view)
@@ -168,16 +175,20 @@ fn after(b: &Bounds, s: &State, i: usize, fate: Fate) -> ([u8; 2], u8, View) {
 
 /// A verdict that nothing but a force, or `solo = always`, may lead to.
 pub fn is_alarm(b: &Bounds, s: &State, refused: Refused) -> Option<String> {
-    let calm = b.mode != Mode::Always && !s.ghost.forced && s.used.replaced == 0;
+    let calm = b.promises(s.ghost.forced);
     match refused {
-        Refused::Impossible | Refused::OtherMirror | Refused::OtherSize { .. } => {
-            Some(format!("the handshake finds what is impossible: {refused:?}"))
-        }
+        Refused::Impossible | Refused::OtherMirror | Refused::OtherSize { .. } => Some(format!(
+            "the handshake finds what is impossible: {refused:?}"
+        )),
         Refused::TwoPrimaries if b.mode != Mode::Always => {
             Some("One-writer: two Primaries in one generation".into())
         }
-        Refused::SplitBrain | Refused::Unrelated | Refused::BothStale | Refused::NameSource if calm => {
-            Some(format!("false alarm: {refused:?} although nobody forced anything"))
+        Refused::SplitBrain | Refused::Unrelated | Refused::BothStale | Refused::NameSource
+            if calm =>
+        {
+            Some(format!(
+                "No-silent-fork: false alarm, {refused:?} although nobody forced anything"
+            ))
         }
         _ => None,
     }

@@ -55,7 +55,11 @@ fn die(s: &mut State, i: usize, lose: bool) {
 /// (docs/protocol.md §5): it has no good copy.
 pub fn close(b: &Bounds, s: &mut State, i: usize) {
     let node = &mut s.node[i];
-    node.meeting = Meeting::No;
+    if node.meeting != Meeting::No {
+        // The lease of a session that never was gives no read.
+        node.meeting = Meeting::No;
+        node.lease = false;
+    }
     node.granted = false;
     if b.mistake != Mistake::GrantOutlivesSession || node.promoting != Promoting::Granted {
         node.promoting = Promoting::No;
@@ -156,7 +160,10 @@ pub fn faults(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
     if s.link.open[i] && s.used.drops < b.drops {
         let to = s.with(|t| {
             t.used.drops += 1;
-            if b.mistake == Mistake::MintAtLoss && node.primary && b.mode == super::bounds::Mode::Arbiter {
+            if b.mistake == Mistake::MintAtLoss
+                && node.primary
+                && b.mode == super::bounds::Mode::Arbiter
+            {
                 let generation = t.draw_generation();
                 t.node[i].mint(generation);
                 t.node[i].alone = false; // the mistake: nothing says that it was never used

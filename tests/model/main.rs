@@ -10,7 +10,7 @@ use anstream::println;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kagami_tests::model::bounds::Bounds;
 use kagami_tests::model::mistake::Mistake;
-use kagami_tests::model::runs::{FULL, QUICK};
+use kagami_tests::model::runs::{FULL, LONG, QUICK};
 use kagami_tests::model::search::{self, Found};
 use kagami_tests::model::table;
 
@@ -44,6 +44,8 @@ enum Profile {
     Quick,
     /// Under ten minutes.
     Full,
+    /// Hours.
+    Long,
 }
 
 #[derive(Args)]
@@ -139,9 +141,14 @@ fn check(args: &CheckArgs) -> Result<bool, String> {
         let list = match args.profile {
             Profile::Quick => QUICK,
             Profile::Full => FULL,
+            Profile::Long => LONG,
         };
         list.iter()
-            .filter(|run| args.only.as_ref().is_none_or(|only| run.about.contains(only.as_str())))
+            .filter(|run| {
+                args.only
+                    .as_ref()
+                    .is_none_or(|only| run.about.contains(only.as_str()))
+            })
             .map(|run| (run.about.to_owned(), run.parsed(), run.most))
             .collect()
     } else {
@@ -155,7 +162,10 @@ fn check(args: &CheckArgs) -> Result<bool, String> {
         return Err("no run has these words; `kagami-model check` shows all".into());
     }
     if !args.json {
-        println!("{:<28} {:<9} {:>11} {:>6} {:>6}  bounds", "run", "outcome", "states", "depth", "s");
+        println!(
+            "{:<28} {:<9} {:>11} {:>6} {:>6}  bounds",
+            "run", "outcome", "states", "depth", "s"
+        );
     }
     let failed = AtomicUsize::new(0);
     let printing = Mutex::new(());
@@ -189,10 +199,13 @@ fn tell(found: &Found) {
 }
 
 fn in_words(found: &Found) -> String {
-    found.violation.as_ref().map_or_else(String::new, |violation| {
-        let steps: Vec<_> = violation.trace.iter().map(ToString::to_string).collect();
-        format!("{} steps: {}", steps.len(), steps.join(", "))
-    })
+    found
+        .violation
+        .as_ref()
+        .map_or_else(String::new, |violation| {
+            let steps: Vec<_> = violation.trace.iter().map(ToString::to_string).collect();
+            format!("{} steps: {}", steps.len(), steps.join(", "))
+        })
 }
 
 fn json(about: &str, bounds: &Bounds, found: &Found) -> serde_json::Value {
@@ -217,7 +230,11 @@ fn bugs(args: &BugsArgs) -> Result<bool, String> {
         .iter()
         .copied()
         .filter(|mistake| *mistake != Mistake::None)
-        .filter(|mistake| args.only.as_ref().is_none_or(|only| mistake.name().contains(only.as_str())))
+        .filter(|mistake| {
+            args.only
+                .as_ref()
+                .is_none_or(|only| mistake.name().contains(only.as_str()))
+        })
         .collect();
     if wanted.is_empty() {
         return Err("no mistake has such a name; `kagami-model bugs` shows all".into());
@@ -257,7 +274,11 @@ fn bugs(args: &BugsArgs) -> Result<bool, String> {
             println!("{object}");
         } else {
             println!("{}: {}", mistake.name(), mistake.what());
-            println!("  {word}; {} states, {:.1} s", found.states, found.took.as_secs_f64());
+            println!(
+                "  {word}; {} states, {:.1} s",
+                found.states,
+                found.took.as_secs_f64()
+            );
             tell(&found);
         }
         drop(shown);
@@ -269,7 +290,10 @@ fn show_table(args: &TableArgs) -> Result<bool, String> {
     match table::check() {
         Ok((copies, counts)) => {
             if args.json {
-                println!("{}", serde_json::json!({ "version": 1, "copies": copies, "rows": counts }));
+                println!(
+                    "{}",
+                    serde_json::json!({ "version": 1, "copies": copies, "rows": counts })
+                );
             } else {
                 println!("{copies} copies");
                 for (row, count) in counts {

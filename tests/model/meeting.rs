@@ -32,6 +32,8 @@ pub fn connect(b: &Bounds, s: &State, out: &mut Steps) {
         };
         for node in &mut t.node {
             node.meeting = Meeting::Connected;
+            // Pings are echoed from the first moment (docs/protocol.md §8).
+            node.lease = true;
         }
     });
     out.add(Step::Connect, to);
@@ -129,13 +131,15 @@ fn judge(b: &Bounds, s: &State, t: &mut State, i: usize, theirs: &View) -> Check
 /// Node `i` has said ready and heard it: the session is up for it.
 fn come_up(b: &Bounds, t: &mut State, i: usize, plan: Plan, marks: u8) -> Check {
     t.node[i].meeting = Meeting::No;
-    t.node[i].lease = true;
     match plan {
         Plan::Nothing => {
             if t.node[i].may_answer {
                 return Err("One-writer: alone in a generation that the peer has".into());
             }
-            if t.node[0].data != t.node[1].data && t.link.is_open() && t.node[1 - i].meeting != Meeting::No {
+            if t.node[0].data != t.node[1].data
+                && t.link.is_open()
+                && t.node[1 - i].meeting != Meeting::No
+            {
                 return Err("No-silent-fork: verdict `nothing` over different copies".into());
             }
         }
@@ -152,7 +156,7 @@ fn come_up(b: &Bounds, t: &mut State, i: usize, plan: Plan, marks: u8) -> Check 
             if b.mistake != Mistake::MarksNotJoined {
                 t.node[i].marks = joined;
             }
-            if b.served_target && usize::from(source) != i {
+            if usize::from(source) != i && b.mistake == Mistake::TargetTrustsMeeting {
                 t.link.stale = joined;
             }
         }
@@ -176,8 +180,8 @@ pub fn promotion(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
     if !s.in_session(i) && !(outlives && node.promoting == Promoting::Granted) {
         return;
     }
-    let knows_primary = peer.primary && b.mistake != Mistake::BothGrant;
-    let unasked = node.promoting == Promoting::No && !node.granted && !node.primary && !knows_primary;
+    let unasked =
+        node.promoting == Promoting::No && !node.granted && !node.primary && !peer.primary;
     let room = s.used.promotions < b.promotions && !link.ask[i] && link.reply[p] == Reply::None;
     if unasked && room && may_lead(b, s, i) && !peer.disk_failed {
         let to = s.with(|t| {
@@ -190,11 +194,12 @@ pub fn promotion(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
         out.add(Step::AskPeer(i), to);
     }
     if link.ask[p] && s.in_session(i) {
-        let asks_itself = node.promoting == Promoting::Asked && i < p;
-        let refuses = node.primary || node.promoting == Promoting::Granted || asks_itself;
+        let asks_itself =
+            node.promoting == Promoting::Granted || node.promoting == Promoting::Asked && i < p;
+        let refuses = node.primary || asks_itself && b.mistake != Mistake::BothGrant;
         let to = s.with(|t| {
             t.link.ask[p] = false;
-            if refuses && b.mistake != Mistake::BothGrant {
+            if refuses {
                 t.link.reply[i] = Reply::Refuse;
             } else {
                 if b.mistake != Mistake::GrantKeepsWasPrimary {
@@ -202,6 +207,9 @@ pub fn promotion(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
                 }
                 t.node[i].granted = true;
                 t.link.reply[i] = Reply::Grant;
+                if link.is_target(p) && b.mistake != Mistake::TargetTrustsMeeting {
+                    t.link.stale = node.marks;
+                }
             }
         });
         out.add(Step::TakeAsk(i), to);
@@ -222,6 +230,7 @@ pub fn promotion(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
             t.node[i].was_primary = true;
             t.node[i].primary = true;
             t.node[i].lease |= outlives;
+            t.link.served |= link.is_target(i);
         });
         out.add(Step::BecomePrimary(i), to);
     }

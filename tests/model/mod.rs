@@ -26,6 +26,8 @@ pub mod search;
 pub mod state;
 pub mod steps;
 pub mod table;
+#[cfg(test)]
+mod tests;
 pub mod verdict;
 pub mod writes;
 

@@ -30,8 +30,7 @@ pub fn is_named(b: &Bounds, s: &State, i: usize) -> bool {
     );
     let has = |generation: u8| line & in_history(generation) != 0;
     let known = has(register.generation) || has(register.parent) || lifted;
-    let same = node.instance == register.instance || b.mistake == Mistake::OtherInstanceAsks;
-    named && known && same
+    named && known && node.instance == register.instance
 }
 
 /// The steps of node `i`.
@@ -63,7 +62,8 @@ fn may_ask(b: &Bounds, s: &State, i: usize) -> bool {
 
 fn ask_to_go_alone(b: &Bounds, s: &State, i: usize, out: &mut Steps) -> Check {
     let (node, peer) = (&s.node[i], &s.node[1 - i]);
-    let closed = !s.link.open[i] || b.mistake == Mistake::AsksWhileMeeting && node.meeting != super::state::Meeting::No;
+    let closed = !s.link.open[i]
+        || b.mistake == Mistake::AsksWhileMeeting && node.meeting != super::state::Meeting::No;
     let free = node.attempt == 0 && !node.may_answer && may_attempt(b, s) && has_room(s);
     if !closed || !free || !may_ask(b, s, i) {
         return Ok(());
@@ -91,7 +91,13 @@ fn ask_to_go_alone(b: &Bounds, s: &State, i: usize, out: &mut Steps) -> Check {
 fn always(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
     let node = &s.node[i];
     let wants = node.write.id != 0 || s.writes < b.writes || node.alone && s.writes < 2 * b.writes;
-    if s.link.open[i] || node.may_answer || !may_ask(b, s, i) || !has_room(s) || !wants || node.current == 0 {
+    if s.link.open[i]
+        || node.may_answer
+        || !may_ask(b, s, i)
+        || !has_room(s)
+        || !wants
+        || node.current == 0
+    {
         return;
     }
     let to = s.with(|t| {

@@ -42,6 +42,15 @@ pub fn ask(s: &State, i: usize, purpose: Purpose, step: Step, out: &mut Steps) {
 /// In sync, the register is to name both.
 pub fn rejoining(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
     let (node, peer, link) = (&s.node[i], &s.node[1 - i], &s.link);
+    let apart = b.mistake == Mistake::CreatedApart && !link.open[i] && s.register.copies == 0;
+    if apart && node.attempt == 0 && may_attempt(b, s) {
+        let mut created = Steps::default();
+        ask(s, i, Purpose::Rejoin, Step::Rejoin(i), &mut created);
+        for (step, mut to) in created.list {
+            to.node[i].instance = s.register.instance;
+            out.add(step, to);
+        }
+    }
     if b.mode != Mode::Arbiter || !s.joined() || !may_attempt(b, s) || node.current == 0 {
         return;
     }
@@ -51,7 +60,7 @@ pub fn rejoining(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
     if link.source == 0 && disks && quiet {
         let instance = s.register.instance;
         let chosen = node.primary || !peer.primary && i == 0;
-        let peer_recorded = peer.instance == instance || b.mistake == Mistake::CreateBeforeBothRecorded;
+        let peer_recorded = peer.instance == instance;
         if node.instance != instance {
             // *Create*: both record the instance first, the one that will create it last.
             let first = !chosen || peer_recorded;
@@ -96,14 +105,19 @@ pub fn answers(b: &Bounds, s: &State, out: &mut Steps) -> Check {
         }
         match request.answer {
             None => {
-                let fits = s.register.seq == request.expects && s.register.instance == request.instance;
+                let fits =
+                    s.register.seq == request.expects && s.register.instance == request.instance;
                 let done = fits || b.mistake == Mistake::SwapWithoutSeq;
                 let to = s.with(|t| {
                     if done {
                         t.register = Register {
                             instance: s.register.instance,
                             seq: s.register.seq + 1,
-                            copies: if request.purpose == Purpose::Rejoin { 3 } else { 1 << request.node },
+                            copies: if request.purpose == Purpose::Rejoin {
+                                3
+                            } else {
+                                1 << request.node
+                            },
                             generation: request.generation,
                             parent: request.parent,
                         };
@@ -118,7 +132,14 @@ pub fn answers(b: &Bounds, s: &State, out: &mut Steps) -> Check {
     Ok(())
 }
 
-fn arrive(b: &Bounds, s: &State, slot: usize, request: Request, granted: bool, out: &mut Steps) -> Check {
+fn arrive(
+    b: &Bounds,
+    s: &State,
+    slot: usize,
+    request: Request,
+    granted: bool,
+    out: &mut Steps,
+) -> Check {
     let i = usize::from(request.node);
     let node = &s.node[i];
     let stale = b.mistake == Mistake::LateAnswerAccepted

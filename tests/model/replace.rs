@@ -30,7 +30,8 @@ fn another_peer(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
     let node = &s.node[i];
     let by_word = b.mode != Mode::Arbiter || node.may_answer && node.alone;
     let hasty = b.mistake == Mistake::ReplacedWithoutWord;
-    let able = !s.link.open[i] && !node.is_bad() && !node.disk_failed && node.current != 0 && has_room(s);
+    let able =
+        !s.link.open[i] && !node.is_bad() && !node.disk_failed && node.current != 0 && has_room(s);
     if !able || !(by_word || hasty) || node.attempt != 0 {
         return;
     }
@@ -39,16 +40,14 @@ fn another_peer(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
             t.used.replaced += 1;
             let generation = t.draw_generation();
             let copy = &mut t.node[i];
-            let base = copy.base;
             if b.mistake != Mistake::ReplacedWithoutMint {
                 copy.mint(generation);
             }
-            copy.base = if b.mistake == Mistake::ReplacedKeepsBase { base.max(node.current) } else { 0 };
-            if b.mistake != Mistake::ReplacedUnmarked {
-                copy.marks = b.all_marks();
-                copy.durable_marks = b.all_marks();
-            }
-            // It is named still, by its line. A Primary goes on alone: no other copy has anything.
+            copy.base = 0;
+            copy.marks = b.all_marks();
+            copy.durable_marks = b.all_marks();
+            // Named still, by its line. A Primary goes on alone: no other copy has anything.
+            copy.may_answer |= copy.primary && b.mode != Mode::Arbiter;
             let old = t.node[1 - i];
             t.node[1 - i] = if fresh {
                 Node {
@@ -80,9 +79,9 @@ fn another_peer(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
             t.ghost.kept &= s.ghost.flushed[i];
             t.ghost.line[1 - i] = 0;
             t.ghost.flushed[1 - i] = 0;
-            if b.mode != Mode::Arbiter || hasty {
-                t.ghost.last = node.data;
-                t.ghost.last_flushed = node.data;
+            for at in 0..usize::from(b.blocks) {
+                t.ghost.last[at] = s.ghost.last[at].min(node.data[at]);
+                t.ghost.last_flushed[at] = s.ghost.last_flushed[at].min(node.data[at]);
             }
         });
         out.add(Step::ReplaceNode(i, fresh), to);

@@ -46,11 +46,14 @@ pub fn overwrites(b: &Bounds, s: &State, source: usize, full: bool) -> Check {
 pub fn begin(b: &Bounds, s: &State, t: &mut State, source: usize, full: bool) -> Check {
     let target = 1 - source;
     overwrites(b, s, source, full)?;
-    let joined = if full { b.all_marks() } else { s.node[0].marks | s.node[1].marks };
+    let joined = if full {
+        b.all_marks()
+    } else {
+        s.node[0].marks | s.node[1].marks
+    };
     t.link = Session {
         open: [true, true],
         source: source as u8 + 1,
-        stale: if b.served_target { joined } else { 0 },
         ..Session::default()
     };
     t.node[source].marks = joined;
@@ -89,7 +92,11 @@ fn adopt(b: &Bounds, t: &mut State, target: usize) {
         was_primary: serves,
         ..*node
     };
-    node.marks = if serves && b.mistake != Mistake::TargetForgetsMarks { own } else { 0 };
+    node.marks = if serves && b.mistake != Mistake::TargetForgetsMarks {
+        own
+    } else {
+        0
+    };
 }
 
 /// The steps of a resynchronisation.
@@ -108,10 +115,15 @@ pub fn steps(b: &Bounds, s: &State, out: &mut Steps) -> Check {
     if link.block_sent == Sent::Sent && s.in_session(target) && !s.node[target].disk_failed {
         let to = s.with(|t| {
             // What a serving target wrote itself is newer than anything that was sent.
-            if !b.served_target || has(link.stale, link.block) || b.mistake == Mistake::TargetTakesOldBlock {
+            if !link.served
+                || has(link.stale, link.block)
+                || b.mistake == Mistake::TargetTakesOldBlock
+            {
                 t.node[target].data[usize::from(link.block)] = link.value;
             }
-            t.link.stale &= !mark(link.block);
+            if link.served {
+                t.link.stale &= !mark(link.block);
+            }
             t.link.block_sent = Sent::Applied;
         });
         out.add(Step::ApplyBlock, to);
@@ -150,6 +162,7 @@ pub fn steps(b: &Bounds, s: &State, out: &mut Steps) -> Check {
                 offered: 0,
                 offered_history: 0,
                 stale: 0,
+                served: false,
                 own: 0,
                 cleared: 0,
                 received: 0,
@@ -166,9 +179,15 @@ fn send(b: &Bounds, s: &State, source: usize, out: &mut Steps) {
     if link.block_sent != Sent::No {
         return;
     }
-    let under_flush = if link.flush == Sent::No { 0 } else { link.covers };
+    let under_flush = if link.flush == Sent::No {
+        0
+    } else {
+        link.covers
+    };
     for block in b.each_block() {
-        let busy = node.write.id != 0 && node.write.block == block && b.mistake != Mistake::WriteOvertakesBlock;
+        let busy = node.write.id != 0
+            && node.write.block == block
+            && b.mistake != Mistake::WriteOvertakesBlock;
         if has(node.marks & !link.received & !under_flush, block) && !busy {
             let to = s.with(|t| {
                 t.link.block_sent = Sent::Sent;
@@ -206,8 +225,15 @@ fn offer(b: &Bounds, s: &State, source: usize, out: &mut Steps) -> Check {
     }
     let serves = s.node[target].primary;
     if link.open[target] {
-        let pending = if link.sent == Sent::No { 0 } else { mark(link.write.block) };
-        for block in b.each_block().filter(|block| !has(link.own | pending, *block)) {
+        let pending = if link.sent == Sent::No {
+            0
+        } else {
+            mark(link.write.block)
+        };
+        for block in b
+            .each_block()
+            .filter(|block| !has(link.own | pending, *block))
+        {
             let at = usize::from(block);
             if s.node[target].data[at] != node.data[at] {
                 return Err("Cleared-only-when-equal: caught up with different copies".into());

@@ -41,6 +41,11 @@ pub fn promote_connected(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
         t.node[i].primary = true;
         t.node[i].was_primary = true;
         t.node[i].lease = true;
+        if s.link.is_target(i) {
+            // The grant carries the source's marks: in these this copy is behind.
+            t.link.served = true;
+            t.link.stale = peer.marks;
+        }
     });
     out.add(Step::Promote(i), to);
 }
@@ -87,7 +92,8 @@ fn demote(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
         return;
     }
     let in_sync = link.source == 0 && node.marks == 0 && !node.may_answer && all_flushed;
-    let as_source = b.served_target && link.is_source(i) && link.stage == Stage::Copying && all_flushed;
+    let as_source =
+        b.served_target && link.is_source(i) && link.stage == Stage::Copying && all_flushed;
     let source_has_all = s.ghost.line[1 - i] & !s.ghost.flushed[1 - i] == 0;
     let told = link.cleared == 0 || b.mistake == Mistake::HandBackBeforeCleared;
     let as_target = link.is_target(i) && link.own == 0 && told && source_has_all;

@@ -199,7 +199,10 @@ fn retrace(b: &Bounds, first: State, parents: &[(u32, u8)], index: u32, what: St
     for choice in choices.into_iter().rev() {
         // These steps were taken before: an error of one that was not chosen was met later.
         let known = next(b, &s, &mut out);
-        assert!(known.is_ok() && choice < out.list.len(), "a step that was taken can be taken again");
+        assert!(
+            known.is_ok() && choice < out.list.len(),
+            "a step that was taken can be taken again"
+        );
         let (step, to) = out.list[choice];
         trace.push(step);
         s = to;

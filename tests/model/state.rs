@@ -203,7 +203,9 @@ pub struct Session {
     pub value: u8,
     /// Blocks that the target has, and that are not flushed on both.
     pub received: u8,
-    /// The target's view: blocks of which its copy is behind the source's (runs in which the target may serve).
+    /// The target has been Primary in this session.
+    pub served: bool,
+    /// Its view then: blocks in which its copy may be behind the source's.
     pub stale: u8,
     /// Blocks that a serving target wrote and that are not flushed on both.
     pub own: u8,

@@ -8,7 +8,9 @@ use std::fmt;
 use super::bounds::Bounds;
 use super::mistake::Mistake;
 use super::state::{Request, State, mark};
-use super::{disk_failure, handshake, life, meeting, permission, register, replace, resync, roles, writes};
+use super::{
+    disk_failure, handshake, life, meeting, permission, register, replace, resync, roles, writes,
+};
 
 /// A step; the number is the node that takes it, 0 for A and 1 for B.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -40,15 +42,13 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = format!("{self:?}");
         let (name, rest) = text.split_once('(').unwrap_or((&text, ""));
-        let words = name
-            .chars()
-            .fold(String::new(), |mut words, letter| {
-                if letter.is_uppercase() && !words.is_empty() {
-                    words.push('-');
-                }
-                words.push(letter.to_ascii_lowercase());
-                words
-            });
+        let words = name.chars().fold(String::new(), |mut words, letter| {
+            if letter.is_uppercase() && !words.is_empty() {
+                words.push('-');
+            }
+            words.push(letter.to_ascii_lowercase());
+            words
+        });
         let mut parts = rest.trim_end_matches(')').split(", ");
         let node = match parts.next() {
             Some("0") if !name.starts_with("Send") => "A:",

@@ -24,7 +24,8 @@ pub fn views() -> Vec<View> {
             if unwritten || current != 0 && history & in_history(current) != 0 {
                 continue;
             }
-            let bases = (0..=GENERATIONS).filter(|base| *base == 0 || history & in_history(*base) != 0);
+            let bases =
+                (0..=GENERATIONS).filter(|base| *base == 0 || history & in_history(*base) != 0);
             for base in bases {
                 for flags in 0..1u16 << 8 {
                     let flag = |bit: u16| flags >> bit & 1 == 1;
@@ -59,7 +60,12 @@ pub type Counts = BTreeMap<String, u64>;
 /// Errors: the first pair that has no good verdict.
 pub fn check() -> Result<(usize, Counts), String> {
     let views = views();
-    let hellos = |id: u8| -> Vec<Hello> { views.iter().map(|view| View { id, ..*view }.hello()).collect() };
+    let hellos = |id: u8| -> Vec<Hello> {
+        views
+            .iter()
+            .map(|view| View { id, ..*view }.hello())
+            .collect()
+    };
     let (first, second) = (hellos(0), hellos(1));
     let mut counts = Counts::new();
     for (i, mine) in first.iter().enumerate() {
@@ -73,10 +79,17 @@ pub fn check() -> Result<(usize, Counts), String> {
                 Outcome::Resync { source, .. } | Outcome::First { source } => Some(source),
                 _ => None,
             };
-            let bad = |view: &View| view.inconsistent || view.outdated;
-            let chosen = source.map(|source| if source == 0 { &views[i] } else { &views[j] });
-            if chosen.is_some_and(bad) {
-                return Err(format!("a bad copy is the source: {mine:?} / {theirs:?}"));
+            if let Some(source) = source {
+                let (from, to) = if source == 0 {
+                    (&views[i], &views[j])
+                } else {
+                    (&views[j], &views[i])
+                };
+                // The loser of a fork was chosen, by an operator, and may be partly overwritten:
+                // it is never a source again, however bad the other one is.
+                if from.inconsistent || from.outdated && !to.inconsistent {
+                    return Err(format!("a bad copy is the source: {mine:?} / {theirs:?}"));
+                }
             }
             let outcome = match found.outcome {
                 Outcome::Nothing => "nothing".to_owned(),

@@ -32,7 +32,12 @@ pub fn steps(b: &Bounds, s: &State, i: usize, out: &mut Steps) -> Check {
         });
         out.add(Step::Local(i), to);
     }
-    if node.write.id != 0 && mirrored && s.link.sent == Sent::No && !node.disk_failed && !held(b, s, i, node.write.block) {
+    if node.write.id != 0
+        && mirrored
+        && s.link.sent == Sent::No
+        && !node.disk_failed
+        && !held(b, s, i, node.write.block)
+    {
         let to = s.with(|t| send(t, i, node.write));
         out.add(Step::Resend(i), to);
     }
@@ -107,7 +112,8 @@ fn answer(b: &Bounds, s: &State, i: usize, mirrored: bool, out: &mut Steps) -> C
         return Ok(());
     }
     let carried = peer.may_answer || b.mistake == Mistake::DisklessWithoutMint;
-    let acknowledged = link.open[i] && link.sent == Sent::Acknowledged && usize::from(link.writer) == i;
+    let acknowledged =
+        link.open[i] && link.sent == Sent::Acknowledged && usize::from(link.writer) == i;
     let hasty = b.mistake == Mistake::TargetAnswersFirst && link.is_target(i) && link.open[i];
     let by_both = (acknowledged || hasty) && (!node.disk_failed || carried);
     let by_self = node.may_answer && !mirrored && !node.disk_failed;
@@ -165,13 +171,21 @@ fn flush(b: &Bounds, s: &State, i: usize, mirrored: bool, out: &mut Steps) {
     let (node, link) = (&s.node[i], &s.link);
     let unflushed = s.ghost.line[i] != s.ghost.flushed[i];
     if mirrored && s.joined() && link.flush == Sent::No {
-        let under_way = if node.write.id != 0 { mark(node.write.block) } else { 0 };
+        let under_way = if node.write.id != 0 {
+            mark(node.write.block)
+        } else {
+            0
+        };
         let wrong = b.mistake == Mistake::FlushOvertakesWrite;
         let mine = if link.source == 0 {
             node.marks
         } else if link.is_source(i) {
             // Before the offer: what the target has. After it there is nothing else.
-            if link.stage == Stage::Copying { link.received } else { node.marks }
+            if link.stage == Stage::Copying {
+                link.received
+            } else {
+                node.marks
+            }
         } else {
             link.own
         };
@@ -210,7 +224,11 @@ pub fn between(b: &Bounds, s: &State, out: &mut Steps) {
     let link = &s.link;
     let writer = usize::from(link.writer);
     let other = 1 - writer;
-    if link.sent == Sent::Sent && s.in_session(other) && s.node[other].up && !s.node[other].disk_failed {
+    if link.sent == Sent::Sent
+        && s.in_session(other)
+        && s.node[other].up
+        && !s.node[other].disk_failed
+    {
         let to = s.with(|t| {
             let peer = &mut t.node[other];
             if peer.alone && link.source == 0 {
@@ -219,7 +237,7 @@ pub fn between(b: &Bounds, s: &State, out: &mut Steps) {
                 peer.durable_marks |= mark(link.write.block);
             }
             peer.data[usize::from(link.write.block)] = link.write.id;
-            if link.is_target(other) {
+            if link.served && link.is_target(other) {
                 t.link.stale &= !mark(link.write.block);
             }
             t.link.sent = Sent::Applied;
