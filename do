@@ -6,6 +6,7 @@
 #   ./do check     formatting, lints and unit tests only: what to run before a commit
 #   ./do sim [N]   N simulation seeds (20000)
 #   ./do vm [NAME] the scenarios of tests/vm under a real kernel, or those that are named
+#   ./do model     goes through the model of the protocol, in under ten minutes
 #   ./do planted   plants defects, and shows which of them the simulator catches
 #   ./do mutants PART [K/N]   mutates bitmap, core or core/FILE, and shows what no test notices
 #   ./do fuzz [TARGET [SECONDS]]  searches for inputs that break a decoder (all of them, 600 s each)
@@ -113,6 +114,12 @@ profiles() {
     done
 }
 
+model() { # ARG-OF-KAGAMI-MODEL...
+    need_rust
+    say "the model: $*"
+    cargo run --quiet --profile sim -p kagami-tests --bin kagami-model -- "$@"
+}
+
 vm() { # [SCENARIO]...
     say "scenarios under a real kernel"
     # The kernel's package is fetched with apt, whose lists may be old or missing.
@@ -217,6 +224,8 @@ case ${1:-help} in
         need_rust
         build
         vm "${@:2}" ;;
+    model)
+        if [ $# -gt 1 ]; then model "${@:2}"; else model check && model bugs && model table; fi ;;
     planted) planted "${@:2}" ;;
     mutants) mutants "${@:2}" ;;
     fuzz) need_rust; fuzz "${@:2}" ;;
@@ -232,11 +241,12 @@ case ${1:-help} in
         sim "$SEEDS"
         profiles
         planted --quick --seeds 300
+        model check quick
         say "the main job, shown"
         build
         "$(built)" demo
         # The build that the tests left is another one, to upgrade to.
         OTHER=${CARGO_TARGET_DIR:-target}/debug/kagami vm
         say "all of it passed" ;;
-    *) sed -n '2,18s/^# \{0,1\}//p' "$0" ;;
+    *) sed -n '2,19s/^# \{0,1\}//p' "$0" ;;
 esac

@@ -1,6 +1,6 @@
 //! Tests of kagami as a whole.
 //!
-//! [`sim`] runs two cores with their disks, the link and the arbiter from one seed, breaks them,
+//! [`model`] goes through every interleaving of the protocol within bounds; [`sim`] runs two cores with their disks, the link and the arbiter from one seed, breaks them,
 //! and checks what docs/design.md §4 promises after every step.
 
 #![allow(
@@ -16,4 +16,5 @@
 
 #[cfg(test)]
 mod claims;
+pub mod model;
 pub mod sim;
