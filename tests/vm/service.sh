@@ -22,7 +22,7 @@ PG_BIN=$(echo /usr/lib/postgresql/*/bin)
 ACKNOWLEDGED=$work/acknowledged
 ACTIVE=alpha # the node that serves
 declare -A SIDE=()
-POSTMASTER='' FIO='' CLIENT=''
+POSTMASTER='' FIO='' CLIENT='' INITDB=''
 
 # ---- two machines in one --------------------------------------------------------------------
 
@@ -43,6 +43,8 @@ cable() { # NETNS DEVICE ADDRESS NETNS DEVICE ADDRESS
 
 make_network() {
     local name
+    # What is mounted and unmounted later is so in the daemons' own views, too.
+    mount --make-rshared /
     for name in beta witness; do
         ip netns add "$name"
         ip -n "$name" link set lo up
@@ -99,6 +101,10 @@ heal() { # STORE
 }
 
 make_nodes() {
+    # Meanwhile, in memory.
+    chmod 711 "$work"
+    install -d -o postgres -g postgres "$work/pg"
+    as_postgres "$PG_BIN/initdb" -D "$work/pg" --auth trust --data-checksums --wal-segsize=4 --no-sync --no-locale >"$work/initdb" 2>&1 & INITDB=$!
     make_network
     make_stores
     make_pair "${DATA_MIB}M"
@@ -123,8 +129,9 @@ make_service() {
     mkfs.ext4 -q -b 4096 -J size=8 -E lazy_itable_init=0,lazy_journal_init=0 /dev/nbd0
     mount_mirror /dev/nbd0
     install -d -o postgres -g postgres "$MOUNTED/pg" /run/pg
-    as_postgres "$PG_BIN/initdb" -D "$MOUNTED/pg" --auth trust --data-checksums --wal-segsize=4 --no-sync --no-locale >"$work/initdb" 2>&1 ||
-        fail "initdb: $(cat "$work/initdb")"
+    wait "$INITDB" || fail "initdb: $(cat "$work/initdb")"
+    cp -a "$work/pg/." "$MOUNTED/pg"
+    rm -r "$work/pg"
     cat >>"$MOUNTED/pg/postgresql.conf" <<END
 listen_addresses = ''
 unix_socket_directories = '/run/pg'
@@ -147,13 +154,17 @@ END
 # Its working folder is nowhere on the mirror: only what it has open is there.
 start_database() {
     (cd / && exec "${AS_POSTGRES[@]}" "$PG_BIN/postgres" -D "$MOUNTED/pg") >>"$work/postgres" 2>&1 </dev/null & POSTMASTER=$!
+    disown
     wait_until 60 "PostgreSQL answers ($(tail -n 3 "$work/postgres"))" answers_sql
 }
 answers_sql() { sql 'SELECT 1' >/dev/null 2>&1; }
 stop_database() {
     kill -INT "$POSTMASTER"
-    wait "$POSTMASTER" || fail "PostgreSQL ended with status $?: $(tail -n 5 "$work/postgres")"
+    wait_until 60 'PostgreSQL has ended' has_ended "$POSTMASTER"
+    tail -n 1 "$work/postgres" | grep -q 'database system is shut down' || fail "PostgreSQL did not end well: $(tail -n 5 "$work/postgres")"
 }
+# `disown` keeps the shell from telling of each one that is killed on purpose.
+has_ended() { ! kill -0 -- "$1" 2>/dev/null; }
 
 # fio writes and verifies, round after round, until it is killed. 4 KiB at a time, straight to the device.
 start_fio() {
@@ -164,7 +175,8 @@ start_fio() {
             fio "$@" --randseed=$round --output="$0.now" || exit 1
             echo $round >"$0.rounds"
         done' "$work/fio" --name=verified --directory="$MOUNTED" --size=8M --bs=4k --ioengine=libaio --direct=1 --iodepth=8 \
-        --rw=randwrite --rate_iops=250 --verify=crc32c --verify_fatal=1 --fallocate=none & FIO=$!
+        --rw=randwrite --rate_iops=250 --verify=crc32c --verify_fatal=1 --fallocate=none 2>/dev/null & FIO=$!
+    disown
 }
 # The machine that the service runs on is gone, and what was in its memory.
 kill_service() {
@@ -240,6 +252,8 @@ episode() { # "WORDS" COMMAND...
     printf '%s\t%s\t%s\t%s\n' "$words" "$gap" "$count" "$synced" >>"$work/figures"
 }
 
+unmounted() { umount "$MOUNTED" 2>/dev/null; }
+
 end_service() {
     kill "$CLIENT"
     wait "$CLIENT" || :
@@ -248,7 +262,7 @@ end_service() {
     as_postgres "$PG_BIN/pg_checksums" --check -D "$MOUNTED/pg" >"$work/checksums" 2>&1 || fail "pg_checksums: $(cat "$work/checksums")"
     kill -0 -- "-$FIO" 2>/dev/null || fail "fio ended: $(cat "$work/fio.now")"
     kill -KILL -- "-$FIO"
-    wait_until 20 'nobody uses the file system' umount -q "$MOUNTED"
+    wait_until 20 'nobody uses the file system' unmounted
     fsck /dev/nbd0
     detach_device alpha
     stop alpha
