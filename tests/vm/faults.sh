@@ -46,19 +46,49 @@ upgrade() { # PROGRAM
 
 # ---- disks ----------------------------------------------------------------------------------
 
-# The daemon that has lost a disk gets it back when it is started again.
+# The daemon that has lost a disk gets it back when it is started again. On the Primary that is a move: its copy is
+# brought up to date with the other's, and what its kernel holds belongs to neither any more (docs/symptoms.md,
+# STALE). So the service is stopped before; or, where its requests are held, killed.
 with_disk_back() { # STORE
+    local node=${1%%-*}
+    if [ "$node" != "$ACTIVE" ]; then
+        terminate "$node"
+        heal "$1"
+        start "$node" up
+        return
+    fi
+    if is "$node" held; then
+        crash "$node"
+        lose_service
+    else
+        stop_service
+        detach_device "$node"
+        terminate "$node"
+    fi
     heal "$1"
-    terminate "${1%%-*}"
-    start "${1%%-*}" up
+    start "$node" up
+    wait_for "$node" in-sync 120
+    begin_service_on "$node"
+}
+stop_service() {
+    stop_database
+    kill -KILL -- "-$FIO"
+    wait_until 20 'nobody uses the file system' unmounted
 }
 
 # Every write and flush fails, reads are right.
 failing_disk() { # STORE
     put_under "$1" "0 $(sectors "$1") flakey $(side "$1") 0 0 86400 1 error_writes"
     wait_until 60 "the mirror has one copy left (it is $(condition "$ACTIVE"))" has_one_copy
-    serves_again 60
     more_commits 20
+    with_disk_back "$1"
+}
+# While both copies are in sync and all extents in use are hot nobody writes metadata: the link fails, too. Where
+# it is the Primary's the arbiter has named that node by then, so that nobody may go on until its disk is back.
+failing_metadata() { # STORE
+    put_under "$1" "0 $(sectors "$1") flakey $(side "$1") 0 0 86400 1 error_writes"
+    link_down 3
+    wait_until 60 "the mirror has one copy left, or none (it is $(condition "$ACTIVE"))" has_one_copy
     with_disk_back "$1"
 }
 has_one_copy() { case $(condition "$ACTIVE" 2>/dev/null) in one-copy | alone | held) ;; *) return 1 ;; esac; }
@@ -129,16 +159,16 @@ set_mtu() {
 
 # beta moves, and alpha is told.
 new_address_of_beta() { # OLD NEW
-    ip -n beta address add "$2/24" dev to-alpha
     ip -n beta address del "$1/24" dev to-alpha
+    ip -n beta address add "$2/24" dev to-alpha
     on alpha peer set beta --address "$2:7002" >/dev/null
     wait_until 60 "connected to $2" connected_to "$2"
 }
 connected_to() { on alpha status "$MIRROR" --json | grep -q "\"address\":\"$1:7002\"" && is alpha in-sync; }
 # alpha moves, and nobody tells beta: alpha has the lower id, and dials.
 new_address_of_alpha() { # OLD NEW
-    ip address add "$2/24" dev to-beta
     ip address del "$1/24" dev to-beta
+    ip address add "$2/24" dev to-beta
     serves_again 60
 }
 
@@ -243,9 +273,7 @@ power_loss_of_both() {
 
 # Handed over from beta to alpha, where the kernel's device is kagami's own.
 move_back() {
-    stop_database
-    kill -KILL -- "-$FIO"
-    wait_until 20 'nobody uses the file system' unmounted
+    stop_service
     drop_device /dev/nbd1
     on beta demote "$MIRROR" >/dev/null
     begin_service_on alpha

@@ -3,12 +3,12 @@
 # Real faults, one after the other, under PostgreSQL and fio on a mounted ext4: dead and stopped daemons, bad
 # disks, a bad link, lost power with volatile caches. After each: every acknowledged commit is there, the
 # file system is whole, both copies are equal, byte for byte; and how long nothing was committed.
-# FAULTS=WORD: only those whose words hold this. LONG=1: each for longer, and the slow ones.
+# FAULTS=REGEX: only those whose words fit. LONG=1: each for longer, and the slow ones.
 # shellcheck source=tests/vm/faults.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../faults.sh"
 LONG=${LONG:-}
 try() { # "WORDS" COMMAND...
-    case $1 in *"${FAULTS:-}"*) episode "$@" ;; esac
+    ! [[ $1 =~ ${FAULTS:-} ]] || episode "$@"
 }
 try_long() { [ -z "$LONG" ] || try "$@"; }
 
@@ -25,8 +25,9 @@ for seconds in 1 5 ${LONG:+60}; do
 done
 [ "$KAGAMI" = "$KAGAMI_OTHER" ] || try_long 'another build, on both nodes' upgrade "$KAGAMI_OTHER"
 
-for store in beta-data beta-metadata alpha-data alpha-metadata; do
-    try "every write to $store fails" failing_disk "$store"
+for node in beta alpha; do
+    try "every write to $node-data fails" failing_disk "$node-data"
+    try "every write to $node-metadata fails, and the link for 3 s" failing_metadata "$node-metadata"
 done
 try 'writes to beta-data are dropped for 2 s, and verify --repair' lying_disk beta-data 2
 for store in beta-data beta-metadata alpha-data alpha-metadata; do
