@@ -6,6 +6,7 @@
 #   ./do check     formatting, lints and unit tests only: what to run before a commit
 #   ./do sim [N]   N simulation seeds (20000)
 #   ./do vm [NAME] the scenarios of tests/vm under a real kernel, or those that are named
+#   ./do soak [M]  random faults under PostgreSQL for M minutes (60), in a virtual machine
 #   ./do planted   plants defects, and shows which of them the simulator catches
 #   ./do build     target/release/kagami
 #   ./do package   the Debian package of it, in target/debian
@@ -21,7 +22,7 @@ BUILD_PACKAGES=(gcc libc6-dev)
 TEST_PACKAGES=(libnbd-bin python3-libnbd nbdkit fio qemu-utils openssl e2fsprogs procps shellcheck)
 # For tests/vm: both virtual machines, and what the scenarios use inside.
 VM_PACKAGES=(busybox-static kmod xz-utils qemu-system-x86 user-mode-linux nbd-client fio e2fsprogs fdisk dmsetup lvm2
-    mmdebstrap uidmap)
+    mmdebstrap uidmap postgresql python3 iproute2)
 PACKAGE_PACKAGES=(dpkg-dev binutils)
 SEEDS=${KAGAMI_SEEDS:-20000}
 OTHER=
@@ -83,7 +84,7 @@ built() { printf '%s/release/kagami' "${CARGO_TARGET_DIR:-target}"; }
 check() {
     need_rust
     say "formatting and lints"
-    shellcheck --external-sources ./do .ci/run tests/vm/{run,init,mkinitrd,fetch-kernel,fetch-debian,try,lib.sh,debian.sh} tests/vm/scenarios/*.sh \
+    shellcheck --external-sources ./do .ci/run tests/vm/{run,init,mkinitrd,fetch-kernel,fetch-debian,try,in-boot,lib.sh,debian.sh,service.sh,faults.sh} tests/vm/scenarios/*.sh \
         cli/package/{build,kagami-witness,unmount-at-shutdown} cli/package/debian/{postinst,prerm,postrm}
     if cargo fmt --version >/dev/null 2>&1; then cargo fmt --all --check; else echo "(no rustfmt here)"; fi
     if cargo clippy --version >/dev/null 2>&1; then
@@ -107,6 +108,13 @@ vm() { # [SCENARIO]...
     # The kernel's package is fetched with apt, whose lists may be old or missing.
     tests/vm/run --setup || { as_root apt-get -qq update && tests/vm/run --setup; }
     tests/vm/try ${OTHER:+--other "$OTHER"} "$(built)" "$@"
+}
+
+# Its order of faults is the seed's: SOAK_SEED=N ./do soak.
+soak() { # MINUTES
+    say "random faults for $1 minutes"
+    # Setting up and the last fault take their time, too.
+    SOAK_MINUTES=$1 tests/vm/try --timeout $((($1 + 15) * 60)) "$(built)" soak
 }
 
 planted() { # [ARG-OF-KAGAMI-SIM]...
@@ -136,6 +144,11 @@ case ${1:-help} in
         need_rust
         build
         vm "${@:2}" ;;
+    soak)
+        need_packages "${VM_PACKAGES[@]}"
+        need_rust
+        build
+        soak "${2:-60}" ;;
     planted) planted "${@:2}" ;;
     test)
         need_packages "${TEST_PACKAGES[@]}" "${VM_PACKAGES[@]}" "${PACKAGE_PACKAGES[@]}"
@@ -152,5 +165,5 @@ case ${1:-help} in
         # The build that the tests left is another one, to upgrade to.
         OTHER=${CARGO_TARGET_DIR:-target}/debug/kagami vm
         say "all of it passed" ;;
-    *) sed -n '2,15s/^# \{0,1\}//p' "$0" ;;
+    *) sed -n '2,16s/^# \{0,1\}//p' "$0" ;;
 esac

@@ -48,7 +48,7 @@ upgrade() { # PROGRAM
 
 # The daemon that has lost a disk gets it back when it is started again. On the Primary that is a move: its copy is
 # brought up to date with the other's, and what its kernel holds belongs to neither any more (docs/symptoms.md,
-# STALE). So the service is stopped before; or, where its requests are held, killed.
+# STALE). So the service is stopped before; or, where its requests failed or are held (failing_metadata), killed.
 with_disk_back() { # STORE
     local node=${1%%-*}
     if [ "$node" != "$ACTIVE" ]; then
@@ -57,7 +57,9 @@ with_disk_back() { # STORE
         start "$node" up
         return
     fi
-    if is "$node" held; then
+    if [[ $1 = *-metadata ]]; then
+        # Neither its disk nor its peer was there: an error is the answer then.
+        dmesg -C
         crash "$node"
         lose_service
     else
@@ -84,7 +86,7 @@ failing_disk() { # STORE
     with_disk_back "$1"
 }
 # While both copies are in sync and all extents in use are hot nobody writes metadata: the link fails, too. Where
-# it is the Primary's the arbiter has named that node by then, so that nobody may go on until its disk is back.
+# it is the Primary's the arbiter has named that node by then, so that nobody goes on until its disk is back.
 failing_metadata() { # STORE
     put_under "$1" "0 $(sectors "$1") flakey $(side "$1") 0 0 86400 1 error_writes"
     link_down 3

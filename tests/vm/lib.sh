@@ -287,6 +287,7 @@ no_kernel_errors() {
         fail 'the kernel complains'
 }
 
+# A function `show_more` shows what else there is to see when a scenario has failed.
 at_exit() {
     local status=$? node
     if [ "$status" != 0 ]; then
@@ -298,6 +299,7 @@ at_exit() {
         for node in "${!DAEMON[@]}"; do
             [ "$node" = witness ] || { echo "-- status on $node"; timeout 10 "$KAGAMI" --config "$NODES/$node/kagami.toml" status 2>&1; } || :
         done
+        if declare -F show_more >/dev/null; then show_more; fi
         echo '-- kernel, its last lines'
         dmesg | tail -n 15
     fi >&2

@@ -141,6 +141,8 @@ max_wal_size = 16MB
 checkpoint_timeout = 30s
 max_connections = 20
 END
+    # PostgreSQL looks after what it writes itself; this is ours to keep.
+    sync -f "$MOUNTED"
     start_database
     sql 'CREATE TABLE commits (id bigint PRIMARY KEY);
         CREATE TABLE spread (id int PRIMARY KEY, last bigint, filler text) WITH (fillfactor = 50);
@@ -183,7 +185,15 @@ kill_service() {
     local -a all
     mapfile -t all < <(pgrep -P "$POSTMASTER")
     kill -KILL "$POSTMASTER" "${all[@]}" 2>/dev/null || :
-    kill -KILL -- "-$FIO"
+    kill -KILL -- "-$FIO" 2>/dev/null || :
+}
+
+# shellcheck disable=SC2317 # lib.sh calls it
+show_more() {
+    echo '-- PostgreSQL, its last lines'
+    tail -n 15 "$work/postgres" || :
+    echo '-- fio'
+    tail -n 5 "$work/fio.now" || :
 }
 
 # ---- what must hold -------------------------------------------------------------------------
