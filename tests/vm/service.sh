@@ -22,6 +22,7 @@ PG_BIN=$(echo /usr/lib/postgresql/*/bin)
 ACKNOWLEDGED=$work/acknowledged
 ACTIVE=alpha # the node that serves
 declare -A SIDE=()
+COPIES=(/dev/mapper/alpha-data /dev/mapper/beta-data)
 POSTMASTER='' FIO='' CLIENT='' INITDB=''
 
 # ---- two machines in one --------------------------------------------------------------------
@@ -100,11 +101,14 @@ heal() { # STORE
     put_under "$1" "$(healthy "$1")"
 }
 
-make_nodes() {
-    # Meanwhile, in memory.
+# In memory, while the nodes are made.
+begin_initdb() {
     chmod 711 "$work"
     install -d -o postgres -g postgres "$work/pg"
     as_postgres "$PG_BIN/initdb" -D "$work/pg" --auth trust --data-checksums --wal-segsize=4 --no-sync --no-locale >"$work/initdb" 2>&1 & INITDB=$!
+}
+make_nodes() {
+    begin_initdb
     make_network
     make_stores
     make_pair "${DATA_MIB}M"
@@ -218,13 +222,13 @@ nothing_is_missing() {
     [ "$(sql 'SET enable_seqscan = off; SELECT count(*) FROM commits WHERE id > 0')" -ge "$(lines "$known")" ] || fail 'the index lacks acknowledged commits'
 }
 
-# Past every cache of the devices above.
+# Past every cache of the devices above. A store that is a file may be longer than the mirror.
 compare_stores() {
-    cmp <(dd if=/dev/mapper/alpha-data bs=1M iflag=direct status=none) <(dd if=/dev/mapper/beta-data bs=1M iflag=direct status=none) ||
+    cmp <(dd if="${COPIES[0]}" bs=1M iflag=direct status=none) <(dd if="${COPIES[1]}" bs=1M iflag=direct status=none) ||
         fail 'the copies differ'
 }
-fsck() { # DEVICE
-    blockdev --flushbufs "$1"
+fsck() { # DEVICE-OR-FILE
+    [ ! -b "$1" ] || blockdev --flushbufs "$1"
     e2fsck -fn "$1" >"$work/fsck" 2>&1 || fail "e2fsck $1: $(cat "$work/fsck")"
 }
 
@@ -237,7 +241,7 @@ check_all() {
     kill -STOP "$CLIENT"
     nothing_is_missing
     fsfreeze -f "$MOUNTED"
-    (compare_stores && fsck /dev/mapper/beta-data) || status=$?
+    (compare_stores && fsck "${COPIES[1]}") || status=$?
     fsfreeze -u "$MOUNTED"
     kill -CONT "$CLIENT"
     [ "$status" = 0 ] || exit "$status"
