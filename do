@@ -7,6 +7,7 @@
 #   ./do sim [N]   N simulation seeds (20000)
 #   ./do vm [NAME] the scenarios of tests/vm under a real kernel, or those that are named
 #   ./do model     goes through the model of the protocol, in under ten minutes
+#   ./do soak [M]  random faults under PostgreSQL for M minutes (60), in a virtual machine
 #   ./do planted   plants defects, and shows which of them the simulator catches
 #   ./do mutants PART [K/N]   mutates bitmap, core or core/FILE, and shows what no test notices
 #   ./do fuzz [TARGET [SECONDS]]  searches for inputs that break a decoder (all of them, 600 s each)
@@ -25,7 +26,7 @@ BUILD_PACKAGES=(gcc libc6-dev)
 TEST_PACKAGES=(libnbd-bin python3-libnbd nbdkit fio qemu-utils openssl e2fsprogs procps shellcheck)
 # For tests/vm: both virtual machines, and what the scenarios use inside.
 VM_PACKAGES=(busybox-static kmod xz-utils qemu-system-x86 user-mode-linux nbd-client fio e2fsprogs fdisk dmsetup lvm2
-    mmdebstrap uidmap)
+    mmdebstrap uidmap postgresql python3 iproute2)
 PACKAGE_PACKAGES=(dpkg-dev binutils)
 SEEDS=${KAGAMI_SEEDS:-20000}
 OTHER=
@@ -87,7 +88,7 @@ built() { printf '%s/release/kagami' "${CARGO_TARGET_DIR:-target}"; }
 check() {
     need_rust
     say "formatting and lints"
-    shellcheck --external-sources ./do .ci/run tests/planted/rustc tests/vm/{run,init,mkinitrd,fetch-kernel,fetch-debian,try,lib.sh,debian.sh} tests/vm/scenarios/*.sh \
+    shellcheck --external-sources ./do .ci/run tests/planted/rustc tests/vm/{run,init,mkinitrd,fetch-kernel,fetch-debian,try,in-boot,lib.sh,debian.sh,service.sh,faults.sh} tests/vm/scenarios/*.sh \
         cli/package/{build,kagami-witness,unmount-at-shutdown} cli/package/debian/{postinst,prerm,postrm}
     if cargo fmt --version >/dev/null 2>&1; then cargo fmt --all --check; else echo "(no rustfmt here)"; fi
     if cargo clippy --version >/dev/null 2>&1; then
@@ -125,6 +126,13 @@ vm() { # [SCENARIO]...
     # The kernel's package is fetched with apt, whose lists may be old or missing.
     tests/vm/run --setup || { as_root apt-get -qq update && tests/vm/run --setup; }
     tests/vm/try ${OTHER:+--other "$OTHER"} "$(built)" "$@"
+}
+
+# Its order of faults is the seed's: SOAK_SEED=N ./do soak.
+soak() { # MINUTES
+    say "random faults for $1 minutes"
+    # Setting up and the last fault take their time, too.
+    SOAK_MINUTES=$1 tests/vm/try --timeout $((($1 + 15) * 60)) "$(built)" soak
 }
 
 planted() { # [ARG-OF-KAGAMI-SIM]...
@@ -226,6 +234,11 @@ case ${1:-help} in
         vm "${@:2}" ;;
     model)
         if [ $# -gt 1 ]; then model "${@:2}"; else model check && model bugs && model table; fi ;;
+    soak)
+        need_packages "${VM_PACKAGES[@]}"
+        need_rust
+        build
+        soak "${2:-60}" ;;
     planted) planted "${@:2}" ;;
     mutants) mutants "${@:2}" ;;
     fuzz) need_rust; fuzz "${@:2}" ;;
@@ -248,5 +261,5 @@ case ${1:-help} in
         # The build that the tests left is another one, to upgrade to.
         OTHER=${CARGO_TARGET_DIR:-target}/debug/kagami vm
         say "all of it passed" ;;
-    *) sed -n '2,19s/^# \{0,1\}//p' "$0" ;;
+    *) sed -n '2,20s/^# \{0,1\}//p' "$0" ;;
 esac

@@ -14,6 +14,10 @@ STORES=${STORES:-disks}
 BUFFERS=${BUFFERS:-64MiB}
 NODES=/node
 declare -A DAEMON=()
+# Where a node lives, when that is not this machine's own network and disks: the address by which the other
+# node reaches it, and the one by which it reaches the witness; its stores; words before its commands
+# (`nsenter ...`).
+declare -A ADDRESS=() WITNESS=() DATA=([alpha]=/dev/disk0 [beta]=/dev/disk1) METADATA=() INSIDE=()
 
 # One line for each thing that is proven; the seconds are the guest's own.
 proof() { printf '  %4d s  %s\n' "$SECONDS" "$*"; }
@@ -35,7 +39,8 @@ wait_until() { # SECONDS WHAT COMMAND...
 on() { # NODE ARG...
     local node=$1
     shift
-    timeout 120 "$KAGAMI" --config "$NODES/$node/kagami.toml" "$@"
+    # shellcheck disable=SC2086 # words
+    timeout 120 ${INSIDE[$node]:-} "$KAGAMI" --config "$NODES/$node/kagami.toml" "$@"
 }
 
 # Runs one that must be refused; its words have to hold all of these. Nothing else counts as a refusal.
@@ -58,7 +63,7 @@ make_node() { # NODE PORT [MORE-LINES]
 [node]
 name = "$1"
 id = $2
-listen = ["127.0.0.1:$2"]
+listen = ["${LISTEN:-127.0.0.1}:$2"]
 state-dir = "$NODES/$1"
 run-dir = "$NODES/$1"
 buffers = "$BUFFERS"
@@ -70,7 +75,8 @@ END
 start() { # NODE VERB [PROGRAM...]
     local -a program=("${@:3}")
     [ ${#program[@]} -gt 0 ] || program=("$KAGAMI")
-    setsid "${program[@]}" --config "$NODES/$1/kagami.toml" "$2" >>"$NODES/$1/log" 2>&1 </dev/null &
+    # shellcheck disable=SC2086 # words
+    setsid ${INSIDE[$1]:-} "${program[@]}" --config "$NODES/$1/kagami.toml" "$2" >>"$NODES/$1/log" 2>&1 </dev/null &
     DAEMON[$1]=$!
     [ "$2" != up ] || wait_until 60 "an answer of the daemon on $1" answers "$1"
 }
@@ -119,14 +125,15 @@ offer_and_join() { # "OFFERING-NODE ARG..." "JOINING-NODE ARG..." [ARG-AFTER-THE
 # daemons run.
 make_pair() { # SIZE [ARG-OF-INIT]...
     local size=$1 node
-    local -a here=(--device /dev/disk0) there=(--device /dev/disk1)
+    local -a here=(--device "${DATA[alpha]}" ${METADATA[alpha]:+--metadata "${METADATA[alpha]}"})
+    local -a there=(--device "${DATA[beta]}" ${METADATA[beta]:+--metadata "${METADATA[beta]}"})
     shift
     mkdir -p "$NODES"
     mkfs.ext4 -q /dev/disk2
     mount /dev/disk2 "$NODES"
     make_node alpha 7001
     make_node beta 7002
-    [ "$SOLO" != arbiter ] || make_node witness 7003 $'[witness]\nlisten = ["127.0.0.1:7790"]'
+    [ "$SOLO" != arbiter ] || make_node witness 7003 $'[witness]\nlisten = ["0.0.0.0:7790"]'
     if [ "$STORES" = files ]; then
         mkdir "$NODES/alpha/store" "$NODES/beta/store"
         mkfs.ext4 -q /dev/disk0 && mount /dev/disk0 "$NODES/alpha/store"
@@ -134,11 +141,11 @@ make_pair() { # SIZE [ARG-OF-INIT]...
         here=(--backing "$NODES/alpha/store/data") there=(--backing "$NODES/beta/store/data")
     fi
     on alpha init "$MIRROR" "${here[@]}" ${size:+--size "$size"} --max-size 8G "$@" >/dev/null
-    offer_and_join "alpha pair $MIRROR --address 127.0.0.1" 'beta pair --join' "${there[@]}" --max-size 8G
+    offer_and_join "alpha pair $MIRROR --address ${ADDRESS[alpha]:-127.0.0.1}" 'beta pair --join' "${there[@]}" --max-size 8G
     if declare -F before_start >/dev/null; then before_start; fi
     if [ "$SOLO" = arbiter ]; then
         for node in alpha beta; do
-            offer_and_join 'witness witness enrol --address 127.0.0.1' "$node arbiter join" --mirror "$MIRROR"
+            offer_and_join "witness witness enrol --address ${WITNESS[$node]:-127.0.0.1}" "$node arbiter join" --mirror "$MIRROR"
         done
         start witness witness
     fi
@@ -280,6 +287,7 @@ no_kernel_errors() {
         fail 'the kernel complains'
 }
 
+# A function `show_more` shows what else there is to see when a scenario has failed.
 at_exit() {
     local status=$? node
     if [ "$status" != 0 ]; then
@@ -291,6 +299,7 @@ at_exit() {
         for node in "${!DAEMON[@]}"; do
             [ "$node" = witness ] || { echo "-- status on $node"; timeout 10 "$KAGAMI" --config "$NODES/$node/kagami.toml" status 2>&1; } || :
         done
+        if declare -F show_more >/dev/null; then show_more; fi
         echo '-- kernel, its last lines'
         dmesg | tail -n 15
     fi >&2

@@ -1,6 +1,6 @@
 //! The [node] section of a configuration that has none yet, and how other machines reach this one.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use super::stores::random_id;
 use crate::args::NodeArgs;
@@ -97,4 +97,56 @@ pub fn reachable(listen: &[SocketAddr], given: &[IpAddr]) -> Vec<SocketAddr> {
     }
     found.dedup();
     found
+}
+
+/// Where one that this machine has just reached at one of `others` reaches it: where it listens on every
+/// address, the near ends of the ways to `others` come first. A network of two machines has no default
+/// way by which `reachable` would find anything; and where there is one, it may be the wrong network.
+pub fn reachable_from(listen: &[SocketAddr], others: &[SocketAddr]) -> Vec<SocketAddr> {
+    let mut found: Vec<SocketAddr> = Vec::new();
+    for address in listen
+        .iter()
+        .filter(|address| address.ip().is_unspecified())
+    {
+        for other in others {
+            let any: SocketAddr = match (address.is_ipv4(), other.is_ipv4()) {
+                (_, true) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+                (false, false) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+                (true, false) => continue,
+            };
+            // Nothing is sent, the kernel only chooses a way.
+            let near = UdpSocket::bind(any)
+                .and_then(|socket| socket.connect(other).and_then(|()| socket.local_addr()));
+            if let Ok(near) = near {
+                found.push(SocketAddr::new(near.ip(), address.port()));
+            }
+        }
+    }
+    for address in reachable(listen, &[]) {
+        if !found.contains(&address) {
+            found.push(address);
+        }
+    }
+    found.dedup();
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_listens_everywhere_is_reached_where_it_reached_the_other() {
+        let other: SocketAddr = "127.0.0.9:4444".parse().expect("address");
+        let everywhere: SocketAddr = "0.0.0.0:7002".parse().expect("address");
+        let found = reachable_from(&[everywhere], &[other]);
+        // With its own port, before any address of another network.
+        assert_eq!(found[0], "127.0.0.1:7002".parse().expect("address"));
+        let one: SocketAddr = "10.0.0.1:7002".parse().expect("address");
+        assert_eq!(
+            reachable_from(&[one], &[other]),
+            [one],
+            "it listens nowhere else"
+        );
+    }
 }

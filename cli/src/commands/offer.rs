@@ -75,6 +75,14 @@ pub fn party(config: &Config, given: &[IpAddr]) -> Party {
     }
 }
 
+/// The same of one that joins the node it reached at one of `others`.
+pub fn joining_party(config: &Config, others: &[SocketAddr]) -> Party {
+    Party {
+        addresses: node::reachable_from(&config.node.listen, others),
+        ..party(config, &[])
+    }
+}
+
 /// What is offered, and how.
 #[derive(Clone, Copy, Debug)]
 pub struct Offer<'a> {

@@ -201,7 +201,7 @@ async fn join(context: &Context, args: &PairArgs, token: &str) -> Outcome {
         }
     };
     let mine = Facts {
-        party: offer::party(&config, &[]),
+        party: offer::joining_party(&config, &token.addresses),
         mirror: MirrorFacts {
             zeroed: made.zeroed,
             ..facts.mirror.clone()
