@@ -186,7 +186,8 @@ impl World {
             && self.has_primary()
             && register_fits
             && self.old_arbiter.is_none()
-            && (!self.growth_begun || (0..2).all(|node| self.size_of(node) == Some(self.options.grown)))
+            && (!self.growth_begun
+                || (0..2).all(|node| self.size_of(node) == Some(self.options.grown)))
             && self.is_all_flushed()
             && (0..2).all(|node| {
                 self.nodes[node].store.is_idle() && self.nodes[node].store.is_all_durable()

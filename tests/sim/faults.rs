@@ -273,10 +273,9 @@ impl World {
             Fault::MetadataFails | Fault::MetadataStalls | Fault::MetadataDamage => {
                 self.inject_metadata(fault, node, lasts)
             }
-            Fault::LinkFlaps
-            | Fault::LinkSlow
-            | Fault::StreamStalls
-            | Fault::LinkCrowded => self.inject_link(fault, node, lasts),
+            Fault::LinkFlaps | Fault::LinkSlow | Fault::StreamStalls | Fault::LinkCrowded => {
+                self.inject_link(fault, node, lasts)
+            }
             Fault::AsksAgain => self.ask_again(node)?,
             // these are drawn elsewhere, and counted there
             Fault::ArbiterLate

@@ -211,7 +211,12 @@ impl World {
             let mirror = self.nodes[node].mirror.as_ref();
             mirror.is_some_and(|mirror| mirror.lacks(Run::new(Block(block), 1)))
         };
-        for block in self.ghost.touched.iter().filter(|block| !self.rot.has(**block)) {
+        for block in self
+            .ghost
+            .touched
+            .iter()
+            .filter(|block| !self.rot.has(**block))
+        {
             let [x, y] = [0, 1].map(|node| self.nodes[node].store.after_all_landed(*block));
             if x != y && !marked(0, *block) && !marked(1, *block) {
                 let what = format!(

@@ -290,7 +290,8 @@ impl Metadata {
         self.bad.insert(offset);
         if let Some((superblock, _)) = self.superblock() {
             let layout = superblock.layout;
-            self.directory_was_bad |= (layout.directory_offset..layout.pages_offset).contains(&offset);
+            self.directory_was_bad |=
+                (layout.directory_offset..layout.pages_offset).contains(&offset);
         }
         self.read_record();
     }

@@ -18,6 +18,8 @@ pub mod content;
 pub mod disk;
 pub mod faults;
 pub mod history;
+#[cfg(test)]
+mod kept;
 mod life;
 pub mod lines;
 mod link;
@@ -69,7 +71,10 @@ pub fn catch_assertions() {
 
 /// Runs a seed to its end.
 pub fn run_seed(seed: u64, trace: Trace) -> Outcome {
-    let mut world = World::new(seed, trace);
+    run_world(seed, World::new(seed, trace))
+}
+
+fn run_world(seed: u64, mut world: World) -> Outcome {
     PANIC.with(|kept| kept.borrow_mut().take());
     let ended = catch_unwind(AssertUnwindSafe(|| world.run()));
     let violation = match ended {

@@ -225,7 +225,8 @@ pub fn fresh_copy(index: usize, options: &Options) -> (Store, Metadata) {
 
 /// The bytes of a new metadata store.
 fn format(options: &Options, record: Record, fill: Fill) -> Vec<u8> {
-    let layout = Layout::new(options.grown, options.log_capacity, Placement::Own).expect("a layout");
+    let layout =
+        Layout::new(options.grown, options.log_capacity, Placement::Own).expect("a layout");
     let backing = Backing {
         data_offset: 0,
         store_size: options.store_blocks() * 4096,

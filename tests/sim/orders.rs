@@ -193,11 +193,9 @@ impl World {
                 self.later(node, Command::SetPeer { peer: again });
                 Ok(())
             }
-            Order::ForceBoth
-            | Order::Protocol
-            | Order::Arbiter
-            | Order::Disk
-            | Order::Grow => self.order_more(order, node),
+            Order::ForceBoth | Order::Protocol | Order::Arbiter | Order::Disk | Order::Grow => {
+                self.order_more(order, node)
+            }
         }
     }
 

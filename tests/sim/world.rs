@@ -188,8 +188,14 @@ pub struct World {
 impl World {
     /// The world of a seed at its beginning.
     pub fn new(seed: u64, trace: Trace) -> Self {
+        Self::with(seed, trace, |_| {})
+    }
+
+    /// The world of a seed, with some of what it draws changed.
+    pub fn with(seed: u64, trace: Trace, change: impl FnOnce(&mut Options)) -> Self {
         let mut rng = Rng::new(seed);
-        let options = Options::draw(seed, &mut rng);
+        let mut options = Options::draw(seed, &mut rng);
+        change(&mut options);
         let nodes = [0, 1].map(|index| Node::new(index, &options, &mut rng));
         let mut world = Self {
             now: 0,

@@ -132,12 +132,8 @@ impl World {
         }
         self.stats.fault(Fault::MetadataDamage);
         let name = self.nodes[node].name;
-        self.trace.line(|| {
-            format!(
-                "{:>10} {name} metadata harmed: {harmed:?}",
-                self.now / 1000
-            )
-        });
+        self.trace
+            .line(|| format!("{:>10} {name} metadata harmed: {harmed:?}", self.now / 1000));
         match self.nodes[node].meta.recover() {
             Ok(found) => {
                 check_noticed(name, &sound, &found, &harmed)?;
@@ -195,7 +191,10 @@ fn check_noticed(
     }
     let layout = sound.superblock.layout;
     for (offset, harm) in harmed.iter().filter(|(_, harm)| *harm != Harm::Old) {
-        let reported = found.findings.iter().any(|one| covers(&layout, one, *offset));
+        let reported = found
+            .findings
+            .iter()
+            .any(|one| covers(&layout, one, *offset));
         if !reported && is_read(sound, *offset) {
             return violation(format!("{name} does not report {harm:?} at {offset}"));
         }
@@ -221,8 +220,7 @@ fn check_refusal(
 
 /// True if recovery reads the sector at all: pages behind the end of the mirror it does not.
 fn is_read(sound: &Recovered, offset: u64) -> bool {
-    let pages_end =
-        sound.superblock.layout.pages_offset + u64::from(sound.bitmap.pages()) * 4096;
+    let pages_end = sound.superblock.layout.pages_offset + u64::from(sound.bitmap.pages()) * 4096;
     offset < pages_end
 }
 
@@ -254,7 +252,9 @@ impl Metadata {
         let layout = sound.superblock.layout;
         let slot = rng.below(2);
         let mut harmed = Vec::new();
-        let (_, whole) = self.superblock().unwrap_or((sound.superblock.clone(), false));
+        let (_, whole) = self
+            .superblock()
+            .unwrap_or((sound.superblock.clone(), false));
         // Of two good slots of different updates the newer must stay: it may be acknowledged.
         let torn = sound.findings.iter().any(|finding| {
             matches!(
@@ -307,7 +307,8 @@ impl Metadata {
         }
         let seq = |unit: u64| {
             let sectors = (unit..unit + 4096).step_by(SECTOR);
-            let seq = |at: u64| u64::from_le_bytes(std::array::from_fn(|nth| self.sector(at)[24 + nth]));
+            let seq =
+                |at: u64| u64::from_le_bytes(std::array::from_fn(|nth| self.sector(at)[24 + nth]));
             sectors.map(seq).max()
         };
         let log = (layout.log_offset..layout.directory_offset).step_by(4096);
