@@ -19,6 +19,8 @@ pub mod coverage;
 pub mod disk;
 pub mod faults;
 pub mod history;
+#[cfg(test)]
+mod kept;
 mod life;
 pub mod lines;
 mod link;
@@ -79,7 +81,10 @@ pub fn run_seed(seed: u64, trace: Trace) -> Outcome {
 
 /// Runs a seed of a profile to its end.
 pub fn run_profile(profile: Profile, seed: u64, trace: Trace) -> Outcome {
-    let mut world = World::new(profile, seed, trace);
+    run_world(seed, World::new(profile, seed, trace))
+}
+
+fn run_world(seed: u64, mut world: World) -> Outcome {
     PANIC.with(|kept| kept.borrow_mut().take());
     let ended = catch_unwind(AssertUnwindSafe(|| world.run()));
     let violation = match ended {

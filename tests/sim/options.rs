@@ -194,7 +194,29 @@ impl Options {
         if options.kit.growth > 0 {
             options.grown = (options.blocks() + options.kit.growth) * 4096;
         }
+        if options.kit.replacing {
+            options.replace_arbiter_often();
+        }
         options
+    }
+
+    /// Arbiters come and go, roles change, and the link is cut for moments: nothing else.
+    pub fn replace_arbiter_often(&mut self) {
+        self.forced = false;
+        self.settings.solo = Solo::Arbiter;
+        self.settings.timeout_ms = 200;
+        self.settings.arbiter_timeout_ms = 100;
+        self.arbiter_ns = 200_000;
+        self.orders = vec![(Order::Promote, 6), (Order::Demote, 6), (Order::Arbiter, 4)];
+        self.order_every_ns = 30_000_000;
+        self.faults = vec![
+            (Fault::LinkFlaps, 3),
+            (Fault::LinkCut, 4),
+            (Fault::SessionEnds, 3),
+        ];
+        self.fault_every_ns = Some(60_000_000);
+        self.grown = self.size;
+        self.kit = Kit::default();
     }
 
     fn split_brain(rng: &mut Rng) -> SplitBrainPolicy {

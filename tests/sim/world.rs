@@ -191,9 +191,20 @@ pub struct World {
 impl World {
     /// The world of a seed at its beginning.
     pub fn new(profile: Profile, seed: u64, trace: Trace) -> Self {
+        Self::with(profile, seed, trace, |_| {})
+    }
+
+    /// The world of a seed, with some of what it draws changed.
+    pub fn with(
+        profile: Profile,
+        seed: u64,
+        trace: Trace,
+        change: impl FnOnce(&mut Options),
+    ) -> Self {
         let mut rng = Rng::new(seed);
         let mut options = Options::draw(seed, &mut rng);
         profile.bend(&mut options, &mut rng);
+        change(&mut options);
         let nodes = [0, 1].map(|index| Node::new(index, &options, &mut rng));
         let mut world = Self {
             now: 0,

@@ -137,7 +137,7 @@ impl Mirror {
     pub(super) fn forget_rejoin(&mut self) {
         self.solo.rejoin = false;
         self.solo.fresh = None;
-        self.solo.naming = None;
+        self.solo.naming = false;
         if matches!(&self.attempt, Some(a) if matches!(a.purpose, Purpose::Rejoin | Purpose::Carry | Purpose::Probe))
         {
             self.end_attempt();
@@ -158,29 +158,36 @@ impl Mirror {
             return;
         }
         let peer_instance = self.up().and_then(|up| up.peer.arbiter);
-        match self.record().arbiter {
-            Some(instance) if peer_instance == Some(instance) => self.ask(Purpose::Rejoin, out),
-            _ => self.name_register(None),
+        if self.record().arbiter == peer_instance {
+            self.ask(Purpose::Rejoin, out);
+        } else {
+            self.name_register(None);
         }
     }
 
     /// §4 *create*: both record the instance before the register exists; `found`: one that exists.
+    ///
+    /// *One-writer*: one that exists may let a copy go, so both have to have forgotten the one that
+    /// they recorded before either records it. Else, while nodes ask different arbiters (one is
+    /// being replaced), each could be let go by its own. One that is drawn here lets nobody go yet.
     fn name_register(&mut self, found: Option<u64>) {
         let Some(session) = self.session() else {
             return;
         };
-        if self.solo.naming.is_some()
+        if self.solo.naming
             || self
                 .durable
                 .awaits(|after| matches!(after, After::ArbiterNamed { .. }))
         {
             return;
         }
-        let instance = found.unwrap_or_else(|| self.draw_tag() | 1);
-        self.solo.naming = Some(instance);
-        self.change_record(After::ArbiterNamed { session }, |r| {
-            r.arbiter = Some(instance)
-        });
+        let instance = match found {
+            Some(_) if self.record().arbiter.is_some() => None,
+            Some(found) => Some(found),
+            None => Some(self.draw_tag() | 1),
+        };
+        self.solo.naming = true;
+        self.change_record(After::ArbiterNamed { session }, |r| r.arbiter = instance);
     }
 
     pub(super) fn on_arbiter_named(&mut self, session: SessionId, out: &mut Actions) {
@@ -188,7 +195,7 @@ impl Mirror {
             return;
         }
         let instance = self.record().arbiter;
-        if self.solo.naming.is_some() {
+        if self.solo.naming {
             self.send(Message::ArbiterInstance { instance }, out);
         } else {
             self.send(Message::ArbiterRecorded { instance }, out);
@@ -208,7 +215,7 @@ impl Mirror {
             up.peer.arbiter = instance;
         }
         // What this node was naming itself gives way.
-        self.solo.naming = None;
+        self.solo.naming = false;
         self.change_record(After::ArbiterNamed { session }, |r| r.arbiter = instance);
         Ok(())
     }
@@ -217,7 +224,7 @@ impl Mirror {
         if let Some(up) = self.up_mut() {
             up.peer.arbiter = instance;
         }
-        self.solo.naming = None;
+        self.solo.naming = false;
         if instance == self.record().arbiter {
             self.solo.fresh = instance;
         }

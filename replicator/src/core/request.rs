@@ -311,6 +311,9 @@ impl Mirror {
     /// New settings from the operator.
     pub(super) fn set(&mut self, settings: Settings, out: &mut Actions) {
         self.settings = settings;
+        // It may be for another arbiter: an instance that the one before may hold is not created
+        // there a second time (*One-writer*).
+        self.solo.fresh = None;
         self.seek_permission(out);
         if self.solo_rule() == Solo::Arbiter && self.is_in_sync() {
             // It may be a new arbiter, whose register is to be made while both copies are there.

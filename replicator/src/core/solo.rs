@@ -41,8 +41,8 @@ pub(super) struct Outlook {
     /// An operator's word: the copy that stays.
     pub keep: Option<NodeId>,
     pub keep_full: bool,
-    /// Instance of a register that both are recording.
-    pub naming: Option<u64>,
+    /// Both are recording the instance of a register, or that there is none.
+    pub naming: bool,
     /// The instance that both recorded in this session; its register may be created.
     pub fresh: Option<u64>,
 }

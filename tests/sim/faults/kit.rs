@@ -32,6 +32,8 @@ pub struct Kit {
     pub ambush: bool,
     /// The protocol may change: any write may have been answered early.
     pub protocols: bool,
+    /// The arbiter is replaced again and again, and little else happens.
+    pub replacing: bool,
     /// By how many blocks the mirror grows, if anybody orders it.
     pub growth: u64,
 }
@@ -79,6 +81,7 @@ impl Kit {
             }
             orders.push((order, rng.pick(&[1, 3])));
         }
+        kit.replacing = rng.percent(3);
         kit
     }
 }

@@ -186,7 +186,8 @@ impl World {
         }
         let (first, end) = (record.size / 4096, size / 4096);
         copy.bitmap.grow(end);
-        let zeroed = self.fault_rng.coin();
+        // marks on copies without data would need an operator's word on whose they are
+        let zeroed = self.fault_rng.coin() || record.is_never_written();
         if !zeroed {
             copy.bitmap.mark(Run::new(Block(first), end - first));
         }
