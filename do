@@ -111,7 +111,7 @@ sim() { # SEEDS
 profiles() {
     local name
     for name in lease-race late-answers early-answers hand-over cooling clean-leave invalidated old-copies forced; do
-        cargo run --quiet --profile sim -p kagami-tests --bin kagami-sim -- run --profile "$name" --seeds 100
+        cargo run --quiet --profile sim -p kagami-tests --bin kagami-sim -- run --profile "$name" --seeds 60
     done
 }
 

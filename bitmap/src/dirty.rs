@@ -540,4 +540,13 @@ mod tests {
         write(&mut bitmap, Page::bitmap(0), 2);
         assert_eq!(bitmap.stale_page_count(), 0, "it was known as written");
     }
+
+    #[test]
+    fn a_directory_page_behind_the_end_is_not_this_bitmaps() {
+        let mut bitmap = DirtyBitmap::new(2048);
+        bitmap.load_stale_directory(1);
+        assert_eq!(bitmap.stale_page_count(), 0, "room to grow into");
+        bitmap.load_stale_directory(0);
+        assert_eq!(bitmap.stale_page_count(), 1);
+    }
 }
