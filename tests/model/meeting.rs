@@ -96,10 +96,10 @@ fn judge(b: &Bounds, s: &State, t: &mut State, i: usize, theirs: &View) -> Check
                     t.node[i].marks = b.all_marks();
                     t.node[i].durable_marks = b.all_marks();
                 }
-            } else if b.mistake != Mistake::ReadyBeforeInconsistent {
-                become_target(b, t, i);
-            } else {
+            } else if b.mistake == Mistake::ReadyBeforeInconsistent {
                 t.node[i].fail_requests();
+            } else {
+                become_target(b, t, i);
             }
             Plan::Resync { source, full }
         }
