@@ -177,7 +177,7 @@ pub fn promotion(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
     let (node, peer, link) = (&s.node[i], &s.node[1 - i], &s.link);
     let p = 1 - i;
     let outlives = b.mistake == Mistake::GrantOutlivesSession;
-    if !s.in_session(i) && !(outlives && node.promoting == Promoting::Granted) {
+    if !(s.in_session(i) || outlives && node.promoting == Promoting::Granted) {
         return;
     }
     let unasked =
