@@ -147,6 +147,7 @@ fn without_faults(start: &State) -> State {
 }
 
 fn at_rest(b: &Bounds, s: &State) -> Check {
+    super::check::all(b, s)?;
     let (x, y) = (&s.node[0], &s.node[1]);
     if !s.joined() || s.link.source != 0 {
         let found = verdict(&View::of(x, 0), &View::of(y, 1), b.mistake);

@@ -94,11 +94,11 @@ struct TableArgs {
 }
 
 fn keys() -> String {
-    let mut text = "Bounds (default):\n".to_owned();
+    let mut lines = vec!["Bounds (default):".to_owned()];
     for (key, standard, what) in Bounds::keys() {
-        text += &format!("  {key:<16} {standard:<8} {what}\n");
+        lines.push(format!("  {key:<16} {standard:<8} {what}"));
     }
-    text
+    lines.join("\n")
 }
 
 fn main() -> ExitCode {

@@ -96,10 +96,10 @@ fn judge(b: &Bounds, s: &State, t: &mut State, i: usize, theirs: &View) -> Check
                     t.node[i].marks = b.all_marks();
                     t.node[i].durable_marks = b.all_marks();
                 }
-            } else if b.mistake != Mistake::ReadyBeforeInconsistent {
-                become_target(b, t, i);
-            } else {
+            } else if b.mistake == Mistake::ReadyBeforeInconsistent {
                 t.node[i].fail_requests();
+            } else {
+                become_target(b, t, i);
             }
             Plan::Resync { source, full }
         }
@@ -177,7 +177,7 @@ pub fn promotion(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
     let (node, peer, link) = (&s.node[i], &s.node[1 - i], &s.link);
     let p = 1 - i;
     let outlives = b.mistake == Mistake::GrantOutlivesSession;
-    if !s.in_session(i) && !(outlives && node.promoting == Promoting::Granted) {
+    if !(s.in_session(i) || outlives && node.promoting == Promoting::Granted) {
         return;
     }
     let unasked =

@@ -56,7 +56,7 @@ pub fn rejoining(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
     }
     let disks = !node.disk_failed && !peer.disk_failed;
     let quiet = node.attempt == 0 && peer.attempt == 0 && link.stage == Stage::Copying;
-    let behind = !(s.register.copies == 3 && s.register.generation == node.current);
+    let behind = s.register.copies != 3 || s.register.generation != node.current;
     if link.source == 0 && disks && quiet {
         let instance = s.register.instance;
         let chosen = node.primary || !peer.primary && i == 0;

@@ -173,7 +173,7 @@ pub fn run(b: &Bounds, most: usize) -> Found {
         level = next_level;
         depth += 1;
     }
-    let violation = broken.map(|(index, what)| retrace(b, first, &parents, index, what));
+    let violation = broken.map(|(index, what)| retrace(b, &first, &parents, index, what));
     Found {
         states: parents.len(),
         steps: taken,
@@ -185,7 +185,13 @@ pub fn run(b: &Bounds, most: usize) -> Found {
 }
 
 /// The way to state `index`.
-fn retrace(b: &Bounds, first: State, parents: &[(u32, u8)], index: u32, what: String) -> Violation {
+fn retrace(
+    b: &Bounds,
+    first: &State,
+    parents: &[(u32, u8)],
+    index: u32,
+    what: String,
+) -> Violation {
     let mut choices = Vec::new();
     let mut at = index as usize;
     while at != 0 {
@@ -193,7 +199,7 @@ fn retrace(b: &Bounds, first: State, parents: &[(u32, u8)], index: u32, what: St
         choices.push(usize::from(choice));
         at = parent as usize;
     }
-    let mut s = first;
+    let mut s = *first;
     let mut trace = Vec::new();
     let mut out = Steps::default();
     for choice in choices.into_iter().rev() {

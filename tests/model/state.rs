@@ -337,6 +337,7 @@ impl State {
     }
 
     /// A changed copy of this state.
+    #[must_use]
     pub fn with(&self, change: impl FnOnce(&mut State)) -> State {
         let mut next = *self;
         change(&mut next);

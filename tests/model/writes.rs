@@ -171,10 +171,10 @@ fn flush(b: &Bounds, s: &State, i: usize, mirrored: bool, out: &mut Steps) {
     let (node, link) = (&s.node[i], &s.link);
     let unflushed = s.ghost.line[i] != s.ghost.flushed[i];
     if mirrored && s.joined() && link.flush == Sent::No {
-        let under_way = if node.write.id != 0 {
-            mark(node.write.block)
-        } else {
+        let under_way = if node.write.id == 0 {
             0
+        } else {
+            mark(node.write.block)
         };
         let wrong = b.mistake == Mistake::FlushOvertakesWrite;
         let mine = if link.source == 0 {
