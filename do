@@ -200,17 +200,22 @@ fuzz() { # [TARGET [SECONDS]]
     done
 }
 
-# The smallest inputs of a merged corpus, as many as git should hold.
+# Inputs of a merged corpus, small and large ones, as many as git should hold.
 keep_corpus() { # FROM TO
+    local count
+    count=$(find "$1" -type f | wc -l)
     find "$2" -type f -delete
     find "$1" -type f -printf '%s %p\n' | sort -n |
-        awk '(total += $1) <= 180000 && NR <= 300 { print $2 }' | xargs -r cp -t "$2"
+        awk -v every=$(((count + 279) / 280)) 'NR % every == 0 && (total += $1) <= 150000 { print $2 }' |
+        xargs -r cp -t "$2"
 }
 
 miri() {
     need_nightly miri rust-src
     say "unsafe code under Miri"
-    MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test -p kagami-replicator --test disk_buffers
+    export MIRIFLAGS=-Zmiri-disable-isolation
+    cargo +nightly miri test -p kagami-replicator --test disk_buffers
+    cargo +nightly miri test -p kagami-replicator --lib shell::uring::operation
 }
 
 case ${1:-help} in

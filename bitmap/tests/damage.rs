@@ -3,7 +3,7 @@
 mod common;
 
 use common::{MIRROR, SECTOR, Store, full_record};
-use kagami_bitmap::superblock::{HISTORY_MAX, Record, Superblock};
+use kagami_bitmap::superblock::{Generation, HISTORY_MAX, Record, Superblock};
 use kagami_bitmap::{
     ActivityLog, Block, EXTENT, Extent, Fill, Finding, Page, Placement, Run, SuperblockFault,
     mirror_tag, read_slots, recover,
@@ -128,6 +128,13 @@ fn minting_follows_the_protocol_and_bounds_the_history() {
     assert_eq!(record.history[0].tag, 198);
     assert!(record.knows(1) && record.knows(150) && !record.knows(50) && !record.knows(199));
     assert!(record.in_line(199));
+    // A peer may have offered any counter, and this copy adopted it.
+    record.current = Some(Generation {
+        counter: u64::MAX,
+        tag: 1_000,
+    });
+    record.mint(1_001);
+    assert_eq!(record.current.unwrap().tag, 1_001);
 }
 
 #[test]

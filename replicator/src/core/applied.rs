@@ -205,12 +205,17 @@ mod tests {
         assert_eq!(received.count(), MOST);
         let mut asked = Asked::default();
         assert_eq!(
-            (0..).take_while(|_| asked.flush().is_ok()).count(),
+            (0..=MOST).take_while(|_| asked.flush().is_ok()).count(),
             MOST_FLUSHES
         );
-        assert_eq!((0..).take_while(|_| asked.read().is_ok()).count(), MOST);
         assert_eq!(
-            (0..).take_while(|_| asked.compare(8_192).is_ok()).count(),
+            (0..=MOST).take_while(|_| asked.read().is_ok()).count(),
+            MOST
+        );
+        assert_eq!(
+            (0..=MOST)
+                .take_while(|_| asked.compare(8_192).is_ok())
+                .count(),
             128
         );
         assert!(asked.compare(1).is_err());

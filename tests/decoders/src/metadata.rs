@@ -4,6 +4,8 @@
 //! A store that was lived in is changed where the input says, and the checksums are put right or
 //! not: behind a good checksum are our own bugs, and a store that somebody forged.
 
+use std::sync::OnceLock;
+
 use kagami_bitmap::foreign::{HEAD_BYTES, TAIL_BYTES, looks_used};
 use kagami_bitmap::recover::Recovered;
 use kagami_bitmap::sector::SECTOR_BYTES;
@@ -19,14 +21,25 @@ const MIRROR: u128 = 0x6b61_6761_6d69_0000_0000_0000_0000_0001;
 const CAPACITY: u32 = 64;
 
 /// A metadata store in memory.
+#[derive(Clone)]
 struct Image {
     bytes: Vec<u8>,
     layout: Layout,
 }
 
 impl Image {
-    /// 30 extents on two pages, 3 of them hot, some blocks marked, the directory written.
+    /// 30 extents on two pages, 3 of them hot, some blocks marked, the directory written. (Made once.)
     fn new(placement: Placement) -> Self {
+        static OWN: OnceLock<Image> = OnceLock::new();
+        static TAIL: OnceLock<Image> = OnceLock::new();
+        let made = match placement {
+            Placement::Own => &OWN,
+            Placement::Tail => &TAIL,
+        };
+        made.get_or_init(|| Self::make(placement)).clone()
+    }
+
+    fn make(placement: Placement) -> Self {
         let size = 30 * EXTENT;
         let layout = Layout::new(size, CAPACITY, placement).expect("a layout");
         let backing = Backing {

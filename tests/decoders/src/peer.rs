@@ -312,7 +312,8 @@ impl World {
     fn step(&mut self, input: &mut Input<'_>) {
         self.now += 1_000;
         match input.below(24) {
-            0 => {
+            // Without a peer there is nobody to have a session with.
+            0 if self.mirror.peer() != NodeId::NOBODY => {
                 self.session += 1;
                 self.sent.clear();
                 self.hello = None;
@@ -322,7 +323,7 @@ impl World {
                     version: 2,
                 });
             }
-            1 => {
+            0 | 1 => {
                 let (session, reason) = (SessionId(self.session), "lost".to_owned());
                 self.sent.clear();
                 self.handle(Event::LinkDown { session, reason });
@@ -691,7 +692,7 @@ impl World {
         self.commands += 1;
         let id = CommandId(self.commands);
         let force = input.below(4) == 0;
-        let command = match input.below(13) {
+        let command = match input.below(14) {
             0..=2 => Command::Promote { force },
             3 => Command::Demote { force },
             4 => Command::Resync {
@@ -711,6 +712,9 @@ impl World {
             9 => Command::Invalidate,
             10 => Command::Disconnect,
             11 => Command::Connect,
+            12 => Command::SetPeer {
+                peer: NodeId(u64::from(input.below(5))),
+            },
             _ => Command::Set(settings(input)),
         };
         self.handle(Event::Command { id, command });
