@@ -34,6 +34,33 @@ stop_daemon() { # NODE SECONDS
     kill -CONT "${DAEMON[$1]}"
 }
 
+# alpha is Primary and stands still, beta takes over and is written to, alpha wakes up: with requests of its kernel
+# before it, and a file system that knows of nothing. None of them may be done, and no commit be acknowledged.
+take_over_from_stopped() { # SECONDS-MORE
+    local before
+    kill -STOP "${DAEMON[alpha]}"
+    promote beta
+    before=$(acknowledged)
+    nbd-client -unix "$NODES/beta/$MIRROR.nbd" /dev/nbd1 -N "$MIRROR" >/dev/null
+    mkdir -p /mnt/other
+    mount /dev/nbd1 /mnt/other
+    dd if=/dev/urandom of=/mnt/other/new bs=1M count=4 conv=fsync status=none
+    umount /mnt/other
+    drop_device /dev/nbd1
+    last "$1"
+    kill -CONT "${DAEMON[alpha]}"
+    wait_until 60 "alpha's device is stale ($(device_state alpha))" is_stale
+    [ "$(acknowledged)" = "$before" ] || fail 'a Primary that had lost its place answered writes'
+    no_kernel_errors
+    kill_service
+    umount -l "$MOUNTED"
+    on alpha detach "$MIRROR" --force --yes >/dev/null
+    wait_until 30 'nothing of the dead service is left' nothing_is_left
+    dmesg -C
+    begin_service_on beta
+}
+is_stale() { [ "$(device_state alpha)" = stale ]; }
+
 # As an upgrade goes: the secondary first.
 upgrade() { # PROGRAM
     local node

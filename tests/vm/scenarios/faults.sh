@@ -23,6 +23,8 @@ for seconds in 1 5 ${LONG:+60}; do
     try "SIGSTOP of the secondary for $seconds s" stop_daemon beta "$seconds"
     try "SIGSTOP of the primary for $seconds s" stop_daemon alpha "$seconds"
 done
+try 'the primary is stopped, the other takes over, it wakes up' take_over_from_stopped "$([ -n "$LONG" ] && echo 30 || echo 0)"
+[ "$ACTIVE" = alpha ] || episode 'handed over' move_back
 [ "$KAGAMI" = "$KAGAMI_OTHER" ] || try_long 'another build, on both nodes' upgrade "$KAGAMI_OTHER"
 
 for node in beta alpha; do
