@@ -54,7 +54,7 @@ take_over_from_stopped() { # SECONDS-MORE
     no_kernel_errors
     kill_service
     umount -l "$MOUNTED"
-    on alpha detach "$MIRROR" --force --yes >/dev/null
+    on alpha detach "$MIRROR" --force --yes >"$work/detached" 2>&1 || fail "kagami detach --force: $(cat "$work/detached")"
     wait_until 30 'nothing of the dead service is left' nothing_is_left
     dmesg -C
     begin_service_on beta
@@ -107,9 +107,12 @@ stop_service() {
 
 # Every write and flush fails, reads are right.
 failing_disk() { # STORE
+    local from
+    from=$(now_ms)
     put_under "$1" "0 $(sectors "$1") flakey $(side "$1") 0 0 86400 1 error_writes"
     wait_until 60 "the mirror has one copy left (it is $(condition "$ACTIVE"))" has_one_copy
     more_commits 20
+    MORE=" ($(longest_gap_ms "$from") when the disk failed)"
     with_disk_back "$1"
 }
 # While both copies are in sync and all extents in use are hot nobody writes metadata: the link fails, too. Where
@@ -287,7 +290,7 @@ power_loss_of_primary() {
 
 # Both machines at once; the service begins again where it was.
 power_loss_of_both() {
-    local node
+    local node back
     for node in alpha beta; do power_may_fail "$node"; done
     more_commits 60
     kill -KILL "${DAEMON[alpha]}" "${DAEMON[beta]}"
@@ -295,9 +298,12 @@ power_loss_of_both() {
     unset "DAEMON[alpha]" "DAEMON[beta]"
     lose_service
     for node in alpha beta; do power_is_back "$node"; done
+    back=$(now_ms)
     start beta up
     start alpha up
     begin_service_on "$ACTIVE"
+    serves_again 60
+    MORE=" ($(($(now_ms) - back)) after the power was back)"
 }
 
 # Handed over from beta to alpha, where the kernel's device is kagami's own.

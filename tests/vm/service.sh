@@ -15,6 +15,8 @@ VM=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 DATA_MIB=112
 METADATA_MIB=4
 LOG_MIB=(768 192) # of data, of metadata
+# Not empty: `kagami verify` after each fault, too; the stores are compared anyway.
+VERIFY=${VERIFY:-}
 COMMITS_PER_SECOND=${COMMITS_PER_SECOND:-60}
 MOUNTED=/mnt/mirror
 work=$(mktemp -d -p /dev/shm)
@@ -245,14 +247,16 @@ check_all() {
     fsfreeze -u "$MOUNTED"
     kill -CONT "$CLIENT"
     [ "$status" = 0 ] || exit "$status"
-    on "$ACTIVE" verify "$MIRROR" --wait --timeout 100s >"$work/verify" 2>&1 || fail "kagami verify: $(cat "$work/verify")"
+    [ -z "$VERIFY" ] || verify
     no_kernel_errors
     serves_again 30
 }
+verify() { on "$ACTIVE" verify "$MIRROR" --wait --timeout 100s >"$work/verify" 2>&1 || fail "kagami verify: $(cat "$work/verify")"; }
 
-# One kind of fault, from its beginning until everything is well again: one line of figures.
+# One kind of fault, from its beginning until everything is well again: one line of figures. A fault may say more
+# in MORE.
 episode() { # "WORDS" COMMAND...
-    local words=$1 from before count gap
+    local words=$1 from before count gap MORE=''
     shift
     before=$(acknowledged) from=$(now_ms)
     "$@"
@@ -262,13 +266,14 @@ episode() { # "WORDS" COMMAND...
     local synced=$(($(now_ms) - from))
     count=$(($(acknowledged) - before))
     check_all
-    proof "$words: at most $gap ms without a commit, $count commits meanwhile, none missing; in sync after $synced ms, copies equal, fsck clean"
+    proof "$words: at most $gap ms without a commit$MORE, $count commits meanwhile, none missing; in sync after $synced ms, copies equal, fsck clean"
     printf '%s\t%s\t%s\t%s\n' "$words" "$gap" "$count" "$synced" >>"$work/figures"
 }
 
 unmounted() { umount "$MOUNTED" 2>/dev/null; }
 
 end_service() {
+    verify
     kill "$CLIENT"
     wait "$CLIENT" || :
     nothing_is_missing
