@@ -153,6 +153,7 @@ END
     sql 'CREATE TABLE commits (id bigint PRIMARY KEY);
         CREATE TABLE spread (id int PRIMARY KEY, last bigint, filler text) WITH (fillfactor = 50);
         INSERT INTO spread SELECT n, 0, repeat(md5(n::text), 8) FROM generate_series(0, 1999) n; CHECKPOINT'
+    : >"$work/fio.rounds"
     start_fio
     : >"$ACKNOWLEDGED"
     "$VM/commits" --rate "$COMMITS_PER_SECOND" /run/pg "$ACKNOWLEDGED" & CLIENT=$!
@@ -181,7 +182,7 @@ start_fio() {
         while :; do
             round=$((round + 1))
             fio "$@" --randseed=$round --output="$0.now" || exit 1
-            echo $round >"$0.rounds"
+            echo $round >>"$0.rounds"
         done' "$work/fio" --name=verified --directory="$MOUNTED" --size=8M --bs=4k --ioengine=libaio --direct=1 --iodepth=8 \
         --rw=randwrite --rate_iops=250 --verify=crc32c --verify_fatal=1 --fallocate=none 2>/dev/null & FIO=$!
     disown
@@ -287,5 +288,5 @@ end_service() {
     stop alpha
     stop beta
     compare_stores
-    proof "$(acknowledged) commits were acknowledged in all, $(cat "$work/fio.rounds" 2>/dev/null || echo 0) rounds of fio verified; PostgreSQL's checksums are right, e2fsck is clean, both stores are equal, byte for byte"
+    proof "$(acknowledged) commits were acknowledged in all, $(lines "$work/fio.rounds") rounds of fio verified; PostgreSQL's checksums are right, e2fsck is clean, both stores are equal, byte for byte"
 }
