@@ -292,6 +292,12 @@ fn disks_that_fail() {
     mirror.disk = Disk::Failed;
     mirror.replication = Replication::Off;
     screen("diskless", mirror.clone(), Condition::OneCopy, 11);
+    let mut attached = mirror.clone();
+    attached.device = device(DeviceState::Attached, None, &["ext4 on /srv"]);
+    screen("diskless-attached", attached, Condition::OneCopy, 11);
+    let mut named = mirror.clone();
+    named.held = Some("meeting the peer".to_owned());
+    screen("held-diskless", named, Condition::Held, 12);
     mirror.disk = Disk::UpToDate;
     mirror.peer.as_mut().unwrap().disk = Disk::Diskless;
     screen("peer-diskless", mirror, Condition::OneCopy, 11);

@@ -34,6 +34,33 @@ stop_daemon() { # NODE SECONDS
     kill -CONT "${DAEMON[$1]}"
 }
 
+# alpha is Primary and stands still, beta takes over and is written to, alpha wakes up: with requests of its kernel
+# before it, and a file system that knows of nothing. None of them may be done, and no commit be acknowledged.
+take_over_from_stopped() { # SECONDS-MORE
+    local before
+    kill -STOP "${DAEMON[alpha]}"
+    promote beta
+    before=$(acknowledged)
+    nbd-client -unix "$NODES/beta/$MIRROR.nbd" /dev/nbd1 -N "$MIRROR" >/dev/null
+    mkdir -p /mnt/other
+    mount /dev/nbd1 /mnt/other
+    dd if=/dev/urandom of=/mnt/other/new bs=1M count=4 conv=fsync status=none
+    umount /mnt/other
+    drop_device /dev/nbd1
+    last "$1"
+    kill -CONT "${DAEMON[alpha]}"
+    wait_until 60 "alpha's device is stale ($(device_state alpha))" is_stale
+    [ "$(acknowledged)" = "$before" ] || fail 'a Primary that had lost its place answered writes'
+    no_kernel_errors
+    kill_service
+    umount -l "$MOUNTED"
+    on alpha detach "$MIRROR" --force --yes >"$work/detached" 2>&1 || fail "kagami detach --force: $(cat "$work/detached")"
+    wait_until 30 'nothing of the dead service is left' nothing_is_left
+    dmesg -C
+    begin_service_on beta
+}
+is_stale() { [ "$(device_state alpha)" = stale ]; }
+
 # As an upgrade goes: the secondary first.
 upgrade() { # PROGRAM
     local node
@@ -80,9 +107,12 @@ stop_service() {
 
 # Every write and flush fails, reads are right.
 failing_disk() { # STORE
+    local from
+    from=$(now_ms)
     put_under "$1" "0 $(sectors "$1") flakey $(side "$1") 0 0 86400 1 error_writes"
     wait_until 60 "the mirror has one copy left (it is $(condition "$ACTIVE"))" has_one_copy
     more_commits 20
+    MORE=" ($(longest_gap_ms "$from") when the disk failed)"
     with_disk_back "$1"
 }
 # While both copies are in sync and all extents in use are hot nobody writes metadata: the link fails, too. Where
@@ -260,7 +290,7 @@ power_loss_of_primary() {
 
 # Both machines at once; the service begins again where it was.
 power_loss_of_both() {
-    local node
+    local node back
     for node in alpha beta; do power_may_fail "$node"; done
     more_commits 60
     kill -KILL "${DAEMON[alpha]}" "${DAEMON[beta]}"
@@ -268,9 +298,12 @@ power_loss_of_both() {
     unset "DAEMON[alpha]" "DAEMON[beta]"
     lose_service
     for node in alpha beta; do power_is_back "$node"; done
+    back=$(now_ms)
     start beta up
     start alpha up
     begin_service_on "$ACTIVE"
+    serves_again 60
+    MORE=" ($(($(now_ms) - back)) after the power was back)"
 }
 
 # Handed over from beta to alpha, where the kernel's device is kagami's own.

@@ -15,6 +15,8 @@ VM=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 DATA_MIB=112
 METADATA_MIB=4
 LOG_MIB=(768 192) # of data, of metadata
+# Not empty: `kagami verify` after each fault, too; the stores are compared anyway.
+VERIFY=${VERIFY:-}
 COMMITS_PER_SECOND=${COMMITS_PER_SECOND:-60}
 MOUNTED=/mnt/mirror
 work=$(mktemp -d -p /dev/shm)
@@ -151,6 +153,7 @@ END
     sql 'CREATE TABLE commits (id bigint PRIMARY KEY);
         CREATE TABLE spread (id int PRIMARY KEY, last bigint, filler text) WITH (fillfactor = 50);
         INSERT INTO spread SELECT n, 0, repeat(md5(n::text), 8) FROM generate_series(0, 1999) n; CHECKPOINT'
+    : >"$work/fio.rounds"
     start_fio
     : >"$ACKNOWLEDGED"
     "$VM/commits" --rate "$COMMITS_PER_SECOND" /run/pg "$ACKNOWLEDGED" & CLIENT=$!
@@ -179,7 +182,7 @@ start_fio() {
         while :; do
             round=$((round + 1))
             fio "$@" --randseed=$round --output="$0.now" || exit 1
-            echo $round >"$0.rounds"
+            echo $round >>"$0.rounds"
         done' "$work/fio" --name=verified --directory="$MOUNTED" --size=8M --bs=4k --ioengine=libaio --direct=1 --iodepth=8 \
         --rw=randwrite --rate_iops=250 --verify=crc32c --verify_fatal=1 --fallocate=none 2>/dev/null & FIO=$!
     disown
@@ -245,14 +248,16 @@ check_all() {
     fsfreeze -u "$MOUNTED"
     kill -CONT "$CLIENT"
     [ "$status" = 0 ] || exit "$status"
-    on "$ACTIVE" verify "$MIRROR" --wait --timeout 100s >"$work/verify" 2>&1 || fail "kagami verify: $(cat "$work/verify")"
+    [ -z "$VERIFY" ] || verify
     no_kernel_errors
     serves_again 30
 }
+verify() { on "$ACTIVE" verify "$MIRROR" --wait --timeout 100s >"$work/verify" 2>&1 || fail "kagami verify: $(cat "$work/verify")"; }
 
-# One kind of fault, from its beginning until everything is well again: one line of figures.
+# One kind of fault, from its beginning until everything is well again: one line of figures. A fault may say more
+# in MORE.
 episode() { # "WORDS" COMMAND...
-    local words=$1 from before count gap
+    local words=$1 from before count gap MORE=''
     shift
     before=$(acknowledged) from=$(now_ms)
     "$@"
@@ -262,13 +267,14 @@ episode() { # "WORDS" COMMAND...
     local synced=$(($(now_ms) - from))
     count=$(($(acknowledged) - before))
     check_all
-    proof "$words: at most $gap ms without a commit, $count commits meanwhile, none missing; in sync after $synced ms, copies equal, fsck clean"
+    proof "$words: at most $gap ms without a commit$MORE, $count commits meanwhile, none missing; in sync after $synced ms, copies equal, fsck clean"
     printf '%s\t%s\t%s\t%s\n' "$words" "$gap" "$count" "$synced" >>"$work/figures"
 }
 
 unmounted() { umount "$MOUNTED" 2>/dev/null; }
 
 end_service() {
+    verify
     kill "$CLIENT"
     wait "$CLIENT" || :
     nothing_is_missing
@@ -282,5 +288,5 @@ end_service() {
     stop alpha
     stop beta
     compare_stores
-    proof "$(acknowledged) commits were acknowledged in all, $(cat "$work/fio.rounds" 2>/dev/null || echo 0) rounds of fio verified; PostgreSQL's checksums are right, e2fsck is clean, both stores are equal, byte for byte"
+    proof "$(acknowledged) commits were acknowledged in all, $(lines "$work/fio.rounds") rounds of fio verified; PostgreSQL's checksums are right, e2fsck is clean, both stores are equal, byte for byte"
 }

@@ -134,8 +134,12 @@ pub fn next(mirror: &MirrorReport) -> Vec<String> {
                 "when {peer} is back it resynchronises by itself; nothing to do"
             )),
         },
+        // Its copy is brought up to date with the peer's then, and what the kernel holds belongs to neither.
+        Condition::OneCopy if has_lost_disk(mirror) && mirror.device.is_some() => line(format!(
+            "{peer} serves from the only copy; to replace the disk here end who uses the device, `kagami detach {name}` (it becomes stale else), replace it and start kagami here again: it resynchronises by itself"
+        )),
         Condition::OneCopy => {
-            let (where_, whose) = if matches!(mirror.disk, Disk::Diskless | Disk::Failed) {
+            let (where_, whose) = if has_lost_disk(mirror) {
                 ("here", format!("{peer} serves"))
             } else {
                 ("there", "this node serves".to_owned())
@@ -154,6 +158,12 @@ pub fn next(mirror: &MirrorReport) -> Vec<String> {
             ),
         }),
         Condition::StandAlone => line(format!("`kagami connect {name}` looks for {peer} again")),
+        // The peer is there, and may not go on: this node has its permission, and not its disk.
+        Condition::Held if has_lost_disk(mirror) && mirror.connection == Connection::Connected => {
+            line(format!(
+                "this node's disk failed when it was to go on alone, so {peer} may not: put this disk right and start kagami here again; if it can't be, `kagami down` here and `kagami promote {name} --force` on {peer}"
+            ))
+        }
         Condition::Held => line(format!(
             "start kagami on {peer}, or check the way to it; {}",
             without_peer(mirror, peer)
@@ -184,6 +194,10 @@ pub fn next(mirror: &MirrorReport) -> Vec<String> {
         )),
         Condition::NotOpened => line("put it right and start kagami again".to_owned()),
     }
+}
+
+fn has_lost_disk(mirror: &MirrorReport) -> bool {
+    matches!(mirror.disk, Disk::Diskless | Disk::Failed)
 }
 
 /// What can be done while the peer stays away.

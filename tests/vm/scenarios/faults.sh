@@ -1,12 +1,13 @@
 # shellcheck shell=bash
-# vm: --backend uml --mem 1024 --mod nbd,dm_mod,dm-flakey,dm-delay,dm-log-writes,sch_netem,veth --disk 256M --disk 256M --disk 256M --disk 64M --disk 1G --disk 1G --timeout 600
+# vm: --backend uml --mem 1024 --mod nbd,dm_mod,dm-flakey,dm-delay,dm-log-writes,sch_netem,veth --disk 256M --disk 256M --disk 256M --disk 64M --disk 1G --disk 1G --timeout 900
 # Real faults, one after the other, under PostgreSQL and fio on a mounted ext4: dead and stopped daemons, bad
 # disks, a bad link, lost power with volatile caches. After each: every acknowledged commit is there, the
 # file system is whole, both copies are equal, byte for byte; and how long nothing was committed.
 # FAULTS=REGEX: only those whose words fit. LONG=1: each for longer, and the slow ones.
+LONG=${LONG:-}
+VERIFY=${VERIFY:-$LONG}
 # shellcheck source=tests/vm/faults.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../faults.sh"
-LONG=${LONG:-}
 try() { # "WORDS" COMMAND...
     ! [[ $1 =~ ${FAULTS:-} ]] || episode "$@"
 }
@@ -19,10 +20,12 @@ proof "PostgreSQL and fio are at work on ext4 on the mirror ($(uname -r))"
 times=${LONG:+10}
 try "SIGKILL of the secondary, ${times:=2} times" kill_daemon beta "$times"
 try "SIGKILL of the primary, $times times" kill_daemon alpha "$times"
-for seconds in 1 5 ${LONG:+60}; do
+for seconds in ${LONG:+1} 5 ${LONG:+60}; do
     try "SIGSTOP of the secondary for $seconds s" stop_daemon beta "$seconds"
     try "SIGSTOP of the primary for $seconds s" stop_daemon alpha "$seconds"
 done
+try 'the primary is stopped, the other takes over, it wakes up' take_over_from_stopped "$([ -n "$LONG" ] && echo 30 || echo 0)"
+[ "$ACTIVE" = alpha ] || episode 'handed over' move_back
 [ "$KAGAMI" = "$KAGAMI_OTHER" ] || try_long 'another build, on both nodes' upgrade "$KAGAMI_OTHER"
 
 for node in beta alpha; do
@@ -39,7 +42,7 @@ try "alpha-data takes 50 ms longer, for 2 s" slow_disk alpha-data 50 2
 try "beta-metadata stands still for 3 s" stalled_disk beta-metadata 3
 
 seconds=${LONG:+30}
-try "link down for ${seconds:=4} s" link_down "$seconds"
+try "link down for ${seconds:=3} s" link_down "$seconds"
 try "alpha is not heard for $seconds s" one_way alpha "$seconds"
 try "beta is not heard for $seconds s" one_way beta "$seconds"
 try "1 % of packets lost, for $seconds s" bad_link "$seconds" loss 1%

@@ -3,6 +3,7 @@
 # by name only: ./do soak [MINUTES]
 # Random faults, one after the other, for SOAK_MINUTES under PostgreSQL and fio. SOAK_SEED draws their order and
 # their figures; what happens in between is the machine's own time. After each: as in `faults`.
+VERIFY=1
 # shellcheck source=tests/vm/faults.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../faults.sh"
 SOAK_MINUTES=${SOAK_MINUTES:-2}
