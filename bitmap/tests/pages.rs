@@ -1,5 +1,5 @@
 //! When a bitmap page has to be written, and when not: the book-keeping that decides whether an
-//! extent may cool. (What pages hold after a crash: bitmap_model.rs.)
+//! extent may cool. (What pages hold after a crash: `bitmap_model.rs`.)
 
 use kagami_bitmap::{Block, DirtyBitmap, Extent, Page, Run};
 

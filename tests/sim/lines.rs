@@ -430,10 +430,10 @@ impl World {
             return Ok(());
         };
         let asker = self.nodes[question.node].id;
-        let ghost = if question.arbiter != self.arbiters {
-            &mut self.ghost.old_register
-        } else {
+        let ghost = if question.arbiter == self.arbiters {
             &mut self.ghost.register
+        } else {
+            &mut self.ghost.old_register
         };
         let old = ghost.replace(register.clone());
         self.stats.mark(match (register.copies.len(), &old) {

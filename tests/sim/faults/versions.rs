@@ -3,7 +3,6 @@
 //! Messages are the same in both; the frames that carry them name the version that was agreed on,
 //! and a frame of another one is refused.
 
-use bytes::Bytes;
 use kagami_replicator::shell::quic::SUPPORTED;
 use kagami_replicator::wire::frame::{Decoded, Decoder, Encoder, OutFrame};
 use kagami_replicator::wire::message::Encoded;
@@ -52,7 +51,7 @@ impl World {
                         return Ok(Encoded {
                             kind: frame.kind,
                             head: frame.head,
-                            payload: frame.payload.map(Bytes::from),
+                            payload: frame.payload,
                         });
                     }
                 }
