@@ -106,6 +106,24 @@ impl World {
         Ok(())
     }
 
+    /// True if nothing stands still or is slow but what was drawn so.
+    fn is_calm(&self) -> bool {
+        let runs = self.nodes.iter().all(|at| {
+            let until = at
+                .stalled_until
+                .max(at.paused_until)
+                .max(at.meta.stalled_until);
+            at.slow == 1 && until <= self.now
+        });
+        let flows = self
+            .net
+            .stalled_until
+            .iter()
+            .flatten()
+            .all(|until| *until <= self.now);
+        runs && flows && self.net.is_whole() && self.net.slow == 1 && !self.arbiter.down
+    }
+
     /// *Converges*: a source with nothing left to copy comes to the end, whatever its load (§5
     /// step 4, the freeze).
     pub(super) fn check_comes_to_an_end(&mut self, node: usize) -> Checked {
@@ -117,23 +135,19 @@ impl World {
             self.ghost.nothing_left[node] = None;
             return Ok(());
         };
+        let calm = self.is_calm();
         let since = match self.ghost.nothing_left[node] {
-            Some((in_session, since)) if in_session == session => since,
+            Some((in_session, since)) if in_session == session && calm => since,
             _ => self.now,
         };
         self.ghost.nothing_left[node] = Some((session, since));
-        let calm =
-            self.nodes.iter().all(|at| {
-                at.slow == 1 && at.stalled_until <= self.now && at.paused_until <= self.now
-            }) && self.net.is_whole()
-                && !self.arbiter.down;
         let o = &self.options;
         // each part takes at most 20 times its mean, and the end has about ten steps
         let mut most = 200 * MS + 100 * (o.net_ns + o.disk_ns + o.meta_ns);
         if o.settings.solo == Solo::Arbiter {
             most += 10_000 * MS + 100 * o.arbiter_ns;
         }
-        if calm && self.now - since.max(self.ghost.last_fault) > most {
+        if self.now - since.max(self.ghost.last_fault) > most {
             let what = format!(
                 "{} has had nothing left to copy for {} ms, and is not in sync",
                 self.nodes[node].name,

@@ -137,6 +137,7 @@ impl Mirror {
     pub(super) fn forget_rejoin(&mut self) {
         self.solo.rejoin = false;
         self.solo.fresh = None;
+        self.solo.drawn = None;
         self.solo.naming = false;
         if matches!(&self.attempt, Some(a) if matches!(a.purpose, Purpose::Rejoin | Purpose::Carry | Purpose::Probe))
         {
@@ -181,10 +182,14 @@ impl Mirror {
         {
             return;
         }
+        self.solo.drawn = None;
         let instance = match found {
             Some(_) if self.record().arbiter.is_some() => None,
             Some(found) => Some(found),
-            None => Some(self.draw_tag() | 1),
+            None => {
+                self.solo.drawn = Some(self.draw_tag() | 1);
+                self.solo.drawn
+            }
         };
         self.solo.naming = true;
         self.change_record(After::ArbiterNamed { session }, |r| r.arbiter = instance);
@@ -225,7 +230,9 @@ impl Mirror {
             up.peer.arbiter = instance;
         }
         self.solo.naming = false;
-        if instance == self.record().arbiter {
+        // Only what was drawn for the arbiter that is asked now may be created there: an instance
+        // that was found may be another arbiter's, of before a reload.
+        if instance == self.record().arbiter && instance == self.solo.drawn {
             self.solo.fresh = instance;
         }
         if self.solo.rejoin {

@@ -314,6 +314,7 @@ impl Mirror {
         // It may be for another arbiter: an instance that the one before may hold is not created
         // there a second time (*One-writer*).
         self.solo.fresh = None;
+        self.solo.drawn = None;
         self.seek_permission(out);
         if self.solo_rule() == Solo::Arbiter && self.is_in_sync() {
             // It may be a new arbiter, whose register is to be made while both copies are there.

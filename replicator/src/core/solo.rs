@@ -43,6 +43,8 @@ pub(super) struct Outlook {
     pub keep_full: bool,
     /// Both are recording the instance of a register, or that there is none.
     pub naming: bool,
+    /// The instance that was drawn for the arbiter of now, and is being named to the peer.
+    pub drawn: Option<u64>,
     /// The instance that both recorded in this session; its register may be created.
     pub fresh: Option<u64>,
 }
