@@ -5,26 +5,26 @@
 //! reached. The core may close the session with a reason; it may not panic, break an invariant that
 //! one node can check (`Mirror::check`), or take in more than it states (docs/threat-model.md).
 
-use std::collections::BTreeMap;
+mod draw;
+mod lies;
+
+use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use kagami_bitmap::recover::Recovered;
-use kagami_bitmap::superblock::{Backing, Generation, Record, StoredDisk, Superblock};
-use kagami_bitmap::{Block, DirtyBitmap, EXTENT, Layout, LogState, Placement, Run};
+use kagami_bitmap::superblock::{Backing, Record, Superblock};
+use kagami_bitmap::{DirtyBitmap, EXTENT, Layout, LogState, Placement};
 use kagami_replicator::core::event::From as Source;
-use kagami_replicator::core::message::{Doing, Hello};
+use kagami_replicator::core::message::Hello;
 use kagami_replicator::core::register::{ArbiterAnswer, Register};
-use kagami_replicator::core::settings::{AfterSb0, AfterSb1, BothStalePolicy, SplitBrainPolicy};
-use kagami_replicator::core::state::{
-    Attempt, CommandId, DiskId, MetaId, Protocol, RequestId, Seq, SessionId, Solo,
-};
+use kagami_replicator::core::state::{Attempt, CommandId, DiskId, MetaId, RequestId, SessionId};
 use kagami_replicator::core::{
-    Action, Actions, Command, DiskFault, DiskOp, DiskState, Event, Message, Mirror, NodeId,
-    Request, Role, Settings, Time,
+    Action, Actions, Command, DiskFault, DiskOp, Event, Message, Mirror, NodeId, Request, Start,
+    TAGS, Time,
 };
-use kagami_replicator::core::{Start, TAGS};
 use kagami_replicator::wire::message::{decode, encode};
 
+use self::draw::{generation, option, run, settings, stored};
 use crate::input::Input;
 
 const MIRROR: u128 = 7;
@@ -49,7 +49,7 @@ struct World {
     hello: Option<Hello>,
     attempt: Option<Attempt>,
     requests: u64,
-    waiting: BTreeMap<RequestId, ()>,
+    waiting: BTreeSet<RequestId>,
     commands: u64,
     tag: u64,
 }
@@ -65,99 +65,6 @@ pub fn hostile(bytes: &[u8]) {
     }
     // The daemon lives: whatever was said, it takes orders and finishes what is under way.
     world.finish();
-}
-
-fn generation(input: &mut Input<'_>) -> Generation {
-    Generation {
-        counter: if input.below(8) == 0 {
-            u64::MAX
-        } else {
-            u64::from(input.u8())
-        },
-        tag: u64::from(input.below(TAGS_KNOWN)),
-    }
-}
-
-fn option<T>(input: &mut Input<'_>, value: impl FnOnce(&mut Input<'_>) -> T) -> Option<T> {
-    if input.coin() {
-        Some(value(input))
-    } else {
-        None
-    }
-}
-
-fn solo(input: &mut Input<'_>) -> Solo {
-    [Solo::Never, Solo::Arbiter, Solo::Always][usize::from(input.below(3))]
-}
-
-fn protocol(input: &mut Input<'_>) -> Protocol {
-    [Protocol::A, Protocol::B, Protocol::C][usize::from(input.below(3))]
-}
-
-fn split_brain(input: &mut Input<'_>) -> SplitBrainPolicy {
-    SplitBrainPolicy {
-        after_sb_0pri: [
-            AfterSb0::Disconnect,
-            AfterSb0::DiscardZeroChanges,
-            AfterSb0::DiscardLeastChanges,
-        ][usize::from(input.below(3))],
-        after_sb_1pri: [
-            AfterSb1::Disconnect,
-            AfterSb1::DiscardSecondary,
-            AfterSb1::Consensus,
-        ][usize::from(input.below(3))],
-        ..SplitBrainPolicy::default()
-    }
-}
-
-fn stored(input: &mut Input<'_>) -> StoredDisk {
-    [
-        StoredDisk::Consistent,
-        StoredDisk::Consistent,
-        StoredDisk::Outdated,
-        StoredDisk::Inconsistent,
-    ][usize::from(input.below(4))]
-}
-
-fn disk_state(input: &mut Input<'_>) -> DiskState {
-    [
-        DiskState::Unknown,
-        DiskState::Diskless,
-        DiskState::Failed,
-        DiskState::Inconsistent,
-        DiskState::Outdated,
-        DiskState::Consistent,
-        DiskState::UpToDate,
-    ][usize::from(input.below(7))]
-}
-
-fn role(input: &mut Input<'_>) -> Role {
-    if input.coin() {
-        Role::Primary
-    } else {
-        Role::Secondary
-    }
-}
-
-fn settings(input: &mut Input<'_>) -> Settings {
-    Settings {
-        protocol: protocol(input),
-        solo: solo(input),
-        split_brain: split_brain(input),
-        both_stale: [
-            BothStalePolicy::Wait,
-            BothStalePolicy::PreferLastPrimary,
-            BothStalePolicy::PreferLocal,
-        ][usize::from(input.below(3))],
-        checksum_first: input.coin(),
-        ..Settings::default()
-    }
-}
-
-/// A run of blocks, mostly within the mirror.
-fn run(input: &mut Input<'_>) -> Run {
-    let first = u64::from(input.u16()) % (BLOCKS + 2);
-    Run::new(Block(first), 1 + u64::from(input.below(40)))
 }
 
 impl World {
@@ -231,7 +138,7 @@ impl World {
             hello: None,
             attempt: None,
             requests: 0,
-            waiting: BTreeMap::new(),
+            waiting: BTreeSet::new(),
             commands: 0,
             tag: 10_000,
         };
@@ -278,7 +185,7 @@ impl World {
                 }
                 Action::AskArbiter { attempt, .. } => self.attempt = Some(attempt),
                 Action::Complete { id, .. } => {
-                    assert!(self.waiting.remove(&id).is_some(), "answered twice");
+                    assert!(self.waiting.remove(&id), "answered twice");
                 }
                 Action::DrawTags(count) => tags = Some(count),
                 Action::WantSession { .. }
@@ -396,221 +303,6 @@ impl World {
         self.say(answer);
     }
 
-    /// A hello that follows from the core's own, with something changed; or any.
-    fn greeting(&self, input: &mut Input<'_>) -> Option<Hello> {
-        let mut hello = self.hello.clone()?;
-        hello.node = NodeId(3 - hello.node.0);
-        hello.role = Role::Secondary;
-        let changes = input.u16();
-        let change = |bit: u16| changes >> bit & 1 == 1;
-        if change(0) {
-            hello.current = option(input, generation);
-        }
-        if change(1) {
-            hello.disk = stored(input);
-        }
-        if change(2) {
-            hello.role = role(input);
-        }
-        if change(3) {
-            hello.marks = input.near(BLOCKS);
-        }
-        if change(4) {
-            hello.history = (0..input.below(5)).map(|_| generation(input)).collect();
-            hello
-                .history
-                .extend(self.hello.as_ref().and_then(|hello| hello.current));
-        }
-        if change(5) {
-            hello.base = option(input, generation);
-        }
-        if change(6) {
-            let flags = input.u8();
-            hello.alone = flags & 1 != 0;
-            hello.was_primary = flags & 2 != 0;
-            hello.diskless = flags & 4 != 0;
-            hello.forced_bad = flags & 8 != 0;
-            hello.zeroed = flags & 16 != 0;
-            hello.unbroken = flags & 32 != 0;
-            hello.unmap_zeroes = flags & 64 != 0;
-            hello.full = flags & 128 != 0;
-        }
-        if change(7) {
-            hello.solo = solo(input);
-            hello.protocol = protocol(input);
-            hello.split_brain = split_brain(input);
-        }
-        if change(8) {
-            hello.keep = option(input, |input| NodeId(u64::from(input.below(4))));
-        }
-        if change(9) && change(10) {
-            hello.node = NodeId(u64::from(input.below(4)));
-        }
-        if change(11) {
-            hello.timeout_ms = input.near(2_000);
-        }
-        if change(12) && change(13) {
-            hello.size = input.near(SIZE);
-            hello.mirror = u128::from(input.below(8));
-        }
-        if change(14) {
-            hello.arbiter = option(input, |input| u64::from(input.below(4)));
-        }
-        Some(hello)
-    }
-
-    /// Any message, its numbers often those that the core used.
-    fn lie(&self, input: &mut Input<'_>) -> Option<Message> {
-        let known = self.known(input);
-        let offset = |input: &mut Input<'_>| match input.below(8) {
-            0 => input.near(SIZE) / 4096 * 4096,
-            _ => u64::from(input.u16()) % BLOCKS * 4096,
-        };
-        let result = |input: &mut Input<'_>| match input.below(4) {
-            0 => Err(DiskFault::NoSpace),
-            1 => Err(DiskFault::Io(i32::from(input.u8()))),
-            _ => Ok(()),
-        };
-        let data = |input: &mut Input<'_>| {
-            let blocks = match input.below(16) {
-                0 => 257,
-                n => usize::from(n % 4) + 1,
-            };
-            Bytes::from(vec![input.u8(); blocks * 4096])
-        };
-        let seq = Seq(known.max(1));
-        Some(match input.below(28) {
-            0 => Message::Hello(Box::new(self.greeting(input)?)),
-            1 => Message::Marks {
-                runs: runs(input),
-                last: input.coin(),
-            },
-            2 => Message::Ping { sent: input.u64() },
-            3 => Message::Pong {
-                sent: input.near(self.now),
-            },
-            4 => Message::State {
-                role: role(input),
-                disk: disk_state(input),
-            },
-            5 | 6 => Message::Write {
-                seq,
-                offset: offset(input).min(u64::MAX - (2 << 20)) / 4096 * 4096,
-                data: data(input),
-                fua: input.coin(),
-                early: input.coin(),
-            },
-            7 => {
-                let offset = offset(input);
-                Message::Zero {
-                    seq,
-                    offset,
-                    len: (input.near(EXTENT) / 4096 * 4096)
-                        .clamp(4096, (u64::MAX - offset).max(4096) / 4096 * 4096),
-                    unmap: input.coin(),
-                    fua: input.coin(),
-                }
-            }
-            8 => Message::ResyncBlocks {
-                seq,
-                offset: offset(input).min(u64::MAX - (2 << 20)) / 4096 * 4096,
-                data: data(input),
-            },
-            9 => Message::Received { seq },
-            10 | 11 => Message::Done {
-                seq,
-                result: result(input),
-            },
-            12 => Message::Flush {
-                id: known,
-                after: Seq(u64::from(input.u8())),
-            },
-            13 => Message::Flushed {
-                id: known,
-                result: result(input),
-            },
-            14 => Message::Cleared { runs: runs(input) },
-            15 => Message::Offer {
-                current: generation(input),
-                history: (0..input.below(100)).map(|_| generation(input)).collect(),
-            },
-            16 => [Message::Adopted, Message::Settled, Message::Carrying]
-                [usize::from(input.below(3))]
-            .clone(),
-            17 => Message::PromoteAsk,
-            18 => Message::PromoteGrant,
-            19 => Message::PromoteRefuse {
-                why: "no".to_owned(),
-            },
-            20 => Message::Read {
-                id: known,
-                offset: offset(input).min(u64::MAX - (2 << 20)) / 4096 * 4096,
-                len: (u32::from(input.below(255)) + 1) * 4096,
-            },
-            21 => Message::ReadReply {
-                id: known,
-                result: if input.coin() {
-                    Ok(data(input))
-                } else {
-                    Err(DiskFault::Io(5))
-                },
-            },
-            22 => Message::Compare {
-                id: known,
-                offset: offset(input) / 2 / 4096 * 4096,
-                hashes: vec![[input.u8(); 16]; 1 + usize::from(input.u16() % 600)],
-            },
-            23 => Message::Compared {
-                id: known,
-                result: match input.below(4) {
-                    0 => Err(DiskFault::Io(5)),
-                    _ => {
-                        let step = u32::from(input.u8()) + 1;
-                        Ok((0..u32::from(input.below(30))).map(|n| n * step).collect())
-                    }
-                },
-            },
-            24 => Message::Progress {
-                doing: [Doing::Nothing, Doing::Sync, Doing::Paused, Doing::Verify]
-                    [usize::from(input.below(4))],
-            },
-            25 => {
-                let instance = option(input, |input| u64::from(input.below(4)));
-                if input.coin() {
-                    Message::ArbiterInstance { instance }
-                } else {
-                    Message::ArbiterRecorded { instance }
-                }
-            }
-            26 => [Message::Leave, Message::Bye][usize::from(input.below(2))].clone(),
-            _ => Message::Resolve {
-                keep: NodeId(u64::from(input.below(4))),
-                full: input.coin(),
-            },
-        })
-    }
-
-    /// A number that the core used in one of its last messages, or nearly, or any.
-    fn known(&self, input: &mut Input<'_>) -> u64 {
-        let how = input.u8();
-        if how & 7 == 7 {
-            return input.u64();
-        }
-        if how & 7 == 6 || self.sent.is_empty() {
-            return u64::from(how >> 3);
-        }
-        let nth = usize::from(how >> 3) % self.sent.len();
-        match &self.sent[nth] {
-            Message::Write { seq, .. }
-            | Message::Zero { seq, .. }
-            | Message::ResyncBlocks { seq, .. } => seq.0,
-            Message::Flush { id, .. } | Message::Compare { id, .. } | Message::Read { id, .. } => {
-                *id
-            }
-            _ => u64::from(how >> 3),
-        }
-    }
-
     fn end_disk(&mut self, input: &mut Input<'_>) {
         if self.disk.is_empty() {
             return;
@@ -684,7 +376,7 @@ impl World {
                 fua,
             },
         };
-        self.waiting.insert(id, ());
+        self.waiting.insert(id);
         self.handle(Event::Request { id, request });
     }
 
@@ -760,20 +452,4 @@ impl World {
         let left = self.waiting.len();
         assert_eq!(left, 0, "{left} requests are never answered");
     }
-}
-
-fn runs(input: &mut Input<'_>) -> Vec<Run> {
-    let mut end = 0;
-    let mut runs = Vec::new();
-    for _ in 0..input.below(6) {
-        let gap = if input.below(8) == 0 {
-            u64::from(input.u32())
-        } else {
-            u64::from(input.u8())
-        };
-        let run = Run::new(Block(end + gap), 1 + u64::from(input.u8()));
-        end = run.end().0;
-        runs.push(run);
-    }
-    runs
 }
