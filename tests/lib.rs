@@ -14,4 +14,6 @@
     clippy::redundant_closure_for_method_calls
 )]
 
+#[cfg(test)]
+mod claims;
 pub mod sim;
