@@ -46,7 +46,13 @@ ip link set to-beta down
 wait_for alpha alone
 marks "$each"
 phase='beta is brought up to date'
+# Slowly, so that the power fails in the middle of it.
+for node in alpha beta; do
+    printf '\n[mirror.%s.resync]\nmax-rate = "256KiB/s"\n' "$MIRROR" >>"$NODES/$node/kagami.toml"
+    on "$node" reload >/dev/null
+done
 ip link set to-beta up
+wait_for alpha resynchronising
 marks $((POINTS - 2 * each > 0 ? POINTS - 2 * each : 1))
 wait_for alpha in-sync
 kill "$CLIENT"
