@@ -131,6 +131,10 @@ impl World {
                 .or((0..2).find(|node| is_whole(*node) && !is_whole(1 - node)))
                 .unwrap_or(nth as usize / 20 % 2);
             let demoted = 1 - keeper;
+            if self.options.forced && !is_whole(keeper) && !is_whole(1 - keeper) {
+                // Both were chosen as losers, or invalidated: one is taken as it is.
+                return self.command(keeper, Command::Promote { force: true });
+            }
             if self.nodes[demoted].seen.role == Role::Primary {
                 self.command(demoted, Command::Demote { force: true })?;
             }

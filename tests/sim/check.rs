@@ -330,10 +330,20 @@ impl World {
         if !matches!(status.disk, DiskState::Failed | DiskState::Diskless) {
             counted.push(node);
         }
-        if status.connection == Connection::Connected && status.peer_disk == DiskState::UpToDate {
+        let there = status.connection == Connection::Connected && !self.has_lost_peer(node);
+        if there && status.peer_disk == DiskState::UpToDate {
             counted.push(1 - node);
         }
         counted
+    }
+
+    /// True if the disk that the node's session counts on was taken away, and the node has not
+    /// noticed yet: an operator saw to it that nothing is lost with it.
+    fn has_lost_peer(&self, node: usize) -> bool {
+        let peer = 1 - node;
+        self.net
+            .life_met(node)
+            .is_some_and(|life| life < self.nodes[peer].disk_since)
     }
 
     pub(super) fn check_durable(
@@ -402,7 +412,7 @@ impl World {
             (true, false) => node,
             (false, true) => 1 - node,
         };
-        if lost || self.answers_early(node) {
+        if lost || self.has_lost_peer(node) || self.answers_early(node) {
             return Ok(());
         }
         let (Some(holder), Some(other)) = (

@@ -348,6 +348,7 @@ impl World {
     /// What a fault broke is as before; `change` names the blockade of the link.
     pub(super) fn mend(&mut self, fault: Fault, node: usize, change: u64) -> Checked {
         let name = self.nodes[node].name;
+        self.ghost.last_fault = self.now;
         match fault {
             Fault::LinkCut | Fault::LinkCutOneWay => {
                 if self.net.changes == change {

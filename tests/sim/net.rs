@@ -115,6 +115,12 @@ impl Net {
         up.next_back().map(|(id, _)| *id)
     }
 
+    /// Which daemon of the other node is at the far end of the session that this node uses.
+    pub fn life_met(&self, node: usize) -> Option<u64> {
+        let session = self.sessions.get(&self.used_by(node)?)?;
+        Some(session.lives[1 - node])
+    }
+
     /// True if this node uses a session or is about to.
     pub fn is_busy(&self, node: usize) -> bool {
         self.sessions

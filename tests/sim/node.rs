@@ -72,6 +72,8 @@ pub struct Node {
     pub clock: Clock,
     /// Counts the daemons that there were; the one that lives, or will be the next.
     pub life: u64,
+    /// The first daemon that had the disk that there is now.
+    pub disk_since: u64,
     /// The daemon, if it lives.
     pub mirror: Option<Mirror>,
     /// The daemon repairs its metadata before it serves: the write under way.
@@ -167,6 +169,7 @@ impl Node {
             boot: boot_id(rng),
             clock: Clock::new(0, rng.below(1 << 40), options.drift_ppm[index]),
             life: 1,
+            disk_since: 1,
             mirror: None,
             repairing: None,
             starting: false,

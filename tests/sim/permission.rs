@@ -106,22 +106,19 @@ impl World {
         Ok(())
     }
 
-    /// True if nothing stands still or is slow but what was drawn so.
-    fn is_calm(&self) -> bool {
-        let runs = self.nodes.iter().all(|at| {
-            let until = at
-                .stalled_until
-                .max(at.paused_until)
-                .max(at.meta.stalled_until);
-            at.slow == 1 && until <= self.now
-        });
-        let flows = self
-            .net
-            .stalled_until
+    /// Since when nothing stands still and nothing is cut, or slower than it was drawn; the future if
+    /// something is.
+    fn calm_since(&self) -> u64 {
+        let whole = self.net.is_whole() && self.net.slow == 1 && !self.arbiter.down;
+        if !whole || self.nodes.iter().any(|at| at.slow > 1) {
+            return u64::MAX;
+        }
+        let stalls = self
+            .nodes
             .iter()
-            .flatten()
-            .all(|until| *until <= self.now);
-        runs && flows && self.net.is_whole() && self.net.slow == 1 && !self.arbiter.down
+            .flat_map(|at| [at.stalled_until, at.paused_until, at.meta.stalled_until]);
+        let streams = self.net.stalled_until.iter().flatten().copied();
+        stalls.chain(streams).fold(self.ghost.last_fault, u64::max)
     }
 
     /// *Converges*: a source with nothing left to copy comes to the end, whatever its load (§5
@@ -135,9 +132,8 @@ impl World {
             self.ghost.nothing_left[node] = None;
             return Ok(());
         };
-        let calm = self.is_calm();
         let since = match self.ghost.nothing_left[node] {
-            Some((in_session, since)) if in_session == session && calm => since,
+            Some((in_session, since)) if in_session == session => since,
             _ => self.now,
         };
         self.ghost.nothing_left[node] = Some((session, since));
@@ -147,7 +143,7 @@ impl World {
         if o.settings.solo == Solo::Arbiter {
             most += 10_000 * MS + 100 * o.arbiter_ns;
         }
-        if self.now - since.max(self.ghost.last_fault) > most {
+        if self.now.saturating_sub(since.max(self.calm_since())) > most {
             let what = format!(
                 "{} has had nothing left to copy for {} ms, and is not in sync",
                 self.nodes[node].name,

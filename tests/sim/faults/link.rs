@@ -30,7 +30,8 @@ impl World {
             }
             Fault::StreamStalls => {
                 let class = self.fault_rng.below(CLASSES.len() as u64) as usize;
-                self.net.stalled_until[node][class] = self.now + lasts;
+                let stalled = &mut self.net.stalled_until[node][class];
+                *stalled = (*stalled).max(self.now + lasts);
             }
             Fault::LinkCrowded => {
                 // bulk goes behind control, and both ways are not equally full

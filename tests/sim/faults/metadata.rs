@@ -55,7 +55,7 @@ impl World {
                 false
             }
             Fault::MetadataStalls => {
-                at.meta.stalled_until = self.now + lasts;
+                at.meta.stalled_until = at.meta.stalled_until.max(self.now + lasts);
                 true
             }
             Fault::MetadataDamage => {

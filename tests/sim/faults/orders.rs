@@ -116,6 +116,7 @@ impl World {
         at.store = store;
         at.meta = meta;
         at.store_suspect = false;
+        at.disk_since = at.life;
         let record = at.meta.record().cloned();
         self.ghost.records[node] = record;
         self.stats.mark("disk replaced");
