@@ -14,5 +14,7 @@
     clippy::redundant_closure_for_method_calls
 )]
 
+#[cfg(test)]
+mod claims;
 pub mod model;
 pub mod sim;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anstream::{eprintln, println};
 use clap::{Args, Parser, Subcommand};
+use kagami_tests::sim::coverage;
 use kagami_tests::sim::planted;
 use kagami_tests::sim::replay::Trace;
 use kagami_tests::sim::stats::Stats;
@@ -187,6 +188,7 @@ fn run_many(run: &Run) -> bool {
             "faults": faults,
             "verdicts": total.verdicts(),
             "reached": total.marks(),
+            "cells": cells_json(&total),
             "resync_marked_bytes": total.resync_marked,
             "resync_sent_bytes": total.resync_sent,
             "violations": violations,
@@ -204,6 +206,7 @@ fn summarise(run: &Run, total: &Stats, violations: usize, began: Instant) {
         for (row, count) in total.verdicts() {
             println!("  {row:<18} {count:>10}");
         }
+        show_cells(total);
         println!("reached:");
         for (name, count) in total.marks() {
             println!("  {name:<26} {count:>10}");
@@ -237,6 +240,40 @@ fn summarise(run: &Run, total: &Stats, violations: usize, began: Instant) {
             faults.join(", ")
         },
     );
+}
+
+fn cells_json(total: &Stats) -> serde_json::Value {
+    let cells = coverage::report(total);
+    serde_json::json!({
+        "situations": cells.situations,
+        "pairs": cells.pairs,
+        "can_be": cells.can_be,
+        "missing": cells.missing,
+        "beyond": cells.beyond,
+        "missing_verdicts": cells.missing_verdicts,
+    })
+}
+
+fn show_cells(total: &Stats) {
+    let cells = coverage::report(total);
+    println!(
+        "{} situations, {} pairs of a situation and an event; {} of {} pairs of a stand and an event that can be",
+        cells.situations,
+        cells.pairs,
+        cells.can_be - cells.missing.len(),
+        cells.can_be,
+    );
+    for (what, list) in [
+        ("not reached", &cells.missing),
+        ("reached, and not in the table", &cells.beyond),
+    ] {
+        if !list.is_empty() {
+            println!("{what}: {}", list.join("; "));
+        }
+    }
+    if !cells.missing_verdicts.is_empty() {
+        println!("verdicts not reached: {}", cells.missing_verdicts.join(";"));
+    }
 }
 
 fn progress(done: u64, all: u64, began: Instant, violations: usize) {

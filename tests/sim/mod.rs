@@ -15,6 +15,7 @@ pub mod arbiter;
 mod calm;
 pub mod check;
 pub mod content;
+pub mod coverage;
 pub mod disk;
 pub mod faults;
 pub mod history;

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use kagami_replicator::core::decide::Verdict;
 use kagami_replicator::core::event::{Command, Event, IoError};
-use kagami_replicator::core::state::Role;
+use kagami_replicator::core::situation::Situation;
+use kagami_replicator::core::state::{Role, Time};
 use kagami_replicator::core::{Mirror, Notice};
 
 use super::faults::Fault;
@@ -39,6 +40,7 @@ pub struct Stats {
     faults: BTreeMap<Fault, u64>,
     verdicts: BTreeMap<String, u64>,
     marks: BTreeMap<String, u64>,
+    cells: BTreeMap<(Situation, &'static str), u64>,
 }
 
 impl Stats {
@@ -57,6 +59,9 @@ impl Stats {
         self.resync_sent += other.resync_sent;
         for (fault, count) in &other.faults {
             *self.faults.entry(*fault).or_default() += count;
+        }
+        for (cell, count) in &other.cells {
+            *self.cells.entry(*cell).or_default() += count;
         }
         for (theirs, ours) in [
             (&other.verdicts, &mut self.verdicts),
@@ -104,14 +109,21 @@ impl Stats {
         &self.marks
     }
 
+    /// What happened to a core in which situation, and how often.
+    pub fn cells(&self) -> &BTreeMap<(Situation, &'static str), u64> {
+        &self.cells
+    }
+
     /// A handshake came to this.
     pub fn verdict(&mut self, verdict: Verdict) {
-        let name = format!("{:>2} {:?}", verdict.row as u8, verdict.row);
+        let name = super::coverage::verdict_name(verdict);
         *self.verdicts.entry(name).or_default() += 1;
     }
 
     /// A core is handed an event.
-    pub fn event(&mut self, mirror: &Mirror, event: &Event) {
+    pub fn event(&mut self, mirror: &Mirror, now: Time, event: &Event) {
+        let cell = (mirror.situation(), mirror.occasion(now, event));
+        *self.cells.entry(cell).or_default() += 1;
         if mirror.role() == Role::Primary
             && let Event::LinkDown { .. } = event
         {

@@ -405,7 +405,7 @@ impl World {
         };
         self.trace
             .event(self.now, self.tick, self.nodes[node].name, &event);
-        self.stats.event(mirror, &event);
+        self.stats.event(mirror, now, &event);
         let mut actions = std::mem::take(&mut self.actions);
         mirror.handle(now, event, &mut actions);
         mirror.check();

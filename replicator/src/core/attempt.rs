@@ -33,7 +33,7 @@ pub(super) enum Purpose {
 /// An open attempt at the arbiter.
 #[derive(Debug)]
 pub(super) struct Attempt {
-    id: Nonce,
+    pub id: Nonce,
     purpose: Purpose,
     /// The generation that a grant is for.
     tag: u64,

@@ -14,7 +14,7 @@
 //! Where to read on: `request` admits a front end's I/O, `write` and `read` are its life,
 //! `hot` and `flush` what they need of metadata and of the disks' caches. `link` and
 //! `handshake` meet the peer, [`decide`] is the table; `promote`, `solo` and `diskless` say who
-//! may go on, `peer` who the other copy is; `secondary`, `resync` and `verify` are the two copies at work. `durable` writes
+//! may go on, `peer` who the other copy is; `secondary`, `resync` and `verify` are the two copies at work. `situation` tells people where it stands. `durable` writes
 //! the record and the pages, `invariant` asserts what must hold between any two events.
 
 pub mod action;
@@ -42,6 +42,7 @@ mod resync;
 mod secondary;
 pub mod settings;
 mod settle;
+pub mod situation;
 mod solo;
 mod spans;
 pub mod state;

@@ -27,6 +27,20 @@ pub(super) enum Timer {
     Count,
 }
 
+impl Timer {
+    /// All of them, in the order in which they are looked at.
+    const ALL: [Self; Self::Count as usize] = [
+        Self::PeerSilent,
+        Self::Ping,
+        Self::AckOverdue,
+        Self::Attempt,
+        Self::AskAgain,
+        Self::AutoFlush,
+        Self::WritePages,
+        Self::Resync,
+    ];
+}
+
 /// The deadlines of one mirror.
 #[derive(Debug, Default)]
 pub(super) struct Timers {
@@ -64,6 +78,13 @@ impl Timers {
             self.at[timer as usize] = None;
         }
         due
+    }
+
+    /// The first kind, in their order, whose deadline has passed.
+    pub fn first_due(&self, now: Time) -> Option<Timer> {
+        Timer::ALL
+            .into_iter()
+            .find(|timer| self.at[*timer as usize].is_some_and(|at| at <= now))
     }
 
     /// The next deadline, if the shell was not told of it yet.

@@ -1,0 +1,291 @@
+//! What the seeds reached: the cells of the handshake's table, and each pair of a stand and an
+//! event.
+//!
+//! A *stand* is [`Situation`] without permissions and procedures: role, copy, and what there is
+//! with the peer, in two letters. [`CAN_BE`] says which events a mirror can meet in which stand;
+//! [`report`] compares it with what was reached. What is reached and not in the table is told
+//! too: the table is then to be mended.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kagami_replicator::core::decide::{Strategy, Verdict};
+use kagami_replicator::core::situation::{Situation, With, Worth};
+
+use super::stats::Stats;
+
+/// The stands, by role and copy (P: Primary; D: Primary whose disk is gone; S: Secondary; B:
+/// Secondary, Inconsistent or Outdated; G: Secondary whose disk is gone) and by what there is
+/// with the peer (n: no session; m: handshake; i: in sync; s: source; f: source, frozen for its
+/// last step; t: target; v: one of both has no disk).
+const STANDS: &str = "Pn Pm Pi Ps Pf Pv Dn Dm Dv Sn Sm Si Ss Sf St Sv Bn Bm Bt Bv Gn Gm Gv";
+
+/// Which events can come in which stands. `*`: in all; `*-`: in all that have a session.
+///
+/// Not here: events of a session or an attempt that is over, which can come at any time, and
+/// random tags.
+const CAN_BE: &[(&str, &str)] = &[
+    (
+        "arbiter: late answer",
+        "Pn Pm Pi Ps Pf Dn Dm Dv Sn Sm Si Ss Sf St Sv Bn Bm Bt Gn Gv",
+    ),
+    ("arbiter: not ours", "Pn Pm Pi Ps Sn Si Sv"),
+    ("arbiter: register", "Pn Pm Pi Ps Pf Pv Sn Sm Si Ss Sf Sv"),
+    ("arbiter: swapped", "Pn Pm Pi Ps Sn Sm Si Sv"),
+    ("arbiter: unreachable", "Pn Pm Pi Ps Pf Sn Sm Si Ss Sv"),
+    ("command: connect", "*"),
+    ("command: demote", "*"),
+    ("command: demote --force", "*"),
+    ("command: disconnect", "*"),
+    ("command: down", "*"),
+    ("command: invalidate", "*"),
+    ("command: pause-sync", "*"),
+    ("command: promote", "*"),
+    ("command: promote --force", "*"),
+    ("command: reload", "*"),
+    ("command: resume-sync", "*"),
+    ("command: resync", "*"),
+    ("command: set peer", "*"),
+    ("command: verify", "*"),
+    (
+        "disk: compare for the peer",
+        "Pi Sn Sm Si St Sv Bn Bm Bt Gn",
+    ),
+    ("disk: compare for the peer failed", "Si Bn Bt Gn"),
+    ("disk: edge", "Pn Pm Pi Ps Pf Pv Dn Dm Dv Sn Sm Ss Gn Gv"),
+    ("disk: edge failed", "Pn Pm Pi Ps Dn Dm Dv Gn"),
+    ("disk: flush", "Pn Pm Pi Ps Pf Pv Dn Dv Sn Sm Si Ss Gn"),
+    (
+        "disk: flush failed",
+        "Pn Pm Pi Ps Pf Dn Dm Dv Sn Sm Si Ss Sv Bn Bt Gn",
+    ),
+    (
+        "disk: flush for the peer",
+        "Pm Pi Ps Sn Sm Si Ss Sv Bn Bm Bt Bv Gn",
+    ),
+    ("disk: flush to demote", "Pn Pm Pi Ps Pv"),
+    ("disk: flush to leave", "Sn Si Sv Bn Bm Gn"),
+    ("disk: flush to stop", "Sn Bn"),
+    ("disk: read", "Pn Pm Pi Ps Pf Pv Dn Dv"),
+    ("disk: read failed", "Pn Pm Pi Ps Pf Dn Dm Dv"),
+    ("disk: read for the peer", "Pn Sn Sm Si Ss St Sv Bn Bt Gn"),
+    ("disk: read for the peer failed", "Sn Si Sv Gn"),
+    ("disk: read to compare", "Pn Pm Ps Dn Sn Sm Ss Gn"),
+    ("disk: read to send", "Pn Pm Ps Dn Sn Sm Ss Gn"),
+    ("disk: read to send failed", "Pn Pm Ps Dn Dm Sn Sm Ss Gn Gv"),
+    ("disk: read to verify", "Pn Pm Pi Ps Dv Sn Sm Si"),
+    ("disk: read to verify failed", "Pm Pi Dv Sn Si"),
+    ("disk: repair", "Pi Dv"),
+    ("disk: repair failed", "Pi Dv"),
+    (
+        "disk: write",
+        "Pn Pm Pi Ps Pf Pv Dn Dm Dv Sn Sm Si St Sv Bn Bm Bt Gn",
+    ),
+    (
+        "disk: write failed",
+        "Pn Pm Pi Ps Pf Dn Dm Dv Sn Sm Si St Sv Bn Bm Bt Gn",
+    ),
+    ("link: down", "*-"),
+    ("link: down, stale", "Pn Sn Sm Bn"),
+    ("link: up", "Pn Dn Sn Si Bn Gn"),
+    ("message: Adopted", "Ps Pf Ss Sf"),
+    ("message: ArbiterInstance", "Pi Dv Si Sv"),
+    ("message: ArbiterRecorded", "Pi Dv Si"),
+    ("message: Bye", "Pi Ps Pf Dv Si Ss Sf St Sv Bt Gv"),
+    ("message: Carrying", "Dv Gv"),
+    ("message: Cleared", "Bt"),
+    ("message: Compare", "Pi Sm Si St Sv Bm Bt"),
+    ("message: Compared", "Pi Ps Dv Si Ss"),
+    ("message: Compared, failed", "Pi Ps Si Ss"),
+    ("message: Done", "Pi Ps Pf Dv Ss"),
+    ("message: Done, failed", "Pi Ps Pf Dv Ss"),
+    ("message: Flush", "Si Sv Bt"),
+    ("message: Flushed", "Pi Ps Pf Dv Ss Gv"),
+    ("message: Hello", "Pm Dm Sm Bm Gm"),
+    ("message: Leave", "Pi Dv"),
+    ("message: Marks", "Pm Sm Bm"),
+    ("message: Marks, the last", "Pm Sm Bm"),
+    ("message: Offer", "St Bt"),
+    ("message: Ping", "*-"),
+    ("message: Pong", "*-"),
+    ("message: Progress", "Pi Ps Pf Si Ss Sf St Bt"),
+    ("message: PromoteAsk", "Si Bt"),
+    ("message: PromoteGrant", "Si Ss Sf"),
+    ("message: PromoteRefuse", "Si"),
+    ("message: Read", "Si St Sv"),
+    ("message: ReadReply", "Pi Dv"),
+    ("message: ReadReply, failed", "Pi Dv"),
+    ("message: Ready", "Pm Dm Sm Bm Gm"),
+    ("message: Received", "Pi Ps Pf Dv"),
+    ("message: Resolve", "Si"),
+    ("message: ResyncBlocks", "Bm Bt"),
+    ("message: Settled", "St"),
+    ("message: State", "Pi Ps Pf Pv Dv Si Ss Sf St Sv Bt Bv Gv"),
+    ("message: Write", "Sm Si St Sv Bm Bt"),
+    ("message: Zero", "Sm Si St Sv Bm Bt"),
+    ("metadata: durable", "*"),
+    ("metadata: failed", "Pn Pm Pi Ps Pf Sn Sm Si Ss St Bn Bm Bt"),
+    ("request: discard", "*"),
+    ("request: flush", "*"),
+    ("request: read", "*"),
+    ("request: write", "*"),
+    ("request: write, FUA", "*"),
+    ("request: zeroes", "*"),
+    ("timer: AckOverdue", "*-"),
+    (
+        "timer: AskAgain",
+        "Pn Pm Pi Ps Pf Pv Dn Dm Dv Sn Sm Si Ss Sf St Sv Bn Bm Bt Gn Gm Gv",
+    ),
+    ("timer: Attempt", "Pn Pm Pi Ps Pf Sn Sm Si Ss Sf Sv"),
+    ("timer: AutoFlush", "Pi Ps Pf Dv Gv"),
+    ("timer: PeerSilent", "*-"),
+    ("timer: Ping", "*-"),
+    ("timer: Resync", "Ps Pf Ss Sf St Bt"),
+    (
+        "timer: WritePages",
+        "Pn Pm Pi Ps Pf Dn Dm Dv Sn Sm Si Ss St Sv Bn Bm Bt Bv Gn Gm Gv",
+    ),
+];
+
+/// The rows of the handshake's table and what can follow from each (replicator/src/core/decide.rs).
+const VERDICTS: &[&str] = &[
+    " 1 OtherMirror: refused: OtherMirror",
+    " 1 OtherMirror: refused: OtherSize",
+    " 2 Diskless: refused: NewestLost",
+    " 2 Diskless: serve",
+    " 3 BothUnwritten: first",
+    " 3 BothUnwritten: refused: NameSource",
+    " 4 OneUnwritten: full",
+    " 4 OneUnwritten: refused: BothStale",
+    " 5 SharedAlone: refused: Impossible",
+    " 5 SharedAlone: refused: TwoPrimaries",
+    " 6 SameBothBad: refused: BothStale",
+    " 7 SameOneBad: marks",
+    " 8 SameClean: nothing",
+    " 9 SameMarked: marks",
+    "10 EachAhead: refused: Impossible",
+    "11 AheadBad: refused: BothStale",
+    "12 BehindAlone: refused: Impossible",
+    "13 AheadForcedBad: full",
+    "13 AheadForcedBad: marks",
+    "13 AheadForcedBad: refused: SplitBrain",
+    "14 AheadMarked: marks",
+    "15 AheadFull: full",
+    "16 Forked: full",
+    "16 Forked: marks",
+    "16 Forked: refused: SplitBrain",
+    "17 Unrelated: full",
+    "17 Unrelated: refused: Unrelated",
+];
+
+/// A cell of the handshake's table: the row and what follows, without the node's number.
+pub fn verdict_name(verdict: Verdict) -> String {
+    let follows = match verdict.strategy {
+        Strategy::Nothing => "nothing".to_owned(),
+        Strategy::Marks { .. } => "marks".to_owned(),
+        Strategy::Full { .. } => "full".to_owned(),
+        Strategy::First { .. } => "first".to_owned(),
+        Strategy::Serve => "serve".to_owned(),
+        Strategy::Refuse(why) => {
+            let why = format!("{why:?}");
+            let kind = why.split([' ', '{']).next().unwrap_or_default();
+            format!("refused: {kind}")
+        }
+    };
+    format!("{:>2} {:?}: {follows}", verdict.row as u8, verdict.row)
+}
+
+/// What was reached, beside what can be.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Situations that were reached, permissions and procedures told apart.
+    pub situations: usize,
+    /// Pairs of such a situation and an event.
+    pub pairs: usize,
+    /// Pairs of a stand and an event that can be.
+    pub can_be: usize,
+    /// Of those, what no seed reached: "event @ stand".
+    pub missing: Vec<String>,
+    /// Reached, and not in [`CAN_BE`].
+    pub beyond: Vec<String>,
+    /// Cells of the handshake's table that no seed reached.
+    pub missing_verdicts: Vec<&'static str>,
+}
+
+/// Compares what was reached with what can be.
+pub fn report(stats: &Stats) -> Report {
+    let mut reached: BTreeMap<&str, BTreeSet<&'static str>> = BTreeMap::new();
+    let mut situations = BTreeSet::new();
+    for (situation, event) in stats.cells().keys() {
+        situations.insert(*situation);
+        reached.entry(event).or_default().insert(stand(*situation));
+    }
+    let mut report = Report {
+        situations: situations.len(),
+        pairs: stats.cells().len(),
+        ..Report::default()
+    };
+    let none = BTreeSet::new();
+    for (event, stands) in CAN_BE {
+        let seen = reached.get(event).unwrap_or(&none);
+        let can_be: BTreeSet<&str> = stands_of(stands).collect();
+        report.can_be += can_be.len();
+        let told = |stand: &&str| format!("{event} @ {stand}");
+        report.missing.extend(can_be.difference(seen).map(told));
+        report.beyond.extend(seen.difference(&can_be).map(told));
+    }
+    let seen = stats.verdicts();
+    report.missing_verdicts = VERDICTS
+        .iter()
+        .copied()
+        .filter(|cell| !seen.contains_key(*cell))
+        .collect();
+    report
+}
+
+fn stands_of(text: &'static str) -> impl Iterator<Item = &'static str> {
+    let all = text.starts_with('*');
+    let connected = text == "*-";
+    if all { STANDS } else { text }
+        .split(' ')
+        .filter(move |stand| !connected || !stand.ends_with('n'))
+}
+
+fn stand(at: Situation) -> &'static str {
+    let who = match (at.primary, at.copy) {
+        (true, Worth::Gone) => "D",
+        (true, _) => "P",
+        (false, Worth::Good) => "S",
+        (false, Worth::Bad) => "B",
+        (false, Worth::Gone) => "G",
+    };
+    let with = match at.peer {
+        With::Nobody => "n",
+        With::Meeting => "m",
+        With::InSync => "i",
+        With::Source => "s",
+        With::SourceFrozen => "f",
+        With::Target => "t",
+        With::Serving => "v",
+    };
+    STANDS
+        .split(' ')
+        .find(|stand| stand.starts_with(who) && stand.ends_with(with))
+        .unwrap_or("??")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_names_stands_that_there_are_and_no_event_twice() {
+        let stands: BTreeSet<_> = STANDS.split(' ').collect();
+        let mut events = BTreeSet::new();
+        for (event, text) in CAN_BE {
+            assert!(events.insert(event), "{event} twice");
+            for stand in stands_of(text) {
+                assert!(stands.contains(stand), "{event}: {stand}");
+            }
+        }
+    }
+}
