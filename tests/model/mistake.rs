@@ -109,7 +109,6 @@ impl Mistake {
         matches!(
             self,
             Mistake::RestartKeepsPermission
-                | Mistake::TrustForced
                 | Mistake::LateAcknowledgementAnswers
                 | Mistake::DisklessMarksNotHanded
                 | Mistake::RejoinWhileAlone

@@ -90,6 +90,21 @@ pub const FULL: &[Run] = &[
         "replace_arbiter=1 attempts=2 crashes=0",
         M,
     ),
+    run(
+        "serving target, failing disk",
+        "served_target=1 disk_failures=1",
+        2 * M,
+    ),
+    run(
+        "serving target, never",
+        "mode=never served_target=1 writes=2",
+        2 * M,
+    ),
+    run(
+        "serving target, two blocks",
+        "served_target=1 blocks=2 writes=2 promotions=2 crashes=0",
+        2 * M,
+    ),
 ];
 
 /// Larger ones: hours of two cores, and up to 3 GiB each.

@@ -26,6 +26,7 @@ impl World {
         if !self.net.is_whole() {
             self.block([false, false]);
         }
+        self.ghost.last_fault = self.stalls_end();
         self.arbiter.down = false;
         self.net.slow = 1;
         self.net.stalled_until = [[0; 3]; 2];

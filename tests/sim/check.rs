@@ -100,7 +100,9 @@ impl World {
 
     /// No promise about reads: the copies may have forked.
     pub(super) fn is_weak(&self) -> bool {
-        self.options.may_fork() && (self.ghost.cut || self.ghost.operator_chose)
+        // (Or an operator gave up the newest copy, and then took the other one.)
+        let chosen = self.ghost.operator_chose;
+        self.options.may_fork() && (self.ghost.cut || chosen) || self.ghost.invalidated && chosen
     }
 
     /// *Read-your-writes*, one half: two writes of a block are never under way on a disk at once,

@@ -368,6 +368,9 @@ impl World {
         let Some(record) = self.nodes[node].meta.record() else {
             return Ok(());
         };
+        if self.net.used_by(node) != self.net.used_by(1 - node) {
+            return Ok(()); // it has left this session, and nothing comes of the verdict
+        }
         let chosen = matches!(
             verdict.row,
             Row::Forked | Row::Unrelated | Row::AheadForcedBad

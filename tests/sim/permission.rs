@@ -42,7 +42,9 @@ impl World {
         let Some(record) = self.nodes[1 - node].meta.record() else {
             return Ok(()); // one slot is half-way
         };
-        if record.is_bad() || by_operator || self.has_adopted(node, record) {
+        // (One that was never written is a new disk in the place of the one that consented.)
+        let bad = record.is_bad() || record.is_never_written();
+        if bad || by_operator || self.has_adopted(node, record) {
             return Ok(());
         }
         let what = format!(
@@ -113,6 +115,11 @@ impl World {
         if !whole || self.nodes.iter().any(|at| at.slow > 1) {
             return u64::MAX;
         }
+        self.stalls_end()
+    }
+
+    /// When the last stall that was begun ends, or has ended.
+    pub(super) fn stalls_end(&self) -> u64 {
         let stalls = self
             .nodes
             .iter()

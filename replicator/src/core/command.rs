@@ -225,9 +225,23 @@ impl Mirror {
         self.become_invalid(true, Some(id), out);
     }
 
-    /// The peer was told in this session that its copy is to be overwritten: with this one given
+    /// The peer's copy is being overwritten with this one, or may be about to: with this one given
     /// up too, none would be left.
     fn gives_up_the_peer(&self) -> Option<Refusal> {
+        if self.is_meeting() {
+            return Some(refusal(
+                "refused: the nodes are just finding out which copy is the newer one",
+                vec![],
+                "again in a moment",
+            ));
+        }
+        if self.is_source() {
+            return Some(refusal(
+                "refused: the other copy is being brought up to date from this one",
+                vec!["it is Inconsistent until that has ended".to_owned()],
+                "wait until `kagami status` says that both are in sync, then again",
+            ));
+        }
         self.up().filter(|up| up.resolved)?;
         Some(refusal(
             "refused: the other copy is about to be overwritten with this one",

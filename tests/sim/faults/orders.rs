@@ -160,7 +160,10 @@ impl World {
 
     /// A node whose copy has not the new size yet stops for it.
     pub(in crate::sim) fn grow_next(&mut self, node: usize) -> Checked {
-        if self.nodes[node].grow || self.size_of(node) == Some(self.options.grown) {
+        let at = &self.nodes[node];
+        // (A daemon that was starting already when it was told has not stopped for it.)
+        let is_on_its_way = at.grow && at.mirror.is_none();
+        if is_on_its_way || self.size_of(node) == Some(self.options.grown) {
             return Ok(());
         }
         self.nodes[node].grow = true;
