@@ -24,7 +24,7 @@ fn each_test_and_scenario_that_the_guarantees_name_is_there() {
             let text = read(&root.join(format!("{file}.rs")));
             let there = text.contains(&format!("fn {function}("));
             assert!(there, "{file}.rs has no test {function}");
-        } else if name.ends_with(".rs") {
+        } else if Path::new(name).extension().is_some_and(|end| end == "rs") {
             assert!(root.join(name).is_file(), "there is no {name}");
         } else {
             continue;

@@ -293,7 +293,7 @@ impl World {
             | Fault::DataDamage => false,
         };
         if injected {
-            self.ghost.last_fault = self.now;
+            self.ghost.last_fault = self.ghost.last_fault.max(self.now);
             self.sequels(Cause::Fault(fault), node);
             self.stats.fault(fault);
             self.trace.line_at(line, || {
@@ -348,7 +348,7 @@ impl World {
     /// What a fault broke is as before; `change` names the blockade of the link.
     pub(super) fn mend(&mut self, fault: Fault, node: usize, change: u64) -> Checked {
         let name = self.nodes[node].name;
-        self.ghost.last_fault = self.now;
+        self.ghost.last_fault = self.ghost.last_fault.max(self.now);
         match fault {
             Fault::LinkCut | Fault::LinkCutOneWay => {
                 if self.net.changes == change {

@@ -111,7 +111,8 @@ impl World {
     /// Since when nothing stands still and nothing is cut, or slower than it was drawn; the future if
     /// something is.
     fn calm_since(&self) -> u64 {
-        let whole = self.net.is_whole() && self.net.slow == 1 && !self.arbiter.down;
+        let answers = !self.arbiter.down && !self.options.kit.late_answers;
+        let whole = self.net.is_whole() && self.net.slow == 1 && answers;
         if !whole || self.nodes.iter().any(|at| at.slow > 1) {
             return u64::MAX;
         }
