@@ -190,14 +190,19 @@ impl Options {
             sequels: Vec::new(),
         };
         options.kit = Kit::draw(seed, &mut options.faults, &mut options.orders, forced);
-        options.grown = options.size;
-        if options.kit.growth > 0 {
-            options.grown = (options.blocks() + options.kit.growth) * 4096;
-        }
         if options.kit.replacing {
             options.replace_arbiter_often();
         }
+        options.grow_from_here();
         options
+    }
+
+    /// The size to grow to, from the one that there is now.
+    pub fn grow_from_here(&mut self) {
+        self.grown = match self.kit.growth {
+            0 => self.size,
+            more => (self.blocks() + more) * 4096,
+        };
     }
 
     /// Arbiters come and go, roles change, and the link is cut for moments: nothing else.

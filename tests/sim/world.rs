@@ -205,6 +205,7 @@ impl World {
         let mut options = Options::draw(seed, &mut rng);
         profile.bend(&mut options, &mut rng);
         change(&mut options);
+        options.grow_from_here();
         let nodes = [0, 1].map(|index| Node::new(index, &options, &mut rng));
         let mut world = Self {
             now: 0,
