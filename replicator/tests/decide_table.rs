@@ -247,6 +247,23 @@ fn an_operators_word_ends_a_split_brain_and_a_contradiction_does_not() {
         Row::Forked,
         Strategy::Full { source: A },
     );
+    let forced = Hello {
+        forced_bad: true,
+        ..a.clone()
+    };
+    let counted = with(B, |h| h.base = Some(generation(1)));
+    expect(
+        &keep(&forced, A),
+        &counted,
+        Row::AheadForcedBad,
+        Strategy::Marks { source: A },
+    );
+    expect(
+        &keep(&forced, B),
+        &copy(B),
+        Row::AheadForcedBad,
+        Strategy::Full { source: B },
+    );
     let stranger = with(B, |h| h.current = Some(generation(9)));
     expect(
         &keep(&copy(A), A),
