@@ -258,7 +258,7 @@ case ${1:-help} in
         cargo machete
         sim "$SEEDS"
         profiles
-        planted --quick --seeds 300
+        planted
         model check quick
         say "the main job, shown"
         build
