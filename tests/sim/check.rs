@@ -57,8 +57,8 @@ pub struct Ghost {
     pub parents: BTreeMap<u64, Option<u64>>,
     /// The times that a node was Primary.
     pub terms: Vec<Term>,
-    /// Who answered writes last in each generation: the term.
-    pub answered_in: BTreeMap<u64, usize>,
+    /// Who answered writes last in each generation: the term, and whose copy held them.
+    pub answered_in: BTreeMap<u64, (usize, usize)>,
     /// The first verdict of each session.
     pub verdicts: BTreeMap<u64, Verdict>,
     /// The arbiter's register before the newest swap.
