@@ -81,6 +81,8 @@ pub struct Ghost {
     pub images: [Option<super::restore::Image>; 2],
     /// When the last fault was injected, ns.
     pub last_fault: u64,
+    /// What began while a disk or the link was slow ends by then, ns.
+    pub drags_until: u64,
     /// A source has had nothing left to copy since then, ns, in this session.
     pub nothing_left: [Option<(u64, u64)>; 2],
 }
