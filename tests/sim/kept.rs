@@ -34,6 +34,15 @@ fn a_check_that_was_wrong_finds_none() {
 }
 
 #[test]
+fn a_resynchronisation_comes_to_its_end() {
+    // an arbiter that loses several questions in a row; a bad block that is written anew; a last write on a
+    // slow disk
+    for seed in [37012, 55340, 46803, 24147] {
+        assert_clean(&run_seed(seed, Trace::off()));
+    }
+}
+
+#[test]
 fn an_arbiter_that_is_replaced_lets_one_copy_go() {
     for seed in [204, 395] {
         let world = World::with(Profile::General, seed, Trace::off(), |options| {
