@@ -51,6 +51,14 @@ pub enum BenchError {
         /// What was looked for.
         what: String,
     },
+    /// A file that is no file of measurements.
+    #[error("{file}: not what kagami-bench keeps ({words})\n  next: measure again with --json")]
+    NotKept {
+        /// Which.
+        file: String,
+        /// What was wrong.
+        words: String,
+    },
     /// Too little room.
     #[error(
         "{}: {free} bytes free, and the test files need {wanted}\n  next: name another folder with --dir, or make --region smaller",

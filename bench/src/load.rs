@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::client::Client;
 use crate::error::BenchError;
-use crate::job::{Job, Places, SEQUENTIAL, Tally};
+use crate::job::{Action, Job, Places, SEQUENTIAL, Tally};
 
 /// When a load ends.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +49,11 @@ pub fn run(
                 since: Instant::now(),
                 flushing: false,
             };
-            client.write(slot as u64, places.next_offset(), job.len, places.draw());
+            let offset = places.next_offset();
+            match job.action {
+                Action::Write => client.write(slot as u64, offset, job.len, places.draw()),
+                Action::Read => client.read(slot as u64, offset, job.len),
+            }
         }
         goes_on
     };

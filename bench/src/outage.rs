@@ -3,19 +3,19 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::candidate::Room;
 use crate::error::BenchError;
-use crate::job::{JOBS, Job, SEQUENTIAL};
+use crate::job::{Job, SEQUENTIAL, SMALL_DEEP};
 use crate::load::{self, Until};
-use crate::mirror::Mirror;
+use crate::mirror::{Mirror, Peer};
 
 /// How long a resynchronisation may take.
 const PATIENCE: Duration = Duration::from_mins(10);
 
 /// What one outage came to.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Outage {
     /// Bytes written meanwhile, repeated blocks counted each time.
     pub written: u64,
@@ -36,10 +36,10 @@ pub struct Outage {
 }
 
 /// Some outages.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Outages {
     /// What was written in them.
-    pub job: &'static str,
+    pub job: String,
     /// One after the other.
     pub outages: Vec<Outage>,
 }
@@ -51,11 +51,11 @@ pub struct Outages {
 /// The mirror fails.
 pub fn measure(room: &Room, rounds: u32, share: f64) -> Result<Vec<Outages>, BenchError> {
     room.check(2)?;
-    let mirror = Mirror::start(room, "resync", room.region >> 20, true)?;
+    let mirror = Mirror::start(room, "resync", room.region >> 20, Peer::There)?;
     let mut client = mirror.client()?;
     load::fill(&mut client, room.region)?;
     let mut all = Vec::new();
-    for job in [JOBS[2], SEQUENTIAL] {
+    for job in [SMALL_DEEP, SEQUENTIAL] {
         let count = ((room.region as f64 * share) as u64 / u64::from(job.len)).max(1);
         let mut outages = Vec::new();
         for round in 0..rounds {
@@ -69,7 +69,7 @@ pub fn measure(room: &Room, rounds: u32, share: f64) -> Result<Vec<Outages>, Ben
             )?);
         }
         all.push(Outages {
-            job: job.name,
+            job: job.name(),
             outages,
         });
     }
@@ -88,10 +88,7 @@ fn outage(
         state.condition == "in-sync" && state.marked_bytes == 0 && state.progress.is_none()
     };
     let before = mirror.wait("both copies to be equal", PATIENCE, in_sync)?;
-    mirror.order_secondary("disconnect")?;
-    mirror.wait("the peer to have left", PATIENCE, |state| {
-        state.condition == "alone"
-    })?;
+    mirror.leave()?;
     let (tally, _) = load::run(
         client,
         job,

@@ -10,7 +10,7 @@ use kagami_replicator::shell::storage::{Area, DiskId, Storage, StorageCompletion
 
 use crate::candidate::{Candidate, Room};
 use crate::error::BenchError;
-use crate::job::{Job, Places, SEQUENTIAL, Sample, Tally};
+use crate::job::{Action, Job, Places, SEQUENTIAL, Sample, Tally};
 use crate::load::Until;
 use crate::process::own_cpu_time;
 
@@ -69,7 +69,7 @@ impl BareDisk {
 
 impl Candidate for BareDisk {
     fn name(&self) -> &'static str {
-        "bare disk, kagami's ring"
+        super::DISK
     }
 
     fn run(&mut self, job: &Job, time: Duration, seed: u64) -> Result<Sample, BenchError> {
@@ -104,7 +104,7 @@ impl Run {
                     begun += 1;
                     in_flight += 1;
                     since[slot as usize] = Instant::now();
-                    self.write(slot)?;
+                    self.begin(slot)?;
                 }
             }
             if in_flight == 0 {
@@ -138,17 +138,26 @@ impl Run {
         Ok(sample)
     }
 
-    fn write(&mut self, slot: u64) -> Result<(), BenchError> {
-        let draw = self.places.draw();
-        let pool = self.storage.pool();
-        let mut buffer = pool
-            .alloc(self.job.len as usize, Share::FrontEnd)
-            .ok_or_else(|| BenchError::part("the pool")("is exhausted"))?;
-        buffer[..8].copy_from_slice(&draw.to_le_bytes());
-        let operation = DiskOp::Write {
-            offset: self.places.next_offset(),
-            data: buffer.freeze(),
-            fua: false,
+    fn begin(&mut self, slot: u64) -> Result<(), BenchError> {
+        let offset = self.places.next_offset();
+        let operation = match self.job.action {
+            Action::Read => DiskOp::Read {
+                offset,
+                len: self.job.len,
+            },
+            Action::Write => {
+                let draw = self.places.draw();
+                let pool = self.storage.pool();
+                let mut buffer = pool
+                    .alloc(self.job.len as usize, Share::FrontEnd)
+                    .ok_or_else(|| BenchError::part("the pool")("is exhausted"))?;
+                buffer[..8].copy_from_slice(&draw.to_le_bytes());
+                DiskOp::Write {
+                    offset,
+                    data: buffer.freeze(),
+                    fua: false,
+                }
+            }
         };
         self.storage.submit(self.disk, slot, operation);
         Ok(())
