@@ -59,6 +59,18 @@ pub enum BenchError {
         /// What was wrong.
         words: String,
     },
+    /// The page has no such section.
+    #[error(
+        "{}: no place for the section '{section}'\n  next: put `<!-- kagami-bench report: {section} -->` and \
+         `<!-- end of report -->` on lines of their own where it belongs",
+        page.display()
+    )]
+    NoPlace {
+        /// Which page.
+        page: PathBuf,
+        /// Which section.
+        section: String,
+    },
     /// Too little room.
     #[error(
         "{}: {free} bytes free, and the test files need {wanted}\n  next: name another folder with --dir, or make --region smaller",

@@ -184,11 +184,6 @@ impl Tally {
             .saturating_record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
     }
 
-    /// Counts what another has counted, too.
-    pub fn add(&mut self, other: &Self) {
-        self.times += &other.times;
-    }
-
     /// Microseconds within which a share of the operations was answered.
     pub fn at(&self, share: f64) -> f64 {
         self.times.value_at_quantile(share) as f64 / 1e3

@@ -8,16 +8,19 @@ mod compare;
 mod error;
 mod job;
 mod limit;
+mod link;
 mod load;
 mod memory;
 mod metadata;
 mod mirror;
 mod namespace;
-mod outage;
 mod peers;
 mod process;
+mod report;
+mod resync;
 mod rounds;
 mod setting;
+mod svg;
 mod tables;
 mod targets;
 
@@ -29,7 +32,7 @@ use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
 use candidate::{Network, Room};
-use compare::{Comparison, Group};
+use compare::{Comparison, Group, limits, mirrors, others};
 use error::BenchError;
 use setting::{Document, Kind, Setting};
 
@@ -81,7 +84,7 @@ enum Command {
     All(Comparison),
     /// The same over depths from 1 to 128 and blocks from 4 KiB to 4 MiB, for the plots
     Sweep(Comparison),
-    /// Outages of the peer: bytes sent for each byte marked, and how fast
+    /// Outages of the peer: bytes sent for each byte marked, how fast, and beside an application
     Resync {
         /// Outages of each kind
         #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
@@ -90,6 +93,10 @@ enum Command {
         #[arg(long, default_value_t = 0.2)]
         share: f64,
     },
+    /// Delayed and lossy links between two network namespaces: kagami and qemu's quorum with x509
+    Link(link::LinkArgs),
+    /// Turns files of --json into the tables of docs/performance.md and the plots of docs/plots
+    Report(report::Report),
     /// Writes of metadata for each 1,000 writes
     Metadata {
         /// Writes of each kind
@@ -126,6 +133,9 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<(), BenchError> {
     if let Command::ServeNull { socket, size } = &cli.command {
         return limit::front_end::serve(socket, *size);
+    }
+    if let Command::Report(how) = &cli.command {
+        return report::make(how);
     }
     let common = &cli.common;
     let network = if common.inside_namespace {
@@ -165,7 +175,6 @@ fn run(cli: &Cli) -> Result<(), BenchError> {
     let compare = |how: &Comparison, groups: &[Group]| {
         compare::main_table(&room, how, &setting, json, groups)
     };
-    use compare::{limits, mirrors, others};
     match &cli.command {
         Command::Limit(how) => compare(how, &[limits]),
         Command::Mirror(how) => compare(how, &[mirrors]),
@@ -173,9 +182,9 @@ fn run(cli: &Cli) -> Result<(), BenchError> {
         Command::All(how) => compare(how, &[limits, others, mirrors]),
         Command::Sweep(how) => compare::sweep(&room, how, &setting, json),
         Command::Resync { rounds, share } => {
-            let outages = outage::measure(&room, *rounds, *share)?;
-            println!("{}", outage::table(&outages));
-            save(Kind::Resync, value(&outages))
+            let kept = resync::measure(&room, *rounds, *share)?;
+            println!("{}", resync::text(&kept));
+            save(Kind::Resync, value(&kept))
         }
         Command::Metadata { writes } => {
             let costs = metadata::measure(&room, *writes)?;
@@ -187,7 +196,8 @@ fn run(cli: &Cli) -> Result<(), BenchError> {
             println!("{}", memory::table(&held));
             save(Kind::Memory, value(&held))
         }
-        Command::ServeNull { .. } => unreachable!("served above"),
+        Command::Link(how) => link::measure(&room, how, &setting, json),
+        Command::ServeNull { .. } | Command::Report(_) => unreachable!("dealt with above"),
     }
 }
 

@@ -42,7 +42,7 @@ pub struct Setting {
 impl Setting {
     /// Here and now.
     pub fn here(dir: &Path, network: Network) -> Self {
-        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let field = |text: &str, name: &str| {
             text.lines()
                 .find_map(|line| line.strip_prefix(name))
@@ -125,10 +125,8 @@ pub enum Kind {
     Comparison,
     /// Candidates over depths and block sizes.
     Sweep,
-    /// Outages.
+    /// Outages, and a resynchronisation beside an application's load.
     Resync,
-    /// A resynchronisation beside an application's load.
-    Busy,
     /// Metadata writes.
     Metadata,
     /// Memory.

@@ -1,5 +1,6 @@
 //! Checksums and encryption by themselves, on one core, as the link uses them.
 
+use std::fmt::Write as _;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -87,7 +88,7 @@ pub fn table(all: &[Throughput]) -> String {
         megabytes,
     } in all
     {
-        text += &format!("| {what} | {len} | {megabytes:.0} |\n");
+        let _ = writeln!(text, "| {what} | {len} | {megabytes:.0} |");
     }
     text
 }

@@ -1,6 +1,7 @@
 //! What the parts come to: the limit of a replicated write, and of a stream of them.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use crate::rounds::Summary;
 
@@ -75,13 +76,15 @@ impl<'a> Parts<'a> {
             self.processor()
         );
         if let Some(alone) = alone {
-            text += &format!(
+            let _ = write!(
+                text,
                 "; without a peer ÷ its limit {:.2}",
                 alone.p50.median / local
             );
         }
         if let Some(pair) = pair {
-            text += &format!(
+            let _ = write!(
+                text,
                 "; pair ÷ limit: p50 {:.2}, op/s ÷ slowest {:.2}, CPU {:.2}",
                 pair.p50.median / latency,
                 pair.rate.median / self.slowest(),

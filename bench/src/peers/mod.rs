@@ -181,7 +181,7 @@ pub fn candidates(room: &Room) -> Result<Vec<Box<dyn Candidate>>, BenchError> {
     Ok(all)
 }
 
-pub use qemu::{Between, Ends, LOCAL, QUORUM_X509};
+pub use qemu::{Between, Ends, LOCAL, QUORUM_X509, quorum_at};
 
 fn start(
     name: &str,

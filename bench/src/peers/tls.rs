@@ -1,5 +1,6 @@
 //! Credentials for qemu's quorum, made for one run and gone with it.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io::Read;
 use std::path::Path;
@@ -30,7 +31,10 @@ pub fn pre_shared_key(folder: &Path) -> Result<Credentials, BenchError> {
     let mut key = [0; 32];
     let mut source = fs::File::open("/dev/urandom").map_err(fault())?;
     source.read_exact(&mut key).map_err(fault())?;
-    let hex: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = key.iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    });
     fs::write(folder.join("keys.psk"), format!("bench:{hex}\n")).map_err(fault())?;
     let object = |end: &str| {
         format!(
