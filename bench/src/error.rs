@@ -51,6 +51,14 @@ pub enum BenchError {
         /// What was looked for.
         what: String,
     },
+    /// A count has grown.
+    #[error(
+        "more than it was:\n{words}\n  next: find out why; if it has to be so, raise the bound in bench/src/costs.rs"
+    )]
+    Grown {
+        /// Which, and by how much.
+        words: String,
+    },
     /// A file that is no file of measurements.
     #[error("{file}: not what kagami-bench keeps ({words})\n  next: measure again with --json")]
     NotKept {

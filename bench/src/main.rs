@@ -5,6 +5,7 @@
 mod candidate;
 mod client;
 mod compare;
+mod costs;
 mod error;
 mod job;
 mod limit;
@@ -93,6 +94,8 @@ enum Command {
         #[arg(long, default_value_t = 0.2)]
         share: f64,
     },
+    /// System calls for each operation, counted by strace; fails when there are more than there were
+    Costs,
     /// Delayed and lossy links between two network namespaces: kagami and qemu's quorum with x509
     Link(link::LinkArgs),
     /// Turns files of --json into the tables of docs/performance.md and the plots of docs/plots
@@ -195,6 +198,17 @@ fn run(cli: &Cli) -> Result<(), BenchError> {
             let held = memory::measure(&room, tebibytes)?;
             println!("{}", memory::table(&held));
             save(Kind::Memory, value(&held))
+        }
+        Command::Costs => {
+            let counted = costs::measure(&room)?;
+            println!("{}", costs::table(&counted));
+            save(Kind::Costs, value(&counted))?;
+            let over = costs::over(&counted);
+            if over.is_empty() {
+                return Ok(());
+            }
+            let words = over.join("\n");
+            Err(BenchError::Grown { words })
         }
         Command::Link(how) => link::measure(&room, how, &setting, json),
         Command::ServeNull { .. } | Command::Report(_) => unreachable!("dealt with above"),

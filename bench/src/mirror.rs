@@ -38,6 +38,8 @@ pub enum Peer {
 pub struct End {
     /// What its programs are started by: nothing, or a program that enters a namespace.
     pub within: Vec<String>,
+    /// What its daemon is started by besides: a program that watches it.
+    pub daemon: Vec<String>,
     /// Its address and port for the peer; empty for any free port of 127.0.0.1.
     pub listen: String,
 }
@@ -57,6 +59,7 @@ struct Node {
     program: PathBuf,
     folder: PathBuf,
     within: Vec<String>,
+    daemon: Vec<String>,
 }
 
 /// A mirror's state, as far as it is looked at here (docs/status-json.md).
@@ -135,6 +138,7 @@ impl Node {
             program: room.kagami.clone(),
             folder,
             within: end.within.clone(),
+            daemon: end.daemon.clone(),
         })
     }
 
@@ -157,7 +161,8 @@ impl Node {
     }
 
     fn up(&self, name: &str) -> Result<Process, BenchError> {
-        let mut process = Process::start(name, &mut self.command(&["up"]), &self.folder)?;
+        let mut command = process::within(&self.daemon, &self.command(&["up"]));
+        let mut process = Process::start(name, &mut command, &self.folder)?;
         let control = self.folder.join("control.sock");
         process.wait_for("control socket", START, || control.exists())?;
         Ok(process)

@@ -166,9 +166,9 @@ pub fn program(name: &'static str) -> Result<PathBuf, BenchError> {
     let package = match name {
         "fio" => "fio",
         "nbdkit" => "nbdkit",
+        "strace" => "strace",
         "unshare" | "nsenter" => "util-linux",
         "ip" => "iproute2",
-        "ping" => "iputils-ping",
         // Debian 13 and its backports have it in qemu-utils; Debian 12 in qemu-system-common.
         "qemu-storage-daemon" => "qemu-utils (from Debian 13 on), qemu-system-common (Debian 12)",
         other => unreachable!("no package is known for {other}"),

@@ -85,6 +85,7 @@ fn section(kind: Kind, in_memory: bool) -> &'static str {
         Kind::Resync => "resync",
         Kind::Metadata => "metadata",
         Kind::Memory => "memory",
+        Kind::Costs => "costs",
         Kind::Link => "link",
     }
 }
@@ -142,6 +143,10 @@ impl Made {
             Kind::Memory => {
                 let kept: Vec<Held> = serde_json::from_value(results)?;
                 text(memory::table(&kept))
+            }
+            Kind::Costs => {
+                let kept: Vec<crate::costs::Cost> = serde_json::from_value(results)?;
+                text(crate::costs::table(&kept))
             }
             Kind::Link => {
                 let kept: Vec<crate::link::Cell> = serde_json::from_value(results)?;

@@ -131,6 +131,8 @@ pub enum Kind {
     Metadata,
     /// Memory.
     Memory,
+    /// System calls.
+    Costs,
     /// Delayed and lossy links.
     Link,
 }

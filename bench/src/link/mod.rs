@@ -8,9 +8,10 @@ mod tun;
 
 use std::fmt::Write as _;
 use std::fs::File;
+use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -58,7 +59,7 @@ pub struct Cell {
     pub mtu: u32,
     /// Milliseconds of a round trip, as asked for.
     pub delay_ms: f64,
-    /// As `ping` found it, on an idle link; 0 where there is no `ping`.
+    /// As a small datagram found it on the idle link, there and back.
     pub ping_ms: f64,
     /// Percent of packets lost, as asked for.
     pub loss: f64,
@@ -78,6 +79,7 @@ const JOBS: [Job; 2] = [
 ];
 /// The addresses of both machines.
 const ADDRESSES: [&str; 2] = ["10.77.0.1", "10.77.0.2"];
+const PINGS: usize = 9;
 const INTERFACE: &str = "bench0";
 /// Bytes of each disk: as much as a slow link needs.
 const REGION: u64 = 256 << 20;
@@ -127,19 +129,31 @@ impl World {
     }
 
     /// Milliseconds of a round trip, the median of some.
-    fn ping(&self) -> f64 {
-        let Ok(program) = process::program("ping") else {
-            return 0.0;
+    fn ping(&self) -> Result<f64, BenchError> {
+        let socket = |at: usize| {
+            tun::within(&namespace(&self.holders[at]), move || {
+                let socket = UdpSocket::bind((ADDRESSES[at], 0))?;
+                socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+                Ok(socket)
+            })
         };
-        let mut ping = Command::new(program);
-        ping.args(["-c", "9", "-i", "0.05", ADDRESSES[1]]);
-        let text = process::output("ping", &mut process::within(&self.entry(0), &ping));
-        let times = text.unwrap_or_default();
-        let times = times
-            .split("time=")
-            .skip(1)
-            .filter_map(|rest| rest.split(' ').next()?.parse().ok());
-        rounds::Spread::of(times).median
+        let (here, there) = (socket(0)?, socket(1)?);
+        let measured = || -> std::io::Result<f64> {
+            here.connect(there.local_addr()?)?;
+            there.connect(here.local_addr()?)?;
+            let mut times = Vec::new();
+            let mut buffer = [0; 8];
+            for _ in 0..PINGS {
+                let began = Instant::now();
+                here.send(&buffer)?;
+                there.recv(&mut buffer)?;
+                there.send(&buffer)?;
+                here.recv(&mut buffer)?;
+                times.push(began.elapsed().as_secs_f64() * 1e3);
+            }
+            Ok(rounds::Spread::of(times.into_iter()).median)
+        };
+        measured().map_err(BenchError::io("a datagram over the link"))
     }
 }
 
@@ -204,7 +218,7 @@ pub fn measure(
                 lost: 0,
                 ..conditions
             });
-            let ping_ms = world.ping();
+            let ping_ms = world.ping()?;
             world.relay.set(&conditions);
             let cell = Cell {
                 mtu: *mtu,
@@ -252,6 +266,7 @@ fn candidates(room: &Room, world: &World) -> Result<Vec<Box<dyn Candidate>>, Ben
     let quorum = quorum_at(room, Between::X509, &ends)?;
     let end = |at: usize| End {
         within: world.entry(at),
+        daemon: Vec::new(),
         listen: format!("{}:7789", ADDRESSES[at]),
     };
     let mebibytes = room.region >> 20;
@@ -276,7 +291,7 @@ fn rows(candidates: &mut [Box<dyn Candidate>], args: &LinkArgs) -> Result<Vec<Ro
 /// The table, in Markdown.
 pub fn table(cells: &[Cell]) -> String {
     let mut text = String::from(
-        "\n| MTU | round trip ms (ping) | lost % | 1 MiB × 16 MB/s: kagami | quorum x509 | ÷ | of the link | 4 KiB × 32 op/s: kagami | quorum x509 | ÷ | p99 ms: kagami | quorum |\n|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
+        "\n| MTU | round trip ms (found) | lost % | 1 MiB × 16 MB/s: kagami | quorum x509 | ÷ | of the link | 4 KiB × 32 op/s: kagami | quorum x509 | ÷ | p99 ms: kagami | quorum |\n|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     for cell in cells {
         text += &line(cell);

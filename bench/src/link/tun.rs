@@ -31,23 +31,36 @@ struct Request {
 /// # Errors
 /// The kernel won't: it needs rights over the namespace, and /dev/net/tun.
 pub fn open(namespace: &Path, name: &str) -> Result<File, BenchError> {
-    let fault = || BenchError::io(DEVICE);
-    let entered = File::open(namespace).map_err(BenchError::io(namespace.display().to_string()))?;
-    // A thread of its own: whoever enters a namespace stays there, and the interface belongs to where it was made.
-    let made = std::thread::scope(|scope| {
-        let maker = scope.spawn(|| {
+    within(namespace, || {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+            .open(DEVICE)?;
+        attach(&file, name)?;
+        Ok(file)
+    })
+}
+
+/// Does something in a network namespace: what is opened there belongs to it.
+///
+/// # Errors
+/// It can't be entered, or the work failed.
+pub fn within<T: Send>(
+    namespace: &Path,
+    work: impl FnOnce() -> std::io::Result<T> + Send,
+) -> Result<T, BenchError> {
+    let fault = || BenchError::io(namespace.display().to_string());
+    let entered = File::open(namespace).map_err(fault())?;
+    // A thread of its own: whoever enters a namespace stays there.
+    let done = std::thread::scope(|scope| {
+        let worker = scope.spawn(|| {
             move_into_link_name_space(entered.as_fd(), Some(LinkNameSpaceType::Network))?;
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
-                .open(DEVICE)?;
-            attach(&file, name)?;
-            Ok(file)
+            work()
         });
-        maker.join().expect("it does not panic")
+        worker.join().expect("it does not panic")
     });
-    made.map_err(fault())
+    done.map_err(fault())
 }
 
 #[expect(
