@@ -197,6 +197,10 @@ fn run(
             name.contains(only) && !done
         })
         .collect();
+    if jobs.is_empty() {
+        eprintln!("nothing is left to measure; without --resume everything is measured anew");
+        return Ok(document.results);
+    }
     let mut candidates = Vec::new();
     for group in groups {
         eprintln!("setting up: each file is written whole");
