@@ -11,9 +11,12 @@ const RIGHT: f64 = 235.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 55.0;
 
-const COLOURS: [&str; 10] = [
-    "#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2",
-    "#7f7f7f", "#bcbd22",
+/// Of the line that is looked for.
+const STRONG: &str = "#d62728";
+/// Of all others; when they are used up, dashes begin.
+const COLOURS: [&str; 9] = [
+    "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2", "#7f7f7f",
+    "#bcbd22",
 ];
 
 /// How values lie along an axis.
@@ -188,7 +191,7 @@ impl Plot {
              height=\"{HEIGHT}\" role=\"img\" aria-label=\"{}\">\n<style>\n\
              .back {{ fill: #fff; }} text {{ font: 13px sans-serif; fill: #222; }}\n\
              .grid {{ stroke: #8886; stroke-width: 1; }} .line {{ fill: none; stroke-width: 1.5; }}\n\
-             .strong {{ stroke-width: 3.2; }} .mark {{ stroke: #888; stroke-dasharray: 5 4; }}\n\
+             .strong {{ stroke-width: 3.2; }} .more {{ stroke-dasharray: 6 3; }} .mark {{ stroke: #888; stroke-dasharray: 5 4; }}\n\
              @media (prefers-color-scheme: dark) {{ .back {{ fill: #16181c; }} text {{ fill: #ddd; }} }}\n\
              </style>\n<rect class=\"back\" width=\"100%\" height=\"100%\"/>\n",
             escaped(&self.title)
@@ -257,8 +260,13 @@ impl Plot {
 }
 
 fn draw_line(text: &mut String, number: usize, line: &Line, x: &Span, y: &Span) {
-    let colour = COLOURS[number % COLOURS.len()];
-    let strong = if line.strong { " strong" } else { "" };
+    let (colour, strong) = if line.strong {
+        (STRONG, " strong")
+    } else if number < COLOURS.len() {
+        (COLOURS[number], "")
+    } else {
+        (COLOURS[number % COLOURS.len()], " more")
+    };
     let drawn = line
         .points
         .iter()
