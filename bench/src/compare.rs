@@ -147,7 +147,7 @@ pub fn sweep(
         how,
         setting,
         json,
-        (Kind::Sweep, &[others, mirrors], &jobs),
+        (Kind::Sweep, &[peers::few, mirrors], &jobs),
         Vec::new(),
     )?;
     println!("{}", text(&kept, setting));

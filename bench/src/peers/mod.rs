@@ -162,6 +162,20 @@ fn nbdkit(room: &Room) -> Result<Served, BenchError> {
 /// # Errors
 /// A program is missing or does not start.
 pub fn candidates(room: &Room) -> Result<Vec<Box<dyn Candidate>>, BenchError> {
+    let mut quorums = Between::ALL.to_vec();
+    quorums.retain(|between| *between != Between::TcpDelayed || room.network == Network::Own);
+    some(room, &quorums)
+}
+
+/// Those that a plot of many points has room for.
+///
+/// # Errors
+/// As [`candidates`].
+pub fn few(room: &Room) -> Result<Vec<Box<dyn Candidate>>, BenchError> {
+    some(room, &[Between::Tcp, Between::X509])
+}
+
+fn some(room: &Room, quorums: &[Between]) -> Result<Vec<Box<dyn Candidate>>, BenchError> {
     // Missing programs are told before anything is written.
     for name in ["fio", "qemu-storage-daemon", "nbdkit"] {
         process::program(name)?;
@@ -173,10 +187,8 @@ pub fn candidates(room: &Room) -> Result<Vec<Box<dyn Candidate>>, BenchError> {
         Box::new(Fio::new(room, shared_file(room))?),
         Box::new(nbdkit(room)?),
     ];
-    for between in Between::ALL {
-        if between != Between::TcpDelayed || room.network == Network::Own {
-            all.push(Box::new(qemu::quorum(room, between)?));
-        }
+    for between in quorums {
+        all.push(Box::new(qemu::quorum(room, *between)?));
     }
     Ok(all)
 }
