@@ -329,7 +329,7 @@ impl World {
         };
         let status = mirror.status(self.local(node));
         let mut counted = Vec::new();
-        if !matches!(status.disk, DiskState::Failed | DiskState::Diskless) {
+        if !by_the_other(status.disk) {
             counted.push(node);
         }
         let there = status.connection == Connection::Connected && !self.has_lost_peer(node);
@@ -545,4 +545,13 @@ pub fn brief(op: &Op) -> String {
         Op::Discard { sector, count, .. } => format!("discard {sector}+{count}"),
         Op::Flush => "flush".to_owned(),
     }
+}
+
+/// True if a Primary with such a copy is answered for by the other node: its disk is gone, or it
+/// is still being resynchronised.
+pub fn by_the_other(disk: DiskState) -> bool {
+    matches!(
+        disk,
+        DiskState::Failed | DiskState::Diskless | DiskState::Inconsistent
+    )
 }

@@ -7,7 +7,7 @@ use kagami_replicator::core::state::{Role, Solo};
 use kagami_replicator::core::{DiskState, Notice};
 
 use super::arbiter::Question;
-use super::check::Ghost;
+use super::check::{Ghost, by_the_other};
 use super::content::SECTORS;
 use super::faults::Fault;
 use super::history::Level;
@@ -103,7 +103,7 @@ impl World {
             .mirror
             .as_ref()
             .map(|mirror| mirror.disk_state());
-        let carried = matches!(disk, Some(DiskState::Failed | DiskState::Diskless));
+        let carried = disk.is_some_and(by_the_other);
         let of = if carried { 1 - node } else { node };
         let Some(current) = self.nodes[of]
             .meta

@@ -287,6 +287,15 @@ impl Mirror {
                 out,
             );
         }
+        if self.is_guest() {
+            let facts = vec!["the other node answers for it until its copy is in sync".to_owned()];
+            let next = "demote it first (`kagami demote`), or wait for the resynchronisation";
+            return self.answer(
+                id,
+                Err(refusal("refused: this node is Primary", facts, next)),
+                out,
+            );
+        }
         self.door.shut = true;
         let leaves = self.is_in_sync() && self.up().is_some_and(|up| up.peer.role == Role::Primary);
         if leaves {

@@ -11,7 +11,7 @@ use super::message::Message;
 use super::request::JobKey;
 use super::state::{CommandId, SessionId};
 use super::timers::Timer;
-use super::{Actions, DiskFault, DiskOp, DiskWork, Mirror, Store};
+use super::{Actions, DiskFault, DiskOp, DiskWork, Mirror};
 
 /// The flushes of one mirror.
 #[derive(Debug, Default)]
@@ -127,7 +127,7 @@ impl Mirror {
             requests: std::mem::take(&mut self.flush.requests),
             resynced: Vec::new(),
         };
-        if self.local.store == Store::Usable {
+        if self.has_copy() {
             cycle.local = Half::Owed;
             self.submit(DiskWork::Flush(FlushOf::Cycle(id)), DiskOp::Flush, out);
         }
@@ -234,6 +234,9 @@ impl Mirror {
             if source {
                 self.on_synced(covered, out);
             }
+        }
+        if self.is_served() {
+            self.guest_flushed();
         }
         if self.unflushed.is_empty() {
             self.timers.clear(Timer::AutoFlush);

@@ -69,7 +69,8 @@ impl Mirror {
     }
 
     pub(super) fn promote(&mut self, command: CommandId, force: bool, out: &mut Actions) {
-        if self.is_primary() && force && self.link.is_none() && self.wants_permission() {
+        let holds = self.wants_permission() || self.is_guest();
+        if self.is_primary() && force && self.link.is_none() && holds {
             // It holds its I/O: the operator's word lets it go on.
             return self.force(Some(command), true, out);
         }
@@ -175,6 +176,14 @@ impl Mirror {
                     out,
                 );
             }
+            Phase::Target(_) if self.may_be_guest() => {
+                if let Some(promoting) = &mut self.promoting {
+                    promoting.stage = Promotion::Asked;
+                }
+                self.send(Message::PromoteAsk, out);
+            }
+            // In sync in a moment.
+            Phase::Target(target) if target.offer.is_some() => {}
             Phase::Target(_) => {
                 let facts =
                     vec!["this copy is Inconsistent until the resynchronisation ends".into()];
@@ -284,17 +293,23 @@ impl Mirror {
             "No-stale-promotion: {:?}",
             self.record().disk
         );
-        let Some(promoting) = self.promoting.take() else {
+        if self.promoting.is_none() {
             return;
-        };
+        }
         self.role = Role::Primary;
         self.gate = Gate::Open;
-        self.answer(promoting.command, Ok(Reply::Done), out);
+        self.promotion_done(out);
         if self.is_copying() && self.alone.is_none() {
             self.go_on_by_consent(out);
         }
         if self.is_in_sync() {
             self.seek_to_rejoin(out);
+        }
+    }
+
+    pub(super) fn promotion_done(&mut self, out: &mut Actions) {
+        if let Some(promoting) = self.promoting.take() {
+            self.answer(promoting.command, Ok(Reply::Done), out);
         }
     }
 
@@ -323,6 +338,8 @@ impl Mirror {
             Some(format!("node {} is being promoted itself", self.me))
         } else if self.stopping.is_some() {
             Some(format!("node {} is stopping", self.me))
+        } else if self.is_source() && self.told_boot().is_some() {
+            return self.on_guest_asks(out);
         } else if self.is_source() || self.up().is_some_and(|up| up.resolved) {
             Some("this copy is the target of a resynchronisation".to_owned())
         } else {
@@ -353,12 +370,15 @@ impl Mirror {
         }
     }
 
-    pub(super) fn on_promote_grant(&mut self, _out: &mut Actions) -> Result<(), String> {
+    pub(super) fn on_promote_grant(&mut self, out: &mut Actions) -> Result<(), String> {
         match &mut self.promoting {
             Some(promoting) if promoting.stage == Promotion::Asked => {
                 promoting.stage = Promotion::Granted
             }
             _ => return Err("it grants what was not asked".into()),
+        }
+        if matches!(self.up().map(|up| &up.phase), Some(Phase::Target(_))) {
+            return self.become_guest(out);
         }
         self.change_record(After::Promoted, |r| r.was_primary = true);
         Ok(())
@@ -517,7 +537,9 @@ impl Mirror {
         let Some(demoting) = &self.demoting else {
             return;
         };
-        let quiet = self.jobs.is_empty() && self.runs_in_flight().next().is_none();
+        // (What a guest's source sends has nothing to do with its front ends.)
+        let quiet =
+            self.jobs.is_empty() && (self.is_guest() || self.runs_in_flight().next().is_none());
         match demoting.stage {
             Demotion::Draining
                 if self.is_holding() && (self.stopping.is_some() || demoting.force) =>
