@@ -57,6 +57,10 @@ pub struct Ghost {
     pub parents: BTreeMap<u64, Option<u64>>,
     /// The times that a node was Primary.
     pub terms: Vec<Term>,
+    /// When each node answered a request with success, in order.
+    pub answers: [Vec<u64>; 2],
+    /// A guest is without its source.
+    pub guest_waits: [bool; 2],
     /// Who answered writes last in each generation: the term.
     pub answered_in: BTreeMap<u64, usize>,
     /// The first verdict of each session.
@@ -206,6 +210,29 @@ impl World {
             "{} answers {} as Secondary",
             self.nodes[node].name,
             brief(&pending.op)
+        );
+        Err(self.violation("One-writer", what))
+    }
+
+    /// *One-writer*, as an application sees it: nobody else has answered anything between this time as
+    /// Primary's beginning and the request's. What an application remembers of the data is true then.
+    pub(super) fn check_one_service(&mut self, node: usize, pending: &Pending) -> Checked {
+        self.ghost.answers[node].push(self.tick);
+        let Some(term) = self.nodes[node].seen.term else {
+            return Ok(()); // it became Primary with this very event
+        };
+        let began = self.ghost.terms[term].began;
+        let others = &self.ghost.answers[1 - node];
+        let before = others.partition_point(|at| *at < pending.start);
+        let newest = before.checked_sub(1).map(|nth| others[nth]);
+        if newest.is_none_or(|at| at < began) || self.options.may_fork() || self.is_weak() {
+            return Ok(());
+        }
+        let what = format!(
+            "{} answers {}, and has been Primary since before {} answered something",
+            self.nodes[node].name,
+            brief(&pending.op),
+            self.nodes[1 - node].name
         );
         Err(self.violation("One-writer", what))
     }

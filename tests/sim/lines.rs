@@ -74,6 +74,7 @@ impl World {
             }
         }
         self.nodes[node].seen = Seen { role, disk, term };
+        self.mark_guest_step(node, before);
         if disk == DiskState::Failed
             && before.disk != DiskState::Failed
             && !self.nodes[node].store_suspect

@@ -30,7 +30,10 @@ impl Mirror {
             return self.answer(id, Err(why), out);
         }
         match command {
-            Command::Promote { force } => self.promote(id, force, out),
+            Command::Promote {
+                force,
+                while_resyncing,
+            } => self.promote(id, force, while_resyncing, out),
             Command::Demote { force } => self.demote(Some(id), force, out),
             Command::Resync { from, full } => self.order_resync(id, from, full, out),
             Command::PauseSync => self.order_pause(id, true, out),

@@ -178,6 +178,8 @@ struct Local {
     up_to_date: bool,
     /// No completed write was lost since the copies were last in sync (docs/protocol.md §1).
     unbroken: bool,
+    /// No write that a flush did not cover was lost to a failing disk in this boot, as far as is known.
+    token: bool,
     /// The peer lacks writes that protocol A or B answered before it had them.
     ahead: bool,
 }
@@ -290,6 +292,7 @@ impl Mirror {
                 },
                 up_to_date: false,
                 unbroken,
+                token: start.token,
                 ahead: false,
             },
             role: Role::Secondary,

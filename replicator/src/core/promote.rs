@@ -18,11 +18,13 @@ use super::{Action, Actions, DiskFault, DiskOp, DiskWork, Mirror, Store};
 #[derive(Debug)]
 pub(super) struct Promoting {
     command: CommandId,
-    stage: Promotion,
+    /// Also as a guest.
+    pub(super) while_resyncing: bool,
+    pub(super) stage: Promotion,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Promotion {
+pub(super) enum Promotion {
     /// To be decided by what there is: a session, or not.
     Begin,
     /// The peer was asked.
@@ -68,7 +70,13 @@ impl Mirror {
         out.push(Action::CommandDone { id, result });
     }
 
-    pub(super) fn promote(&mut self, command: CommandId, force: bool, out: &mut Actions) {
+    pub(super) fn promote(
+        &mut self,
+        command: CommandId,
+        force: bool,
+        while_resyncing: bool,
+        out: &mut Actions,
+    ) {
         let holds = self.wants_permission() || self.is_guest();
         if self.is_primary() && force && self.link.is_none() && holds {
             // It holds its I/O: the operator's word lets it go on.
@@ -116,11 +124,13 @@ impl Mirror {
         }
         self.promoting = Some(Promoting {
             command,
+            while_resyncing,
             stage: Promotion::Begin,
         });
         if force && self.up().is_none() {
             self.promoting = Some(Promoting {
                 command,
+                while_resyncing,
                 stage: Promotion::Alone,
             });
             self.force(Some(command), true, out);
@@ -176,27 +186,9 @@ impl Mirror {
                     out,
                 );
             }
-            Phase::Target(_) if self.may_be_guest() => {
-                if let Some(promoting) = &mut self.promoting {
-                    promoting.stage = Promotion::Asked;
-                }
-                self.send(Message::PromoteAsk, out);
-            }
             // In sync in a moment.
             Phase::Target(target) if target.offer.is_some() => {}
-            Phase::Target(_) => {
-                let facts =
-                    vec!["this copy is Inconsistent until the resynchronisation ends".into()];
-                let next = "wait for it (`kagami status --watch`), or promote the other node";
-                self.refuse_promotion(
-                    refusal(
-                        "not promoted: this copy is being resynchronised",
-                        facts,
-                        next,
-                    ),
-                    out,
-                );
-            }
+            Phase::Target(_) => self.ask_to_be_guest(out),
             Phase::Serve(_) => {
                 let facts = vec![format!("the peer's disk is {}", up.peer.disk)];
                 let next = "wait for the peer's disk to be replaced, or disconnect it first";

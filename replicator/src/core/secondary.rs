@@ -70,7 +70,15 @@ impl Mirror {
         }
         let work = Work::Whole(data);
         if self.is_source() {
-            return self.on_guest_write(Late { seq, span, work, fua }, out);
+            return self.on_guest_write(
+                Late {
+                    seq,
+                    span,
+                    work,
+                    fua,
+                },
+                out,
+            );
         }
         self.apply(seq, span, work, fua, out);
         Ok(())
@@ -89,7 +97,15 @@ impl Mirror {
         self.receive(seq)?;
         let work = Work::Zero { unmap };
         if self.is_source() {
-            return self.on_guest_write(Late { seq, span, work, fua }, out);
+            return self.on_guest_write(
+                Late {
+                    seq,
+                    span,
+                    work,
+                    fua,
+                },
+                out,
+            );
         }
         self.apply(seq, span, work, fua, out);
         Ok(())

@@ -15,9 +15,10 @@ use kagami_bitmap::planted::{Defect, planted};
 use kagami_bitmap::superblock::StoredDisk;
 
 use super::durable::After;
-use super::event::IoError;
+use super::event::{IoError, Refusal};
 use super::link::{Link, LinkStage, Owed, Phase};
 use super::message::{Hello, Message};
+use super::promote::Promotion;
 use super::resync::Stage;
 use super::secondary::NOT_NOW;
 use super::state::{Role, Seq};
@@ -98,11 +99,16 @@ impl Mirror {
             )
     }
 
-    /// The boot to greet with, where the protocol has it.
+    /// The boot to greet with, where the protocol has it. Without the token, this boot may have lost
+    /// a write to a failing disk: then a start of the daemon counts as a boot of its own.
     pub(super) fn told_boot(&self) -> Option<u128> {
         let knows = |link: &Link| link.version >= SINCE;
         self.link.as_ref().filter(|link| knows(link))?;
-        Some(self.boot)
+        Some(if self.local.token {
+            self.boot
+        } else {
+            self.boot ^ (u128::from(self.started.0) << 64)
+        })
     }
 
     /// The handshake makes this copy a target: may its node stay Primary?
@@ -111,6 +117,36 @@ impl Mirror {
             && theirs.boot != self.guest.boot
             && !planted(Defect::GuestForgetsTheBoot);
         self.is_guest() && stays_primary(mine, theirs) && !lost
+    }
+
+    /// This copy is a target, and is to be Primary: its source is asked to answer for it, if it was
+    /// said that it may be so.
+    pub(super) fn ask_to_be_guest(&mut self, out: &mut Actions) {
+        let asks = self.promoting.as_ref().is_some_and(|p| p.while_resyncing);
+        let can = self.may_be_guest();
+        if asks && can {
+            if let Some(promoting) = &mut self.promoting {
+                promoting.stage = Promotion::Asked;
+            }
+            self.send(Message::PromoteAsk, out);
+            return;
+        }
+        let mut facts =
+            vec!["this copy is Inconsistent until the resynchronisation ends".to_owned()];
+        if asks {
+            facts.push(format!(
+                "node {} runs a version that can't answer for it",
+                self.peer
+            ));
+        }
+        let next = if can {
+            "wait for it (`kagami status --watch`), promote the other node, or `kagami promote --while-resyncing` (every read and write goes to the other node until it ends, and stops with the link)"
+        } else {
+            "wait for it (`kagami status --watch`), or promote the other node"
+        };
+        let what = "not promoted: this copy is being resynchronised".to_owned();
+        let next = next.to_owned();
+        self.refuse_promotion(Refusal { what, facts, next }, out);
     }
 
     // The source's side.
