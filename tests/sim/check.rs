@@ -61,7 +61,7 @@ pub struct Ghost {
     pub answers: [Vec<u64>; 2],
     /// A guest is without its source.
     pub guest_waits: [bool; 2],
-    /// Who answered writes last in each generation: the term.
+    /// Who answered writes last in each generation, by its own copy: the term.
     pub answered_in: BTreeMap<u64, usize>,
     /// The first verdict of each session.
     pub verdicts: BTreeMap<u64, Verdict>,

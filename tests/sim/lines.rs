@@ -116,7 +116,13 @@ impl World {
         let Some(term) = self.nodes[node].seen.term.or(self.newest_term(node)) else {
             return Ok(()); // it became Primary with this very event
         };
-        let last = self.ghost.answered_in.insert(current.tag, term);
+        let last = if carried {
+            // It may be Primary still when the copy that answered for it is served by its own node, but
+            // answers nothing any more: `check_one_service`.
+            self.ghost.answered_in.get(&current.tag).copied()
+        } else {
+            self.ghost.answered_in.insert(current.tag, term)
+        };
         if self.is_weak() {
             return Ok(());
         }

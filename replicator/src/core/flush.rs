@@ -235,7 +235,7 @@ impl Mirror {
                 self.on_synced(covered, out);
             }
         }
-        if self.is_served() {
+        if cycle.session.is_some() && self.is_served() {
             self.guest_flushed();
         }
         if self.unflushed.is_empty() {

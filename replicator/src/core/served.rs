@@ -187,9 +187,6 @@ impl Mirror {
             source.asked = false;
         }
         if asked {
-            if let Some(up) = self.up_mut() {
-                up.granted = true;
-            }
             self.send(Message::PromoteGrant, out);
         } else {
             self.send(Message::Carrying, out);
@@ -209,6 +206,10 @@ impl Mirror {
             // It is in sync in a moment, and asked again.
             up.asked_late = true;
             return Ok(());
+        }
+        // From here on this node asks for nothing itself, as after every grant.
+        if let Some(up) = self.up_mut() {
+            up.granted = true;
         }
         if let Some(source) = self.source() {
             source.asked = true;
@@ -292,10 +293,12 @@ impl Mirror {
             Phase::Target(target) if target.offer.is_none() => target.served = true,
             _ => return Err("it answers for a copy that is not its target".into()),
         }
+        // What the source answered before may not be flushed either, and this node is about to read it.
         self.guest = Guest {
             boot,
-            unflushed: false,
+            unflushed: true,
         };
+        self.flush.wanted = true;
         self.role = Role::Primary;
         self.gate = super::request::Gate::Open;
         self.promotion_done(out);

@@ -92,6 +92,8 @@ pub(super) struct Write {
     /// It went to the source that answers for this guest, and not to the local disk.
     pub forwarded: bool,
     edges: [Option<Bytes>; 2],
+    /// They are asked of the peer, since this node has no copy to read them from.
+    edges_there: bool,
 }
 
 impl Mirror {
@@ -139,6 +141,7 @@ impl Mirror {
             locked: false,
             forwarded: false,
             edges: [None, None],
+            edges_there: false,
         }))
     }
 
@@ -200,10 +203,13 @@ impl Mirror {
             blocks.push(Block(span.end().0 - 1));
         }
         assert!(!blocks.is_empty(), "a partial write has an edge");
-        self.writes[key.0].stage = Stage::Edges(blocks.len() as u8);
+        let here = self.has_copy();
+        let write = &mut self.writes[key.0];
+        write.stage = Stage::Edges(blocks.len() as u8);
+        write.edges_there = !here;
         for block in blocks {
             let last = block != span.first || !first;
-            if self.has_copy() {
+            if here {
                 let op = DiskOp::Read {
                     offset: block.byte_offset(),
                     len: 4096,
@@ -262,16 +268,17 @@ impl Mirror {
     }
 
     /// The blocks that a guest asked its source for will not come in this session. True if the
-    /// write waits for the next one.
+    /// write waits for the next one, or for this node's own copy that is good by now.
     pub(super) fn reads_edges_again(&mut self, key: WriteKey) -> bool {
-        let guest = self.is_guest();
+        let usable = self.local.store == Store::Usable;
         let write = &mut self.writes[key.0];
-        if guest && matches!(write.stage, Stage::Edges(_)) {
+        let again = usable && write.edges_there;
+        if again && matches!(write.stage, Stage::Edges(_)) {
             write.stage = Stage::Parked;
             write.edges = [None, None];
             self.parked.push(key);
         }
-        guest && write.stage == Stage::Parked
+        again && write.stage == Stage::Parked
     }
 
     fn merge_edges(&mut self, key: WriteKey) {
@@ -532,7 +539,7 @@ impl Mirror {
                 };
                 early && !write.fua && self.is_in_sync() && self.has_lease()
             }
-            (Copy::None, Copy::Done) => self.is_carried() || self.is_served(),
+            (Copy::None, Copy::Done) => self.is_carried() || write.forwarded,
             _ => false,
         }
     }
