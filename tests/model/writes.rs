@@ -2,6 +2,7 @@
 
 use super::bounds::Bounds;
 use super::check::gains_permission;
+use super::guest;
 use super::mistake::Mistake;
 use super::state::{Sent, Stage, State, Write, mark, written};
 use super::steps::{Check, Step, Steps};
@@ -20,6 +21,9 @@ pub fn mirrors(b: &Bounds, s: &State, i: usize) -> bool {
 /// The steps of the Primary `i`.
 pub fn steps(b: &Bounds, s: &State, i: usize, out: &mut Steps) -> Check {
     let node = &s.node[i];
+    if guest::is_guest(b, node) {
+        return Ok(());
+    }
     let mirrored = mirrors(b, s, i);
     if node.primary && !node.disk_failed {
         begin(b, s, i, mirrored, out);
@@ -121,6 +125,12 @@ fn answer(b: &Bounds, s: &State, i: usize, mirrored: bool, out: &mut Steps) -> C
         return Ok(());
     }
     let promises = b.promises(s.ghost.forced);
+    if promises && node.passed {
+        return Err(format!(
+            "One-writer: {} answers, and has been Primary since before the other one answered",
+            super::name(i)
+        ));
+    }
     if by_self && peer.current == node.current && node.unrecorded == 0 {
         return Err(format!(
             "One-writer: {} answers alone in a generation that the peer has",
@@ -153,6 +163,7 @@ fn answer(b: &Bounds, s: &State, i: usize, mirrored: bool, out: &mut Steps) -> C
             *last = (*last).max(node.write.id);
         }
         t.node[i].write = Write::default();
+        t.node[1 - i].passed = b.guest && peer.primary;
         if link.open[i] && link.sent != Sent::No && !hasty {
             t.link.sent = Sent::No;
             t.link.write = Write::default();
@@ -224,12 +235,21 @@ pub fn between(b: &Bounds, s: &State, out: &mut Steps) {
     let link = &s.link;
     let writer = usize::from(link.writer);
     let other = 1 - writer;
+    let of_guest = guest::is_guest(b, &s.node[writer]);
+    // A source holds a write to a block that is under way to the target.
+    let takes = !of_guest || guest::is_served(b, s, writer) && !held(b, s, other, link.write.block);
     if link.sent == Sent::Sent
         && s.in_session(other)
         && s.node[other].up
         && !s.node[other].disk_failed
+        && takes
     {
         let to = s.with(|t| {
+            if of_guest {
+                guest::apply(b, t, other, link.write);
+                t.link.sent = Sent::Applied;
+                return;
+            }
             let peer = &mut t.node[other];
             if peer.alone && link.source == 0 {
                 // It carries: its marks are the only ones.
@@ -237,7 +257,7 @@ pub fn between(b: &Bounds, s: &State, out: &mut Steps) {
                 peer.durable_marks |= mark(link.write.block);
             }
             peer.data[usize::from(link.write.block)] = link.write.id;
-            if link.served && link.is_target(other) {
+            if link.served && !b.guest && link.is_target(other) {
                 t.link.stale &= !mark(link.write.block);
             }
             t.link.sent = Sent::Applied;
@@ -273,6 +293,7 @@ pub fn between(b: &Bounds, s: &State, out: &mut Steps) {
                 t.link.cleared |= link.covers;
             }
             t.node[flusher].marks &= !link.covers;
+            guest::flushed(t, flusher);
             t.ghost.kept |= link.flush_line;
             for (flushed, last) in t.ghost.last_flushed.iter_mut().zip(link.flush_last) {
                 *flushed = (*flushed).max(last);
