@@ -235,9 +235,10 @@ pub fn between(b: &Bounds, s: &State, out: &mut Steps) {
     let link = &s.link;
     let writer = usize::from(link.writer);
     let other = 1 - writer;
-    let of_guest = guest::is_guest(b, &s.node[writer]);
+    // (Its writer may have died meanwhile.)
+    let of_guest = b.guest && link.is_target(writer) && link.stage == Stage::Copying;
     // A source holds a write to a block that is under way to the target.
-    let takes = !of_guest || guest::is_served(b, s, writer) && !held(b, s, other, link.write.block);
+    let takes = !of_guest || link.served && !held(b, s, other, link.write.block);
     if link.sent == Sent::Sent
         && s.in_session(other)
         && s.node[other].up

@@ -517,6 +517,15 @@ impl Mirror {
             self.gate = Gate::Closing;
             self.fail_requests(IoError::NotPrimary, out);
         }
+        if !force && self.is_guest_unflushed() && !self.is_served() {
+            let facts = vec![format!(
+                "node {} answered for this one, may not have flushed it all, and is not connected",
+                self.peer
+            )];
+            let next = "connect it, or `kagami demote --force` (what it has not flushed is lost if its machine crashes)";
+            let what = "not demoted: not everything is known to be on the other node's disk";
+            return reply(Err(refusal(what, facts, next)), out);
+        }
         self.gate = Gate::Closing;
         self.demoting = Some(Demoting {
             command,
@@ -541,6 +550,13 @@ impl Mirror {
             Demotion::Draining if quiet && planted(Defect::DemotedUnflushed) => {
                 self.record_demotion();
             }
+            // It is flushed when the source is back, or its own copy is in sync.
+            Demotion::Draining
+                if quiet
+                    && self.is_guest_unflushed()
+                    && !self.is_served()
+                    && !demoting.force
+                    && self.stopping.is_none() => {}
             Demotion::Draining if quiet => {
                 let mirrors = self.is_mirroring();
                 if let Some(demoting) = &mut self.demoting {
@@ -563,7 +579,11 @@ impl Mirror {
                     demoting.stage = Demotion::Draining;
                 }
             }
-            Demotion::Flushing if self.unflushed.is_empty() && !self.flush.is_running() => {
+            Demotion::Flushing
+                if self.unflushed.is_empty()
+                    && !self.is_guest_unflushed()
+                    && !self.flush.is_running() =>
+            {
                 self.record_demotion()
             }
             Demotion::Flushing => self.flush.wanted = true,
@@ -605,7 +625,9 @@ impl Mirror {
         self.role = Role::Secondary;
         self.gate = Gate::Open;
         self.alone = None;
-        self.local.up_to_date = self.is_in_sync() || self.is_source();
+        let adopted = self.target_mut().is_some_and(|target| target.adopted);
+        self.local.up_to_date =
+            self.is_in_sync() || self.is_source() || adopted && self.local.up_to_date;
         if let Some(command) = demoting.command {
             self.answer(command, Ok(Reply::Done), out);
         }

@@ -83,6 +83,8 @@ pub(super) struct Source {
     pub guest_stays: bool,
     /// This copy answers for the target.
     pub serves: bool,
+    /// It did, in this session.
+    pub served: bool,
     /// What the guest wrote at the end of the resynchronisation.
     pub late: Vec<Late>,
     pub marked_at_start: u64,
@@ -118,6 +120,7 @@ impl Source {
             asked: false,
             guest_stays: false,
             serves: false,
+            served: false,
             late: Vec::new(),
             marked_at_start: marked,
             done_blocks: 0,

@@ -22,7 +22,7 @@ use super::promote::Promotion;
 use super::resync::Stage;
 use super::secondary::NOT_NOW;
 use super::state::{Role, Seq};
-use super::write::{Copy, Work};
+use super::write::{Copy, Origin, Work};
 use super::{Actions, Mirror, Store};
 use kagami_bitmap::Run;
 
@@ -184,6 +184,7 @@ impl Mirror {
         }
         if let Some(source) = self.source() {
             source.serves = true;
+            source.served = true;
             source.asked = false;
         }
         if asked {
@@ -229,6 +230,11 @@ impl Mirror {
         let Some(source) = self.source() else {
             return Ok(());
         };
+        if !source.serves && source.served {
+            // It was demoted since it sent this, and has failed it.
+            self.put_off(late.seq, out);
+            return Ok(());
+        }
         if !source.serves {
             return Err("it writes to its source, which does not answer for it".into());
         }
@@ -240,7 +246,7 @@ impl Mirror {
                     work,
                     fua,
                 } = late;
-                let origin = super::write::Origin::Peer { session, seq };
+                let origin = Origin::Peer { session, seq };
                 self.add_write(origin, span, work, fua, out);
             }
             Stage::Freezing | Stage::Leaving => source.late.push(late),
@@ -331,6 +337,11 @@ impl Mirror {
         }
     }
 
+    /// True if this guest was answered what its source may not have flushed.
+    pub(super) fn is_guest_unflushed(&self) -> bool {
+        self.is_guest() && (self.guest.unflushed || !self.unflushed.is_empty())
+    }
+
     /// The source has flushed, after everything that it answered before.
     pub(super) fn guest_flushed(&mut self) {
         self.guest.unflushed = false;
@@ -356,7 +367,14 @@ impl Mirror {
             return false;
         }
         match fault {
-            NOT_NOW => self.park_again(key),
+            NOT_NOW if matches!(self.writes[key.0].origin, Origin::Front(_)) => {
+                self.park_again(key);
+            }
+            NOT_NOW => {
+                // It was failed meanwhile: this node is demoted.
+                self.writes[key.0].peer = Copy::Lost;
+                self.advance_write(key, out);
+            }
             super::DiskFault::NoSpace => {
                 self.writes[key.0].peer = Copy::NoSpace;
                 self.advance_write(key, out);

@@ -481,7 +481,9 @@ impl Mirror {
         }
         let lost = {
             let write = &self.writes[key.0];
-            (self.local.store != Store::Usable || write.forwarded)
+            // (A guest's write is answered when its source has it: one that is, failed.)
+            let waits = write.forwarded && matches!(write.origin, Origin::Front(_));
+            (self.local.store != Store::Usable || waits)
                 && write.stage == Stage::Started
                 && write.local != Copy::Owed
                 && write.peer == Copy::Lost
