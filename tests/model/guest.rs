@@ -86,6 +86,12 @@ pub fn steps(b: &Bounds, s: &State, i: usize, out: &mut Steps) -> Check {
     let (node, link, source) = (&s.node[i], &s.link, 1 - i);
     let again = s.joined() && link.is_target(i) && link.stage == Stage::Copying && !link.served;
     if again && has_room(s) {
+        if node.passed && b.promises(s.ghost.forced) {
+            return Err(format!(
+                "One-writer: {} goes on, and has been Primary since before the other one answered",
+                super::name(i)
+            ));
+        }
         // A new session: it is served again.
         let mut to = *s;
         go_alone(b, &mut to, source)?;
@@ -135,6 +141,8 @@ fn served(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
                     local: true,
                 };
                 t.node[i].write = write;
+                // From here on the source may have it, and a read may find it.
+                t.node[i].guest.unflushed = UNFLUSHED;
                 send(t, write);
             });
             out.add(Step::Write(i, block), to);
@@ -148,7 +156,9 @@ fn served(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
     }
     if link.flush == Sent::No && node.guest.unflushed == UNFLUSHED {
         let to = s.with(|t| {
-            t.node[i].guest.unflushed = UNDER_FLUSH;
+            if node.write.id == 0 {
+                t.node[i].guest.unflushed = UNDER_FLUSH;
+            }
             t.link.flush = Sent::Sent;
             t.link.flusher = i as u8;
             t.link.covers = 0;
@@ -176,12 +186,6 @@ pub fn apply(b: &Bounds, t: &mut State, source: usize, write: Write) {
 fn answer(b: &Bounds, s: &State, i: usize, out: &mut Steps) -> Check {
     let (node, source) = (&s.node[i], &s.node[1 - i]);
     let promises = b.promises(s.ghost.forced);
-    if promises && node.passed {
-        return Err(format!(
-            "One-writer: {} answers, and has been Primary since before the other one answered",
-            super::name(i)
-        ));
-    }
     if promises && source.current == node.current {
         return Err(
             "One-writer: a guest's write is answered in a generation that both have".into(),

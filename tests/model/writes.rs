@@ -125,12 +125,6 @@ fn answer(b: &Bounds, s: &State, i: usize, mirrored: bool, out: &mut Steps) -> C
         return Ok(());
     }
     let promises = b.promises(s.ghost.forced);
-    if promises && node.passed {
-        return Err(format!(
-            "One-writer: {} answers, and has been Primary since before the other one answered",
-            super::name(i)
-        ));
-    }
     if by_self && peer.current == node.current && node.unrecorded == 0 {
         return Err(format!(
             "One-writer: {} answers alone in a generation that the peer has",
@@ -163,7 +157,7 @@ fn answer(b: &Bounds, s: &State, i: usize, mirrored: bool, out: &mut Steps) -> C
             *last = (*last).max(node.write.id);
         }
         t.node[i].write = Write::default();
-        t.node[1 - i].passed = b.guest && peer.primary;
+        t.node[1 - i].passed |= b.guest && by_self && peer.primary;
         if link.open[i] && link.sent != Sent::No && !hasty {
             t.link.sent = Sent::No;
             t.link.write = Write::default();
@@ -236,9 +230,10 @@ pub fn between(b: &Bounds, s: &State, out: &mut Steps) {
     let writer = usize::from(link.writer);
     let other = 1 - writer;
     // (Its writer may have died meanwhile.)
-    let of_guest = b.guest && link.is_target(writer) && link.stage == Stage::Copying;
+    let of_guest = b.guest && link.is_target(writer) && link.stage != Stage::Adopted;
     // A source holds a write to a block that is under way to the target.
-    let takes = !of_guest || link.served && !held(b, s, other, link.write.block);
+    let open = link.served && link.stage == Stage::Copying;
+    let takes = !of_guest || open && !held(b, s, other, link.write.block);
     if link.sent == Sent::Sent
         && s.in_session(other)
         && s.node[other].up

@@ -432,7 +432,8 @@ impl World {
         let copy = match (here, there) {
             (true, true) => return Ok(()),
             (false, false) => {
-                if lost {
+                // (Of a fork, the history knows the newest write of either side.)
+                if lost || self.is_weak() {
                     return Ok(());
                 }
                 let what = format!("{name} answers {}, which no copy holds", brief(&pending.op));

@@ -291,7 +291,7 @@ impl World {
         }
     }
 
-    fn has_read_faults(&self) -> bool {
+    pub(super) fn has_read_faults(&self) -> bool {
         let faults = [Fault::ReadFails, Fault::DiskFails];
         faults.iter().any(|fault| self.stats.count(*fault) > 0)
     }

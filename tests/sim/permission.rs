@@ -151,6 +151,10 @@ impl World {
         if o.settings.solo == Solo::Arbiter {
             most += 10_000 * MS + 100 * o.arbiter_ns;
         }
+        if self.has_read_faults() {
+            // It waits before it reads again what could not be read; a write may have come there since.
+            most += 1_000 * MS;
+        }
         if self.now.saturating_sub(since.max(self.calm_since())) > most {
             let what = format!(
                 "{} has had nothing left to copy for {} ms, and is not in sync",
