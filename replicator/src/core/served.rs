@@ -69,7 +69,7 @@ impl Mirror {
     }
 
     /// True if requests are answered by this node's own copy, alone or with the peer's.
-    pub(super) fn has_copy(&self) -> bool {
+    pub fn has_copy(&self) -> bool {
         self.local.store == Store::Usable && !self.is_guest()
     }
 
