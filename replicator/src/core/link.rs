@@ -253,6 +253,7 @@ impl Mirror {
             } else {
                 super::request::Gate::Open
             };
+            self.drop_parked_of_peer(out);
             self.lose_peer_of_writes(out);
             self.lose_peer_reads(up.reads.into_values().map(|(read, ..)| read).collect(), out);
         }

@@ -63,6 +63,7 @@ impl Mirror {
         }
         let quiet = (self.runs_in_flight().next().is_none() || planted(Defect::NoFreezeAtTheEnd))
             && !self.flush.is_running()
+            && !self.has_writes_of_peer()
             && self.attempt.is_none()
             && !self.durable.is_changing();
         let Some(session) = self.session().filter(|_| quiet) else {

@@ -621,6 +621,23 @@ impl Mirror {
             .map(|(_, w)| w.span)
     }
 
+    /// True if a write of the peer's is not answered, however far it is.
+    pub(super) fn has_writes_of_peer(&self) -> bool {
+        let of_peer = |w: &Write| matches!(w.origin, Origin::Peer { .. });
+        self.writes.iter().any(|(_, w)| of_peer(w))
+    }
+
+    /// The session is gone: what the peer sent and was not begun never is.
+    pub(super) fn drop_parked_of_peer(&mut self, out: &mut Actions) {
+        for key in std::mem::take(&mut self.parked) {
+            if matches!(self.writes[key.0].origin, Origin::Peer { .. }) {
+                self.end_write(key, out);
+            } else {
+                self.parked.push(key);
+            }
+        }
+    }
+
     /// True if something of an older session has not landed on the disk (docs/protocol.md §5).
     pub(super) fn has_old_writes(&self) -> bool {
         let repairs = self
