@@ -257,6 +257,8 @@ impl Mirror {
 
     /// In sync from now on.
     pub(super) fn on_in_sync(&mut self, out: &mut Actions) {
+        // The host makes the token anew (docs/protocol.md §1).
+        self.local.token |= self.local.store == super::Store::Usable;
         self.local.ahead = false;
         self.local.unbroken = self.local.store == super::Store::Usable;
         self.timers.clear(Timer::Resync);
