@@ -49,6 +49,7 @@ fn hello(record: &Record, marks: u64) -> Hello {
         split_brain: SplitBrainPolicy::default(),
         keep: None,
         full: false,
+        boot: None,
     }
 }
 

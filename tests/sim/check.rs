@@ -57,6 +57,10 @@ pub struct Ghost {
     pub parents: BTreeMap<u64, Option<u64>>,
     /// The times that a node was Primary.
     pub terms: Vec<Term>,
+    /// When each node answered a request with success, in order.
+    pub answers: [Vec<u64>; 2],
+    /// A guest is without its source.
+    pub guest_waits: [bool; 2],
     /// Who answered writes last in each generation: the term, and whose copy held them.
     pub answered_in: BTreeMap<u64, (usize, usize)>,
     /// The first verdict of each session.
@@ -212,6 +216,29 @@ impl World {
         Err(self.violation("One-writer", what))
     }
 
+    /// *One-writer*, as an application sees it: nobody else has answered anything between this time as
+    /// Primary's beginning and the request's. What an application remembers of the data is true then.
+    pub(super) fn check_one_service(&mut self, node: usize, pending: &Pending) -> Checked {
+        self.ghost.answers[node].push(self.tick);
+        let Some(term) = self.nodes[node].seen.term else {
+            return Ok(()); // it became Primary with this very event
+        };
+        let began = self.ghost.terms[term].began;
+        let others = &self.ghost.answers[1 - node];
+        let before = others.partition_point(|at| *at < pending.start);
+        let newest = before.checked_sub(1).map(|nth| others[nth]);
+        if newest.is_none_or(|at| at < began) || self.options.may_fork() || self.is_weak() {
+            return Ok(());
+        }
+        let what = format!(
+            "{} answers {}, and has been Primary since before {} answered something",
+            self.nodes[node].name,
+            brief(&pending.op),
+            self.nodes[1 - node].name
+        );
+        Err(self.violation("One-writer", what))
+    }
+
     /// *Read-your-writes* and *Integrity*: a read finds the newest write answered before it
     /// began, or a later one; after a loss that is allowed, what was flushed.
     pub(super) fn check_read(
@@ -331,7 +358,7 @@ impl World {
         };
         let status = mirror.status(self.local(node));
         let mut counted = Vec::new();
-        if !matches!(status.disk, DiskState::Failed | DiskState::Diskless) {
+        if !by_the_other(status.disk) {
             counted.push(node);
         }
         let there = status.connection == Connection::Connected && !self.has_lost_peer(node);
@@ -407,7 +434,8 @@ impl World {
         let copy = match (here, there) {
             (true, true) => return Ok(()),
             (false, false) => {
-                if lost {
+                // (Of a fork, the history knows the newest write of either side.)
+                if lost || self.is_weak() {
                     return Ok(());
                 }
                 let what = format!("{name} answers {}, which no copy holds", brief(&pending.op));
@@ -547,4 +575,13 @@ pub fn brief(op: &Op) -> String {
         Op::Discard { sector, count, .. } => format!("discard {sector}+{count}"),
         Op::Flush => "flush".to_owned(),
     }
+}
+
+/// True if a Primary with such a copy is answered for by the other node: its disk is gone, or it
+/// is still being resynchronised.
+pub fn by_the_other(disk: DiskState) -> bool {
+    matches!(
+        disk,
+        DiskState::Failed | DiskState::Diskless | DiskState::Inconsistent
+    )
 }

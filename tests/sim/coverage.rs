@@ -17,7 +17,7 @@ use super::stats::Stats;
 /// Secondary, Inconsistent or Outdated; G: Secondary whose disk is gone) and by what there is
 /// with the peer (n: no session; m: handshake; i: in sync; s: source; f: source, frozen for its
 /// last step; t: target; v: one of both has no disk).
-const STANDS: &str = "Pn Pm Pi Ps Pf Pv Dn Dm Dv Sn Sm Si Ss Sf St Sv Bn Bm Bt Bv Gn Gm Gv";
+const STANDS: &str = "Pn Pm Pi Ps Pf Pt Pv Dn Dm Dv Sn Sm Si Ss Sf St Sv Bn Bm Bt Bv Gn Gm Gv";
 
 /// Which events can come in which stands. `*`: in all; `*-`: in all that have a session.
 ///

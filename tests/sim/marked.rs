@@ -134,6 +134,7 @@ impl<'a> After<'a> {
             split_brain: kagami_replicator::core::settings::SplitBrainPolicy::default(),
             keep: None,
             full: false,
+            boot: None,
         }
     }
 }
