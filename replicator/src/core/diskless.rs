@@ -156,7 +156,7 @@ impl Mirror {
         let lost = self.local.store != Store::Usable;
         match self.serve() {
             Some(serve) if lost => serve.carried = true,
-            None if !lost => return self.on_served_again(),
+            None if !lost && self.target_mut().is_some() => return self.on_served_again(),
             _ => return Err("it carries a Primary that has a disk".into()),
         }
         self.answer_waiting_writes(out);
