@@ -57,8 +57,9 @@ pub struct Ghost {
     pub parents: BTreeMap<u64, Option<u64>>,
     /// The times that a node was Primary.
     pub terms: Vec<Term>,
-    /// When each node answered a request with success, in order.
-    pub answers: [Vec<u64>; 2],
+    /// When each node answered a request with success, in order, and when the newest of those that it
+    /// has answered by then had begun.
+    pub answers: [Vec<(u64, u64)>; 2],
     /// A guest is without its source.
     pub guest_waits: [bool; 2],
     /// Who answered writes last in each generation: the term, and whose copy held them.
@@ -216,17 +217,20 @@ impl World {
         Err(self.violation("One-writer", what))
     }
 
-    /// *One-writer*, as an application sees it: nobody else has answered anything between this time as
-    /// Primary's beginning and the request's. What an application remembers of the data is true then.
+    /// *One-writer*, as an application sees it: nothing was asked of the other node after this one became
+    /// Primary, and answered before this request began. What an application remembers of the data is
+    /// true then.
     pub(super) fn check_one_service(&mut self, node: usize, pending: &Pending) -> Checked {
-        self.ghost.answers[node].push(self.tick);
+        let answers = &mut self.ghost.answers[node];
+        let newest = answers.last().map_or(0, |(_, begun)| *begun);
+        answers.push((self.tick, newest.max(pending.start)));
         let Some(term) = self.nodes[node].seen.term else {
             return Ok(()); // it became Primary with this very event
         };
         let began = self.ghost.terms[term].began;
         let others = &self.ghost.answers[1 - node];
-        let before = others.partition_point(|at| *at < pending.start);
-        let newest = before.checked_sub(1).map(|nth| others[nth]);
+        let before = others.partition_point(|(at, _)| *at < pending.start);
+        let newest = before.checked_sub(1).map(|nth| others[nth].1);
         if newest.is_none_or(|at| at < began) || self.options.may_fork() || self.is_weak() {
             return Ok(());
         }

@@ -154,9 +154,10 @@ impl Mirror {
     /// Errors: from a peer that has nothing to carry.
     pub(super) fn on_carrying(&mut self, out: &mut Actions) -> Result<(), String> {
         let lost = self.local.store != Store::Usable;
+        let is_target = self.target_mut().is_some();
         match self.serve() {
             Some(serve) if lost => serve.carried = true,
-            None if !lost => return self.on_served_again(),
+            None if !lost && is_target => return self.on_served_again(),
             _ => return Err("it carries a Primary that has a disk".into()),
         }
         self.answer_waiting_writes(out);
