@@ -17,7 +17,7 @@ use super::stats::Stats;
 /// Secondary, Inconsistent or Outdated; G: Secondary whose disk is gone) and by what there is
 /// with the peer (n: no session; m: handshake; i: in sync; s: source; f: source, frozen for its
 /// last step; t: target; v: one of both has no disk).
-const STANDS: &str = "Pn Pm Pi Ps Pf Pv Dn Dm Dv Sn Sm Si Ss Sf St Sv Bn Bm Bt Bv Gn Gm Gv";
+pub const STANDS: &str = "Pn Pm Pi Ps Pf Pv Dn Dm Dv Sn Sm Si Ss Sf St Sv Bn Bm Bt Bv Gn Gm Gv";
 
 /// Which events can come in which stands. `*`: in all; `*-`: in all that have a session.
 ///
@@ -262,7 +262,8 @@ fn stands_of(text: &'static str) -> impl Iterator<Item = &'static str> {
         .filter(move |stand| !connected || !stand.ends_with('n'))
 }
 
-fn stand(at: Situation) -> &'static str {
+/// The stand of a situation, in two letters.
+pub fn stand(at: Situation) -> &'static str {
     let who = match (at.primary, at.copy) {
         (true, Worth::Gone) => "D",
         (true, _) => "P",
