@@ -1,6 +1,8 @@
 //! Directed tests of two cores: what an event does in a stand that seeds do not reach.
 
+mod cells;
 mod pair;
+mod resync_end;
 mod stands;
 
 #[test]

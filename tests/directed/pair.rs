@@ -4,7 +4,7 @@
 //! writes, messages from the peer, questions to the arbiter. [`Pair::pump`] takes whatever is not
 //! held, in a fixed order; no time passes in it. Both cores' invariants are asserted after every event.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use kagami_bitmap::superblock::{Backing, Record, Superblock};
@@ -53,7 +53,8 @@ pub struct Side {
     pub session: Option<SessionId>,
     wants: Option<Time>,
     deadline: Option<Time>,
-    data: Vec<u8>,
+    /// By block; what is not there reads as zeroes.
+    data: BTreeMap<u64, Bytes>,
     next_tag: u64,
     /// What was answered, in order.
     pub answers: Vec<(CommandId, Result<Reply, Refusal>)>,
@@ -116,6 +117,24 @@ fn first_tag(node: usize) -> u64 {
     (node as u64 + 1) << 32
 }
 
+impl Side {
+    /// The core's next deadline.
+    pub fn due(&self) -> Option<Time> {
+        self.deadline
+    }
+
+    fn read(&self, offset: u64, len: u32) -> Bytes {
+        let mut data = Vec::with_capacity(len as usize);
+        for at in offset / 4096..(offset + u64::from(len)) / 4096 {
+            match self.data.get(&at) {
+                Some(block) => data.extend_from_slice(block),
+                None => data.resize(data.len() + 4096, 0),
+            }
+        }
+        data.into()
+    }
+}
+
 impl Pair {
     /// Two new copies that ask an arbiter, linked, and nothing has happened yet.
     pub fn new() -> Self {
@@ -140,7 +159,7 @@ impl Pair {
                 session: None,
                 wants: None,
                 deadline: None,
-                data: vec![0; SIZE as usize],
+                data: BTreeMap::new(),
                 next_tag: first_tag(node) + 1_000,
                 answers: Vec::new(),
                 replies: Vec::new(),
@@ -192,7 +211,11 @@ impl Pair {
                 Action::Send {
                     session, message, ..
                 } => {
-                    assert_eq!(side.session, Some(*session), "sent to a session that is over");
+                    assert_eq!(
+                        side.session,
+                        Some(*session),
+                        "sent to a session that is over"
+                    );
                     let other = &mut self.sides[1 - node];
                     if other.session == Some(*session) {
                         other.messages.push_back((*session, message.clone()));
@@ -235,7 +258,13 @@ impl Pair {
     fn link_up(&mut self, node: usize, session: SessionId) {
         self.sides[node].session = Some(session);
         self.sides[node].wants = None;
-        self.handle(node, Event::LinkUp { session, version: 1 });
+        self.handle(
+            node,
+            Event::LinkUp {
+                session,
+                version: 1,
+            },
+        );
     }
 
     /// A session at both, whether they look for one or not.
@@ -288,13 +317,17 @@ impl Pair {
 
     fn both_want(&self) -> bool {
         let now = Time(self.now);
-        self.sides.iter().all(|side| side.wants.is_some_and(|from| from <= now))
+        self.sides
+            .iter()
+            .all(|side| side.wants.is_some_and(|from| from <= now))
     }
 
     fn step_at(&mut self, node: usize) -> bool {
         let side = &mut self.sides[node];
         let hold = side.hold;
-        if !hold.metadata && let Some(id) = side.metadata.pop_front() {
+        if !hold.metadata
+            && let Some(id) = side.metadata.pop_front()
+        {
             self.handle(node, Event::MetadataDone { id, result: Ok(()) });
             return true;
         }
@@ -307,11 +340,15 @@ impl Pair {
             self.end_disk(node, at, Ok(()));
             return true;
         }
-        if !hold.messages && let Some((session, message)) = side.messages.pop_front() {
+        if !hold.messages
+            && let Some((session, message)) = side.messages.pop_front()
+        {
             self.handle(node, Event::Message { session, message });
             return true;
         }
-        if !hold.asks && let Some((attempt, ask)) = side.asks.pop_front() {
+        if !hold.asks
+            && let Some((attempt, ask)) = side.asks.pop_front()
+        {
             let answer = self.arbiter.answer(&ask);
             self.handle(node, Event::Arbiter { attempt, answer });
             return true;
@@ -324,15 +361,16 @@ impl Pair {
         let side = &mut self.sides[node];
         let (id, op) = side.disk.remove(at).expect("a disk operation");
         let result: DiskResult = result.map(|()| match op {
-            DiskOp::Read { offset, len } => {
-                Bytes::copy_from_slice(&side.data[offset as usize..][..len as usize])
-            }
+            DiskOp::Read { offset, len } => side.read(offset, len),
             DiskOp::Write { offset, data, .. } => {
-                side.data[offset as usize..][..data.len()].copy_from_slice(&data);
+                for (at, block) in (offset / 4096..).zip(data.chunks(4096)) {
+                    side.data.insert(at, Bytes::copy_from_slice(block));
+                }
                 Bytes::new()
             }
             DiskOp::Zero { offset, len, .. } => {
-                side.data[offset as usize..][..len as usize].fill(0);
+                side.data
+                    .retain(|at, _| !(offset / 4096..(offset + len) / 4096).contains(at));
                 Bytes::new()
             }
             DiskOp::Flush => Bytes::new(),
@@ -355,7 +393,12 @@ impl Pair {
         let end = self.now + 60_000 * MS;
         while self.stand(node) != stand {
             if !self.step() {
-                assert!(self.now < end, "{} never stands at {stand}, but at {}", node, self.stand(node));
+                assert!(
+                    self.now < end,
+                    "{} never stands at {stand}, but at {}",
+                    node,
+                    self.stand(node)
+                );
                 self.tick(end);
             }
         }
@@ -431,6 +474,20 @@ impl Pair {
         let (id, _) = self.request(node, write(block));
         self.pump();
         assert_eq!(self.reply(node, id), Some(&Ok(Bytes::new())));
+    }
+
+    /// Until nothing is marked at a node any more.
+    pub fn until_count(&mut self, node: usize) {
+        while self.sides[node].mirror.dirty().count() > 0 {
+            assert!(self.step(), "something stays marked");
+        }
+    }
+
+    /// The place in a node's queue of the read that has this block.
+    pub fn read_of(&self, node: usize, block: u64) -> usize {
+        let has = |op: &DiskOp| matches!(op, DiskOp::Read { offset, len } if (*offset..*offset + u64::from(*len)).contains(&(block * 4096)));
+        let at = self.sides[node].disk.iter().position(|(_, op)| has(op));
+        at.expect("a read of it")
     }
 
     /// What the arbiter answers to the oldest question of a node.

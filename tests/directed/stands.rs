@@ -1,6 +1,6 @@
 //! How a pair comes to each stand of the coverage (tests/sim/coverage.rs).
 
-use kagami_replicator::core::{Command, DiskFault};
+use kagami_replicator::core::{Command, DiskFault, Event};
 
 use super::pair::{Hold, Pair, write};
 
@@ -81,6 +81,8 @@ fn half_met(mut pair: Pair, node: usize) -> (Pair, usize) {
 fn reached(mut pair: Pair, node: usize, stand: &str) -> (Pair, usize) {
     pair.sides[0].hold = Hold::default();
     pair.until(node, stand);
+    // What a core does next of its own accord, it has done.
+    pair.handle(node, Event::Tags(vec![]));
     (pair, node)
 }
 
