@@ -41,9 +41,19 @@ pub struct Hold {
     pub asks: bool,
 }
 
+/// One thing that ends when a test says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    Disk(DiskId),
+    Metadata(MetaId),
+    Ask(Attempt),
+}
+
 /// One node.
 #[derive(Debug)]
 pub struct Side {
+    /// This stays in its queue, whatever else is taken.
+    pub kept: Option<Kept>,
     pub mirror: Mirror,
     pub hold: Hold,
     pub disk: VecDeque<(DiskId, DiskOp)>,
@@ -150,6 +160,7 @@ impl Pair {
             let mut out = Actions::new();
             let mirror = Mirror::new(start(node, settings), Time(now), &mut out);
             let side = Side {
+                kept: None,
                 mirror,
                 hold: Hold::default(),
                 disk: VecDeque::new(),
@@ -324,17 +335,20 @@ impl Pair {
 
     fn step_at(&mut self, node: usize) -> bool {
         let side = &mut self.sides[node];
-        let hold = side.hold;
-        if !hold.metadata
-            && let Some(id) = side.metadata.pop_front()
-        {
-            self.handle(node, Event::MetadataDone { id, result: Ok(()) });
+        let (hold, kept) = (side.hold, side.kept);
+        let mut metadata = side.metadata.iter();
+        let free = metadata.position(|id| kept != Some(Kept::Metadata(*id)));
+        if let Some(at) = free.filter(|_| !hold.metadata) {
+            self.end_metadata(node, at, Ok(()));
             return true;
         }
-        let free = side.disk.iter().position(|(_, op)| match op {
-            DiskOp::Read { .. } => !hold.reads,
-            DiskOp::Write { .. } | DiskOp::Zero { .. } => !hold.writes,
-            DiskOp::Flush => !hold.flushes,
+        let free = side.disk.iter().position(|(id, op)| {
+            kept != Some(Kept::Disk(*id))
+                && match op {
+                    DiskOp::Read { .. } => !hold.reads,
+                    DiskOp::Write { .. } | DiskOp::Zero { .. } => !hold.writes,
+                    DiskOp::Flush => !hold.flushes,
+                }
         });
         if let Some(at) = free {
             self.end_disk(node, at, Ok(()));
@@ -346,9 +360,10 @@ impl Pair {
             self.handle(node, Event::Message { session, message });
             return true;
         }
-        if !hold.asks
-            && let Some((attempt, ask)) = side.asks.pop_front()
-        {
+        let mut asks = side.asks.iter();
+        let free = asks.position(|(id, _)| kept != Some(Kept::Ask(*id)));
+        if let Some(at) = free.filter(|_| !hold.asks) {
+            let (attempt, ask) = side.asks.remove(at).expect("a question");
             let answer = self.arbiter.answer(&ask);
             self.handle(node, Event::Arbiter { attempt, answer });
             return true;
@@ -356,8 +371,21 @@ impl Pair {
         false
     }
 
+    /// Ends the metadata write at this place of the queue, well or badly.
+    pub fn end_metadata(&mut self, node: usize, at: usize, result: Result<(), DiskFault>) {
+        let id = self.sides[node].metadata.remove(at);
+        let id = id.expect("a metadata write");
+        self.handle(node, Event::MetadataDone { id, result });
+    }
+
     /// Ends the disk operation at this place of the queue, well or badly.
     pub fn end_disk(&mut self, node: usize, at: usize, result: Result<(), DiskFault>) -> Effects {
+        let event = self.disk_event(node, at, result);
+        self.handle(node, event)
+    }
+
+    /// The end of that operation, which is carried out, or not.
+    pub fn disk_event(&mut self, node: usize, at: usize, result: Result<(), DiskFault>) -> Event {
         let side = &mut self.sides[node];
         let (id, op) = side.disk.remove(at).expect("a disk operation");
         let result: DiskResult = result.map(|()| match op {
@@ -375,7 +403,7 @@ impl Pair {
             }
             DiskOp::Flush => Bytes::new(),
         });
-        self.handle(node, Event::Disk { id, result })
+        Event::Disk { id, result }
     }
 
     /// Takes whatever is not held until there is nothing more at this moment.
