@@ -407,10 +407,10 @@ fn search() -> BTreeMap<String, String> {
 #[test]
 fn what_ends_in_another_stand_than_it_began_does_what_the_table_says() {
     let found = || {
-        let lines = search().into_iter();
-        lines
-            .map(|(cell, line)| format!("{cell} / {line}\n"))
-            .collect()
+        let lines = search()
+            .into_iter()
+            .map(|(cell, line)| cell + " / " + &line + "\n");
+        lines.collect::<String>()
     };
     let Some(table) = super::table("late.txt", "KAGAMI_LATE", found) else {
         return;
