@@ -16,5 +16,7 @@
 
 #[cfg(test)]
 mod claims;
+#[cfg(test)]
+mod directed;
 pub mod model;
 pub mod sim;
