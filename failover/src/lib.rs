@@ -6,3 +6,5 @@
 //! what is decided here and what is left to the shell around it.
 
 pub mod config;
+pub mod core;
+pub mod planted;
