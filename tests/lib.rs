@@ -16,5 +16,6 @@
 
 #[cfg(test)]
 mod claims;
+pub mod failover;
 pub mod model;
 pub mod sim;

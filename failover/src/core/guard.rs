@@ -4,7 +4,10 @@
 //! watchdog behind it. Lease end: freeze the group's control group, since its processes could
 //! still answer from the page cache. Permission: thaw it. No permission within `margin`, which the
 //! one who takes over waits: drop the address, and let the manager stop the group; if it has not
-//! stopped within `bound`, reset the node.
+//! stopped within `bound`, reset the node. From the moment the address is dropped until the group has
+//! stopped, nobody adds it again, and whoever asks for the right is told that it is lost.
+
+use crate::planted::{Defect, planted};
 
 use super::state::Time;
 
@@ -75,7 +78,11 @@ impl Guard {
         match (word, self.at) {
             (Word::LeaseEnded, At::Ease) => {
                 self.at = At::Frozen(now.after(self.margin));
-                vec![Deed::Freeze]
+                if planted(Defect::NeverFrozen) {
+                    Vec::new()
+                } else {
+                    vec![Deed::Freeze]
+                }
             }
             (Word::Renewed, At::Frozen(_)) => {
                 self.at = At::Ease;
@@ -104,6 +111,11 @@ impl Guard {
     fn lose(&mut self, now: Time) -> Vec<Deed> {
         self.at = At::Stopping(now.after(self.bound));
         vec![Deed::DropAddresses, Deed::Thaw, Deed::SayLost]
+    }
+
+    /// The group has to be stopped: the right is not asked for again before it is.
+    pub fn is_stopping(&self) -> bool {
+        matches!(self.at, At::Stopping(_) | At::Reset)
     }
 
     /// When it wants to be called; `None`: not at all.

@@ -135,7 +135,7 @@ enum Fence {
 /// A group, what need not outlive the manager.
 #[derive(Clone, Debug)]
 struct Group {
-    right: right_to_run::Hold,
+    right: Hold,
     /// The right is not asked for before.
     ask_again: Time,
     /// It was refused then.
@@ -441,8 +441,13 @@ impl Manager {
     }
 
     fn next_deadline(&self) -> Time {
-        let mut next = self.beats.next_deadline();
-        let mut by = |at: Time| next = next.min(at);
+        let (mut next, now) = (self.beats.next_deadline(), self.now);
+        // What has come was looked at.
+        let mut by = |at: Time| {
+            if at > now {
+                next = next.min(at);
+            }
+        };
         if self.phase == Phase::Waiting {
             by(self.wait_until);
         }
@@ -451,9 +456,7 @@ impl Manager {
         }
         self.persist_again.into_iter().for_each(&mut by);
         for (group, config) in self.groups.iter().zip(&self.cluster.groups) {
-            if group.ask_again > self.now {
-                by(group.ask_again);
-            }
+            by(group.ask_again);
             if let Some(refused) = group.refused {
                 by(refused.after(right_to_run::REFUSED_FOR));
             }
@@ -465,8 +468,7 @@ impl Manager {
             }
         }
         self.monitor_deadlines(&mut by);
-        // What is past is looked at again with the next event, and at the latest now.
-        next.max(self.now.after(1))
+        next.max(now.after(1))
     }
 }
 
@@ -501,7 +503,7 @@ impl Group {
             })
             .collect();
         Self {
-            right: right_to_run::Hold::None,
+            right: Hold::None,
             ask_again: Time(0),
             refused: None,
             intent: None,

@@ -8,7 +8,7 @@ use super::action::{Action, Actions, Work};
 use super::durable::{Cause, Run, Why};
 use super::event::{OpResult, Right};
 use super::message::Phase;
-use super::state::{GroupId, ResourceState, Time};
+use super::state::{GroupId, OpId, ResourceState, Time};
 use super::{Fence, Manager};
 
 /// A right that was refused, or lost, is asked for again after this long, in milliseconds.
@@ -211,6 +211,7 @@ impl Manager {
             }
             (Right::LeaseEnded, Hold::Held | Hold::Asked) if self.is_begun(group) => {
                 self.groups[group].right = Hold::Frozen;
+                self.recall_starts(group);
                 let what =
                     "frozen: the other node is not heard, and permission to go on is asked for";
                 self.alert(out, Severity::Warning, object, what, "");
@@ -224,6 +225,7 @@ impl Manager {
                     return;
                 }
                 self.groups[group].right = Hold::Lost;
+                self.recall_starts(group);
                 self.groups[group].refused = Some(self.now);
                 self.groups[group].ask_again = self.now.after(ASK_AGAIN);
                 self.groups[group].intent = None;
@@ -236,6 +238,23 @@ impl Manager {
             _ => {}
         }
         self.changed = true;
+    }
+
+    /// Activations that were decided on and have not begun are not begun without the right.
+    fn recall_starts(&mut self, group: GroupId) {
+        let is_start = |action: &Action| match action {
+            Action::Run {
+                op,
+                work: Work::Start { group: of, .. },
+                ..
+            } if *of == group => Some(*op),
+            _ => None,
+        };
+        let recalled: Vec<OpId> = self.gate.iter().filter_map(|(_, a)| is_start(a)).collect();
+        self.gate.retain(|(_, action)| is_start(action).is_none());
+        for op in recalled {
+            self.on_op_never(op);
+        }
     }
 
     fn on_granted(&mut self, group: GroupId, before: Hold, out: &mut Actions) {

@@ -1,0 +1,452 @@
+//! What must never be, looked at from outside: both nodes at once, and counts of its own.
+//!
+//! What a manager tells in its alerts counts once the state that it follows from is durable: what
+//! dies with it before was not done.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use kagami_failover::config::{Cluster, Final};
+use kagami_failover::core::{Alert, Command, Object, OpId, OpResult, Work};
+
+use super::mirror::{Hold, name};
+use super::world::{Live, Op, World};
+
+/// What must never be, and was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// The invariant's name.
+    pub invariant: String,
+    /// What was seen.
+    pub what: String,
+}
+
+impl Violation {
+    pub fn new(invariant: &str, what: impl Into<String>) -> Self {
+        Self {
+            invariant: invariant.to_owned(),
+            what: what.into(),
+        }
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.invariant, self.what)
+    }
+}
+
+/// What was seen so far: the reference's own counts.
+#[derive(Debug)]
+pub struct Seen {
+    /// Alerts whose state is not durable yet: (node, write, alert).
+    waiting: Vec<(usize, u64, Alert)>,
+    last_persist: [u64; 2],
+    /// Failed activations in a row, by (node, group, resource).
+    tries: BTreeMap<(usize, usize, usize), u32>,
+    /// Failovers, by (group, what made them).
+    failovers: BTreeMap<(usize, String), u32>,
+    /// Reactivations and scripts, by (node, monitor).
+    reactivations: BTreeMap<(usize, usize), u32>,
+    scripts: BTreeMap<(usize, usize), u32>,
+    finals: BTreeMap<(usize, usize), u32>,
+    /// Failed looks in a row, by (node, monitor).
+    failures: BTreeMap<(usize, usize), u32>,
+    /// When an operator last spoke of a group.
+    spoken: Vec<u64>,
+    /// A failover from this node was decided and is on its way: (node, group).
+    leaving: Vec<(usize, usize)>,
+    pub stop_failed_in_calm: bool,
+    pub unneeded_reset: Option<String>,
+}
+
+impl Seen {
+    pub fn new(cluster: &Cluster) -> Self {
+        Self {
+            waiting: Vec::new(),
+            last_persist: [0; 2],
+            tries: BTreeMap::new(),
+            failovers: BTreeMap::new(),
+            reactivations: BTreeMap::new(),
+            scripts: BTreeMap::new(),
+            finals: BTreeMap::new(),
+            failures: BTreeMap::new(),
+            spoken: vec![0; cluster.groups.len()],
+            leaving: Vec::new(),
+            stop_failed_in_calm: false,
+            unneeded_reset: None,
+        }
+    }
+
+    /// When a write that could end at `at` ends: after those before it.
+    pub fn persist_after(&mut self, node: usize, at: u64) -> u64 {
+        self.last_persist[node] = self.last_persist[node].max(at);
+        self.last_persist[node]
+    }
+
+    pub fn alert(&mut self, node: usize, written: u64, alert: Alert) {
+        self.waiting.push((node, written, alert));
+    }
+
+    pub fn forget_uncommitted(&mut self, node: usize) {
+        self.waiting.retain(|(at, _, _)| *at != node);
+    }
+
+    pub fn rebooted(&mut self, node: usize) {
+        self.tries.retain(|(at, _, _), _| *at != node);
+        self.failures.retain(|(at, _), _| *at != node);
+        self.leaving.retain(|(at, _)| *at != node);
+    }
+
+    /// An operator's start and move begin with counts at 0.
+    pub fn obeyed(&mut self, command: Command, now: u64) {
+        let (Command::Start { group, .. } | Command::Move { group, .. }) = command else {
+            return;
+        };
+        self.failovers.retain(|(of, _), _| *of != group);
+        self.tries.retain(|(_, of, _), _| *of != group);
+        self.spoken[group] = now;
+    }
+}
+
+impl World {
+    fn group_of(&self, object: &Object) -> Option<usize> {
+        let (Object::Group(name) | Object::Resource(name, _)) = object else {
+            return None;
+        };
+        self.options
+            .cluster
+            .groups
+            .iter()
+            .position(|g| g.name == *name)
+    }
+
+    fn monitor_of(&self, key: &str) -> Option<usize> {
+        let name = key.strip_prefix("monitor ")?;
+        self.options
+            .cluster
+            .monitors
+            .iter()
+            .position(|m| m.name == name)
+    }
+
+    /// What was said up to this write is done.
+    pub fn commit(&mut self, node: usize, seq: u64) -> Result<(), Violation> {
+        let waiting = std::mem::take(&mut self.seen.waiting);
+        let (done, rest) = waiting
+            .into_iter()
+            .partition(|(at, s, _)| *at == node && *s <= seq);
+        self.seen.waiting = rest;
+        let done: Vec<(usize, u64, Alert)> = done;
+        for (_, _, alert) in done {
+            self.committed(node, &alert)?;
+        }
+        Ok(())
+    }
+
+    fn committed(&mut self, node: usize, alert: &Alert) -> Result<(), Violation> {
+        let cluster = self.options.cluster.clone();
+        let Some(group) = self.group_of(&alert.object) else {
+            return Ok(());
+        };
+        let at = name(node);
+        let key = alert.cause.as_str();
+        let monitor = self.monitor_of(key);
+        let by_operator = self.now.saturating_sub(self.seen.spoken[group]) < 10_000;
+        let suspended = self.nodes[node].disk.suspended.value;
+        if alert.what.starts_with("fails over to node") {
+            self.stats.failovers += 1;
+            self.seen.leaving.push((node, group));
+            if suspended {
+                return Err(Violation::new("Suspended", format!("{at}: {alert}")));
+            }
+            if by_operator {
+                return Ok(());
+            }
+            let threshold = match monitor {
+                Some(monitor) => cluster.monitors[monitor].common.failovers,
+                None => {
+                    let name = key.strip_prefix("resource ").unwrap_or_default();
+                    let found = cluster.groups[group].position(name);
+                    found.map_or(0, |r| cluster.groups[group].resources[r].common.failovers)
+                }
+            };
+            let count = self
+                .seen
+                .failovers
+                .entry((group, key.to_owned()))
+                .or_default();
+            *count += 1;
+            if *count > threshold {
+                let what = format!("{at}: failover {count} of {threshold}: {alert}");
+                return Err(Violation::new("Thresholds", what));
+            }
+        }
+        let Some(monitor) = monitor else {
+            return Ok(());
+        };
+        let common = &cluster.monitors[monitor].common;
+        let reactivated = alert.what.ends_with("reactivated");
+        let failed_over = alert.what.starts_with("fails over");
+        let last = alert.what.starts_with("final action");
+        if !reactivated && !failed_over && !last {
+            return Ok(());
+        }
+        if suspended {
+            return Err(Violation::new("Suspended", format!("{at}: {alert}")));
+        }
+        self.stats.recoveries += 1;
+        let failures = self
+            .seen
+            .failures
+            .get(&(node, monitor))
+            .copied()
+            .unwrap_or_default();
+        let needed = if common.no_retry_after_timeout {
+            1
+        } else {
+            cluster.monitors[monitor].retries() + 1
+        };
+        if failures < needed {
+            let what = format!("{at}: {alert}: after {failures} failures, {needed} are needed");
+            return Err(Violation::new("Thresholds", what));
+        }
+        let reactivations = self.seen.reactivations.entry((node, monitor)).or_default();
+        if reactivated {
+            *reactivations += 1;
+        }
+        let so_far = *reactivations;
+        let scripts = self
+            .seen
+            .scripts
+            .get(&(node, monitor))
+            .copied()
+            .unwrap_or_default();
+        let exact = |what: &str, count: u32, threshold: u32| {
+            let what = format!("{at}: {alert}: {what} {count} of {threshold}");
+            Err(Violation::new("Thresholds", what))
+        };
+        if so_far > common.reactivations {
+            return exact("reactivation", so_far, common.reactivations);
+        }
+        if scripts < common.script_runs {
+            return exact("script", scripts, common.script_runs);
+        }
+        if (failed_over || last) && so_far < common.reactivations {
+            return exact("reactivation", so_far, common.reactivations);
+        }
+        if last {
+            let finals = self.seen.finals.entry((node, monitor)).or_default();
+            *finals += 1;
+            if *finals > 1 {
+                return exact("final action", *finals, 1);
+            }
+        }
+        Ok(())
+    }
+
+    pub fn see_probe(&mut self, node: usize, monitor: usize, result: &OpResult) {
+        let failures = self.seen.failures.entry((node, monitor)).or_default();
+        *failures = if *result == OpResult::Done {
+            0
+        } else {
+            *failures + 1
+        };
+    }
+
+    /// The reference's own count of activations that failed.
+    pub fn see_op_end(&mut self, node: usize, work: Work, result: &OpResult) {
+        match (work, result) {
+            (Work::Start { group, resource }, OpResult::Done)
+            | (Work::Stop { group, resource }, OpResult::Done) => {
+                self.seen.tries.remove(&(node, group, resource));
+            }
+            (Work::Start { group, resource }, _) => {
+                *self.seen.tries.entry((node, group, resource)).or_default() += 1;
+            }
+            (Work::Stop { .. }, _) => self.seen.stop_failed_in_calm |= self.calm,
+            _ => {}
+        }
+    }
+
+    /// Something of the group answers its users at this node.
+    fn serves(&self, node: usize, group: usize) -> bool {
+        let host = &self.nodes[node];
+        host.up
+            && !host.frozen[group]
+            && !host.dropped[group]
+            && host.live[group].iter().any(|live| *live != Live::Off)
+    }
+
+    pub fn check_step(&mut self) -> Result<(), Violation> {
+        if let Some(what) = self.seen.unneeded_reset.take() {
+            return Err(Violation::new("Stops-in-time", what));
+        }
+        for group in 0..self.mirrors.len() {
+            if self.serves(0, group) && self.serves(1, group) {
+                return Err(Violation::new(
+                    "Never-two",
+                    format!("g{group} runs on both nodes"),
+                ));
+            }
+            let hold = self.mirrors[group].hold;
+            if hold[0] != Hold::No && hold[1] != Hold::No && (hold.contains(&Hold::Together)) {
+                let what = format!("g{group}: {hold:?}");
+                return Err(Violation::new("World", what));
+            }
+            for node in 0..2 {
+                if hold[node] == Hold::Asking && self.serves(node, group) {
+                    let what = format!("g{group} runs at {} after its lease", name(node));
+                    return Err(Violation::new("Frozen-at-lease-end", what));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub fn check_run(
+        &mut self,
+        node: usize,
+        op: OpId,
+        work: Work,
+        environment: &[(String, String)],
+    ) -> Result<(), Violation> {
+        let at = name(node);
+        let twice = |what: &str| {
+            Err(Violation::new(
+                "No-action-twice",
+                format!("{at}: {op} {work:?}: {what}"),
+            ))
+        };
+        if self.nodes[node].ops.contains_key(&op) {
+            return twice("its number was used before");
+        }
+        let same_place = |other: &Work| match (work, *other) {
+            (
+                Work::Start { group, resource } | Work::Stop { group, resource },
+                Work::Start {
+                    group: g,
+                    resource: r,
+                }
+                | Work::Stop {
+                    group: g,
+                    resource: r,
+                },
+            ) => (group, resource) == (g, r),
+            _ => false,
+        };
+        let mut ops = self.nodes[node].ops.values();
+        if ops.any(|op| matches!(op, Op::Running { work, .. } if same_place(work))) {
+            return twice("another operation on the same resource runs");
+        }
+        let cluster = self.options.cluster.clone();
+        match work {
+            Work::Start { group, resource } => {
+                let config = &cluster.groups[group];
+                if self.nodes[node].live[group][resource] == Live::On {
+                    return twice("it is active already");
+                }
+                let hold = self.mirrors[group].hold[node];
+                let told =
+                    self.nodes[node].lost_at[group].is_some_and(|(when, _)| self.now - when < 10);
+                if !matches!(hold, Hold::Together | Hold::Alone | Hold::Asking) && !told {
+                    let what = format!("{at}: {work:?} without the right to run");
+                    return Err(Violation::new("Right-first", what));
+                }
+                for (on, needed) in config.resources.iter().enumerate() {
+                    let needs = config.resources[resource]
+                        .common
+                        .depends
+                        .contains(&needed.name);
+                    let excused = needed.common.final_action == Final::ActivateNext;
+                    if needs && !excused && self.nodes[node].live[group][on] != Live::On {
+                        let what = format!("{at}: {work:?} before {}", needed.name);
+                        return Err(Violation::new("Dependencies", what));
+                    }
+                }
+                let tries = self
+                    .seen
+                    .tries
+                    .get(&(node, group, resource))
+                    .copied()
+                    .unwrap_or_default();
+                let most = config.resources[resource].retries();
+                // Failures while the group was frozen or on its way down do not count, so the
+                // reference, which counts them, is an upper bound where there were none.
+                if tries > most && self.counts_exactly(node, group) {
+                    let what = format!("{at}: {work:?}: try {} of 1 + {most}", tries + 1);
+                    return Err(Violation::new("Thresholds", what));
+                }
+            }
+            Work::Stop { group, resource } => {
+                for by in self.dependents(group, resource) {
+                    let config = &cluster.groups[group].resources[by].common;
+                    let stuck = config.stop_final == Final::ActivateNext;
+                    if self.nodes[node].live[group][by] != Live::Off && !stuck {
+                        let what = format!("{at}: {work:?} while resource {by} needs it");
+                        return Err(Violation::new("Dependencies", what));
+                    }
+                }
+                let factor = environment.iter().find(|(key, _)| key == "CLP_FACTOR");
+                let factor = factor.map(|(_, value)| value.as_str()).unwrap_or_default();
+                let holds = matches!(self.mirrors[group].hold[node], Hold::Together | Hold::Alone);
+                if factor == "GROUPFAILOVER" && holds && !self.seen.leaving.contains(&(node, group))
+                {
+                    let what =
+                        format!("{at}: {work:?}: it stops for a failover that it has not begun");
+                    return Err(Violation::new("Undisturbed", what));
+                }
+            }
+            Work::Script { monitor } => {
+                let scripts = self.seen.scripts.entry((node, monitor)).or_default();
+                *scripts += 1;
+                let most = cluster.monitors[monitor].common.script_runs;
+                if *scripts > most {
+                    let what = format!("{at}: script of m{monitor}: run {scripts} of {most}");
+                    return Err(Violation::new("Thresholds", what));
+                }
+            }
+            Work::Preaction { .. } | Work::Fence { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn counts_exactly(&self, node: usize, group: usize) -> bool {
+        let calm_right = self.nodes[node].lost_at[group].is_none();
+        calm_right && self.now.saturating_sub(self.seen.spoken[group]) > 10_000
+    }
+
+    pub fn check_release(&mut self, node: usize, group: usize) -> Result<(), Violation> {
+        if self.nodes[node].live[group]
+            .iter()
+            .any(|live| *live != Live::Off)
+        {
+            let what = format!(
+                "{}: the right to run g{group} is given up while it runs",
+                name(node)
+            );
+            return Err(Violation::new("Stopped-first", what));
+        }
+        self.seen
+            .leaving
+            .retain(|leaving| *leaving != (node, group));
+        Ok(())
+    }
+
+    /// A node is reset only because something could not be stopped, or nobody was there to stop it.
+    pub fn check_reset(&mut self, node: usize, group: usize) {
+        let host = &self.nodes[node];
+        let same_life = host.lost_at[group].is_some_and(|(_, life)| life == host.life);
+        let resources = self.options.cluster.groups[group].resources.len() as u64;
+        let busy = host.ops.values().any(|op| matches!(op, Op::Running { .. }));
+        let clean = self.options.stop_fails == 0
+            && self.options.hangs == 0
+            && self.options.persist_fails == 0;
+        let long = self.options.cluster.stop_bound.0 > resources * 4500 + 1000;
+        if same_life && host.manager.is_some() && clean && long && !busy {
+            self.seen.unneeded_reset =
+                Some(format!("{}: g{group} was not stopped in time", name(node)));
+        }
+        self.stats.resets += 1;
+    }
+}
