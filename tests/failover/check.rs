@@ -147,6 +147,10 @@ impl World {
     fn committed(&mut self, node: usize, alert: &Alert) -> Result<(), Violation> {
         let cluster = self.options.cluster.clone();
         let Some(group) = self.group_of(&alert.object) else {
+            // A cluster's start begins with counts at 0.
+            if alert.object == Object::Cluster && alert.what.starts_with("starts") {
+                self.seen.failovers.clear();
+            }
             return Ok(());
         };
         let at = name(node);

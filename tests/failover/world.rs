@@ -656,7 +656,6 @@ impl World {
 
     fn start_manager(&mut self, node: usize) -> Result<(), Violation> {
         let mut out = Actions::new();
-        let incarnation = self.rng.next_u64();
         let host = &mut self.nodes[node];
         host.life += 1;
         host.written = 0;
@@ -666,7 +665,7 @@ impl World {
             me: node,
             durable: host.disk.clone(),
             boot: host.boot,
-            incarnation,
+            incarnation: 0,
             host: Host::default(),
         };
         let manager = Manager::new(start, Time(self.now), &mut out);

@@ -22,7 +22,10 @@ impl Manager {
 
     fn obey(&mut self, command: Command, out: &mut Actions) -> Result<(), Refusal> {
         if self.durable.ending.is_some()
-            && !matches!(command, Command::EndNode(_) | Command::EndCluster(_))
+            && !matches!(
+                command,
+                Command::EndNode(_) | Command::EndCluster(_) | Command::Resume
+            )
         {
             return Err(Refusal::Ending);
         }
@@ -149,8 +152,8 @@ impl Manager {
         let name = self.admitted(group)?;
         let order = self.order(group).clone();
         if let Some(node) = self.place_of(group).filter(|_| order.wanted) {
-            let failed = node == self.me && self.give_another_try(group);
-            if failed && on.is_none_or(|on| on == node) {
+            let here = node == self.me && on.is_none_or(|on| on == node);
+            if here && self.give_another_try(group) {
                 let what = "what could not be activated is tried again";
                 self.alert(
                     out,

@@ -14,6 +14,8 @@ use super::state::{Node, OpId, ResourceState};
 pub struct Durable {
     /// The machine's boot in which this was written.
     pub boot: u128,
+    /// How many managers there were, this one included.
+    pub life: u64,
     /// The manager has taken up its work in this boot.
     pub settled: bool,
     /// The next operation's number.

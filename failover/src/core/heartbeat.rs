@@ -4,8 +4,6 @@
 //! has said good-bye. A heartbeat of an earlier life of the manager, or one that was heard before
 //! (a replay), counts for nothing.
 
-use std::collections::VecDeque;
-
 use crate::config::{Cluster, Severity, Start as Automatic};
 use crate::planted::{Defect, planted};
 
@@ -16,9 +14,6 @@ use super::message::{Brief, Phase, Snapshot};
 use super::state::{HeartbeatStatus, NodeStatus, Time};
 use super::{Fence, Manager};
 
-/// Former lives of the other manager that are remembered, so that none is heard again.
-const LIVES: usize = 64;
-
 /// What is heard and sent.
 #[derive(Debug)]
 pub(super) struct Beats {
@@ -28,7 +23,6 @@ pub(super) struct Beats {
     said: Option<Snapshot>,
     /// What the other node said last.
     pub peer: Option<Snapshot>,
-    former: VecDeque<u64>,
     revision_told: bool,
     /// Whether it is there; `None`: not known yet.
     pub up: Option<bool>,
@@ -64,7 +58,6 @@ impl Beats {
             seq: 0,
             said: None,
             peer: None,
-            former: VecDeque::new(),
             revision_told: false,
             up: None,
             grace: now.after(longest.unwrap_or_default()),
@@ -94,14 +87,10 @@ impl Manager {
     pub(super) fn on_beat(&mut self, heartbeat: usize, mut message: Snapshot, out: &mut Actions) {
         let beats = &mut self.beats;
         let known = beats.peer.as_ref().map(|peer| peer.incarnation);
-        if beats.former.contains(&message.incarnation) || message.incarnation == self.incarnation {
+        if known.is_some_and(|known| message.incarnation < known) {
             return;
         }
-        if let Some(known) = known.filter(|known| *known != message.incarnation) {
-            beats.former.push_back(known);
-            if beats.former.len() > LIVES {
-                beats.former.pop_front();
-            }
+        if known.is_some_and(|known| message.incarnation > known) {
             beats.peer = None;
             for line in &mut beats.lines {
                 line.seq = 0;
@@ -274,7 +263,7 @@ impl Manager {
         match other_is {
             None if self.now < self.wait_until => return,
             None => self.start_alone(out),
-            Some(Phase::Waiting) => self.start_cluster(),
+            Some(Phase::Waiting) => self.start_cluster(out),
             // It knows what should run where.
             Some(_) => {}
         }
@@ -283,7 +272,9 @@ impl Manager {
     }
 
     /// Both nodes have just started.
-    fn start_cluster(&mut self) {
+    fn start_cluster(&mut self, out: &mut Actions) {
+        let what = "starts: both nodes are there";
+        self.alert(out, Severity::Info, Object::Cluster, what, "");
         for group in 0..self.groups.len() {
             let attributes = &self.cluster.groups[group].attributes;
             let automatic = attributes.startup == Automatic::Automatic;
@@ -322,6 +313,10 @@ impl Manager {
     }
 
     pub(super) fn send_beats(&mut self, out: &mut Actions) {
+        // This life's number is said once no later one can have it.
+        if self.persisted == 0 {
+            return;
+        }
         let now = self.now;
         let groups = (0..self.groups.len()).map(|group| Brief {
             order: if planted(Defect::TakeoverTold) {

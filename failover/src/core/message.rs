@@ -21,7 +21,7 @@ pub enum Phase {
 /// A heartbeat.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
-    /// This life of the manager: random, never used before.
+    /// This life of the manager: higher than any before.
     pub incarnation: u64,
     /// Raised with each heartbeat.
     pub seq: u64,

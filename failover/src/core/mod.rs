@@ -10,7 +10,7 @@
 //! - the right to run is the right to be Primary of the group's mirrors (docs/protocol.md §3); its
 //!   loss is enforced by a [`guard::Guard`] in a process of its own, since the manager may be what
 //!   has died;
-//! - heartbeats are authenticated, and an incarnation is random.
+//! - heartbeats are authenticated.
 //!
 //! Nothing in here is a sequence of steps that a crash could cut: what should be is a state
 //! ([`durable`]), what is is a state, and each event's upkeep (`settle`) begins what brings them
@@ -66,7 +66,8 @@ pub struct Start {
     pub durable: Durable,
     /// This boot of the machine.
     pub boot: u128,
-    /// This life of the manager: random, never used before.
+    /// This life of the manager: higher than any before, for a manager that has lost its state;
+    /// milliseconds since 1970 will do.
     pub incarnation: u64,
     /// What scripts are told of the machine.
     pub host: Host,
@@ -185,6 +186,8 @@ impl Manager {
                 (monitor.scripts, monitor.reactivations) = (0, 0);
             }
         }
+        let incarnation = start.incarnation.max(durable.life + 1);
+        durable.life = incarnation;
         let settled = durable.settled;
         let told = Told::of(&durable);
         let groups = cluster.groups.iter().map(Group::new).collect();
@@ -211,7 +214,7 @@ impl Manager {
             telling: VecDeque::new(),
             told,
             gate: VecDeque::new(),
-            incarnation: start.incarnation,
+            incarnation,
             beats: heartbeat::Beats::new(&cluster, now),
             outside: cluster.arbiter.ping.is_empty(),
             fence: Fence::Idle,

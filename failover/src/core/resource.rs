@@ -277,7 +277,9 @@ impl Manager {
         let config = &cluster.groups[group].resources[at];
         let object = self.resource_object(group, at);
         let why = reason(result);
-        let counts = self.should_run(group) && self.groups[group].right == Hold::Held;
+        // Asked: what an earlier manager has begun under the right that it held.
+        let right = self.groups[group].right;
+        let counts = self.should_run(group) && matches!(right, Hold::Held | Hold::Asked);
         let record = &mut self.group_record(group).resources[at];
         record.state = R::Failed;
         if !counts {

@@ -57,8 +57,10 @@ impl Manager {
     /// Brings a group to where the order wants it, as far as it can be now.
     pub(super) fn run_group(&mut self, group: GroupId, out: &mut Actions) {
         let right = self.groups[group].right;
-        // A right that is lost is no matter of opinion: that group stops, suspended or not.
-        if self.durable.suspended.value && right != Hold::Lost {
+        // A right that is lost is no matter of opinion: that group stops, suspended or not. And
+        // whoever ends a node wants its groups stopped.
+        let must = right == Hold::Lost || self.durable.ending.is_some();
+        if self.durable.suspended.value && !must {
             return;
         }
         if !self.wants(group) {
