@@ -152,7 +152,8 @@ impl World {
     }
 
     pub fn on_lease_end(&mut self, group: usize, node: usize, epoch: u64) {
-        if epoch != self.connection || self.mirrors[group].hold[node] != Hold::Together {
+        let again = self.connected || epoch != self.connection;
+        if again || self.mirrors[group].hold[node] != Hold::Together {
             return;
         }
         self.mirrors[group].hold[node] = Hold::Asking;

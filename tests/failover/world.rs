@@ -55,6 +55,7 @@ pub enum Item {
         life: u64,
         probe: u64,
         monitor: usize,
+        late: bool,
     },
     ManagerStart {
         node: usize,
@@ -316,6 +317,7 @@ impl World {
                 life,
                 probe,
                 monitor,
+                late,
             } if life == self.nodes[node].life => {
                 let failing = self.nodes[node].failing[monitor] > self.now;
                 let result = match failing {
@@ -323,7 +325,9 @@ impl World {
                     true => OpResult::Failed("as drawn".to_owned()),
                     false => OpResult::Done,
                 };
-                self.see_probe(node, monitor, &result);
+                if !late {
+                    self.see_probe(node, monitor, &result);
+                }
                 self.handle(node, Event::Probed { probe, result })?;
             }
             Item::Probe { .. } => {}
@@ -458,6 +462,7 @@ impl World {
                                 life,
                                 probe,
                                 monitor,
+                                late: true,
                             },
                         );
                         self.see_probe(node, monitor, &OpResult::TimedOut);
@@ -469,6 +474,7 @@ impl World {
                                 life,
                                 probe,
                                 monitor,
+                                late: false,
                             },
                         );
                     }

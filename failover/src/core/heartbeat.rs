@@ -24,6 +24,8 @@ pub(super) struct Beats {
     /// What the other node said last.
     pub peer: Option<Snapshot>,
     revision_told: bool,
+    /// The other node's word was heard since this manager started, or it is known to be lost.
+    met: bool,
     /// Whether it is there; `None`: not known yet.
     pub up: Option<bool>,
     /// When it is lost if it was never heard at all.
@@ -59,6 +61,7 @@ impl Beats {
             said: None,
             peer: None,
             revision_told: false,
+            met: false,
             up: None,
             grace: now.after(longest.unwrap_or_default()),
         }
@@ -130,12 +133,19 @@ impl Manager {
         self.beats.peer = Some(message);
     }
 
-    /// The newer word counts, whoever said it.
+    /// The newer word counts, whoever said it. But what runs counts more than what a manager that
+    /// has just started remembers: the other one may have gone on without knowing of that word.
     fn merge(&mut self, message: &Snapshot, out: &mut Actions) {
         for (group, brief) in message.groups.iter().enumerate() {
-            if brief.order.is_newer(&self.durable.groups[group].order)
-                && !planted(Defect::OrdersNotMerged)
-            {
+            let order = &self.durable.groups[group].order;
+            let counts = if !self.beats.met && brief.busy && !self.is_begun(group) {
+                brief.order != *order
+            } else if message.fresh && self.should_run(group) && self.is_begun(group) {
+                false
+            } else {
+                brief.order.is_newer(order)
+            };
+            if counts && !planted(Defect::OrdersNotMerged) {
                 let record = self.group_record(group);
                 record.order = brief.order.clone();
                 record.recover = false;
@@ -144,6 +154,7 @@ impl Manager {
                 self.groups[group].failback = false;
             }
         }
+        self.beats.met |= !message.groups.is_empty();
         if message.suspended.is_newer(&self.durable.suspended) {
             self.record().suspended = message.suspended;
             let what = if message.suspended.value {
@@ -200,6 +211,7 @@ impl Manager {
         if up == self.beats.up {
             return;
         }
+        self.beats.met |= up == Some(false);
         let was = std::mem::replace(&mut self.beats.up, up);
         self.changed = true;
         let other = Object::Node(self.name(self.other()));
@@ -332,6 +344,7 @@ impl Manager {
         let mut say = Snapshot {
             incarnation: self.incarnation,
             seq: 0,
+            fresh: !self.beats.met,
             revision: self.cluster.revision,
             phase: self.phase,
             suspended: self.told.suspended,

@@ -25,6 +25,8 @@ pub struct Snapshot {
     pub incarnation: u64,
     /// Raised with each heartbeat.
     pub seq: u64,
+    /// It has just started: what it says of groups is what it remembers.
+    pub fresh: bool,
     /// The revision of its configuration.
     pub revision: u64,
     /// What it is at.
