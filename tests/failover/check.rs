@@ -39,8 +39,8 @@ impl fmt::Display for Violation {
 /// What was seen so far: the reference's own counts.
 #[derive(Debug)]
 pub struct Seen {
-    /// Alerts whose state is not durable yet: (node, write, alert).
-    waiting: Vec<(usize, u64, Alert)>,
+    /// Alerts whose state is not durable yet: (node, write, alert, the monitor's failures then).
+    waiting: Vec<(usize, u64, Alert, u32)>,
     last_persist: [u64; 2],
     /// Failed activations in a row, by (node, group, resource).
     tries: BTreeMap<(usize, usize, usize), u32>,
@@ -84,12 +84,14 @@ impl Seen {
         self.last_persist[node]
     }
 
-    pub fn alert(&mut self, node: usize, written: u64, alert: Alert) {
-        self.waiting.push((node, written, alert));
+    pub fn alert(&mut self, node: usize, written: u64, alert: Alert, monitor: Option<usize>) {
+        let failures = monitor.and_then(|monitor| self.failures.get(&(node, monitor)));
+        let failures = failures.copied().unwrap_or_default();
+        self.waiting.push((node, written, alert, failures));
     }
 
     pub fn forget_uncommitted(&mut self, node: usize) {
-        self.waiting.retain(|(at, _, _)| *at != node);
+        self.waiting.retain(|(at, ..)| *at != node);
     }
 
     pub fn rebooted(&mut self, node: usize) {
@@ -121,7 +123,7 @@ impl World {
             .position(|g| g.name == *name)
     }
 
-    fn monitor_of(&self, key: &str) -> Option<usize> {
+    pub fn monitor_of(&self, key: &str) -> Option<usize> {
         let name = key.strip_prefix("monitor ")?;
         self.options
             .cluster
@@ -135,16 +137,16 @@ impl World {
         let waiting = std::mem::take(&mut self.seen.waiting);
         let (done, rest) = waiting
             .into_iter()
-            .partition(|(at, s, _)| *at == node && *s <= seq);
+            .partition(|(at, s, ..)| *at == node && *s <= seq);
         self.seen.waiting = rest;
-        let done: Vec<(usize, u64, Alert)> = done;
-        for (_, _, alert) in done {
-            self.committed(node, &alert)?;
+        let done: Vec<(usize, u64, Alert, u32)> = done;
+        for (_, _, alert, failures) in done {
+            self.committed(node, &alert, failures)?;
         }
         Ok(())
     }
 
-    fn committed(&mut self, node: usize, alert: &Alert) -> Result<(), Violation> {
+    fn committed(&mut self, node: usize, alert: &Alert, failures: u32) -> Result<(), Violation> {
         let cluster = self.options.cluster.clone();
         let Some(group) = self.group_of(&alert.object) else {
             // A cluster's start begins with counts at 0.
@@ -200,12 +202,6 @@ impl World {
             return Err(Violation::new("Suspended", format!("{at}: {alert}")));
         }
         self.stats.recoveries += 1;
-        let failures = self
-            .seen
-            .failures
-            .get(&(node, monitor))
-            .copied()
-            .unwrap_or_default();
         let needed = if common.no_retry_after_timeout {
             1
         } else {

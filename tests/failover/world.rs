@@ -540,7 +540,9 @@ impl World {
                 }
                 Action::Alert(alert) => {
                     self.note(|| format!("{}: {alert}", name(node)));
-                    self.seen.alert(node, self.nodes[node].written, alert);
+                    let monitor = self.monitor_of(&alert.cause);
+                    self.seen
+                        .alert(node, self.nodes[node].written, alert, monitor);
                 }
             }
             if self.nodes[node].life != life {
@@ -939,12 +941,8 @@ impl World {
         for (group, config) in cluster.groups.iter().enumerate() {
             let (at_a, at_b) = (a.group_status(group), b.group_status(group));
             if a.order_of(group) != b.order_of(group) {
-                let what = format!(
-                    "{}: {:?} and {:?}",
-                    config.name,
-                    a.order_of(group),
-                    b.order_of(group)
-                );
+                let stamp = |m: &Manager| m.durable().groups[group].order.clone();
+                let what = format!("{}: {:?} and {:?}", config.name, stamp(a), stamp(b));
                 return Err(Violation::new("One-word", what));
             }
             let failed = |status| {

@@ -131,6 +131,8 @@ pub struct GroupRecord {
     pub name: String,
     /// Where it should run.
     pub order: Stamp<Order>,
+    /// The highest version of it that this node has known.
+    pub high: u64,
     /// What its scripts see, from its start to its stop.
     pub run: Run,
     /// It ran here when the machine went down.

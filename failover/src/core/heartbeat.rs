@@ -1,8 +1,8 @@
 //! Whether the other node is there: what each heartbeat has heard, and what it says.
 //!
 //! A node counts as lost only when every heartbeat is silent for its time-out, or when its manager
-//! has said good-bye. A heartbeat of an earlier life of the manager, or one that was heard before
-//! (a replay), counts for nothing.
+//! has said good-bye. A heartbeat of an earlier life of the manager, one that was heard before, and
+//! one of a manager that does not say that it hears this one, which could be old, count for nothing.
 
 use crate::config::{Cluster, Severity, Start as Automatic};
 use crate::planted::{Defect, planted};
@@ -23,6 +23,10 @@ pub(super) struct Beats {
     said: Option<Snapshot>,
     /// What the other node said last.
     pub peer: Option<Snapshot>,
+    /// The highest life of the other manager that was heard.
+    life: u64,
+    /// It has said that it hears this life of this manager.
+    acquainted: bool,
     revision_told: bool,
     /// The other node's word was heard since this manager started, or it is known to be lost.
     met: bool,
@@ -60,6 +64,8 @@ impl Beats {
             seq: 0,
             said: None,
             peer: None,
+            life: 0,
+            acquainted: false,
             revision_told: false,
             met: false,
             up: None,
@@ -90,14 +96,23 @@ impl Manager {
     pub(super) fn on_beat(&mut self, heartbeat: usize, mut message: Snapshot, out: &mut Actions) {
         let beats = &mut self.beats;
         let known = beats.peer.as_ref().map(|peer| peer.incarnation);
-        if known.is_some_and(|known| message.incarnation < known) {
+        if message.incarnation < beats.life {
             return;
         }
-        if known.is_some_and(|known| message.incarnation > known) {
-            beats.peer = None;
+        if message.incarnation > beats.life {
+            beats.life = message.incarnation;
+            beats.acquainted = false;
             for line in &mut beats.lines {
                 line.seq = 0;
             }
+        }
+        // Until it has said this manager's own life, it could be an old word, said again.
+        beats.acquainted |= message.echo == self.incarnation;
+        if !beats.acquainted {
+            return;
+        }
+        if known.is_some_and(|known| known != message.incarnation) {
+            beats.peer = None;
         }
         let Some(line) = beats.lines.get_mut(heartbeat) else {
             return;
@@ -138,7 +153,8 @@ impl Manager {
     fn merge(&mut self, message: &Snapshot, out: &mut Actions) {
         for (group, brief) in message.groups.iter().enumerate() {
             let order = &self.durable.groups[group].order;
-            let counts = if !self.beats.met && brief.busy && !self.is_begun(group) {
+            let new_here = !self.beats.met && !message.fresh;
+            let counts = if new_here && brief.busy && !self.is_begun(group) {
                 brief.order != *order
             } else if message.fresh && self.should_run(group) && self.is_begun(group) {
                 false
@@ -147,6 +163,7 @@ impl Manager {
             };
             if counts && !planted(Defect::OrdersNotMerged) {
                 let record = self.group_record(group);
+                record.high = record.high.max(record.order.version);
                 record.order = brief.order.clone();
                 record.recover = false;
                 self.groups[group].dormant = false;
@@ -344,6 +361,7 @@ impl Manager {
         let mut say = Snapshot {
             incarnation: self.incarnation,
             seq: 0,
+            echo: self.beats.life,
             fresh: !self.beats.met,
             revision: self.cluster.revision,
             phase: self.phase,

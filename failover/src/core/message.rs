@@ -23,6 +23,8 @@ pub enum Phase {
 pub struct Snapshot {
     /// This life of the manager: higher than any before.
     pub incarnation: u64,
+    /// The life of the other manager that it hears; 0: none yet.
+    pub echo: u64,
     /// Raised with each heartbeat.
     pub seq: u64,
     /// It has just started: what it says of groups is what it remembers.

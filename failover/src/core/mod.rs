@@ -334,7 +334,10 @@ impl Manager {
     /// A new word on where a group should run.
     fn set_order(&mut self, group: GroupId, change: impl FnOnce(&mut Order)) {
         let me = self.me;
-        let order = &mut self.group_record(group).order;
+        let record = self.group_record(group);
+        let order = &mut record.order;
+        // A version means one word for ever.
+        order.version = order.version.max(record.high);
         let mut value = order.value.clone();
         change(&mut value);
         order.set(me, value);
