@@ -636,6 +636,9 @@ impl World {
             (Work::Stop { group, resource }, OpResult::Done) => {
                 self.nodes[node].live[group][resource] = Live::Off;
             }
+            (Work::Stop { group, resource }, _) => {
+                self.nodes[node].live[group][resource] = Live::Half;
+            }
             _ => {}
         }
         self.note(|| format!("{}: {op} ended: {result:?}", name(node)));

@@ -28,7 +28,7 @@ pub(super) struct Beats {
     /// It has said that it hears this life of this manager.
     acquainted: bool,
     revision_told: bool,
-    /// The other node's word was heard since this manager started, or it is known to be lost.
+    /// The other node's word was heard since this manager started.
     met: bool,
     /// Whether it is there; `None`: not known yet.
     pub up: Option<bool>,
@@ -153,8 +153,8 @@ impl Manager {
     fn merge(&mut self, message: &Snapshot, out: &mut Actions) {
         for (group, brief) in message.groups.iter().enumerate() {
             let order = &self.durable.groups[group].order;
-            let new_here = !self.beats.met && !message.fresh;
-            let counts = if new_here && brief.busy && !self.is_begun(group) {
+            let new_here = !self.beats.met && !self.is_begun(group);
+            let counts = if new_here && brief.active {
                 brief.order != *order
             } else if message.fresh && self.should_run(group) && self.is_begun(group) {
                 false
@@ -228,7 +228,6 @@ impl Manager {
         if up == self.beats.up {
             return;
         }
-        self.beats.met |= up == Some(false);
         let was = std::mem::replace(&mut self.beats.up, up);
         self.changed = true;
         let other = Object::Node(self.name(self.other()));
@@ -354,6 +353,7 @@ impl Manager {
                 self.told.orders[group].clone()
             },
             busy: !self.is_idle(group),
+            active: self.is_begun(group),
             online: self.is_online(group),
             able: self.is_able(group),
             ready: self.groups[group].ready,

@@ -48,6 +48,8 @@ pub struct Brief {
     pub order: Stamp<Order>,
     /// Something of it is active there, or the right to run is there.
     pub busy: bool,
+    /// Something of it is active there.
+    pub active: bool,
     /// All of it is active there.
     pub online: bool,
     /// It could run there: nothing has refused it the right just now.

@@ -31,6 +31,11 @@ impl Manager {
                 R::Failed => !record.given_up,
                 _ => false,
             };
+            let failed = record.state == R::Failed;
+            if begins && failed && record.tries > self.tries_allowed(group, at) {
+                self.give_up(group, at, out);
+                return;
+            }
             let needs = &self.groups[group].depends[at];
             if begins && record.op.is_none() && needs.iter().all(|on| self.is_satisfied(group, *on))
             {
@@ -121,6 +126,10 @@ impl Manager {
         };
         let needed_by = &self.groups[group].needed_by[at];
         if !needed_by.iter().all(is_down) && !planted(Defect::DependentsLeft) {
+            return;
+        }
+        if record.stop_tries > self.cluster.groups[group].resources[at].common.stop_retries {
+            self.leave_unstopped(group, at, out);
             return;
         }
         let op = self.next_op();
@@ -221,7 +230,7 @@ impl Manager {
             (R::Starting, OpResult::Done) => {
                 let record = &mut self.group_record(group).resources[at];
                 record.state = R::Online;
-                record.tries = 0;
+                (record.tries, record.stop_tries) = (0, 0);
                 let object = self.resource_object(group, at);
                 self.alert(out, Severity::Info, object, "active", "");
                 if self.is_online(group) {
@@ -273,8 +282,6 @@ impl Manager {
     }
 
     fn on_start_failed(&mut self, group: GroupId, at: usize, result: &OpResult, out: &mut Actions) {
-        let cluster = self.cluster.clone();
-        let config = &cluster.groups[group].resources[at];
         let object = self.resource_object(group, at);
         let why = reason(result);
         // Asked: what an earlier manager has begun under the right that it held.
@@ -288,14 +295,24 @@ impl Manager {
             return;
         }
         record.tries += 1;
+        self.alert(out, Severity::Warning, object, "not activated", why);
+    }
+
+    /// Failed activations after which a resource is tried again.
+    fn tries_allowed(&self, group: GroupId, at: usize) -> u32 {
         let more = u32::from(planted(Defect::OneRetryMore));
-        if record.tries <= config.retries() + more {
-            self.alert(out, Severity::Warning, object, "not activated", why);
-            return;
-        }
+        self.cluster.groups[group].resources[at].retries() + more
+    }
+
+    /// A resource's retries are used up: the group fails over, or the final action is next.
+    fn give_up(&mut self, group: GroupId, at: usize, out: &mut Actions) {
+        let cluster = self.cluster.clone();
+        let config = &cluster.groups[group].resources[at];
+        let record = &mut self.group_record(group).resources[at];
         record.given_up = true;
         let what = format!("not activated in {} tries", record.tries);
-        self.alert(out, Severity::Error, object, what, why);
+        let object = self.resource_object(group, at);
+        self.alert(out, Severity::Error, object, what, "");
         let key = format!("resource {}", config.name);
         let done = self
             .order(group)
@@ -311,25 +328,28 @@ impl Manager {
     }
 
     fn on_stop_failed(&mut self, group: GroupId, at: usize, result: &OpResult, out: &mut Actions) {
-        let cluster = self.cluster.clone();
-        let config = &cluster.groups[group].resources[at];
-        let object = self.resource_object(group, at);
         let record = &mut self.group_record(group).resources[at];
         record.stop_tries += 1;
-        if record.stop_tries <= config.common.stop_retries {
-            record.state = R::Failed;
-            self.alert(
-                out,
-                Severity::Warning,
-                object,
-                "not deactivated",
-                reason(result),
-            );
-            return;
-        }
+        record.state = R::Failed;
+        let object = self.resource_object(group, at);
+        self.alert(
+            out,
+            Severity::Warning,
+            object,
+            "not deactivated",
+            reason(result),
+        );
+    }
+
+    /// A resource can't be stopped: what follows is the final action of that.
+    fn leave_unstopped(&mut self, group: GroupId, at: usize, out: &mut Actions) {
+        let cluster = self.cluster.clone();
+        let config = &cluster.groups[group].resources[at];
+        let record = &mut self.group_record(group).resources[at];
         record.state = R::StopFailed;
         let what = format!("not deactivated in {} tries", record.stop_tries);
-        self.alert(out, Severity::Error, object, what, reason(result));
+        let object = self.resource_object(group, at);
+        self.alert(out, Severity::Error, object, what, "");
         let key = format!("resource {}", config.name);
         self.final_action(group, config.common.stop_final, &key, out);
     }
