@@ -46,10 +46,11 @@ pub struct Seen {
     tries: BTreeMap<(usize, usize, usize), u32>,
     /// Failovers, by (group, what made them).
     failovers: BTreeMap<(usize, String), u32>,
-    /// Reactivations and scripts, by (node, monitor).
-    reactivations: BTreeMap<(usize, usize), u32>,
+    /// Scripts, reactivations, failovers and final actions that were decided, by (node, monitor).
+    steps: BTreeMap<(usize, usize), [u32; 4]>,
+    /// Reactivations that were made, and scripts that ran.
+    effects: BTreeMap<(usize, usize), u32>,
     scripts: BTreeMap<(usize, usize), u32>,
-    finals: BTreeMap<(usize, usize), u32>,
     /// Failed looks in a row, by (node, monitor).
     failures: BTreeMap<(usize, usize), u32>,
     /// When an operator last spoke of a group.
@@ -67,9 +68,9 @@ impl Seen {
             last_persist: [0; 2],
             tries: BTreeMap::new(),
             failovers: BTreeMap::new(),
-            reactivations: BTreeMap::new(),
+            steps: BTreeMap::new(),
+            effects: BTreeMap::new(),
             scripts: BTreeMap::new(),
-            finals: BTreeMap::new(),
             failures: BTreeMap::new(),
             spoken: vec![0; cluster.groups.len()],
             leaving: Vec::new(),
@@ -150,6 +151,13 @@ impl World {
         let cluster = self.options.cluster.clone();
         let Some(group) = self.group_of(&alert.object) else {
             // A cluster's start begins with counts at 0.
+            if let Object::Monitor(name) = &alert.object
+                && alert.what.starts_with("recovers")
+            {
+                let mut monitors = self.options.cluster.monitors.iter();
+                let monitor = monitors.position(|m| m.name == *name).unwrap_or_default();
+                return self.stepped(node, monitor, alert, failures);
+            }
             if alert.object == Object::Cluster && alert.what.starts_with("starts") {
                 self.seen.failovers.clear();
             }
@@ -188,59 +196,69 @@ impl World {
                 return Err(Violation::new("Thresholds", what));
             }
         }
-        let Some(monitor) = monitor else {
-            return Ok(());
-        };
-        let common = &cluster.monitors[monitor].common;
-        let reactivated = alert.what.ends_with("reactivated");
-        let failed_over = alert.what.starts_with("fails over");
-        let last = alert.what.starts_with("final action");
-        if !reactivated && !failed_over && !last {
-            return Ok(());
-        }
-        if suspended {
+        if monitor.is_some() && suspended {
             return Err(Violation::new("Suspended", format!("{at}: {alert}")));
         }
+        if let Some(monitor) = monitor.filter(|_| alert.what.ends_with("reactivated")) {
+            let effects = self.seen.effects.entry((node, monitor)).or_default();
+            *effects += 1;
+            let decided = self
+                .seen
+                .steps
+                .get(&(node, monitor))
+                .map_or(0, |steps| steps[1]);
+            if *effects > decided {
+                let what = format!("{at}: {alert}: {effects} times, decided {decided} times");
+                return Err(Violation::new("No-action-twice", what));
+            }
+        }
+        Ok(())
+    }
+
+    /// A monitor's recovery took a step: the thresholds before it are used up, its own is not.
+    fn stepped(
+        &mut self,
+        node: usize,
+        monitor: usize,
+        alert: &Alert,
+        failures: u32,
+    ) -> Result<(), Violation> {
+        let cluster = self.options.cluster.clone();
+        let config = &cluster.monitors[monitor];
+        let common = &config.common;
+        let at = name(node);
         self.stats.recoveries += 1;
         let needed = if common.no_retry_after_timeout {
             1
         } else {
-            cluster.monitors[monitor].retries() + 1
+            config.retries() + 1
         };
         if failures < needed {
             let what = format!("{at}: {alert}: after {failures} failures, {needed} are needed");
             return Err(Violation::new("Thresholds", what));
         }
-        let reactivations = self.seen.reactivations.entry((node, monitor)).or_default();
-        if reactivated {
-            *reactivations += 1;
-        }
-        let so_far = *reactivations;
-        let scripts = self
-            .seen
-            .scripts
-            .get(&(node, monitor))
-            .copied()
-            .unwrap_or_default();
-        let exact = |what: &str, count: u32, threshold: u32| {
-            let what = format!("{at}: {alert}: {what} {count} of {threshold}");
-            Err(Violation::new("Thresholds", what))
+        let step = match alert.what.as_str() {
+            "recovers: script" => 0,
+            "recovers: reactivation" => 1,
+            "recovers: failover" => 2,
+            _ => 3,
         };
-        if so_far > common.reactivations {
-            return exact("reactivation", so_far, common.reactivations);
-        }
-        if scripts < common.script_runs {
-            return exact("script", scripts, common.script_runs);
-        }
-        if (failed_over || last) && so_far < common.reactivations {
-            return exact("reactivation", so_far, common.reactivations);
-        }
-        if last {
-            let finals = self.seen.finals.entry((node, monitor)).or_default();
-            *finals += 1;
-            if *finals > 1 {
-                return exact("final action", *finals, 1);
+        let steps = self.seen.steps.entry((node, monitor)).or_default();
+        steps[step] += 1;
+        let (scripts, finals) = (common.script_runs, 1);
+        let thresholds = [scripts, common.reactivations, u32::MAX, finals];
+        for before in 0..step {
+            if before != 2 && steps[before] != thresholds[before] {
+                let what = format!("{at}: {alert}: {steps:?} steps of {thresholds:?}");
+                return Err(Violation::new("Thresholds", what));
             }
+        }
+        if steps[step] > thresholds[step] {
+            let what = format!("{at}: {alert}: {steps:?} steps of {thresholds:?}");
+            return Err(Violation::new("Thresholds", what));
+        }
+        if self.nodes[node].disk.suspended.value {
+            return Err(Violation::new("Suspended", format!("{at}: {alert}")));
         }
         Ok(())
     }

@@ -9,7 +9,8 @@ use kagami_failover::core::environment::Host;
 use kagami_failover::core::guard::{Guard, Word};
 use kagami_failover::core::message::Phase;
 use kagami_failover::core::{
-    Action, Actions, Command, Event, GroupStatus, Manager, OpId, OpResult, Snapshot, Time, Work,
+    Action, Actions, Command, Event, GroupStatus, Manager, Object, OpId, OpResult, Snapshot, Time,
+    Work,
 };
 
 use crate::sim::rng::Rng;
@@ -540,7 +541,10 @@ impl World {
                 }
                 Action::Alert(alert) => {
                     self.note(|| format!("{}: {alert}", name(node)));
-                    let monitor = self.monitor_of(&alert.cause);
+                    let monitor = match &alert.object {
+                        Object::Monitor(name) => self.monitor_of(&format!("monitor {name}")),
+                        _ => None,
+                    };
                     self.seen
                         .alert(node, self.nodes[node].written, alert, monitor);
                 }

@@ -187,7 +187,6 @@ impl Manager {
             order.why = Why::Start;
             order.from = None;
             order.cause = Cause::Stop;
-            order.failovers.clear();
         });
         let what = format!("is to start on node {}", self.name(to));
         self.alert(
@@ -202,6 +201,7 @@ impl Manager {
 
     /// A new start begins with counters at 0, and asks for the right at once.
     fn clear_group(&mut self, group: GroupId) {
+        self.group_record(group).counts.clear(|_| false);
         let state = &mut self.groups[group];
         state.refused = None;
         state.ask_again = self.now;
@@ -223,7 +223,7 @@ impl Manager {
                 resource.tries = 0;
             }
         }
-        self.set_order(group, |order| order.failovers.clear());
+        self.group_record(group).counts.clear(|_| false);
         true
     }
 
@@ -274,7 +274,6 @@ impl Manager {
             order.owner = to;
             order.why = Why::Start;
             order.cause = Cause::Move;
-            order.failovers.clear();
         });
         let what = format!("is to move to node {}", self.name(to));
         self.alert(

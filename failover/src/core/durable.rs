@@ -120,8 +120,48 @@ pub struct Order {
     pub from: Option<Node>,
     /// Why it left there.
     pub cause: Cause,
-    /// Failovers so far, by what made them: `resource NAME` or `monitor NAME`.
+}
+
+/// Failovers so far. Both nodes count, and neither's count is lost: the higher one of each kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Raised when counts go back to 0.
+    pub epoch: u64,
+    /// By what made them: `resource NAME` or `monitor NAME`.
     pub failovers: BTreeMap<String, u32>,
+}
+
+impl Counts {
+    /// What was counted by this one or the other. True if the other knew more.
+    pub fn join(&mut self, other: &Self) -> bool {
+        if other.epoch < self.epoch {
+            return false;
+        }
+        if other.epoch > self.epoch {
+            self.clone_from(other);
+            return true;
+        }
+        let mut more = false;
+        for (key, count) in &other.failovers {
+            let mine = self.failovers.entry(key.clone()).or_default();
+            if count > mine {
+                *mine = *count;
+                more = true;
+            }
+        }
+        more
+    }
+
+    /// Forgets those for which `keep` is false.
+    pub fn clear(&mut self, keep: impl Fn(&str) -> bool) {
+        self.epoch += 1;
+        self.failovers.retain(|key, _| keep(key));
+    }
+
+    /// How often this has made a group fail over.
+    pub fn of(&self, key: &str) -> u32 {
+        self.failovers.get(key).copied().unwrap_or_default()
+    }
 }
 
 /// A group, on this node.
@@ -133,6 +173,8 @@ pub struct GroupRecord {
     pub order: Stamp<Order>,
     /// The highest version of it that this node has known.
     pub high: u64,
+    /// Its failovers.
+    pub counts: Counts,
     /// What its scripts see, from its start to its stop.
     pub run: Run,
     /// It ran here when the machine went down.

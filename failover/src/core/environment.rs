@@ -173,8 +173,8 @@ pub(super) fn recovery(manager: &Manager, monitor: usize, step: Step) -> Variabl
     let config = &manager.cluster.monitors[monitor];
     let record = &manager.durable.monitors[monitor];
     let key = format!("monitor {}", config.name);
-    let orders = manager.durable.groups.iter().map(|g| &g.order.value);
-    let failovers = orders.filter_map(|order| order.failovers.get(&key)).max();
+    let groups = manager.durable.groups.iter();
+    let failovers = groups.map(|g| g.counts.of(&key)).max();
     let mut all = Vec::new();
     let action = match step {
         Step::Script => "RECOVERY",
@@ -193,7 +193,7 @@ pub(super) fn recovery(manager: &Manager, monitor: usize, step: Step) -> Variabl
         ),
         Step::Failover => {
             // The one that is about to be made is counted with its order.
-            let count = failovers.copied().unwrap_or_default() + 1;
+            let count = failovers.unwrap_or_default() + 1;
             set(&mut all, "CLP_FAILOVERCOUNT", count.to_string());
         }
         Step::Final => {}

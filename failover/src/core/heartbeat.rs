@@ -29,7 +29,7 @@ pub(super) struct Beats {
     acquainted: bool,
     revision_told: bool,
     /// The other node's word was heard since this manager started.
-    met: bool,
+    pub met: bool,
     /// Whether it is there; `None`: not known yet.
     pub up: Option<bool>,
     /// When it is lost if it was never heard at all.
@@ -152,6 +152,10 @@ impl Manager {
     /// has just started remembers: the other one may have gone on without knowing of that word.
     fn merge(&mut self, message: &Snapshot, out: &mut Actions) {
         for (group, brief) in message.groups.iter().enumerate() {
+            let mut counts = self.durable.groups[group].counts.clone();
+            if counts.join(&brief.counts) {
+                self.group_record(group).counts = counts;
+            }
             let order = &self.durable.groups[group].order;
             let new_here = !self.beats.met && !self.is_begun(group);
             let counts = if new_here && brief.active {
@@ -171,7 +175,11 @@ impl Manager {
                 self.groups[group].failback = false;
             }
         }
-        self.beats.met |= !message.groups.is_empty();
+        if !message.groups.is_empty() && !self.beats.met {
+            self.beats.met = true;
+            // What was taken over is told, once it is durable, in the place of what was remembered.
+            self.dirty = true;
+        }
         if message.suspended.is_newer(&self.durable.suspended) {
             self.record().suspended = message.suspended;
             let what = if message.suspended.value {
@@ -308,7 +316,9 @@ impl Manager {
             let automatic = attributes.startup == Automatic::Automatic;
             let home = attributes.nodes.first();
             let home = self.cluster.nodes.iter().position(|n| Some(n) == home);
-            self.group_record(group).recover = false;
+            let record = self.group_record(group);
+            record.recover = false;
+            record.counts.clear(|_| false);
             self.set_order(group, |order| {
                 *order = Order {
                     wanted: automatic,
@@ -316,7 +326,6 @@ impl Manager {
                     why: Why::Start,
                     from: None,
                     cause: Cause::Stop,
-                    failovers: std::collections::BTreeMap::new(),
                 };
             });
         }
@@ -350,8 +359,9 @@ impl Manager {
             order: if planted(Defect::TakeoverTold) {
                 self.durable.groups[group].order.clone()
             } else {
-                self.told.orders[group].clone()
+                self.told.orders[group].0.clone()
             },
+            counts: self.told.orders[group].1.clone(),
             busy: !self.is_idle(group),
             active: self.is_begun(group),
             online: self.is_online(group),
@@ -362,7 +372,7 @@ impl Manager {
             incarnation: self.incarnation,
             seq: 0,
             echo: self.beats.life,
-            fresh: !self.beats.met,
+            fresh: !self.told.met,
             revision: self.cluster.revision,
             phase: self.phase,
             suspended: self.told.suspended,

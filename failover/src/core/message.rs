@@ -3,7 +3,7 @@
 //! There is no order that could be lost: where a group should run is a state of both
 //! ([`super::durable::Order`]), and the newer word counts.
 
-use super::durable::{EndKind, Order, Stamp};
+use super::durable::{Counts, EndKind, Order, Stamp};
 
 /// What a manager is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +46,8 @@ pub struct Snapshot {
 pub struct Brief {
     /// Where it should run: what is durable there.
     pub order: Stamp<Order>,
+    /// Its failovers, as far as they are counted there.
+    pub counts: Counts,
     /// Something of it is active there, or the right to run is there.
     pub busy: bool,
     /// Something of it is active there.

@@ -48,7 +48,7 @@ pub use event::{Command, Event, OpResult, Refusal, Right};
 pub use message::{Phase, Snapshot};
 pub use state::{GroupId, GroupStatus, MonitorStatus, Node, OpId, ResourceState, Time};
 
-use durable::{EndKind, GroupRecord, Order, Stamp};
+use durable::{Counts, EndKind, GroupRecord, Order, Stamp};
 use environment::Host;
 use right_to_run::Hold;
 
@@ -115,7 +115,8 @@ pub struct Manager {
 /// What the other node is told of this one's durable state.
 #[derive(Clone, Debug)]
 struct Told {
-    orders: Vec<Stamp<Order>>,
+    orders: Vec<(Stamp<Order>, Counts)>,
+    met: bool,
     suspended: Stamp<bool>,
     shutdown: Stamp<Option<EndKind>>,
 }
@@ -189,7 +190,7 @@ impl Manager {
         let incarnation = start.incarnation.max(durable.life + 1);
         durable.life = incarnation;
         let settled = durable.settled;
-        let told = Told::of(&durable);
+        let told = Told::of(&durable, false);
         let groups = cluster.groups.iter().map(Group::new).collect();
         let watches = cluster
             .monitors
@@ -374,7 +375,7 @@ impl Manager {
         self.dirty = false;
         self.written += 1;
         self.telling
-            .push_back((self.written, Told::of(&self.durable)));
+            .push_back((self.written, Told::of(&self.durable, self.beats.met)));
         out.push(Action::Persist {
             seq: self.written,
             state: Box::new(self.durable.clone()),
@@ -479,9 +480,13 @@ impl Manager {
 }
 
 impl Told {
-    fn of(durable: &Durable) -> Self {
+    fn of(durable: &Durable, met: bool) -> Self {
+        let groups = durable.groups.iter();
         Self {
-            orders: durable.groups.iter().map(|g| g.order.clone()).collect(),
+            orders: groups
+                .map(|g| (g.order.clone(), g.counts.clone()))
+                .collect(),
+            met,
             suspended: durable.suspended,
             shutdown: durable.shutdown,
         }

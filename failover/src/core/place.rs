@@ -49,6 +49,10 @@ impl Manager {
         if !order.wanted || order.owner == self.me || self.groups[group].dormant {
             return;
         }
+        // What it had to give up itself, it stops first.
+        if self.is_begun(group) {
+            return;
+        }
         if self.groups[group].waited_in_vain || planted(Defect::NoTakeover) {
             return;
         }

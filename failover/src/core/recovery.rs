@@ -81,12 +81,7 @@ impl Manager {
         let more = u32::from(planted(Defect::OneReactivationMore));
         let key = self.failover_key(monitor);
         let may_fail_over = |group: &GroupId| {
-            let done = self
-                .order(*group)
-                .failovers
-                .get(&key)
-                .copied()
-                .unwrap_or_default();
+            let done = self.durable.groups[*group].counts.of(&key);
             done < common.failovers && self.peer_can(*group)
         };
         let step = if common.script.is_some() && record.scripts < common.script_runs {
@@ -108,6 +103,14 @@ impl Manager {
         } else {
             Step::Final
         };
+        let what = match step {
+            Step::Script => "recovers: script",
+            Step::Reactivate => "recovers: reactivation",
+            Step::Failover => "recovers: failover",
+            Step::Final => "recovers: final action",
+        };
+        let object = Object::Monitor(config.name.clone());
+        self.alert(out, Severity::Error, object, what, reason(result));
         let op = self.next_op();
         let record = &mut self.record().monitors[monitor];
         match step {
@@ -239,6 +242,11 @@ impl Manager {
         let config = &cluster.monitors[monitor];
         let key = self.failover_key(monitor);
         let mut done = false;
+        if groups.is_empty() {
+            let object = Object::Monitor(config.name.clone());
+            let what = "the recovery is left out: its target is not active any more";
+            self.alert(out, Severity::Warning, object, what, "");
+        }
         for group in groups {
             let group = *group;
             match step {
@@ -263,9 +271,8 @@ impl Manager {
                     );
                 }
                 Step::Failover => {
-                    let before = self.order(group).failovers.get(&key).copied();
-                    if before.unwrap_or_default() < config.common.failovers && self.peer_can(group)
-                    {
+                    let before = self.durable.groups[group].counts.of(&key);
+                    if before < config.common.failovers && self.peer_can(group) {
                         self.fail_over(group, &key, out);
                     }
                 }
@@ -319,10 +326,8 @@ impl Manager {
             // Where the group runs its failovers are counted, and forgotten.
             let key = self.failover_key(at);
             for group in self.targets(at).0 {
-                if self.order(group).failovers.contains_key(&key) {
-                    self.set_order(group, |order| {
-                        order.failovers.remove(&key);
-                    });
+                if self.durable.groups[group].counts.of(&key) > 0 {
+                    self.group_record(group).counts.clear(|other| other != key);
                 }
             }
         }
@@ -332,12 +337,13 @@ impl Manager {
                 continue;
             }
             self.groups[group].online_since = None;
-            let is_resources = |key: &String| key.starts_with("resource ");
-            let counted = self.order(group).failovers.keys().any(is_resources);
+            let is_resources = |key: &str| key.starts_with("resource ");
+            let counts = &self.durable.groups[group].counts;
+            let counted = counts.failovers.keys().any(|key| is_resources(key));
             if counted && self.should_run(group) {
-                self.set_order(group, |order| {
-                    order.failovers.retain(|key, _| !is_resources(key));
-                });
+                self.group_record(group)
+                    .counts
+                    .clear(|key| !is_resources(key));
             }
         }
     }

@@ -314,12 +314,7 @@ impl Manager {
         let object = self.resource_object(group, at);
         self.alert(out, Severity::Error, object, what, "");
         let key = format!("resource {}", config.name);
-        let done = self
-            .order(group)
-            .failovers
-            .get(&key)
-            .copied()
-            .unwrap_or_default();
+        let done = self.durable.groups[group].counts.of(&key);
         if done < config.common.failovers && self.peer_can(group) {
             self.fail_over(group, &key, out);
         } else {
@@ -364,10 +359,11 @@ impl Manager {
             order.from = Some(me);
             order.why = Why::Failover;
             order.cause = Cause::Failover;
-            if !planted(Defect::FailoverNotCounted) {
-                *order.failovers.entry(key).or_default() += 1;
-            }
         });
+        if !planted(Defect::FailoverNotCounted) {
+            let counts = &mut self.group_record(group).counts;
+            *counts.failovers.entry(key).or_default() += 1;
+        }
         let what = format!("fails over to node {}", self.name(other));
         self.alert(out, Severity::Error, self.group_object(group), what, cause);
     }

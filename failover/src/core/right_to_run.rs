@@ -38,7 +38,8 @@ pub(super) enum Hold {
 impl Manager {
     /// This node should have the group: by the order, or because it takes it over.
     fn wants(&self, group: GroupId) -> bool {
-        self.should_run(group) || self.groups[group].intent.is_some()
+        let lost = self.groups[group].right == Hold::Lost;
+        self.should_run(group) || (self.groups[group].intent.is_some() && !lost)
     }
 
     /// The order says that the group runs here, and this node can follow it.
