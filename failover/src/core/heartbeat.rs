@@ -28,8 +28,6 @@ pub(super) struct Beats {
     /// It has said that it hears this life of this manager.
     acquainted: bool,
     revision_told: bool,
-    /// The other node's word was heard since this manager started.
-    pub met: bool,
     /// Whether it is there; `None`: not known yet.
     pub up: Option<bool>,
     /// When it is lost if it was never heard at all.
@@ -67,7 +65,6 @@ impl Beats {
             life: 0,
             acquainted: false,
             revision_told: false,
-            met: false,
             up: None,
             grace: now.after(longest.unwrap_or_default()),
         }
@@ -148,8 +145,8 @@ impl Manager {
         self.beats.peer = Some(message);
     }
 
-    /// The newer word counts, whoever said it. But what runs counts more than what a manager that
-    /// has just started remembers: the other one may have gone on without knowing of that word.
+    /// The newer word counts, whoever said it. But what runs counts more than what a manager
+    /// remembers that has just started, or lost the right: the other one may have gone on without knowing of that word.
     fn merge(&mut self, message: &Snapshot, out: &mut Actions) {
         for (group, brief) in message.groups.iter().enumerate() {
             let mut counts = self.durable.groups[group].counts.clone();
@@ -157,14 +154,20 @@ impl Manager {
                 self.group_record(group).counts = counts;
             }
             let order = &self.durable.groups[group].order;
-            let new_here = !self.beats.met && !self.is_begun(group);
-            let counts = if new_here && brief.active {
+            let mine = self.is_begun(group);
+            let unsure = self.groups[group].unsure;
+            let counts = if unsure && brief.active && !mine {
                 brief.order != *order
-            } else if message.fresh && self.should_run(group) && self.is_begun(group) {
+            } else if brief.unsure && mine && self.should_run(group) {
                 false
             } else {
                 brief.order.is_newer(order)
             };
+            if unsure && !mine {
+                self.groups[group].unsure = false;
+                // Told, once it is durable, in the place of what was remembered.
+                self.dirty = true;
+            }
             if counts && !planted(Defect::OrdersNotMerged) {
                 let record = self.group_record(group);
                 record.high = record.high.max(record.order.version);
@@ -174,11 +177,6 @@ impl Manager {
                 self.groups[group].waited_in_vain = false;
                 self.groups[group].failback = false;
             }
-        }
-        if !message.groups.is_empty() && !self.beats.met {
-            self.beats.met = true;
-            // What was taken over is told, once it is durable, in the place of what was remembered.
-            self.dirty = true;
         }
         if message.suspended.is_newer(&self.durable.suspended) {
             self.record().suspended = message.suspended;
@@ -362,6 +360,7 @@ impl Manager {
                 self.told.orders[group].0.clone()
             },
             counts: self.told.orders[group].1.clone(),
+            unsure: self.told.unsure[group],
             busy: !self.is_idle(group),
             active: self.is_begun(group),
             online: self.is_online(group),
@@ -372,7 +371,6 @@ impl Manager {
             incarnation: self.incarnation,
             seq: 0,
             echo: self.beats.life,
-            fresh: !self.told.met,
             revision: self.cluster.revision,
             phase: self.phase,
             suspended: self.told.suspended,

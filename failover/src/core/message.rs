@@ -27,8 +27,6 @@ pub struct Snapshot {
     pub echo: u64,
     /// Raised with each heartbeat.
     pub seq: u64,
-    /// It has just started: what it says of groups is what it remembers.
-    pub fresh: bool,
     /// The revision of its configuration.
     pub revision: u64,
     /// What it is at.
@@ -46,6 +44,9 @@ pub struct Snapshot {
 pub struct Brief {
     /// Where it should run: what is durable there.
     pub order: Stamp<Order>,
+    /// The order is what it remembers, from before it started or lost the right, and the other
+    /// node's word on it was not heard yet.
+    pub unsure: bool,
     /// Its failovers, as far as they are counted there.
     pub counts: Counts,
     /// Something of it is active there, or the right to run is there.

@@ -116,7 +116,7 @@ pub struct Manager {
 #[derive(Clone, Debug)]
 struct Told {
     orders: Vec<(Stamp<Order>, Counts)>,
-    met: bool,
+    unsure: Vec<bool>,
     suspended: Stamp<bool>,
     shutdown: Stamp<Option<EndKind>>,
 }
@@ -147,6 +147,8 @@ struct Group {
     /// This node started alone, and does not start it by itself.
     dormant: bool,
     ready: bool,
+    /// Its order is what this node remembers: the other one may know better.
+    unsure: bool,
     /// Its home has returned, and it goes back there.
     failback: bool,
     /// Other groups are waited for since then.
@@ -190,7 +192,7 @@ impl Manager {
         let incarnation = start.incarnation.max(durable.life + 1);
         durable.life = incarnation;
         let settled = durable.settled;
-        let told = Told::of(&durable, false);
+        let told = Told::of(&durable, vec![true; cluster.groups.len()]);
         let groups = cluster.groups.iter().map(Group::new).collect();
         let watches = cluster
             .monitors
@@ -374,8 +376,9 @@ impl Manager {
         }
         self.dirty = false;
         self.written += 1;
-        self.telling
-            .push_back((self.written, Told::of(&self.durable, self.beats.met)));
+        let unsure = self.groups.iter().map(|group| group.unsure).collect();
+        let told = Told::of(&self.durable, unsure);
+        self.telling.push_back((self.written, told));
         out.push(Action::Persist {
             seq: self.written,
             state: Box::new(self.durable.clone()),
@@ -480,13 +483,13 @@ impl Manager {
 }
 
 impl Told {
-    fn of(durable: &Durable, met: bool) -> Self {
+    fn of(durable: &Durable, unsure: Vec<bool>) -> Self {
         let groups = durable.groups.iter();
         Self {
             orders: groups
                 .map(|g| (g.order.clone(), g.counts.clone()))
                 .collect(),
-            met,
+            unsure,
             suspended: durable.suspended,
             shutdown: durable.shutdown,
         }
@@ -521,6 +524,7 @@ impl Group {
             dormant: false,
             // Without a mirror nothing has to be ready.
             ready: config.mirrors().next().is_none(),
+            unsure: true,
             failback: false,
             waiting_since: None,
             waited_in_vain: false,

@@ -232,6 +232,8 @@ impl Manager {
                 self.groups[group].refused = Some(self.now);
                 self.groups[group].ask_again = self.now.after(ASK_AGAIN);
                 self.groups[group].intent = None;
+                self.groups[group].unsure = true;
+                self.dirty = true;
                 let what = "stops: this node may not run it any more";
                 self.alert(out, Severity::Error, object, what, "");
             }
