@@ -483,6 +483,9 @@ impl World {
                 Action::AskRight { group, .. } => self.ask(node, group),
                 Action::ReleaseRight { group } => {
                     self.check_release(node, group)?;
+                    self.guard(node, group, Word::Stopped);
+                    self.nodes[node].dropped[group] = false;
+                    self.nodes[node].frozen[group] = false;
                     self.release(node, group);
                 }
                 Action::Stopped { group } => {

@@ -58,7 +58,8 @@ pub enum Action {
         /// The fence script has said that the other node is down.
         fenced: bool,
     },
-    /// Give up the right to run a group, or the question for it.
+    /// Give up the right to run a group, or the question for it. Nothing of it runs any more: its
+    /// guard is told so.
     ReleaseRight {
         /// Which.
         group: GroupId,

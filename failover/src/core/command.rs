@@ -203,7 +203,6 @@ impl Manager {
     fn clear_group(&mut self, group: GroupId) {
         self.group_record(group).counts.clear(|_| false);
         let state = &mut self.groups[group];
-        state.unsure = false;
         state.refused = None;
         state.ask_again = self.now;
         state.dormant = false;
@@ -245,7 +244,6 @@ impl Manager {
             order.cause = Cause::Stop;
         });
         self.groups[group].intent = None;
-        self.groups[group].unsure = false;
         self.alert(
             out,
             Severity::Info,

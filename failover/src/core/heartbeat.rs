@@ -163,12 +163,8 @@ impl Manager {
             } else {
                 brief.order.is_newer(order)
             };
-            if unsure && !mine {
-                self.groups[group].unsure = false;
-                // Told, once it is durable, in the place of what was remembered.
-                self.dirty = true;
-            }
             if counts && !planted(Defect::OrdersNotMerged) {
+                self.groups[group].unsure &= !brief.active;
                 let record = self.group_record(group);
                 record.high = record.high.max(record.order.version);
                 record.order = brief.order.clone();

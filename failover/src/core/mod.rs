@@ -344,6 +344,7 @@ impl Manager {
         let mut value = order.value.clone();
         change(&mut value);
         order.set(me, value);
+        self.groups[group].unsure = false;
         self.groups[group].waited_in_vain = false;
         self.groups[group].waiting_since = None;
     }

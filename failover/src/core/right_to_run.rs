@@ -189,6 +189,8 @@ impl Manager {
             (Right::Granted, Hold::Asked | Hold::Held | Hold::Frozen) => {
                 self.groups[group].right = Hold::Held;
                 self.groups[group].refused = None;
+                self.groups[group].unsure = false;
+                self.dirty = true;
                 self.on_granted(group, hold, out);
             }
             // It is given up already, or was never asked for by this life of the manager.
