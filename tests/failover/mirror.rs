@@ -52,7 +52,10 @@ impl World {
     fn right(&mut self, node: usize, group: usize, change: Right) {
         self.note(|| format!("right of g{group} at {}: {change:?}", name(node)));
         let life = self.nodes[node].life;
-        let delay = self.rng.below(3);
+        // In order: the daemon has one voice.
+        let at = self.told_at[node].max(self.now + self.rng.below(3));
+        self.told_at[node] = at;
+        let delay = at - self.now;
         self.later(
             delay,
             Item::Deliver {

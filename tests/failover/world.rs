@@ -167,6 +167,8 @@ pub struct World {
     pub connection: u64,
     pub disconnected_at: u64,
     pub attempts: u64,
+    /// When what was said last of the right arrives at a node's manager.
+    pub told_at: [u64; 2],
     pub arbiter_up: bool,
     pub arbiter_reached: [bool; 2],
     pub calm: bool,
@@ -217,6 +219,7 @@ impl World {
             connection: 0,
             disconnected_at: 0,
             attempts: 0,
+            told_at: [0; 2],
             arbiter_up: true,
             arbiter_reached: [true; 2],
             calm: false,

@@ -35,7 +35,7 @@ pub enum Event {
         /// Which.
         op: OpId,
     },
-    /// The right to run a group.
+    /// The right to run a group; what is said of it arrives in its order.
     Right {
         /// Whose.
         group: GroupId,
