@@ -95,6 +95,7 @@ pub enum Item {
     Fault,
     Heal(Heal),
     Command,
+    Resume,
     Calm,
     End,
 }
@@ -172,6 +173,8 @@ pub struct World {
     pub arbiter_up: bool,
     pub arbiter_reached: [bool; 2],
     pub calm: bool,
+    /// A node that stays down in the calm.
+    gone: Option<usize>,
     commands: u64,
     asked: BTreeMap<u64, Command>,
     pub seen: Seen,
@@ -223,6 +226,7 @@ impl World {
             arbiter_up: true,
             arbiter_reached: [true; 2],
             calm: false,
+            gone: None,
             commands: 0,
             asked: BTreeMap::new(),
             seen: Seen::new(&cluster),
@@ -362,6 +366,10 @@ impl World {
             } => self.on_answer(group, node, attempt),
             Item::Fault => self.on_fault(),
             Item::Heal(heal) => self.heal(heal),
+            Item::Resume => {
+                self.command(0, Command::Resume)?;
+                self.command(1, Command::Resume)?;
+            }
             Item::Command => self.on_command()?,
             Item::Calm => self.on_calm()?,
             Item::End => {}
@@ -658,7 +666,7 @@ impl World {
     }
 
     fn start_node(&mut self, node: usize) -> Result<(), Violation> {
-        if self.nodes[node].up {
+        if self.nodes[node].up || self.gone == Some(node) {
             return Ok(());
         }
         let boot = u128::from(self.rng.next_u64());
@@ -914,6 +922,12 @@ impl World {
             node.broken.fill(0);
             node.failing.fill(0);
         }
+        if self.rng.one_in(3) {
+            let node = self.rng.node();
+            self.note(|| format!("{} stays down", name(node)));
+            self.crash_node(node, true);
+            self.gone = Some(node);
+        }
         self.try_connect();
         for node in 0..2 {
             if !self.nodes[node].up {
@@ -922,6 +936,8 @@ impl World {
                 self.start_manager(node)?;
             }
         }
+        // An end that was ordered just now is over by then.
+        self.later(60_000, Item::Resume);
         self.command(0, Command::Resume)?;
         self.command(1, Command::Resume)?;
         let wait = self.options.cluster.wait_for_node.0;
@@ -930,8 +946,48 @@ impl World {
         Ok(())
     }
 
+    /// The one that is left runs what may run there.
+    fn check_survivor(&mut self, node: usize) -> Result<(), Violation> {
+        let host = &self.nodes[node];
+        let Some(manager) = host
+            .manager
+            .as_ref()
+            .filter(|_| self.now - host.started > 150_000)
+        else {
+            return Ok(());
+        };
+        let mut online = 0;
+        for (group, config) in self.options.cluster.groups.iter().enumerate() {
+            let status = manager.group_status(group);
+            let mirror = &self.mirrors[group];
+            let may = mirror.register[node] && !mirror.bad[node];
+            let failed = matches!(
+                status,
+                GroupStatus::OnlineFailure | GroupStatus::OfflineFailure
+            );
+            let manual = config.attributes.startup == kagami_failover::config::Start::Manual;
+            let waits = !config.attributes.wait_for.is_empty() && !self.is_online_somewhere(0);
+            let wanted = manager.order_of(group).wanted;
+            if status != GroupStatus::Online && wanted && may && !failed && !manual && !waits {
+                let order = manager.order_of(group);
+                let what = format!(
+                    "{}: {status:?} at {}, the only node, {order:?}",
+                    config.name,
+                    name(node)
+                );
+                return Err(Violation::new("Taken-over", what));
+            }
+            online += u64::from(status == GroupStatus::Online);
+        }
+        self.stats.online += online;
+        Ok(())
+    }
+
     /// The group is to run, and runs on one node.
     fn check_end(&mut self) -> Result<(), Violation> {
+        if let Some(gone) = self.gone {
+            return self.check_survivor(1 - gone);
+        }
         let managers: Vec<&Manager> = self
             .nodes
             .iter()

@@ -1,6 +1,7 @@
 //! Watching: when a monitor looks, and when what it saw counts as a failure.
 
 use crate::config::Severity;
+use crate::planted::{Defect, planted};
 
 use super::Manager;
 use super::action::{Action, Actions};
@@ -61,7 +62,7 @@ impl Manager {
         here && active
             && self.phase == Phase::Running
             && self.durable.ending.is_none()
-            && !self.durable.suspended.value
+            && (!self.durable.suspended.value || planted(Defect::SuspendedActs))
             && !self.durable.monitors[at].suspended
             && self.durable.monitors[at].recovering.is_none()
     }
