@@ -12,6 +12,7 @@ use super::Manager;
 use super::action::{Action, Actions};
 use super::durable::{Cause, EndKind, Ending, Why};
 use super::message::Phase;
+use super::right_to_run::Hold;
 use super::state::{GroupId, ResourceState};
 
 impl Manager {
@@ -71,7 +72,18 @@ impl Manager {
             }
             return;
         }
-        if self.groups[group].intent.is_none() {
+        if self.groups[group].right == Hold::Held {
+            // It was on its way to the node that is lost, and this one still has the right.
+            let me = self.me;
+            self.groups[group].intent = None;
+            self.set_order(group, |order| {
+                order.owner = me;
+                order.why = Why::Start;
+                order.cause = Cause::Failover;
+            });
+            let what = "stays: the node that it was to move to is lost";
+            self.alert(out, Severity::Warning, self.group_object(group), what, "");
+        } else if self.groups[group].intent.is_none() {
             self.groups[group].intent = Some(Why::Failover);
             self.changed = true;
             if planted(Defect::TakeoverTold) {
@@ -91,7 +103,7 @@ impl Manager {
         if !mine || !stuck || self.is_able(group) || !self.is_idle(group) || !self.peer_can(group) {
             return;
         }
-        if self.groups[group].right != super::right_to_run::Hold::None {
+        if self.groups[group].right != Hold::None {
             return;
         }
         let other = self.other();
@@ -205,9 +217,7 @@ impl Manager {
                 .iter()
                 .any(|r| r.state == ResourceState::StopFailed)
                 && resources.iter().all(|r| r.op.is_none());
-            stuck
-                || (self.is_idle(group)
-                    && self.groups[group].right == super::right_to_run::Hold::None)
+            stuck || (self.is_idle(group) && self.groups[group].right == Hold::None)
         };
         let told = !ending.cluster || !self.peer_up() || {
             let peer = self.beats.peer.as_ref();

@@ -254,16 +254,10 @@ impl Manager {
     /// An operation of an earlier manager was never begun: it is begun now.
     pub(super) fn on_op_never(&mut self, op: OpId) {
         if let Some((group, at)) = self.resource_of(op) {
-            let record = &self.durable.groups[group].resources[at];
-            // Whether it is still right is decided anew.
-            let back = match record.state {
-                R::Stopping => R::Failed,
-                _ => R::Offline,
-            };
-            let tried = record.tries > 0;
+            // Whether it is still right is decided anew. Something of it may be there, from before.
             let record = &mut self.group_record(group).resources[at];
             record.op = None;
-            record.state = if tried { R::Failed } else { back };
+            record.state = R::Failed;
             return;
         }
         let found =
