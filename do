@@ -12,6 +12,7 @@
 #   ./do mutants PART [K/N]   mutates bitmap, core or core/FILE, and shows what no test notices
 #   ./do fuzz [TARGET [SECONDS]]  searches for inputs that break a decoder (all of them, 600 s each)
 #   ./do miri      runs what is unsafe and asks nothing of the kernel under Miri
+#   ./do bench [ARG...]  measures: the main table into target/bench.json, or kagami-bench ARG...
 #   ./do build     target/release/kagami
 #   ./do package   the Debian package of it, in target/debian
 #
@@ -23,7 +24,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 RUST_NEEDED=1.95
 BUILD_PACKAGES=(gcc libc6-dev)
-TEST_PACKAGES=(libnbd-bin python3-libnbd nbdkit fio qemu-utils openssl e2fsprogs procps shellcheck)
+TEST_PACKAGES=(libnbd-bin python3-libnbd nbdkit fio qemu-utils openssl e2fsprogs procps shellcheck strace)
+# For kagami-bench besides: its namespaces and the peers that it measures.
+BENCH_PACKAGES=(iproute2 util-linux fio nbdkit qemu-utils strace)
 # For tests/vm: both virtual machines, and what the scenarios use inside.
 VM_PACKAGES=(busybox-static kmod xz-utils qemu-system-x86 user-mode-linux nbd-client fio e2fsprogs fdisk dmsetup lvm2
     mmdebstrap uidmap postgresql python3 iproute2)
@@ -210,6 +213,23 @@ keep_corpus() { # FROM TO
         xargs -r cp -t "$2"
 }
 
+# What an operation costs in system calls, against its bounds; times are never asserted.
+costs() {
+    say "what operations cost, counted"
+    cargo build --quiet --release -p kagami-bench
+    "$(built)-bench" costs
+}
+
+# Without arguments the main table, about a quarter of an hour; cut, it goes on where it was.
+bench() { # [ARG-OF-KAGAMI-BENCH]...
+    build
+    cargo build --quiet --release -p kagami-bench
+    if [ $# = 0 ]; then
+        set -- all --resume --json "${CARGO_TARGET_DIR:-target}/bench.json"
+    fi
+    "$(built)-bench" "$@"
+}
+
 miri() {
     need_nightly miri rust-src
     say "unsafe code under Miri"
@@ -248,6 +268,10 @@ case ${1:-help} in
     mutants) mutants "${@:2}" ;;
     fuzz) need_rust; fuzz "${@:2}" ;;
     miri) need_rust; miri ;;
+    bench)
+        need_packages "${BENCH_PACKAGES[@]}"
+        need_rust
+        bench "${@:2}" ;;
     test)
         need_packages "${TEST_PACKAGES[@]}" "${VM_PACKAGES[@]}" "${PACKAGE_PACKAGES[@]}"
         check
@@ -263,8 +287,9 @@ case ${1:-help} in
         say "the main job, shown"
         build
         "$(built)" demo
+        costs
         # The build that the tests left is another one, to upgrade to.
         OTHER=${CARGO_TARGET_DIR:-target}/debug/kagami vm
         say "all of it passed" ;;
-    *) sed -n '2,20s/^# \{0,1\}//p' "$0" ;;
+    *) sed -n '2,21s/^# \{0,1\}//p' "$0" ;;
 esac

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::client::Client;
 use crate::error::BenchError;
-use crate::job::{Job, Sample};
+use crate::job::{Action, Job, Sample};
 use crate::load::{self, Until};
 use crate::process::{self, Process};
 
@@ -21,6 +21,18 @@ pub struct Room {
     pub region: u64,
     /// The daemon's program.
     pub kagami: PathBuf,
+    /// Where what goes over loopback goes.
+    pub network: Network,
+}
+
+/// The loopback network that everything over TCP and UDP goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// A network namespace made for this run: TCP at 127.0.0.1 acknowledges at once, at 127.0.0.2 when
+    /// the kernel finds it worth it, as everywhere.
+    Own,
+    /// The machine's.
+    Machine,
 }
 
 impl Room {
@@ -45,6 +57,11 @@ impl Room {
 pub trait Candidate {
     /// For the table.
     fn name(&self) -> &'static str;
+
+    /// Whether the job means anything to it.
+    fn takes(&self, _job: &Job) -> bool {
+        true
+    }
 
     /// Runs the job for about `time`.
     ///
@@ -109,6 +126,10 @@ impl Candidate for Served {
         let (tally, elapsed) =
             load::run(&mut self.client, job, self.region, Until::Time(time), seed)?;
         let (after, own) = (spent(), process::own_cpu_time().saturating_sub(own));
+        // What a server holds back unwritten would fall into another's turn.
+        if job.action == Action::Write {
+            self.client.flush_now()?;
+        }
         let mut sample = tally.sample(job.len, elapsed);
         let each = |time: Duration| time.as_secs_f64() * 1e6 / tally.operations() as f64;
         sample.cpu.insert("client".to_owned(), each(own));

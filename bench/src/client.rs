@@ -1,8 +1,8 @@
 //! The one NBD client that measures every candidate: pipelined, over a Unix socket, on one thread.
 //!
 //! It asks for simple replies, writes any number of requests with one system call and takes any
-//! number of replies with one. It reads nothing but replies to writes and flushes: a benchmark of
-//! writes needs no more, and what it spends per request stays small beside what it measures.
+//! number of replies, with the data that reads bring, with one. It looks at no data: what it spends
+//! per request stays small beside what it measures.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -22,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const REQUEST: usize = 28;
 /// Bytes of a simple reply.
 const REPLY: usize = 16;
+/// Bytes taken from the socket at once.
+const RECEIVED: usize = 1 << 20;
 /// Bytes of random data that payloads are cut from.
 const DATA: usize = 16 << 20;
 /// Pieces handed to the kernel at once; its own bound.
@@ -41,6 +43,10 @@ pub struct Client {
     received: Vec<u8>,
     /// Bytes of `received` that hold replies, or a part of one.
     filled: usize,
+    /// Bytes of data that the reply to each read in flight brings, by its cookie.
+    awaited: Vec<u32>,
+    /// A reply whose data has not come whole: its cookie, and the bytes to come.
+    partly: Option<(u64, usize)>,
 }
 
 impl Client {
@@ -69,8 +75,10 @@ impl Client {
             data: random_data(),
             headers: Vec::new(),
             payloads: Vec::new(),
-            received: vec![0; 4096 * REPLY],
+            received: vec![0; RECEIVED],
             filled: 0,
+            awaited: Vec::new(),
+            partly: None,
         };
         client.negotiate(export)?;
         Ok(client)
@@ -88,6 +96,17 @@ impl Client {
         let at = (draw as usize % (DATA - len)) & !7;
         self.request(cmd::WRITE, cookie, offset, len);
         self.payloads.push((at, len));
+    }
+
+    /// Queues a read of `len` bytes at `offset`. Cookies of reads are small: each has a place of its own.
+    pub fn read(&mut self, cookie: u64, offset: u64, len: u32) {
+        let place = cookie as usize;
+        if self.awaited.len() <= place {
+            self.awaited.resize(place + 1, 0);
+        }
+        self.awaited[place] = len;
+        self.request(cmd::READ, cookie, offset, len as usize);
+        self.payloads.push((0, 0));
     }
 
     /// Queues a flush.
@@ -134,16 +153,36 @@ impl Client {
     /// # Errors
     /// The server is gone, or answers with an error.
     pub fn receive(&mut self, cookies: &mut Vec<u64>) -> Result<(), BenchError> {
-        while self.filled < REPLY {
+        let before = cookies.len();
+        while cookies.len() == before {
             let count = again(|| self.stream.read(&mut self.received[self.filled..]))
                 .map_err(BenchError::io("receiving from the NBD server"))?;
             if count == 0 {
                 return Err(BenchError::Nbd("the server closed the connection".into()));
             }
             self.filled += count;
+            self.take_replies(cookies)?;
         }
-        let whole = self.filled / REPLY * REPLY;
-        for reply in self.received[..whole].chunks_exact(REPLY) {
+        Ok(())
+    }
+
+    /// Takes every reply that is there whole; keeps the start of the next.
+    fn take_replies(&mut self, cookies: &mut Vec<u64>) -> Result<(), BenchError> {
+        let mut at = 0;
+        loop {
+            if let Some((cookie, rest)) = self.partly {
+                let here = rest.min(self.filled - at);
+                at += here;
+                if here < rest {
+                    self.partly = Some((cookie, rest - here));
+                    break;
+                }
+                self.partly = None;
+                cookies.push(cookie);
+            }
+            let Some(reply) = self.received[at..self.filled].first_chunk::<REPLY>() else {
+                break;
+            };
             let mut reader = Reader(reply);
             let (magic, error) = (reader.u32(), reader.u32());
             if magic != Some(SIMPLE_REPLY_MAGIC) {
@@ -152,10 +191,14 @@ impl Client {
             if error != Some(0) {
                 return Err(BenchError::Nbd(format!("a request failed with {error:?}")));
             }
-            cookies.push(reader.u64().expect("sixteen bytes"));
+            let cookie = reader.u64().expect("sixteen bytes");
+            let data = self.awaited.get_mut(cookie as usize);
+            let data = data.map(std::mem::take).unwrap_or_default();
+            self.partly = Some((cookie, data as usize));
+            at += REPLY;
         }
-        self.received.copy_within(whole..self.filled, 0);
-        self.filled -= whole;
+        self.received.copy_within(at..self.filled, 0);
+        self.filled -= at;
         Ok(())
     }
 

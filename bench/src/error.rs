@@ -51,6 +51,34 @@ pub enum BenchError {
         /// What was looked for.
         what: String,
     },
+    /// A count has grown.
+    #[error(
+        "more than it was:\n{words}\n  next: find out why; if it has to be so, raise the bound in bench/src/costs.rs"
+    )]
+    Grown {
+        /// Which, and by how much.
+        words: String,
+    },
+    /// A file that is no file of measurements.
+    #[error("{file}: not what kagami-bench keeps ({words})\n  next: measure again with --json")]
+    NotKept {
+        /// Which.
+        file: String,
+        /// What was wrong.
+        words: String,
+    },
+    /// The page has no such section.
+    #[error(
+        "{}: no place for the section '{section}'\n  next: put `<!-- kagami-bench report: {section} -->` and \
+         `<!-- end of report -->` on lines of their own where it belongs",
+        page.display()
+    )]
+    NoPlace {
+        /// Which page.
+        page: PathBuf,
+        /// Which section.
+        section: String,
+    },
     /// Too little room.
     #[error(
         "{}: {free} bytes free, and the test files need {wanted}\n  next: name another folder with --dir, or make --region smaller",

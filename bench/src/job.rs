@@ -19,11 +19,21 @@ pub enum Pattern {
     Sequential,
 }
 
-/// Writes of one kind, one after the other in each of `depth` slots.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// What a job asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Action {
+    /// Writes.
+    Write,
+    /// Reads.
+    Read,
+}
+
+/// Requests of one kind, one after the other in each of `depth` slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
-    /// For people and JSON.
-    pub name: &'static str,
+    /// Writes or reads.
+    pub action: Action,
     /// Bytes of each request.
     pub len: u32,
     /// Requests in flight.
@@ -35,37 +45,92 @@ pub struct Job {
 }
 
 impl Job {
-    /// 4 KiB random writes.
-    const fn small(name: &'static str, depth: usize, flush: bool) -> Self {
+    /// Writes all over the region.
+    pub const fn write(len: u32, depth: usize) -> Self {
         Self {
-            name,
-            len: BLOCK as u32,
+            action: Action::Write,
+            len,
             depth,
             pattern: Pattern::Random,
-            flush,
+            flush: false,
         }
+    }
+
+    /// Reads all over the region.
+    const fn read(len: u32, depth: usize) -> Self {
+        Self {
+            action: Action::Read,
+            ..Self::write(len, depth)
+        }
+    }
+
+    /// The same, from the start to the end, and again.
+    pub const fn in_order(self) -> Self {
+        Self {
+            pattern: Pattern::Sequential,
+            ..self
+        }
+    }
+
+    /// For people and JSON: `4 KiB random write, depth 1, flush after each`.
+    pub fn name(&self) -> String {
+        let pattern = match self.pattern {
+            Pattern::Random => "random",
+            Pattern::Sequential => "sequential",
+        };
+        let action = match self.action {
+            Action::Write => "write",
+            Action::Read => "read",
+        };
+        let flush = if self.flush { ", flush after each" } else { "" };
+        format!(
+            "{} {pattern} {action}, depth {}{flush}",
+            size(self.len),
+            self.depth
+        )
     }
 }
 
+/// `4 KiB`, `1 MiB`
+pub fn size(bytes: u32) -> String {
+    if bytes.is_multiple_of(1 << 20) {
+        format!("{} MiB", bytes >> 20)
+    } else {
+        format!("{} KiB", bytes >> 10)
+    }
+}
+
+/// One small write at a time.
+pub const SMALL: Job = Job::write(BLOCK as u32, 1);
+/// The same, each made durable.
+pub const SMALL_FLUSHED: Job = Job {
+    flush: true,
+    ..SMALL
+};
+/// Many small writes at a time.
+pub const SMALL_DEEP: Job = Job::write(BLOCK as u32, 32);
+/// Middling writes.
+pub const MIDDLE: Job = Job::write(64 << 10, 4);
+/// Large writes; fills a disk, too.
+pub const SEQUENTIAL: Job = Job::write(1 << 20, 4).in_order();
+/// One small read at a time.
+pub const READ: Job = Job::read(BLOCK as u32, 1);
+/// Many small reads at a time.
+pub const READ_DEEP: Job = Job::read(BLOCK as u32, 32);
+
 /// The jobs of the main table.
-pub const JOBS: [Job; 4] = [
-    Job::small("4 KiB random write, depth 1", 1, false),
-    Job::small("4 KiB random write, depth 1, flush after each", 1, true),
-    Job::small("4 KiB random write, depth 32", 32, false),
+pub const JOBS: [Job; 7] = [
+    SMALL,
+    SMALL_FLUSHED,
+    SMALL_DEEP,
+    MIDDLE,
     SEQUENTIAL,
+    READ,
+    READ_DEEP,
 ];
 
-/// Fills a disk, too.
-pub const SEQUENTIAL: Job = Job {
-    name: "1 MiB sequential write, depth 4",
-    len: 1 << 20,
-    depth: 4,
-    pattern: Pattern::Sequential,
-    flush: false,
-};
-
 /// What one run of a job gave.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
     /// Operations finished.
     pub operations: u64,
@@ -73,7 +138,7 @@ pub struct Sample {
     pub seconds: f64,
     /// Operations a second.
     pub rate: f64,
-    /// Bytes written a second, in units of 1,000,000.
+    /// Bytes moved a second, in units of 1,000,000.
     pub megabytes: f64,
     /// Microseconds from request to answer: median.
     pub p50: f64,
@@ -81,9 +146,18 @@ pub struct Sample {
     pub p99: f64,
     /// 99.9th percentile.
     pub p999: f64,
+    /// Pairs of a percentage ([`PERCENTAGES`]) and the microseconds within which so many were answered.
+    #[serde(default)]
+    pub percentiles: Vec<(f64, f64)>,
     /// Processor microseconds for each operation, by program.
     pub cpu: BTreeMap<String, f64>,
 }
+
+/// The percentiles that are kept of each run: those that fio gives by itself.
+pub const PERCENTAGES: [f64; 17] = [
+    1.0, 5.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.95,
+    99.99,
+];
 
 /// Longer times count as this: ten minutes, in nanoseconds.
 const LONGEST: u64 = 600 * 1_000_000_000;
@@ -110,6 +184,11 @@ impl Tally {
             .saturating_record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
     }
 
+    /// Microseconds within which a share of the operations was answered.
+    pub fn at(&self, share: f64) -> f64 {
+        self.times.value_at_quantile(share) as f64 / 1e3
+    }
+
     /// Operations so far.
     pub fn operations(&self) -> u64 {
         self.times.len()
@@ -119,7 +198,7 @@ impl Tally {
     pub fn sample(&self, len: u32, elapsed: Duration) -> Sample {
         let seconds = elapsed.as_secs_f64();
         let rate = self.times.len() as f64 / seconds;
-        let at = |share| self.times.value_at_quantile(share) as f64 / 1e3;
+        let at = |share| self.at(share);
         Sample {
             operations: self.times.len(),
             seconds,
@@ -128,6 +207,7 @@ impl Tally {
             p50: at(0.5),
             p99: at(0.99),
             p999: at(0.999),
+            percentiles: PERCENTAGES.map(|p| (p, at(p / 100.0))).to_vec(),
             cpu: BTreeMap::new(),
         }
     }
@@ -198,6 +278,16 @@ mod tests {
         let mut ordered = Places::new(Pattern::Sequential, 4096, 3 * 4096, 7);
         let offsets: Vec<u64> = (0..4).map(|_| ordered.next_offset()).collect();
         assert_eq!(offsets, [0, 4096, 8192, 0]);
+    }
+
+    #[test]
+    fn a_job_is_named_by_what_it_does() {
+        assert_eq!(
+            SMALL_FLUSHED.name(),
+            "4 KiB random write, depth 1, flush after each"
+        );
+        assert_eq!(SEQUENTIAL.name(), "1 MiB sequential write, depth 4");
+        assert_eq!(READ_DEEP.name(), "4 KiB random read, depth 32");
     }
 
     #[test]

@@ -1,18 +1,21 @@
 //! A job, run over the NBD client.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::client::Client;
 use crate::error::BenchError;
-use crate::job::{Job, Places, SEQUENTIAL, Tally};
+use crate::job::{Action, Job, Places, SEQUENTIAL, Tally};
 
 /// When a load ends.
 #[derive(Clone, Copy, Debug)]
-pub enum Until {
+pub enum Until<'a> {
     /// After this time.
     Time(Duration),
     /// After this many operations.
     Operations(u64),
+    /// When somebody says so.
+    Told(&'a AtomicBool),
 }
 
 /// Runs `job` over the first `region` bytes; gives the tally and the time from the first request to
@@ -26,6 +29,21 @@ pub fn run(
     region: u64,
     until: Until,
     seed: u64,
+) -> Result<(Tally, Duration), BenchError> {
+    run_watched(client, job, region, until, seed, |_| {})
+}
+
+/// The same; `watch` hears of every answered operation how long it took, when it is answered.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_watched(
+    client: &mut Client,
+    job: &Job,
+    region: u64,
+    until: Until,
+    seed: u64,
+    mut watch: impl FnMut(Duration),
 ) -> Result<(Tally, Duration), BenchError> {
     let mut places = Places::new(job.pattern, job.len, region.min(client.size()), seed);
     let mut tally = Tally::default();
@@ -42,6 +60,7 @@ pub fn run(
         let goes_on = match until {
             Until::Time(time) => began.elapsed() < time,
             Until::Operations(count) => begun < count,
+            Until::Told(stop) => !stop.load(Ordering::Relaxed),
         };
         if goes_on {
             begun += 1;
@@ -49,7 +68,11 @@ pub fn run(
                 since: Instant::now(),
                 flushing: false,
             };
-            client.write(slot as u64, places.next_offset(), job.len, places.draw());
+            let offset = places.next_offset();
+            match job.action {
+                Action::Write => client.write(slot as u64, offset, job.len, places.draw()),
+                Action::Read => client.read(slot as u64, offset, job.len),
+            }
         }
         goes_on
     };
@@ -71,7 +94,9 @@ pub fn run(
                 client.flush(cookie);
                 continue;
             }
-            tally.record(state.since.elapsed());
+            let time = state.since.elapsed();
+            tally.record(time);
+            watch(time);
             in_flight -= usize::from(!begin(client, &mut slots, slot));
         }
         client.send()?;

@@ -4,31 +4,38 @@
 
 mod candidate;
 mod client;
+mod compare;
+mod costs;
 mod error;
 mod job;
 mod limit;
+mod link;
 mod load;
 mod memory;
 mod metadata;
 mod mirror;
-mod outage;
+mod namespace;
 mod peers;
 mod process;
 mod report;
+mod resync;
 mod rounds;
+mod setting;
+mod svg;
+mod tables;
+mod targets;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
-use candidate::{Candidate, Room};
+use candidate::{Network, Room};
+use compare::{Comparison, Group, limits, mirrors, others};
 use error::BenchError;
-use job::JOBS;
-use peers::Between;
-use report::{Row, Setting};
+use setting::{Document, Kind, Setting};
 
 #[derive(Parser)]
 #[command(
@@ -46,7 +53,7 @@ struct Cli {
 
 #[derive(Args)]
 struct Common {
-    /// Where the test files are made (and removed again): a disk with direct I/O, no tmpfs
+    /// Where the test files are made (and removed again): a disk with direct I/O, or memory (/dev/shm)
     #[arg(long, global = true, default_value = "/var/tmp")]
     dir: PathBuf,
     /// MiB of each test disk
@@ -58,19 +65,12 @@ struct Common {
     /// Also write everything measured to this file
     #[arg(long, global = true)]
     json: Option<PathBuf>,
-}
-
-#[derive(Args)]
-struct Comparison {
-    /// Runs of each job with each candidate
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
-    rounds: u32,
-    /// Seconds of each run
-    #[arg(long, default_value_t = 2.0, value_parser = seconds)]
-    seconds: f64,
-    /// Only jobs whose name contains this
-    #[arg(long)]
-    only: Option<String>,
+    /// Use the machine's own loopback, and make no network namespace
+    #[arg(long, global = true)]
+    machine_network: bool,
+    /// Said by this program to itself
+    #[arg(long, global = true, hide = true)]
+    inside_namespace: bool,
 }
 
 #[derive(Subcommand)]
@@ -79,11 +79,13 @@ enum Command {
     Limit(Comparison),
     /// kagami without a peer, and as a pair
     Mirror(Comparison),
-    /// fio on the file, qemu-storage-daemon with one file, and with its quorum driver
+    /// fio on the file, qemu-storage-daemon with one file, and with its quorum driver, nbdkit
     Peers(Comparison),
-    /// All of these in turn, with their ratios
+    /// All of these in turn, with their ratios and what is made of the targets: about fifteen minutes
     All(Comparison),
-    /// Outages of the peer: bytes sent for each byte marked, and how fast
+    /// The same over depths from 1 to 128 and blocks from 4 KiB to 4 MiB, for the plots
+    Sweep(Comparison),
+    /// Outages of the peer: bytes sent for each byte marked, how fast, and beside an application
     Resync {
         /// Outages of each kind
         #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
@@ -92,6 +94,12 @@ enum Command {
         #[arg(long, default_value_t = 0.2)]
         share: f64,
     },
+    /// System calls for each operation, counted by strace; fails when there are more than there were
+    Costs,
+    /// Delayed and lossy links between two network namespaces: kagami and qemu's quorum with x509
+    Link(link::LinkArgs),
+    /// Turns files of --json into the tables of docs/performance.md and the plots of docs/plots
+    Report(report::Report),
     /// Writes of metadata for each 1,000 writes
     Metadata {
         /// Writes of each kind
@@ -114,13 +122,6 @@ enum Command {
     },
 }
 
-fn seconds(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(seconds) if (0.1..=3600.0).contains(&seconds) => Ok(seconds),
-        _ => Err("a number from 0.1 to 3600".to_owned()),
-    }
-}
-
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(&cli) {
@@ -136,8 +137,19 @@ fn run(cli: &Cli) -> Result<(), BenchError> {
     if let Command::ServeNull { socket, size } = &cli.command {
         return limit::front_end::serve(socket, *size);
     }
+    if let Command::Report(how) = &cli.command {
+        return report::make(how);
+    }
     let common = &cli.common;
-    let setting = Setting::here(&common.dir);
+    let network = if common.inside_namespace {
+        namespace::prepare()?
+    } else {
+        if !common.machine_network {
+            namespace::enter()?;
+        }
+        Network::Machine
+    };
+    let setting = Setting::here(&common.dir, network);
     let folder = tempfile::Builder::new()
         .prefix("kagami-bench-")
         .tempdir_in(&common.dir)
@@ -150,114 +162,61 @@ fn run(cli: &Cli) -> Result<(), BenchError> {
             Some(path) => path.clone(),
             None => beside_this("kagami")?,
         },
+        network,
     };
     let json = common.json.as_deref();
     println!("{}", setting.text());
+    let save = |kind, results| {
+        let setting = setting.clone();
+        let document = Document {
+            kind,
+            setting,
+            results,
+        };
+        document.write(json)
+    };
+    let compare = |how: &Comparison, groups: &[Group]| {
+        compare::main_table(&room, how, &setting, json, groups)
+    };
     match &cli.command {
-        Command::Limit(how) => compare(&room, how, &setting, json, &[limits]),
-        Command::Mirror(how) => compare(&room, how, &setting, json, &[mirrors]),
-        Command::Peers(how) => compare(&room, how, &setting, json, &[others]),
-        Command::All(how) => compare(&room, how, &setting, json, &[limits, others, mirrors]),
+        Command::Limit(how) => compare(how, &[limits]),
+        Command::Mirror(how) => compare(how, &[mirrors]),
+        Command::Peers(how) => compare(how, &[others]),
+        Command::All(how) => compare(how, &[limits, others, mirrors]),
+        Command::Sweep(how) => compare::sweep(&room, how, &setting, json),
         Command::Resync { rounds, share } => {
-            let outages = outage::measure(&room, *rounds, *share)?;
-            println!("{}", outage::table(&outages));
-            save(json, &setting, &outages)
+            let kept = resync::measure(&room, *rounds, *share)?;
+            println!("{}", resync::text(&kept));
+            save(Kind::Resync, value(&kept))
         }
         Command::Metadata { writes } => {
             let costs = metadata::measure(&room, *writes)?;
             println!("{}", metadata::table(&costs));
-            save(json, &setting, &costs)
+            save(Kind::Metadata, value(&costs))
         }
         Command::Memory { tebibytes } => {
             let held = memory::measure(&room, tebibytes)?;
             println!("{}", memory::table(&held));
-            save(json, &setting, &held)
+            save(Kind::Memory, value(&held))
         }
-        Command::ServeNull { .. } => unreachable!("served above"),
+        Command::Costs => {
+            let counted = costs::measure(&room)?;
+            println!("{}", costs::table(&counted));
+            save(Kind::Costs, value(&counted))?;
+            let over = costs::over(&counted);
+            if over.is_empty() {
+                return Ok(());
+            }
+            let words = over.join("\n");
+            Err(BenchError::Grown { words })
+        }
+        Command::Link(how) => link::measure(&room, how, &setting, json),
+        Command::ServeNull { .. } | Command::Report(_) => unreachable!("dealt with above"),
     }
 }
 
-type Candidates = Vec<Box<dyn Candidate>>;
-/// Sets some candidates up.
-type Group = fn(&Room) -> Result<Candidates, BenchError>;
-
-fn limits(room: &Room) -> Result<Candidates, BenchError> {
-    room.check(1)?;
-    Ok(vec![
-        Box::new(limit::disk::BareDisk::new(room)?),
-        Box::new(limit::link::BareLink),
-        Box::new(limit::front_end::candidate(room)?),
-    ])
-}
-
-fn others(room: &Room) -> Result<Candidates, BenchError> {
-    // Missing programs are told before anything is written.
-    process::program("fio")?;
-    process::program("qemu-storage-daemon")?;
-    room.check(5)?;
-    let local = peers::qemu_local(room)?;
-    Ok(vec![
-        Box::new(peers::Fio::new(room, peers::shared_file(room))?),
-        Box::new(local),
-        Box::new(peers::qemu_quorum(room, Between::Tcp)?),
-        Box::new(peers::qemu_quorum(room, Between::Unix)?),
-    ])
-}
-
-fn mirrors(room: &Room) -> Result<Candidates, BenchError> {
-    room.check(3)?;
-    Ok(vec![
-        Box::new(mirror::candidate(room, false)?),
-        Box::new(mirror::candidate(room, true)?),
-    ])
-}
-
-fn compare(
-    room: &Room,
-    how: &Comparison,
-    setting: &Setting,
-    json: Option<&Path>,
-    groups: &[Group],
-) -> Result<(), BenchError> {
-    let only = how.only.as_deref().unwrap_or_default();
-    let jobs: Vec<job::Job> = JOBS
-        .into_iter()
-        .filter(|job| job.name.contains(only))
-        .collect();
-    let mut candidates = Vec::new();
-    for group in groups {
-        candidates.append(&mut group(room)?);
-    }
-    let time = Duration::from_secs_f64(how.seconds);
-    let all = rounds::alternate(
-        &mut candidates,
-        &jobs,
-        how.rounds,
-        time,
-        |job, name, sample| {
-            eprintln!(
-                "{:46} {name:26} {:9.0} op/s  p50 {:8.1} us  p99 {:8.1} us",
-                job.name, sample.rate, sample.p50, sample.p99
-            );
-        },
-    )?;
-    println!("{}", report::tables(&all));
-    let rows: Vec<Row> = all
-        .iter()
-        .map(|series| Row {
-            series,
-            summary: series.summary(),
-        })
-        .collect();
-    save(json, setting, &rows)
-}
-
-fn save<T: Serialize>(
-    path: Option<&Path>,
-    setting: &Setting,
-    results: &T,
-) -> Result<(), BenchError> {
-    path.map_or(Ok(()), |path| report::write_json(path, setting, results))
+fn value(results: &impl Serialize) -> serde_json::Value {
+    serde_json::to_value(results).expect("plain data is JSON")
 }
 
 /// A program in the folder that this one is in.

@@ -3,20 +3,20 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::candidate::Room;
 use crate::error::BenchError;
-use crate::job::JOBS;
+use crate::job::SMALL_DEEP;
 use crate::load::{self, Until};
-use crate::mirror::Mirror;
+use crate::mirror::{Mirror, Peer};
 use crate::process;
 
 /// How long the load goes on.
 const LOAD: Duration = Duration::from_secs(5);
 
 /// Of one daemon.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Held {
     /// TiB of the mirror.
     pub tebibytes: u64,
@@ -39,14 +39,19 @@ pub struct Held {
 pub fn measure(room: &Room, tebibytes: &[u64]) -> Result<Vec<Held>, BenchError> {
     let mut all = Vec::new();
     for tebibytes in tebibytes {
-        let mirror = Mirror::start(room, &format!("memory-{tebibytes}"), tebibytes << 20, true)?;
+        let mirror = Mirror::start(
+            room,
+            &format!("memory-{tebibytes}"),
+            tebibytes << 20,
+            Peer::There,
+        )?;
         let idle = look(&mirror)?;
         let mut client = mirror.client()?;
         let everywhere = tebibytes << 40;
-        load::run(&mut client, &JOBS[2], everywhere, Until::Time(LOAD), 5)?;
+        load::run(&mut client, &SMALL_DEEP, everywhere, Until::Time(LOAD), 5)?;
         let loaded = look(&mirror)?;
         mirror.order_secondary("disconnect")?;
-        load::run(&mut client, &JOBS[2], everywhere, Until::Time(LOAD), 6)?;
+        load::run(&mut client, &SMALL_DEEP, everywhere, Until::Time(LOAD), 6)?;
         let marked = look(&mirror)?;
         for (at, (daemon, _)) in mirror.daemons().iter().enumerate() {
             all.push(Held {
@@ -65,8 +70,9 @@ pub fn measure(room: &Room, tebibytes: &[u64]) -> Result<Vec<Held>, BenchError> 
 /// What each daemon holds, and the most it ever held.
 fn look(mirror: &Mirror) -> Result<Vec<(u64, u64)>, BenchError> {
     let gone = || BenchError::part("a daemon")("ended by itself");
-    let daemons = mirror.daemons().iter();
+    let daemons = mirror.daemons();
     daemons
+        .iter()
         .map(|(_, id)| process::memory(*id).ok_or_else(gone))
         .collect()
 }

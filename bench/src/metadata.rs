@@ -1,19 +1,19 @@
 //! How many writes to the metadata store a write costs: within the hot set, and all over a large disk.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 
 use crate::candidate::Room;
 use crate::error::BenchError;
-use crate::job::{JOBS, Job};
+use crate::job::{Job, SMALL, SMALL_DEEP};
 use crate::load::{self, Until};
-use crate::mirror::{Counters, Mirror};
+use crate::mirror::{Counters, Mirror, Peer};
 
 /// Mebibytes of a large disk: 1 TiB, in a sparse file.
 const LARGE: u64 = 1 << 20;
 
 /// What some writes cost.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Cost {
     /// Where they went.
     pub what: String,
@@ -39,19 +39,18 @@ pub struct Cost {
 pub fn measure(room: &Room, writes: u64) -> Result<Vec<Cost>, BenchError> {
     room.check(2)?;
     let mut all = Vec::new();
-    for with_peer in [true, false] {
-        let (peer, tag) = if with_peer {
-            ("with a peer", "pair")
-        } else {
-            ("without", "no-peer")
-        };
+    for (with_peer, peer, tag) in [
+        (Peer::There, "with a peer", "pair"),
+        (Peer::Away, "peer away", "away"),
+        (Peer::None, "without", "no-peer"),
+    ] {
         let name = format!("hot-{tag}");
         let mirror = Mirror::start(room, &name, room.region >> 20, with_peer)?;
         let mut client = mirror.client()?;
         load::fill(&mut client, room.region)?;
         let region = room.region;
         let what = format!("{} MiB, hot, {peer}", region >> 20);
-        for job in [JOBS[0], JOBS[2]] {
+        for job in [SMALL, SMALL_DEEP] {
             // What the fill left behind is no part of it.
             load::run(&mut client, &job, region, Until::Operations(writes / 10), 3)?;
             all.push(count(&mirror, &mut client, &job, region, writes, &what)?);
@@ -60,7 +59,7 @@ pub fn measure(room: &Room, writes: u64) -> Result<Vec<Cost>, BenchError> {
         let mirror = Mirror::start(room, &format!("large-{tag}"), LARGE, with_peer)?;
         let mut client = mirror.client()?;
         let what = format!("1 TiB, random, {peer}");
-        for job in [JOBS[0], JOBS[2]] {
+        for job in [SMALL, SMALL_DEEP] {
             all.push(count(
                 &mirror,
                 &mut client,

@@ -1,36 +1,65 @@
-//! kagami itself: a scratch pair as `kagami demo --serve` makes it, or one node without a peer.
+//! kagami itself: a mirror made for the run, of one node or of two.
 //!
 //! The daemons, their commands and their counters are used as a person would use them: through the
-//! program.
+//! program, with a configuration file for each node.
 
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::mpsc;
+use std::net::UdpSocket;
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
-use crate::candidate::{Room, START, Served};
+use crate::candidate::{Candidate, Room, START, Served};
 use crate::client::Client;
 use crate::error::BenchError;
+use crate::job::{Action, Job, Sample};
 use crate::process::{self, Process};
 
 /// Between two looks at the state of a mirror.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
-/// The nodes of a scratch pair: the Primary first.
-const NODES: [&str; 2] = ["alpha", "beta"];
+/// The mirror's name, and the export's.
+const EXPORT: &str = "bench";
 
-/// A scratch mirror that is up; it ends, and its files go, with this.
+/// What a mirror has besides its own copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// It never had another.
+    None,
+    /// Both are in sync.
+    There,
+    /// It has left, and this copy goes on alone: every write marks.
+    Away,
+}
+
+/// Where a node runs.
+#[derive(Clone, Debug, Default)]
+pub struct End {
+    /// What its programs are started by: nothing, or a program that enters a namespace.
+    pub within: Vec<String>,
+    /// What its daemon is started by besides: a program that watches it.
+    pub daemon: Vec<String>,
+    /// Its address and port for the peer; empty for any free port of 127.0.0.1.
+    pub listen: String,
+}
+
+/// A mirror that is up; its daemons end with this.
 #[derive(Debug)]
 pub struct Mirror {
-    process: Process,
+    /// The Primary first.
+    nodes: Vec<Node>,
+    /// Of both nodes; ended first to last.
+    processes: Vec<Process>,
+}
+
+/// A node: a folder with its configuration, its key, its stores and its sockets.
+#[derive(Debug)]
+struct Node {
     program: PathBuf,
     folder: PathBuf,
-    socket: PathBuf,
-    export: String,
-    daemons: Vec<(String, u32)>,
+    within: Vec<String>,
+    daemon: Vec<String>,
 }
 
 /// A mirror's state, as far as it is looked at here (docs/status-json.md).
@@ -43,12 +72,19 @@ pub struct State {
     /// Bytes of blocks that may differ.
     pub marked_bytes: u64,
     /// The running resynchronisation.
-    pub progress: Option<serde::de::IgnoredAny>,
+    pub progress: Option<Progress>,
     /// Since the daemon began.
     pub counters: Counters,
     /// When this was true.
     #[serde(skip)]
     pub time_ms: u64,
+}
+
+/// How far a resynchronisation is.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Progress {
+    /// Bytes of blocks done.
+    pub done_bytes: u64,
 }
 
 /// What a daemon counts.
@@ -82,16 +118,102 @@ struct Report {
     mirrors: Vec<State>,
 }
 
+impl Node {
+    /// Writes the configuration.
+    fn new(room: &Room, folder: PathBuf, number: u64, end: &End) -> Result<Self, BenchError> {
+        let fault = || BenchError::io(folder.display().to_string());
+        std::fs::create_dir_all(&folder).map_err(fault())?;
+        let listen = if end.listen.is_empty() {
+            format!("127.0.0.1:{}", free_port()?)
+        } else {
+            end.listen.clone()
+        };
+        let at = folder.display();
+        let text = format!(
+            "[node]\nname = \"node{number}\"\nid = {number}\nlisten = [\"{listen}\"]\n\
+             state-dir = \"{at}\"\nrun-dir = \"{at}\"\n"
+        );
+        std::fs::write(folder.join("kagami.toml"), text).map_err(fault())?;
+        Ok(Self {
+            program: room.kagami.clone(),
+            folder,
+            within: end.within.clone(),
+            daemon: end.daemon.clone(),
+        })
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .arg("--config")
+            .arg(self.folder.join("kagami.toml"))
+            .args(args);
+        process::within(&self.within, &command)
+    }
+
+    fn run(&self, args: &[&str]) -> Result<String, BenchError> {
+        let name = format!("kagami {}", args.first().unwrap_or(&""));
+        process::output(&name, &mut self.command(args))
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.join(format!("{EXPORT}.nbd"))
+    }
+
+    fn up(&self, name: &str) -> Result<Process, BenchError> {
+        let mut command = process::within(&self.daemon, &self.command(&["up"]));
+        let mut process = Process::start(name, &mut command, &self.folder)?;
+        let control = self.folder.join("control.sock");
+        process.wait_for("control socket", START, || control.exists())?;
+        Ok(process)
+    }
+}
+
+/// Makes `second` the peer of `first`: a line that one prints is given to the other.
+fn pair(first: &Node, second: &Node, address: &str) -> Result<(), BenchError> {
+    let mut command = first.command(&["pair", EXPORT, "--address", address]);
+    let mut offer = Process::start("pair", &mut command, &first.folder)?;
+    let log = first.folder.join("pair.log");
+    let mut token = None;
+    offer.wait_for("line for the other node", START, || {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        token = text
+            .split(|c: char| c.is_whitespace() || matches!(c, '`' | '\'' | '"'))
+            .find(|word| word.starts_with("kgm1-"))
+            .filter(|_| text.ends_with('\n'))
+            .map(str::to_owned);
+        token.is_some()
+    })?;
+    let token = token.expect("the wait ended with it");
+    second.run(&["pair", "--join", &token])?;
+    offer.wait_for_end(START)
+}
+
 impl Mirror {
-    /// Makes a mirror of `mebibytes` in a folder of that name, with a peer or without.
+    /// Makes a mirror of `mebibytes` in a folder of that name.
     ///
     /// # Errors
     /// It does not come up.
-    pub fn start(
+    pub fn start(room: &Room, name: &str, mebibytes: u64, peer: Peer) -> Result<Self, BenchError> {
+        Self::start_at(
+            room,
+            name,
+            mebibytes,
+            peer,
+            &[End::default(), End::default()],
+        )
+    }
+
+    /// The same, with each node where `ends` says.
+    ///
+    /// # Errors
+    /// As [`Mirror::start`].
+    pub fn start_at(
         room: &Room,
         name: &str,
         mebibytes: u64,
-        with_peer: bool,
+        peer: Peer,
+        ends: &[End; 2],
     ) -> Result<Self, BenchError> {
         if !room.kagami.is_file() {
             return Err(BenchError::MissingKagami {
@@ -99,30 +221,53 @@ impl Mirror {
             });
         }
         let folder = room.dir.join(name);
-        let mut command = Command::new(&room.kagami);
-        command
-            .args(["demo", "--serve", "--dir"])
-            .arg(&folder)
-            .args(["--size", &format!("{mebibytes}M")]);
-        if !with_peer {
-            command.arg("--no-peer");
+        let first = Node::new(room, folder.join("primary"), 1, &ends[0])?;
+        first.run(&["init", EXPORT, "--size", &format!("{mebibytes}M")])?;
+        let mut mirror = Self {
+            nodes: vec![first],
+            processes: Vec::new(),
+        };
+        if peer != Peer::None {
+            let second = Node::new(room, folder.join("secondary"), 2, &ends[1])?;
+            let address = ends[0].listen.split(':').next().unwrap_or_default();
+            let address = if address.is_empty() {
+                "127.0.0.1"
+            } else {
+                address
+            };
+            pair(&mirror.nodes[0], &second, address)?;
+            mirror.nodes.push(second);
         }
-        let mut process = Process::start(name, &mut command, &room.dir, Some(Stdio::piped()))?;
-        let uri = first_line(&mut process)?;
-        let (export, socket) = unix_uri(&uri)
-            .ok_or_else(|| process.fault(format!("'{uri}' is no URI of a Unix socket")))?;
-        let daemons = daemons(process.id(), &folder);
-        if daemons.is_empty() {
-            return Err(process.fault("no daemon is running under it".to_owned()));
+        for (node, role) in mirror.nodes.iter().zip(["primary", "secondary"]) {
+            mirror.processes.push(node.up(role)?);
         }
-        Ok(Self {
-            process,
-            program: room.kagami.clone(),
-            folder,
-            socket,
-            export,
-            daemons,
-        })
+        if peer != Peer::None {
+            mirror.wait("the peer to be met", START, |state| {
+                state.condition == "in-sync"
+            })?;
+        }
+        mirror.nodes[0].run(&["promote", EXPORT])?;
+        if peer != Peer::None {
+            mirror.wait("both copies to be in sync", START, |state| {
+                state.condition == "in-sync" && state.marked_bytes == 0
+            })?;
+        }
+        if peer == Peer::Away {
+            mirror.leave()?;
+        }
+        Ok(mirror)
+    }
+
+    /// The Secondary leaves cleanly, and the Primary goes on alone.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn leave(&self) -> Result<(), BenchError> {
+        self.order_secondary("disconnect")?;
+        self.wait("the peer to have left", START, |state| {
+            state.condition == "alone"
+        })?;
+        Ok(())
     }
 
     /// A connection to the Primary.
@@ -130,12 +275,16 @@ impl Mirror {
     /// # Errors
     /// It does not serve.
     pub fn client(&self) -> Result<Client, BenchError> {
-        Client::connect(&self.socket, &self.export, START)
+        Client::connect(&self.nodes[0].socket(), EXPORT, START)
     }
 
     /// The daemons: what they are called in tables, and their process ids.
-    pub fn daemons(&self) -> &[(String, u32)] {
-        &self.daemons
+    pub fn daemons(&self) -> Vec<(String, u32)> {
+        let names = ["primary", "secondary"].map(str::to_owned);
+        names
+            .into_iter()
+            .zip(self.processes.iter().map(Process::id))
+            .collect()
     }
 
     /// Runs a command at the Secondary, on the mirror. There `disconnect` is a clean leave, after
@@ -144,8 +293,7 @@ impl Mirror {
     /// # Errors
     /// It failed.
     pub fn order_secondary(&self, verb: &str) -> Result<(), BenchError> {
-        let mut command = self.command(NODES[1], &[verb, &self.export]);
-        process::output(&format!("kagami {verb}"), &mut command).map(drop)
+        self.nodes[1].run(&[verb, EXPORT]).map(drop)
     }
 
     /// The Primary's state.
@@ -153,10 +301,7 @@ impl Mirror {
     /// # Errors
     /// The daemon does not answer.
     pub fn state(&self) -> Result<State, BenchError> {
-        let text = process::output(
-            "kagami status",
-            &mut self.command(NODES[0], &["status", "--json"]),
-        )?;
+        let text = self.nodes[0].run(&["status", "--json"])?;
         let json = |what: String| BenchError::Json {
             program: "kagami status",
             what,
@@ -166,8 +311,8 @@ impl Mirror {
         let mut state = report
             .mirrors
             .into_iter()
-            .find(|state| state.name == self.export)
-            .ok_or_else(|| json(format!("mirror {}", self.export)))?;
+            .find(|state| state.name == EXPORT)
+            .ok_or_else(|| json(format!("mirror {EXPORT}")))?;
         state.time_ms = report.time_ms;
         Ok(state)
     }
@@ -197,101 +342,85 @@ impl Mirror {
             std::thread::sleep(LOOK_AGAIN);
         }
     }
+}
 
-    fn command(&self, node: &str, args: &[&str]) -> Command {
-        let mut command = Command::new(&self.program);
-        command
-            .arg("--config")
-            .arg(self.folder.join(node).join("kagami.toml"))
-            .args(args);
-        command
+impl Drop for Mirror {
+    fn drop(&mut self) {
+        // The Primary first: a Secondary that goes first has it ask whether it may go on alone.
+        while !self.processes.is_empty() {
+            self.processes.remove(0);
+        }
     }
 }
 
 /// kagami as a candidate.
+#[derive(Debug)]
+pub struct Kagami {
+    served: Served,
+    peer: Peer,
+    _mirror: Mirror,
+}
+
+/// kagami with a peer, without, or with one that is away.
 ///
 /// # Errors
 /// It does not come up.
-pub fn candidate(room: &Room, with_peer: bool) -> Result<Served, BenchError> {
-    let (name, folder) = if with_peer {
-        ("kagami, pair", "pair")
-    } else {
-        ("kagami, no peer", "no-peer")
+pub fn candidate(room: &Room, peer: Peer) -> Result<Kagami, BenchError> {
+    let (name, folder) = match peer {
+        Peer::There => (PAIR, "pair"),
+        Peer::None => (ALONE, "alone"),
+        Peer::Away => (AWAY, "away"),
     };
-    let mirror = Mirror::start(room, folder, room.region >> 20, with_peer)?;
-    let Mirror {
-        process,
-        socket,
-        export,
-        daemons,
-        ..
-    } = mirror;
-    Served::connect(name, vec![process], daemons, &socket, &export, room)
+    let mirror = Mirror::start(room, folder, room.region >> 20, peer)?;
+    candidate_of(room, name, peer, mirror)
 }
 
-/// The first line that the program prints, which it does when the mirror is up.
-fn first_line(process: &mut Process) -> Result<String, BenchError> {
-    let stdout = process.stdout().expect("piped");
-    let (sender, lines) = mpsc::channel();
-    // It ends with the program; what comes later is read, so that the program never waits.
-    std::thread::spawn(move || {
-        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-            let _ = sender.send(line);
-        }
-    });
-    let mut first = None;
-    process.wait_for("first line on its standard output", 2 * START, || {
-        first = lines.try_recv().ok();
-        first.is_some()
-    })?;
-    Ok(first.expect("the wait ended with it").trim().to_owned())
+/// A mirror that is up, as a candidate.
+///
+/// # Errors
+/// It does not serve.
+pub fn candidate_of(
+    room: &Room,
+    name: &'static str,
+    peer: Peer,
+    mirror: Mirror,
+) -> Result<Kagami, BenchError> {
+    let socket = mirror.nodes[0].socket();
+    let served = Served::connect(name, Vec::new(), mirror.daemons(), &socket, EXPORT, room)?;
+    Ok(Kagami {
+        served,
+        peer,
+        _mirror: mirror,
+    })
 }
 
-/// Export and socket of `nbd+unix:///EXPORT?socket=PATH`.
-fn unix_uri(uri: &str) -> Option<(String, PathBuf)> {
-    let rest = uri.strip_prefix("nbd+unix:///")?;
-    let (export, query) = rest.split_once('?')?;
-    let socket = query
-        .split('&')
-        .find_map(|pair| pair.strip_prefix("socket="))?;
-    Some((export.to_owned(), PathBuf::from(percent_decoded(socket)?)))
-}
+/// What tables call a mirror in sync.
+pub const PAIR: &str = "kagami, pair";
+/// One that never had a peer.
+pub const ALONE: &str = "kagami, no peer";
+/// One whose peer has left.
+pub const AWAY: &str = "kagami, peer away";
 
-/// A part of a URI with its `%XX` resolved.
-fn percent_decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        rest = tail;
-        bytes.push(if *first == b'%' {
-            let (digits, tail) = rest.split_at_checked(2)?;
-            rest = tail;
-            u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?
-        } else {
-            *first
-        });
+impl Candidate for Kagami {
+    fn name(&self) -> &'static str {
+        self.served.name()
     }
-    String::from_utf8(bytes).ok()
+
+    /// Reads without the peer are those without marks: they ask nobody.
+    fn takes(&self, job: &Job) -> bool {
+        self.peer != Peer::Away || job.action == Action::Write
+    }
+
+    fn run(&mut self, job: &Job, time: Duration, seed: u64) -> Result<Sample, BenchError> {
+        self.served.run(job, time, seed)
+    }
 }
 
-/// The daemons below the process `id`, by the configuration that they run by.
-fn daemons(id: u32, folder: &Path) -> Vec<(String, u32)> {
-    let roles = ["primary", "secondary"];
-    let below = process::descendants(id);
-    NODES
-        .iter()
-        .zip(roles)
-        .filter_map(|(node, role)| {
-            let config = folder.join(node).join("kagami.toml");
-            let (pid, _) = below.iter().find(|(_, arguments)| {
-                arguments
-                    .iter()
-                    .any(|argument| Path::new(argument) == config)
-                    && arguments.iter().any(|argument| argument == "up")
-            })?;
-            Some((role.to_owned(), *pid))
-        })
-        .collect()
+/// A UDP port that was free a moment ago.
+fn free_port() -> Result<u16, BenchError> {
+    let fault = || BenchError::io("a free port");
+    let socket = UdpSocket::bind(("127.0.0.1", 0)).map_err(fault())?;
+    Ok(socket.local_addr().map_err(fault())?.port())
 }
 
 #[cfg(test)]
@@ -299,18 +428,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_uri_of_a_unix_socket_is_read() {
-        let parts = unix_uri("nbd+unix:///demo?socket=/tmp/a%20b/nbd.sock");
-        let parts = parts.expect("it is one");
-        assert_eq!(parts, ("demo".into(), PathBuf::from("/tmp/a b/nbd.sock")));
-        assert_eq!(unix_uri("nbd://localhost/demo"), None);
-        assert_eq!(unix_uri("nbd+unix:///demo?socket=/a%2"), None);
-    }
-
-    #[test]
     fn the_status_is_read() {
         let text = r#"{"schema": 1, "time_ms": 5, "mirrors": [{"name": "demo", "condition": "in-sync",
-            "marked_bytes": 0, "progress": {"since_ms": 3, "paused": false}, "new": 1,
+            "marked_bytes": 0, "progress": {"done_bytes": 8192, "since_ms": 3, "paused": false}, "new": 1,
             "counters": {"writes": 7, "log_records": 2, "bitmap_pages": 1, "superblocks": 1}}]}"#;
         let report: Report = serde_json::from_str(text).expect("it is whole");
         assert_eq!(report.mirrors[0].counters.metadata(), 4);

@@ -1,5 +1,6 @@
 //! Programs under test: started, watched through /proc, and ended, whatever happens.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -26,24 +27,15 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command`; standard error goes to a log in `dir`, standard output too unless it is
-    /// piped.
+    /// Starts `command`; what it prints goes to `name.log` in `dir`.
     ///
     /// # Errors
     /// The system won't.
-    pub fn start(
-        name: &str,
-        command: &mut Command,
-        dir: &Path,
-        stdout: Option<Stdio>,
-    ) -> Result<Self, BenchError> {
+    pub fn start(name: &str, command: &mut Command, dir: &Path) -> Result<Self, BenchError> {
         let log = dir.join(format!("{name}.log"));
         let fault = || BenchError::io(format!("starting {name}"));
         let file = File::create(&log).map_err(fault())?;
-        let stdout = match stdout {
-            Some(stdout) => stdout,
-            None => file.try_clone().map_err(fault())?.into(),
-        };
+        let stdout = file.try_clone().map_err(fault())?;
         let child = command
             .stdin(Stdio::null())
             .stdout(stdout)
@@ -61,11 +53,6 @@ impl Process {
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id()
-    }
-
-    /// Its piped standard output, once.
-    pub fn stdout(&mut self) -> Option<std::process::ChildStdout> {
-        self.child.stdout.take()
     }
 
     /// Fails if it has ended.
@@ -99,6 +86,25 @@ impl Process {
             std::thread::sleep(Duration::from_millis(5));
         }
         Ok(())
+    }
+
+    /// Waits until it has ended well.
+    ///
+    /// # Errors
+    /// It failed, or the time is over.
+    pub fn wait_for_end(&mut self, patience: Duration) -> Result<(), BenchError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) if status.success() => return Ok(()),
+                Ok(Some(status)) => return Err(self.fault(format!("ended with {status}"))),
+                Ok(None) if Instant::now() > deadline => {
+                    return Err(self.fault(format!("no end in {} s", patience.as_secs())));
+                }
+                Ok(None) => std::thread::sleep(Duration::from_millis(5)),
+                Err(error) => return Err(BenchError::io(self.name.clone())(error)),
+            }
+        }
     }
 
     /// An error about it, with the end of its log.
@@ -159,6 +165,10 @@ fn send(id: u32, signal: Signal) {
 pub fn program(name: &'static str) -> Result<PathBuf, BenchError> {
     let package = match name {
         "fio" => "fio",
+        "nbdkit" => "nbdkit",
+        "strace" => "strace",
+        "unshare" | "nsenter" => "util-linux",
+        "ip" => "iproute2",
         // Debian 13 and its backports have it in qemu-utils; Debian 12 in qemu-system-common.
         "qemu-storage-daemon" => "qemu-utils (from Debian 13 on), qemu-system-common (Debian 12)",
         other => unreachable!("no package is known for {other}"),
@@ -172,6 +182,19 @@ pub fn program(name: &'static str) -> Result<PathBuf, BenchError> {
             program: name,
             package,
         })
+}
+
+/// The same command, started by a program that enters its namespace first (none, where `entry` is
+/// empty). Such programs `exec`, so the process id is the command's own.
+pub fn within(entry: &[String], command: &Command) -> Command {
+    let mut words = entry
+        .iter()
+        .map(OsString::from)
+        .chain([command.get_program().to_owned()])
+        .chain(command.get_args().map(OsString::from));
+    let mut outer = Command::new(words.next().expect("the program, if nothing else"));
+    outer.args(words);
+    outer
 }
 
 /// Runs a program to its end and gives its standard output.
@@ -239,51 +262,6 @@ pub fn memory(id: u32) -> Option<(u64, u64)> {
     Some((field("VmRSS:")?, field("VmHWM:")?))
 }
 
-/// The processes that descend from `id`, itself included, with their command lines.
-pub fn descendants(id: u32) -> Vec<(u32, Vec<String>)> {
-    let mut parents = Vec::new();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<u32>().ok())
-        else {
-            continue;
-        };
-        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else {
-            continue;
-        };
-        let parent = stat
-            .rfind(')')
-            .and_then(|at| stat[at + 2..].split(' ').nth(1)?.parse::<u32>().ok());
-        if let Some(parent) = parent {
-            parents.push((pid, parent));
-        }
-    }
-    let mut found: Vec<u32> = vec![id];
-    let mut at = 0;
-    while at < found.len() {
-        let parent = found[at];
-        found.extend(
-            parents
-                .iter()
-                .filter(|(_, p)| *p == parent)
-                .map(|(pid, _)| *pid),
-        );
-        at += 1;
-    }
-    found.into_iter().map(|pid| (pid, arguments(pid))).collect()
-}
-
-fn arguments(id: u32) -> Vec<String> {
-    let bytes = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
-    bytes
-        .split(|byte| *byte == 0)
-        .filter(|part| !part.is_empty())
-        .map(|part| String::from_utf8_lossy(part).into_owned())
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -294,7 +272,6 @@ mod tests {
         assert!(cpu_time(id).is_some());
         let (now, most) = memory(id).expect("Linux has /proc");
         assert!(now > 0 && most >= now);
-        assert_eq!(descendants(id)[0].0, id);
     }
 
     #[test]

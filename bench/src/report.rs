@@ -1,275 +1,400 @@
-//! The tables that people read, and the JSON that programs read. Both say where and when.
+//! `kagami-bench report`: kept measurements become tables and plots in docs/.
+//!
+//! A table goes between two comments of docs/performance.md that name what it is made from; everything
+//! around them is people's. Plots are files of docs/plots.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use clap::Args;
+use serde_json::Value;
 
+use crate::compare::{self, Kept};
 use crate::error::BenchError;
-use crate::rounds::{Series, Spread, Summary};
+use crate::job::{Job, READ_DEEP, SMALL, SMALL_DEEP, SMALL_FLUSHED, size};
+use crate::memory::{self, Held};
+use crate::metadata::{self, Cost};
+use crate::mirror::PAIR;
+use crate::resync::{self, Resync};
+use crate::rounds::{Row, Spread};
+use crate::setting::{Document, Kind};
+use crate::svg::{Axis, Line, Plot, Scale};
 
-/// The version of the JSON; fields are only ever added.
-const SCHEMA: u32 = 1;
-
-/// Where and when something was measured, and by which command.
-#[derive(Clone, Debug, Serialize)]
-pub struct Setting {
-    /// [`SCHEMA`]
-    pub schema: u32,
-    /// UTC.
-    pub date: String,
-    /// As it was typed.
-    pub command: String,
-    /// Processors that this program may use.
-    pub cores: usize,
-    /// Their model.
-    pub processor: String,
-    /// Bytes.
-    pub memory: u64,
-    /// Name and release.
-    pub kernel: String,
-    /// Type of the file system that the test files lie on.
-    pub file_system: String,
-    /// Load average of the minute before.
-    pub load: f64,
+/// What is read, and where what is made goes.
+#[derive(Args)]
+pub struct Report {
+    /// Files that --json kept
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    /// The folder with performance.md
+    #[arg(long, default_value = "docs")]
+    docs: PathBuf,
 }
 
-impl Setting {
-    /// Here and now.
-    pub fn here(dir: &Path) -> Self {
-        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let field = |text: &str, name: &str| {
-            text.lines()
-                .find_map(|line| line.strip_prefix(name))
-                .map(|value| value.trim_start_matches([':', ' ', '\t']).trim().to_owned())
-                .unwrap_or_default()
-        };
-        let uname = rustix::system::uname();
-        let kilobytes = field(&read("/proc/meminfo"), "MemTotal");
-        let kilobytes = kilobytes.trim_end_matches(" kB").parse().unwrap_or(0_u64);
-        let now = jiff::Timestamp::now();
-        let arguments: Vec<String> = std::env::args().skip(1).collect();
-        Self {
-            schema: SCHEMA,
-            date: now.strftime("%Y-%m-%d %H:%M UTC").to_string(),
-            command: format!("kagami-bench {}", arguments.join(" ")),
-            cores: std::thread::available_parallelism().map_or(0, usize::from),
-            processor: field(&read("/proc/cpuinfo"), "model name"),
-            memory: kilobytes << 10,
-            kernel: format!(
-                "{} {}",
-                uname.sysname().to_string_lossy(),
-                uname.release().to_string_lossy()
-            ),
-            file_system: file_system(&read("/proc/self/mountinfo"), dir),
-            load: read("/proc/loadavg")
-                .split(' ')
-                .next()
-                .and_then(|word| word.parse().ok())
-                .unwrap_or(0.0),
-        }
-    }
+/// The page in it.
+const PAGE: &str = "performance.md";
+/// The folder of plots in it.
+const PLOTS: &str = "plots";
 
-    /// Two lines above a table.
-    pub fn text(&self) -> String {
-        format!(
-            "{}; {} cores ({}), {:.0} GiB, {}, {}; load before: {}\n`{}`\n",
-            self.date,
-            self.cores,
-            self.processor,
-            self.memory as f64 / f64::from(1 << 30),
-            self.kernel,
-            self.file_system,
-            self.load,
-            self.command
-        )
-    }
-}
-
-/// The type of the file system that `dir` is on, from the kernel's list of mounts.
-fn file_system(mounts: &str, dir: &Path) -> String {
-    let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
-    mounts
-        .lines()
-        .filter_map(|line| {
-            let (mount, rest) = line.split_once(" - ")?;
-            let point = mount.split(' ').nth(4)?;
-            dir.starts_with(point)
-                .then_some((point.len(), rest.split(' ').next()?))
-        })
-        // The last of equal ones is mounted on top.
-        .max_by_key(|(len, _)| *len)
-        .map_or_else(String::new, |(_, kind)| kind.to_owned())
-}
-
-/// Everything, as JSON.
-#[derive(Debug, Serialize)]
-pub struct Document<'a, T> {
-    /// Where and when.
-    pub setting: &'a Setting,
-    /// What.
-    pub results: T,
-}
-
-/// A series beside its medians.
-#[derive(Debug, Serialize)]
-pub struct Row<'a> {
-    /// All samples.
-    #[serde(flatten)]
-    pub series: &'a Series,
-    /// The medians.
-    pub summary: Summary,
-}
-
-/// Writes a document where the user wants it.
+/// Makes everything that the files allow.
 ///
 /// # Errors
-/// The file can't be written.
-pub fn write_json<T: Serialize>(
-    path: &Path,
-    setting: &Setting,
-    results: T,
-) -> Result<(), BenchError> {
-    let text =
-        serde_json::to_string_pretty(&Document { setting, results }).expect("plain data is JSON");
-    std::fs::write(path, text + "\n").map_err(BenchError::io(path.display().to_string()))
+/// A file can't be read, or the page has no place for what is in it.
+pub fn make(report: &Report) -> Result<(), BenchError> {
+    let page = report.docs.join(PAGE);
+    let mut text = fs::read_to_string(&page).map_err(BenchError::io(page.display().to_string()))?;
+    for file in &report.files {
+        let document: Document<Value> = Document::read(file)?;
+        let made = Made::of(&document).map_err(|error| BenchError::NotKept {
+            file: file.display().to_string(),
+            words: error.to_string(),
+        })?;
+        let in_memory = document.setting.file_system == "tmpfs";
+        let section = section(document.kind, in_memory);
+        let body = format!("{}\n{}", document.setting.text(), made.text.trim_end());
+        text = placed(&text, section, &body).ok_or_else(|| BenchError::NoPlace {
+            page: page.clone(),
+            section: section.to_owned(),
+        })?;
+        println!("{}: {section}", page.display());
+        // The plots are of the disk's run.
+        if !in_memory {
+            write_plots(&report.docs.join(PLOTS), &made.plots)?;
+        }
+    }
+    fs::write(&page, text).map_err(BenchError::io(page.display().to_string()))
 }
 
-/// The names that ratios are made from.
-const PAIR: &str = "kagami, pair";
-const ALONE: &str = "kagami, no peer";
-const DISK: &str = "bare disk, kagami's ring";
-const LINK: &str = "bare link, kagami's QUIC";
-const FRONT_END: &str = "front end, null device";
+fn write_plots(folder: &Path, plots: &[(&str, Plot)]) -> Result<(), BenchError> {
+    fs::create_dir_all(folder).map_err(BenchError::io(folder.display().to_string()))?;
+    for (name, plot) in plots {
+        let path = folder.join(format!("{name}.svg"));
+        fs::write(&path, plot.svg()).map_err(BenchError::io(path.display().to_string()))?;
+        println!("{}", path.display());
+    }
+    Ok(())
+}
 
-/// The tables, in Markdown: one for each job, then what they come to.
-pub fn tables(all: &[Series]) -> String {
-    let mut text = String::new();
-    let mut jobs: Vec<&str> = all.iter().map(|series| series.job).collect();
-    jobs.dedup();
-    for job in jobs {
-        let rows: Vec<(&str, Summary)> = all
+/// What a file's place on the page is called.
+fn section(kind: Kind, in_memory: bool) -> &'static str {
+    match kind {
+        Kind::Comparison if in_memory => "comparison in memory",
+        Kind::Comparison => "comparison",
+        Kind::Sweep => "sweep",
+        Kind::Resync => "resync",
+        Kind::Metadata => "metadata",
+        Kind::Memory => "memory",
+        Kind::Costs => "costs",
+        Kind::Link => "link",
+    }
+}
+
+/// The page with `body` between the two comments of that section, in place of what was there.
+fn placed(page: &str, section: &str, body: &str) -> Option<String> {
+    let (begin, end) = (
+        format!("<!-- kagami-bench report: {section} -->\n"),
+        "<!-- end of report -->",
+    );
+    let (before, rest) = page.split_once(&begin)?;
+    let after = &rest[rest.find(end)?..];
+    Some(format!("{before}{begin}\n{body}\n\n{after}"))
+}
+
+/// What a file gives.
+struct Made {
+    text: String,
+    plots: Vec<(&'static str, Plot)>,
+}
+
+impl Made {
+    fn of(document: &Document<Value>) -> Result<Self, serde_json::Error> {
+        let results = document.results.clone();
+        let text = |text| Self {
+            text,
+            plots: Vec::new(),
+        };
+        Ok(match document.kind {
+            Kind::Comparison => {
+                let kept: Kept = serde_json::from_value(results)?;
+                Self {
+                    text: compare::text(&kept, &document.setting),
+                    plots: latencies(&kept.rows),
+                }
+            }
+            Kind::Sweep => {
+                let kept: Kept = serde_json::from_value(results)?;
+                Self {
+                    text: sweep_table(&kept.rows),
+                    plots: sweeps(&kept.rows),
+                }
+            }
+            Kind::Resync => {
+                let kept: Resync = serde_json::from_value(results)?;
+                Self {
+                    text: resync::text(&kept),
+                    plots: resyncs(&kept),
+                }
+            }
+            Kind::Metadata => {
+                let kept: Vec<Cost> = serde_json::from_value(results)?;
+                text(metadata::table(&kept))
+            }
+            Kind::Memory => {
+                let kept: Vec<Held> = serde_json::from_value(results)?;
+                text(memory::table(&kept))
+            }
+            Kind::Costs => {
+                let kept: Vec<crate::costs::Cost> = serde_json::from_value(results)?;
+                text(crate::costs::table(&kept))
+            }
+            Kind::Link => {
+                let kept: Vec<crate::link::Cell> = serde_json::from_value(results)?;
+                text(crate::link::table(&kept))
+            }
+        })
+    }
+}
+
+fn axis(label: &str, scale: Scale) -> Axis {
+    Axis {
+        label: label.to_owned(),
+        scale,
+        ticks: Vec::new(),
+    }
+}
+
+/// Latency over percentiles, a plot for each job.
+fn latencies(rows: &[Row]) -> Vec<(&'static str, Plot)> {
+    let plots = [
+        (SMALL, "latency-write"),
+        (SMALL_FLUSHED, "latency-write-flush"),
+        (SMALL_DEEP, "latency-write-deep"),
+        (READ_DEEP, "latency-read-deep"),
+    ];
+    let plot = |job: Job| Plot {
+        title: format!("{}: answered within", job.name()),
+        x: axis("% of the operations", Scale::Percentile),
+        y: axis("µs", Scale::Log),
+        lines: rows
             .iter()
-            .filter(|series| series.job == job)
-            .map(|series| (series.candidate, series.summary()))
-            .collect();
-        table(&mut text, job, &rows);
+            .filter(|row| row.series.shape == job)
+            .map(|row| line(&row.series.candidate, percentiles(row)))
+            .collect(),
+        marks: Vec::new(),
+    };
+    plots
+        .into_iter()
+        .map(|(job, name)| (name, plot(job)))
+        .filter(|(_, plot)| !plot.lines.is_empty())
+        .collect()
+}
+
+/// The medians of each percentile over the rounds.
+fn percentiles(row: &Row) -> Vec<(f64, f64)> {
+    let samples = &row.series.samples;
+    let Some(first) = samples.first() else {
+        return Vec::new();
+    };
+    first
+        .percentiles
+        .iter()
+        .enumerate()
+        .map(|(at, (percent, _))| {
+            let values = samples
+                .iter()
+                .filter_map(|sample| sample.percentiles.get(at));
+            (*percent, Spread::of(values.map(|(_, time)| *time)).median)
+        })
+        .collect()
+}
+
+fn line(name: &str, points: Vec<(f64, f64)>) -> Line {
+    Line {
+        strong: name == PAIR,
+        name: name.to_owned(),
+        points,
+    }
+}
+
+/// The names of candidates, in their order.
+fn candidates(rows: &[&Row]) -> Vec<String> {
+    let mut names = Vec::new();
+    for row in rows {
+        if !names.contains(&row.series.candidate) {
+            names.push(row.series.candidate.clone());
+        }
+    }
+    names
+}
+
+/// The depths and the block sizes of a sweep.
+fn halves(rows: &[Row]) -> [Vec<&Row>; 2] {
+    let (depths, sizes) = rows
+        .iter()
+        .partition(|row| row.series.shape.pattern == SMALL.pattern);
+    [depths, sizes]
+}
+
+fn sweeps(rows: &[Row]) -> Vec<(&'static str, Plot)> {
+    let [depths, sizes] = halves(rows);
+    let lines = |rows: &[&Row], point: &dyn Fn(&Row) -> (f64, f64)| {
+        candidates(rows)
+            .into_iter()
+            .map(|name| {
+                let points = rows.iter().filter(|row| row.series.candidate == name);
+                line(&name, points.map(|row| point(row)).collect())
+            })
+            .collect()
+    };
+    let mut depth = axis("writes in flight", Scale::Log);
+    depth.ticks = (0..8).map(|power| f64::from(1 << power)).collect();
+    let mut kibibytes = axis("KiB of each write", Scale::Log);
+    kibibytes.ticks = (2..=12)
+        .step_by(2)
+        .map(|power| f64::from(1 << power))
+        .collect();
+    vec![
+        (
+            "iops-over-depth",
+            Plot {
+                title: "4 KiB random writes a second".to_owned(),
+                x: depth,
+                y: axis("writes a second", Scale::Log),
+                lines: lines(&depths, &|row| {
+                    (row.series.shape.depth as f64, row.summary.rate.median)
+                }),
+                marks: Vec::new(),
+            },
+        ),
+        (
+            "throughput-over-size",
+            Plot {
+                title: "sequential writes, depth 4: MB/s".to_owned(),
+                x: kibibytes,
+                y: axis("MB/s", Scale::Log),
+                lines: lines(&sizes, &|row| {
+                    (f64::from(row.series.shape.len >> 10), row.summary.megabytes)
+                }),
+                marks: Vec::new(),
+            },
+        ),
+    ]
+}
+
+/// A line for each candidate, a column for each depth, and so for block sizes.
+fn sweep_table(rows: &[Row]) -> String {
+    let mut text = String::new();
+    let [depths, sizes] = halves(rows);
+    for (rows, what, head, value) in [
+        (
+            depths,
+            "4 KiB random write, op/s at depth",
+            (|row: &Row| row.series.shape.depth.to_string()) as fn(&Row) -> String,
+            (|row: &Row| row.summary.rate.median) as fn(&Row) -> f64,
+        ),
+        (
+            sizes,
+            "sequential write, depth 4, MB/s at",
+            |row| size(row.series.shape.len),
+            |row| row.summary.megabytes,
+        ),
+    ] {
+        let mut heads: Vec<String> = Vec::new();
+        for row in &rows {
+            if !heads.contains(&head(row)) {
+                heads.push(head(row));
+            }
+        }
+        let _ = write!(
+            text,
+            "\n| {what} | {} |\n|---|{}\n",
+            heads.join(" | "),
+            "---:|".repeat(heads.len())
+        );
+        for name in candidates(&rows) {
+            let values: Vec<String> = heads
+                .iter()
+                .map(|wanted| {
+                    let cell = rows
+                        .iter()
+                        .find(|row| row.series.candidate == name && head(row) == *wanted);
+                    cell.map_or_else(String::new, |row| format!("{:.0}", value(row)))
+                })
+                .collect();
+            let _ = writeln!(text, "| {name} | {} |", values.join(" | "));
+        }
     }
     text
 }
 
-fn table(text: &mut String, job: &str, rows: &[(&str, Summary)]) {
-    let find = |name: &str| rows.iter().find(|row| row.0 == name).map(|row| &row.1);
-    let pair = find(PAIR);
-    let last = if pair.is_some() {
-        " pair ÷ this |"
-    } else {
-        ""
+fn resyncs(kept: &Resync) -> Vec<(&'static str, Plot)> {
+    let points =
+        |looks: &[resync::busy::Look]| looks.iter().map(|look| (look.at, look.done)).collect();
+    let busy = &kept.busy;
+    let windows = |value: fn(&resync::busy::Window) -> f64| {
+        busy.windows
+            .iter()
+            .map(|window| (window.at, value(window)))
+            .collect()
     };
-    let rule = if pair.is_some() { "---:|" } else { "" };
-    let _ = writeln!(
-        text,
-        "\n**{job}**\n\n| candidate | op/s | least - most | MB/s | p50 µs | p99 µs | CPU µs/op |{last}\n|---|---:|---:|---:|---:|---:|---|{rule}"
-    );
-    for (name, summary) in rows {
-        let Summary {
-            rate,
-            megabytes,
-            p50,
-            p99,
-            cpu,
-        } = summary;
-        let _ = write!(
-            text,
-            "| {name} | {:.0} | {:.0} - {:.0} | {megabytes:.0} | {:.0} | {:.0} | {} |",
-            rate.median,
-            rate.min,
-            rate.max,
-            p50.median,
-            p99.median,
-            programs(cpu)
-        );
-        if let Some(pair) = pair {
-            let _ = write!(text, " {:.2} |", pair.rate.median / rate.median);
-        }
-        text.push('\n');
+    let end = busy.windows.last().map_or(1.0, |window| window.at);
+    let mut marks = Vec::new();
+    if let Some(reached) = busy.summary().reached {
+        marks.push((reached, "reached".to_owned()));
     }
-    text.push('\n');
-    let ratio = |a: &Spread, b: &Spread| a.median / b.median;
-    if let (Some(pair), Some(alone)) = (pair, find(ALONE)) {
-        let _ = writeln!(
-            text,
-            "- with a peer ÷ without: p50 {:.2}, time for each operation {:.2}",
-            ratio(&pair.p50, &alone.p50),
-            ratio(&alone.rate, &pair.rate)
-        );
-    }
-    if let (Some(disk), Some(link), Some(front)) = (find(DISK), find(LINK), find(FRONT_END)) {
-        // The local write ends within the remote one and its way there.
-        let limit = front.p50.median + link.p50.median + disk.p50.median;
-        let local = front.p50.median + disk.p50.median;
-        let _ = write!(
-            text,
-            "- sum of the parts' p50: front end + disk {local:.0} µs, with the link {limit:.0} µs"
-        );
-        if let Some(alone) = find(ALONE) {
-            let _ = write!(
-                text,
-                "; without a peer ÷ sum {:.2}",
-                alone.p50.median / local
-            );
-        }
-        if let Some(pair) = pair {
-            let _ = write!(text, "; pair ÷ sum {:.2}", pair.p50.median / limit);
-        }
-        text.push('\n');
-    }
-}
-
-/// `client 4.1, primary 20.3`
-fn programs(cpu: &BTreeMap<String, f64>) -> String {
-    let parts: Vec<String> = cpu
-        .iter()
-        .map(|(name, each)| format!("{name} {each:.1}"))
-        .collect();
-    parts.join(", ")
+    vec![
+        (
+            "resync-over-time",
+            Plot {
+                title: "marked blocks resynchronised over time".to_owned(),
+                x: axis("seconds", Scale::Linear),
+                y: axis("MB", Scale::Linear),
+                lines: vec![
+                    line("idle", points(&busy.idle)),
+                    line("beside 4 KiB writes, depth 8", points(&busy.looks)),
+                ],
+                marks: Vec::new(),
+            },
+        ),
+        (
+            "latency-during-resync",
+            Plot {
+                title: "4 KiB writes at depth 8 during a resynchronisation".to_owned(),
+                x: axis("seconds since the writes began", Scale::Linear),
+                y: axis("µs, in pieces of 100 ms", Scale::Log),
+                lines: vec![
+                    line("p99", windows(|window| window.p99)),
+                    line("p50", windows(|window| window.p50)),
+                    line(
+                        "p99 without",
+                        vec![(0.0, busy.before.p99), (end, busy.before.p99)],
+                    ),
+                    line(
+                        "p50 without",
+                        vec![(0.0, busy.before.p50), (end, busy.before.p50)],
+                    ),
+                ],
+                marks,
+            },
+        ),
+    ]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::Sample;
-
-    fn series(candidate: &'static str, rate: f64, p50: f64) -> Series {
-        let sample = Sample {
-            rate,
-            p50,
-            ..Sample::default()
-        };
-        Series {
-            job: "writes",
-            candidate,
-            samples: vec![sample],
-        }
-    }
 
     #[test]
-    fn ratios_are_against_the_pair() {
-        let text = tables(&[series(ALONE, 10_000.0, 90.0), series(PAIR, 5_000.0, 180.0)]);
-        assert!(text.contains("| kagami, no peer | 10000 |"), "{text}");
-        assert!(text.contains(" 0.50 |\n"), "{text}");
+    fn a_section_is_replaced_and_the_rest_stays() {
+        let page = "a\n<!-- kagami-bench report: sweep -->\nold\n<!-- end of report -->\nb\n\
+                    <!-- kagami-bench report: link -->\n<!-- end of report -->\n";
+        let new = placed(page, "sweep", "new").expect("there is a place");
+        assert!(new.starts_with("a\n") && new.contains("\nnew\n") && !new.contains("old"));
         assert!(
-            text.contains("p50 2.00, time for each operation 2.00"),
-            "{text}"
+            new.contains("-->\nb\n<!-- kagami-bench report: link -->\n<!-- end of report -->\n")
         );
-        assert!(!tables(&[series(ALONE, 1.0, 1.0)]).contains("pair ÷ this"));
-    }
-
-    #[test]
-    fn the_file_system_is_the_nearest_mount() {
-        let mounts = "1 0 8:1 / / rw - ext4 /dev/a rw\n2 1 0:2 / /nowhere rw - tmpfs tmpfs rw\n";
-        assert_eq!(file_system(mounts, Path::new("/nowhere/else")), "tmpfs");
-        assert_eq!(file_system(mounts, Path::new("/elsewhere")), "ext4");
+        assert_eq!(placed(&new, "sweep", "new").as_deref(), Some(new.as_str()));
+        assert_eq!(placed(page, "memory", "new"), None);
     }
 }

@@ -6,25 +6,27 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::candidate::Candidate;
 use crate::error::BenchError;
 use crate::job::{Job, Sample};
 
 /// All samples of one candidate at one job.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Series {
     /// The job's name.
-    pub job: &'static str,
+    pub job: String,
+    /// The job.
+    pub shape: Job,
     /// The candidate's name.
-    pub candidate: &'static str,
+    pub candidate: String,
     /// One for each round.
     pub samples: Vec<Sample>,
 }
 
 /// The medians of a series.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// Operations a second.
     pub rate: Spread,
@@ -38,8 +40,18 @@ pub struct Summary {
     pub cpu: BTreeMap<String, f64>,
 }
 
+/// A series beside its medians.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Row {
+    /// All samples.
+    #[serde(flatten)]
+    pub series: Series,
+    /// The medians; for readers, made anew from the samples when read here.
+    pub summary: Summary,
+}
+
 /// A median and the range around it.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
     /// Median.
     pub median: f64,
@@ -50,7 +62,8 @@ pub struct Spread {
 }
 
 impl Spread {
-    fn of(values: impl Iterator<Item = f64>) -> Self {
+    /// Of these.
+    pub fn of(values: impl Iterator<Item = f64>) -> Self {
         let mut values: Vec<f64> = values.collect();
         values.sort_by(f64::total_cmp);
         let middle = values.len() / 2;
@@ -64,6 +77,13 @@ impl Spread {
             min: values.first().copied().unwrap_or(f64::NAN),
             max: values.last().copied().unwrap_or(f64::NAN),
         }
+    }
+}
+
+impl From<Series> for Row {
+    fn from(series: Series) -> Self {
+        let summary = series.summary();
+        Self { series, summary }
     }
 }
 
@@ -88,42 +108,41 @@ impl Series {
     }
 }
 
-/// Runs every job with every candidate, `rounds` times for `time` each. `tell` hears of each sample.
+/// Runs a job with every candidate that can take it, `rounds` times for `time` each. `tell` hears of
+/// each sample.
 ///
 /// # Errors
 /// A candidate's, after which the comparison is of no use.
 pub fn alternate(
     candidates: &mut [Box<dyn Candidate>],
-    jobs: &[Job],
+    job: &Job,
     rounds: u32,
     time: Duration,
-    mut tell: impl FnMut(&Job, &str, &Sample),
+    mut tell: impl FnMut(&str, &Sample),
 ) -> Result<Vec<Series>, BenchError> {
-    let mut all = Vec::new();
-    for job in jobs {
-        let mut series: Vec<Series> = candidates
-            .iter()
-            .map(|candidate| Series {
-                job: job.name,
-                candidate: candidate.name(),
-                samples: Vec::new(),
-            })
-            .collect();
-        for round in 0..rounds {
-            for at in 0..candidates.len() {
-                // There, and back.
-                let at = if round % 2 == 0 {
-                    at
-                } else {
-                    candidates.len() - 1 - at
-                };
-                let seed = 0x5eed + u64::from(round);
-                let sample = candidates[at].run(job, time, seed)?;
-                tell(job, series[at].candidate, &sample);
-                series[at].samples.push(sample);
-            }
+    let mut candidates: Vec<_> = candidates.iter_mut().filter(|c| c.takes(job)).collect();
+    let mut all: Vec<Series> = candidates
+        .iter()
+        .map(|candidate| Series {
+            job: job.name(),
+            shape: *job,
+            candidate: candidate.name().to_owned(),
+            samples: Vec::new(),
+        })
+        .collect();
+    for round in 0..rounds {
+        for at in 0..candidates.len() {
+            // There, and back.
+            let at = if round % 2 == 0 {
+                at
+            } else {
+                candidates.len() - 1 - at
+            };
+            let seed = 0x5eed + u64::from(round);
+            let sample = candidates[at].run(job, time, seed)?;
+            tell(&all[at].candidate, &sample);
+            all[at].samples.push(sample);
         }
-        all.append(&mut series);
     }
     Ok(all)
 }
@@ -134,7 +153,7 @@ mod tests {
     use std::rc::Rc;
 
     use super::*;
-    use crate::job::JOBS;
+    use crate::job::SMALL;
 
     struct Named(&'static str, Rc<RefCell<String>>);
 
@@ -160,7 +179,7 @@ mod tests {
             Box::new(Named("a", Rc::clone(&order))),
             Box::new(Named("b", Rc::clone(&order))),
         ];
-        let all = alternate(&mut candidates, &JOBS[..1], 3, Duration::ZERO, |_, _, _| {})
+        let all = alternate(&mut candidates, &SMALL, 3, Duration::ZERO, |_, _| {})
             .expect("they never fail");
         assert_eq!(*order.borrow(), "abbaab");
         let summary = all[0].summary();

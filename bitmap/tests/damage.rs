@@ -204,6 +204,57 @@ fn a_flipped_bit_in_the_directory_is_seen() {
     }
 }
 
+/// One damage is noticed; the power fails somewhere in its repair, with any part of the step under way on
+/// the disk; then any other sector goes bad. Until the repair is durable the worst is assumed anew at
+/// each reading, from the bad sector itself; afterwards the record says it.
+#[test]
+fn a_second_damage_while_the_repair_of_the_first_is_cut_short_loses_no_mark() {
+    let sound = lived_in_of(6);
+    let marks = sound.look().bitmap;
+    let sectors = sound.bytes.len() / SECTOR;
+    let bits = |nth: usize| (0..sectors).map(move |at| at * SECTOR * 8 + nth);
+    let (mut refused, mut cut) = (0, 0);
+    for first in bits(300).step_by(5) {
+        let mut store = sound.clone();
+        store.flip(first);
+        let repair = store.look().repair;
+        for (nth, step) in repair.iter().enumerate() {
+            for mask in [0x00, 0x81, 0x7e_u8] {
+                let mut store = store.clone();
+                for (offset, image) in repair.iter().take(nth).flatten() {
+                    store.write(*offset, image);
+                }
+                for (at, (offset, image)) in (0u32..).zip(step) {
+                    store.tear(*offset, image, mask.rotate_left(at));
+                }
+                cut += 1;
+                for second in bits(2000).filter(|at| at / 4096 != first / 4096) {
+                    store.flip(second);
+                    match recover(&store.bytes, store.layout.placement, Some(MIRROR)) {
+                        Ok(found) => {
+                            for run in marks.runs() {
+                                let kept = found.bitmap.count_in(run);
+                                assert_eq!(
+                                    kept, run.count,
+                                    "bits {first} and {second}, {nth} {mask}"
+                                );
+                            }
+                        }
+                        // A slot that the cut left torn, and the other.
+                        Err(SuperblockFault::BothDamaged { .. }) => refused += 1,
+                        Err(fault) => panic!("bits {first} and {second}: {fault}"),
+                    }
+                    store.flip(second);
+                }
+            }
+        }
+    }
+    assert!(
+        cut > 100 && refused > 0,
+        "{cut} repairs cut, {refused} refused"
+    );
+}
+
 #[test]
 fn a_wiped_page_under_a_damaged_directory_is_marked() {
     let mut store = lived_in();

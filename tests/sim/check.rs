@@ -57,8 +57,8 @@ pub struct Ghost {
     pub parents: BTreeMap<u64, Option<u64>>,
     /// The times that a node was Primary.
     pub terms: Vec<Term>,
-    /// Who answered writes last in each generation: the term.
-    pub answered_in: BTreeMap<u64, usize>,
+    /// Who answered writes last in each generation: the term, and whose copy held them.
+    pub answered_in: BTreeMap<u64, (usize, usize)>,
     /// The first verdict of each session.
     pub verdicts: BTreeMap<u64, Verdict>,
     /// The arbiter's register before the newest swap.
@@ -81,6 +81,8 @@ pub struct Ghost {
     pub images: [Option<super::restore::Image>; 2],
     /// When the last fault was injected, ns.
     pub last_fault: u64,
+    /// What began while a disk or the link was slow ends by then, ns.
+    pub drags_until: u64,
     /// A source has had nothing left to copy since then, ns, in this session.
     pub nothing_left: [Option<(u64, u64)>; 2],
 }

@@ -24,6 +24,25 @@ fn seeds_that_found_a_bug_find_none() {
 }
 
 #[test]
+fn a_check_that_was_wrong_finds_none() {
+    // metadata that go bad again, or back, before the repair of the first damage was durable
+    for seed in [20057, 36572] {
+        assert_clean(&run_seed(seed, Trace::off()));
+    }
+    // a Primary without a disk that its carrier, promoted meanwhile, still owes the news
+    assert_clean(&run_seed(33033, Trace::off()));
+}
+
+#[test]
+fn a_resynchronisation_comes_to_its_end() {
+    // an arbiter that loses several questions in a row; a bad block that is written anew; a last write on a
+    // slow disk
+    for seed in [37012, 55340, 46803, 24147] {
+        assert_clean(&run_seed(seed, Trace::off()));
+    }
+}
+
+#[test]
 fn an_arbiter_that_is_replaced_lets_one_copy_go() {
     for seed in [204, 395] {
         let world = World::with(Profile::General, seed, Trace::off(), |options| {

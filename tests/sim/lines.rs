@@ -97,7 +97,9 @@ impl World {
     }
 
     /// *One-writer*: the node that answered writes in this generation before has ended its time as
-    /// Primary before this one's began.
+    /// Primary before this one's began. Or it had no disk, and what it answered this node's copy
+    /// held, which carried it: without that copy it can answer nothing, whatever its role says until
+    /// it hears of this one. (If it does, its own answer is the violation: this term has not ended.)
     pub(super) fn check_line_of_write(&mut self, node: usize) -> Checked {
         let disk = self.nodes[node]
             .mirror
@@ -115,13 +117,15 @@ impl World {
         let Some(term) = self.nodes[node].seen.term.or(self.newest_term(node)) else {
             return Ok(()); // it became Primary with this very event
         };
-        let last = self.ghost.answered_in.insert(current.tag, term);
+        let last = self.ghost.answered_in.insert(current.tag, (term, of));
         if self.is_weak() {
             return Ok(());
         }
-        if let Some(last) = last.filter(|last| *last != term) {
+        if let Some((last, held_by)) = last.filter(|(last, _)| *last != term) {
             let (last, this) = (self.ghost.terms[last], self.ghost.terms[term]);
-            if last.node != node && last.ended.is_none_or(|ended| ended > this.began) {
+            let overlaps = last.ended.is_none_or(|ended| ended > this.began);
+            let was_carried_here = held_by == node && of == node;
+            if last.node != node && overlaps && !was_carried_here {
                 let what = format!(
                     "{} answers a write in generation {}, in which {} answered and is Primary still",
                     self.nodes[node].name, current.counter, self.nodes[last.node].name

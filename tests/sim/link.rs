@@ -215,6 +215,7 @@ impl World {
         let class = class_index(class);
         let encoded = encode(message);
         let delay = self.rng.around(self.options.net_ns * self.net.slow);
+        self.drags(self.net.slow, delay);
         if let Some(due) = self
             .net
             .send(session, node, class, encoded, self.now, delay)

@@ -6,7 +6,7 @@
 //! is seen of it then may be gone later. What the bytes mean is left to the bitmap crate: a crash
 //! is followed by its own recovery of these bytes.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use kagami_bitmap::layout::{Placement, SLOTS_BYTES};
@@ -25,6 +25,17 @@ const LOG_END: u64 = SLOTS_BYTES + 8 * 4096;
 
 type Step = Vec<(u64, Bytes)>;
 
+type SectorBytes = [u8; SECTOR];
+
+/// A sector that went bad.
+#[derive(Clone, Copy, Debug)]
+struct Bad {
+    /// What it held, and would hold still.
+    good: SectorBytes,
+    /// What it reads as.
+    reads: SectorBytes,
+}
+
 /// One node's metadata store.
 #[derive(Clone, Debug)]
 pub struct Metadata {
@@ -33,9 +44,9 @@ pub struct Metadata {
     /// The record as a crash now would leave it, if no step that touches it is under way.
     record: Option<Record>,
     /// What is on stable storage of the sectors that nothing flushed since they were written.
-    volatile: BTreeMap<u64, [u8; SECTOR]>,
+    volatile: BTreeMap<u64, SectorBytes>,
     /// Those of them that were bad.
-    bad_before: BTreeSet<u64>,
+    bad_before: BTreeMap<u64, Bad>,
     /// A flush failed: what it should have covered is covered by none.
     lost_flush: bool,
     /// The next write of a daemon fails like this.
@@ -47,7 +58,7 @@ pub struct Metadata {
     /// Sectors go bad before the next start.
     pub harm_at_start: bool,
     /// Sectors that went bad and were not written since.
-    bad: BTreeSet<u64>,
+    bad: BTreeMap<u64, Bad>,
     directory_was_bad: bool,
     /// What the units of superblock and log held before the last write of each.
     older: BTreeMap<u64, Bytes>,
@@ -61,13 +72,13 @@ impl Metadata {
             in_flight: BTreeMap::new(),
             record: None,
             volatile: BTreeMap::new(),
-            bad_before: BTreeSet::new(),
+            bad_before: BTreeMap::new(),
             lost_flush: false,
             fail_next: None,
             failed: None,
             stalled_until: 0,
             harm_at_start: false,
-            bad: BTreeSet::new(),
+            bad: BTreeMap::new(),
             directory_was_bad: false,
             older: BTreeMap::new(),
         };
@@ -188,7 +199,9 @@ impl Metadata {
     /// Nothing is volatile any more; what was bad before may be so again.
     fn settle_bad(&mut self) {
         self.volatile.clear();
-        self.bad.append(&mut self.bad_before);
+        for (at, bad) in std::mem::take(&mut self.bad_before) {
+            self.bad.entry(at).or_insert(bad);
+        }
     }
 
     fn keep_durable(&mut self, offset: u64, len: usize) {
@@ -198,8 +211,8 @@ impl Metadata {
                 continue;
             }
             self.volatile.insert(at, now);
-            if self.bad.contains(&at) {
-                self.bad_before.insert(at);
+            if let Some(bad) = self.bad.get(&at) {
+                self.bad_before.insert(at, *bad);
             }
         }
     }
@@ -280,14 +293,35 @@ impl Metadata {
     }
 
     /// What a read of a sector finds; `offset` in bytes.
-    pub fn sector(&self, offset: u64) -> [u8; SECTOR] {
+    pub fn sector(&self, offset: u64) -> SectorBytes {
         std::array::from_fn(|nth| self.bytes[offset as usize + nth])
     }
 
+    /// What a read of a sector would find if nothing had gone bad.
+    pub fn good_sector(&self, offset: u64) -> SectorBytes {
+        let reads = self.sector(offset);
+        match self.bad.get(&offset) {
+            Some(bad) if bad.reads == reads => bad.good,
+            _ => reads, // never bad, or written since
+        }
+    }
+
+    /// The store as it would be if nothing had gone bad: what is held against what is read. (What
+    /// was bad before may only be assumed to be marked: it is not yet durable that it is.)
+    pub fn recover_undamaged(&self) -> Result<Recovered, SuperblockFault> {
+        let mut bytes = self.bytes.clone();
+        for offset in self.bad.keys() {
+            bytes[*offset as usize..][..SECTOR].copy_from_slice(&self.good_sector(*offset));
+        }
+        recover_bytes(&bytes)
+    }
+
     /// A sector goes bad.
-    pub fn damage(&mut self, offset: u64, sector: &[u8; SECTOR]) {
+    pub fn damage(&mut self, offset: u64, sector: &SectorBytes) {
+        let good = self.good_sector(offset);
+        let reads = *sector;
         self.bytes[offset as usize..][..SECTOR].copy_from_slice(sector);
-        self.bad.insert(offset);
+        self.bad.insert(offset, Bad { good, reads });
         if let Some((superblock, _)) = self.superblock() {
             let layout = superblock.layout;
             self.directory_was_bad |=
@@ -305,9 +339,13 @@ impl Metadata {
         if self.bytes[at..at + older.len()] == older[..] {
             return false;
         }
-        self.bytes[at..at + older.len()].copy_from_slice(&older);
         let sectors = (unit..unit + older.len() as u64).step_by(SECTOR);
-        self.bad.extend(sectors);
+        let good: Vec<_> = sectors.map(|at| (at, self.good_sector(at))).collect();
+        self.bytes[at..at + older.len()].copy_from_slice(&older);
+        for (at, good) in good {
+            let reads = self.sector(at);
+            self.bad.insert(at, Bad { good, reads });
+        }
         self.read_record();
         true
     }
@@ -333,7 +371,7 @@ impl Metadata {
             return true;
         }
         let layout = self.superblock().map(|(superblock, _)| superblock.layout);
-        let mut bad = self.bad.iter().chain(&self.bad_before);
+        let mut bad = self.bad.keys().chain(self.bad_before.keys());
         layout.is_some_and(|layout| bad.any(|at| covers(&layout, finding, *at)))
     }
 
@@ -341,7 +379,7 @@ impl Metadata {
         let at = offset as usize;
         if !self.bad.is_empty() {
             let end = offset + bytes.len() as u64;
-            self.bad.retain(|bad| !(offset..end).contains(bad));
+            self.bad.retain(|bad, _| !(offset..end).contains(bad));
         }
         if bytes.len() == 4096 && offset < LOG_END {
             let before = Bytes::copy_from_slice(&self.bytes[at..at + bytes.len()]);

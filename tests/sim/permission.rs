@@ -126,7 +126,15 @@ impl World {
             .iter()
             .flat_map(|at| [at.stalled_until, at.paused_until, at.meta.stalled_until]);
         let streams = self.net.stalled_until.iter().flatten().copied();
-        stalls.chain(streams).fold(self.ghost.last_fault, u64::max)
+        let last = self.ghost.last_fault.max(self.ghost.drags_until);
+        stalls.chain(streams).fold(last, u64::max)
+    }
+
+    /// What begins on a disk or link that is slow drags on when that has come to its end.
+    pub(super) fn drags(&mut self, slow: u64, delay: u64) {
+        if slow > 1 {
+            self.ghost.drags_until = self.ghost.drags_until.max(self.now + delay);
+        }
     }
 
     /// *Converges*: a source with nothing left to copy comes to the end, whatever its load (§5
@@ -149,7 +157,10 @@ impl World {
         // each part takes at most 20 times its mean, and the end has about ten steps
         let mut most = 200 * MS + 100 * (o.net_ns + o.disk_ns + o.meta_ns);
         if o.settings.solo == Solo::Arbiter {
-            most += 10_000 * MS + 100 * o.arbiter_ns;
+            // One question in seven or its answer is lost or late, and then it is asked again when
+            // the time-out has passed, and as much once more: ten in a row are no chance.
+            let timeout = o.settings.arbiter_timeout_ms;
+            most += 10 * MS * (timeout + timeout.max(1000)) + 100 * o.arbiter_ns;
         }
         if self.now.saturating_sub(since.max(self.calm_since())) > most {
             let what = format!(

@@ -535,8 +535,10 @@ impl World {
 
     fn disk_delay(&mut self, node: usize) -> u64 {
         let at = &self.nodes[node];
-        let waits = at.stalled_until.saturating_sub(self.now);
-        waits + self.rng.around(self.options.disk_ns * at.slow)
+        let (waits, slow) = (at.stalled_until.saturating_sub(self.now), at.slow);
+        let delay = waits + self.rng.around(self.options.disk_ns * slow);
+        self.drags(slow, delay);
+        delay
     }
 
     fn end_disk(&mut self, node: usize, op: u64) -> Checked {

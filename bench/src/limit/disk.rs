@@ -1,6 +1,7 @@
 //! The bare disk: the job straight to `shell::storage`, no client and no mirror.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use kagami_replicator::core::disk::DiskOp;
@@ -10,7 +11,7 @@ use kagami_replicator::shell::storage::{Area, DiskId, Storage, StorageCompletion
 
 use crate::candidate::{Candidate, Room};
 use crate::error::BenchError;
-use crate::job::{Job, Places, SEQUENTIAL, Sample, Tally};
+use crate::job::{Action, Job, Places, SEQUENTIAL, Sample, Tally};
 use crate::load::Until;
 use crate::process::own_cpu_time;
 
@@ -27,7 +28,15 @@ impl BareDisk {
     /// # Errors
     /// The disk fails.
     pub fn new(room: &Room) -> Result<Self, BenchError> {
-        let path = room.dir.join("bare.img");
+        Self::named(room, "bare.img")
+    }
+
+    /// The same, with a file of this name.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn named(room: &Room, name: &str) -> Result<Self, BenchError> {
+        let path = room.dir.join(name);
         let file = std::fs::File::create(&path).map_err(BenchError::io("the test file"))?;
         file.set_len(room.region)
             .map_err(BenchError::io("the test file"))?;
@@ -38,6 +47,11 @@ impl BareDisk {
         let count = room.region / u64::from(SEQUENTIAL.len);
         this.measure(&SEQUENTIAL, Until::Operations(count), 1)?;
         Ok(this)
+    }
+
+    /// The file.
+    pub fn into_path(self) -> PathBuf {
+        self.path
     }
 
     fn measure(&self, job: &Job, until: Until, seed: u64) -> Result<Sample, BenchError> {
@@ -69,7 +83,7 @@ impl BareDisk {
 
 impl Candidate for BareDisk {
     fn name(&self) -> &'static str {
-        "bare disk, kagami's ring"
+        super::DISK
     }
 
     fn run(&mut self, job: &Job, time: Duration, seed: u64) -> Result<Sample, BenchError> {
@@ -86,7 +100,7 @@ struct Run {
 
 impl Run {
     /// An operation's number is its slot; its flush has the slot's number and `depth` more.
-    async fn run(&mut self, until: Until) -> Result<Sample, BenchError> {
+    async fn run(&mut self, until: Until<'_>) -> Result<Sample, BenchError> {
         let depth = self.job.depth as u64;
         let (began, cpu) = (Instant::now(), own_cpu_time());
         let mut since = vec![began; self.job.depth];
@@ -99,12 +113,13 @@ impl Run {
                 let goes_on = match until {
                     Until::Time(time) => began.elapsed() < time,
                     Until::Operations(count) => begun < count,
+                    Until::Told(stop) => !stop.load(Ordering::Relaxed),
                 };
                 if goes_on {
                     begun += 1;
                     in_flight += 1;
                     since[slot as usize] = Instant::now();
-                    self.write(slot)?;
+                    self.begin(slot)?;
                 }
             }
             if in_flight == 0 {
@@ -138,17 +153,26 @@ impl Run {
         Ok(sample)
     }
 
-    fn write(&mut self, slot: u64) -> Result<(), BenchError> {
-        let draw = self.places.draw();
-        let pool = self.storage.pool();
-        let mut buffer = pool
-            .alloc(self.job.len as usize, Share::FrontEnd)
-            .ok_or_else(|| BenchError::part("the pool")("is exhausted"))?;
-        buffer[..8].copy_from_slice(&draw.to_le_bytes());
-        let operation = DiskOp::Write {
-            offset: self.places.next_offset(),
-            data: buffer.freeze(),
-            fua: false,
+    fn begin(&mut self, slot: u64) -> Result<(), BenchError> {
+        let offset = self.places.next_offset();
+        let operation = match self.job.action {
+            Action::Read => DiskOp::Read {
+                offset,
+                len: self.job.len,
+            },
+            Action::Write => {
+                let draw = self.places.draw();
+                let pool = self.storage.pool();
+                let mut buffer = pool
+                    .alloc(self.job.len as usize, Share::FrontEnd)
+                    .ok_or_else(|| BenchError::part("the pool")("is exhausted"))?;
+                buffer[..8].copy_from_slice(&draw.to_le_bytes());
+                DiskOp::Write {
+                    offset,
+                    data: buffer.freeze(),
+                    fua: false,
+                }
+            }
         };
         self.storage.submit(self.disk, slot, operation);
         Ok(())

@@ -48,10 +48,10 @@ pub fn candidate(room: &Room) -> Result<Served, BenchError> {
         .arg(&socket)
         .arg("--size")
         .arg(room.region.to_string());
-    let process = Process::start("front-end", &mut command, &room.dir, None)?;
+    let process = Process::start("front-end", &mut command, &room.dir)?;
     let watched = vec![("server".to_owned(), process.id())];
     Served::connect(
-        "front end, null device",
+        super::FRONT_END,
         vec![process],
         watched,
         &socket,

@@ -17,7 +17,7 @@ use kagami_replicator::wire::frame::{Class, OutFrame};
 
 use crate::candidate::Candidate;
 use crate::error::BenchError;
-use crate::job::{Job, Sample, Tally};
+use crate::job::{Action, Job, Sample, Tally};
 use crate::process::own_cpu_time;
 
 const MIRROR: MirrorId = MirrorId(1);
@@ -35,7 +35,12 @@ pub struct BareLink;
 
 impl Candidate for BareLink {
     fn name(&self) -> &'static str {
-        "bare link, kagami's QUIC"
+        super::LINK
+    }
+
+    /// Reads never travel.
+    fn takes(&self, job: &Job) -> bool {
+        job.action == Action::Write
     }
 
     /// A flush travels as one more small frame each way: the same path again without payload.

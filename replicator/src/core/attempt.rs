@@ -247,6 +247,9 @@ impl Mirror {
             return;
         };
         self.timers.clear(Timer::Attempt);
+        if matches!(answer, ArbiterAnswer::Swapped | ArbiterAnswer::Register(_)) {
+            self.on_arbiter_heard();
+        }
         match answer {
             ArbiterAnswer::Unreachable(why) => self.on_no_answer(attempt.purpose, why, out),
             ArbiterAnswer::NotOurs(why) => self.on_not_ours(attempt.purpose, why, out),

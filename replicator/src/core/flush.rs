@@ -11,6 +11,7 @@ use super::message::Message;
 use super::request::JobKey;
 use super::state::{CommandId, SessionId};
 use super::timers::Timer;
+use super::unflushed::Unflushed;
 use super::{Actions, DiskFault, DiskOp, DiskWork, Mirror, Store};
 
 /// The flushes of one mirror.
@@ -95,7 +96,7 @@ impl Mirror {
         }
         let mirrors = self.is_mirroring();
         let resynced = self.resync_acked();
-        let own = self.flush.wanted && mirrors && (!self.unflushed.is_empty() || resynced);
+        let own = self.flush.wanted && mirrors && (resynced || self.has_ended_unflushed());
         if !own && !mirrors {
             self.flush.wanted = false;
         }
@@ -108,6 +109,15 @@ impl Mirror {
             return;
         }
         self.begin_cycle(out);
+    }
+
+    /// True if a flush would cover a write. While all that is unflushed is still under way it would
+    /// cover nothing, and the next one would be wanted at once: as fast as both disks can, for as
+    /// long as a disk stands still.
+    fn has_ended_unflushed(&self) -> bool {
+        let mut under_way = Unflushed::default();
+        self.runs_in_flight().for_each(|run| under_way.write(run));
+        !self.unflushed.is_within(&under_way)
     }
 
     fn begin_cycle(&mut self, out: &mut Actions) {

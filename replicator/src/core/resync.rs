@@ -51,6 +51,15 @@ pub(super) enum Stage {
     Settling,
 }
 
+/// What a source that does nothing for a while waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// Blocks that could not be read are tried again. A write of them says it sooner.
+    Reads,
+    /// The arbiter did not answer. Its answer to any other question says it sooner.
+    Arbiter,
+}
+
 /// A run on its way to the target; locked.
 #[derive(Debug)]
 struct Chunk {
@@ -74,7 +83,8 @@ pub(super) struct Source {
     acked_blocks: u64,
     /// The pass met blocks that could not be read.
     failed_reads: bool,
-    pub wait_until: Option<Time>,
+    /// Nothing is sent and nothing asked until then.
+    pub wait_until: Option<(Time, Wait)>,
     pub marked_at_start: u64,
     done_blocks: u64,
     pub sent_bytes: u64,
@@ -197,11 +207,23 @@ impl Mirror {
     pub(super) fn advance_resync(&mut self, out: &mut Actions) {
         match self.source_stage() {
             Some(Stage::Copying) => {
+                self.end_wait();
                 self.send_chunks(out);
                 self.end_pass(out);
             }
             Some(Stage::Freezing) => self.leave_when_quiet(),
             None | Some(Stage::Probing | Stage::Leaving | Stage::Offered | Stage::Settling) => {}
+        }
+    }
+
+    /// A wait is over when its time is, or when nothing is left to wait for.
+    fn end_wait(&mut self) {
+        let (now, nothing_left) = (self.now, self.bitmap.count() == 0);
+        if let Some(source) = self.source()
+            && let Some((at, what)) = source.wait_until
+            && (at <= now || what == Wait::Reads && nothing_left)
+        {
+            source.wait_until = None;
         }
     }
 
@@ -501,11 +523,7 @@ impl Mirror {
             && self.solo_rule() == Solo::Arbiter
             && self.record().arbiter.is_some();
         let Some(source) = self.source() else { return };
-        if source.wait_until.is_some_and(|at| at > now) {
-            return;
-        }
-        source.wait_until = None;
-        if source.cursor < end || source.in_flight > 0 {
+        if source.wait_until.is_some() || source.cursor < end || source.in_flight > 0 {
             return;
         }
         if !source.acked.is_empty() {
@@ -518,7 +536,7 @@ impl Mirror {
         if marks > 0 {
             source.cursor = Block(0);
             if std::mem::take(&mut source.failed_reads) {
-                source.wait_until = Some(now.after_ms(RETRY_MS));
+                source.wait_until = Some((now.after_ms(RETRY_MS), Wait::Reads));
             }
             return;
         }

@@ -11,7 +11,7 @@ use super::durable::After;
 use super::link::{Phase, Up};
 use super::message::Message;
 use super::request::Gate;
-use super::resync::{RETRY_MS, Stage, Target};
+use super::resync::{RETRY_MS, Stage, Target, Wait};
 use super::state::{DiskState, SessionId};
 use super::timers::Timer;
 use super::{Action, Actions, Mirror, Notice};
@@ -30,7 +30,16 @@ impl Mirror {
             self.freeze();
         } else {
             source.stage = Stage::Copying;
-            source.wait_until = Some(retry);
+            source.wait_until = Some((retry, Wait::Arbiter));
+        }
+    }
+
+    /// The arbiter answered something: a source that waits to ask it again need not.
+    pub(super) fn on_arbiter_heard(&mut self) {
+        if let Some(source) = self.source()
+            && matches!(source.wait_until, Some((_, Wait::Arbiter)))
+        {
+            source.wait_until = None;
         }
     }
 

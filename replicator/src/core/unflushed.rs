@@ -129,6 +129,17 @@ impl Unflushed {
         self.extents.len()
     }
 
+    /// True if the other holds every block that this holds.
+    pub fn is_within(&self, other: &Self) -> bool {
+        self.extents.iter().all(|(extent, marks)| {
+            let other = other.extents.get(extent).map(|marks| &marks.writing);
+            let mut words = marks.writing.iter().zip(&marks.flushing).enumerate();
+            words.all(|(at, (writing, flushing))| {
+                (writing | flushing) & !other.map_or(0, |other| other[at]) == 0
+            })
+        })
+    }
+
     /// True if everything is flushed.
     pub fn is_empty(&self) -> bool {
         self.extents.is_empty()
@@ -159,6 +170,14 @@ mod tests {
         assert!(unflushed.any(b), "it was in flight");
         assert!(unflushed.any(c), "it was written after the flush left");
         assert!(!unflushed.any(Run::new(Block(0), 1)));
+        let mut under_way = Unflushed::default();
+        under_way.write(b);
+        assert!(!unflushed.is_within(&under_way), "a flush would cover c");
+        under_way.write(c);
+        assert!(
+            unflushed.is_within(&under_way),
+            "a flush would cover nothing"
+        );
         let mut bitmap = DirtyBitmap::new(4096);
         unflushed.move_into(&mut bitmap);
         assert_eq!(bitmap.count(), 3);

@@ -112,21 +112,22 @@ impl World {
         Ok(())
     }
 
-    /// Before a daemon reads its metadata store, sectors of it may go bad. What it would have read
-    /// without that is what it is held to. True if it can't start.
+    /// Before a daemon reads its metadata store, sectors of it may go bad. What it would have read if
+    /// none ever had is what it is held to: also where an earlier damage was noticed, and the repair
+    /// cut short. True if it can't start.
     pub(in crate::sim) fn harm_metadata(&mut self, node: usize) -> Checked<bool> {
         let meta = &mut self.nodes[node].meta;
         if !std::mem::take(&mut meta.harm_at_start) {
             return Ok(false);
         }
-        let Ok(sound) = meta.recover() else {
+        let (Ok(read), Ok(sound)) = (meta.recover(), meta.recover_undamaged()) else {
             return Ok(false);
         };
         if sound.superblock.record.is_never_written() {
             return Ok(false); // marks that nobody can explain: an operator would name the source
         }
         let before = meta.clone();
-        let harmed = meta.harm(&sound, &mut self.fault_rng);
+        let harmed = meta.harm(&read, &mut self.fault_rng);
         if harmed.is_empty() {
             return Ok(false);
         }
@@ -248,15 +249,15 @@ pub(in crate::sim) fn covers(layout: &Layout, finding: &Finding, offset: u64) ->
 
 impl Metadata {
     /// One to three sectors go bad in a way that the format can find. Where, and how.
-    fn harm(&mut self, sound: &Recovered, rng: &mut Rng) -> Vec<(u64, Harm)> {
-        let layout = sound.superblock.layout;
+    fn harm(&mut self, read: &Recovered, rng: &mut Rng) -> Vec<(u64, Harm)> {
+        let layout = read.superblock.layout;
         let slot = rng.below(2);
         let mut harmed = Vec::new();
         let (_, whole) = self
             .superblock()
-            .unwrap_or((sound.superblock.clone(), false));
+            .unwrap_or((read.superblock.clone(), false));
         // Of two good slots of different updates the newer must stay: it may be acknowledged.
-        let torn = sound.findings.iter().any(|finding| {
+        let torn = read.findings.iter().any(|finding| {
             matches!(
                 finding,
                 Finding::Slot {
@@ -273,7 +274,7 @@ impl Metadata {
                 5..6 => (layout.directory_offset, layout.pages_offset),
                 _ => (
                     layout.pages_offset,
-                    layout.pages_offset + u64::from(sound.bitmap.pages()) * 4096,
+                    layout.pages_offset + u64::from(read.bitmap.pages()) * 4096,
                 ),
             };
             let offset = first + rng.below((end - first) / SECTOR as u64) * SECTOR as u64;
@@ -307,8 +308,9 @@ impl Metadata {
         }
         let seq = |unit: u64| {
             let sectors = (unit..unit + 4096).step_by(SECTOR);
-            let seq =
-                |at: u64| u64::from_le_bytes(std::array::from_fn(|nth| self.sector(at)[24 + nth]));
+            let seq = |at: u64| {
+                u64::from_le_bytes(std::array::from_fn(|nth| self.good_sector(at)[24 + nth]))
+            };
             sectors.map(seq).max()
         };
         let log = (layout.log_offset..layout.directory_offset).step_by(4096);
@@ -322,7 +324,7 @@ impl Metadata {
             return true;
         };
         let (word, bit) = (page / 64, page % 64);
-        let sector = self.sector(layout.directory_offset + word / 56 * SECTOR as u64);
+        let sector = self.good_sector(layout.directory_offset + word / 56 * SECTOR as u64);
         let at = 40 + (word % 56) as usize * 8;
         sector[at + (bit / 8) as usize] >> (bit % 8) & 1 == 1
     }
@@ -362,7 +364,8 @@ impl Metadata {
             Harm::Old => return self.lose_known_write(layout, offset),
             Harm::Zeroes => return false,
         }
-        if sector == before {
+        // A bit that is flipped back is no harm either.
+        if sector == before || sector == self.good_sector(offset) {
             return false;
         }
         self.damage(at as u64, &sector);

@@ -3,19 +3,22 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::candidate::Room;
+use crate::client::Client;
 use crate::error::BenchError;
-use crate::job::{JOBS, Job, SEQUENTIAL};
+use crate::job::{Job, SEQUENTIAL, SMALL_DEEP};
 use crate::load::{self, Until};
-use crate::mirror::Mirror;
+use crate::mirror::{Mirror, State};
 
 /// How long a resynchronisation may take.
-const PATIENCE: Duration = Duration::from_mins(10);
+pub const PATIENCE: Duration = Duration::from_mins(10);
+
+/// What the targets speak of: few blocks, far apart.
+pub const HUNDREDTH: f64 = 0.01;
 
 /// What one outage came to.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Outage {
     /// Bytes written meanwhile, repeated blocks counted each time.
     pub written: u64,
@@ -36,62 +39,64 @@ pub struct Outage {
 }
 
 /// Some outages.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Outages {
     /// What was written in them.
-    pub job: &'static str,
+    pub job: String,
+    /// How much of the region was written in each.
+    #[serde(default)]
+    pub share: f64,
     /// One after the other.
     pub outages: Vec<Outage>,
 }
 
-/// Makes `rounds` outages under random 4 KiB writes, then as many under sequential ones, each of as
-/// many writes as cover a `share` of the region.
+/// Makes `rounds` outages of each kind: a hundredth of the region in random 4 KiB writes, a `share` of it so,
+/// and as much in large ones.
 ///
 /// # Errors
 /// The mirror fails.
-pub fn measure(room: &Room, rounds: u32, share: f64) -> Result<Vec<Outages>, BenchError> {
-    room.check(2)?;
-    let mirror = Mirror::start(room, "resync", room.region >> 20, true)?;
-    let mut client = mirror.client()?;
-    load::fill(&mut client, room.region)?;
+pub fn measure(
+    mirror: &Mirror,
+    client: &mut Client,
+    region: u64,
+    rounds: u32,
+    share: f64,
+) -> Result<Vec<Outages>, BenchError> {
     let mut all = Vec::new();
-    for job in [JOBS[2], SEQUENTIAL] {
-        let count = ((room.region as f64 * share) as u64 / u64::from(job.len)).max(1);
+    for (job, share) in [
+        (SMALL_DEEP, HUNDREDTH),
+        (SMALL_DEEP, share),
+        (SEQUENTIAL, share),
+    ] {
+        let count = ((region as f64 * share) as u64 / u64::from(job.len)).max(1);
         let mut outages = Vec::new();
         for round in 0..rounds {
-            outages.push(outage(
-                &mirror,
-                &mut client,
-                &job,
-                count,
-                room.region,
-                round,
-            )?);
+            outages.push(outage(mirror, client, &job, count, region, round)?);
         }
         all.push(Outages {
-            job: job.name,
+            job: job.name(),
+            share,
             outages,
         });
     }
     Ok(all)
 }
 
+/// Both copies are equal, and nothing is left to do.
+pub fn in_sync(state: &State) -> bool {
+    state.condition == "in-sync" && state.marked_bytes == 0 && state.progress.is_none()
+}
+
 fn outage(
     mirror: &Mirror,
-    client: &mut crate::client::Client,
+    client: &mut Client,
     job: &Job,
     count: u64,
     region: u64,
     round: u32,
 ) -> Result<Outage, BenchError> {
-    let in_sync = |state: &crate::mirror::State| {
-        state.condition == "in-sync" && state.marked_bytes == 0 && state.progress.is_none()
-    };
     let before = mirror.wait("both copies to be equal", PATIENCE, in_sync)?;
-    mirror.order_secondary("disconnect")?;
-    mirror.wait("the peer to have left", PATIENCE, |state| {
-        state.condition == "alone"
-    })?;
+    mirror.leave()?;
     let (tally, _) = load::run(
         client,
         job,
@@ -132,11 +137,17 @@ pub fn table(all: &[Outages]) -> String {
         "\n| written while the peer was away | MiB marked | MiB sent | sent ÷ marked | s to meet | s | MB/s |\n|---|---:|---:|---:|---:|---:|---:|\n",
     );
     let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-    for Outages { job, outages } in all {
+    for Outages {
+        job,
+        share,
+        outages,
+    } in all
+    {
         for outage in outages {
             let _ = writeln!(
                 text,
-                "| {job} | {:.1} | {:.1} | {:.3} | {:.2} | {:.2} | {:.0} |",
+                "| {job}, {:.0} % | {:.1} | {:.1} | {:.3} | {:.2} | {:.2} | {:.0} |",
+                share * 100.0,
                 mebibytes(outage.marked),
                 mebibytes(outage.sent),
                 outage.sent_by_marked,

@@ -1,0 +1,326 @@
+//! `kagami-bench costs`: the system calls that an operation costs each daemon, and their bounds.
+//!
+//! Counts don't depend on how fast a machine is, so these are asserted where times never are; `./do test` runs it.
+//! `strace -c` counts a daemon from its start to its end: once with few operations, once with many, and the
+//! difference is theirs. What happens by itself as time goes by (signs of life, the flush of what nobody flushed) is
+//! in it, too, and is little beside a thousand operations. Allocations, datagrams and copies are counted within the
+//! engine, in `replicator/tests/costs.rs`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::candidate::Room;
+use crate::error::BenchError;
+use crate::job::{Job, READ, SEQUENTIAL, SMALL, SMALL_DEEP, SMALL_FLUSHED};
+use crate::load::{self, Until};
+use crate::mirror::{End, Mirror, Peer};
+use crate::process;
+
+/// Operations of the shorter run.
+const FEW: u64 = 100;
+/// Of every job; it fits its disk many times.
+const REGION: u64 = 64 << 20;
+
+/// What is counted, and the most that it may come to.
+struct Bound {
+    job: Job,
+    peer: Peer,
+    /// Operations of the longer run.
+    many: u64,
+    /// System calls for each operation of the Primary, and of the Secondary.
+    most: [f64; 2],
+}
+
+const BOUNDS: [Bound; 8] = [
+    bound(SMALL, Peer::There, 1600, [21.0, 15.5]),
+    bound(SMALL_FLUSHED, Peer::There, 900, [40.0, 28.0]),
+    bound(SMALL_DEEP, Peer::There, 6500, [4.0, 3.5]),
+    bound(SEQUENTIAL, Peer::There, 400, [55.0, 40.0]),
+    bound(READ, Peer::There, 1600, [11.5, 0.7]),
+    bound(READ, Peer::None, 1600, [11.5, 0.0]),
+    bound(SMALL, Peer::Away, 1600, [11.5, 0.7]),
+    bound(SMALL, Peer::None, 1600, [11.5, 0.0]),
+];
+
+const fn bound(job: Job, peer: Peer, many: u64, most: [f64; 2]) -> Bound {
+    Bound {
+        job,
+        peer,
+        many,
+        most,
+    }
+}
+
+/// What takes the peer no part in may cost so many times what it does without one: the same counts are wanted.
+const SAME: f64 = 1.1;
+
+/// System calls of one daemon, for each operation.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Cost {
+    /// The job's name.
+    pub job: String,
+    /// `with a peer`, `peer away`, `no peer`
+    pub peer: String,
+    /// Which daemon.
+    pub daemon: String,
+    /// By system call.
+    pub calls: BTreeMap<String, f64>,
+    /// All of them.
+    pub together: f64,
+    /// The most that it may be.
+    pub most: f64,
+    /// Metadata writes for each operation, of a Primary.
+    pub metadata: f64,
+}
+
+/// Counts everything. The table is printed whether or not a bound is exceeded.
+///
+/// # Errors
+/// There is no strace, a mirror fails, or something costs more than it may.
+pub fn measure(room: &Room) -> Result<Vec<Cost>, BenchError> {
+    process::program("strace")?;
+    room.check(1)?;
+    let mut all = Vec::new();
+    for (number, bound) in BOUNDS.iter().enumerate() {
+        eprintln!(
+            "[{}/{}] {}, {}",
+            number + 1,
+            BOUNDS.len(),
+            bound.job.name(),
+            words(bound.peer)
+        );
+        let name = |what: &str| format!("costs-{number}-{what}");
+        let (few, _) = counted(room, &name("few"), bound, FEW)?;
+        let (many, metadata) = counted(room, &name("many"), bound, bound.many)?;
+        let each = (bound.many - FEW) as f64;
+        for (daemon, few, many, most) in [
+            ("primary", &few[0], &many[0], bound.most[0]),
+            ("secondary", &few[1], &many[1], bound.most[1]),
+        ] {
+            let calls: BTreeMap<String, f64> = many
+                .iter()
+                .map(|(call, count)| {
+                    let before = few.get(call).copied().unwrap_or(0);
+                    (call.clone(), (*count as f64 - before as f64) / each)
+                })
+                .filter(|(_, count)| count.abs() >= 0.005)
+                .collect();
+            if many.is_empty() {
+                continue;
+            }
+            all.push(Cost {
+                job: bound.job.name(),
+                peer: words(bound.peer).to_owned(),
+                daemon: daemon.to_owned(),
+                together: calls.values().sum(),
+                calls,
+                most,
+                metadata: if daemon == "primary" { metadata } else { 0.0 },
+            });
+        }
+    }
+    Ok(all)
+}
+
+fn words(peer: Peer) -> &'static str {
+    match peer {
+        Peer::There => "with a peer",
+        Peer::Away => "peer away",
+        Peer::None => "no peer",
+    }
+}
+
+/// The calls of both daemons over a life with so many operations, and the metadata writes of each operation.
+fn counted(
+    room: &Room,
+    name: &str,
+    bound: &Bound,
+    operations: u64,
+) -> Result<([BTreeMap<String, u64>; 2], f64), BenchError> {
+    let logs = ["primary", "secondary"].map(|role| room.dir.join(format!("{name}-{role}.strace")));
+    let ends = logs.clone().map(|log| End {
+        daemon: strace(&log),
+        ..End::default()
+    });
+    let mirror = Mirror::start_at(room, name, REGION >> 20, bound.peer, &ends)?;
+    let mut client = mirror.client()?;
+    // Every block is there, and every extent hot.
+    load::fill(&mut client, REGION)?;
+    let before = mirror.state()?.counters.metadata();
+    load::run(
+        &mut client,
+        &bound.job,
+        REGION,
+        Until::Operations(operations),
+        9,
+    )?;
+    let metadata = mirror.state()?.counters.metadata() - before;
+    drop((client, mirror));
+    let read = |log: &PathBuf| {
+        // A mirror of one node has one daemon.
+        let there = bound.peer != Peer::None || log == &logs[0];
+        if there {
+            summary(log)
+        } else {
+            Ok(BTreeMap::new())
+        }
+    };
+    let calls = [read(&logs[0])?, read(&logs[1])?];
+    Ok((calls, metadata as f64 / operations as f64))
+}
+
+/// strace as a grandchild: the daemon keeps its process id, and gets the signals meant for it.
+fn strace(log: &Path) -> Vec<String> {
+    let mut words: Vec<String> = [
+        "strace",
+        "--daemonize",
+        "-f",
+        "-qq",
+        "-c",
+        "-U",
+        "calls,name",
+        "-o",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    words.push(log.display().to_string());
+    words
+}
+
+/// Reads strace's table, which it writes when the daemon has ended: waits for its last line.
+fn summary(log: &Path) -> Result<BTreeMap<String, u64>, BenchError> {
+    let deadline = std::time::Instant::now() + crate::candidate::START;
+    loop {
+        let text = std::fs::read_to_string(log).unwrap_or_default();
+        if let Some(calls) = parse(&text) {
+            return Ok(calls);
+        }
+        if std::time::Instant::now() > deadline {
+            return Err(BenchError::TimedOut {
+                what: format!("strace's counts in {}", log.display()),
+                seconds: crate::candidate::START.as_secs(),
+            });
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
+/// Lines of a count and a name; the last is the total.
+fn parse(text: &str) -> Option<BTreeMap<String, u64>> {
+    let mut calls = BTreeMap::new();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let (Some(count), Some(name)) = (words.next(), words.next()) else {
+            continue;
+        };
+        let Ok(count) = count.parse() else { continue };
+        if name == "total" {
+            return Some(calls);
+        }
+        calls.insert(name.to_owned(), count);
+    }
+    None
+}
+
+/// The table, in Markdown.
+pub fn table(all: &[Cost]) -> String {
+    let mut text = String::from(
+        "\n| job | | daemon | system calls for each | at most | which |\n|---|---|---|---:|---:|---|\n",
+    );
+    for cost in all {
+        let mut calls: Vec<(&String, &f64)> =
+            cost.calls.iter().filter(|(_, n)| **n >= 0.05).collect();
+        calls.sort_by(|a, b| b.1.total_cmp(a.1));
+        let calls: Vec<String> = calls
+            .iter()
+            .map(|(name, n)| format!("{name} {n:.2}"))
+            .collect();
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {:.2} | {:.1} | {} |",
+            cost.job,
+            cost.peer,
+            cost.daemon,
+            cost.together,
+            cost.most,
+            calls.join(", ")
+        );
+    }
+    text
+}
+
+/// What is over its bound, in words; empty when all is well.
+pub fn over(all: &[Cost]) -> Vec<String> {
+    let mut over = Vec::new();
+    for cost in all {
+        let what = format!("{}, {}, {}", cost.job, cost.peer, cost.daemon);
+        if cost.together > cost.most {
+            over.push(format!(
+                "{what}: {:.2} system calls for each operation, at most {:.1}",
+                cost.together, cost.most
+            ));
+        }
+        if cost.metadata > 0.0 {
+            over.push(format!(
+                "{what}: {:.4} metadata writes for each operation within the hot set, and none are wanted",
+                cost.metadata
+            ));
+        }
+    }
+    let primary = |job: Job, peer: Peer| {
+        all.iter().find(|cost| {
+            cost.job == job.name() && cost.peer == words(peer) && cost.daemon == "primary"
+        })
+    };
+    for (job, peer) in [(SMALL, Peer::Away), (READ, Peer::There)] {
+        if let (Some(this), Some(none)) = (primary(job, peer), primary(job, Peer::None)) {
+            let ratio = this.together / none.together;
+            if ratio > SAME {
+                over.push(format!(
+                    "{}, {}: {ratio:.2} times the system calls of a mirror without a peer, at most {SAME}",
+                    job.name(),
+                    words(peer)
+                ));
+            }
+        }
+    }
+    over
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_counts_of_strace_are_read_once_they_are_whole() {
+        let text = "    calls syscall\n--------- ----------------\n      120 epoll_wait\n        7 sendmsg\n";
+        assert_eq!(parse(text), None);
+        let whole = format!("{text}--------- ----------------\n      127 total\n");
+        let calls = parse(&whole).expect("it is whole");
+        assert_eq!(
+            (calls["epoll_wait"], calls["sendmsg"], calls.len()),
+            (120, 7, 2)
+        );
+    }
+
+    #[test]
+    fn what_grew_is_named() {
+        let cost = |peer: &str, together: f64, metadata: f64| Cost {
+            job: SMALL.name(),
+            peer: peer.to_owned(),
+            daemon: "primary".to_owned(),
+            calls: BTreeMap::new(),
+            together,
+            most: 10.0,
+            metadata,
+        };
+        assert!(over(&[cost("no peer", 9.0, 0.0), cost("peer away", 9.5, 0.0)]).is_empty());
+        assert!(over(&[cost("no peer", 11.0, 0.0)])[0].contains("11.00 system calls"));
+        assert!(over(&[cost("no peer", 1.0, 0.5)])[0].contains("metadata"));
+        let grown = over(&[cost("no peer", 8.0, 0.0), cost("peer away", 9.5, 0.0)]);
+        assert!(grown[0].contains("1.19 times"), "{grown:?}");
+    }
+}

@@ -1,0 +1,282 @@
+//! What an operation costs, counted: allocations, datagrams, wake-ups, metadata writes, copies of its payload.
+//!
+//! None of this depends on how fast a machine is, so it is asserted where times are not. The bounds are what was
+//! counted when they were set, and some room; whoever lowers a count lowers its bound, so that it stays low. The
+//! system calls of whole daemons are counted by `kagami-bench costs`.
+
+#![allow(unsafe_code)] // A global allocator that counts is an unsafe trait.
+
+mod engine_support;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use engine_support::*;
+use kagami_replicator::core::state::Solo;
+
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+static ALLOCATED: AtomicU64 = AtomicU64::new(0);
+
+fn count(bytes: usize) {
+    ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+    ALLOCATED.fetch_add(bytes as u64, Ordering::Relaxed);
+}
+
+// SAFETY: every call goes to the system's allocator as it came; counting allocates nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(memory, layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count(size);
+        // SAFETY: as above.
+        unsafe { System.realloc(memory, layout, size) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// Operations of one kind.
+#[derive(Clone, Copy, Debug)]
+struct Work {
+    name: &'static str,
+    /// Bytes of each.
+    len: usize,
+    /// At a time.
+    depth: u64,
+    /// Of each at a time.
+    count: u64,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Write,
+    WriteAndFlush,
+    Read,
+}
+
+/// What both nodes together spent on each operation.
+#[derive(Clone, Copy, Debug)]
+struct Cost {
+    /// Of the heap; the futures with which this test waits are among them.
+    allocations: f64,
+    /// Bytes of it, for each byte of payload: one copy that is not in the pool adds 1. There is one, the datagrams that
+    /// the link receives.
+    allocated: f64,
+    /// Sent by the Primary.
+    sent: f64,
+    /// Received by it.
+    received: f64,
+    /// Times that a thread slept and was woken.
+    wakes: f64,
+}
+
+/// The most that each may be.
+struct Bound {
+    work: Work,
+    most: Cost,
+}
+
+const fn work(name: &'static str, len: usize, depth: u64, count: u64, kind: Kind) -> Work {
+    Work {
+        name,
+        len,
+        depth,
+        count,
+        kind,
+    }
+}
+
+const fn most(allocations: f64, allocated: f64, sent: f64, received: f64, wakes: f64) -> Cost {
+    Cost {
+        allocations,
+        allocated,
+        sent,
+        received,
+        wakes,
+    }
+}
+
+const BOUNDS: [Bound; 5] = [
+    Bound {
+        work: work("4 KiB write, depth 1", 4096, 1, 1500, Kind::Write),
+        most: most(24.0, 1.6, 1.3, 1.4, 7.0),
+    },
+    Bound {
+        work: work(
+            "4 KiB write and flush, depth 1",
+            4096,
+            1,
+            400,
+            Kind::WriteAndFlush,
+        ),
+        most: most(50.0, 2.0, 2.6, 2.8, 16.0),
+    },
+    Bound {
+        work: work("4 KiB write, depth 32", 4096, 32, 60, Kind::Write),
+        most: most(18.0, 1.6, 1.2, 1.3, 3.0),
+    },
+    Bound {
+        work: work("1 MiB write, depth 4", 1 << 20, 4, 40, Kind::Write),
+        most: most(110.0, 1.25, 200.0, 15.0, 12.0),
+    },
+    Bound {
+        work: work("4 KiB read, depth 1", 4096, 1, 1500, Kind::Read),
+        most: most(3.0, 0.06, 0.1, 0.1, 2.5),
+    },
+];
+
+/// Alone in its file: other tests' allocations and sleeps would be counted, too.
+#[test]
+fn no_operation_costs_more_than_it_did() {
+    run(async {
+        let (mut a, mut b) = pair(Solo::Never).await;
+        // Every block written once: all extents are hot, and nothing is a hole.
+        let len = 1 << 20;
+        perform(
+            &a,
+            work("all of it", len, 1, SIZE / len as u64, Kind::Write),
+        )
+        .await;
+        let mut over = Vec::new();
+        for Bound { work, most } in &BOUNDS {
+            // Found path, grown buffers.
+            perform(&a, Work { count: 10, ..*work }).await;
+            let cost = measure(&a, &b, *work).await;
+            println!("{}: {cost:.2?}", work.name);
+            for (what, got, most) in [
+                ("allocations", cost.allocations, most.allocations),
+                (
+                    "bytes allocated for each byte",
+                    cost.allocated,
+                    most.allocated,
+                ),
+                ("datagrams sent", cost.sent, most.sent),
+                ("datagrams received", cost.received, most.received),
+                ("wake-ups", cost.wakes, most.wakes),
+            ] {
+                if got > most {
+                    over.push(format!("{}: {got:.2} {what}, at most {most:.2}", work.name));
+                }
+            }
+        }
+        // The disk gets every payload where it lies.
+        for (name, node) in [("a", &a), ("b", &b)] {
+            let disk = node.status().await.disk.expect("it has one");
+            assert_eq!(
+                (disk.copies, disk.copied_bytes),
+                (0, 0),
+                "copies on {name}'s way to its disk"
+            );
+        }
+        a.stop().await;
+        b.stop().await;
+        assert!(over.is_empty(), "more than it was:\n{}", over.join("\n"));
+    });
+}
+
+async fn measure(a: &Node, b: &Node, work: Work) -> Cost {
+    let before = (a.status().await, b.status().await);
+    let (allocations, allocated, wakes) = counted();
+    perform(a, work).await;
+    let (allocations, allocated, wakes) = {
+        let now = counted();
+        (now.0 - allocations, now.1 - allocated, now.2 - wakes)
+    };
+    let after = (a.status().await, b.status().await);
+    for (before, after) in [(&before.0, &after.0), (&before.1, &after.1)] {
+        let metadata = |status: &kagami_replicator::shell::engine::MirrorStatus| {
+            let counters = status.core.counters;
+            counters.log_records + counters.pages + counters.records
+        };
+        assert_eq!(
+            metadata(after),
+            metadata(before),
+            "{}: metadata is written within the hot set",
+            work.name
+        );
+    }
+    let link = |status: &kagami_replicator::shell::engine::MirrorStatus| {
+        status.link.as_ref().expect("connected").datagrams
+    };
+    let (sent, received) = link(&before.0);
+    let (sent_after, received_after) = link(&after.0);
+    let operations = (work.depth * work.count) as f64;
+    let each = |count: u64| count as f64 / operations;
+    Cost {
+        allocations: each(allocations),
+        allocated: each(allocated) / work.len as f64,
+        sent: each(sent_after - sent),
+        received: each(received_after - received),
+        wakes: each(wakes),
+    }
+}
+
+/// Allocations, their bytes, and times that any thread of this process slept by its own will.
+fn counted() -> (u64, u64, u64) {
+    let mut wakes = 0;
+    for task in std::fs::read_dir("/proc/self/task")
+        .expect("Linux has /proc")
+        .flatten()
+    {
+        // A thread may end meanwhile.
+        let status = std::fs::read_to_string(task.path().join("status")).unwrap_or_default();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        wakes += line.map_or(0, |count| count.trim().parse::<u64>().expect("a number"));
+    }
+    (
+        ALLOCATIONS.load(Ordering::Relaxed),
+        ALLOCATED.load(Ordering::Relaxed),
+        wakes,
+    )
+}
+
+/// Does the work on the node's own thread, each slot of the depth within a part of its own.
+async fn perform(node: &Node, work: Work) {
+    node.with_device_for(DEADLINE * 3, move |disk| async move {
+        let slots: Vec<_> = (0..work.depth)
+            .map(|slot| tokio::task::spawn_local(one_slot(disk.clone(), work, slot)))
+            .collect();
+        for slot in slots {
+            slot.await.expect("no slot panics");
+        }
+    })
+    .await;
+}
+
+async fn one_slot(disk: Disk, work: Work, slot: u64) {
+    let part = SIZE / work.depth;
+    let places = part / work.len as u64;
+    for number in 0..work.count {
+        // Some order that leaves no neighbours to be joined.
+        let offset = slot * part + (number * 7919 % places) * work.len as u64;
+        match work.kind {
+            Kind::Read => {
+                let data = disk.read(offset, work.len as u32).await.expect("read");
+                assert_eq!(data.len(), work.len);
+            }
+            Kind::Write | Kind::WriteAndFlush => {
+                disk.write(offset, number as u8, work.len)
+                    .await
+                    .expect("write");
+                if work.kind == Kind::WriteAndFlush {
+                    disk.flush().await.expect("flush");
+                }
+            }
+        }
+    }
+}
