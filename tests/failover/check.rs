@@ -177,13 +177,12 @@ impl World {
             if by_operator {
                 return Ok(());
             }
-            let threshold = match monitor {
-                Some(monitor) => cluster.monitors[monitor].common.failovers,
-                None => {
-                    let name = key.strip_prefix("resource ").unwrap_or_default();
-                    let found = cluster.groups[group].position(name);
-                    found.map_or(0, |r| cluster.groups[group].resources[r].common.failovers)
-                }
+            let threshold = if let Some(monitor) = monitor {
+                cluster.monitors[monitor].common.failovers
+            } else {
+                let name = key.strip_prefix("resource ").unwrap_or_default();
+                let found = cluster.groups[group].position(name);
+                found.map_or(0, |r| cluster.groups[group].resources[r].common.failovers)
             };
             let count = self
                 .seen
@@ -275,8 +274,7 @@ impl World {
     /// The reference's own count of activations that failed.
     pub fn see_op_end(&mut self, node: usize, work: Work, result: &OpResult) {
         match (work, result) {
-            (Work::Start { group, resource }, OpResult::Done)
-            | (Work::Stop { group, resource }, OpResult::Done) => {
+            (Work::Start { group, resource } | Work::Stop { group, resource }, OpResult::Done) => {
                 self.seen.tries.remove(&(node, group, resource));
             }
             (Work::Start { group, resource }, _) => {
@@ -312,8 +310,8 @@ impl World {
                 let what = format!("g{group}: {hold:?}");
                 return Err(Violation::new("World", what));
             }
-            for node in 0..2 {
-                if hold[node] == Hold::Asking && self.serves(node, group) {
+            for (node, hold) in hold.into_iter().enumerate() {
+                if hold == Hold::Asking && self.serves(node, group) {
                     let what = format!("g{group} runs at {} after its lease", name(node));
                     return Err(Violation::new("Frozen-at-lease-end", what));
                 }

@@ -422,6 +422,7 @@ impl Manager {
         }
     }
 
+    #[allow(clippy::unused_self)] // it is this manager's word
     fn alert(
         &self,
         out: &mut Actions,

@@ -193,8 +193,7 @@ impl Manager {
                 self.dirty = true;
                 self.on_granted(group, hold, out);
             }
-            // It is given up already, or was never asked for by this life of the manager.
-            (Right::Granted, Hold::Releasing | Hold::Lost) => {}
+            // Never asked for by this life of the manager.
             (Right::Granted, Hold::None) => {
                 self.groups[group].right = Hold::Releasing;
                 self.act(Action::ReleaseRight { group });
