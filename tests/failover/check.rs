@@ -106,6 +106,10 @@ impl Seen {
         let (Command::Start { group, .. } | Command::Move { group, .. }) = command else {
             return;
         };
+        self.spoken_of(group, now);
+    }
+
+    fn spoken_of(&mut self, group: usize, now: u64) {
         self.failovers.retain(|(of, _), _| *of != group);
         self.tries.retain(|(_, of, _), _| *of != group);
         self.spoken[group] = now;
@@ -163,6 +167,11 @@ impl World {
             }
             return Ok(());
         };
+        // An operator's start and move, and another try, begin with counts at 0.
+        let again = ["is to start", "is to move", "what could not"];
+        if alert.cause == "an operator" && again.iter().any(|what| alert.what.starts_with(what)) {
+            self.seen.spoken_of(group, self.now);
+        }
         let at = name(node);
         let key = alert.cause.as_str();
         let monitor = self.monitor_of(key);

@@ -218,7 +218,7 @@ impl Manager {
             return false;
         }
         for resource in &mut self.group_record(group).resources {
-            if is_failed(resource) {
+            if resource.state == ResourceState::Failed {
                 resource.given_up = false;
                 resource.tries = 0;
             }

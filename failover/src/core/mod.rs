@@ -537,3 +537,6 @@ impl Group {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
