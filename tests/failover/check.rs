@@ -36,11 +36,23 @@ impl fmt::Display for Violation {
     }
 }
 
+/// An alert, with what was true when it was given.
+#[derive(Debug)]
+pub struct Said {
+    pub node: usize,
+    /// The write that makes it true.
+    pub written: u64,
+    pub alert: Alert,
+    /// The monitor's failures in a row.
+    pub failures: u32,
+    pub suspended: bool,
+}
+
 /// What was seen so far: the reference's own counts.
 #[derive(Debug)]
 pub struct Seen {
-    /// Alerts whose state is not durable yet: (node, write, alert, the monitor's failures then).
-    waiting: Vec<(usize, u64, Alert, u32)>,
+    /// Alerts whose state is not durable yet.
+    waiting: Vec<Said>,
     last_persist: [u64; 2],
     /// Failed activations in a row, by (node, group, resource).
     tries: BTreeMap<(usize, usize, usize), u32>,
@@ -85,14 +97,18 @@ impl Seen {
         self.last_persist[node]
     }
 
-    pub fn alert(&mut self, node: usize, written: u64, alert: Alert, monitor: Option<usize>) {
+    /// Failed looks of a monitor in a row.
+    pub fn failures_of(&self, node: usize, monitor: Option<usize>) -> u32 {
         let failures = monitor.and_then(|monitor| self.failures.get(&(node, monitor)));
-        let failures = failures.copied().unwrap_or_default();
-        self.waiting.push((node, written, alert, failures));
+        failures.copied().unwrap_or_default()
+    }
+
+    pub fn alert(&mut self, said: Said) {
+        self.waiting.push(said);
     }
 
     pub fn forget_uncommitted(&mut self, node: usize) {
-        self.waiting.retain(|(at, ..)| *at != node);
+        self.waiting.retain(|said| said.node != node);
     }
 
     pub fn rebooted(&mut self, node: usize) {
@@ -140,18 +156,17 @@ impl World {
     /// What was said up to this write is done.
     pub fn commit(&mut self, node: usize, seq: u64) -> Result<(), Violation> {
         let waiting = std::mem::take(&mut self.seen.waiting);
-        let (done, rest) = waiting
-            .into_iter()
-            .partition(|(at, s, ..)| *at == node && *s <= seq);
+        let (done, rest): (Vec<Said>, Vec<Said>) =
+            (waiting.into_iter()).partition(|said| said.node == node && said.written <= seq);
         self.seen.waiting = rest;
-        let done: Vec<(usize, u64, Alert, u32)> = done;
-        for (_, _, alert, failures) in done {
-            self.committed(node, &alert, failures)?;
+        for said in done {
+            self.committed(&said)?;
         }
         Ok(())
     }
 
-    fn committed(&mut self, node: usize, alert: &Alert, failures: u32) -> Result<(), Violation> {
+    fn committed(&mut self, said: &Said) -> Result<(), Violation> {
+        let (node, alert, suspended) = (said.node, &said.alert, said.suspended);
         let cluster = self.options.cluster.clone();
         let Some(group) = self.group_of(&alert.object) else {
             // A cluster's start begins with counts at 0.
@@ -160,7 +175,7 @@ impl World {
             {
                 let mut monitors = self.options.cluster.monitors.iter();
                 let monitor = monitors.position(|m| m.name == *name).unwrap_or_default();
-                return self.stepped(node, monitor, alert, failures);
+                return self.stepped(monitor, said);
             }
             if alert.object == Object::Cluster && alert.what.starts_with("starts") {
                 self.seen.failovers.clear();
@@ -176,7 +191,6 @@ impl World {
         let key = alert.cause.as_str();
         let monitor = self.monitor_of(key);
         let by_operator = self.now.saturating_sub(self.seen.spoken[group]) < 10_000;
-        let suspended = self.nodes[node].disk.suspended.value;
         if alert.what.starts_with("fails over to node") {
             self.stats.failovers += 1;
             self.seen.leaving.push((node, group));
@@ -224,13 +238,8 @@ impl World {
     }
 
     /// A monitor's recovery took a step: the thresholds before it are used up, its own is not.
-    fn stepped(
-        &mut self,
-        node: usize,
-        monitor: usize,
-        alert: &Alert,
-        failures: u32,
-    ) -> Result<(), Violation> {
+    fn stepped(&mut self, monitor: usize, said: &Said) -> Result<(), Violation> {
+        let (node, alert, failures) = (said.node, &said.alert, said.failures);
         let cluster = self.options.cluster.clone();
         let config = &cluster.monitors[monitor];
         let common = &config.common;
@@ -265,7 +274,7 @@ impl World {
             let what = format!("{at}: {alert}: {steps:?} steps of {thresholds:?}");
             return Err(Violation::new("Thresholds", what));
         }
-        if self.nodes[node].disk.suspended.value {
+        if said.suspended {
             return Err(Violation::new("Suspended", format!("{at}: {alert}")));
         }
         Ok(())

@@ -7,7 +7,10 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+mod calm;
 pub mod check;
+mod faults;
+mod machine;
 mod mirror;
 mod options;
 pub mod planted;
