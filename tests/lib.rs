@@ -18,5 +18,6 @@
 mod claims;
 #[cfg(test)]
 mod directed;
+pub mod failover;
 pub mod model;
 pub mod sim;
