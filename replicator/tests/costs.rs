@@ -111,7 +111,7 @@ const fn most(allocations: f64, allocated: f64, sent: f64, received: f64, wakes:
 
 const BOUNDS: [Bound; 5] = [
     Bound {
-        work: work("4 KiB write, depth 1", 4096, 1, 1500, Kind::Write),
+        work: work("4 KiB write, depth 1", 4096, 1, 200, Kind::Write),
         most: most(24.0, 1.6, 1.3, 1.4, 7.0),
     },
     Bound {
@@ -119,22 +119,22 @@ const BOUNDS: [Bound; 5] = [
             "4 KiB write and flush, depth 1",
             4096,
             1,
-            400,
+            80,
             Kind::WriteAndFlush,
         ),
         most: most(50.0, 2.0, 2.6, 2.8, 16.0),
     },
     Bound {
-        work: work("4 KiB write, depth 32", 4096, 32, 60, Kind::Write),
+        work: work("4 KiB write, depth 32", 4096, 32, 15, Kind::Write),
         most: most(18.0, 1.6, 1.2, 1.3, 3.0),
     },
     Bound {
-        work: work("1 MiB write, depth 4", 1 << 20, 4, 40, Kind::Write),
+        work: work("1 MiB write, depth 4", 1 << 20, 4, 10, Kind::Write),
         most: most(110.0, 1.25, 200.0, 15.0, 12.0),
     },
     Bound {
-        work: work("4 KiB read, depth 1", 4096, 1, 1500, Kind::Read),
-        most: most(3.0, 0.06, 0.1, 0.1, 2.5),
+        work: work("4 KiB read, depth 1", 4096, 1, 200, Kind::Read),
+        most: most(4.0, 0.1, 0.5, 0.5, 3.0),
     },
 ];
 
@@ -204,7 +204,7 @@ async fn measure(a: &Node, b: &Node, work: Work) -> Cost {
         let written = metadata(after) - metadata(before);
         // A write within the hot set writes none; a session that ends for want of a processor does, a few times.
         assert!(
-            written * 100 <= work.depth * work.count,
+            written <= 4 + work.depth * work.count / 100,
             "{}: {written} metadata writes within the hot set",
             work.name
         );
