@@ -1,6 +1,7 @@
 //! Directed tests of two cores: what an event does in a stand that seeds do not reach.
 
 mod cells;
+mod forced;
 mod late;
 mod pair;
 mod resync_end;
