@@ -5,6 +5,7 @@
 #   ./do test      installs what is missing, and runs every check and test
 #   ./do check     formatting, lints and unit tests only: what to run before a commit
 #   ./do sim [N]   N simulation seeds (20000)
+#   ./do failover [N]  N simulation seeds of the failover manager (20000)
 #   ./do vm [NAME] the scenarios of tests/vm under a real kernel, or those that are named
 #   ./do model     goes through the model of the protocol, in under ten minutes
 #   ./do soak [M]  random faults under PostgreSQL for M minutes (60), in a virtual machine
@@ -110,6 +111,12 @@ sim() { # SEEDS
     cargo run --quiet --profile sim -p kagami-tests --bin kagami-sim -- run --seeds "$1"
 }
 
+failover() { # SEEDS
+    need_rust
+    say "simulation of the failover manager: $1 seeds"
+    cargo run --quiet --profile sim -p kagami-tests --bin kagami-failover-sim -- run --seeds "$1"
+}
+
 # Of each profile of docs/simulation.md the first seeds.
 profiles() {
     local name
@@ -144,6 +151,8 @@ planted() { # [ARG-OF-KAGAMI-SIM]...
     # Of this workspace's crates alone: all others are those of the simulator's build.
     RUSTC_WORKSPACE_WRAPPER="$PWD/tests/planted/rustc" \
         cargo run --quiet --profile sim -p kagami-tests --bin kagami-sim -- planted "$@"
+    [ $# -gt 0 ] || RUSTC_WORKSPACE_WRAPPER="$PWD/tests/planted/rustc" \
+        cargo run --quiet --profile sim -p kagami-tests --bin kagami-failover-sim -- planted
 }
 
 # Mutates PART, or shard K of N of it. What the unit tests of bitmap let through is tried with the simulator; core has few
@@ -247,6 +256,7 @@ case ${1:-help} in
         exec "$(built)" demo "${@:2}" ;;
     check) need_packages "${TEST_PACKAGES[@]}"; check ;;
     sim) sim "${2:-$SEEDS}" ;;
+    failover) failover "${2:-20000}" ;;
     package)
         need_packages "${PACKAGE_PACKAGES[@]}"
         need_rust
@@ -281,6 +291,7 @@ case ${1:-help} in
         cargo deny --log-level error check bans licenses sources
         cargo machete
         sim "$SEEDS"
+        failover 10000
         profiles
         planted
         model check quick

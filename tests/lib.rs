@@ -16,5 +16,8 @@
 
 #[cfg(test)]
 mod claims;
+#[cfg(test)]
+mod directed;
+pub mod failover;
 pub mod model;
 pub mod sim;

@@ -54,8 +54,13 @@ const fn bound(job: Job, peer: Peer, many: u64, most: [f64; 2]) -> Bound {
     }
 }
 
-/// What takes the peer no part in may cost so many times what it does without one: the same counts are wanted.
-const SAME: f64 = 1.1;
+/// Writes within the hot set write no metadata. A session that ends, on a machine where a daemon waits seconds for a
+/// processor, does, a few times in a run.
+const METADATA: f64 = 0.01;
+
+/// What takes the peer no part in may cost so many times what it does without one: the same counts are wanted, and they
+/// vary with what else the machine does.
+const SAME: f64 = 1.3;
 
 /// System calls of one daemon, for each operation.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -263,9 +268,9 @@ pub fn over(all: &[Cost]) -> Vec<String> {
                 cost.together, cost.most
             ));
         }
-        if cost.metadata > 0.0 {
+        if cost.metadata > METADATA {
             over.push(format!(
-                "{what}: {:.4} metadata writes for each operation within the hot set, and none are wanted",
+                "{what}: {:.4} metadata writes for each operation within the hot set, at most {METADATA}",
                 cost.metadata
             ));
         }

@@ -279,6 +279,9 @@ impl World {
         }
         let flushed = self.history.may_find(sector, value, bound, Level::Flushed);
         if self.is_weak() || flushed && self.may_be_lost(sector, value, bound) {
+            for copy in self.counted(node) {
+                self.doubt_what_lands(copy, sector, value, bound);
+            }
             self.history.settle(sector, value, bound);
             return Ok(());
         }
@@ -381,6 +384,15 @@ impl World {
             .is_some_and(|life| life < self.nodes[peer].disk_since)
     }
 
+    /// What the peer sent before it went may be under way to this disk still, on which `value` was found.
+    fn doubt_what_lands(&mut self, copy: usize, sector: u64, value: Value, bound: u64) {
+        let (block, nth) = (sector / SECTORS as u64, sector as usize % SECTORS);
+        let landed = self.nodes[copy].store.after_all_landed(block)[nth];
+        if landed != value {
+            self.history.doubt(sector, landed, bound);
+        }
+    }
+
     pub(super) fn check_durable(
         &mut self,
         node: usize,
@@ -396,11 +408,7 @@ impl World {
                 continue;
             }
             if self.is_weak() || self.may_be_lost(sector, value, bound) {
-                // What the peer sent before it went may be under way to this disk still.
-                let landed = self.nodes[copy].store.after_all_landed(block)[nth];
-                if landed != value {
-                    self.history.doubt(sector, landed, bound);
-                }
+                self.doubt_what_lands(copy, sector, value, bound);
                 self.history.settle(sector, value, bound);
                 continue;
             }

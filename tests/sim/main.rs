@@ -272,6 +272,7 @@ fn cells_json(total: &Stats) -> serde_json::Value {
         "pairs": cells.pairs,
         "can_be": cells.can_be,
         "missing": cells.missing,
+        "directed": cells.directed,
         "beyond": cells.beyond,
         "missing_verdicts": cells.missing_verdicts,
     })
@@ -283,11 +284,12 @@ fn show_cells(total: &Stats) {
         "{} situations, {} pairs of a situation and an event; {} of {} pairs of a stand and an event that can be",
         cells.situations,
         cells.pairs,
-        cells.can_be - cells.missing.len(),
+        cells.can_be - cells.missing.len() - cells.directed.len(),
         cells.can_be,
     );
     for (what, list) in [
         ("not reached", &cells.missing),
+        ("not reached, with a directed test", &cells.directed),
         ("reached, and not in the table", &cells.beyond),
     ] {
         if !list.is_empty() {

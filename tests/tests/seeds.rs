@@ -25,6 +25,18 @@ fn the_first_seeds_hold() {
     assert!(found.is_none());
 }
 
+#[test]
+fn the_first_seeds_of_the_failover_manager_hold() {
+    let found = (0..300).find_map(|seed| {
+        let violation = kagami_tests::failover::run_seed(seed, false).violation?;
+        Some((seed, violation))
+    });
+    if let Some((seed, violation)) = &found {
+        println!("seed {seed}: {violation}");
+    }
+    assert!(found.is_none());
+}
+
 /// Seeds that once showed a defect of the daemon.
 const ONCE_BROKEN: &[(Profile, u64, &str)] = &[
     (

@@ -228,8 +228,8 @@ impl Mirror {
         self.become_invalid(true, Some(id), out);
     }
 
-    /// The peer's copy is being overwritten with this one, or may be about to: with this one given
-    /// up too, none would be left.
+    /// The peer has no copy, or it is being overwritten with this one, or may be about to: with this
+    /// one given up too, none would be left.
     fn gives_up_the_peer(&self) -> Option<Refusal> {
         if self.is_meeting() {
             return Some(refusal(
@@ -243,6 +243,15 @@ impl Mirror {
                 "refused: the other copy is being brought up to date from this one",
                 vec!["it is Inconsistent until that has ended".to_owned()],
                 "wait until `kagami status` says that both are in sync, then again",
+            ));
+        }
+        if let Some(up) = self.up()
+            && matches!(up.phase, Phase::Serve(_))
+        {
+            return Some(refusal(
+                "refused: the other node has no disk, this is the only copy",
+                vec![format!("node {}'s disk is {}", self.peer, up.peer.disk)],
+                "replace the disk there first",
             ));
         }
         self.up().filter(|up| up.resolved)?;

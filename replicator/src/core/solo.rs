@@ -259,7 +259,8 @@ impl Mirror {
         self.change_record(after, |r| {
             let bad = r.is_bad();
             r.mint(tag);
-            r.forced_bad = bad;
+            // Of a copy that was forced before, and met nobody since, it stays true.
+            r.forced_bad |= bad;
             r.disk = kagami_bitmap::superblock::StoredDisk::Consistent;
             r.was_primary |= promote;
             r.zeroed = false;

@@ -1,0 +1,430 @@
+//! Whether the other node is there: what each heartbeat has heard, and what it says.
+//!
+//! A node counts as lost only when every heartbeat is silent for its time-out, or when its manager
+//! has said good-bye. A heartbeat of an earlier life of the manager, one that was heard before, and
+//! one of a manager that does not say that it hears this one, which could be old, count for nothing.
+
+use crate::config::{Cluster, Severity, Start as Automatic};
+use crate::planted::{Defect, planted};
+
+use super::action::{Action, Actions};
+use super::alert::Object;
+use super::durable::{Cause, Order, Why};
+use super::message::{Brief, Phase, Snapshot};
+use super::state::{HeartbeatStatus, NodeStatus, Time};
+use super::{Fence, Manager};
+
+/// What is heard and sent.
+#[derive(Debug)]
+pub(super) struct Beats {
+    lines: Vec<Line>,
+    seq: u64,
+    /// What was said last, its number apart.
+    said: Option<Snapshot>,
+    /// What the other node said last.
+    pub peer: Option<Snapshot>,
+    /// The highest life of the other manager that was heard.
+    life: u64,
+    /// It has said that it hears this life of this manager.
+    acquainted: bool,
+    revision_told: bool,
+    /// Whether it is there; `None`: not known yet.
+    pub up: Option<bool>,
+    /// When it is lost if it was never heard at all.
+    grace: Time,
+}
+
+/// One heartbeat.
+#[derive(Debug)]
+struct Line {
+    interval: u64,
+    timeout: u64,
+    next: Time,
+    heard: Option<Time>,
+    /// The highest number heard on it.
+    seq: u64,
+    silent_told: bool,
+}
+
+impl Beats {
+    pub fn new(cluster: &Cluster, now: Time) -> Self {
+        let lines = cluster.heartbeats.iter().map(|heartbeat| Line {
+            interval: heartbeat.interval.0,
+            timeout: heartbeat.timeout.0,
+            next: now,
+            heard: None,
+            seq: 0,
+            silent_told: false,
+        });
+        let longest = cluster.heartbeats.iter().map(|h| h.timeout.0).max();
+        Self {
+            lines: lines.collect(),
+            seq: 0,
+            said: None,
+            peer: None,
+            life: 0,
+            acquainted: false,
+            revision_told: false,
+            up: None,
+            grace: now.after(longest.unwrap_or_default()),
+        }
+    }
+
+    pub fn next_deadline(&self) -> Time {
+        let sends = self.lines.iter().map(|line| line.next);
+        let silences = (self.lines.iter())
+            .filter(|line| !line.silent_told)
+            .filter_map(|line| line.heard.map(|heard| heard.after(line.timeout)));
+        let grace = self.up.is_none().then_some(self.grace);
+        sends
+            .chain(silences)
+            .chain(grace)
+            .min()
+            .unwrap_or(Time(u64::MAX))
+    }
+
+    fn is_heard(line: &Line, now: Time) -> bool {
+        line.heard
+            .is_some_and(|heard| now.since(heard) < line.timeout)
+    }
+}
+
+impl Manager {
+    pub(super) fn on_beat(&mut self, heartbeat: usize, mut message: Snapshot, out: &mut Actions) {
+        let beats = &mut self.beats;
+        let known = beats.peer.as_ref().map(|peer| peer.incarnation);
+        if message.incarnation < beats.life {
+            return;
+        }
+        if message.incarnation > beats.life {
+            beats.life = message.incarnation;
+            beats.acquainted = false;
+            for line in &mut beats.lines {
+                line.seq = 0;
+            }
+        }
+        // Until it has said this manager's own life, it could be an old word, said again.
+        beats.acquainted |= message.echo == self.incarnation;
+        if !beats.acquainted {
+            return;
+        }
+        if known.is_some_and(|known| known != message.incarnation) {
+            beats.peer = None;
+        }
+        let Some(line) = beats.lines.get_mut(heartbeat) else {
+            return;
+        };
+        if message.seq <= line.seq {
+            return;
+        }
+        line.seq = message.seq;
+        line.heard = Some(self.now);
+        line.silent_told = false;
+        // A slower heartbeat may carry what another has said before.
+        if self
+            .beats
+            .peer
+            .as_ref()
+            .is_some_and(|peer| peer.seq >= message.seq)
+        {
+            return;
+        }
+        // It is there; what it says of groups is said of another configuration's.
+        let ours = message.revision == self.cluster.revision
+            && message.groups.len() == self.cluster.groups.len();
+        if !ours {
+            message.groups.clear();
+        }
+        if !ours && !std::mem::replace(&mut self.beats.revision_told, true) {
+            let what = format!("has revision {} of the configuration", message.revision);
+            let cause = format!("this node has revision {}", self.cluster.revision);
+            let object = Object::Node(self.name(self.other()));
+            self.alert(out, Severity::Error, object, what, cause);
+        }
+        self.merge(&message, out);
+        self.beats.peer = Some(message);
+    }
+
+    /// The newer word counts, whoever said it. But what runs counts more than what a manager
+    /// remembers that has just started, or lost the right: the other one may have gone on without knowing of that word.
+    fn merge(&mut self, message: &Snapshot, out: &mut Actions) {
+        for (group, brief) in message.groups.iter().enumerate() {
+            let mut counts = self.durable.groups[group].counts.clone();
+            if counts.join(&brief.counts) {
+                self.group_record(group).counts = counts;
+            }
+            let order = &self.durable.groups[group].order;
+            let mine = self.is_begun(group);
+            let unsure = self.groups[group].unsure;
+            let counts = if unsure && brief.active && !mine {
+                brief.order != *order
+            } else if brief.unsure && mine && self.should_run(group) {
+                false
+            } else {
+                brief.order.is_newer(order)
+            };
+            if counts && !planted(Defect::OrdersNotMerged) {
+                self.groups[group].unsure &= !brief.active;
+                let record = self.group_record(group);
+                record.high = record.high.max(record.order.version);
+                record.order = brief.order.clone();
+                record.recover = false;
+                self.groups[group].dormant = false;
+                self.groups[group].waited_in_vain = false;
+                self.groups[group].failback = false;
+            }
+        }
+        if message.suspended.is_newer(&self.durable.suspended) {
+            self.record().suspended = message.suspended;
+            let what = if message.suspended.value {
+                "suspended: nobody acts"
+            } else {
+                "resumed"
+            };
+            self.alert(
+                out,
+                Severity::Info,
+                Object::Cluster,
+                what,
+                "told by the other node",
+            );
+        }
+        if message.shutdown.is_newer(&self.durable.shutdown) {
+            self.record().shutdown = message.shutdown;
+            if let Some(kind) = message.shutdown.value {
+                self.begin_end(kind, true, out);
+            }
+        }
+    }
+
+    /// Notices that the other node is lost, or back.
+    pub(super) fn watch_peer(&mut self, out: &mut Actions) {
+        let now = self.now;
+        let mut silent = Vec::new();
+        for (line, config) in self.beats.lines.iter_mut().zip(&self.cluster.heartbeats) {
+            let lost = line.heard.is_some() && !Beats::is_heard(line, now);
+            if lost && !line.silent_told {
+                line.silent_told = true;
+                silent.push((config.name.clone(), line.timeout));
+            }
+        }
+        for (name, timeout) in silent {
+            let what = format!("silent for {timeout} ms");
+            self.alert(out, Severity::Warning, Object::Heartbeat(name), what, "");
+        }
+        let heard = self
+            .beats
+            .lines
+            .iter()
+            .any(|line| Beats::is_heard(line, now));
+        let gone = self
+            .beats
+            .peer
+            .as_ref()
+            .is_some_and(|p| p.phase == Phase::Gone);
+        let up = match (heard && self.beats.peer.is_some() && !gone, self.beats.up) {
+            (true, _) => Some(true),
+            (false, None) if now < self.beats.grace && !gone => None,
+            (false, _) => Some(false),
+        };
+        if up == self.beats.up {
+            return;
+        }
+        let was = std::mem::replace(&mut self.beats.up, up);
+        self.changed = true;
+        let other = Object::Node(self.name(self.other()));
+        match up {
+            Some(true) => {
+                self.fence = Fence::Idle;
+                self.alert(out, Severity::Info, other, "heard", "");
+                if was == Some(false) {
+                    self.peer_is_back();
+                }
+            }
+            _ if gone => self.alert(out, Severity::Warning, other, "its manager has ended", ""),
+            _ => self.alert(
+                out,
+                Severity::Error,
+                other,
+                "lost: no heartbeat is heard",
+                "",
+            ),
+        }
+    }
+
+    /// Groups whose home has returned go back to it, where they are meant to.
+    fn peer_is_back(&mut self) {
+        let home = self.name(self.other());
+        for (group, config) in self.groups.iter_mut().zip(&self.cluster.groups) {
+            let attributes = &config.attributes;
+            group.failback = attributes.failback == Automatic::Automatic
+                && attributes.nodes.first() == Some(&home);
+            group.left_told = false;
+        }
+    }
+
+    /// The other node is heard, and its manager is at work.
+    pub(super) fn peer_up(&self) -> bool {
+        self.beats.up == Some(true)
+    }
+
+    /// The other node was waited for and is not there.
+    pub(super) fn peer_lost(&self) -> bool {
+        self.beats.up == Some(false)
+    }
+
+    /// What the other node said last of a group, if it is there.
+    pub(super) fn peer_brief(&self, group: usize) -> Option<&Brief> {
+        let peer = self.beats.peer.as_ref().filter(|_| self.peer_up())?;
+        peer.groups.get(group)
+    }
+
+    /// Ends the time in which this node waits for the other one.
+    pub(super) fn leave_waiting(&mut self, out: &mut Actions) {
+        if self.phase != Phase::Waiting {
+            return;
+        }
+        let other_is = self
+            .beats
+            .peer
+            .as_ref()
+            .filter(|_| self.peer_up())
+            .map(|p| p.phase);
+        match other_is {
+            None if self.now < self.wait_until => return,
+            None => self.start_alone(out),
+            Some(Phase::Waiting) => self.start_cluster(out),
+            // It knows what should run where.
+            Some(_) => {}
+        }
+        self.phase = Phase::Running;
+        self.record().settled = true;
+    }
+
+    /// Both nodes have just started.
+    fn start_cluster(&mut self, out: &mut Actions) {
+        let what = "starts: both nodes are there";
+        self.alert(out, Severity::Info, Object::Cluster, what, "");
+        for group in 0..self.groups.len() {
+            let attributes = &self.cluster.groups[group].attributes;
+            let automatic = attributes.startup == Automatic::Automatic;
+            let home = attributes.nodes.first();
+            let home = self.cluster.nodes.iter().position(|n| Some(n) == home);
+            let record = self.group_record(group);
+            record.recover = false;
+            record.counts.clear(|_| false);
+            self.set_order(group, |order| {
+                *order = Order {
+                    wanted: automatic,
+                    owner: home.unwrap_or(order.owner),
+                    why: Why::Start,
+                    from: None,
+                    cause: Cause::Stop,
+                };
+            });
+        }
+    }
+
+    /// The other node did not come. It may run groups all the same, unheard: so no order is given
+    /// here before the right to run says that it does not.
+    fn start_alone(&mut self, out: &mut Actions) {
+        let other = Object::Node(self.name(self.other()));
+        let what = "not heard in time: this node starts alone";
+        self.alert(out, Severity::Warning, other, what, "");
+        self.beats.up = Some(false);
+        for group in 0..self.groups.len() {
+            let automatic = self.cluster.groups[group].attributes.startup == Automatic::Automatic;
+            let order = self.order(group);
+            if !automatic {
+                self.groups[group].dormant = true;
+            } else if !(order.wanted && order.owner == self.me) && self.may_take_over(group) {
+                self.groups[group].intent = Some(Why::Start);
+            }
+        }
+    }
+
+    pub(super) fn send_beats(&mut self, out: &mut Actions) {
+        // This life's number is said once no later one can have it.
+        if self.persisted == 0 {
+            return;
+        }
+        let now = self.now;
+        let groups = (0..self.groups.len()).map(|group| Brief {
+            order: if planted(Defect::TakeoverTold) {
+                self.durable.groups[group].order.clone()
+            } else {
+                self.told.orders[group].0.clone()
+            },
+            counts: self.told.orders[group].1.clone(),
+            unsure: self.told.unsure[group],
+            busy: !self.is_idle(group),
+            active: self.is_begun(group),
+            online: self.is_online(group),
+            able: self.is_able(group),
+            ready: self.groups[group].ready,
+        });
+        let mut say = Snapshot {
+            incarnation: self.incarnation,
+            seq: 0,
+            echo: self.beats.life,
+            revision: self.cluster.revision,
+            phase: self.phase,
+            suspended: self.told.suspended,
+            shutdown: self.told.shutdown,
+            groups: groups.collect(),
+        };
+        // News travels at once, and by every heartbeat.
+        let news = self.beats.said.as_ref() != Some(&say);
+        if news {
+            self.beats.said = Some(say.clone());
+        }
+        if !news && self.beats.lines.iter().all(|line| line.next > now) {
+            return;
+        }
+        self.beats.seq += 1;
+        say.seq = self.beats.seq;
+        for (heartbeat, line) in self.beats.lines.iter_mut().enumerate() {
+            if news || line.next <= now {
+                line.next = now.after(line.interval);
+                out.push(Action::Beat {
+                    heartbeat,
+                    message: Box::new(say.clone()),
+                });
+            }
+        }
+    }
+
+    /// What the other node is at, as people see it.
+    pub fn node_status(&self) -> NodeStatus {
+        let silent = self
+            .beats
+            .lines
+            .iter()
+            .any(|line| !Beats::is_heard(line, self.now));
+        match self.beats.up {
+            None => NodeStatus::Unknown,
+            Some(false) => NodeStatus::Offline,
+            Some(true) if silent => NodeStatus::Caution,
+            Some(true) => NodeStatus::Online,
+        }
+    }
+
+    /// What a heartbeat is at, as people see it.
+    pub fn heartbeat_status(&self, heartbeat: usize) -> HeartbeatStatus {
+        let line = &self.beats.lines[heartbeat];
+        if line.heard.is_none() {
+            HeartbeatStatus::Unknown
+        } else if Beats::is_heard(line, self.now) {
+            HeartbeatStatus::Normal
+        } else if self
+            .beats
+            .lines
+            .iter()
+            .any(|line| Beats::is_heard(line, self.now))
+        {
+            HeartbeatStatus::Caution
+        } else {
+            HeartbeatStatus::Error
+        }
+    }
+}

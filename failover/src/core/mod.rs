@@ -1,0 +1,542 @@
+//! The pure core: the failover manager of one node. Events in, actions out; it knows no clock,
+//! random number, file, socket or process.
+//!
+//! A host hands in every [`Event`] with its time through [`Manager::handle`] and carries out the
+//! [`Action`]s in their order. Its duties:
+//!
+//! - what [`Action::Persist`] says is durable before [`Event::Persisted`] says so;
+//! - an operation's number is remembered with its outcome for as long as the machine is up, and
+//!   none is begun twice ([`Action::Run`], [`Action::Inquire`]);
+//! - the right to run is the right to be Primary of the group's mirrors (docs/protocol.md §3); its
+//!   loss is enforced by a [`guard::Guard`] in a process of its own, since the manager may be what
+//!   has died;
+//! - heartbeats are authenticated.
+//!
+//! Nothing in here is a sequence of steps that a crash could cut: what should be is a state
+//! ([`durable`]), what is is a state, and each event's upkeep (`settle`) begins what brings them
+//! together. `heartbeat` says whether the other node is there, `place` where a group should run,
+//! `right_to_run` whether it may run here, `resource` activates and deactivates, `monitor`
+//! watches, `recovery` goes through the thresholds, `command` takes an operator's word.
+
+pub mod action;
+pub mod alert;
+mod command;
+pub mod durable;
+pub mod environment;
+pub mod event;
+pub mod guard;
+mod heartbeat;
+pub mod message;
+mod monitor;
+mod place;
+mod recovery;
+mod resource;
+mod right_to_run;
+pub mod state;
+mod status;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::config::{Cluster, Severity};
+use crate::planted::{Defect, planted};
+
+pub use action::{Action, Actions, Work};
+pub use alert::{Alert, Object};
+pub use durable::Durable;
+pub use event::{Command, Event, OpResult, Refusal, Right};
+pub use message::{Phase, Snapshot};
+pub use state::{GroupId, GroupStatus, MonitorStatus, Node, OpId, ResourceState, Time};
+
+use durable::{Counts, EndKind, GroupRecord, Order, Stamp};
+use environment::Host;
+use right_to_run::Hold;
+
+/// A state that could not be written is written again after this long, in milliseconds.
+const PERSIST_AGAIN: u64 = 1000;
+
+/// What a manager starts from.
+#[derive(Debug)]
+pub struct Start {
+    /// The configuration, checked.
+    pub cluster: Arc<Cluster>,
+    /// This node.
+    pub me: Node,
+    /// What an earlier manager left; the default where there was none.
+    pub durable: Durable,
+    /// This boot of the machine.
+    pub boot: u128,
+    /// This life of the manager: higher than any before, for a manager that has lost its state;
+    /// milliseconds since 1970 will do.
+    pub incarnation: u64,
+    /// What scripts are told of the machine.
+    pub host: Host,
+}
+
+/// The failover manager of one node.
+#[derive(Debug)]
+pub struct Manager {
+    cluster: Arc<Cluster>,
+    me: Node,
+    host: Host,
+    now: Time,
+    phase: Phase,
+    wait_until: Time,
+
+    // What is durable, and on its way to be.
+    durable: Durable,
+    dirty: bool,
+    /// The last number written, and the last that is durable.
+    written: u64,
+    persisted: u64,
+    persist_again: Option<Time>,
+    /// What the other node may be told, once it is durable.
+    telling: VecDeque<(u64, Told)>,
+    told: Told,
+    /// Actions that wait until the state they follow from is durable.
+    gate: VecDeque<(u64, Action)>,
+
+    // The other node.
+    incarnation: u64,
+    beats: heartbeat::Beats,
+    /// One of the `ping` addresses answers.
+    outside: bool,
+    fence: Fence,
+
+    // What is under way here.
+    groups: Vec<Group>,
+    watches: Vec<monitor::Watch>,
+    next_probe: u64,
+    /// Something changed in this round of upkeep.
+    changed: bool,
+    over: bool,
+}
+
+/// What the other node is told of this one's durable state.
+#[derive(Clone, Debug)]
+struct Told {
+    orders: Vec<(Stamp<Order>, Counts)>,
+    unsure: Vec<bool>,
+    suspended: Stamp<bool>,
+    shutdown: Stamp<Option<EndKind>>,
+}
+
+/// What a fence script has said since the other node was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fence {
+    /// Nothing was asked.
+    Idle,
+    /// It runs.
+    Running(OpId),
+    /// The other node is down.
+    Down,
+    /// It could not say so; it is asked again then.
+    Again(Time),
+}
+
+/// A group, what need not outlive the manager.
+#[derive(Clone, Debug)]
+struct Group {
+    right: Hold,
+    /// The right is not asked for before.
+    ask_again: Time,
+    /// It was refused then.
+    refused: Option<Time>,
+    /// It is to be taken over, and why, once the right is granted.
+    intent: Option<durable::Why>,
+    /// This node started alone, and does not start it by itself.
+    dormant: bool,
+    ready: bool,
+    /// Its order is what this node remembers: the other one may know better.
+    unsure: bool,
+    /// Its home has returned, and it goes back there.
+    failback: bool,
+    /// Other groups are waited for since then.
+    waiting_since: Option<Time>,
+    waited_in_vain: bool,
+    /// All of it is active since then.
+    online_since: Option<Time>,
+    /// That nobody takes it over was told.
+    left_told: bool,
+    /// Each resource's needs: places in the group; and who needs it.
+    depends: Vec<Vec<usize>>,
+    needed_by: Vec<Vec<usize>>,
+}
+
+impl Manager {
+    /// The manager, from what an earlier one left.
+    pub fn new(start: Start, now: Time, out: &mut Actions) -> Self {
+        let Start {
+            cluster, me, boot, ..
+        } = start;
+        assert!(me < 2, "a cluster has two nodes");
+        let fresh = start.durable.boot != boot;
+        let mut durable = start.durable.fit(&cluster);
+        if fresh {
+            durable = durable.rebooted(boot, me);
+        }
+        // Whoever starts a manager that has ended wants it to work again.
+        if durable
+            .ending
+            .is_some_and(|e| e.finished && e.kind == EndKind::Manager)
+        {
+            durable.ending = None;
+            durable.settled = false;
+            durable.shutdown.value = None;
+        }
+        if planted(Defect::CountsForgotten) {
+            for monitor in &mut durable.monitors {
+                (monitor.scripts, monitor.reactivations) = (0, 0);
+            }
+        }
+        let incarnation = start.incarnation.max(durable.life + 1);
+        durable.life = incarnation;
+        let settled = durable.settled;
+        let told = Told::of(&durable, vec![true; cluster.groups.len()]);
+        let groups = cluster.groups.iter().map(Group::new).collect();
+        let watches = cluster
+            .monitors
+            .iter()
+            .map(|_| monitor::Watch::new(now))
+            .collect();
+        let mut manager = Self {
+            me,
+            host: start.host,
+            now,
+            phase: if settled {
+                Phase::Running
+            } else {
+                Phase::Waiting
+            },
+            wait_until: now.after(cluster.wait_for_node.0),
+            durable,
+            dirty: true,
+            written: 0,
+            persisted: 0,
+            persist_again: None,
+            telling: VecDeque::new(),
+            told,
+            gate: VecDeque::new(),
+            incarnation,
+            beats: heartbeat::Beats::new(&cluster, now),
+            outside: cluster.arbiter.ping.is_empty(),
+            fence: Fence::Idle,
+            groups,
+            watches,
+            next_probe: 1,
+            changed: false,
+            over: false,
+            cluster,
+        };
+        manager.take_up(out);
+        manager.settle(out);
+        manager
+    }
+
+    /// Takes in one event. `now` never goes back.
+    pub fn handle(&mut self, now: Time, event: Event, out: &mut Actions) {
+        assert!(
+            now >= self.now,
+            "time went back from {:?} to {now:?}",
+            self.now
+        );
+        self.now = now;
+        if self.over {
+            return;
+        }
+        match event {
+            Event::Timer => {}
+            Event::Persisted { seq, done } => self.on_persisted(seq, done, out),
+            Event::Beat { heartbeat, message } => self.on_beat(heartbeat, *message, out),
+            Event::OpDone { op, result } => self.on_op(op, &result, out),
+            Event::OpNever { op } => self.on_op_never(op),
+            Event::Right { group, change } => self.on_right(group, change, out),
+            Event::Ready { group, ready } => self.groups[group].ready = ready,
+            Event::Probed { probe, result } => self.on_probed(probe, result, out),
+            Event::Outside { reachable } => self.outside = reachable,
+            Event::Command { id, command } => self.on_command(id, command, out),
+        }
+        self.settle(out);
+    }
+
+    /// What an earlier manager left under way is asked after, before anything is begun.
+    fn take_up(&mut self, out: &mut Actions) {
+        let groups = self.durable.groups.iter();
+        let ops = groups.flat_map(|g| g.resources.iter().filter_map(|r| r.op));
+        let monitors = self.durable.monitors.iter();
+        let recoveries = monitors.filter_map(|m| m.recovering.map(|r| r.op));
+        let ops: Vec<OpId> = ops.chain(recoveries).collect();
+        // An earlier manager may have held a right that it has not recorded the use of.
+        for group in 0..self.groups.len() {
+            if self.is_begun(group) {
+                self.groups[group].right = Hold::Asked;
+                self.act(Action::AskRight {
+                    group,
+                    fenced: false,
+                });
+            } else {
+                self.groups[group].right = Hold::Releasing;
+                self.act(Action::Stopped { group });
+                self.act(Action::ReleaseRight { group });
+            }
+        }
+        for op in ops {
+            if planted(Defect::OperationsForgotten) {
+                self.on_op_never(op);
+            } else {
+                out.push(Action::Inquire { op });
+            }
+        }
+    }
+
+    /// Upkeep after each event: whatever became possible is begun.
+    fn settle(&mut self, out: &mut Actions) {
+        // What one round changes may allow the next one more; each of these only goes forward.
+        for round in 0.. {
+            assert!(round < 1000, "the upkeep comes to no end");
+            self.changed = false;
+            self.watch_peer(out);
+            self.leave_waiting(out);
+            self.place(out);
+            for group in 0..self.groups.len() {
+                self.run_group(group, out);
+            }
+            self.advance_recoveries(out);
+            self.finish_ending(out);
+            if !self.changed {
+                break;
+            }
+        }
+        self.watch_monitors(out);
+        self.clear_counts();
+        self.write(out);
+        self.send_beats(out);
+        self.open_gate(out);
+        if !self.over {
+            out.push(Action::SetTimer {
+                at: self.next_deadline(),
+            });
+        }
+    }
+
+    /// The durable state, to be changed.
+    fn record(&mut self) -> &mut Durable {
+        self.dirty = true;
+        self.changed = true;
+        &mut self.durable
+    }
+
+    fn group_record(&mut self, group: GroupId) -> &mut GroupRecord {
+        &mut self.record().groups[group]
+    }
+
+    fn order(&self, group: GroupId) -> &Order {
+        &self.durable.groups[group].order.value
+    }
+
+    /// A new word on where a group should run.
+    fn set_order(&mut self, group: GroupId, change: impl FnOnce(&mut Order)) {
+        let me = self.me;
+        let record = self.group_record(group);
+        let order = &mut record.order;
+        // A version means one word for ever.
+        order.version = order.version.max(record.high);
+        let mut value = order.value.clone();
+        change(&mut value);
+        order.set(me, value);
+        self.groups[group].unsure = false;
+        self.groups[group].waited_in_vain = false;
+        self.groups[group].waiting_since = None;
+    }
+
+    /// Does this once the state of now is durable.
+    fn act(&mut self, action: Action) {
+        // What this follows from may not be marked as changed: it waits for what is under way, too.
+        let seq = if self.dirty {
+            self.written + 1
+        } else {
+            self.written
+        };
+        self.gate.push_back((seq, action));
+        self.changed = true;
+    }
+
+    fn next_op(&mut self) -> OpId {
+        let record = self.record();
+        record.next_op += 1;
+        OpId(record.next_op)
+    }
+
+    fn write(&mut self, out: &mut Actions) {
+        if self.persist_again.is_some_and(|at| at <= self.now) {
+            self.persist_again = None;
+            self.dirty = true;
+        }
+        if !self.dirty {
+            return;
+        }
+        self.dirty = false;
+        self.written += 1;
+        let unsure = self.groups.iter().map(|group| group.unsure).collect();
+        let told = Told::of(&self.durable, unsure);
+        self.telling.push_back((self.written, told));
+        out.push(Action::Persist {
+            seq: self.written,
+            state: Box::new(self.durable.clone()),
+        });
+    }
+
+    fn on_persisted(&mut self, seq: u64, done: bool, out: &mut Actions) {
+        if !done {
+            if self.persist_again.is_none() {
+                let what = "the manager's state can't be written: nothing is begun until it can";
+                self.alert(
+                    out,
+                    Severity::Error,
+                    Object::Node(self.name(self.me)),
+                    what,
+                    "",
+                );
+            }
+            self.persist_again = Some(self.now.after(PERSIST_AGAIN));
+            return;
+        }
+        self.persisted = self.persisted.max(seq);
+        while let Some((_, told)) = self.telling.pop_front_if(|(at, _)| *at <= seq) {
+            self.told = told;
+        }
+    }
+
+    fn open_gate(&mut self, out: &mut Actions) {
+        let open = |seq: u64| seq <= self.persisted || planted(Defect::ActBeforeDurable);
+        while self.gate.front().is_some_and(|(seq, _)| open(*seq)) {
+            let Some((_, action)) = self.gate.pop_front() else {
+                return;
+            };
+            let end = matches!(action, Action::End { .. });
+            out.push(action);
+            if end {
+                self.over = true;
+                return;
+            }
+        }
+    }
+
+    #[allow(clippy::unused_self)] // it is this manager's word
+    fn alert(
+        &self,
+        out: &mut Actions,
+        severity: Severity,
+        object: Object,
+        what: impl Into<String>,
+        cause: impl Into<String>,
+    ) {
+        out.push(Action::Alert(Alert {
+            severity,
+            object,
+            what: what.into(),
+            cause: cause.into(),
+        }));
+    }
+
+    fn name(&self, node: Node) -> String {
+        self.cluster.nodes[node].clone()
+    }
+
+    fn group_object(&self, group: GroupId) -> Object {
+        Object::Group(self.cluster.groups[group].name.clone())
+    }
+
+    /// The other node.
+    fn other(&self) -> Node {
+        1 - self.me
+    }
+
+    fn next_deadline(&self) -> Time {
+        let (mut next, now) = (self.beats.next_deadline(), self.now);
+        // What has come was looked at.
+        let mut by = |at: Time| {
+            if at > now {
+                next = next.min(at);
+            }
+        };
+        if self.phase == Phase::Waiting {
+            by(self.wait_until);
+        }
+        if let Fence::Again(at) = self.fence {
+            by(at);
+        }
+        self.persist_again.into_iter().for_each(&mut by);
+        for (group, config) in self.groups.iter().zip(&self.cluster.groups) {
+            by(group.ask_again);
+            if let Some(refused) = group.refused {
+                by(refused.after(right_to_run::REFUSED_FOR));
+            }
+            if let Some(since) = group.waiting_since {
+                by(since.after(config.attributes.wait_timeout.0));
+            }
+            if let Some(since) = group.online_since {
+                by(since.after(self.cluster.clear_after.0));
+            }
+        }
+        self.monitor_deadlines(&mut by);
+        next.max(now.after(1))
+    }
+}
+
+impl Told {
+    fn of(durable: &Durable, unsure: Vec<bool>) -> Self {
+        let groups = durable.groups.iter();
+        Self {
+            orders: groups
+                .map(|g| (g.order.clone(), g.counts.clone()))
+                .collect(),
+            unsure,
+            suspended: durable.suspended,
+            shutdown: durable.shutdown,
+        }
+    }
+}
+
+impl Group {
+    fn new(config: &crate::config::Group) -> Self {
+        let depends: Vec<Vec<usize>> = config
+            .resources
+            .iter()
+            .map(|r| {
+                r.common
+                    .depends
+                    .iter()
+                    .filter_map(|d| config.position(d))
+                    .collect()
+            })
+            .collect();
+        let needed_by = (0..depends.len())
+            .map(|at| {
+                (0..depends.len())
+                    .filter(|by| depends[*by].contains(&at))
+                    .collect()
+            })
+            .collect();
+        Self {
+            right: Hold::None,
+            ask_again: Time(0),
+            refused: None,
+            intent: None,
+            dormant: false,
+            // Without a mirror nothing has to be ready.
+            ready: config.mirrors().next().is_none(),
+            unsure: true,
+            failback: false,
+            waiting_since: None,
+            waited_in_vain: false,
+            online_since: None,
+            left_told: false,
+            depends,
+            needed_by,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

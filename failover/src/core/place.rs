@@ -1,0 +1,238 @@
+//! Where a group should run: takeover of a lost node's groups, the way back home, and the end of
+//! a manager.
+//!
+//! A node that hears nothing of the other one does not know whether that is lost or only unheard.
+//! So a takeover is an intention of its own until the right to run is granted, and only then an
+//! order that the other node will follow.
+
+use crate::config::{Severity, Start as Automatic};
+use crate::planted::{Defect, planted};
+
+use super::Manager;
+use super::action::{Action, Actions};
+use super::durable::{Cause, EndKind, Ending, Why};
+use super::message::Phase;
+use super::right_to_run::Hold;
+use super::state::{GroupId, ResourceState};
+
+impl Manager {
+    pub(super) fn place(&mut self, out: &mut Actions) {
+        if self.phase != Phase::Running {
+            return;
+        }
+        for group in 0..self.groups.len() {
+            if self.durable.ending.is_some_and(|ending| !ending.cluster) {
+                self.hand_over(group, out);
+            } else if self.durable.ending.is_some() || self.durable.suspended.value {
+                self.drop_intent(group);
+            } else if self.peer_up() {
+                self.drop_intent(group);
+                self.pass_on(group, out);
+                self.fail_back(group, out);
+            } else if self.peer_lost() {
+                self.consider_takeover(group, out);
+            }
+        }
+    }
+
+    fn drop_intent(&mut self, group: GroupId) {
+        self.groups[group].intent = None;
+    }
+
+    /// Automatic failover is not refused for this group, and this node can do it.
+    pub(super) fn may_take_over(&self, group: GroupId) -> bool {
+        let nodes = &self.cluster.groups[group].attributes.nodes;
+        nodes.contains(&self.cluster.nodes[self.me]) && self.outside && self.cluster.may_fail_over()
+    }
+
+    fn consider_takeover(&mut self, group: GroupId, out: &mut Actions) {
+        let order = self.order(group);
+        if !order.wanted || order.owner == self.me || self.groups[group].dormant {
+            return;
+        }
+        // What it had to give up itself, it stops first.
+        if self.is_begun(group) {
+            return;
+        }
+        if self.groups[group].waited_in_vain || planted(Defect::NoTakeover) {
+            return;
+        }
+        let automatic = self.cluster.groups[group].attributes.failover == Automatic::Automatic;
+        if !automatic || !self.may_take_over(group) {
+            self.groups[group].intent = None;
+            if !self.groups[group].left_told {
+                self.groups[group].left_told = true;
+                let cause = if automatic && !self.outside {
+                    "this node reaches none of the `ping` addresses"
+                } else {
+                    "automatic failover is not allowed here"
+                };
+                let what = "not taken over from the lost node";
+                self.alert(out, Severity::Error, self.group_object(group), what, cause);
+            }
+            return;
+        }
+        if self.groups[group].right == Hold::Held {
+            // It was on its way to the node that is lost, and this one still has the right.
+            let me = self.me;
+            self.groups[group].intent = None;
+            self.set_order(group, |order| {
+                order.owner = me;
+                order.why = Why::Start;
+                order.cause = Cause::Failover;
+            });
+            let what = "stays: the node that it was to move to is lost";
+            self.alert(out, Severity::Warning, self.group_object(group), what, "");
+        } else if self.groups[group].intent.is_none() {
+            self.groups[group].intent = Some(Why::Failover);
+            self.changed = true;
+            if planted(Defect::TakeoverTold) {
+                let me = self.me;
+                self.set_order(group, |order| order.owner = me);
+            }
+            let what = "is to be taken over from the lost node";
+            self.alert(out, Severity::Warning, self.group_object(group), what, "");
+        }
+    }
+
+    /// What this node should run and may not, the other one runs.
+    fn pass_on(&mut self, group: GroupId, out: &mut Actions) {
+        let order = self.order(group);
+        let mine = order.wanted && order.owner == self.me;
+        let stuck = self.groups[group].refused.is_some() || !self.is_its_node(group);
+        if !mine || !stuck || self.is_able(group) || !self.is_idle(group) || !self.peer_can(group) {
+            return;
+        }
+        if self.groups[group].right != Hold::None {
+            return;
+        }
+        let other = self.other();
+        self.set_order(group, |order| order.owner = other);
+        let what = format!(
+            "goes to node {}, since this one may not run it",
+            self.name(other)
+        );
+        self.alert(out, Severity::Warning, self.group_object(group), what, "");
+    }
+
+    fn is_its_node(&self, group: GroupId) -> bool {
+        let nodes = &self.cluster.groups[group].attributes.nodes;
+        nodes.contains(&self.cluster.nodes[self.me])
+    }
+
+    fn fail_back(&mut self, group: GroupId, out: &mut Actions) {
+        if !self.groups[group].failback {
+            return;
+        }
+        let order = self.order(group);
+        if !order.wanted || order.owner != self.me {
+            self.groups[group].failback = false;
+            return;
+        }
+        if self.is_online(group) && self.peer_can(group) {
+            self.groups[group].failback = false;
+            let what = "goes back to its home";
+            self.alert(out, Severity::Info, self.group_object(group), what, "");
+            self.move_away(group, Cause::Move);
+        }
+    }
+
+    /// The other node is to run it, as planned.
+    pub(super) fn move_away(&mut self, group: GroupId, cause: Cause) {
+        let (me, other) = (self.me, self.other());
+        self.set_order(group, |order| {
+            order.from = Some(me);
+            order.owner = other;
+            order.why = if cause == Cause::Shutdown {
+                Why::Failover
+            } else {
+                Why::Start
+            };
+            order.cause = cause;
+        });
+    }
+
+    /// The other node is there and can run the group.
+    pub(super) fn peer_can(&self, group: GroupId) -> bool {
+        let nodes = &self.cluster.groups[group].attributes.nodes;
+        nodes.contains(&self.cluster.nodes[self.other()])
+            && self
+                .peer_brief(group)
+                .is_some_and(|brief| brief.able && brief.ready)
+    }
+
+    /// This manager ends: its groups stop, and the other node takes them unless all ends.
+    pub(super) fn begin_end(&mut self, kind: EndKind, cluster: bool, out: &mut Actions) {
+        if let Some(ending) = &mut self.durable.ending {
+            // What follows the end may become more, not less.
+            ending.kind = ending.kind.max(kind);
+            ending.cluster |= cluster;
+            self.dirty = true;
+            return;
+        }
+        let op = self.next_op();
+        self.record().ending = Some(Ending {
+            kind,
+            cluster,
+            op,
+            finished: false,
+        });
+        let what = match kind {
+            EndKind::Manager => "its failover manager ends",
+            EndKind::Shutdown => "is shut down",
+            EndKind::Reboot => "reboots",
+        };
+        let object = super::Object::Node(self.name(self.me));
+        self.alert(out, Severity::Warning, object, what, "");
+    }
+
+    fn hand_over(&mut self, group: GroupId, out: &mut Actions) {
+        self.drop_intent(group);
+        let order = self.order(group);
+        if order.wanted && order.owner == self.me && self.peer_can(group) {
+            let what = format!(
+                "goes to node {}, since this one ends",
+                self.name(self.other())
+            );
+            self.alert(out, Severity::Info, self.group_object(group), what, "");
+            self.move_away(group, Cause::Shutdown);
+        }
+    }
+
+    /// With nothing left to be stopped, the manager ends.
+    pub(super) fn finish_ending(&mut self, _out: &mut Actions) {
+        let Some(ending) = self.durable.ending else {
+            return;
+        };
+        if self.phase == Phase::Gone {
+            return;
+        }
+        if self.phase == Phase::Waiting {
+            self.phase = Phase::Running;
+        }
+        // A group that could not be stopped ends with the node.
+        let is_done = |group: GroupId| {
+            let resources = &self.durable.groups[group].resources;
+            let stuck = resources
+                .iter()
+                .any(|r| r.state == ResourceState::StopFailed)
+                && resources.iter().all(|r| r.op.is_none());
+            stuck || (self.is_idle(group) && self.groups[group].right == Hold::None)
+        };
+        let told = !ending.cluster || !self.peer_up() || {
+            let peer = self.beats.peer.as_ref();
+            peer.is_some_and(|peer| !self.durable.shutdown.is_newer(&peer.shutdown))
+        };
+        if !told || !(0..self.groups.len()).all(is_done) {
+            return;
+        }
+        self.phase = Phase::Gone;
+        if let Some(ending) = &mut self.record().ending {
+            ending.finished = true;
+        }
+        self.act(Action::End {
+            op: ending.op,
+            kind: ending.kind,
+        });
+    }
+}

@@ -1,0 +1,338 @@
+//! Whether this node may run a group: the right is asked for before anything is activated, and
+//! given up when nothing is active any more.
+
+use crate::config::{ArbiterKind, Severity};
+use crate::planted::{Defect, planted};
+
+use super::action::{Action, Actions, Work};
+use super::durable::{Cause, Run, Why};
+use super::event::{OpResult, Right};
+use super::message::Phase;
+use super::state::{GroupId, OpId, ResourceState, Time};
+use super::{Fence, Manager};
+
+/// A right that was refused, or lost, is asked for again after this long, in milliseconds.
+const ASK_AGAIN: u64 = 1000;
+/// A node that was refused counts as unable for this long, in milliseconds, so that the other one tries.
+pub(super) const REFUSED_FOR: u64 = 5000;
+/// A fence script that failed is run again after this long, in milliseconds.
+const FENCE_AGAIN: u64 = 5000;
+
+/// What this node holds of the right to run a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hold {
+    /// Nothing.
+    None,
+    /// It has asked.
+    Asked,
+    /// The right.
+    Held,
+    /// Its lease has ended; the group is frozen.
+    Frozen,
+    /// Nothing any more, and the group has to stop.
+    Lost,
+    /// It has given it up, and waits for the word that this is done.
+    Releasing,
+}
+
+impl Manager {
+    /// This node should have the group: by the order, or because it takes it over.
+    fn wants(&self, group: GroupId) -> bool {
+        let lost = self.groups[group].right == Hold::Lost;
+        self.should_run(group) || (self.groups[group].intent.is_some() && !lost)
+    }
+
+    /// The order says that the group runs here, and this node can follow it.
+    pub(super) fn should_run(&self, group: GroupId) -> bool {
+        let order = self.order(group);
+        let begun = !self.is_idle(group);
+        order.wanted
+            && order.owner == self.me
+            && self.durable.ending.is_none()
+            && (self.phase == Phase::Running || begun)
+            && !self.groups[group].dormant
+            && !self.groups[group].waited_in_vain
+            && self.groups[group].right != Hold::Lost
+    }
+
+    /// Brings a group to where the order wants it, as far as it can be now.
+    pub(super) fn run_group(&mut self, group: GroupId, out: &mut Actions) {
+        let right = self.groups[group].right;
+        // A right that is lost is no matter of opinion: that group stops, suspended or not. And
+        // whoever ends a node wants its groups stopped.
+        let must = right == Hold::Lost || self.durable.ending.is_some();
+        if self.durable.suspended.value && !must {
+            return;
+        }
+        if !self.wants(group) {
+            self.take_down(group, out);
+            return;
+        }
+        match right {
+            Hold::None if self.may_ask(group, out) => {
+                if planted(Defect::StartWithoutTheRight) && self.should_run(group) {
+                    self.activate(group, out);
+                }
+                let fenced = self.fence == Fence::Down;
+                self.groups[group].right = Hold::Asked;
+                self.act(Action::AskRight { group, fenced });
+            }
+            Hold::Held if self.should_run(group) => self.activate(group, out),
+            Hold::Asked if planted(Defect::StartWithoutTheRight) && self.should_run(group) => {
+                self.activate(group, out);
+            }
+            _ => {}
+        }
+    }
+
+    /// Nothing speaks against asking for the right now.
+    fn may_ask(&mut self, group: GroupId, out: &mut Actions) -> bool {
+        if self.now < self.groups[group].ask_again {
+            return false;
+        }
+        // The other node stops it first; if it can't be heard, the right decides.
+        if self.peer_brief(group).is_some_and(|brief| brief.busy) {
+            return false;
+        }
+        let begun = self.is_begun(group);
+        if begun {
+            return true;
+        }
+        if self.groups[group].intent.is_some() && !self.is_fenced(out) {
+            return false;
+        }
+        self.others_are_online(group, out)
+    }
+
+    /// The groups that it waits for are online, somewhere.
+    fn others_are_online(&mut self, group: GroupId, out: &mut Actions) -> bool {
+        let cluster = self.cluster.clone();
+        let attributes = &cluster.groups[group].attributes;
+        let is_online = |name: &String| {
+            let at = cluster.groups.iter().position(|g| g.name == *name);
+            at.is_some_and(|at| {
+                self.is_online(at) || self.peer_brief(at).is_some_and(|brief| brief.online)
+            })
+        };
+        let missing = attributes.wait_for.iter().find(|name| !is_online(name));
+        let Some(missing) = missing else {
+            self.groups[group].waiting_since = None;
+            return true;
+        };
+        let since = *self.groups[group].waiting_since.get_or_insert(self.now);
+        if self.now.since(since) >= attributes.wait_timeout.0 {
+            self.groups[group].waited_in_vain = true;
+            self.groups[group].intent = None;
+            self.changed = true;
+            let what = "not started";
+            let cause = format!(
+                "group {missing} is not online after {}",
+                attributes.wait_timeout
+            );
+            self.alert(out, Severity::Error, self.group_object(group), what, cause);
+        }
+        false
+    }
+
+    /// Where only a fence script can say that the other node is down, it has said so.
+    fn is_fenced(&mut self, out: &mut Actions) -> bool {
+        let cluster = self.cluster.clone();
+        // With an arbiter no power switch is needed: who may not go on stops by itself.
+        let needed = cluster.arbiter.kind == ArbiterKind::None;
+        let Some(fence) = cluster.fence.as_ref().filter(|_| needed) else {
+            return true;
+        };
+        match self.fence {
+            Fence::Down => true,
+            Fence::Running(_) => false,
+            Fence::Again(at) if self.now < at => false,
+            Fence::Idle | Fence::Again(_) => {
+                let node = self.other();
+                let op = self.next_op();
+                self.fence = Fence::Running(op);
+                let what = "is made sure to be down, by the fence script";
+                let object = super::Object::Node(self.name(node));
+                self.alert(out, Severity::Warning, object, what, "");
+                self.act(Action::Run {
+                    op,
+                    work: Work::Fence { node },
+                    environment: super::environment::fence(&cluster, self.me),
+                    timeout: fence.timeout,
+                });
+                false
+            }
+        }
+    }
+
+    pub(super) fn on_fenced(&mut self, result: &OpResult, out: &mut Actions) {
+        let object = super::Object::Node(self.name(self.other()));
+        if *result == OpResult::Done {
+            self.fence = Fence::Down;
+            self.alert(
+                out,
+                Severity::Warning,
+                object,
+                "is down, the fence script says",
+                "",
+            );
+        } else {
+            self.fence = Fence::Again(self.now.after(FENCE_AGAIN));
+            let what = "the fence script could not make sure that it is down";
+            self.alert(out, Severity::Error, object, what, reason(result));
+        }
+    }
+
+    pub(super) fn on_right(&mut self, group: GroupId, change: Right, out: &mut Actions) {
+        let hold = self.groups[group].right;
+        let object = self.group_object(group);
+        match (change, hold) {
+            (Right::Granted, Hold::Asked | Hold::Held | Hold::Frozen) => {
+                self.groups[group].right = Hold::Held;
+                self.groups[group].refused = None;
+                self.groups[group].unsure = false;
+                self.dirty = true;
+                self.on_granted(group, hold, out);
+            }
+            // Never asked for by this life of the manager.
+            (Right::Granted, Hold::None) => {
+                self.groups[group].right = Hold::Releasing;
+                self.act(Action::ReleaseRight { group });
+            }
+            (Right::Refused(why), Hold::Asked) => {
+                // Of what an earlier manager has left active nothing may stay.
+                let lost = self.is_begun(group);
+                self.groups[group].right = if lost { Hold::Lost } else { Hold::None };
+                self.groups[group].ask_again = if planted(Defect::RefusedOnce) {
+                    Time(u64::MAX)
+                } else {
+                    self.now.after(ASK_AGAIN)
+                };
+                if self.groups[group].refused.is_none() {
+                    let what = "this node may not run it now";
+                    self.alert(out, Severity::Warning, object, what, why);
+                }
+                self.groups[group].refused = Some(self.now);
+            }
+            (Right::LeaseEnded, Hold::Held | Hold::Asked) if self.is_begun(group) => {
+                self.groups[group].right = Hold::Frozen;
+                self.recall_starts(group);
+                let what =
+                    "frozen: the other node is not heard, and permission to go on is asked for";
+                self.alert(out, Severity::Warning, object, what, "");
+            }
+            (Right::Renewed, Hold::Frozen) => {
+                self.groups[group].right = Hold::Held;
+                self.alert(out, Severity::Info, object, "goes on, with permission", "");
+            }
+            (Right::Lost, Hold::Held | Hold::Frozen | Hold::Asked) => {
+                if planted(Defect::LostRightIgnored) {
+                    return;
+                }
+                self.groups[group].right = Hold::Lost;
+                self.recall_starts(group);
+                self.groups[group].refused = Some(self.now);
+                self.groups[group].ask_again = self.now.after(ASK_AGAIN);
+                self.groups[group].intent = None;
+                self.groups[group].unsure = true;
+                self.dirty = true;
+                let what = "stops: this node may not run it any more";
+                self.alert(out, Severity::Error, object, what, "");
+            }
+            (Right::Released, Hold::Releasing) => {
+                self.groups[group].right = Hold::None;
+            }
+            _ => {}
+        }
+        self.changed = true;
+    }
+
+    /// Activations that were decided on and have not begun are not begun without the right.
+    fn recall_starts(&mut self, group: GroupId) {
+        let is_start = |action: &Action| match action {
+            Action::Run {
+                op,
+                work: Work::Start { group: of, .. },
+                ..
+            } if *of == group => Some(*op),
+            _ => None,
+        };
+        let recalled: Vec<OpId> = self.gate.iter().filter_map(|(_, a)| is_start(a)).collect();
+        self.gate.retain(|(_, action)| is_start(action).is_none());
+        for op in recalled {
+            self.on_op_never(op);
+        }
+    }
+
+    fn on_granted(&mut self, group: GroupId, before: Hold, out: &mut Actions) {
+        if before != Hold::Asked {
+            return;
+        }
+        let (me, other) = (self.me, self.other());
+        if let Some(why) = self.groups[group].intent.take() {
+            self.groups[group].dormant = false;
+            self.set_order(group, |order| {
+                order.wanted = true;
+                order.from = (why == Why::Failover).then_some(other);
+                order.owner = me;
+                order.why = why;
+                order.cause = Cause::Failover;
+            });
+        }
+        if self.is_begun(group) {
+            return;
+        }
+        let record = &self.durable.groups[group];
+        let order = &record.order;
+        // The same order again, after the right was lost and came back: an ordinary start.
+        let again = record.run.version == order.version && order.version > 0;
+        let run = Run {
+            version: order.version,
+            why: match order.value.why {
+                _ if record.recover => Why::Recover,
+                _ if again => Why::Start,
+                why => why,
+            },
+            from: order.value.from,
+        };
+        let what = match run.why {
+            Why::Start => "starts",
+            Why::Failover => "fails over to this node",
+            Why::Recover => "starts again on its node",
+        };
+        let record = self.group_record(group);
+        record.run = run;
+        record.recover = false;
+        self.alert(out, Severity::Info, self.group_object(group), what, "");
+    }
+
+    /// Nothing of the group is active here, and nothing of the right is held.
+    pub(super) fn is_idle(&self, group: GroupId) -> bool {
+        matches!(self.groups[group].right, Hold::None | Hold::Asked) && !self.is_begun(group)
+    }
+
+    /// Something of the group is active here, or was begun.
+    pub(super) fn is_begun(&self, group: GroupId) -> bool {
+        let resources = &self.durable.groups[group].resources;
+        resources.iter().any(|r| r.state != ResourceState::Offline)
+    }
+
+    /// Nothing has refused this node the right just now, and it can run groups at all.
+    pub(super) fn is_able(&self, group: GroupId) -> bool {
+        let refused = self.groups[group].refused;
+        let refused = refused.is_some_and(|at| self.now.since(at) < REFUSED_FOR);
+        let nodes = &self.cluster.groups[group].attributes.nodes;
+        self.phase == Phase::Running
+            && self.durable.ending.is_none()
+            && !refused
+            && nodes.contains(&self.cluster.nodes[self.me])
+    }
+}
+
+/// Why an operation did not end well.
+pub(super) fn reason(result: &OpResult) -> String {
+    match result {
+        OpResult::Done => String::new(),
+        OpResult::Failed(why) => why.clone(),
+        OpResult::TimedOut => "it took too long".to_owned(),
+    }
+}

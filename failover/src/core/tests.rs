@@ -1,0 +1,544 @@
+//! What the simulator leaves out: time that clears counters, fencing, life without an arbiter,
+//! groups that wait for others, heartbeats that lie, every refusal, and what scripts see.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::durable::{EndKind, Stamp};
+use super::guard::{Deed, Guard, Word};
+use super::message::Brief;
+use super::*;
+
+mod two_nodes;
+
+const CLUSTER: &str = r#"
+[cluster]
+name = "shop"
+revision = 3
+nodes = ["alpha", "beta"]
+[arbiter]
+kind = "witness"
+name = "gamma"
+[heartbeat.lan]
+type = "lan"
+priority = 1
+addresses = { alpha = "10.0.0.1:7791", beta = "10.0.0.2:7791" }
+[heartbeat.tty]
+type = "serial"
+priority = 2
+timeout = "4s"
+devices = { alpha = "/dev/ttyS0", beta = "/dev/ttyS0" }
+[group.pg]
+nodes = ["alpha", "beta"]
+[group.pg.resource.data]
+type = "mirror"
+mirror = "pg"
+mount = "/srv/pg"
+[group.pg.resource.address]
+type = "floating-ip"
+address = "10.0.0.10/24"
+depends = ["data"]
+retries = 5
+[monitor.port]
+type = "tcp"
+address = "10.0.0.10:5432"
+active = "pg/address"
+target = "pg"
+interval = "10s"
+retries = 1
+reactivations = 1
+failovers = 0
+clear-after = "10m"
+"#;
+
+/// A manager whose host does at once what it is asked, and keeps what the manager said.
+struct TestHost {
+    manager: Manager,
+    now: u64,
+    seq: u64,
+    /// What is answered, by a word of the operation: else it is done.
+    fails: Vec<&'static str>,
+    alerts: Vec<String>,
+    runs: Vec<(Work, Vec<(String, String)>)>,
+    asked: Vec<(GroupId, bool)>,
+    answers: BTreeMap<u64, Result<(), Refusal>>,
+    timer: Time,
+    said: Option<Snapshot>,
+    ended: Option<EndKind>,
+    durable: Durable,
+    probe_fails: bool,
+}
+
+impl TestHost {
+    fn new(text: &str) -> Self {
+        Self::from(text, Durable::default(), 1)
+    }
+
+    fn from(text: &str, durable: Durable, boot: u128) -> Self {
+        let cluster = Cluster::parse(Path::new("cluster.toml"), text);
+        let cluster = Arc::new(cluster.unwrap_or_else(|error| panic!("{error}")));
+        let mut out = Actions::new();
+        let start = Start {
+            cluster,
+            me: 0,
+            durable,
+            boot,
+            incarnation: 0,
+            host: Host {
+                version: "4.3.2".to_owned(),
+                ..Host::default()
+            },
+        };
+        let manager = Manager::new(start, Time(0), &mut out);
+        let mut host = Self {
+            manager,
+            now: 0,
+            seq: 0,
+            fails: Vec::new(),
+            alerts: Vec::new(),
+            runs: Vec::new(),
+            asked: Vec::new(),
+            answers: BTreeMap::new(),
+            timer: Time(0),
+            said: None,
+            ended: None,
+            durable: Durable::default(),
+            probe_fails: false,
+        };
+        host.carry_out(out);
+        host
+    }
+
+    fn handle(&mut self, event: Event) {
+        let mut out = Actions::new();
+        self.manager.handle(Time(self.now), event, &mut out);
+        self.carry_out(out);
+    }
+
+    fn carry_out(&mut self, actions: Actions) {
+        for action in actions {
+            match action {
+                Action::Persist { seq, state } => {
+                    self.durable = *state;
+                    self.handle(Event::Persisted { seq, done: true });
+                }
+                Action::Beat { message, .. } => self.said = Some(*message),
+                Action::Run {
+                    op,
+                    work,
+                    environment,
+                    ..
+                } => {
+                    self.runs.push((work, environment));
+                    let shown = format!("{work:?}");
+                    let result = if self.fails.iter().any(|word| shown.contains(word)) {
+                        OpResult::Failed("no".to_owned())
+                    } else {
+                        OpResult::Done
+                    };
+                    self.handle(Event::OpDone { op, result });
+                }
+                Action::Inquire { op } => self.handle(Event::OpNever { op }),
+                Action::Probe { probe, .. } => {
+                    let result = if self.probe_fails {
+                        OpResult::TimedOut
+                    } else {
+                        OpResult::Done
+                    };
+                    self.handle(Event::Probed { probe, result });
+                }
+                Action::AskRight { group, fenced } => self.asked.push((group, fenced)),
+                Action::ReleaseRight { group } => {
+                    let change = Right::Released;
+                    self.handle(Event::Right { group, change });
+                }
+                Action::CommandDone { id, result } => {
+                    let before = self.answers.insert(id, result);
+                    assert_eq!(before, None, "command {id} is answered once");
+                }
+                Action::SetTimer { at } => self.timer = at,
+                Action::Alert(alert) => self.alerts.push(alert.to_string()),
+                Action::End { kind, .. } => self.ended = Some(kind),
+                Action::Stopped { .. } => {}
+            }
+        }
+    }
+
+    /// Lets time pass up to then.
+    fn until(&mut self, ms: u64) {
+        while self.timer.0 <= ms && self.ended.is_none() {
+            self.now = self.now.max(self.timer.0);
+            self.handle(Event::Timer);
+        }
+        self.now = ms;
+    }
+
+    fn right(&mut self, group: GroupId, change: Right) {
+        self.handle(Event::Right { group, change });
+    }
+
+    /// What the other node says: `groups` of them idle, with an order that is older than any.
+    fn snapshot(&mut self, groups: usize) -> Snapshot {
+        self.seq += 1;
+        let brief = Brief {
+            order: Stamp::default(),
+            unsure: true,
+            counts: Counts::default(),
+            busy: false,
+            active: false,
+            online: false,
+            able: true,
+            ready: true,
+        };
+        Snapshot {
+            incarnation: 7,
+            echo: self.manager.incarnation,
+            seq: self.seq,
+            revision: 3,
+            phase: Phase::Running,
+            suspended: Stamp::default(),
+            shutdown: Stamp::default(),
+            groups: vec![brief; groups],
+        }
+    }
+
+    fn beat(&mut self, heartbeat: usize, message: Snapshot) {
+        let message = Box::new(message);
+        self.handle(Event::Beat { heartbeat, message });
+    }
+
+    fn hear(&mut self) {
+        let message = self.snapshot(self.manager.groups.len());
+        self.beat(0, message);
+    }
+
+    /// Hears the other node for so long.
+    fn hear_until(&mut self, ms: u64) {
+        while self.now < ms {
+            self.hear();
+            self.until((self.now + 500).min(ms));
+        }
+    }
+
+    fn command(&mut self, command: Command) -> Result<(), Refusal> {
+        let id = self.answers.len() as u64 + 1;
+        self.handle(Event::Command { id, command });
+        self.answers
+            .remove(&id)
+            .unwrap_or_else(|| panic!("{command:?} is answered"))
+    }
+
+    /// Alone, and the group runs.
+    fn alone_and_online(text: &str) -> Self {
+        let mut host = Self::new(text);
+        host.until(300_000);
+        assert_eq!(host.asked, [(0, false)], "{:?}", host.alerts);
+        host.right(0, Right::Granted);
+        assert_eq!(
+            host.manager.group_status(0),
+            GroupStatus::Online,
+            "{:?}",
+            host.alerts
+        );
+        host
+    }
+
+    fn told(&self, words: &str) -> usize {
+        self.alerts
+            .iter()
+            .filter(|alert| alert.contains(words))
+            .count()
+    }
+}
+
+fn replaced(old: &str, new: &str) -> String {
+    assert!(CLUSTER.contains(old), "{old}");
+    CLUSTER.replacen(old, new, 1)
+}
+
+#[test]
+fn a_node_alone_waits_five_minutes_and_asks_before_it_starts_anything() {
+    let mut host = TestHost::new(CLUSTER);
+    host.until(299_999);
+    assert_eq!(host.manager.phase(), Phase::Waiting);
+    assert!(host.asked.is_empty() && host.runs.is_empty());
+    host.until(300_000);
+    assert_eq!(host.asked, [(0, false)]);
+    assert!(host.runs.is_empty());
+    host.right(0, Right::Granted);
+    let works: Vec<Work> = host.runs.iter().map(|(work, _)| *work).collect();
+    let start = |resource| Work::Start { group: 0, resource };
+    assert_eq!(works, [start(0), start(1)]);
+}
+
+#[test]
+fn an_address_is_tried_as_often_as_the_specification_says() {
+    let mut host = TestHost::new(CLUSTER);
+    host.fails = vec!["Start { group: 0, resource: 1 }"];
+    host.until(300_000);
+    host.right(0, Right::Granted);
+    assert_eq!(
+        host.runs.len(),
+        1 + 6,
+        "the mount, and 1 + 5 tries of the address"
+    );
+    // Nobody is there to fail over to: the final action, which is nothing.
+    assert_eq!(host.manager.group_status(0), GroupStatus::OnlineFailure);
+    assert_eq!(host.told("not activated in 6 tries"), 1);
+    host.until(400_000);
+    assert_eq!(host.runs.len(), 7);
+    // An operator's word is another six, and a healthy node takes it afterwards.
+    host.hear();
+    assert_eq!(host.command(Command::Start { group: 0, on: None }), Ok(()));
+    assert_eq!(host.told("fails over to node beta"), 1);
+    assert_eq!(host.manager.order_of(0).owner, 1);
+    let factor = |(_, e): &(Work, Vec<(String, String)>)| {
+        e.iter()
+            .find(|(k, _)| k == "CLP_FACTOR")
+            .map(|(_, v)| v.clone())
+    };
+    let stops: Vec<String> = host.runs.iter().filter_map(factor).collect();
+    assert_eq!(stops, ["GROUPFAILOVER", "GROUPFAILOVER"]);
+    assert_eq!(host.manager.group_status(0), GroupStatus::Offline);
+}
+
+#[test]
+fn a_monitors_counters_are_cleared_by_time() {
+    let mut host = TestHost::alone_and_online(CLUSTER);
+    host.probe_fails = true;
+    let began = host.now;
+    host.until(began + 45_000);
+    assert_eq!(host.told("recovers: reactivation"), 1, "{:?}", host.alerts);
+    assert_eq!(host.told("recovers: final action"), 1);
+    assert_eq!(host.durable.monitors[0].reactivations, 1);
+    host.probe_fails = false;
+    host.until(host.now + 590_000);
+    assert_eq!(host.durable.monitors[0].reactivations, 1);
+    host.until(host.now + 30_000);
+    let record = &host.durable.monitors[0];
+    assert_eq!((record.reactivations, record.final_done), (0, false));
+    host.probe_fails = true;
+    host.until(host.now + 45_000);
+    assert_eq!(host.told("recovers: reactivation"), 2);
+}
+
+#[test]
+fn a_groups_failovers_are_cleared_by_time_online() {
+    let mut host = TestHost::alone_and_online(&replaced(
+        "revision = 3",
+        "revision = 3\nclear-after = \"10m\"",
+    ));
+    host.manager.durable.groups[0].counts.failovers = BTreeMap::from([
+        ("resource address".to_owned(), 1),
+        ("monitor port".to_owned(), 1),
+    ]);
+    host.until(host.now + 599_000);
+    assert_eq!(
+        host.manager.durable.groups[0].counts.of("resource address"),
+        1
+    );
+    host.until(host.now + 2_000);
+    assert_eq!(
+        host.manager.durable.groups[0].counts.of("resource address"),
+        0
+    );
+    assert_eq!(
+        host.manager.durable.groups[0].counts.epoch, 2,
+        "and the monitor's, apart"
+    );
+}
+
+#[test]
+fn switches_of_a_monitor() {
+    let with = |keys: &str| {
+        replaced(
+            "failovers = 0\nclear-after",
+            &format!("failovers = 0\n{keys}\nclear-after"),
+        )
+    };
+    let mut host = TestHost::alone_and_online(&with("no-retry-after-timeout = true"));
+    host.probe_fails = true;
+    host.until(host.now + 11_000);
+    assert_eq!(
+        host.told("recovers: reactivation"),
+        1,
+        "the first time-out counts"
+    );
+    let mut host = TestHost::alone_and_online(&with("no-recovery-after-timeout = true"));
+    host.probe_fails = true;
+    host.until(host.now + 60_000);
+    assert_eq!(host.told("recovers"), 0);
+    assert_eq!(
+        host.told("nothing is recovered: it failed by its time-out"),
+        1,
+        "told once"
+    );
+    let mut host =
+        TestHost::alone_and_online(&with("final-needs-other-node = true\nfinal = \"reboot\""));
+    host.probe_fails = true;
+    host.until(host.now + 120_000);
+    assert_eq!(host.told("no other healthy node is left"), 1);
+    assert_eq!(host.ended, None);
+    // A rehearsal, and an operator's pause of it.
+    let mut host = TestHost::alone_and_online(CLUSTER);
+    assert_eq!(host.command(Command::FailMonitor(0, true)), Ok(()));
+    host.until(host.now + 25_000);
+    assert_eq!(host.told("recovers: reactivation"), 1);
+    assert_eq!(host.command(Command::SuspendMonitor(0)), Ok(()));
+    assert_eq!(host.manager.monitor_status(0), MonitorStatus::Suspended);
+    host.until(host.now + 60_000);
+    assert_eq!(host.told("recovers"), 1);
+}
+
+#[test]
+fn a_final_action_that_reboots_stops_the_group_first() {
+    let mut host = TestHost::alone_and_online(&replaced(
+        "failovers = 0\nclear",
+        "failovers = 0\nfinal = \"reboot\"\nclear",
+    ));
+    host.probe_fails = true;
+    host.until(host.now + 60_000);
+    assert_eq!(host.ended, Some(EndKind::Reboot));
+    let (work, environment) = &host.runs[host.runs.len() - 1];
+    assert_eq!(
+        *work,
+        Work::Stop {
+            group: 0,
+            resource: 0
+        }
+    );
+    let find = |name: &str| {
+        environment
+            .iter()
+            .find(|(k, _)| k == name)
+            .map(|(_, v)| &v[..])
+    };
+    assert_eq!(find("CLP_FACTOR"), Some("SERVERSHUTDOWN"));
+    assert_eq!(find("CLP_LASTACTION"), Some("REBOOT"));
+    // After it the group was running here when the machine went down? No: it was stopped.
+    let mut host = TestHost::from(CLUSTER, host.durable, 2);
+    host.until(300_000);
+    host.right(0, Right::Granted);
+    let (_, environment) = &host.runs[0];
+    assert!(environment.contains(&("CLP_EVENT".to_owned(), "START".to_owned())));
+}
+
+#[test]
+fn a_group_that_ran_at_a_power_cut_starts_to_recover() {
+    let host = TestHost::alone_and_online(CLUSTER);
+    let mut host = TestHost::from(CLUSTER, host.durable, 2);
+    host.until(300_000);
+    host.right(0, Right::Granted);
+    let (_, environment) = &host.runs[0];
+    assert!(environment.contains(&("CLP_EVENT".to_owned(), "RECOVER".to_owned())));
+    assert!(environment.contains(&("ARMS_EVENT".to_owned(), "RECOVER".to_owned())));
+}
+
+#[test]
+fn every_variable_of_a_script() {
+    let text = CLUSTER.to_owned() + "[preaction]\nscript = \"/before\"\n";
+    let mut host = TestHost::alone_and_online(&text);
+    let (_, start) = host.runs[1].clone();
+    let expected = [
+        ("CLP_EVENT", "START"),
+        ("CLP_DISK", "SUCCESS"),
+        ("CLP_SERVER", "HOME"),
+        ("ARMS_EVENT", "START"),
+        ("ARMS_DISK", "SUCCESS"),
+        ("ARMS_SERVER", "HOME"),
+        ("CLP_PRIORITY", "1"),
+        ("CLP_GROUPNAME", "pg"),
+        ("CLP_RESOURCENAME", "address"),
+        ("CLP_VERSION_FULL", "4.3.2"),
+        ("CLP_VERSION_MAJOR", "4"),
+        ("KAGAMI_CLUSTER", "shop"),
+        ("KAGAMI_NODE", "alpha"),
+        ("KAGAMI_OTHER_NODE", "beta"),
+        ("KAGAMI_MIRROR", "pg"),
+        ("KAGAMI_DEVICE", "/dev/kagami/pg"),
+        ("KAGAMI_MOUNT", "/srv/pg"),
+        ("KAGAMI_ADDRESS", "10.0.0.10"),
+    ];
+    for (name, value) in expected {
+        assert!(
+            start.contains(&(name.to_owned(), value.to_owned())),
+            "{name}={value} in {start:?}"
+        );
+    }
+    let names: Vec<&str> = start.iter().map(|(name, _)| name.as_str()).collect();
+    for unset in ["CLP_SERVER_PREV", "CLP_FACTOR", "CLP_LASTACTION"] {
+        assert!(!names.contains(&unset), "{unset}");
+    }
+    for set in ["CLP_PATH", "CLP_SCRIPT_PATH", "CLP_OSNAME", "CLP_OSVER"] {
+        assert!(names.contains(&set), "{set}");
+    }
+    host.probe_fails = true;
+    host.until(host.now + 25_000);
+    let before = host
+        .runs
+        .iter()
+        .find(|(work, _)| matches!(work, Work::Preaction { .. }));
+    let (_, before) = before.unwrap_or_else(|| panic!("a script before the recovery"));
+    for (name, value) in [
+        ("CLP_ACTION", "RESTART"),
+        ("CLP_MONITORNAME", "port"),
+        ("CLP_RESTARTCOUNT", "1"),
+    ] {
+        assert!(
+            before.contains(&(name.to_owned(), value.to_owned())),
+            "{name} in {before:?}"
+        );
+    }
+    let stop = host
+        .runs
+        .iter()
+        .find(|(work, _)| matches!(work, Work::Stop { .. }));
+    let (_, stop) = stop.unwrap_or_else(|| panic!("a stop"));
+    assert!(stop.contains(&("CLP_FACTOR".to_owned(), "GROUPRESTART".to_owned())));
+    assert!(
+        stop.contains(&("CLP_EVENT".to_owned(), "START".to_owned())),
+        "what its start saw"
+    );
+}
+
+#[test]
+fn a_guard_freezes_thaws_drops_and_resets() {
+    let mut guard = Guard::new(500, 10_000);
+    assert_eq!(guard.handle(Time(100), Word::LeaseEnded), [Deed::Freeze]);
+    assert_eq!(guard.deadline(), Some(Time(600)));
+    assert_eq!(guard.handle(Time(200), Word::Renewed), [Deed::Thaw]);
+    assert_eq!(guard.deadline(), None);
+    let lost = [Deed::DropAddresses, Deed::Thaw, Deed::SayLost];
+    assert_eq!(guard.handle(Time(1000), Word::LeaseEnded), [Deed::Freeze]);
+    assert_eq!(guard.handle(Time(1499), Word::Timer), []);
+    assert_eq!(guard.handle(Time(1500), Word::Timer), lost);
+    assert!(guard.is_stopping());
+    assert_eq!(guard.handle(Time(1501), Word::Renewed), [], "too late");
+    assert_eq!(guard.handle(Time(9000), Word::Stopped), []);
+    assert!(!guard.is_stopping());
+    assert_eq!(guard.handle(Time(10_000), Word::Lost)[1..], lost);
+    assert_eq!(guard.handle(Time(20_000), Word::Timer), [Deed::Reset]);
+    assert_eq!(guard.handle(Time(20_001), Word::Stopped), []);
+    assert!(guard.is_stopping(), "the node is on its way down");
+}
+
+#[test]
+fn a_durable_state_fits_a_changed_configuration() {
+    let host = TestHost::alone_and_online(CLUSTER);
+    let more = CLUSTER.to_owned()
+        + "[group.pg.resource.server]\ntype = \"exec\"\nstart = \"/s\"\ndepends = [\"address\"]\n";
+    let mut host = TestHost::from(&more, host.durable, 1);
+    // The same boot: the group is active, and what is new is activated.
+    assert_eq!(host.manager.phase(), Phase::Running);
+    assert_eq!(host.asked, [(0, false)]);
+    host.right(0, Right::Granted);
+    let works: Vec<Work> = host.runs.iter().map(|(work, _)| *work).collect();
+    assert_eq!(
+        works,
+        [Work::Start {
+            group: 0,
+            resource: 2
+        }]
+    );
+    assert_eq!(host.manager.group_status(0), GroupStatus::Online);
+}

@@ -1,0 +1,10 @@
+//! The kagami failover manager: a service runs on exactly one of two nodes, and moves by itself
+//! when its node, disk, network or process fails.
+//!
+//! [`config`] is what the operator writes: one file, the same on both nodes, checked strictly.
+//! [`core`] decides, without a clock, socket or process of its own. docs/failover-design.md says
+//! what is decided here and what is left to the shell around it.
+
+pub mod config;
+pub mod core;
+pub mod planted;

@@ -1,0 +1,25 @@
+//! Directed tests of two cores: what an event does in a stand that seeds do not reach.
+
+mod cells;
+mod forced;
+mod late;
+mod pair;
+mod resync_end;
+mod stands;
+
+#[test]
+fn every_stand_can_be_brought_about() {
+    for stand in crate::sim::coverage::STANDS.split(' ') {
+        stands::build(stand);
+    }
+}
+
+/// A table as it is, or as the core does it now, where `variable` says so.
+fn table(name: &str, variable: &str, now: impl FnOnce() -> String) -> Option<String> {
+    let path = format!("{}/directed/{name}", env!("CARGO_MANIFEST_DIR"));
+    if std::env::var(variable).is_ok_and(|word| word == "write") {
+        std::fs::write(&path, now()).unwrap_or_else(|e| panic!("{path}: {e}"));
+        return None;
+    }
+    Some(std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}")))
+}

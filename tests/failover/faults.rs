@@ -1,0 +1,170 @@
+//! What breaks and is whole again, and what an operator says.
+
+use kagami_failover::core::durable::EndKind;
+use kagami_failover::core::{Command, Event};
+
+use super::check::Violation;
+use super::mirror::name;
+use super::world::{Heal, Item, World};
+
+impl World {
+    pub(super) fn on_fault(&mut self) {
+        if self.calm {
+            return;
+        }
+        let next = self.rng.around(self.options.fault_every);
+        self.later(next, Item::Fault);
+        let node = self.rng.node();
+        let lasts = if self.rng.coin() {
+            self.rng.around(3000)
+        } else {
+            self.rng.around(20_000)
+        };
+        let kind = self
+            .rng
+            .weighted(&[3, 5, 4, 4, 3, 3, 4, 6, 1, 3])
+            .unwrap_or_default();
+        self.stats.faults[kind] += 1;
+        match kind {
+            0 => self.crash_node(node, true),
+            1 => {
+                if self.nodes[node].manager.is_some() {
+                    self.note(|| format!("{}: its manager dies", name(node)));
+                    self.stop_manager(node, 8000);
+                }
+            }
+            2 => {
+                let heartbeat = self.rng.below(self.beats_up.len() as u64) as usize;
+                self.beats_up[heartbeat][node] = false;
+                self.note(|| format!("heartbeat {heartbeat} from {}: lost", name(node)));
+                self.later(
+                    lasts,
+                    Item::Heal(Heal::Beats {
+                        heartbeat,
+                        from: node,
+                    }),
+                );
+            }
+            3 => {
+                self.cut_link();
+                self.later(lasts, Item::Heal(Heal::Link));
+            }
+            4 => {
+                self.cut_link();
+                self.beats_up.fill([false; 2]);
+                self.note(|| "network between the nodes: lost".to_owned());
+                self.later(lasts, Item::Heal(Heal::Network));
+            }
+            5 => {
+                self.note(|| "arbiter: down".to_owned());
+                self.arbiter_up = false;
+                self.later(lasts, Item::Heal(Heal::Arbiter));
+            }
+            6 => {
+                self.note(|| format!("arbiter: not reached from {}", name(node)));
+                self.arbiter_reached[node] = false;
+                // Often together with the link: the node is cut off from the world.
+                if self.rng.coin() {
+                    self.cut_link();
+                    self.beats_up.fill([false; 2]);
+                    self.later(lasts, Item::Heal(Heal::Network));
+                }
+                self.later(lasts, Item::Heal(Heal::ArbiterOf(node)));
+            }
+            7 => {
+                let monitor = self.rng.below(self.options.cluster.monitors.len() as u64) as usize;
+                let both = self.rng.one_in(3);
+                let until = self.now + lasts;
+                for at in 0..2 {
+                    if both || at == node {
+                        self.nodes[at].failing[monitor] = until;
+                    }
+                }
+                self.note(|| {
+                    format!(
+                        "m{monitor} fails for {lasts} ms at {} (both: {both})",
+                        name(node)
+                    )
+                });
+            }
+            8 => {
+                self.crash_node(0, true);
+                self.crash_node(1, true);
+            }
+            _ => {
+                let group = self.rng.below(self.mirrors.len() as u64) as usize;
+                self.nodes[node].broken[group] = self.now + lasts;
+                self.note(|| {
+                    format!(
+                        "g{group} can't be activated at {} for {lasts} ms",
+                        name(node)
+                    )
+                });
+            }
+        }
+    }
+
+    pub(super) fn cut_link(&mut self) {
+        self.link_up = false;
+        self.disconnect();
+    }
+
+    pub(super) fn heal(&mut self, heal: Heal) {
+        self.note(|| format!("whole again: {heal:?}"));
+        match heal {
+            Heal::Beats { heartbeat, from } => self.beats_up[heartbeat][from] = true,
+            Heal::Link => self.link_up = true,
+            Heal::Network => {
+                self.link_up = true;
+                self.beats_up.fill([true; 2]);
+            }
+            Heal::Arbiter => self.arbiter_up = true,
+            Heal::ArbiterOf(node) => self.arbiter_reached[node] = true,
+        }
+        self.try_connect();
+    }
+
+    pub(super) fn on_command(&mut self) -> Result<(), Violation> {
+        if self.calm {
+            return Ok(());
+        }
+        let next = self.rng.around(self.options.command_every);
+        self.later(next, Item::Command);
+        let node = self.rng.node();
+        let group = self.rng.below(self.mirrors.len() as u64) as usize;
+        let monitor = self.rng.below(self.options.cluster.monitors.len() as u64) as usize;
+        let on = self.rng.coin().then(|| self.rng.node());
+        let to = self.rng.node();
+        let kind = self
+            .rng
+            .pick(&[EndKind::Manager, EndKind::Shutdown, EndKind::Reboot]);
+        let command = match self
+            .rng
+            .weighted(&[8, 4, 8, 1, 2, 1, 1, 1, 1, 1])
+            .unwrap_or_default()
+        {
+            0 => Command::Start { group, on },
+            1 => Command::Stop { group },
+            2 => Command::Move { group, to },
+            3 => Command::Suspend,
+            4 => Command::Resume,
+            5 => Command::SuspendMonitor(monitor),
+            6 => Command::ResumeMonitor(monitor),
+            // Never left failing: a rehearsal ends.
+            7 => Command::FailMonitor(monitor, false),
+            8 => Command::EndNode(kind),
+            _ => Command::EndCluster(kind),
+        };
+        self.command(node, command)
+    }
+
+    pub(super) fn command(&mut self, node: usize, command: Command) -> Result<(), Violation> {
+        if self.nodes[node].manager.is_none() {
+            return Ok(());
+        }
+        self.commands += 1;
+        let id = self.commands;
+        self.asked.insert(id, command);
+        self.handle(node, Event::Command { id, command })
+    }
+}

@@ -1,0 +1,385 @@
+//! The machines: what a manager's actions do there, and how machines and managers start and end.
+
+use kagami_failover::core::durable::EndKind;
+use kagami_failover::core::environment::Host;
+use kagami_failover::core::guard::{Guard, Word};
+use kagami_failover::core::{Action, Actions, Event, Manager, Object, OpId, OpResult, Time, Work};
+
+use crate::sim::rng::Rng;
+
+use super::check::{Said, Violation};
+use super::mirror::name;
+use super::world::{Item, Live, Op, World};
+
+impl World {
+    pub(super) fn carry_out(&mut self, node: usize, actions: Actions) -> Result<(), Violation> {
+        let life = self.nodes[node].life;
+        for action in &actions {
+            if let Action::Persist { seq, .. } = action {
+                self.nodes[node].written = *seq;
+            }
+        }
+        for action in actions {
+            match action {
+                Action::Persist { seq, state } => {
+                    let fails = !self.calm && self.rng.below(1000) < self.options.persist_fails;
+                    let delay = if self.rng.one_in(50) {
+                        500
+                    } else {
+                        self.rng.between(1, 15)
+                    };
+                    let after = self.nodes[node].manager.is_some();
+                    debug_assert!(after || life == self.nodes[node].life);
+                    // Writes end in their order.
+                    let at = self.seen.persist_after(node, self.now + delay);
+                    let item = Item::Persisted {
+                        node,
+                        life,
+                        seq,
+                        state,
+                        done: !fails,
+                    };
+                    self.later(at - self.now, item);
+                }
+                Action::Beat { heartbeat, message } => {
+                    if self.beats_up[heartbeat][node] && self.nodes[1 - node].up {
+                        let most = if self.rng.one_in(20) { 300 } else { 10 };
+                        let delay = self.rng.between(1, most);
+                        let item = Item::Beat {
+                            to: 1 - node,
+                            heartbeat,
+                            message: message.clone(),
+                        };
+                        self.later(delay, item);
+                        if self.rng.one_in(100) {
+                            let item = Item::Beat {
+                                to: 1 - node,
+                                heartbeat,
+                                message,
+                            };
+                            let late = self.rng.between(1, 60_000);
+                            self.later(late, item);
+                        }
+                    }
+                }
+                Action::Run {
+                    op,
+                    work,
+                    environment,
+                    timeout,
+                } => {
+                    self.check_run(node, op, work, &environment)?;
+                    self.begin_op(node, op, work, timeout.0);
+                }
+                Action::Inquire { op } => {
+                    let event = match self.nodes[node].ops.get(&op) {
+                        None => Event::OpNever { op },
+                        Some(Op::Ended(result)) => Event::OpDone {
+                            op,
+                            result: result.clone(),
+                        },
+                        // It will be told when it ends.
+                        Some(Op::Running { .. }) => continue,
+                    };
+                    self.later(1, Item::Deliver { node, life, event });
+                }
+                Action::Probe {
+                    probe,
+                    monitor,
+                    timeout,
+                } => {
+                    let delay = self.rng.between(1, 200);
+                    if self.nodes[node].failing[monitor] > self.now && self.rng.one_in(10) {
+                        // The shell does not answer: the core gives it up.
+                        let late = timeout.0 + 5000;
+                        self.later(
+                            late,
+                            Item::Probe {
+                                node,
+                                life,
+                                probe,
+                                monitor,
+                                late: true,
+                            },
+                        );
+                        self.see_probe(node, monitor, &OpResult::TimedOut);
+                    } else {
+                        self.later(
+                            delay,
+                            Item::Probe {
+                                node,
+                                life,
+                                probe,
+                                monitor,
+                                late: false,
+                            },
+                        );
+                    }
+                }
+                Action::AskRight { group, .. } => self.ask(node, group),
+                Action::ReleaseRight { group } => {
+                    self.check_release(node, group)?;
+                    self.guard(node, group, Word::Stopped);
+                    self.nodes[node].dropped[group] = false;
+                    self.nodes[node].frozen[group] = false;
+                    self.release(node, group);
+                }
+                Action::Stopped { group } => {
+                    self.guard(node, group, Word::Stopped);
+                    self.nodes[node].dropped[group] = false;
+                    self.nodes[node].frozen[group] = false;
+                }
+                Action::CommandDone { id, result } => {
+                    let command = self.asked.remove(&id);
+                    let Some(command) = command else {
+                        return Err(Violation::new(
+                            "Command-once",
+                            format!("command {id} twice"),
+                        ));
+                    };
+                    self.note(|| format!("{}: {command:?}: {result:?}", name(node)));
+                    if result.is_ok() {
+                        self.stats.commands += 1;
+                        self.seen.obeyed(command, self.now);
+                    }
+                }
+                Action::SetTimer { at } => {
+                    if at.0 != self.nodes[node].timer {
+                        self.nodes[node].timer = at.0;
+                        if at.0 < u64::MAX {
+                            let delay = at.0.saturating_sub(self.now);
+                            self.later(
+                                delay,
+                                Item::Timer {
+                                    node,
+                                    life,
+                                    at: at.0,
+                                },
+                            );
+                        }
+                    }
+                }
+                Action::End { op, kind } => {
+                    self.note(|| format!("{}: ends: {kind:?}", name(node)));
+                    if self.nodes[node]
+                        .ops
+                        .insert(op, Op::Ended(OpResult::Done))
+                        .is_some()
+                    {
+                        return Err(Violation::new(
+                            "No-action-twice",
+                            format!("{op} ends twice"),
+                        ));
+                    }
+                    self.stats.ends += 1;
+                    match kind {
+                        EndKind::Manager => self.stop_manager(node, 20_000),
+                        EndKind::Shutdown | EndKind::Reboot => self.crash_node(node, false),
+                    }
+                    return Ok(());
+                }
+                Action::Alert(alert) => {
+                    self.note(|| format!("{}: {alert}", name(node)));
+                    let monitor = match &alert.object {
+                        Object::Monitor(name) => self.monitor_of(&format!("monitor {name}")),
+                        _ => None,
+                    };
+                    let host = &self.nodes[node];
+                    let manager = host.manager.as_ref();
+                    let said = Said {
+                        node,
+                        written: host.written,
+                        failures: self.seen.failures_of(node, monitor),
+                        suspended: manager.is_some_and(|m| m.durable().suspended.value),
+                        alert,
+                    };
+                    self.seen.alert(said);
+                }
+            }
+            if self.nodes[node].life != life {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn begin_op(&mut self, node: usize, op: OpId, work: Work, timeout: u64) {
+        self.note(|| format!("{}: {op}: {work:?}", name(node)));
+        let hangs = !self.calm && self.rng.below(1000) < self.options.hangs;
+        let took = if self.rng.one_in(5) {
+            self.rng.between(100, 4000)
+        } else {
+            self.rng.between(5, 200)
+        };
+        let delay = if hangs { timeout } else { took.min(timeout) };
+        let boot = self.nodes[node].boot;
+        if let Work::Start { group, resource } = work {
+            self.nodes[node].live[group][resource] = Live::Half;
+        }
+        let until = self.now + timeout;
+        self.nodes[node].ops.insert(op, Op::Running { work, until });
+        self.later(
+            delay,
+            Item::OpEnd {
+                node,
+                boot,
+                op,
+                hung: hangs,
+            },
+        );
+    }
+
+    pub(super) fn on_op_end(
+        &mut self,
+        node: usize,
+        boot: u128,
+        op: OpId,
+        hung: bool,
+    ) -> Result<(), Violation> {
+        let host = &self.nodes[node];
+        if !host.up || host.boot != boot {
+            return Ok(());
+        }
+        let Some(Op::Running { work, until }) = host.ops.get(&op).cloned() else {
+            return Ok(());
+        };
+        let group = match work {
+            Work::Start { group, .. } | Work::Stop { group, .. } => Some(group),
+            _ => None,
+        };
+        let frozen = group.is_some_and(|group| host.frozen[group]);
+        if frozen && self.now < until {
+            let delay = (until - self.now).min(50);
+            self.later(
+                delay,
+                Item::OpEnd {
+                    node,
+                    boot,
+                    op,
+                    hung,
+                },
+            );
+            return Ok(());
+        }
+        let (start, stop) = (self.options.start_fails, self.options.stop_fails);
+        let fails = |rng: &mut Rng, thousandth: u64| rng.below(1000) < thousandth;
+        let result = if hung || frozen {
+            OpResult::TimedOut
+        } else {
+            let failed = match work {
+                Work::Start { group, .. } => {
+                    self.nodes[node].broken[group] > self.now
+                        || (!self.calm && fails(&mut self.rng, start))
+                }
+                Work::Stop { .. } => !self.calm && fails(&mut self.rng, stop),
+                _ => self.rng.one_in(5),
+            };
+            if failed {
+                OpResult::Failed("as drawn".to_owned())
+            } else {
+                OpResult::Done
+            }
+        };
+        match (work, &result) {
+            (Work::Start { group, resource }, OpResult::Done) => {
+                self.nodes[node].live[group][resource] = Live::On;
+            }
+            (Work::Stop { group, resource }, OpResult::Done) => {
+                self.nodes[node].live[group][resource] = Live::Off;
+            }
+            (Work::Stop { group, resource }, _) => {
+                self.nodes[node].live[group][resource] = Live::Half;
+            }
+            _ => {}
+        }
+        self.note(|| format!("{}: {op} ended: {result:?}", name(node)));
+        self.see_op_end(node, work, &result);
+        self.nodes[node].ops.insert(op, Op::Ended(result.clone()));
+        self.handle(node, Event::OpDone { op, result })
+    }
+
+    pub(super) fn start_node(&mut self, node: usize) -> Result<(), Violation> {
+        if self.nodes[node].up || self.gone == Some(node) {
+            return Ok(());
+        }
+        let boot = u128::from(self.rng.next_u64());
+        let options = &self.options;
+        let bound = options.cluster.stop_bound.0;
+        let guards = vec![Guard::new(options.margin, bound); self.mirrors.len()];
+        let host = &mut self.nodes[node];
+        host.up = true;
+        host.boot = boot;
+        host.started = self.now;
+        host.guards = guards;
+        self.note(|| format!("{}: boots", name(node)));
+        self.try_connect();
+        self.start_manager(node)
+    }
+
+    pub(super) fn start_manager(&mut self, node: usize) -> Result<(), Violation> {
+        let mut out = Actions::new();
+        let host = &mut self.nodes[node];
+        host.life += 1;
+        host.written = 0;
+        host.timer = u64::MAX;
+        let start = kagami_failover::core::Start {
+            cluster: self.options.cluster.clone(),
+            me: node,
+            durable: host.disk.clone(),
+            boot: host.boot,
+            incarnation: 0,
+            host: Host::default(),
+        };
+        let manager = Manager::new(start, Time(self.now), &mut out);
+        host.manager = Some(manager);
+        self.note(|| format!("{}: its manager starts", name(node)));
+        self.carry_out(node, out)?;
+        self.tell_ready();
+        Ok(())
+    }
+
+    pub(super) fn stop_manager(&mut self, node: usize, again: u64) {
+        let host = &mut self.nodes[node];
+        host.manager = None;
+        host.life += 1;
+        let boot = host.boot;
+        self.seen.forget_uncommitted(node);
+        let delay = self.rng.between(500, again);
+        self.later(delay, Item::ManagerStart { node, boot });
+    }
+
+    pub fn crash_node(&mut self, node: usize, fault: bool) {
+        if !self.nodes[node].up {
+            return;
+        }
+        self.note(|| {
+            format!(
+                "{}: {}",
+                name(node),
+                if fault { "crashes" } else { "goes down" }
+            )
+        });
+        let groups = self.mirrors.len();
+        let host = &mut self.nodes[node];
+        host.up = false;
+        host.manager = None;
+        host.life += 1;
+        host.ops.clear();
+        host.guards.clear();
+        for resources in &mut host.live {
+            resources.fill(Live::Off);
+        }
+        host.frozen = vec![false; groups];
+        host.dropped = vec![false; groups];
+        host.lost_at = vec![None; groups];
+        self.seen.forget_uncommitted(node);
+        self.seen.rebooted(node);
+        self.disconnect();
+        for mirror in &mut self.mirrors {
+            mirror.hold[node] = super::mirror::Hold::No;
+            mirror.ask[node] = None;
+        }
+        let delay = self.rng.between(2000, 40_000);
+        self.later(delay, Item::NodeStart { node });
+    }
+}

@@ -1,0 +1,47 @@
+//! What was counted.
+
+/// The kinds of fault, in the order of `World::on_fault`.
+pub const FAULTS: [&str; 10] = [
+    "node crashes",
+    "manager deaths",
+    "heartbeats lost one way",
+    "mirror links cut",
+    "networks cut",
+    "arbiters down",
+    "arbiters unreachable",
+    "monitors failing",
+    "both nodes down",
+    "resources broken",
+];
+
+/// What was counted.
+#[derive(Clone, Debug, Default)]
+pub struct Stats {
+    pub seeds: u64,
+    pub steps: u64,
+    pub ms: u64,
+    pub faults: [u64; 10],
+    pub commands: u64,
+    pub failovers: u64,
+    pub recoveries: u64,
+    pub ends: u64,
+    pub resets: u64,
+    pub online: u64,
+}
+
+impl Stats {
+    pub fn add(&mut self, other: &Self) {
+        self.seeds += other.seeds;
+        self.steps += other.steps;
+        self.ms += other.ms;
+        for (mine, theirs) in self.faults.iter_mut().zip(other.faults) {
+            *mine += theirs;
+        }
+        self.commands += other.commands;
+        self.failovers += other.failovers;
+        self.recoveries += other.recoveries;
+        self.ends += other.ends;
+        self.resets += other.resets;
+        self.online += other.online;
+    }
+}

@@ -1,0 +1,394 @@
+//! The world of a seed: time, what happens next, two machines with their managers, and what breaks.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kagami_failover::core::durable::Durable;
+use kagami_failover::core::guard::{Guard, Word};
+use kagami_failover::core::{
+    Actions, Command, Event, Manager, OpId, OpResult, Snapshot, Time, Work,
+};
+
+use crate::sim::rng::Rng;
+
+use super::check::{Seen, Violation};
+use super::mirror::Mirror;
+use super::options::Options;
+use super::stats::Stats;
+
+/// What happens at a time.
+#[derive(Clone, Debug)]
+pub enum Item {
+    Deliver {
+        node: usize,
+        life: u64,
+        event: Event,
+    },
+    Timer {
+        node: usize,
+        life: u64,
+        at: u64,
+    },
+    Persisted {
+        node: usize,
+        life: u64,
+        seq: u64,
+        state: Box<Durable>,
+        done: bool,
+    },
+    Beat {
+        to: usize,
+        heartbeat: usize,
+        message: Box<Snapshot>,
+    },
+    OpEnd {
+        node: usize,
+        boot: u128,
+        op: OpId,
+        hung: bool,
+    },
+    Probe {
+        node: usize,
+        life: u64,
+        probe: u64,
+        monitor: usize,
+        late: bool,
+    },
+    ManagerStart {
+        node: usize,
+        boot: u128,
+    },
+    NodeStart {
+        node: usize,
+    },
+    Guard {
+        node: usize,
+        group: usize,
+        boot: u128,
+    },
+    Connect {
+        epoch: u64,
+    },
+    Synced {
+        group: usize,
+        epoch: u64,
+    },
+    LeaseEnd {
+        group: usize,
+        node: usize,
+        epoch: u64,
+    },
+    Attempt {
+        group: usize,
+        node: usize,
+        attempt: u64,
+    },
+    Answer {
+        group: usize,
+        node: usize,
+        attempt: u64,
+    },
+    Fault,
+    Heal(Heal),
+    Command,
+    Resume,
+    Calm,
+    End,
+}
+
+/// What is whole again.
+#[derive(Clone, Copy, Debug)]
+pub enum Heal {
+    Beats { heartbeat: usize, from: usize },
+    Link,
+    Network,
+    Arbiter,
+    ArbiterOf(usize),
+}
+
+/// What a resource really is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Live {
+    Off,
+    /// Begun, or failed half way.
+    Half,
+    On,
+}
+
+/// An operation of a machine.
+#[derive(Clone, Debug)]
+pub enum Op {
+    Running { work: Work, until: u64 },
+    Ended(OpResult),
+}
+
+/// A machine.
+#[derive(Debug)]
+pub struct Node {
+    pub up: bool,
+    pub boot: u128,
+    pub started: u64,
+    /// This life of the manager; raised at its end, too, so that what is on its way finds nobody.
+    pub life: u64,
+    pub manager: Option<Manager>,
+    pub timer: u64,
+    pub disk: Durable,
+    pub written: u64,
+    pub ops: BTreeMap<OpId, Op>,
+    pub live: Vec<Vec<Live>>,
+    pub frozen: Vec<bool>,
+    pub dropped: Vec<bool>,
+    pub guards: Vec<Guard>,
+    /// When a guard said that the right is lost, and to which life of the manager.
+    pub lost_at: Vec<Option<(u64, u64)>>,
+    /// Until when activations of a group's resources fail here.
+    pub broken: Vec<u64>,
+    /// Until when a monitor fails here.
+    pub failing: Vec<u64>,
+}
+
+/// Everything.
+#[derive(Debug)]
+pub struct World {
+    pub options: Options,
+    pub rng: Rng,
+    pub now: u64,
+    queue: BTreeMap<(u64, u64), Item>,
+    next: u64,
+    pub nodes: [Node; 2],
+    pub mirrors: Vec<Mirror>,
+    /// Each heartbeat, in each direction (by its sender).
+    pub beats_up: Vec<[bool; 2]>,
+    pub link_up: bool,
+    pub connected: bool,
+    pub connection: u64,
+    pub disconnected_at: u64,
+    pub attempts: u64,
+    /// When what was said last of the right arrives at a node's manager.
+    pub told_at: [u64; 2],
+    pub arbiter_up: bool,
+    pub arbiter_reached: [bool; 2],
+    pub calm: bool,
+    /// A node that stays down in the calm.
+    pub gone: Option<usize>,
+    pub commands: u64,
+    pub asked: BTreeMap<u64, Command>,
+    pub seen: Seen,
+    pub stats: Stats,
+    pub trace: Option<Vec<String>>,
+}
+
+impl World {
+    pub fn new(seed: u64, trace: bool) -> Self {
+        let mut rng = Rng::new(seed);
+        let options = Options::draw(&mut rng);
+        let cluster = options.cluster.clone();
+        let groups = cluster.groups.len();
+        let nodes = [0, 1].map(|_| Node {
+            up: false,
+            boot: 0,
+            started: 0,
+            life: 0,
+            manager: None,
+            timer: 0,
+            disk: Durable::default(),
+            written: 0,
+            ops: BTreeMap::new(),
+            live: cluster
+                .groups
+                .iter()
+                .map(|g| vec![Live::Off; g.resources.len()])
+                .collect(),
+            frozen: vec![false; groups],
+            dropped: vec![false; groups],
+            guards: Vec::new(),
+            lost_at: vec![None; groups],
+            broken: vec![0; groups],
+            failing: vec![0; cluster.monitors.len()],
+        });
+        let mut world = Self {
+            now: 0,
+            queue: BTreeMap::new(),
+            next: 0,
+            nodes,
+            mirrors: vec![Mirror::new(); groups],
+            beats_up: vec![[true; 2]; cluster.heartbeats.len()],
+            link_up: true,
+            connected: false,
+            connection: 0,
+            disconnected_at: 0,
+            attempts: 0,
+            told_at: [0; 2],
+            arbiter_up: true,
+            arbiter_reached: [true; 2],
+            calm: false,
+            gone: None,
+            commands: 0,
+            asked: BTreeMap::new(),
+            seen: Seen::new(&cluster),
+            stats: Stats::default(),
+            trace: trace.then(Vec::new),
+            rng,
+            options,
+        };
+        world.note(|| format!("seed {seed}"));
+        let shown = format!("{:#?}", world.options);
+        world.note(|| shown);
+        for node in 0..2 {
+            let delay = world.rng.below(8000);
+            world.later(delay, Item::NodeStart { node });
+        }
+        if world.options.fault_every > 0 {
+            let first = world.rng.between(5_000, 40_000);
+            world.later(first, Item::Fault);
+        }
+        if world.options.command_every > 0 {
+            let first = world.rng.between(1_000, 40_000);
+            world.later(first, Item::Command);
+        }
+        world.later(world.options.lasts, Item::Calm);
+        world
+    }
+
+    pub fn note(&mut self, line: impl FnOnce() -> String) {
+        if let Some(trace) = &mut self.trace {
+            trace.push(format!("{:>9.3} {}", self.now as f64 / 1000.0, line()));
+        }
+    }
+
+    pub fn later(&mut self, delay: u64, item: Item) {
+        self.next += 1;
+        self.queue.insert((self.now + delay, self.next), item);
+    }
+
+    /// Runs to the end.
+    pub fn run(&mut self) -> Result<(), Violation> {
+        while let Some(((at, _), item)) = self.queue.pop_first() {
+            self.now = at;
+            self.stats.steps += 1;
+            if matches!(item, Item::End) {
+                return self.check_end();
+            }
+            self.step(item)?;
+            self.check_step()?;
+        }
+        Err(Violation::new("World", "nothing happens any more"))
+    }
+
+    fn step(&mut self, item: Item) -> Result<(), Violation> {
+        match item {
+            Item::Deliver { node, life, event } if life == self.nodes[node].life => {
+                self.handle(node, event)?;
+            }
+            Item::Timer { node, life, at }
+                if life == self.nodes[node].life && at == self.nodes[node].timer =>
+            {
+                self.nodes[node].timer = u64::MAX;
+                self.handle(node, Event::Timer)?;
+            }
+            Item::Deliver { .. } | Item::Timer { .. } => {}
+            Item::Persisted {
+                node,
+                life,
+                seq,
+                state,
+                done,
+            } => {
+                if life != self.nodes[node].life {
+                    return Ok(());
+                }
+                if done {
+                    self.nodes[node].disk = *state;
+                    self.commit(node, seq)?;
+                }
+                self.handle(node, Event::Persisted { seq, done })?;
+            }
+            Item::Beat {
+                to,
+                heartbeat,
+                message,
+            } => {
+                self.handle(to, Event::Beat { heartbeat, message })?;
+            }
+            Item::OpEnd {
+                node,
+                boot,
+                op,
+                hung,
+            } => self.on_op_end(node, boot, op, hung)?,
+            Item::Probe {
+                node,
+                life,
+                probe,
+                monitor,
+                late,
+            } if life == self.nodes[node].life => {
+                let failing = self.nodes[node].failing[monitor] > self.now;
+                let result = match failing {
+                    true if self.rng.one_in(4) => OpResult::TimedOut,
+                    true => OpResult::Failed("as drawn".to_owned()),
+                    false => OpResult::Done,
+                };
+                if !late {
+                    self.see_probe(node, monitor, &result);
+                }
+                self.handle(node, Event::Probed { probe, result })?;
+            }
+            Item::Probe { .. } => {}
+            Item::ManagerStart { node, boot } => {
+                let host = &self.nodes[node];
+                if host.up && host.boot == boot && host.manager.is_none() {
+                    self.start_manager(node)?;
+                }
+            }
+            Item::NodeStart { node } => self.start_node(node)?,
+            Item::Guard { node, group, boot } => {
+                if self.nodes[node].up && self.nodes[node].boot == boot {
+                    self.guard(node, group, Word::Timer);
+                }
+            }
+            Item::Connect { epoch } => self.on_connect(epoch)?,
+            Item::Synced { group, epoch } => self.on_synced(group, epoch),
+            Item::LeaseEnd { group, node, epoch } => self.on_lease_end(group, node, epoch),
+            Item::Attempt {
+                group,
+                node,
+                attempt,
+            } => self.on_attempt(group, node, attempt),
+            Item::Answer {
+                group,
+                node,
+                attempt,
+            } => self.on_answer(group, node, attempt),
+            Item::Fault => self.on_fault(),
+            Item::Heal(heal) => self.heal(heal),
+            Item::Resume => {
+                self.command(0, Command::Resume)?;
+                self.command(1, Command::Resume)?;
+            }
+            Item::Command => self.on_command()?,
+            Item::Calm => self.on_calm()?,
+            Item::End => {}
+        }
+        Ok(())
+    }
+
+    pub(super) fn handle(&mut self, node: usize, event: Event) -> Result<(), Violation> {
+        let now = Time(self.now);
+        let mut out = Actions::new();
+        let Some(manager) = self.nodes[node].manager.as_mut() else {
+            return Ok(());
+        };
+        manager.handle(now, event, &mut out);
+        self.carry_out(node, out)
+    }
+
+    /// Resources that depend on this one.
+    pub fn dependents(&self, group: usize, resource: usize) -> BTreeSet<usize> {
+        let group = &self.options.cluster.groups[group];
+        let name = &group.resources[resource].name;
+        (group.resources.iter().enumerate())
+            .filter(|(_, r)| r.common.depends.contains(name))
+            .map(|(at, _)| at)
+            .collect()
+    }
+}
