@@ -29,8 +29,20 @@ const REQUEST: RequestId = RequestId(900_000);
 fn commands() -> Vec<(&'static str, Command)> {
     let resync = |from| Command::Resync { from, full: false };
     vec![
-        ("promote", Command::Promote { force: false }),
-        ("promote --force", Command::Promote { force: true }),
+        (
+            "promote",
+            Command::Promote {
+                force: false,
+                while_resyncing: false,
+            },
+        ),
+        (
+            "promote --force",
+            Command::Promote {
+                force: true,
+                while_resyncing: false,
+            },
+        ),
         ("demote", Command::Demote { force: false }),
         ("demote --force", Command::Demote { force: true }),
         ("resync", resync(None)),
@@ -279,6 +291,7 @@ pub fn hello(of: &Mirror) -> Hello {
         split_brain: settings.split_brain,
         keep: None,
         full: false,
+        boot: Some(u128::from(record.node)),
     }
 }
 
