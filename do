@@ -302,5 +302,5 @@ case ${1:-help} in
         # The build that the tests left is another one, to upgrade to.
         OTHER=${CARGO_TARGET_DIR:-target}/debug/kagami vm
         say "all of it passed" ;;
-    *) sed -n '2,21s/^# \{0,1\}//p' "$0" ;;
+    *) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" ;;
 esac

@@ -7,8 +7,7 @@ use kagami_bitmap::superblock::StoredDisk;
 use kagami_replicator::core::NodeId;
 use kagami_replicator::core::decide::{Strategy, decide};
 use kagami_replicator::core::message::Hello;
-use kagami_replicator::core::settings::SplitBrainPolicy;
-use kagami_replicator::core::state::{Protocol, Role, Solo};
+use kagami_replicator::core::settings::Settings;
 
 const SURVIVOR: u64 = 1;
 const OLD: u64 = 2;
@@ -26,30 +25,8 @@ impl Tags {
 
 fn hello(record: &Record, marks: u64) -> Hello {
     Hello {
-        mirror: record.mirror,
-        node: NodeId(record.node),
-        size: record.size,
-        arbiter: record.arbiter,
-        current: record.current,
-        history: record.history.clone(),
-        base: record.base,
-        alone: record.alone,
-        was_primary: record.was_primary,
-        disk: record.disk,
-        diskless: false,
-        forced_bad: record.forced_bad,
-        zeroed: record.zeroed,
         marks,
-        role: Role::Secondary,
-        unbroken: false,
-        unmap_zeroes: false,
-        protocol: Protocol::C,
-        solo: Solo::Never,
-        timeout_ms: 2_000,
-        split_brain: SplitBrainPolicy::default(),
-        keep: None,
-        full: false,
-        boot: None,
+        ..Hello::of(record, &Settings::default())
     }
 }
 

@@ -265,33 +265,14 @@ fn messages(pair: &Pair, node: usize) -> Vec<(&'static str, Message)> {
 
 /// What the copy would say of itself, without a word of its operator.
 pub fn hello(of: &Mirror) -> Hello {
-    let record = of.record();
-    let settings = of.settings();
     Hello {
-        mirror: record.mirror,
-        node: NodeId(record.node),
-        size: record.size,
-        arbiter: record.arbiter,
-        current: record.current,
-        history: record.history.clone(),
-        base: record.base,
-        alone: record.alone,
-        was_primary: record.was_primary,
-        disk: record.disk,
         diskless: matches!(of.disk_state(), DiskState::Failed | DiskState::Diskless),
-        forced_bad: record.forced_bad,
-        zeroed: record.zeroed,
         marks: of.dirty().count(),
         role: of.role(),
         unbroken: true,
         unmap_zeroes: true,
-        protocol: settings.protocol,
-        solo: settings.solo,
-        timeout_ms: settings.timeout_ms,
-        split_brain: settings.split_brain,
-        keep: None,
-        full: false,
-        boot: Some(u128::from(record.node)),
+        boot: Some(u128::from(of.record().node)),
+        ..Hello::of(of.record(), of.settings())
     }
 }
 

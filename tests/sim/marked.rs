@@ -111,30 +111,12 @@ impl<'a> After<'a> {
             .map(|mirror| mirror.settings().clone())
             .unwrap_or_default();
         Hello {
-            mirror: record.mirror,
             node: self.node.id,
-            size: record.size,
-            arbiter: record.arbiter,
-            current: record.current,
-            history: record.history.clone(),
-            base: record.base,
-            alone: record.alone,
-            was_primary: record.was_primary,
-            disk: record.disk,
-            diskless: false,
-            forced_bad: record.forced_bad,
-            zeroed: record.zeroed,
             marks,
             role,
             unbroken: self.fate != Fate::MachineCrashes && self.node.is_unbroken(record),
-            unmap_zeroes: false,
-            protocol: settings.protocol,
-            solo: settings.solo,
-            timeout_ms: settings.timeout_ms,
             split_brain: kagami_replicator::core::settings::SplitBrainPolicy::default(),
-            keep: None,
-            full: false,
-            boot: None,
+            ..Hello::of(record, &settings)
         }
     }
 }

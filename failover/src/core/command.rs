@@ -155,13 +155,7 @@ impl Manager {
             let here = node == self.me && on.is_none_or(|on| on == node);
             if here && self.give_another_try(group) {
                 let what = "what could not be activated is tried again";
-                self.alert(
-                    out,
-                    Severity::Info,
-                    self.group_object(group),
-                    what,
-                    "an operator",
-                );
+                self.tell_ordered(out, group, what);
                 return Ok(());
             }
             return Err(Refusal::Already {
@@ -189,14 +183,14 @@ impl Manager {
             order.cause = Cause::Stop;
         });
         let what = format!("is to start on node {}", self.name(to));
-        self.alert(
-            out,
-            Severity::Info,
-            self.group_object(group),
-            what,
-            "an operator",
-        );
+        self.tell_ordered(out, group, what);
         Ok(())
+    }
+
+    /// What an operator's word means for a group.
+    fn tell_ordered(&self, out: &mut Actions, group: GroupId, what: impl Into<String>) {
+        let object = self.group_object(group);
+        self.alert(out, Severity::Info, object, what, "an operator");
     }
 
     /// A new start begins with counters at 0, and asks for the right at once.
@@ -244,13 +238,7 @@ impl Manager {
             order.cause = Cause::Stop;
         });
         self.groups[group].intent = None;
-        self.alert(
-            out,
-            Severity::Info,
-            self.group_object(group),
-            "is to stop",
-            "an operator",
-        );
+        self.tell_ordered(out, group, "is to stop");
         Ok(())
     }
 
@@ -276,13 +264,7 @@ impl Manager {
             order.cause = Cause::Move;
         });
         let what = format!("is to move to node {}", self.name(to));
-        self.alert(
-            out,
-            Severity::Info,
-            self.group_object(group),
-            what,
-            "an operator",
-        );
+        self.tell_ordered(out, group, what);
         Ok(())
     }
 }

@@ -79,32 +79,18 @@ impl Mirror {
     }
 
     fn hello(&self) -> Hello {
-        let record = self.record();
         Hello {
             mirror: self.mirror,
             node: self.me,
-            size: record.size,
-            arbiter: record.arbiter,
-            current: record.current,
-            history: record.history.clone(),
-            base: record.base,
-            alone: record.alone,
-            was_primary: record.was_primary,
-            disk: record.disk,
             diskless: self.local.store != Store::Usable,
-            forced_bad: record.forced_bad,
-            zeroed: record.zeroed,
             marks: self.bitmap.count(),
             role: self.role,
             unbroken: self.local.unbroken,
             unmap_zeroes: self.unmap_zeroes,
-            protocol: self.settings.protocol,
-            solo: self.settings.solo,
-            timeout_ms: self.settings.timeout_ms,
-            split_brain: self.settings.split_brain,
             keep: self.solo.keep,
             full: self.solo.keep_full,
             boot: self.told_boot(),
+            ..Hello::of(self.record(), &self.settings)
         }
     }
 

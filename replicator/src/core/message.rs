@@ -2,11 +2,11 @@
 
 use bytes::Bytes;
 use kagami_bitmap::Run;
-use kagami_bitmap::superblock::{Generation, StoredDisk};
+use kagami_bitmap::superblock::{Generation, Record, StoredDisk};
 
 use super::action::Class;
 use super::disk::DiskFault;
-use super::settings::SplitBrainPolicy;
+use super::settings::{Settings, SplitBrainPolicy};
 use super::state::{DiskState, NodeId, Protocol, Role, Seq, Solo};
 
 /// A 128-bit BLAKE3 hash of a block: long enough that equal hashes mean equal blocks.
@@ -266,6 +266,39 @@ pub struct Hello {
     pub full: bool,
     /// The boot of the sender's machine; none before protocol version 2.
     pub boot: Option<u128>,
+}
+
+impl Hello {
+    /// What the record and the settings say, for a Secondary with a store and without marks, of which
+    /// nothing is known that only a running node finds out, and that has no word of its operator.
+    pub fn of(record: &Record, settings: &Settings) -> Self {
+        Self {
+            mirror: record.mirror,
+            node: NodeId(record.node),
+            size: record.size,
+            arbiter: record.arbiter,
+            current: record.current,
+            history: record.history.clone(),
+            base: record.base,
+            alone: record.alone,
+            was_primary: record.was_primary,
+            disk: record.disk,
+            diskless: false,
+            forced_bad: record.forced_bad,
+            zeroed: record.zeroed,
+            marks: 0,
+            role: Role::Secondary,
+            unbroken: false,
+            unmap_zeroes: false,
+            protocol: settings.protocol,
+            solo: settings.solo,
+            timeout_ms: settings.timeout_ms,
+            split_brain: settings.split_brain,
+            keep: None,
+            full: false,
+            boot: None,
+        }
+    }
 }
 
 impl Message {
