@@ -175,7 +175,11 @@ impl World {
             }
             Order::Demote | Order::DemoteForce => {
                 let force = order == Order::DemoteForce;
-                match primary {
+                // A service on a guest without its source hangs: the one that serves is stopped.
+                let guest = |node: usize| self.nodes[node].seen.disk == DiskState::Inconsistent;
+                let serves = (0..2)
+                    .find(|node| self.nodes[*node].seen.role == Role::Primary && !guest(*node));
+                match serves.or(primary) {
                     Some(node) => self.command(node, Command::Demote { force }),
                     None => Ok(()),
                 }

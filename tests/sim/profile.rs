@@ -439,7 +439,7 @@ fn guests(o: &mut Options, rng: &mut Rng) {
         (Fault::FlushFails, rng.below(2)),
         (Fault::DiskFails, rng.below(2)),
     ];
-    o.faults_last_ns = Some(2 * o.settings.timeout_ms * MS);
+    o.faults_last_ns = Some(rng.pick(&[2, 6]) * o.settings.timeout_ms * MS);
     o.order_every_ns = 15 * MS;
     o.orders = vec![
         (Order::Promote, 6),
@@ -452,21 +452,16 @@ fn guests(o: &mut Options, rng: &mut Rng) {
     ];
     let wanted = Cause::Order(Order::PromoteTarget);
     let soon = rng.pick(&[4, 40]) * (o.net_ns + o.meta_ns);
+    let cut_ns = 3 * o.settings.timeout_ms * MS;
+    // A source that serves by itself while its guest is away, and lets go before it is back.
+    let cut = Cause::Fault(Fault::LinkCut);
+    let taken = Cause::Order(Order::TakeOver);
     o.sequels = vec![
         sequel(wanted, Cause::Fault(Fault::MachineCrashes), soon, 8),
         sequel(wanted, Cause::Fault(Fault::SessionEnds), soon, 8),
-        sequel(
-            Cause::Fault(Fault::SessionEnds),
-            Cause::Order(Order::TakeOver),
-            20 * MS,
-            30,
-        ),
-        sequel(
-            Cause::Order(Order::TakeOver),
-            Cause::Order(Order::Demote),
-            50 * MS,
-            30,
-        ),
+        sequel(Cause::Fault(Fault::SessionEnds), taken, 20 * MS, 30),
+        sequel(cut, taken, cut_ns, 60),
+        sequel(taken, Cause::Order(Order::Demote), cut_ns, 60),
     ];
 }
 
