@@ -199,6 +199,10 @@ pub struct InitArgs {
     /// The least unit of I/O that clients are told, bytes
     #[arg(long, value_name = "BYTES", default_value_t = 512, value_parser = logical_block)]
     pub logical_block: u32,
+    /// Extents of 4 MiB that may be written without a metadata write, 64 to 65536, on both nodes;
+    /// they are resynchronised after a crash of the Primary [default: 1024]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(64..=65_536))]
+    pub activity_log_extents: Option<u32>,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub store: StoreArgs,
