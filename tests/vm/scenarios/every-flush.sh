@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# vm: --backend uml --mem 1280 --mod nbd,dm_mod,dm-log-writes,sch_netem,veth --disk 640M --disk 640M --disk 256M --disk 64M --disk 1G --disk 1G --timeout 600
+# vm: --backend uml --mem 1408 --mod nbd,dm_mod,dm-log-writes,sch_netem,veth --disk 800M --disk 800M --disk 256M --disk 64M --disk 1G --disk 1G --timeout 600
 # Both stores of the Primary lie on one device, of which every write and flush is recorded in its order, under
 # PostgreSQL and fio: without its peer, while the peer is brought up to date, in sync. Then the copy that a power cut
 # would have left is looked at for each flush and each write: every block is marked on stable storage before it is
@@ -10,7 +10,7 @@
 . "$(dirname "${BASH_SOURCE[0]}")/../faults.sh"
 COMMITS=${COMMITS:-90}
 # More extents than may be hot (64 at least), so that the activity log and the pages are written all the time.
-DATA_MIB=320
+DATA_MIB=400
 
 # From now on every write of both of alpha's stores goes to one log. Nothing is written meanwhile.
 record_both() {
@@ -37,7 +37,7 @@ both() { # SIDE
 }
 # All over the disk, beside what PostgreSQL and fio do: 256 MiB are 64 extents.
 spread() {
-    (cd "$MOUNTED" && exec setsid fio --name=spread --filename=spread --size=256M --fallocate=native --bs=4k --ioengine=libaio --direct=1 --iodepth=4 \
+    (cd "$MOUNTED" && exec setsid fio --name=spread --thread --filename=spread --size=256M --fallocate=native --bs=4k --ioengine=libaio --direct=1 --iodepth=4 \
         --rw=randwrite --rate_iops=20 --time_based --runtime=3600) >"$work/spread" 2>&1 & SPREAD=$!
     disown
 }
