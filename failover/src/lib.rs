@@ -2,9 +2,13 @@
 //! when its node, disk, network or process fails.
 //!
 //! [`config`] is what the operator writes: one file, the same on both nodes, checked strictly.
-//! [`core`] decides, without a clock, socket or process of its own. docs/failover-design.md says
-//! what is decided here and what is left to the shell around it.
+//! [`core`] decides, without a clock, socket or process of its own. [`manager`] hosts it: it gives
+//! it the time and what happens, and carries out what it decides; [`heartbeat`] is how two of them
+//! hear each other. docs/failover-design.md says what is decided where.
 
+pub mod clock;
 pub mod config;
 pub mod core;
+pub mod heartbeat;
+pub mod manager;
 pub mod planted;
