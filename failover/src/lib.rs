@@ -4,11 +4,14 @@
 //! [`config`] is what the operator writes: one file, the same on both nodes, checked strictly.
 //! [`core`] decides, without a clock, socket or process of its own. [`manager`] hosts it: it gives
 //! it the time and what happens, and carries out what it decides; [`heartbeat`] is how two of them
-//! hear each other. docs/failover-design.md says what is decided where.
+//! hear each other, [`right`] is who may run a group, and [`guard_process`] what sees to it that
+//! nobody else does. docs/failover-design.md says what is decided where.
 
 pub mod clock;
 pub mod config;
 pub mod core;
+pub mod guard_process;
 pub mod heartbeat;
 pub mod manager;
 pub mod planted;
+pub mod right;

@@ -8,7 +8,6 @@
 //! goes on. It decides nothing about groups.
 
 pub mod alerts;
-pub mod helpers;
 pub mod records;
 pub mod store;
 
@@ -148,6 +147,20 @@ impl std::fmt::Debug for Inputs {
 pub fn channel() -> (Handle, Inputs) {
     let (inputs, queue) = mpsc::unbounded_channel();
     (Handle { inputs }, Inputs(queue))
+}
+
+#[cfg(test)]
+impl Inputs {
+    /// The next event, without a manager.
+    pub(crate) async fn event(&mut self) -> Event {
+        loop {
+            match self.0.recv().await {
+                Some(Input::Event(event)) => return event,
+                Some(_) => {}
+                None => std::future::pending().await,
+            }
+        }
+    }
 }
 
 impl Handle {
