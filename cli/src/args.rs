@@ -1,6 +1,7 @@
 //! The command line. Help, completions and man pages all come from here.
 
 mod arbiter;
+mod failover;
 mod life;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use crate::commands::demo::DemoArgs;
 use crate::config::value;
 use crate::control::message::Source;
 pub use arbiter::{ArbiterVerb, WitnessArgs, WitnessVerb};
+pub use failover::{FailoverArgs, FailoverVerb, GuardArgs};
 pub use life::{PeerVerb, RemovePeerArgs, ReplaceDiskArgs, ReplacePeerArgs, ResizeArgs};
 
 /// A mirror disk in userspace.
@@ -118,6 +120,21 @@ pub enum Verb {
     Completions(CompletionsArgs),
     /// Write the man pages
     Man(ManArgs),
+    /// Run the failover manager of this node
+    #[command(
+        long_about = "Run the failover manager of this node, by cluster.toml beside the configuration: it runs each \
+            group of services on one of the two nodes, and moves it when its node, disk, network or process fails. \
+            SIGTERM moves this node's groups to the other node, or stops them, and ends it; SIGHUP lets it begin \
+            anew with the groups as they are.",
+        after_help = "Example:\n  kagami failover init-key\n  kagami failover"
+    )]
+    Failover(FailoverArgs),
+    /// What the failover manager starts to enforce the end of a lease
+    #[command(
+        hide = true,
+        after_help = "Example:\n  kagami guard --socket /run/kagami/failover/guard.sock"
+    )]
+    Guard(GuardArgs),
     /// What the daemon does to a device in a process of its own
     #[command(
         subcommand,

@@ -91,6 +91,8 @@ pub fn run(cli: Cli) -> Outcome {
         Verb::Bench(args) => bench::run(&context, &args),
         Verb::Completions(args) => shell::completions(&args),
         Verb::Man(args) => shell::man(&args),
+        Verb::Failover(args) => crate::failover::run(&context, args),
+        Verb::Guard(args) => block_on(crate::failover::guard::run(&context, args)),
         Verb::KernelDevice(verb) => attach::kernel_device(verb),
     }
 }
