@@ -21,7 +21,7 @@ use crate::place::Place;
 /// Writes its own number and start down, goes into its control group, and becomes the program.
 /// Whoever can't do that does not run: it could not be found, or frozen, later.
 pub(crate) const BEGIN: &str = r#"
-record=$0 group=$1 directory=$2; shift 3
+record=$0 group=$1 directory=$2; shift 2
 read -r _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ start _ <"/proc/$$/stat" || exit 125
 echo "$$ $start" >"$record" || exit 125
 if [ -n "$group" ]; then echo $$ >"$group/cgroup.procs" || exit 125; fi
