@@ -6,6 +6,9 @@
 //! it the time and what happens, and carries out what it decides; [`heartbeat`] is how two of them
 //! hear each other, [`right`] is who may run a group, and [`guard_process`] what sees to it that
 //! nobody else does. docs/failover-design.md says what is decided where.
+//!
+//! [`place`] says what a node has, [`process`] runs scripts and programs, [`resource`] activates and
+//! deactivates, [`probe`] looks, [`watch_list`] keeps what scripts have started to be watched.
 
 pub mod clock;
 pub mod config;
@@ -13,5 +16,10 @@ pub mod core;
 pub mod guard_process;
 pub mod heartbeat;
 pub mod manager;
+pub mod place;
 pub mod planted;
+pub mod probe;
+pub mod process;
+pub mod resource;
 pub mod right;
+pub mod watch_list;
