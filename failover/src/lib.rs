@@ -2,9 +2,11 @@
 //! when its node, disk, network or process fails.
 //!
 //! [`config`] is what the operator writes: one file, the same on both nodes, checked strictly.
-//! [`core`] decides, without a clock, socket or process of its own. docs/failover-design.md says
+//! [`core`] decides, without a clock, socket or process of its own. [`control`] is how commands, and
+//! the manager of the other node, reach a manager. docs/failover-design.md says
 //! what is decided here and what is left to the shell around it.
 
 pub mod config;
+pub mod control;
 pub mod core;
 pub mod planted;
