@@ -55,6 +55,36 @@ pub fn collect(files: &[(String, PathBuf)]) -> Vec<LogFile> {
     all
 }
 
+/// The logs in a folder, and below it: files that are called so (`alerts`, `alerts.1`, `pg.start.log`).
+/// A folder that is not there has none. `prefix` is their folder in the archive.
+pub fn below(prefix: &str, folder: &Path) -> Vec<(String, PathBuf)> {
+    let mut all = Vec::new();
+    let mut folders = vec![(prefix.to_owned(), folder.to_owned())];
+    while let Some((prefix, folder)) = folders.pop() {
+        let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+        let mut entries: Vec<_> = entries.collect();
+        entries.sort_by_key(std::fs::DirEntry::file_name);
+        for entry in entries {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let full = format!("{prefix}/{name}");
+            // The kind of the entry itself: a link could lead anywhere.
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => folders.push((full, entry.path())),
+                Ok(kind) if kind.is_file() && is_log(&name) => all.push((full, entry.path())),
+                _ => {}
+            }
+        }
+    }
+    all
+}
+
+fn is_log(name: &str) -> bool {
+    let bare = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.');
+    ["log", "alerts", "jsonl"]
+        .iter()
+        .any(|end| bare.ends_with(end))
+}
+
 fn tail(path: &Path) -> std::io::Result<Option<(String, bool)>> {
     let mut file = match File::open(path) {
         Ok(file) => file,
@@ -280,6 +310,37 @@ mod tests {
             redact("-----BEGIN EC PRIVATE KEY-----\nMIIE\n"),
             "(left out)\n"
         );
+    }
+
+    #[test]
+    fn logs_are_found_by_their_names_and_keys_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let deep = folder.path().join("scripts");
+        std::fs::create_dir(&deep).unwrap();
+        for name in [
+            "alerts",
+            "alerts.1",
+            "key.pem",
+            "state",
+            "scripts/pg.start.log",
+            "scripts/pg.log.3",
+        ] {
+            std::fs::write(folder.path().join(name), "x").unwrap();
+        }
+        std::os::unix::fs::symlink("/etc/passwd", deep.join("evil.log")).unwrap();
+        let mut names: Vec<String> = below("failover", folder.path())
+            .into_iter()
+            .map(|f| f.0)
+            .collect();
+        names.sort();
+        let expected = [
+            "alerts",
+            "alerts.1",
+            "scripts/pg.log.3",
+            "scripts/pg.start.log",
+        ];
+        assert_eq!(names, expected.map(|name| format!("failover/{name}")));
+        assert_eq!(below("x", &folder.path().join("none")), []);
     }
 
     #[test]
