@@ -200,6 +200,7 @@ fn a_refusal_keeps_its_words() {
 fn what_takes_too_long_is_status_4_and_goes_on() {
     let managed = managed();
     managed.desk.obeys(|_, view| {
+        view.groups[0].order.version += 1;
         view.groups[0].order.wanted = false;
         view.groups[0].state = RunState::OfflinePending;
         Ok(())
@@ -581,10 +582,7 @@ fn a_manager_that_refuses_is_not_a_done_thing() {
         &["monitor", "fail", "router", "--node", "alpha"],
     ] {
         let ended = managed.node.run(arguments);
-        assert_eq!(
-            (ended.code, ended.out.as_str(), ended.err.as_str()),
-            (1, "", "no\n  next: nothing\n"),
-            "{arguments:?}"
-        );
+        assert_eq!((ended.code, ended.out.as_str()), (1, ""), "{arguments:?}");
+        assert!(ended.err.ends_with("no\n  next: nothing\n"), "{ended:?}");
     }
 }
