@@ -2,6 +2,7 @@
 
 mod arbiter;
 mod failover;
+mod cluster;
 mod life;
 
 use std::path::PathBuf;
@@ -16,6 +17,10 @@ use crate::config::value;
 use crate::control::message::Source;
 pub use arbiter::{ArbiterVerb, WitnessArgs, WitnessVerb};
 pub use failover::{FailoverArgs, FailoverVerb, GuardArgs};
+pub use cluster::{
+    AckArgs, AlertsArgs, ClusterStatusArgs, ClusterVerb, EndArgs, GroupVerb, GroupWaitArgs,
+    LogsVerb, MonitorArgs, MonitorVerb, NodeEndArgs, NodeVerb, SeverityArg,
+};
 pub use life::{PeerVerb, RemovePeerArgs, ReplaceDiskArgs, ReplacePeerArgs, ResizeArgs};
 
 /// A mirror disk in userspace.
@@ -112,6 +117,23 @@ pub enum Verb {
     /// Make an arbiter known to this node
     #[command(subcommand, arg_required_else_help = true)]
     Arbiter(ArbiterVerb),
+    /// The failover cluster: its state, its configuration, its end
+    #[command(subcommand, arg_required_else_help = true)]
+    Cluster(ClusterVerb),
+    /// Start, stop or move a failover group
+    #[command(subcommand, arg_required_else_help = true)]
+    Group(GroupVerb),
+    /// Hold a monitor, or make it fail to rehearse a recovery
+    #[command(subcommand, arg_required_else_help = true)]
+    Monitor(MonitorVerb),
+    /// Take a node out of service: its groups move first
+    #[command(subcommand, arg_required_else_help = true)]
+    Node(NodeVerb),
+    /// What the failover managers of both nodes told
+    Alerts(AlertsArgs),
+    /// Gather what is needed to look for a cause
+    #[command(subcommand, arg_required_else_help = true)]
+    Logs(LogsVerb),
     /// Show a mirror at work on this machine, or leave a scratch pair up for other programs
     Demo(DemoArgs),
     /// Measure how fast a mirror takes writes

@@ -7,11 +7,13 @@
 //! hear each other, [`right`] is who may run a group, and [`guard_process`] what sees to it that
 //! nobody else does. docs/failover-design.md says what is decided where.
 //!
+//! [`control`] is how commands, and the manager of the other node, reach a manager.
 //! [`place`] says what a node has, [`process`] runs scripts and programs, [`resource`] activates and
 //! deactivates, [`probe`] looks, [`watch_list`] keeps what scripts have started to be watched.
 
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod core;
 pub mod guard_process;
 pub mod heartbeat;

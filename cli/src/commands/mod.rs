@@ -10,6 +10,7 @@ use serde::Serialize;
 pub mod arbiter;
 pub mod attach;
 pub mod bench;
+pub mod cluster;
 pub mod config;
 pub mod demo;
 pub mod disk;
@@ -87,6 +88,12 @@ pub fn run(cli: Cli) -> Outcome {
         Verb::Reload(args) => block_on(reload::run(&context, &args)),
         Verb::Witness(args) => block_on(witness::run(&context, args)),
         Verb::Arbiter(verb) => block_on(arbiter::run(&context, verb)),
+        Verb::Cluster(verb) => cluster::run(&context, verb),
+        Verb::Group(verb) => block_on(cluster::group::run(&context, verb)),
+        Verb::Monitor(verb) => block_on(cluster::monitor::run(&context, verb)),
+        Verb::Node(verb) => block_on(cluster::end::node(&context, verb)),
+        Verb::Alerts(args) => block_on(cluster::alerts::run(&context, &args)),
+        Verb::Logs(verb) => block_on(cluster::logs::run(&context, verb)),
         Verb::Demo(args) => demo::run(&args),
         Verb::Bench(args) => bench::run(&context, &args),
         Verb::Completions(args) => shell::completions(&args),
