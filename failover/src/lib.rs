@@ -7,10 +7,11 @@
 //! hear each other, [`right`] is who may run a group, and [`guard_process`] what sees to it that
 //! nobody else does. docs/failover-design.md says what is decided where.
 //!
-//! [`control`] is how commands, and the manager of the other node, reach a manager.
+//! [`control`] is how commands reach a manager, [`channel`] how the other one does.
 //! [`place`] says what a node has, [`process`] runs scripts and programs, [`resource`] activates and
 //! deactivates, [`probe`] looks, [`watch_list`] keeps what scripts have started to be watched.
 
+pub mod channel;
 pub mod clock;
 pub mod config;
 pub mod control;

@@ -9,75 +9,24 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
 use crate::clock;
 use crate::config::Severity;
-use crate::core::{Alert, Object};
+use crate::control::AlertReport;
+use crate::core::Alert;
 
 /// The file is put aside when it is longer, in bytes.
 const FULL: u64 = 4 << 20;
 /// So many files that were put aside are kept.
 const OLD: u32 = 4;
 
-/// An alert, as it is kept and passed on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Line {
-    /// When, milliseconds since 1970.
-    pub time_ms: u64,
-    /// The node that says it.
-    pub node: String,
-    /// `info`, `warning` or `error`.
-    pub severity: String,
-    /// What kind of object: `cluster`, `node`, `heartbeat`, `group`, `resource`, `monitor`.
-    pub kind: String,
-    /// Its name; a resource's is `GROUP/RESOURCE`; empty for the cluster.
-    pub object: String,
-    /// What happened.
-    pub what: String,
-    /// Why; may be empty.
-    pub cause: String,
-}
-
-impl Line {
-    /// An alert of this node, now.
-    pub fn new(node: &str, alert: &Alert) -> Self {
-        let (kind, object) = match &alert.object {
-            Object::Cluster => ("cluster", String::new()),
-            Object::Node(name) => ("node", name.clone()),
-            Object::Heartbeat(name) => ("heartbeat", name.clone()),
-            Object::Group(name) => ("group", name.clone()),
-            Object::Resource(group, name) => ("resource", format!("{group}/{name}")),
-            Object::Monitor(name) => ("monitor", name.clone()),
-        };
-        Self {
-            time_ms: clock::wall_ms(),
-            node: node.to_owned(),
-            severity: spell(alert.severity).to_owned(),
-            kind: kind.to_owned(),
-            object,
-            what: alert.what.clone(),
-            cause: alert.cause.clone(),
-        }
-    }
-}
-
-/// A severity in a word, as the configuration spells it.
-pub fn spell(severity: Severity) -> &'static str {
-    match severity {
-        Severity::Info => "info",
-        Severity::Warning => "warning",
-        Severity::Error => "error",
-    }
-}
-
 /// Where alerts go.
 #[derive(Clone, Debug)]
 pub struct Alerts {
     node: String,
-    lines: Sender<Line>,
-    listeners: broadcast::Sender<Line>,
+    lines: Sender<AlertReport>,
+    listeners: broadcast::Sender<AlertReport>,
 }
 
 impl Alerts {
@@ -86,7 +35,7 @@ impl Alerts {
     /// # Errors
     /// The system gives no thread.
     pub fn start(node: &str, file: PathBuf) -> io::Result<Self> {
-        let (lines, queue) = channel::<Line>();
+        let (lines, queue) = channel::<AlertReport>();
         thread::Builder::new()
             .name("failover-alerts".to_owned())
             .spawn(move || {
@@ -112,14 +61,31 @@ impl Alerts {
             Severity::Warning => tracing::warn!("{alert}"),
             Severity::Error => tracing::error!("{alert}"),
         }
-        let line = Line::new(&self.node, alert);
+        self.pass_on(AlertReport::of(alert, &self.node, clock::wall_ms()));
+    }
+
+    /// Words of a person or a script.
+    pub fn note(&self, text: String, id: Option<u32>, severity: Severity) {
+        tracing::info!("message: {text}");
+        self.pass_on(AlertReport {
+            time_ms: clock::wall_ms(),
+            node: self.node.clone(),
+            severity,
+            kind: "message".to_owned(),
+            name: id.map_or_else(String::new, |id| id.to_string()),
+            what: text,
+            cause: String::new(),
+        });
+    }
+
+    fn pass_on(&self, line: AlertReport) {
         // Nobody may be listening.
         let _ = self.listeners.send(line.clone());
         let _ = self.lines.send(line);
     }
 
     /// Alerts from now on. A listener that lags misses the oldest.
-    pub fn listen(&self) -> broadcast::Receiver<Line> {
+    pub fn listen(&self) -> broadcast::Receiver<AlertReport> {
         self.listeners.subscribe()
     }
 }
@@ -130,7 +96,7 @@ fn aside(file: &Path, number: u32) -> PathBuf {
     name.into()
 }
 
-fn append(file: &Path, line: &Line, full: u64) -> io::Result<()> {
+fn append(file: &Path, line: &AlertReport, full: u64) -> io::Result<()> {
     if fs::metadata(file).is_ok_and(|found| found.len() >= full) {
         for number in (1..OLD).rev() {
             let _ = fs::rename(aside(file, number), aside(file, number + 1));
@@ -149,7 +115,7 @@ fn append(file: &Path, line: &Line, full: u64) -> io::Result<()> {
 ///
 /// # Errors
 /// A file can't be read.
-pub fn kept(file: &Path) -> io::Result<Vec<Line>> {
+pub fn kept(file: &Path) -> io::Result<Vec<AlertReport>> {
     let mut all = Vec::new();
     let files = (1..=OLD).rev().map(|number| aside(file, number));
     for file in files.chain([file.to_owned()]) {
@@ -165,6 +131,7 @@ pub fn kept(file: &Path) -> io::Result<Vec<Line>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::Object;
 
     #[test]
     fn lines_are_kept_in_their_order_over_files_put_aside() {
@@ -177,7 +144,7 @@ mod tests {
             cause: String::new(),
         };
         for at in 0..40 {
-            append(&file, &Line::new("alpha", &alert(at)), 700).expect("kept");
+            append(&file, &AlertReport::of(&alert(at), "alpha", at.into()), 700).expect("kept");
         }
         let all = kept(&file).expect("read");
         let steps: Vec<&str> = all.iter().map(|line| &*line.what).collect();
@@ -186,6 +153,6 @@ mod tests {
         let first: u32 = steps[0][5..].parse().expect("a number");
         let wanted: Vec<String> = (first..40).map(|at| format!("step {at}")).collect();
         assert_eq!(steps, wanted);
-        assert_eq!((&*all[0].kind, &*all[0].object), ("resource", "pg/data"));
+        assert_eq!((&*all[0].kind, &*all[0].name), ("resource", "pg/data"));
     }
 }

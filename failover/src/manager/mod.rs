@@ -8,6 +8,7 @@
 //! goes on. It decides nothing about groups.
 
 pub mod alerts;
+pub mod hands;
 pub mod records;
 pub mod store;
 
@@ -25,11 +26,12 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::clock;
 use crate::config::{Cluster, Ms, Severity};
+use crate::control::AlertReport;
 use crate::core::durable::EndKind;
 use crate::core::environment::{Host, fence_check};
 use crate::core::{
     self, Action, Actions, Alert, Command, Event, GroupId, Node, Object, OpId, OpResult, Refusal,
-    Start, Time,
+    ResourceState, Start, Time, Work,
 };
 use crate::heartbeat::{Heard, Heartbeats, Listener};
 
@@ -40,7 +42,7 @@ use store::{Store, StoreError};
 /// The name of the state's file in the manager's state folder.
 pub const STATE: &str = "failover.state";
 /// The name of the alerts' file there.
-pub const ALERTS: &str = "alerts.json";
+pub const ALERTS: &str = "alerts";
 /// How often the `ping` addresses of the arbiter are asked.
 const OUTSIDE_EVERY: Duration = Duration::from_secs(1);
 
@@ -57,6 +59,9 @@ pub trait Hands: Send + Sync + 'static {
 
     /// Waits for an operation that an earlier manager began, and that has no outcome yet.
     fn wait(&self, op: OpId, begun: Begun) -> impl Future<Output = OpResult> + Send + 'static;
+
+    /// A resource was active when this manager began: what goes on beside it goes on.
+    fn resume(&self, group: GroupId, resource: usize);
 
     /// Lets a monitor look once. `timeout`: 0 for as long as it likes.
     fn probe(&self, monitor: usize, timeout: Ms)
@@ -301,7 +306,7 @@ pub async fn run<H: Hands, R: Rights>(
 ///
 /// # Errors
 /// A file can't be read.
-pub fn kept_alerts(state: &Path) -> io::Result<Vec<alerts::Line>> {
+pub fn kept_alerts(state: &Path) -> io::Result<Vec<AlertReport>> {
     alerts::kept(&state.join(ALERTS))
 }
 
@@ -320,6 +325,13 @@ impl<H: Hands, R: Rights> Driver<H, R> {
     async fn run(&mut self, start: Start, mut inputs: mpsc::UnboundedReceiver<Input>) -> Ended {
         let mut out = Actions::new();
         let mut manager = core::Manager::new(start, clock::now(), &mut out);
+        for (group, record) in manager.durable().groups.iter().enumerate() {
+            for (resource, record) in record.resources.iter().enumerate() {
+                if record.state == ResourceState::Online {
+                    self.parts.hands.resume(group, resource);
+                }
+            }
+        }
         loop {
             if let Some(kind) = self.carry_out(&mut out) {
                 return Ended::For(kind);
@@ -380,7 +392,7 @@ impl<H: Hands, R: Rights> Driver<H, R> {
                     timeout,
                 } => {
                     let begun = Begun {
-                        revision: self.parts.cluster.revision,
+                        subject: self.subject(work),
                         work,
                         environment,
                         timeout_ms: timeout.0,
@@ -434,6 +446,14 @@ impl<H: Hands, R: Rights> Driver<H, R> {
             tracing::warn!("{op}: its end was not recorded: {error}");
         }
         false
+    }
+
+    fn subject(&self, work: Work) -> (String, String) {
+        let (Work::Start { group, resource } | Work::Stop { group, resource }) = work else {
+            return (String::new(), String::new());
+        };
+        let group = &self.parts.cluster.groups[group];
+        (group.name.clone(), group.resources[resource].name.clone())
     }
 
     fn begin(&mut self, op: OpId, begun: Begun) {

@@ -23,10 +23,11 @@ const KEPT: u64 = 1000;
 /// An operation, as it is begun.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Begun {
-    /// The revision of the configuration whose places `work` speaks of.
-    pub revision: u64,
     /// What.
     pub work: Work,
+    /// The group and the resource that it is about, by their names: another configuration has them in
+    /// other places. Of anything else two empty names.
+    pub subject: (String, String),
     /// What its scripts see.
     pub environment: Vec<(String, String)>,
     /// How long it may take, in milliseconds.
@@ -181,11 +182,11 @@ mod tests {
 
     fn begun() -> Begun {
         Begun {
-            revision: 7,
             work: Work::Start {
                 group: 0,
                 resource: 1,
             },
+            subject: ("g".to_owned(), "r".to_owned()),
             environment: vec![("CLP_EVENT".to_owned(), "START".to_owned())],
             timeout_ms: 1000,
         }

@@ -106,6 +106,8 @@ impl Hands for FakeHands {
         }
     }
 
+    fn resume(&self, _: GroupId, _: usize) {}
+
     fn probe(&self, _: usize, _: Ms) -> impl Future<Output = OpResult> + Send + 'static {
         async { OpResult::Done }
     }
@@ -322,7 +324,7 @@ async fn a_group_starts_at_home_and_is_taken_over_when_its_node_dies() {
     let kept = kept_alerts(&pair.folder(1)).expect("read");
     assert!(
         kept.iter()
-            .any(|a| a.object == "g" && a.what.contains("fails over"))
+            .any(|a| a.name == "g" && a.what.contains("fails over"))
     );
 }
 
