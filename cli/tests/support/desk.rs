@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use kagami_failover::config::{Cluster, Severity};
 use kagami_failover::control::logs::LogFile;
-use kagami_failover::control::message::{Arm, Refused};
+use kagami_failover::control::message::Refused;
 use kagami_failover::control::server::{Socket, serve};
 use kagami_failover::control::status::{
     BeatState, GroupView, ManagerPhase, MonitorView, NodeState, NodeView, OrderView, RunState,
@@ -72,7 +72,6 @@ pub struct FakeDesk {
     pub commands: Mutex<Vec<Command>>,
     pub forwarded: Mutex<Vec<Ask>>,
     pub alerts: Mutex<Vec<AlertReport>>,
-    pub arms: Mutex<Vec<Arm>>,
     pub news: broadcast::Sender<AlertReport>,
 }
 
@@ -133,7 +132,6 @@ impl Default for FakeDesk {
             commands: Mutex::default(),
             forwarded: Mutex::default(),
             alerts: Mutex::default(),
-            arms: Mutex::default(),
             news: broadcast::channel(16).0,
         }
     }
@@ -200,18 +198,6 @@ impl Desk for FakeDesk {
             text: "alpha's\npassword=hunter2\n".to_owned(),
             cut: false,
         }]
-    }
-    async fn arm(&self, arm: Arm) -> Result<(), Refused> {
-        let known = matches!(&arm, Arm::Load { .. });
-        self.arms.lock().unwrap().push(arm);
-        if known {
-            Ok(())
-        } else {
-            Err(Refused::new(
-                "watch x: there is none of that name",
-                "ARMLOAD starts one",
-            ))
-        }
     }
     async fn forward(&self, ask: Ask) -> Result<Answer, Unreached> {
         let unreached = || Unreached("node beta does not answer: connection refused".to_owned());

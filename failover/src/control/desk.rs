@@ -4,7 +4,7 @@ use tokio::sync::broadcast;
 
 use super::alert::AlertReport;
 use super::logs::LogFile;
-use super::message::{Answer, Arm, Ask, Refused};
+use super::message::{Answer, Ask, Refused};
 use super::status::NodeView;
 use crate::config::{Cluster, Severity};
 use crate::core::Command;
@@ -69,11 +69,6 @@ pub trait Desk: Send + Sync + 'static {
 
     /// This node's logs ([`super::logs::collect`] makes them).
     fn logs(&self) -> impl Future<Output = Vec<LogFile>> + Send;
-
-    /// Changes the list of watched programs.
-    ///
-    /// Errors: the name is taken, or not known; the program can't be started.
-    fn arm(&self, arm: Arm) -> impl Future<Output = Result<(), Refused>> + Send;
 
     /// Asks the manager of the other node, over the channel between the nodes; within seconds.
     ///

@@ -119,8 +119,6 @@ pub enum Ask {
         #[serde(default)]
         node: Option<String>,
     },
-    /// The list of watched programs of this node ([`Arm`]): [`Answer::Done`] or [`Answer::Refused`].
-    Arm(Arm),
 }
 
 /// What an operator orders, by names.
@@ -178,50 +176,6 @@ pub enum Order {
     EndCluster {
         /// What else ends.
         kind: EndKind,
-    },
-}
-
-/// A word to the list of programs that scripts let watch (`ARMLOAD` and its kin). The manager ends
-/// or restarts what it has started itself: so it does the starting.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Arm {
-    /// Start a program and watch it.
-    Load {
-        /// Its name: unique in the cluster.
-        id: String,
-        /// Its unexpected end stops the node's groups: they fail over.
-        monitor: bool,
-        /// Who runs it; none: who runs the manager.
-        user: Option<String>,
-        /// It is first restarted so often …
-        restarts: u32,
-        /// … in so many hours.
-        hours: u32,
-        /// The program and its arguments: never empty.
-        program: Vec<String>,
-        /// Where it runs.
-        directory: String,
-        /// What it sees.
-        environment: Vec<(String, String)>,
-        /// The group that it belongs to, from the script's environment.
-        group: Option<String>,
-    },
-    /// Its end does not count, or counts again.
-    Control {
-        /// Which.
-        id: String,
-        /// It counts again.
-        watch: bool,
-    },
-    /// End it.
-    Kill {
-        /// Which.
-        id: String,
-        /// Only the watch ends; the program goes on.
-        only_watch: bool,
-        /// It may take so many seconds; none: as long as it likes to.
-        seconds: Option<u64>,
     },
 }
 

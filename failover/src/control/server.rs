@@ -322,10 +322,6 @@ pub async fn answer<D: Desk>(desk: &D, ask: Ask) -> Answer {
                 Err(Unreached(why)) => refused_by_other(why),
             },
         },
-        Ask::Arm(arm) => match desk.arm(arm).await {
-            Ok(()) => Answer::Done,
-            Err(refused) => Answer::Refused(refused),
-        },
         ask => answer_peer(desk, ask).await,
     }
 }

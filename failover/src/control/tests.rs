@@ -10,7 +10,7 @@ use tokio::sync::{broadcast, watch};
 
 use super::desk::{Desk, Unreached};
 use super::logs::LogFile;
-use super::message::{Answer, Arm, Ask, Order, Reach, Refused};
+use super::message::{Answer, Ask, Order, Reach, Refused};
 use super::server::{Socket, answer, answer_peer, serve};
 use super::status::{
     BeatState, GroupView, ManagerPhase, MonitorView, NodeState, NodeView, OrderView, RunState,
@@ -185,9 +185,6 @@ impl Desk for Fake {
             name: "alerts.log".to_owned(),
             ..LogFile::default()
         }]
-    }
-    async fn arm(&self, _arm: Arm) -> Result<(), Refused> {
-        Ok(())
     }
     async fn forward(&self, ask: Ask) -> Result<Answer, Unreached> {
         let other = self.other.lock().unwrap().clone();
