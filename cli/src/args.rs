@@ -1,8 +1,8 @@
 //! The command line. Help, completions and man pages all come from here.
 
 mod arbiter;
-mod failover;
 mod cluster;
+mod failover;
 mod life;
 
 use std::path::PathBuf;
@@ -16,11 +16,11 @@ use crate::commands::demo::DemoArgs;
 use crate::config::value;
 use crate::control::message::Source;
 pub use arbiter::{ArbiterVerb, WitnessArgs, WitnessVerb};
-pub use failover::{FailoverArgs, FailoverVerb, GuardArgs};
 pub use cluster::{
     AckArgs, AlertsArgs, ClusterStatusArgs, ClusterVerb, EndArgs, GroupVerb, GroupWaitArgs,
     LogsVerb, MonitorArgs, MonitorVerb, NodeEndArgs, NodeVerb, SeverityArg,
 };
+pub use failover::{FailoverArgs, FailoverVerb, GuardArgs};
 pub use life::{PeerVerb, RemovePeerArgs, ReplaceDiskArgs, ReplacePeerArgs, ResizeArgs};
 
 /// A mirror disk in userspace.

@@ -105,7 +105,7 @@ pub fn run(cli: Cli) -> Outcome {
 }
 
 /// Runs a command that waits for others.
-fn block_on(future: impl Future<Output = Outcome>) -> Outcome {
+pub(crate) fn block_on(future: impl Future<Output = Outcome>) -> Outcome {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -1,17 +1,20 @@
 //! The mirrors' daemon, asked over its control socket.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kagami_failover::config::resource::Driver;
 use kagami_failover::core::Time;
+use kagami_failover::place::{MirrorDevice, MirrorStatus, Pending};
 use kagami_failover::right::basis::{Says, Standing};
 use kagami_failover::right::{Mirrors, SAYS_EVERY, Word};
+use kagami_nbd_server::kernel::sysfs::parse_device;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::sleep;
 
 use crate::control::client::Client;
 use crate::control::message::{Answer, Ask, Order};
-use crate::control::report::{RightReport, Standing as Told};
+use crate::control::report::{Condition, Connection, Disk, RightReport, Standing as Told};
 
 /// A daemon that is gone is looked for this often.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -35,17 +38,21 @@ impl Daemon {
             Answer::Done | Answer::Started | Answer::Nothing { .. } | Answer::Attached { .. } => {
                 Ok(())
             }
-            Answer::Refused(refusal) => {
-                let mut words = refusal.what;
-                for fact in refusal.facts {
-                    words.push_str("; ");
-                    words.push_str(&fact);
-                }
-                Err(words)
-            }
-            other => Err(format!("the daemon answered something else: {other:?}")),
+            other => Err(refused(other)),
         }
     }
+}
+
+fn refused(answer: Answer) -> String {
+    let Answer::Refused(refusal) = answer else {
+        return format!("the daemon answered something else: {answer:?}");
+    };
+    let mut words = refusal.what;
+    for fact in refusal.facts {
+        words.push_str("; ");
+        words.push_str(&fact);
+    }
+    words
 }
 
 /// The first line: what a person should do next is not the manager's affair.
@@ -89,7 +96,7 @@ impl Mirrors for Daemon {
 
 /// Passes on what the daemon says until it is gone, or nobody listens.
 async fn listen(
-    control: &std::path::Path,
+    control: &Path,
     mirrors: &[String],
     take_in_hand: bool,
     told: &UnboundedSender<Word>,
@@ -139,5 +146,67 @@ fn says(report: RightReport) -> Says {
         peer_is_primary: report.peer_is_primary,
         in_sync: report.in_sync,
         peer_lease_ends: Time(report.peer_lease_ends_ms),
+    }
+}
+
+impl MirrorDevice for Daemon {
+    fn attach<'a>(
+        &'a self,
+        mirror: &'a str,
+        driver: Driver,
+        device: Option<&'a Path>,
+    ) -> Pending<'a, Result<PathBuf, String>> {
+        Box::pin(async move {
+            if driver != Driver::Nbd {
+                return Err("ublk is not built in: write driver = \"nbd\"".to_owned());
+            }
+            let device = match device {
+                None => None,
+                Some(path) => {
+                    let text = path.display().to_string();
+                    let no_device = || format!("{text} is no /dev/nbdN");
+                    Some(parse_device(&text).ok_or_else(no_device)?)
+                }
+            };
+            let mut client = Client::connect(&self.control).await.map_err(words)?;
+            let ask = Ask::Managed {
+                mirror: mirror.to_owned(),
+                order: Order::Attach { device },
+            };
+            match client.ask(ask).await.map_err(words)? {
+                Answer::Attached { device, .. } => Ok(device.into()),
+                other => Err(refused(other)),
+            }
+        })
+    }
+
+    fn detach<'a>(&'a self, mirror: &'a str) -> Pending<'a, Result<(), String>> {
+        let order = Order::Detach { force: false };
+        Box::pin(Self::order(self.control.clone(), mirror.to_owned(), order))
+    }
+
+    fn status<'a>(&'a self, mirror: &'a str) -> Pending<'a, Result<MirrorStatus, String>> {
+        Box::pin(async move {
+            let mut client = Client::connect(&self.control).await.map_err(words)?;
+            let report = match client.ask(Ask::Status).await.map_err(words)? {
+                Answer::Status(report) => report,
+                other => return Err(refused(other)),
+            };
+            let found = report.mirrors.iter().find(|found| found.name == mirror);
+            let found = found.ok_or_else(|| format!("the daemon has no mirror {mirror}"))?;
+            let good = |disk: Disk| matches!(disk, Disk::UpToDate | Disk::Consistent);
+            Ok(MirrorStatus {
+                here_good: good(found.disk),
+                there_good: found.peer.as_ref().is_some_and(|peer| good(peer.disk)),
+                resynchronising: matches!(
+                    found.condition,
+                    Condition::Resynchronising | Condition::Paused | Condition::Meeting
+                ),
+                connected: found.connection == Connection::Connected,
+                paused: found.condition == Condition::StandAlone,
+                split_brain: found.condition == Condition::SplitBrain,
+                words: found.condition.to_string(),
+            })
+        })
     }
 }
