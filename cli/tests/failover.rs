@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use kagami_replicator::shell::identity::NodeKeys;
 use tempfile::TempDir;
 
 /// Something that should happen has happened within.
@@ -69,12 +70,17 @@ depends = ["base"]
         );
         for (at, node) in NODES.iter().enumerate() {
             let folder = pair.path(node);
-            fs::create_dir(&folder).unwrap();
+            fs::create_dir_all(&folder).unwrap();
             fs::write(folder.join("cluster.toml"), &cluster).unwrap();
             let shown = folder.display();
             let id = at + 1;
+            let other = NODES[1 - at];
+            let key = NodeKeys::load_or_create(&pair.path(other).join("state/keys")).unwrap();
+            let key = key.current.fingerprint();
+            let other_id = 2 - at;
             let text = format!(
-                "[node]\nname = \"{node}\"\nid = {id}\nstate-dir = \"{shown}/state\"\nrun-dir = \"{shown}/run\"\n"
+                "[node]\nname = \"{node}\"\nid = {id}\nstate-dir = \"{shown}/state\"\nrun-dir = \"{shown}/run\"\n\n\
+                 [peer.{other}]\nid = {other_id}\naddresses = [\"127.0.0.1:9\"]\nfingerprints = [\"{key}\"]\n"
             );
             fs::write(folder.join("kagami.toml"), text).unwrap();
         }
@@ -241,6 +247,31 @@ fn a_group_lives_through_the_death_of_managers_and_of_its_node() {
         pair.run(1, &["group", "move", "web"]).status.success()
     });
     pair.until("back", |pair| pair.is_active(0));
+
+    // Another configuration is in force on both nodes, and the group goes on.
+    let file = pair.path("new.toml");
+    let text = fs::read_to_string(pair.path("alpha/cluster.toml")).unwrap();
+    fs::write(&file, text.replace("revision = 1", "revision = 2")).unwrap();
+    let noted = pair.noted();
+    let pushed = pair.run(0, &["cluster", "push", file.to_str().unwrap()]);
+    assert!(pushed.status.success(), "{pushed:?}");
+    for node in [0, 1] {
+        pair.until("the new revision", |pair| {
+            let found = pair.run(node, &["cluster", "status", "--json"]);
+            String::from_utf8_lossy(&found.stdout).matches("\"revision\": 2").count() >= 1
+        });
+        let file = pair.path(NODES[node]).join("cluster.toml");
+        assert!(fs::read_to_string(file).unwrap().contains("revision = 2"));
+    }
+    pair.until("both heard", |pair| {
+        let status = pair.status(1);
+        status.contains("online") && !status.contains("offline  ") && pair.is_active(0)
+    });
+    assert_eq!(pair.noted(), noted, "nothing was stopped or started");
+    // What one node has told, the other one's people see, too.
+    let alerts = pair.run(1, &["alerts"]);
+    let alerts = String::from_utf8_lossy(&alerts.stdout).into_owned();
+    assert!(alerts.contains("alpha") && alerts.contains("beta"), "{alerts}");
 
     // The node dies: its manager and all that it ran.
     let died = Instant::now();

@@ -18,7 +18,10 @@ const IP_WITHIN: Duration = Duration::from_secs(2);
 
 /// A guard's hands.
 pub trait Deeds: Send + 'static {
-    /// No process of the group runs on.
+    /// No process of the group runs on, or they run again.
+    ///
+    /// # Errors
+    /// It has no control group, or the kernel refuses.
     fn freeze(&mut self, group: &Watched, frozen: bool) -> io::Result<()>;
     /// The group's floating addresses are removed, wherever they are.
     fn drop_addresses(&mut self, group: &Watched) -> impl Future<Output = ()> + Send;

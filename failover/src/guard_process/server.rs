@@ -226,9 +226,10 @@ impl<M: Mirrors, D: Deeds> Server<M, D> {
 
     fn next_deadline(&self) -> Time {
         let now = clock::now();
-        let mut next = match self.groups.is_empty() && self.alive.is_none() {
-            true => self.idle_since.after(IDLE),
-            false => self.fed.after(FEED_EVERY),
+        let mut next = if self.groups.is_empty() && self.alive.is_none() {
+            self.idle_since.after(IDLE)
+        } else {
+            self.fed.after(FEED_EVERY)
         };
         for group in self.groups.values() {
             if let (Judged::Good(Some(until)), true) = (group.basis.judge(now), group.good) {

@@ -73,7 +73,7 @@ fn open(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
-        .custom_flags((OFlags::DIRECT | OFlags::DSYNC).bits() as i32)
+        .custom_flags((OFlags::DIRECT | OFlags::DSYNC).bits().cast_signed())
         .open(path)?;
     // A new file is as long as it has to be; a partition is longer.
     if file.metadata()?.is_file() && file.metadata()?.len() < offset(2, 0) {

@@ -154,9 +154,10 @@ impl Keeper {
         let running = tokio::spawn(async move {
             // Without mirrors nothing is asked of a daemon.
             let (_nobody, nothing) = mpsc::unbounded_channel();
-            let mut words = match all.is_empty() {
-                true => nothing,
-                false => mirrors.watch(all, true),
+            let mut words = if all.is_empty() {
+                nothing
+            } else {
+                mirrors.watch(all, true)
             };
             loop {
                 let next = task.next_deadline();
