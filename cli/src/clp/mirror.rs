@@ -57,7 +57,7 @@ pub async fn clpmdctrl(context: &Context, arguments: &[String]) -> Outcome {
         "-a" => &[Order::Attach { device: None }],
         "-d" => &[Order::Detach { force: false }, Order::Demote { force: false }],
         "-b" => &[Order::Disconnect],
-        "-f" => &[Order::Promote { force: true }, Order::Attach { device: None }],
+        "-f" => &[Order::Promote { force: true, while_resyncing: false }, Order::Attach { device: None }],
         "-r" => &[
             Order::Connect,
             Order::Resync {
