@@ -3,7 +3,7 @@
 mod common;
 
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 use common::{TestNode, runs, until, why};
 use kagami_failover::core::OpResult;
@@ -39,6 +39,27 @@ fn run(line: &str) -> String {
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{line}: {error}");
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// A process that ends with its test, whatever becomes of that.
+struct User(Child);
+
+impl User {
+    fn new(line: &str) -> Self {
+        let child = Command::new("sh")
+            .args(["-c", line])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        Self(child.unwrap())
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 struct Loop(PathBuf);
@@ -168,13 +189,13 @@ async fn whoever_uses_a_mount_is_ended_before_it_is_unmounted() {
     // One by its folder, one by an open file, neither of which hears TERM; one by a mount below.
     let line =
         format!("cd {mount}; trap '' TERM; echo $$ >{at}/folder; while :; do sleep 0.05; done");
-    let mut folder = Command::new("sh").args(["-c", &line]).spawn().unwrap();
+    let _folder = User::new(&line);
     let line = format!("exec 3>{mount}/open; echo $$ >{at}/file; while :; do sleep 0.05; done");
-    let mut file = Command::new("sh").args(["-c", &line]).spawn().unwrap();
+    let _file = User::new(&line);
     run(&format!(
         "mkdir {mount}/below; mount -t tmpfs none {mount}/below"
     ));
-    let mut bystander = Command::new("sleep").arg("600").spawn().unwrap();
+    let bystander = User::new("exec sleep 600");
     until("they use it", || {
         !node.read("folder").is_empty() && !node.read("file").is_empty()
     })
@@ -183,13 +204,9 @@ async fn whoever_uses_a_mount_is_ended_before_it_is_unmounted() {
     assert!(why(node.probe("md").await).contains("nothing is mounted"));
     assert!(!runs(&node.read("folder")) && !runs(&node.read("file")));
     assert!(
-        runs(&bystander.id().to_string()),
+        runs(&bystander.0.id().to_string()),
         "who does not use it goes on"
     );
-    bystander.kill().unwrap();
-    for child in [&mut folder, &mut file, &mut bystander] {
-        child.wait().unwrap();
-    }
 }
 
 #[tokio::test]

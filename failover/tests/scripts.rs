@@ -186,11 +186,11 @@ async fn a_service_in_the_foreground_is_watched() {
 async fn a_service_in_the_background_is_not_watched_and_takes_its_time_to_stop() {
     let node = exec("start-background.sh", "stop-background.sh", "");
     let at = node.folder.path().display().to_string();
-    // 110 ticks, of the 120 that its stop script gives it.
+    // Some sixty ticks, of the 120 that its stop script gives it.
     node.script(
         "app/app",
         &format!(
-            "trap 'sleep 1.1; echo in order >{at}/ended; exit 0' TERM; while :; do sleep 0.01; done"
+            "trap 'sleep 0.6; echo in order >{at}/ended; exit 0' TERM; while :; do sleep 0.01; done"
         ),
     );
     node.script("app/repair", &format!("echo repaired >>{at}/repairs"));

@@ -1,4 +1,4 @@
-//! A database that takes a row and gives it back: PostgreSQL and MySQL, by their own clients.
+//! A database that takes a row and gives it back: `PostgreSQL` and `MySQL`, by their own clients.
 //!
 //! The client is on every node that has the server, knows every way to log in that the server has,
 //! and its libraries are mended with the distribution's: so a monitor needs no driver of its own.
