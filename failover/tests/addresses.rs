@@ -6,6 +6,7 @@ mod common;
 use std::process::{Child, Command, Stdio};
 
 use common::{TestNode, until, why};
+use kagami_failover::config::Ms;
 use kagami_failover::core::OpResult;
 
 /// Set in the test's own namespace.
@@ -165,4 +166,50 @@ async fn an_address_of_no_network_and_an_interface_that_is_down_are_refused() {
     run("ip link set here down");
     let reason = why(named("here").start("ip").await);
     assert!(reason.contains("interface here is down"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_network_is_watched() {
+    if !inside("a_network_is_watched") {
+        return;
+    }
+    let other = Other::new();
+    let node = TestNode::new(
+        "[group.g.resource.x]\ntype = \"exec\"\nstart = \"/bin/true\"\n\
+         [monitor.both]\ntype = \"ip\"\ntargets = [\"10.9.0.77\", \"10.9.0.2\"]\ntarget = \"g\"\n\
+         [monitor.six]\ntype = \"ip\"\ntargets = [\"fd09::2\"]\ntarget = \"g\"\n\
+         [monitor.silent]\ntype = \"ip\"\ntargets = [\"10.9.0.77\", \"fd09::77\"]\ntarget = \"g\"\n\
+         [monitor.far]\ntype = \"ip\"\ntargets = [\"192.0.2.1\"]\ntarget = \"g\"\n\
+         [monitor.wire]\ntype = \"nic\"\ninterface = \"here\"\ntarget = \"g\"\n\
+         [monitor.none]\ntype = \"nic\"\ninterface = \"eth7\"\ntarget = \"g\"\n\
+         [monitor.port]\ntype = \"tcp\"\naddress = \"127.0.0.1:4711\"\ntarget = \"g\"\n",
+    );
+    run("ip link set lo up");
+    let look = async |name: &str, ms: u64| {
+        let monitor = node.place.cluster.monitors.iter().find(|m| m.name == name);
+        kagami_failover::probe::probe(&node.place, monitor.unwrap(), &[], Ms(ms)).await
+    };
+    assert_eq!(look("both", 20_000).await, OpResult::Done);
+    assert_eq!(look("six", 20_000).await, OpResult::Done);
+    for silent in ["silent", "far"] {
+        let reason = why(look(silent, 1500).await);
+        let said = [
+            "10.9.0.77 does not answer",
+            "192.0.2.1: Network is unreachable",
+        ];
+        assert!(said.iter().any(|said| reason.contains(said)), "{reason}");
+    }
+    assert_eq!(look("wire", 20_000).await, OpResult::Done);
+    assert!(why(look("none", 20_000).await).contains("no interface eth7"));
+    // The cable is pulled at the other end.
+    other.run("ip link set there down");
+    let reason = why(look("wire", 20_000).await);
+    assert!(reason.contains("has no link"), "{reason}");
+    assert!(why(look("both", 1500).await).contains("10.9.0.2 does not answer"));
+    run("ip link set here down");
+    assert!(why(look("wire", 20_000).await).contains("is down"));
+    assert!(why(look("port", 20_000).await).contains("127.0.0.1:4711"));
+    let listener = std::net::TcpListener::bind("127.0.0.1:4711").unwrap();
+    assert_eq!(look("port", 20_000).await, OpResult::Done);
+    drop(listener);
 }

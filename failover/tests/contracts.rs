@@ -5,7 +5,9 @@ mod common;
 use std::os::unix::fs::PermissionsExt;
 
 use common::{TestNode, runs, until, why};
+use kagami_failover::config::Ms;
 use kagami_failover::core::OpResult;
+use kagami_failover::resource;
 use kagami_failover::resource::files::{image, install};
 
 #[tokio::test]
@@ -85,7 +87,7 @@ async fn a_unit_is_started_stopped_and_looked_at() {
     );
 }
 
-const ACTION: &str = "echo $1 >>@/verbs
+const ACTION: &str = "echo $1 >>@/verbs; echo $1 $CLP_EVENT $_CRS_NAME >@/seen
 case $1 in
 start) [ ! -e @/no-start ] || exit 1; touch @/up;;
 stop) [ ! -e @/no-stop ] || exit 1; rm -f @/up;;
@@ -105,7 +107,14 @@ async fn an_action_script_is_checked_after_each_verb_and_cleaned_when_it_fails()
     };
     assert_eq!(node.start("a").await, OpResult::Done);
     assert_eq!(verbs(), "start check ");
-    assert_eq!(node.probe("a").await, OpResult::Done);
+    let (group, one, place) = (node.group(), node.resource("a"), &node.place);
+    let looked = resource::probe(place, group, one, &[], Ms::seconds(60)).await;
+    assert_eq!(looked, OpResult::Done);
+    assert_eq!(
+        node.read("seen"),
+        "check START a\n",
+        "a check sees what the start saw"
+    );
     assert_eq!(node.stop("a").await, OpResult::Done);
     assert_eq!(verbs(), "check stop check ");
     assert!(why(node.probe("a").await).contains("status 1"));

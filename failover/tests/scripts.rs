@@ -107,7 +107,7 @@ fn as_a_command() {
 
 fn exec(start: &str, stop: &str, more: &str) -> TestNode {
     node(&format!(
-        "[group.g.resource.app]\ntype = \"exec\"\nstart = \"{}\"\nstop = \"{}\"\nenvironment = {{ APP_HOME = \"@/app\", APP_TICK = \"0.01\" }}\n{more}",
+        "[group.g.resource.app]\ntype = \"exec\"\nstart = \"{}\"\nstop = \"{}\"\nenvironment = {{ APP_HOME = \"@/app\", APP_TICK = \"0.05\" }}\n{more}",
         fixture(start).display(),
         fixture(stop).display()
     ))
@@ -186,11 +186,11 @@ async fn a_service_in_the_foreground_is_watched() {
 async fn a_service_in_the_background_is_not_watched_and_takes_its_time_to_stop() {
     let node = exec("start-background.sh", "stop-background.sh", "");
     let at = node.folder.path().display().to_string();
-    // Some sixty ticks, of the 120 that its stop script gives it.
+    // Many of the 120 ticks that its stop script gives it.
     node.script(
         "app/app",
         &format!(
-            "trap 'sleep 0.6; echo in order >{at}/ended; exit 0' TERM; while :; do sleep 0.01; done"
+            "trap 'sleep 1; echo in order >{at}/ended; exit 0' TERM; while :; do sleep 0.01; done"
         ),
     );
     node.script("app/repair", &format!("echo repaired >>{at}/repairs"));
