@@ -7,15 +7,24 @@
 use std::fs;
 use std::path::Path;
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 
+use tokio::time::sleep;
+
 use super::{Subject, mount};
+use crate::config::Ms;
 use crate::config::resource::Disk;
 use crate::process::{Deadline, Failure, Step, tool};
 
 /// Only those who hold the reservation write; all may read.
 const KIND: &str = "write-exclusive-reg-only";
+
+/// How long a lock of another program is waited for.
+const PATIENCE: Ms = Ms(3000);
+
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// A node's key: the same after a reboot, and no other node's.
 fn key(cluster: &str, node: &str) -> String {
@@ -27,7 +36,7 @@ fn key(cluster: &str, node: &str) -> String {
 }
 
 pub(super) async fn start(subject: Subject<'_>, own: &Disk, deadline: Deadline) -> Step {
-    hold(subject, &own.device)?;
+    hold(subject, &own.device, deadline).await?;
     if let Err(failure) = reserve(subject, &own.device, deadline).await {
         let_go(subject, &own.device);
         return Err(failure);
@@ -43,21 +52,30 @@ pub(super) async fn stop(subject: Subject<'_>, own: &Disk, deadline: Deadline) -
 }
 
 /// Nothing else on this node that asks holds it.
-fn hold(subject: Subject<'_>, device: &Path) -> Step {
-    let mut held = subject
-        .place
-        .held
+async fn hold(subject: Subject<'_>, device: &Path, deadline: Deadline) -> Step {
+    let held = &subject.place.held;
+    if held
         .lock()
-        .unwrap_or_else(PoisonError::into_inner);
-    if held.contains_key(device) {
+        .unwrap_or_else(PoisonError::into_inner)
+        .contains_key(device)
+    {
         return Ok(());
     }
     let shown = device.display();
     let file = fs::File::open(device).map_err(|error| format!("{shown}: {error}"))?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
-        format!("{shown} is locked by another program of this node ({error})\n  next: see `lsof {shown}`")
-    })?;
-    held.insert(device.to_owned(), file);
+    // udev holds a device that it looks at, for a moment.
+    let patience = deadline.within(PATIENCE);
+    while let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        if patience.passed() {
+            return Err(Failure::Failed(format!(
+                "{shown} is locked by another program of this node ({error})\n  next: see `lsof {shown}`"
+            )));
+        }
+        sleep(AGAIN).await;
+    }
+    held.lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .insert(device.to_owned(), file);
     Ok(())
 }
 
