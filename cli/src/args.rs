@@ -140,6 +140,19 @@ pub enum Verb {
     Completions(CompletionsArgs),
     /// Write the man pages
     Man(ManArgs),
+    /// The names that people and scripts know from CLUSTERPRO: clpstat, clpgrp, ...
+    #[command(
+        hide = true,
+        disable_help_flag = true,
+        after_help = "Examples:\n  kagami clp clpstat --long\n  kagami clp clpgrp -m pg"
+    )]
+    Clp {
+        /// The command
+        name: String,
+        /// Its arguments, as it takes them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// What the daemon does to a device in a process of its own
     #[command(
         subcommand,
