@@ -2,6 +2,7 @@
 
 mod arbiter;
 mod cluster;
+mod failover;
 mod life;
 
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ pub use cluster::{
     AckArgs, AlertsArgs, ClusterStatusArgs, ClusterVerb, EndArgs, GroupVerb, GroupWaitArgs,
     LogsVerb, MonitorArgs, MonitorVerb, NodeEndArgs, NodeVerb, SeverityArg,
 };
+pub use failover::{FailoverArgs, FailoverVerb, GuardArgs};
 pub use life::{PeerVerb, RemovePeerArgs, ReplaceDiskArgs, ReplacePeerArgs, ResizeArgs};
 
 /// A mirror disk in userspace.
@@ -153,6 +155,21 @@ pub enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Run the failover manager of this node
+    #[command(
+        long_about = "Run the failover manager of this node, by cluster.toml beside the configuration: it runs each \
+            group of services on one of the two nodes, and moves it when its node, disk, network or process fails. \
+            SIGTERM moves this node's groups to the other node, or stops them, and ends it; SIGHUP lets it begin \
+            anew with the groups as they are.",
+        after_help = "Example:\n  kagami failover init-key\n  kagami failover"
+    )]
+    Failover(FailoverArgs),
+    /// What the failover manager starts to enforce the end of a lease
+    #[command(
+        hide = true,
+        after_help = "Example:\n  kagami guard --socket /run/kagami/failover/guard.sock"
+    )]
+    Guard(GuardArgs),
     /// What the daemon does to a device in a process of its own
     #[command(
         subcommand,
@@ -384,11 +401,16 @@ pub struct DangerArgs {
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n\
     \x20 kagami promote pg\n\
+    \x20 kagami promote pg --while-resyncing   # before this copy is in sync: the other node answers\n\
     \x20 kagami promote pg --force --yes   # go on though a rule forbids it; it is recorded")]
 pub struct PromoteArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub order: OrderArgs,
+    /// Also while this copy is being resynchronised: until that ends every read and write goes to the
+    /// other node, and waits when the link is down
+    #[arg(long, conflicts_with = "force")]
+    pub while_resyncing: bool,
     /// Override permission and staleness: what only the other copy holds is lost or a split brain
     #[arg(long)]
     pub force: bool,

@@ -17,6 +17,7 @@ pub mod daemon;
 #[cfg(test)]
 mod documents;
 pub mod exit;
+pub mod failover;
 pub mod render;
 pub mod up;
 

@@ -181,7 +181,7 @@ impl History {
     pub fn flushed(&mut self, start: u64, oldest: u64) {
         let mut left = BTreeSet::new();
         for sector in std::mem::take(&mut self.unflushed) {
-            if self.flush_sector(sector, oldest, |entry| entry.end < start) {
+            if self.flush_sector(sector, start, oldest, |entry| entry.end < start) {
                 left.insert(sector);
             }
         }
@@ -190,28 +190,34 @@ impl History {
 
     /// The write that began at `start` was answered, and was to be flushed by itself.
     pub fn flushed_one(&mut self, sector: u64, start: u64, oldest: u64) {
-        if !self.flush_sector(sector, oldest, |entry| entry.start == start) {
+        if !self.flush_sector(sector, start, oldest, |entry| entry.start == start) {
             self.unflushed.remove(&sector);
         }
     }
 
     /// True if something answered is left unflushed.
-    fn flush_sector(&mut self, sector: u64, oldest: u64, covers: impl Fn(&Entry) -> bool) -> bool {
+    fn flush_sector(
+        &mut self,
+        sector: u64,
+        start: u64,
+        oldest: u64,
+        covers: impl Fn(&Entry) -> bool,
+    ) -> bool {
         let Some(entries) = self.sectors.get_mut(&sector) else {
             return false;
         };
         let mut replaced_before = 0;
         let newest = entries
             .iter()
-            .filter(|entry| entry.answered && covers(entry))
+            .filter(|entry| entry.answered && covers(entry) || entry.end >= start)
             .map(|entry| entry.start)
             .max();
         for entry in entries
             .iter_mut()
             .filter(|entry| entry.answered && covers(entry))
         {
-            // What a crash took and a newer write replaced was not there to be flushed: a read
-            // beside that newer write may miss both.
+            // What a crash took and a newer write replaced, before the flush or beside it, was
+            // not there to be flushed: a read beside that newer write may miss both.
             entry.flushed |= !entry.lost || newest.is_none_or(|newest| entry.end >= newest);
             if entry.flushed && entry.end < oldest {
                 replaced_before = replaced_before.max(entry.start);
@@ -307,5 +313,24 @@ mod tests {
         assert_eq!(history.unflushed().collect::<Vec<_>>(), [5]);
         history.settle(5, 1, 30);
         assert!(newest(&history, 1, 30) && !newest(&history, 2, 30));
+    }
+
+    #[test]
+    fn a_flush_does_not_bring_back_what_a_crash_took() {
+        let found = |beside: bool| {
+            let mut history = History::default();
+            history.begin(5, 1, 10, 0);
+            history.end(5, 10, 11, true);
+            history.lost(5, 1);
+            if beside {
+                // begun before the flush was answered: what the flush found may be this one
+                history.begin(5, 2, 21, 0);
+                history.end(5, 21, 22, true);
+            }
+            history.flushed(20, 20);
+            history.may_find(5, ZERO, 19, Level::Flushed)
+        };
+        assert!(found(true), "neither need be there for a read beside both");
+        assert!(!found(false), "what the flush found there is flushed");
     }
 }

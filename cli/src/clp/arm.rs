@@ -18,7 +18,7 @@ const ASKED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs
 fn list(context: &Context) -> Result<WatchList, Failure> {
     let run = match std::env::var_os("KAGAMI_RUN") {
         Some(run) => PathBuf::from(run),
-        None => crate::commands::cluster::run_folder(&context.config()?),
+        None => crate::failover::run_folder(&context.config()?),
     };
     Ok(WatchList::new(&run))
 }

@@ -78,7 +78,10 @@ pub async fn clpmdctrl(context: &Context, arguments: &[String]) -> Outcome {
         ],
         "-b" => &[Order::Disconnect],
         "-f" => &[
-            Order::Promote { force: true },
+            Order::Promote {
+                force: true,
+                while_resyncing: false,
+            },
             Order::Attach { device: None },
         ],
         "-r" => &[

@@ -99,6 +99,8 @@ pub fn run(cli: Cli) -> Outcome {
         Verb::Completions(args) => shell::completions(&args),
         Verb::Man(args) => shell::man(&args),
         Verb::Clp { name, arguments } => crate::clp::run(&name, &arguments, cli.config.as_deref()),
+        Verb::Failover(args) => crate::failover::run(&context, args),
+        Verb::Guard(args) => block_on(crate::failover::guard::run(&context, args)),
         Verb::KernelDevice(verb) => attach::kernel_device(verb),
     }
 }

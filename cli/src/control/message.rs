@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::report::{EventReport, StatusReport};
+use super::report::{EventReport, RightReport, StatusReport};
 
 /// The version of this protocol; both sides are usually the same binary.
 pub const PROTOCOL: u32 = 1;
@@ -50,6 +50,25 @@ pub enum Ask {
         /// What it shall do.
         order: Order,
     },
+    /// An order of the failover manager, which has taken these mirrors in hand by [`Ask::Rights`]:
+    /// answered as [`Ask::Mirror`] is.
+    Managed {
+        /// Which.
+        mirror: String,
+        /// What it shall do.
+        order: Order,
+    },
+    /// [`Answer::Right`]: what being Primary rests on, of each of these mirrors, at once, whenever it
+    /// changes, and again and again.
+    Rights {
+        /// Which.
+        mirrors: Vec<String>,
+        /// Milliseconds between two of a mirror, at most; at least 20.
+        every_ms: u64,
+        /// For as long as this connection lasts the roles of these mirrors are the asker's business: a
+        /// promotion or demotion by anybody else is refused, unless it is forced.
+        take_in_hand: bool,
+    },
     /// Read the configuration again: [`Answer::Reloaded`] or [`Answer::Refused`].
     Reload,
     /// Show the next key instead of the present one: [`Answer::Rotated`] or [`Answer::Refused`].
@@ -76,6 +95,9 @@ pub enum Order {
     Promote {
         /// Override the rules that refuse it.
         force: bool,
+        /// Also while this copy is being resynchronised: the other node answers for it.
+        #[serde(default)]
+        while_resyncing: bool,
     },
     /// Stop being Primary.
     Demote {
@@ -128,7 +150,13 @@ impl std::fmt::Display for Order {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let flag = |set: bool, flag: &'static str| if set { flag } else { "" };
         match self {
-            Self::Promote { force } => write!(f, "promote{}", flag(*force, " --force")),
+            Self::Promote {
+                force,
+                while_resyncing,
+            } => {
+                let early = flag(*while_resyncing, " --while-resyncing");
+                write!(f, "promote{}{early}", flag(*force, " --force"))
+            }
             Self::Demote { force } => write!(f, "demote{}", flag(*force, " --force")),
             Self::Resync { from, full } => {
                 let from = match from {
@@ -162,6 +190,8 @@ impl std::fmt::Display for Order {
 pub enum Answer {
     /// The state.
     Status(Box<StatusReport>),
+    /// What a mirror's being Primary rests on.
+    Right(RightReport),
     /// Something happened.
     Event(EventReport),
     /// Events came faster than this client read them.

@@ -4,6 +4,7 @@
 
 mod clients;
 mod crashes;
+mod guests;
 mod keys;
 mod life;
 mod moved;
@@ -11,6 +12,7 @@ mod overload;
 mod permission;
 mod permissions;
 mod refusals;
+mod rights;
 mod split_brain;
 mod stores;
 mod support;

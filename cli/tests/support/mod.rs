@@ -20,7 +20,7 @@ use kagami_bitmap::superblock::Generation;
 use kagami_replicator::core::event::{Command, Refusal, Reply};
 use kagami_replicator::core::notice::Notice;
 use kagami_replicator::core::state::{Connection, DiskState, Replication, Role, Time};
-use kagami_replicator::core::status::{Counters, Status};
+use kagami_replicator::core::status::{Counters, Standing, Status};
 use tempfile::TempDir;
 use tokio::sync::{broadcast, oneshot, watch};
 
@@ -42,6 +42,10 @@ pub fn in_sync() -> Status {
         was_primary: true,
         alone_since: None,
         alone_by: None,
+        standing: Standing::Session {
+            until: Time(9_000_000_000),
+        },
+        peer_lease_ends: Time(0),
         marked_blocks: 0,
         in_flight: 0,
         held: None,

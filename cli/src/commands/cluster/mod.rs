@@ -51,11 +51,6 @@ pub fn socket(config: &Config) -> PathBuf {
     config.node.run_dir.join("failover.sock")
 }
 
-/// Its own folder of what a reboot clears.
-pub fn run_folder(config: &Config) -> PathBuf {
-    config.node.run_dir.join("failover")
-}
-
 /// Its configuration: beside the node's own.
 pub fn file(configuration: &Path) -> PathBuf {
     configuration.with_file_name("cluster.toml")
