@@ -142,6 +142,19 @@ pub enum Verb {
     Completions(CompletionsArgs),
     /// Write the man pages
     Man(ManArgs),
+    /// The names that people and scripts know from CLUSTERPRO: clpstat, clpgrp, ...
+    #[command(
+        hide = true,
+        disable_help_flag = true,
+        after_help = "Examples:\n  kagami clp clpstat --long\n  kagami clp clpgrp -m pg"
+    )]
+    Clp {
+        /// The command
+        name: String,
+        /// Its arguments, as it takes them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Run the failover manager of this node
     #[command(
         long_about = "Run the failover manager of this node, by cluster.toml beside the configuration: it runs each \

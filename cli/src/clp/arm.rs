@@ -1,9 +1,35 @@
 //! The ARM* commands of start and stop scripts that wait, or start programs under a watch.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
+use kagami_failover::watch_list::{self, Load, Restart, Silence, WatchError, WatchList};
+
 use super::misused;
-use crate::exit::{DONE, Failure, Outcome};
+use crate::commands::Context;
+use crate::exit::{DONE, Failure, Outcome, Status};
+
+/// `ARMKILL` without `/T` waits so long before it ends the program by force.
+const KILL_PATIENCE: Duration = Duration::from_secs(90);
+/// Each address is asked so often, and is silent after so long.
+const ASKED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(3));
+
+/// The list of this node's manager: where a script is told that it is, else where the configuration says.
+fn list(context: &Context) -> Result<WatchList, Failure> {
+    let run = match std::env::var_os("KAGAMI_RUN") {
+        Some(run) => PathBuf::from(run),
+        None => crate::failover::run_folder(&context.config()?),
+    };
+    Ok(WatchList::new(&run))
+}
+
+fn failed(error: &WatchError) -> Failure {
+    let status = match error {
+        WatchError::List { .. } => Status::System,
+        _ => Status::Refused,
+    };
+    Failure::new(status, error.to_string())
+}
 
 /// `ARMSLEEP SECONDS`
 ///
@@ -15,25 +41,13 @@ pub fn sleep(arguments: &[String]) -> Outcome {
         _ => None,
     };
     let Some(seconds) = seconds else {
-        return Err(misused("ARMSLEEP", "the seconds are missing, or no whole number"));
+        return Err(misused(
+            "ARMSLEEP",
+            "the seconds are missing, or no whole number",
+        ));
     };
     std::thread::sleep(Duration::from_secs(seconds));
     DONE
-}
-
-/// What `ARMLOAD` was asked for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Load {
-    /// The name of the watch.
-    pub id: String,
-    /// `/M`
-    pub monitored: bool,
-    /// `/U`
-    pub user: Option<String>,
-    /// `/R` and `/H`; 0 hours: in all.
-    pub restart: Option<(u32, u32)>,
-    /// The program and its arguments: never empty.
-    pub program: Vec<String>,
 }
 
 fn number(name: &str, option: &str, value: Option<&String>) -> Result<u32, Failure> {
@@ -67,7 +81,10 @@ pub fn parse_load(arguments: &[String]) -> Result<Load, Failure> {
     let mut rest = arguments.iter().peekable();
     let mut load = Load {
         id: id(NAME, &mut rest)?,
-        ..Load::default()
+        monitored: false,
+        user: None,
+        restart: None,
+        program: Vec::new(),
     };
     let (mut times, mut hours) = (None, None);
     while let Some(one) = rest.peek() {
@@ -86,7 +103,9 @@ pub fn parse_load(arguments: &[String]) -> Result<Load, Failure> {
                     "/R" => times = Some(number(NAME, "/R", value)?),
                     "/H" => hours = Some(number(NAME, "/H", value)?),
                     // There are no windows to hide.
-                    _ if value.is_none() => return Err(misused(NAME, "/WINDOW: its value is missing")),
+                    _ if value.is_none() => {
+                        return Err(misused(NAME, "/WINDOW: its value is missing"));
+                    }
                     _ => {}
                 }
             }
@@ -105,9 +124,64 @@ pub fn parse_load(arguments: &[String]) -> Result<Load, Failure> {
     load.restart = match (times, hours) {
         (None, None) => None,
         (None, Some(_)) => return Err(misused(NAME, "/H without /R: how often?")),
-        (Some(times), hours) => Some((times, hours.unwrap_or(0))),
+        (Some(times), hours) => Some(Restart {
+            times,
+            hours: hours.unwrap_or(0),
+        }),
     };
     Ok(load)
+}
+
+/// `ARMLOAD`
+///
+/// # Errors
+/// The name is taken, or the program can't be run.
+pub fn load(context: &Context, arguments: &[String]) -> Outcome {
+    let load = parse_load(arguments)?;
+    list(context)?.load(&load).map_err(|error| failed(&error))?;
+    DONE
+}
+
+/// `ARMLOADC`
+///
+/// # Errors
+/// There is no such name.
+pub fn control(context: &Context, arguments: &[String]) -> Outcome {
+    let (id, pause) = parse_control(arguments)?;
+    list(context)?
+        .pause(&id, pause)
+        .map_err(|error| failed(&error))?;
+    DONE
+}
+
+/// `ARMKILL`
+///
+/// # Errors
+/// There is no such name, or it can't be ended.
+pub fn kill(context: &Context, arguments: &[String]) -> Outcome {
+    let kill = parse_kill(arguments)?;
+    let list = list(context)?;
+    let time = kill
+        .seconds
+        .map_or(KILL_PATIENCE, |seconds| Duration::from_secs(seconds.into()));
+    let done = if kill.only_watch {
+        list.forget(&kill.id).map(|_| ())
+    } else {
+        list.kill(&kill.id, time)
+    };
+    done.map_err(|error| failed(&error))?;
+    DONE
+}
+
+/// `ARMRSP`: ends, with a failure, when the addresses are silent.
+///
+/// # Errors
+/// They are.
+pub async fn respond(arguments: &[String]) -> Outcome {
+    let (addresses, all) = parse_respond(arguments)?;
+    let silence = if all { Silence::All } else { Silence::Any };
+    let why = watch_list::respond(&addresses, silence, ASKED.0, ASKED.1).await;
+    Err(Failure::refused(why))
 }
 
 /// `ARMLOADC ID /W PAUSE|CONTINUE`: the name, and whether the watch pauses.
@@ -176,9 +250,11 @@ pub fn parse_respond(arguments: &[String]) -> Result<(Vec<std::net::IpAddr>, boo
             _ if list => {
                 // A list may be one word.
                 for address in one.split(',').filter(|part| !part.is_empty()) {
-                    addresses.push(address.parse().map_err(|_| {
-                        misused(NAME, format!("/PL: `{address}` is no address"))
-                    })?);
+                    addresses.push(
+                        address.parse().map_err(|_| {
+                            misused(NAME, format!("/PL: `{address}` is no address"))
+                        })?,
+                    );
                 }
             }
             _ => return Err(misused(NAME, format!("there is no switch {one}"))),
@@ -200,30 +276,61 @@ mod tests {
 
     #[test]
     fn a_load_has_its_switches_before_its_program() {
-        let load = parse_load(&words("WatchDb /M /U postgres /R 3 /H 24 /WINDOW hide /opt/db/run -D /srv /M")).unwrap();
+        let load = parse_load(&words(
+            "WatchDb /M /U postgres /R 3 /H 24 /WINDOW hide /opt/db/run -D /srv /M",
+        ))
+        .unwrap();
         assert_eq!(
             load,
             Load {
                 id: "WatchDb".to_owned(),
                 monitored: true,
                 user: Some("postgres".to_owned()),
-                restart: Some((3, 24)),
+                restart: Some(Restart {
+                    times: 3,
+                    hours: 24
+                }),
                 program: words("/opt/db/run -D /srv /M"),
             }
         );
         let load = parse_load(&words("w /m sleep 60")).unwrap();
-        assert_eq!((load.monitored, load.program, load.restart), (true, words("sleep 60"), None));
-        assert_eq!(parse_load(&words("w /R 2 /bin/x")).unwrap().restart, Some((2, 0)));
-        assert_eq!(parse_load(&words("w /srv/x")).unwrap().program, words("/srv/x"));
-        for bad in ["", "/M w x", "w", "w /M", "w /R x y", "w /H 2 x", "w /Q x", "w /U", "w /WINDOW"] {
+        assert_eq!(
+            (load.monitored, load.program, load.restart),
+            (true, words("sleep 60"), None)
+        );
+        assert_eq!(
+            parse_load(&words("w /R 2 /bin/x")).unwrap().restart,
+            Some(Restart { times: 2, hours: 0 })
+        );
+        assert_eq!(
+            parse_load(&words("w /srv/x")).unwrap().program,
+            words("/srv/x")
+        );
+        for bad in [
+            "",
+            "/M w x",
+            "w",
+            "w /M",
+            "w /R x y",
+            "w /H 2 x",
+            "w /Q x",
+            "w /U",
+            "w /WINDOW",
+        ] {
             assert!(parse_load(&words(bad)).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn the_other_switches() {
-        assert_eq!(parse_control(&words("w /W PAUSE")), Ok(("w".to_owned(), true)));
-        assert_eq!(parse_control(&words("w /w continue")), Ok(("w".to_owned(), false)));
+        assert_eq!(
+            parse_control(&words("w /W PAUSE")),
+            Ok(("w".to_owned(), true))
+        );
+        assert_eq!(
+            parse_control(&words("w /w continue")),
+            Ok(("w".to_owned(), false))
+        );
         assert!(parse_control(&words("w PAUSE")).is_err());
         let kill = parse_kill(&words("w /C /T 5")).unwrap();
         assert_eq!((kill.only_watch, kill.seconds), (true, Some(5)));

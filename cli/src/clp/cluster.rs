@@ -19,7 +19,16 @@ const END_PATIENCE: Duration = Duration::from_secs(3600);
 
 const CLPCL: Known = Known {
     name: "clpcl",
-    flags: &["-s", "-t", "-r", "-a", "-f", "--suspend", "--resume", "--force"],
+    flags: &[
+        "-s",
+        "-t",
+        "-r",
+        "-a",
+        "-f",
+        "--suspend",
+        "--resume",
+        "--force",
+    ],
     values: &["-h", "-w"],
     optional: &[],
     words: 0,
@@ -32,7 +41,9 @@ const CLPCL: Known = Known {
 pub async fn clpcl(context: &Context, arguments: &[String]) -> Outcome {
     let given = parse(&CLPCL, arguments)?;
     let verb = given.one_of("clpcl", &["-s", "-t", "-r", "--suspend", "--resume"])?;
-    let limit = given.number("clpcl", "-w")?.map_or(END_PATIENCE, Duration::from_secs);
+    let limit = given
+        .number("clpcl", "-w")?
+        .map_or(END_PATIENCE, Duration::from_secs);
     let all = given.has("-a");
     match verb {
         "--suspend" => suspend::run(context, true, false).await,
@@ -79,7 +90,9 @@ async fn start(context: &Context, all: bool, host: Option<&str>) -> Outcome {
 
 fn systemctl(verb: &str) -> Result<(), Failure> {
     let failed = |why: &dyn std::fmt::Display| {
-        Failure::system(format!("`systemctl {verb} {UNIT}` {why}\n  next: `systemctl status {UNIT}`, `journalctl -u {UNIT}`"))
+        Failure::system(format!(
+            "`systemctl {verb} {UNIT}` {why}\n  next: `systemctl status {UNIT}`, `journalctl -u {UNIT}`"
+        ))
     };
     let status = Command::new("systemctl")
         .args([verb, UNIT])
@@ -96,7 +109,11 @@ async fn stop(context: &Context, all: bool, host: Option<&str>, limit: Duration)
     let config = context.config()?;
     let kind = EndKind::Manager;
     let here = host.is_none_or(|host| host == config.node.name);
-    let order = if all { Order::EndCluster { kind } } else { Order::EndNode { kind } };
+    let order = if all {
+        Order::EndCluster { kind }
+    } else {
+        Order::EndNode { kind }
+    };
     if let Some(host) = host {
         known_node(&context.cluster().await?, host)?;
     }
@@ -135,7 +152,11 @@ pub async fn clpdown(context: &Context, arguments: &[String]) -> Outcome {
         words: 0,
     };
     let given = parse(&KNOWN, arguments)?;
-    let kind = if given.has("-r") { EndKind::Reboot } else { EndKind::Shutdown };
+    let kind = if given.has("-r") {
+        EndKind::Reboot
+    } else {
+        EndKind::Shutdown
+    };
     let host = given.value("-h").map(str::to_owned);
     context.order(host, Order::EndNode { kind }).await?;
     DONE
@@ -154,7 +175,11 @@ pub async fn clpstdn(context: &Context, arguments: &[String]) -> Outcome {
         words: 0,
     };
     let given = parse(&KNOWN, arguments)?;
-    let kind = if given.has("-r") { EndKind::Reboot } else { EndKind::Shutdown };
+    let kind = if given.has("-r") {
+        EndKind::Reboot
+    } else {
+        EndKind::Shutdown
+    };
     let host = given.value("-h").map(str::to_owned);
     context.order(host, Order::EndCluster { kind }).await?;
     DONE

@@ -24,7 +24,9 @@ const KNOWN: Known = Known {
 /// It is wrong, refused, or can't be written.
 pub async fn clpcfctrl(context: &Context, arguments: &[String]) -> Outcome {
     let given = parse(&KNOWN, arguments)?;
-    let folder = given.value("-x").map_or_else(|| PathBuf::from("."), PathBuf::from);
+    let folder = given
+        .value("-x")
+        .map_or_else(|| PathBuf::from("."), PathBuf::from);
     let path = file(&folder.join("kagami.toml"));
     match given.one_of(NAME, &["--push", "--pull"])? {
         "--push" => push::run(context, &path, given.has("--force"), false, false).await,

@@ -29,7 +29,9 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 pub async fn run(context: &Context, arguments: &[String]) -> Outcome {
     let given = parse(&KNOWN, arguments)?;
     let verb = given.one_of(NAME, &["-s", "-t", "-m", "-n"])?;
-    let limit = given.number(NAME, "--apito")?.map_or(PATIENCE, Duration::from_secs);
+    let limit = given
+        .number(NAME, "--apito")?
+        .map_or(PATIENCE, Duration::from_secs);
     let report = context.cluster().await?;
     let host = given.value("-h").unwrap_or(&report.local).to_owned();
     known_node(&report, &host)?;
@@ -75,7 +77,9 @@ fn current(report: &ClusterReport, group: Option<&String>) -> Outcome {
     };
     match report.group(group).and_then(|group| group.current.as_ref()) {
         Some(node) => print_out(&format!("{node}\n")).and(DONE),
-        None => Err(Failure::refused(format!("group {group}: it runs nowhere\n  next: start it"))),
+        None => Err(Failure::refused(format!(
+            "group {group}: it runs nowhere\n  next: start it"
+        ))),
     }
 }
 
@@ -88,7 +92,12 @@ fn concerned(report: &ClusterReport, given: &Given, verb: &str, host: &str) -> V
         "-s" => group.current.is_none() && group.nodes.iter().any(|node| node == host),
         _ => group.current.as_deref() == Some(host),
     };
-    report.groups.iter().filter(here).map(|group| group.name.clone()).collect()
+    report
+        .groups
+        .iter()
+        .filter(here)
+        .map(|group| group.name.clone())
+        .collect()
 }
 
 fn order(report: &ClusterReport, given: &Given, verb: &str, host: &str, group: &str) -> Order {

@@ -28,7 +28,11 @@ pub fn title(words: &str) -> String {
     let bare = WIDTH.saturating_sub(words.len() + 4);
     // 24 before CLUSTER STATUS, 27 after it.
     let before = bare.saturating_sub(3) / 2;
-    format!(" {}  {words}  {}\n", "=".repeat(before), "=".repeat(bare - before))
+    format!(
+        " {}  {words}  {}\n",
+        "=".repeat(before),
+        "=".repeat(bare - before)
+    )
 }
 
 /// The line of `=` at the end.
@@ -50,14 +54,22 @@ fn dotted(mark: &str, name: &str, state: &str, comment: &str, style: Style) -> S
     let field = style.column() - mark.len();
     let name = cut(name, field - 1);
     let dots = field - 1 - name.chars().count();
-    fields(&format!("{mark}{name} {}", ".".repeat(dots)), state, comment)
+    fields(
+        &format!("{mark}{name} {}", ".".repeat(dots)),
+        state,
+        comment,
+    )
 }
 
 /// Anything else: `      lankhb1        : Normal           LAN Heartbeat`
 fn plain(indent: usize, name: &str, state: &str, comment: &str, style: Style) -> String {
     let field = style.column() - indent;
     let name = cut(name, field);
-    fields(&format!("{}{name:<field$}", " ".repeat(indent)), state, comment)
+    fields(
+        &format!("{}{name:<field$}", " ".repeat(indent)),
+        state,
+        comment,
+    )
 }
 
 /// `online pending` as it is shown: `Online Pending`.
@@ -123,11 +135,23 @@ pub fn summary(report: &ClusterReport, style: Style) -> String {
         }
         let state = node_state(node);
         let comment = server_comment(place);
-        text.push_str(&dotted(mark(report, &node.name), &node.name, &state, comment, style));
+        text.push_str(&dotted(
+            mark(report, &node.name),
+            &node.name,
+            &state,
+            comment,
+            style,
+        ));
         for heartbeat in &report.heartbeats {
             let state = heartbeat.nodes.get(&node.name).copied().unwrap_or_default();
             let comment = heartbeat_comment(&heartbeat.kind);
-            text.push_str(&plain(6, &heartbeat.name, &beat_state(state), comment, style));
+            text.push_str(&plain(
+                6,
+                &heartbeat.name,
+                &beat_state(state),
+                comment,
+                style,
+            ));
         }
     }
     text.push_str("  <group>\n");
@@ -178,8 +202,14 @@ fn table(
     rows: impl Iterator<Item = (String, Vec<String>)>,
 ) -> String {
     let mut text = title(heading);
-    text.push_str(&format!("  Cluster : {}\n{}\n", report.cluster, servers(report)));
-    let columns: Vec<String> = (0..report.nodes.len()).map(|at| format!("server{at}")).collect();
+    text.push_str(&format!(
+        "  Cluster : {}\n{}\n",
+        report.cluster,
+        servers(report)
+    ));
+    let columns: Vec<String> = (0..report.nodes.len())
+        .map(|at| format!("server{at}"))
+        .collect();
     text.push_str(&format!("   {first:<32}{}\n", columns.join("   ")));
     text.push_str(&format!("   {}\n", "-".repeat(WIDTH - 4)));
     for (name, signs) in rows {
@@ -201,10 +231,13 @@ pub fn groups(report: &ClusterReport) -> String {
         RunState::Unknown => "?",
     };
     let rows = report.groups.iter().map(|group| {
-        let signs = report.nodes.iter().map(|node| match group.on.get(&node.name) {
-            Some(state) => sign(*state).to_owned(),
-            None => "?".to_owned(),
-        });
+        let signs = report
+            .nodes
+            .iter()
+            .map(|node| match group.on.get(&node.name) {
+                Some(state) => sign(*state).to_owned(),
+                None => "?".to_owned(),
+            });
         (group.name.clone(), signs.collect())
     });
     table(report, "GROUP STATUS", "group", rows)
@@ -221,10 +254,13 @@ pub fn monitors(report: &ClusterReport) -> String {
         WatchState::Unknown => "?",
     };
     let rows = report.monitors.iter().map(|monitor| {
-        let signs = report.nodes.iter().map(|node| match monitor.on.get(&node.name) {
-            Some(state) => sign(*state).to_owned(),
-            None => "?".to_owned(),
-        });
+        let signs = report
+            .nodes
+            .iter()
+            .map(|node| match monitor.on.get(&node.name) {
+                Some(state) => sign(*state).to_owned(),
+                None => "?".to_owned(),
+            });
         let name = format!("{} : {}", monitor.name, watch_state(monitor.state));
         (name, signs.collect())
     });
@@ -240,23 +276,46 @@ pub fn heartbeats(report: &ClusterReport) -> String {
         BeatState::Unknown => "?",
     };
     let mut text = title("HEARTBEAT RESOURCE STATUS");
-    text.push_str(&format!("  Cluster : {}\n{}\n", report.cluster, servers(report)));
+    text.push_str(&format!(
+        "  Cluster : {}\n{}\n",
+        report.cluster,
+        servers(report)
+    ));
     for (at, heartbeat) in report.heartbeats.iter().enumerate() {
         text.push_str(&format!("    HB{at} : {}\n", heartbeat.name));
     }
     for node in &report.nodes {
-        let numbers: Vec<String> = (0..report.heartbeats.len()).map(|at| at.to_string()).collect();
+        let numbers: Vec<String> = (0..report.heartbeats.len())
+            .map(|at| at.to_string())
+            .collect();
         text.push_str(&format!("\n   [on {} : {}]\n", node.name, node_state(node)));
-        text.push_str(&format!("   {:<16}{}\n   {}\n", "HB", numbers.join(" "), "-".repeat(WIDTH - 4)));
+        text.push_str(&format!(
+            "   {:<16}{}\n   {}\n",
+            "HB",
+            numbers.join(" "),
+            "-".repeat(WIDTH - 4)
+        ));
         for other in &report.nodes {
             // A server hears itself for as long as it is there.
-            let own = if node.state == NodeState::Offline { "x" } else { "o" };
+            let own = if node.state == NodeState::Offline {
+                "x"
+            } else {
+                "o"
+            };
             let signs = report.heartbeats.iter().map(|heartbeat| {
                 let state = heartbeat.nodes.get(&node.name).copied().unwrap_or_default();
-                if other.name == node.name { own } else { sign(state) }
+                if other.name == node.name {
+                    own
+                } else {
+                    sign(state)
+                }
             });
             let signs: Vec<&str> = signs.collect();
-            text.push_str(&format!("   {:<14}: {}\n", cut(&other.name, 13), signs.join(" ")));
+            text.push_str(&format!(
+                "   {:<14}: {}\n",
+                cut(&other.name, 13),
+                signs.join(" ")
+            ));
         }
     }
     text.push_str(&footer());

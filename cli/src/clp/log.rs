@@ -34,10 +34,16 @@ pub async fn clplogcmd(context: &Context, arguments: &[String]) -> Outcome {
         "ERR" | "ERROR" => Severity::Error,
         "WARN" | "WARNING" => Severity::Warning,
         "INFO" => Severity::Info,
-        other => return Err(misused("clplogcmd", format!("-l: `{other}` is none of ERR, WARN, INFO"))),
+        other => {
+            return Err(misused(
+                "clplogcmd",
+                format!("-l: `{other}` is none of ERR, WARN, INFO"),
+            ));
+        }
     };
     let id = given.number("clplogcmd", "-i")?.unwrap_or(1);
-    let id = u32::try_from(id).map_err(|_| misused("clplogcmd", format!("-i: {id} is too large")))?;
+    let id =
+        u32::try_from(id).map_err(|_| misused("clplogcmd", format!("-i: {id} is too large")))?;
     note(context, text.to_owned(), Some(id), severity, Reach::Node).await
 }
 
@@ -68,7 +74,14 @@ pub async fn armlog(context: &Context, arguments: &[String]) -> Outcome {
     if arguments.is_empty() || arguments[0].starts_with("--") {
         return Err(misused("ARMLOG", "the text is missing"));
     }
-    note(context, arguments.join(" "), None, Severity::Info, Reach::Node).await
+    note(
+        context,
+        arguments.join(" "),
+        None,
+        Severity::Info,
+        Reach::Node,
+    )
+    .await
 }
 
 /// `ARMBCAST /MSG TEXT [/A]`: to all operators, those at this machine's terminals among them.
@@ -119,7 +132,9 @@ pub async fn clplogcc(context: &Context, arguments: &[String]) -> Outcome {
     };
     let given = parse(&KNOWN, arguments)?;
     let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
-    let archive = given.value("-o").map(|folder| Path::new(folder).join(format!("kagami-logs-{now}.tar")));
+    let archive = given
+        .value("-o")
+        .map(|folder| Path::new(folder).join(format!("kagami-logs-{now}.tar")));
     let verb = LogsVerb::Collect {
         archive,
         this_node: given.has("-l"),

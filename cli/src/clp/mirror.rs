@@ -19,8 +19,22 @@ const CTRL: Known = Known {
     name: NAME,
     flags: &[],
     values: &[
-        "-a", "--active", "-d", "--deactive", "-b", "--break", "-f", "--force", "-r", "--recovery",
-        "-c", "--cancel", "-w", "--rwait", "-timeout", "--timeout",
+        "-a",
+        "--active",
+        "-d",
+        "--deactive",
+        "-b",
+        "--break",
+        "-f",
+        "--force",
+        "-r",
+        "--recovery",
+        "-c",
+        "--cancel",
+        "-w",
+        "--rwait",
+        "-timeout",
+        "--timeout",
     ],
     optional: &[],
     words: 0,
@@ -48,16 +62,28 @@ pub async fn clpmdctrl(context: &Context, arguments: &[String]) -> Outcome {
     let all: Vec<&str> = VERBS.iter().flatten().copied().collect();
     let verb = given.one_of(NAME, &all)?;
     let mirror = mirror(context, given.value(verb).unwrap_or_default());
-    let short = VERBS.iter().find(|spelt| spelt.contains(&verb)).map_or(verb, |spelt| spelt[0]);
+    let short = VERBS
+        .iter()
+        .find(|spelt| spelt.contains(&verb))
+        .map_or(verb, |spelt| spelt[0]);
     let seconds = match given.number(NAME, "-timeout")? {
         None => given.number(NAME, "--timeout")?,
         seconds => seconds,
     };
     let orders: &[Order] = match short {
         "-a" => &[Order::Attach { device: None }],
-        "-d" => &[Order::Detach { force: false }, Order::Demote { force: false }],
+        "-d" => &[
+            Order::Detach { force: false },
+            Order::Demote { force: false },
+        ],
         "-b" => &[Order::Disconnect],
-        "-f" => &[Order::Promote { force: true, while_resyncing: false }, Order::Attach { device: None }],
+        "-f" => &[
+            Order::Promote {
+                force: true,
+                while_resyncing: false,
+            },
+            Order::Attach { device: None },
+        ],
         "-r" => &[
             Order::Connect,
             Order::Resync {
@@ -114,7 +140,10 @@ async fn recovered(context: &Context, mirror: &str, limit: Option<Duration>) -> 
                 return DONE;
             }
             // These get nowhere by waiting.
-            Condition::SplitBrain | Condition::StandAlone | Condition::Paused | Condition::NotPaired => {
+            Condition::SplitBrain
+            | Condition::StandAlone
+            | Condition::Paused
+            | Condition::NotPaired => {
                 return Err(Failure::refused(format!(
                     "mirror {mirror}: {}: it does not resynchronise\n  next: `kagami status {mirror}`",
                     status(&report)
@@ -165,12 +194,23 @@ pub async fn clpmdstat(context: &Context, arguments: &[String]) -> Outcome {
         words: 0,
     };
     let given = parse(&KNOWN, arguments)?;
-    let verb = given.one_of("clpmdstat", &["-l", "--list", "-m", "--mirror", "-a", "--active"])?;
+    let verb = given.one_of(
+        "clpmdstat",
+        &["-l", "--list", "-m", "--mirror", "-a", "--active"],
+    )?;
     if verb == "-l" || verb == "--list" {
         let report = context.report().await?;
-        let width = report.mirrors.iter().map(|one| one.name.len()).max().unwrap_or(0);
+        let width = report
+            .mirrors
+            .iter()
+            .map(|one| one.name.len())
+            .max()
+            .unwrap_or(0);
         let line = |one: &MirrorReport| {
-            let device = one.device.as_ref().map_or("-", |device| device.path.as_str());
+            let device = one
+                .device
+                .as_ref()
+                .map_or("-", |device| device.path.as_str());
             format!(" {:<width$}   {device}   {}\n", one.name, one.backing)
         };
         print_out(&report.mirrors.iter().map(line).collect::<String>())?;
@@ -237,7 +277,10 @@ fn status(report: &MirrorReport) -> &'static str {
 /// This node's copy, and the other one: green as it should be, yellow being brought up to date, red
 /// stale or broken, grey not known.
 fn colours(report: &MirrorReport) -> (&'static str, &'static str) {
-    let syncing = matches!(report.condition, Condition::Resynchronising | Condition::Paused);
+    let syncing = matches!(
+        report.condition,
+        Condition::Resynchronising | Condition::Paused
+    );
     let colour = |disk: Disk| match disk {
         Disk::UpToDate => "GREEN",
         Disk::Inconsistent if syncing => "YELLOW",
@@ -249,13 +292,12 @@ fn colours(report: &MirrorReport) -> (&'static str, &'static str) {
         Condition::SplitBrain => "RED",
         _ => colour(report.disk),
     };
-    let there = match (&report.peer, report.condition) {
-        (None, _) => "GRAY",
-        (Some(_), Condition::SplitBrain) => "RED",
-        // It went away while this node went on: what it has is known to be stale.
-        (Some(_), Condition::Alone) => "RED",
-        (Some(peer), _) if report.connection == Connection::Connected => colour(peer.disk),
-        (Some(_), _) => "GRAY",
+    // A peer that went away while this node went on has what is known to be stale.
+    let stale = matches!(report.condition, Condition::SplitBrain | Condition::Alone);
+    let there = match &report.peer {
+        Some(_) if stale => "RED",
+        Some(peer) if report.connection == Connection::Connected => colour(peer.disk),
+        _ => "GRAY",
     };
     (here, there)
 }

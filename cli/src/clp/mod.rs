@@ -24,20 +24,35 @@ mod stat;
 
 /// All names, with what each is for: a line of its help.
 pub const NAMES: &[(&str, &str)] = &[
-    ("clpstat", "[-s|-g|-m|-n|-i] [--cl] [--sv|--hb|--svg|--grp|--rsc|--mon [NAME]] [--local] [--long] [-h HOST]"),
-    ("clpgrp", "-s|-t|-m|-n [GROUP] [-a NODE] [-h HOST] [--apito SECONDS]"),
+    (
+        "clpstat",
+        "[-s|-g|-m|-n|-i] [--cl] [--sv|--hb|--svg|--grp|--rsc|--mon [NAME]] [--local] [--long] [-h HOST]",
+    ),
+    (
+        "clpgrp",
+        "-s|-t|-m|-n [GROUP] [-a NODE] [-h HOST] [--apito SECONDS]",
+    ),
     ("clpcl", "-s|-t|-r [-a] [-h HOST] | --suspend | --resume"),
     ("clpdown", "[-r] [-h HOST]"),
     ("clpstdn", "[-r] [-h HOST]"),
-    ("clpmdctrl", "-a|-d|-b|-f|-r|-c NAME | --rwait NAME [-timeout SECONDS]"),
+    (
+        "clpmdctrl",
+        "-a|-d|-b|-f|-r|-c NAME | --rwait NAME [-timeout SECONDS]",
+    ),
     ("clpmdstat", "-m NAME | -l"),
-    ("clpcfctrl", "--push [-x FOLDER] [--force] | --pull [-x FOLDER]"),
+    (
+        "clpcfctrl",
+        "--push [-x FOLDER] [--force] | --pull [-x FOLDER]",
+    ),
     ("clplogcc", "[-o FOLDER] [-l]"),
     ("clplogcmd", "-m TEXT [-i ID] [-l ERR|WARN|INFO]"),
     ("ARMBCAST", "/MSG TEXT [/A]"),
     ("ARMLOG", "TEXT"),
     ("ARMSLEEP", "SECONDS"),
-    ("ARMLOAD", "ID [/M] [/U USER] [/R N [/H HOURS]] [/WINDOW hide] PROGRAM [ARGUMENT…]"),
+    (
+        "ARMLOAD",
+        "ID [/M] [/U USER] [/R N [/H HOURS]] [/WINDOW hide] PROGRAM [ARGUMENT…]",
+    ),
     ("ARMLOADC", "ID /W PAUSE|CONTINUE"),
     ("ARMKILL", "ID [/C] [/T SECONDS]"),
     ("ARMRSP", "/A /PL ADDRESS…"),
@@ -51,7 +66,23 @@ pub fn called(argument: Option<OsString>) -> Option<&'static str> {
 }
 
 fn find(name: &str) -> Option<&'static str> {
-    NAMES.iter().map(|(known, _)| *known).find(|known| *known == name)
+    NAMES
+        .iter()
+        .map(|(known, _)| *known)
+        .find(|known| *known == name)
+}
+
+/// What this process does that was called by one of these names.
+///
+/// # Errors
+/// See [`run`].
+pub fn main(name: &str) -> Outcome {
+    let arguments = std::env::args_os().skip(1).map(OsString::into_string);
+    let arguments = arguments
+        .collect::<Result<Vec<String>, _>>()
+        .map_err(|bad| misused(name, format!("{} is no text in UTF-8", bad.display())))?;
+    let configuration = std::env::var_os("KAGAMI_CONFIG").map(std::path::PathBuf::from);
+    run(name, &arguments, configuration.as_deref())
 }
 
 /// Runs a command of that name.
@@ -87,9 +118,9 @@ pub fn run(name: &str, arguments: &[String], configuration: Option<&Path>) -> Ou
         "ARMBCAST" => wait(log::armbcast(context, arguments)),
         "ARMLOG" => wait(log::armlog(context, arguments)),
         "ARMSLEEP" => arm::sleep(arguments),
-        "ARMLOAD" => arm::load(arguments),
-        "ARMLOADC" => arm::control(arguments),
-        "ARMKILL" => arm::kill(arguments),
+        "ARMLOAD" => arm::load(context, arguments),
+        "ARMLOADC" => arm::control(context, arguments),
+        "ARMKILL" => arm::kill(context, arguments),
         "ARMRSP" => wait(arm::respond(arguments)),
         other => unreachable!("{other} is in the list and has nothing to do"),
     };
@@ -133,6 +164,11 @@ mod tests {
             assert!(failure.words.starts_with(name), "{failure:?}");
             assert_eq!(failure.status, crate::exit::Status::Usage, "{failure:?}");
         }
-        assert!(run("clpstta", &[], None).unwrap_err().words.contains("did you mean \"clpstat\"?"));
+        assert!(
+            run("clpstta", &[], None)
+                .unwrap_err()
+                .words
+                .contains("did you mean \"clpstat\"?")
+        );
     }
 }

@@ -44,8 +44,9 @@ impl Given {
     /// It is none.
     pub fn number(&self, name: &str, option: &str) -> Result<Option<u64>, Failure> {
         let number = |text: &str| {
-            text.parse()
-                .map_err(|_| super::misused(name_of(name), format!("{option}: `{text}` is no number")))
+            text.parse().map_err(|_| {
+                super::misused(name_of(name), format!("{option}: `{text}` is no number"))
+            })
         };
         self.value(option).map(number).transpose()
     }
@@ -55,11 +56,19 @@ impl Given {
     /// # Errors
     /// None, or several.
     pub fn one_of<'o>(&self, name: &str, options: &[&'o str]) -> Result<&'o str, Failure> {
-        let given: Vec<&'o str> = (options.iter().copied()).filter(|one| self.has(one)).collect();
+        let given: Vec<&'o str> = (options.iter().copied())
+            .filter(|one| self.has(one))
+            .collect();
         match given[..] {
             [one] => Ok(one),
-            [] => Err(super::misused(name_of(name), format!("none of {} is given", options.join(", ")))),
-            _ => Err(super::misused(name_of(name), format!("{} don't go together", given.join(" and ")))),
+            [] => Err(super::misused(
+                name_of(name),
+                format!("none of {} is given", options.join(", ")),
+            )),
+            _ => Err(super::misused(
+                name_of(name),
+                format!("{} don't go together", given.join(" and ")),
+            )),
         }
     }
 }
@@ -81,18 +90,27 @@ pub fn parse(known: &Known, arguments: &[String]) -> Result<Given, Failure> {
             given.options.push((one.to_owned(), None));
         } else if known.values.contains(&one) {
             let Some(value) = rest.next() else {
-                return Err(super::misused(known.name, format!("{one}: its value is missing")));
+                return Err(super::misused(
+                    known.name,
+                    format!("{one}: its value is missing"),
+                ));
             };
             given.options.push((one.to_owned(), Some(value.clone())));
         } else if known.optional.contains(&one) {
             let value = rest.next_if(|next| !next.starts_with('-'));
             given.options.push((one.to_owned(), value.cloned()));
         } else if one.starts_with('-') {
-            return Err(super::misused(known.name, format!("there is no option {one}")));
+            return Err(super::misused(
+                known.name,
+                format!("there is no option {one}"),
+            ));
         } else if given.words.len() < known.words {
             given.words.push(one.to_owned());
         } else {
-            return Err(super::misused(known.name, format!("`{one}` is a word too many")));
+            return Err(super::misused(
+                known.name,
+                format!("`{one}` is a word too many"),
+            ));
         }
     }
     Ok(given)
@@ -112,14 +130,21 @@ mod tests {
 
     fn parsed(text: &str) -> Result<Given, String> {
         let arguments: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
-        parse(&KNOWN, &arguments).map_err(|failure| failure.words.lines().next().unwrap().to_owned())
+        parse(&KNOWN, &arguments)
+            .map_err(|failure| failure.words.lines().next().unwrap().to_owned())
     }
 
     #[test]
     fn options_and_words_in_any_order() {
         let given = parsed("pg -a beta -s --mon").unwrap();
-        assert_eq!((given.value("-a"), given.has("-s"), given.has("--mon")), (Some("beta"), true, true));
-        assert_eq!((given.words, given.options.len()), (vec!["pg".to_owned()], 3));
+        assert_eq!(
+            (given.value("-a"), given.has("-s"), given.has("--mon")),
+            (Some("beta"), true, true)
+        );
+        assert_eq!(
+            (given.words, given.options.len()),
+            (vec!["pg".to_owned()], 3)
+        );
         assert_eq!(parsed("--mon rows").unwrap().value("--mon"), Some("rows"));
         assert_eq!(parsed("--mon -s").unwrap().value("--mon"), None);
     }

@@ -14,11 +14,15 @@ use crate::exit::{DONE, Failure, Outcome};
 const NAME: &str = "clpstat";
 /// What is shown of the state, and of the configuration.
 const STATE: [&str; 4] = ["-s", "-g", "-m", "-n"];
-const CONFIGURED: [&str; 8] = ["-i", "--cl", "--sv", "--hb", "--svg", "--grp", "--rsc", "--mon"];
+const CONFIGURED: [&str; 8] = [
+    "-i", "--cl", "--sv", "--hb", "--svg", "--grp", "--rsc", "--mon",
+];
 
 const KNOWN: Known = Known {
     name: NAME,
-    flags: &["-s", "-g", "-m", "-n", "-i", "--cl", "--local", "--long", "--detail"],
+    flags: &[
+        "-s", "-g", "-m", "-n", "-i", "--cl", "--local", "--long", "--detail",
+    ],
     values: &["-h"],
     optional: &["--sv", "--hb", "--svg", "--grp", "--rsc", "--mon"],
     words: 0,
@@ -34,7 +38,10 @@ pub async fn run(context: &Context, arguments: &[String]) -> Outcome {
         .filter(|option| given.has(option))
         .collect();
     if shown.len() > 1 {
-        return Err(misused(NAME, format!("{} don't go together", shown.join(" and "))));
+        return Err(misused(
+            NAME,
+            format!("{} don't go together", shown.join(" and ")),
+        ));
     }
     let shown = shown.first().copied().unwrap_or("-s");
     let mut report = context.cluster().await?;
@@ -122,17 +129,26 @@ fn configured(
     {
         let names = items.iter().map(|item| item.name.as_str());
         let next = kagami_failover::config::fault::choose(name, names);
-        return Err(Failure::refused(format!("there is nothing of the name {name}\n  next: {next}")));
+        return Err(Failure::refused(format!(
+            "there is nothing of the name {name}\n  next: {next}"
+        )));
     }
     let mut text = title(heading);
     text.push_str(&format!(" [Cluster Name : {}]\n", cluster.name));
     if matches!(shown, "--cl" | "-i") {
-        text.push_str(&format!("  Revision : {}\n  Arbiter : {}\n", cluster.revision, report.arbiter));
+        text.push_str(&format!(
+            "  Revision : {}\n  Arbiter : {}\n",
+            cluster.revision, report.arbiter
+        ));
     }
     let mut kind = "";
     let mut number = 0;
     for item in items {
-        (number, kind) = if item.kind == kind { (number + 1, kind) } else { (0, item.kind) };
+        (number, kind) = if item.kind == kind {
+            (number + 1, kind)
+        } else {
+            (0, item.kind)
+        };
         if name.is_some_and(|name| name != item.name) {
             continue;
         }
@@ -157,15 +173,21 @@ fn servers(report: &ClusterReport) -> Vec<Item> {
 fn heartbeats(cluster: &Cluster) -> Vec<Item> {
     let item = |one: &kagami_failover::config::Heartbeat| {
         let ends: Vec<String> = match &one.kind {
-            HeartbeatKind::Lan(lan) => {
-                lan.addresses.iter().map(|(node, at)| format!("{node} {at}")).collect()
-            }
-            HeartbeatKind::Serial(tty) => {
-                tty.devices.iter().map(|(node, at)| format!("{node} {}", at.display())).collect()
-            }
-            HeartbeatKind::Disk(disk) => {
-                disk.paths.iter().map(|(node, at)| format!("{node} {}", at.display())).collect()
-            }
+            HeartbeatKind::Lan(lan) => lan
+                .addresses
+                .iter()
+                .map(|(node, at)| format!("{node} {at}"))
+                .collect(),
+            HeartbeatKind::Serial(tty) => tty
+                .devices
+                .iter()
+                .map(|(node, at)| format!("{node} {}", at.display()))
+                .collect(),
+            HeartbeatKind::Disk(disk) => disk
+                .paths
+                .iter()
+                .map(|(node, at)| format!("{node} {}", at.display()))
+                .collect(),
         };
         let kind = match one.kind {
             HeartbeatKind::Lan(_) => "lan",
@@ -248,7 +270,10 @@ fn monitors(cluster: &Cluster) -> Vec<Item> {
                     Target::Resource(group, resource) => format!("{group}/{resource}"),
                 },
             ),
-            ("Reactivation Threshold", one.common.reactivations.to_string()),
+            (
+                "Reactivation Threshold",
+                one.common.reactivations.to_string(),
+            ),
             ("Failover Threshold", one.common.failovers.to_string()),
         ],
     };

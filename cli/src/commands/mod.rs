@@ -98,6 +98,7 @@ pub fn run(cli: Cli) -> Outcome {
         Verb::Bench(args) => bench::run(&context, &args),
         Verb::Completions(args) => shell::completions(&args),
         Verb::Man(args) => shell::man(&args),
+        Verb::Clp { name, arguments } => crate::clp::run(&name, &arguments, cli.config.as_deref()),
         Verb::Failover(args) => crate::failover::run(&context, args),
         Verb::Guard(args) => block_on(crate::failover::guard::run(&context, args)),
         Verb::KernelDevice(verb) => attach::kernel_device(verb),
@@ -174,7 +175,7 @@ fn find<'a>(report: &'a StatusReport, name: &str) -> Result<&'a MirrorReport, Fa
 }
 
 /// An answer that this question can't have.
-fn unexpected(answer: &Answer) -> Failure {
+pub(crate) fn unexpected(answer: &Answer) -> Failure {
     let error = ClientError::NotUnderstood {
         why: format!("its answer belongs to another question: {answer:?}"),
     };
@@ -189,7 +190,7 @@ fn print_json(value: &impl Serialize) -> Result<(), Failure> {
 }
 
 /// Prints to standard output; a reader that went away ends the command quietly.
-fn print_out(text: &str) -> Result<(), Failure> {
+pub(crate) fn print_out(text: &str) -> Result<(), Failure> {
     let mut out = anstream::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => Ok(()),

@@ -21,7 +21,10 @@ fn report() -> ClusterReport {
     ClusterReport {
         cluster: "cluster".to_owned(),
         local: "server1".to_owned(),
-        nodes: vec![node("server1", NodeState::Online), node("server2", NodeState::Caution)],
+        nodes: vec![
+            node("server1", NodeState::Online),
+            node("server2", NodeState::Caution),
+        ],
         heartbeats: vec![
             HeartbeatReport {
                 name: "lankhb1".to_owned(),
@@ -110,10 +113,18 @@ fn the_summary() {
     let said = summary(&report(), Style::default());
     assert_eq!(said, expected);
     for line in said.lines().filter(|line| line.starts_with("   ")) {
-        assert_eq!(line.find(':'), Some(21), "the colon stands in column 22: {line}");
+        assert_eq!(
+            line.find(':'),
+            Some(21),
+            "the colon stands in column 22: {line}"
+        );
     }
     assert_eq!(said.lines().next().unwrap().len(), 70);
-    assert_eq!(said.lines().last().unwrap().len(), 70, "a blank and 69 of `=`");
+    assert_eq!(
+        said.lines().last().unwrap().len(),
+        70,
+        "a blank and 69 of `=`"
+    );
 }
 
 #[test]
@@ -124,7 +135,11 @@ fn the_summary_with_long_names() {
     };
     let said = summary(&report(), style);
     for line in said.lines().filter(|line| line.starts_with("   ")) {
-        assert_eq!(line.find(':'), Some(38), "the colon stands in column 39: {line}");
+        assert_eq!(
+            line.find(':'),
+            Some(38),
+            "the colon stands in column 39: {line}"
+        );
     }
     for line in [
         "   *server1 ..........................: Online           Primary server",
@@ -168,8 +183,14 @@ fn where_groups_are() {
 #[test]
 fn what_monitors_see() {
     let said = monitors(&report());
-    assert!(said.contains("   mdw1 : Normal                   o         -\n"), "{said}");
-    assert!(said.contains("   ipw1 : Suspend                  s         x\n"), "{said}");
+    assert!(
+        said.contains("   mdw1 : Normal                   o         -\n"),
+        "{said}"
+    );
+    assert!(
+        said.contains("   ipw1 : Suspend                  s         x\n"),
+        "{said}"
+    );
 }
 
 #[test]
