@@ -110,6 +110,9 @@ defects! {
     LeaveBeforeOutdated: "a copy says that it leaves before that is durable",
     DemotedUnflushed: "a demotion forgets `was_primary` with blocks unflushed",
     NotNamedGoesOn: "a copy that the register does not name any more goes on",
+    GuestOutlivesAPrimary: "a target stays Primary although its source was Primary meanwhile",
+    GuestForgetsTheBoot: "a target stays Primary although its source's machine crashed with unflushed writes",
+    GuestWritesUnmarked: "a source does not mark what it writes for its target",
 }
 
 #[cfg(not(planted))]

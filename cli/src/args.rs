@@ -349,11 +349,16 @@ pub struct DangerArgs {
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n\
     \x20 kagami promote pg\n\
+    \x20 kagami promote pg --while-resyncing   # before this copy is in sync: the other node answers\n\
     \x20 kagami promote pg --force --yes   # go on though a rule forbids it; it is recorded")]
 pub struct PromoteArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub order: OrderArgs,
+    /// Also while this copy is being resynchronised: until that ends every read and write goes to the
+    /// other node, and waits when the link is down
+    #[arg(long, conflicts_with = "force")]
+    pub while_resyncing: bool,
     /// Override permission and staleness: what only the other copy holds is lost or a split brain
     #[arg(long)]
     pub force: bool,

@@ -93,7 +93,10 @@ fn orders_reach_the_engine() {
     let cases: [(&[&str], Command, &str); 8] = [
         (
             &["promote", "pg"],
-            Command::Promote { force: false },
+            Command::Promote {
+                force: false,
+                while_resyncing: false,
+            },
             "mirror pg: Primary here\n",
         ),
         (

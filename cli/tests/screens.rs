@@ -38,6 +38,7 @@ fn well() -> MirrorReport {
         next: Vec::new(),
         role: Role::Primary,
         disk: Disk::UpToDate,
+        served_by_peer: false,
         backing: "/dev/vg0/pg".to_owned(),
         metadata: "/dev/vg0/pg-meta".to_owned(),
         served_at: vec!["nbd+unix:///pg?socket=/run/kagami/pg.nbd".to_owned()],

@@ -43,6 +43,7 @@ fn copy(node: NodeId) -> Hello {
         split_brain: SplitBrainPolicy::default(),
         keep: None,
         full: false,
+        boot: None,
     }
 }
 

@@ -404,7 +404,13 @@ fn a_witness_lets_one_go_on_and_not_the_other() {
         b.add(with_arbiter(&b, 1)).await.expect("b again");
         let refused = b
             .engine()
-            .command("pg", Command::Promote { force: false })
+            .command(
+                "pg",
+                Command::Promote {
+                    force: false,
+                    while_resyncing: false,
+                },
+            )
             .await;
         assert!(refused.is_err(), "{refused:?}");
         // Together again: resynchronised, and both named.

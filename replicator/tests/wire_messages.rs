@@ -101,6 +101,7 @@ fn hello() -> impl Strategy<Value = Message> {
         any::<u64>(),
         any::<Option<u64>>(),
         any::<u64>(),
+        any::<Option<u128>>(),
     );
     let line = (
         prop::option::of(generation()),
@@ -121,7 +122,7 @@ fn hello() -> impl Strategy<Value = Message> {
         any::<Option<u64>>(),
     );
     (identity, line, worth, wishes).prop_map(|(identity, line, worth, wishes)| {
-        let (mirror, node, size, arbiter, marks) = identity;
+        let (mirror, node, size, arbiter, marks, boot) = identity;
         let (current, history, base) = line;
         let (disk, role, flag) = worth;
         let (protocol, solo, timeout_ms, split_brain, keep) = wishes;
@@ -149,6 +150,7 @@ fn hello() -> impl Strategy<Value = Message> {
             split_brain,
             keep: keep.map(NodeId),
             full: flag[7],
+            boot,
         }))
     })
 }

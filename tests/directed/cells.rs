@@ -29,8 +29,20 @@ const REQUEST: RequestId = RequestId(900_000);
 fn commands() -> Vec<(&'static str, Command)> {
     let resync = |from| Command::Resync { from, full: false };
     vec![
-        ("promote", Command::Promote { force: false }),
-        ("promote --force", Command::Promote { force: true }),
+        (
+            "promote",
+            Command::Promote {
+                force: false,
+                while_resyncing: false,
+            },
+        ),
+        (
+            "promote --force",
+            Command::Promote {
+                force: true,
+                while_resyncing: false,
+            },
+        ),
         ("demote", Command::Demote { force: false }),
         ("demote --force", Command::Demote { force: true }),
         ("resync", resync(None)),
@@ -259,6 +271,7 @@ pub fn hello(of: &Mirror) -> Hello {
         role: of.role(),
         unbroken: true,
         unmap_zeroes: true,
+        boot: Some(u128::from(of.record().node)),
         ..Hello::of(of.record(), of.settings())
     }
 }

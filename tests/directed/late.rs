@@ -193,7 +193,13 @@ fn begin(what: &str) -> (Pair, usize) {
         }
         "promotion" => {
             pair.sides[node].hold.metadata = true;
-            pair.order(node, Command::Promote { force: false });
+            pair.order(
+                node,
+                Command::Promote {
+                    force: false,
+                    while_resyncing: false,
+                },
+            );
         }
         "invalidation" => {
             pair.sides[node].hold.metadata = true;
@@ -219,7 +225,13 @@ fn begin(what: &str) -> (Pair, usize) {
         }
         "promotion without the peer" => {
             pair.sides[node].hold.asks = true;
-            pair.order(node, Command::Promote { force: false });
+            pair.order(
+                node,
+                Command::Promote {
+                    force: false,
+                    while_resyncing: false,
+                },
+            );
             pair.elapse(2_200);
         }
         _ => {}
@@ -281,10 +293,28 @@ fn step(pair: &mut Pair, node: usize, step: &str) -> bool {
         "disk lost" => return lose(pair, node),
         "peer's disk lost" => return lose(pair, 1 - node),
         "demote" => drop(pair.order(node, Command::Demote { force: true })),
-        "promote" => drop(pair.order(node, Command::Promote { force: false })),
-        "force" => drop(pair.order(node, Command::Promote { force: true })),
+        "promote" => drop(pair.order(
+            node,
+            Command::Promote {
+                force: false,
+                while_resyncing: false,
+            },
+        )),
+        "force" => drop(pair.order(
+            node,
+            Command::Promote {
+                force: true,
+                while_resyncing: false,
+            },
+        )),
         "invalidate" => drop(pair.order(node, Command::Invalidate)),
-        "peer forced" => drop(pair.order(1 - node, Command::Promote { force: true })),
+        "peer forced" => drop(pair.order(
+            1 - node,
+            Command::Promote {
+                force: true,
+                while_resyncing: false,
+            },
+        )),
         "peer demoted" => drop(pair.order(1 - node, Command::Demote { force: true })),
         "wait" => pair.elapse(3_000),
         _ => return false,

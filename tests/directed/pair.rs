@@ -273,7 +273,7 @@ impl Pair {
             node,
             Event::LinkUp {
                 session,
-                version: 1,
+                version: 2,
             },
         );
     }

@@ -28,6 +28,7 @@ pub fn build(stand: &str) -> (Pair, usize) {
         "Gn" => (gone(), 0),
         "Gm" => half_met(gone(), 0),
         "Gv" => (served(), 0),
+        "Pt" => (guest(), 1),
         "Pv" => (served(), 1),
         "Bv" => (bad_served(), 1),
         _ => panic!("no way to {stand}"),
@@ -50,7 +51,13 @@ pub fn in_sync() -> Pair {
 /// In sync, node 0 Primary, with some data.
 pub fn primary() -> Pair {
     let mut pair = in_sync();
-    pair.done(0, Command::Promote { force: false });
+    pair.done(
+        0,
+        Command::Promote {
+            force: false,
+            while_resyncing: false,
+        },
+    );
     pair.write(0, 3);
     pair.elapse(2_500);
     assert!(pair.is_equal());
@@ -122,6 +129,19 @@ pub fn lose_disk(pair: &mut Pair) {
     pair.pump();
 }
 
+/// Node 1 is Primary while it is brought up to date; node 0, its source, answers for it.
+fn guest() -> Pair {
+    let mut pair = copying_idle();
+    pair.done(
+        1,
+        Command::Promote {
+            force: false,
+            while_resyncing: true,
+        },
+    );
+    pair
+}
+
 /// Node 0 is Primary without a disk; node 1 carries it.
 pub fn carried() -> Pair {
     let mut pair = primary();
@@ -141,7 +161,13 @@ fn gone() -> Pair {
 fn served() -> Pair {
     let mut pair = gone();
     pair.elapse(3_000);
-    pair.done(1, Command::Promote { force: false });
+    pair.done(
+        1,
+        Command::Promote {
+            force: false,
+            while_resyncing: false,
+        },
+    );
     pair.meet();
     pair.linked = true;
     pair.pump();

@@ -93,6 +93,7 @@ bounds! {
     wipes: u8 = 0, "times that the register is lost";
     fine: bool = false, "local writes and cooling extents are steps of their own";
     served_target: bool = false, "a resync target may be Primary";
+    guest: bool = false, "a resync target may be Primary, and its source answers for it";
     messages: bool = false, "handshake and promotion are made of messages";
     promotions: u8 = 9, "promotions in a session";
     late: bool = false, "what an older session sent to a disk may land after it ended (ack-timeout)";

@@ -3,6 +3,7 @@
 use kagami_replicator::core::decide::Refused;
 
 use super::bounds::{Bounds, Mode};
+use super::guest;
 use super::mistake::Mistake;
 use super::name;
 use super::state::{Meeting, State};
@@ -59,9 +60,14 @@ fn reads(b: &Bounds, s: &State, i: usize) -> Check {
     let endless = b.mistake == Mistake::ReadsAfterGrant
         || b.mistake == Mistake::TargetServesOn && serves_target;
     let leased = node.lease && node.meeting == Meeting::No || endless;
+    let guest = guest::is_guest(b, node);
+    if guest && !guest::is_served(b, s, i) {
+        return Ok(());
+    }
     for block in b.each_block() {
         let at = usize::from(block);
         let elsewhere = node.disk_failed
+            || guest
             || serves_target && has(s.link.stale, block) && b.mistake != Mistake::TargetReadsItself;
         let value = if elsewhere {
             // the peer answers, in the session
@@ -74,6 +80,19 @@ fn reads(b: &Bounds, s: &State, i: usize) -> Check {
         } else {
             continue;
         };
+        if value < node.seen[at] {
+            return Err(format!(
+                "Read-your-writes: {} reads write {value} of block {block}, and has read or been answered {}",
+                name(i),
+                node.seen[at]
+            ));
+        }
+        if node.passed {
+            return Err(format!(
+                "One-writer: {} reads, and has been Primary since before the other one answered",
+                name(i)
+            ));
+        }
         if value < s.ghost.last[at] {
             return Err(format!(
                 "Read-your-writes: {} reads write {value} of block {block}, {} was answered",

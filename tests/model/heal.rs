@@ -28,7 +28,8 @@ fn rank(step: Step) -> Option<u8> {
         Step::Flushed => 10,
         Step::Swap(_) => 11,
         Step::Answered(..) => 12,
-        Step::TakeAsk(_) | Step::TakeReply(_) | Step::BecomePrimary(_) => 13,
+        Step::TakeAsk(_) | Step::TakeReply(_) | Step::BecomePrimary(_) | Step::Serve(_) => 13,
+        Step::PutOff => 5,
         Step::Settle => 14,
         Step::Adopt => 15,
         Step::Offer => 16,
@@ -78,7 +79,7 @@ impl Healer {
             replace_arbiter: 0,
             ..*bounds
         };
-        let mut s = without_faults(start);
+        let mut s = without_faults(bounds, start);
         let mut path = Vec::new();
         self.followed += 1;
         loop {
@@ -110,8 +111,12 @@ impl Healer {
 }
 
 /// What the schedule begins with: no budgets, failed disks are back, half-closed sessions closed.
-fn without_faults(start: &State) -> State {
+fn without_faults(b: &Bounds, start: &State) -> State {
     let mut s = *start;
+    let sound = Bounds {
+        guest: b.guest,
+        ..Bounds::default()
+    };
     for i in 0..2 {
         let node = &mut s.node[i];
         if node.disk_failed {
@@ -132,7 +137,7 @@ fn without_faults(start: &State) -> State {
     }
     if !s.link.is_open() {
         for i in 0..2 {
-            super::life::close(&Bounds::default(), &mut s, i);
+            super::life::close(&sound, &mut s, i);
         }
         s.link = Session::default();
     }

@@ -30,6 +30,7 @@ pub fn crash(s: &mut State, i: usize) {
     s.ghost.line[i] = s.ghost.flushed[i];
     s.ghost.last = s.ghost.last_flushed;
     s.link.open[i] = false;
+    super::guest::lost_unflushed(s, i);
     s.forget_closed_session();
 }
 
@@ -46,6 +47,7 @@ fn die(s: &mut State, i: usize, lose: bool) {
         node.data = node.stable;
         s.ghost.line[i] = s.ghost.flushed[i];
         s.ghost.last = s.ghost.last_flushed;
+        super::guest::lost_unflushed(s, i);
     }
     s.link.open[i] = false;
     s.forget_closed_session();
@@ -64,7 +66,7 @@ pub fn close(b: &Bounds, s: &mut State, i: usize) {
     if b.mistake != Mistake::GrantOutlivesSession || node.promoting != Promoting::Granted {
         node.promoting = Promoting::No;
     }
-    if node.primary && node.inconsistent && b.mistake != Mistake::TargetServesOn {
+    if node.primary && node.inconsistent && !b.guest && b.mistake != Mistake::TargetServesOn {
         if !node.write.local && node.write.id != 0 {
             node.late = node.write;
         }
@@ -221,7 +223,11 @@ pub fn upkeep(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
         });
         out.add(Step::LeaseEnds(i), to);
     }
-    if (b.messages || b.served_target) && s.link.open[i] && !s.link.is_open() && !node.lease {
+    if (b.messages || b.served_target || b.guest)
+        && s.link.open[i]
+        && !s.link.is_open()
+        && !node.lease
+    {
         let to = s.with(|t| close(b, t, i));
         out.add(Step::GivesUp(i), to);
     }

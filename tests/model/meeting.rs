@@ -5,8 +5,10 @@
 
 use super::bounds::Bounds;
 use super::check::is_alarm;
+use super::guest;
 use super::life::close;
 use super::mistake::Mistake;
+use super::permission;
 use super::resync::{become_target, overwrites};
 use super::roles::may_lead;
 use super::state::{Meeting, Plan, Promoting, Reply, Session, Stage, State};
@@ -99,7 +101,7 @@ fn judge(b: &Bounds, s: &State, t: &mut State, i: usize, theirs: &View) -> Check
             } else if b.mistake == Mistake::ReadyBeforeInconsistent {
                 t.node[i].fail_requests();
             } else {
-                become_target(b, t, i);
+                become_target(b, t, i, theirs);
             }
             Plan::Resync { source, full }
         }
@@ -173,12 +175,14 @@ fn come_up(b: &Bounds, t: &mut State, i: usize, plan: Plan, marks: u8) -> Check 
 }
 
 /// A promotion in a session, message by message; node `i`'s part of it.
-pub fn promotion(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
+///
+/// Errors: an invariant is broken.
+pub fn promotion(b: &Bounds, s: &State, i: usize, out: &mut Steps) -> Check {
     let (node, peer, link) = (&s.node[i], &s.node[1 - i], &s.link);
     let p = 1 - i;
     let outlives = b.mistake == Mistake::GrantOutlivesSession;
     if !(s.in_session(i) || outlives && node.promoting == Promoting::Granted) {
-        return;
+        return Ok(());
     }
     let unasked =
         node.promoting == Promoting::No && !node.granted && !node.primary && !peer.primary;
@@ -197,7 +201,15 @@ pub fn promotion(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
         let asks_itself =
             node.promoting == Promoting::Granted || node.promoting == Promoting::Asked && i < p;
         let refuses = node.primary || asks_itself && b.mistake != Mistake::BothGrant;
-        let to = s.with(|t| {
+        let of_target = b.guest && link.is_target(p) && !refuses;
+        if of_target && (link.stage != Stage::Copying || !permission::has_room(s)) {
+            return Ok(()); // it is in sync in a moment
+        }
+        let mut begun = *s;
+        if of_target {
+            guest::go_alone(b, &mut begun, i)?;
+        }
+        let to = begun.with(|t| {
             t.link.ask[p] = false;
             if refuses {
                 t.link.reply[i] = Reply::Refuse;
@@ -221,6 +233,11 @@ pub fn promotion(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
                 _ => Promoting::No,
             };
             t.link.reply[p] = Reply::None;
+            if b.guest && link.is_target(i) && t.node[i].promoting == Promoting::Granted {
+                // It has nothing to record.
+                t.node[i].promoting = Promoting::No;
+                guest::become_guest(b, t, i);
+            }
         });
         out.add(Step::TakeReply(i), to);
     }
@@ -234,4 +251,5 @@ pub fn promotion(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
         });
         out.add(Step::BecomePrimary(i), to);
     }
+    Ok(())
 }

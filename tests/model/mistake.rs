@@ -82,6 +82,11 @@ mistakes! {
     HandBackBeforeCleared: "a serving target hands back before its word on cleared marks arrived", "served_target=1 writes=3 attempts=1 drops=2 crashes=0";
     TargetTrustsMeeting: "a target that is promoted goes by the marks of the meeting", "messages=1 served_target=1 crashes=0 promotions=3";
     WriteOvertakesBlock: "the source writes to a block that is under way to the target", "writes=2 drops=2";
+    // A target that is Primary, and that its source answers for.
+    GuestOutlivesAPrimary: "a guest stays Primary though its source was Primary meanwhile", "guest=1 drops=2 deaths=1 crashes=0";
+    GuestForgetsTheBoot: "a guest stays Primary though its source lost unflushed writes", "guest=1 writes=2 drops=2";
+    GuestTrustsUnflushed: "a guest takes what its source answered before for flushed", "guest=1 writes=2 drops=2" | "guest=1 writes=2 drops=2 deaths=1";
+    GuestWritesUnmarked: "a source does not mark what it writes for its guest", "guest=1 writes=2 drops=2";
     // Meeting and promotion as messages.
     BothGrant: "both grant when both ask", "messages=1 first=zeroed attempts=0 crashes=0" | "messages=1 attempts=0 crashes=0";
     GrantOutlivesSession: "a grant counts after its session", "messages=1 writes=2 attempts=1 crashes=0 drops=2";

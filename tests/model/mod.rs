@@ -11,6 +11,7 @@
 pub mod bounds;
 pub mod check;
 pub mod disk_failure;
+pub mod guest;
 pub mod handshake;
 pub mod heal;
 pub mod life;

@@ -1,14 +1,18 @@
 //! One copy is brought up to date from the other (docs/protocol.md §5): begun, copied, offered, adopted, settled.
 
 use super::bounds::Bounds;
+use super::guest;
 use super::mistake::Mistake;
 use super::name;
 use super::state::{Node, Sent, Session, Stage, State, mark};
 use super::steps::{Check, Step, Steps, has};
+use super::verdict::View;
 
 /// What the target does, durably, before the first block comes.
-pub fn become_target(b: &Bounds, t: &mut State, target: usize) {
-    t.node[target].fail_requests();
+pub fn become_target(b: &Bounds, t: &mut State, target: usize, source: &View) {
+    if !guest::stays(b, &t.node[target], source) {
+        t.node[target].fail_requests();
+    }
     if b.mistake != Mistake::TargetNotInconsistent {
         t.node[target].inconsistent = true;
     }
@@ -62,7 +66,7 @@ pub fn begin(b: &Bounds, s: &State, t: &mut State, source: usize, full: bool) ->
         // It must survive a crash of the source as a full one: it is marked durably first.
         t.node[source].durable_marks |= joined;
     }
-    become_target(b, t, target);
+    become_target(b, t, target, &View::of(&s.node[source], source));
     t.node[source].lease = t.node[source].primary;
     if b.mistake == Mistake::AdoptAtStart {
         t.link.offered = t.node[source].current;
@@ -77,6 +81,7 @@ pub fn begin(b: &Bounds, s: &State, t: &mut State, source: usize, full: bool) ->
 /// The target takes the offered generation: one durable write.
 fn adopt(b: &Bounds, t: &mut State, target: usize) {
     let (current, history, own) = (t.link.offered, t.link.offered_history, t.link.own);
+    let was_guest = guest::is_guest(b, &t.node[target]);
     let node = &mut t.node[target];
     let serves = node.primary;
     *node = Node {
@@ -97,6 +102,9 @@ fn adopt(b: &Bounds, t: &mut State, target: usize) {
     } else {
         0
     };
+    if was_guest {
+        guest::adopted(t, target);
+    }
 }
 
 /// The steps of a resynchronisation.
@@ -116,12 +124,13 @@ pub fn steps(b: &Bounds, s: &State, out: &mut Steps) -> Check {
         let to = s.with(|t| {
             // What a serving target wrote itself is newer than anything that was sent.
             if !link.served
+                || b.guest
                 || has(link.stale, link.block)
                 || b.mistake == Mistake::TargetTakesOldBlock
             {
                 t.node[target].data[usize::from(link.block)] = link.value;
             }
-            if link.served {
+            if link.served && !b.guest {
                 t.link.stale &= !mark(link.block);
             }
             t.link.block_sent = Sent::Applied;
@@ -144,7 +153,11 @@ pub fn steps(b: &Bounds, s: &State, out: &mut Steps) -> Check {
         });
         out.add(Step::TellCleared, to);
     }
-    if link.stage == Stage::Offered && s.in_session(target) {
+    if link.stage == Stage::Offered {
+        guest::put_off(b, s, target, out);
+    }
+    let ready = guest::may_adopt(b, s, target);
+    if link.stage == Stage::Offered && s.in_session(target) && ready {
         let to = s.with(|t| {
             adopt(b, t, target);
             t.link.stage = Stage::Adopted;
@@ -223,9 +236,16 @@ fn offer(b: &Bounds, s: &State, source: usize, out: &mut Steps) -> Check {
     if !done || node.write.id != 0 || node.attempt != 0 {
         return Ok(());
     }
-    let serves = s.node[target].primary;
+    if b.guest && link.reply[source] == super::state::Reply::Grant {
+        return Ok(()); // the grant goes before the offer, on one stream
+    }
+    let guest = guest::is_guest(b, &s.node[target]);
+    if guest && !link.served && link.open[target] {
+        return Ok(()); // first it is served
+    }
+    let serves = s.node[target].primary && !guest;
     if link.open[target] {
-        let pending = if link.sent == Sent::No {
+        let pending = if link.sent == Sent::No || guest {
             0
         } else {
             mark(link.write.block)

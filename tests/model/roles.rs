@@ -2,6 +2,7 @@
 
 use super::bounds::{Bounds, Mode};
 use super::check::gains_permission;
+use super::guest;
 use super::mistake::Mistake;
 use super::permission;
 use super::state::{Register, Stage, State};
@@ -14,13 +15,16 @@ pub fn may_lead(b: &Bounds, s: &State, i: usize) -> bool {
         return false;
     }
     // A target is served from the source's copy as long as that has everything.
-    let target = link.is_target(i) && link.stage == Stage::Copying && b.served_target;
+    let served = b.served_target || b.guest;
+    let target = link.is_target(i) && link.stage == Stage::Copying && served;
     let good = !node.inconsistent && (link.source == 0 || link.is_source(i));
     good || target
 }
 
 /// The peer grants, in one step: it is Secondary, and forgets that it was Primary.
-pub fn promote_connected(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
+///
+/// Errors: an invariant is broken.
+pub fn promote_connected(b: &Bounds, s: &State, i: usize, out: &mut Steps) -> Check {
     let (node, peer) = (&s.node[i], &s.node[1 - i]);
     if !s.link.is_open()
         || node.primary
@@ -29,7 +33,10 @@ pub fn promote_connected(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
         || s.used.promotions >= b.promotions
         || !may_lead(b, s, i)
     {
-        return;
+        return Ok(());
+    }
+    if b.guest && s.link.is_target(i) {
+        return promote_guest(b, s, i, out);
     }
     let to = s.with(|t| {
         if b.promotions < 9 {
@@ -48,6 +55,21 @@ pub fn promote_connected(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
         }
     });
     out.add(Step::Promote(i), to);
+    Ok(())
+}
+
+/// The source grants once it has a generation of its own.
+fn promote_guest(b: &Bounds, s: &State, i: usize, out: &mut Steps) -> Check {
+    if permission::has_room(s) {
+        let mut to = *s;
+        if b.promotions < 9 {
+            to.used.promotions += 1;
+        }
+        guest::go_alone(b, &mut to, 1 - i)?;
+        guest::become_guest(b, &mut to, i);
+        out.add(Step::Promote(i), to);
+    }
+    Ok(())
 }
 
 /// The other changes of role.
@@ -68,7 +90,8 @@ pub fn steps(b: &Bounds, s: &State, i: usize, out: &mut Steps) -> Check {
     }
     demote(b, s, i, out);
     if node.may_answer && !node.primary && !s.link.open[i] && !node.disk_failed {
-        let waited = !peer.lease || b.mistake == Mistake::SourceDoesNotWait;
+        // A guest reads nothing without its source.
+        let waited = !peer.lease || b.guest || b.mistake == Mistake::SourceDoesNotWait;
         if waited {
             let to = s.with(|t| {
                 t.node[i].primary = true;
@@ -88,12 +111,14 @@ fn demote(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
     let (node, link) = (&s.node[i], &s.link);
     let idle = node.write.id == 0 && link.flush == super::state::Sent::No;
     let all_flushed = s.ghost.line[i] == s.ghost.flushed[i];
-    if !s.joined() || !node.primary || node.disk_failed || !idle {
+    if !s.joined() || !node.primary || node.disk_failed || !idle || guest::is_guest(b, node) {
         return;
     }
     let in_sync = link.source == 0 && node.marks == 0 && !node.may_answer && all_flushed;
-    let as_source =
-        b.served_target && link.is_source(i) && link.stage == Stage::Copying && all_flushed;
+    let as_source = (b.served_target || b.guest)
+        && link.is_source(i)
+        && link.stage == Stage::Copying
+        && all_flushed;
     let source_has_all = s.ghost.line[1 - i] & !s.ghost.flushed[1 - i] == 0;
     let told = link.cleared == 0 || b.mistake == Mistake::HandBackBeforeCleared;
     let as_target = link.is_target(i) && link.own == 0 && told && source_has_all;
@@ -101,6 +126,8 @@ fn demote(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
         let to = s.with(|t| {
             t.node[i].primary = false;
             t.node[i].lease = false;
+            t.node[i].seen = [0; super::state::BLOCKS];
+            t.node[i].passed = false;
             t.node[1 - i].granted = false;
             if in_sync {
                 t.node[i].was_primary = false;

@@ -40,6 +40,7 @@ pub const QUICK: &[Run] = &[
     run("solo never", "mode=never writes=2", M),
     run("messages", "messages=1 crashes=0", M),
     run("serving target", "served_target=1", M),
+    run("guest", "guest=1", M),
     run("first synchronisation", "first=zeroed", M),
     run("hanging disk", "late=1 crashes=0 drops=2", M),
     run(
@@ -58,6 +59,20 @@ pub const FULL: &[Run] = &[
         "serving target",
         "served_target=1 drops=2 writes=2 promotions=2",
         3 * M,
+    ),
+    run("guest", "guest=1", M),
+    run("guest, link", "guest=1 writes=2 crashes=0 drops=2", M),
+    run("guest, death of a daemon", "guest=1 deaths=1 crashes=0", M),
+    run("guest, never", "mode=never guest=1 writes=2 crashes=0", M),
+    run(
+        "guest, two blocks",
+        "guest=1 blocks=2 writes=2 promotions=2 crashes=0",
+        M,
+    ),
+    run(
+        "messages, guest",
+        "messages=1 guest=1 promotions=3 crashes=0",
+        M,
     ),
     run("solo always", "mode=always writes=2", 2 * M),
     run("crash, link", "drops=2", M),

@@ -84,6 +84,22 @@ pub struct Node {
     pub promoting: Promoting,
     /// It has granted in this session.
     pub granted: bool,
+
+    /// As a guest: what it remembers of its source.
+    pub guest: Guest,
+    /// Ghosts: what its applications read or were answered, as a guest, ...
+    pub seen: [u8; BLOCKS],
+    /// ... and that the other one has answered a write since it is Primary.
+    pub passed: bool,
+}
+
+/// What a target that is Primary, and that its source answers for, remembers of it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Guest {
+    /// The source has another boot than when it answered.
+    pub other_boot: bool,
+    /// 2: it answered what it has not flushed; 1: a flush of that is under way.
+    pub unflushed: u8,
 }
 
 impl Node {
@@ -117,6 +133,9 @@ impl Node {
         self.may_answer = false;
         self.lease = false;
         self.write = Write::default();
+        self.guest = Guest::default();
+        self.seen = [0; BLOCKS];
+        self.passed = false;
     }
 }
 

@@ -9,7 +9,8 @@ use super::bounds::Bounds;
 use super::mistake::Mistake;
 use super::state::{Request, State, mark};
 use super::{
-    disk_failure, handshake, life, meeting, permission, register, replace, resync, roles, writes,
+    disk_failure, guest, handshake, life, meeting, permission, register, replace, resync, roles,
+    writes,
 };
 
 /// A step; the number is the node that takes it, 0 for A and 1 for B.
@@ -22,11 +23,11 @@ pub enum Step {
     // Life.
     Restart(usize), LeaseEnds(usize), GivesUp(usize), Cool(usize), WriteBack(usize, u8),
     // Roles.
-    Promote(usize), Demote(usize), PromoteAlone(usize),
+    Promote(usize), Demote(usize), PromoteAlone(usize), Serve(usize),
     AskPeer(usize), TakeAsk(usize), TakeReply(usize), BecomePrimary(usize),
     // Writes and flushes.
     Write(usize, u8), Local(usize), Resend(usize), Apply, Acknowledge, Answer(usize),
-    Flush(usize), FlushPeer, Flushed, FlushAlone(usize),
+    Flush(usize), FlushPeer, Flushed, FlushAlone(usize), Read(usize), PutOff,
     // A Primary without a disk.
     CarryAsk(usize), CarryMint(usize), DisklessWrite(usize, u8), DisklessFlush,
     // Permission, and the register.
@@ -100,13 +101,14 @@ pub fn next(b: &Bounds, s: &State, out: &mut Steps) -> Check {
         life::faults(b, s, i, out);
         life::upkeep(b, s, i, out);
         if b.messages {
-            meeting::promotion(b, s, i, out);
+            meeting::promotion(b, s, i, out)?;
             meeting::greeting(b, s, i, out)?;
         } else {
-            roles::promote_connected(b, s, i, out);
+            roles::promote_connected(b, s, i, out)?;
         }
         roles::steps(b, s, i, out)?;
         writes::steps(b, s, i, out)?;
+        guest::steps(b, s, i, out)?;
         permission::steps(b, s, i, out)?;
         register::rejoining(b, s, i, out);
         disk_failure::steps(b, s, i, out)?;

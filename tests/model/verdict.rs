@@ -103,6 +103,7 @@ impl View {
             split_brain: SplitBrainPolicy::default(),
             keep: None,
             full: false,
+            boot: None,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::bounds::Bounds;
 use super::check::gains_permission;
+use super::guest;
 use super::mistake::Mistake;
 use super::state::{Sent, Stage, State, Write, mark, written};
 use super::steps::{Check, Step, Steps};
@@ -20,6 +21,9 @@ pub fn mirrors(b: &Bounds, s: &State, i: usize) -> bool {
 /// The steps of the Primary `i`.
 pub fn steps(b: &Bounds, s: &State, i: usize, out: &mut Steps) -> Check {
     let node = &s.node[i];
+    if guest::is_guest(b, node) {
+        return Ok(());
+    }
     let mirrored = mirrors(b, s, i);
     if node.primary && !node.disk_failed {
         begin(b, s, i, mirrored, out);
@@ -153,6 +157,7 @@ fn answer(b: &Bounds, s: &State, i: usize, mirrored: bool, out: &mut Steps) -> C
             *last = (*last).max(node.write.id);
         }
         t.node[i].write = Write::default();
+        t.node[1 - i].passed |= b.guest && by_self && peer.primary;
         if link.open[i] && link.sent != Sent::No && !hasty {
             t.link.sent = Sent::No;
             t.link.write = Write::default();
@@ -224,12 +229,23 @@ pub fn between(b: &Bounds, s: &State, out: &mut Steps) {
     let link = &s.link;
     let writer = usize::from(link.writer);
     let other = 1 - writer;
+    // (Its writer may have died meanwhile.)
+    let of_guest = b.guest && link.is_target(writer) && link.stage != Stage::Adopted;
+    // A source holds a write to a block that is under way to the target.
+    let open = link.served && link.stage == Stage::Copying;
+    let takes = !of_guest || open && !held(b, s, other, link.write.block);
     if link.sent == Sent::Sent
         && s.in_session(other)
         && s.node[other].up
         && !s.node[other].disk_failed
+        && takes
     {
         let to = s.with(|t| {
+            if of_guest {
+                guest::apply(b, t, other, link.write);
+                t.link.sent = Sent::Applied;
+                return;
+            }
             let peer = &mut t.node[other];
             if peer.alone && link.source == 0 {
                 // It carries: its marks are the only ones.
@@ -237,7 +253,7 @@ pub fn between(b: &Bounds, s: &State, out: &mut Steps) {
                 peer.durable_marks |= mark(link.write.block);
             }
             peer.data[usize::from(link.write.block)] = link.write.id;
-            if link.served && link.is_target(other) {
+            if link.served && !b.guest && link.is_target(other) {
                 t.link.stale &= !mark(link.write.block);
             }
             t.link.sent = Sent::Applied;
@@ -273,6 +289,7 @@ pub fn between(b: &Bounds, s: &State, out: &mut Steps) {
                 t.link.cleared |= link.covers;
             }
             t.node[flusher].marks &= !link.covers;
+            guest::flushed(t, flusher);
             t.ghost.kept |= link.flush_line;
             for (flushed, last) in t.ghost.last_flushed.iter_mut().zip(link.flush_last) {
                 *flushed = (*flushed).max(last);

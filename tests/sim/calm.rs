@@ -105,7 +105,7 @@ impl World {
         }
         if nth % 20 == 7 && !self.has_primary() {
             let node = self.fault_rng.node();
-            self.command(node, Command::Promote { force: false })?;
+            self.promote(node, nth % 40 == 7)?;
         }
         if nth % 20 == 17
             && let Some(node) = (0..2).find(|node| self.has_marks_in_sync(*node))
@@ -134,7 +134,13 @@ impl World {
             let demoted = 1 - keeper;
             if self.options.forced && !is_whole(keeper) && !is_whole(1 - keeper) {
                 // Both were chosen as losers, or invalidated: one is taken as it is.
-                return self.command(keeper, Command::Promote { force: true });
+                return self.command(
+                    keeper,
+                    Command::Promote {
+                        force: true,
+                        while_resyncing: false,
+                    },
+                );
             }
             if self.nodes[demoted].seen.role == Role::Primary {
                 self.command(demoted, Command::Demote { force: true })?;

@@ -57,6 +57,11 @@ pub struct Ghost {
     pub parents: BTreeMap<u64, Option<u64>>,
     /// The times that a node was Primary.
     pub terms: Vec<Term>,
+    /// When each node answered a request with success, in order, and when the newest of those that it
+    /// has answered by then had begun.
+    pub answers: [Vec<(u64, u64)>; 2],
+    /// A guest is without its source.
+    pub guest_waits: [bool; 2],
     /// Who answered writes last in each generation: the term, and whose copy held them.
     pub answered_in: BTreeMap<u64, (usize, usize)>,
     /// The first verdict of each session.
@@ -212,6 +217,35 @@ impl World {
         Err(self.violation("One-writer", what))
     }
 
+    /// *One-writer*, as an application sees it: nothing was asked of the other node after this one became
+    /// Primary, and answered before this request began. What an application remembers of the data is
+    /// true then. (A discard may come to nothing: whoever answers one has not said anything of the data.)
+    pub(super) fn check_one_service(&mut self, node: usize, pending: &Pending) -> Checked {
+        if matches!(pending.op, Op::Discard { .. }) {
+            return Ok(());
+        }
+        let answers = &mut self.ghost.answers[node];
+        let newest = answers.last().map_or(0, |(_, begun)| *begun);
+        answers.push((self.tick, newest.max(pending.start)));
+        let Some(term) = self.nodes[node].seen.term else {
+            return Ok(()); // it became Primary with this very event
+        };
+        let began = self.ghost.terms[term].began;
+        let others = &self.ghost.answers[1 - node];
+        let before = others.partition_point(|(at, _)| *at < pending.start);
+        let newest = before.checked_sub(1).map(|nth| others[nth].1);
+        if newest.is_none_or(|at| at < began) || self.options.may_fork() || self.is_weak() {
+            return Ok(());
+        }
+        let what = format!(
+            "{} answers {}, and has been Primary since before {} answered something",
+            self.nodes[node].name,
+            brief(&pending.op),
+            self.nodes[1 - node].name
+        );
+        Err(self.violation("One-writer", what))
+    }
+
     /// *Read-your-writes* and *Integrity*: a read finds the newest write answered before it
     /// began, or a later one; after a loss that is allowed, what was flushed.
     pub(super) fn check_read(
@@ -248,6 +282,9 @@ impl World {
         }
         let flushed = self.history.may_find(sector, value, bound, Level::Flushed);
         if self.is_weak() || flushed && self.may_be_lost(sector, value, bound) {
+            for copy in self.counted(node) {
+                self.doubt_what_lands(copy, sector, value, bound);
+            }
             self.history.settle(sector, value, bound);
             return Ok(());
         }
@@ -291,6 +328,7 @@ impl World {
         self.check_held(node, pending)?;
         self.check_line_of_write(node)?;
         if pending.op.is_fua() {
+            self.history.early = self.may_answer_early();
             let sectors: Vec<u64> = pending.op.writes().map(|(sector, _)| sector).collect();
             let oldest = self.oldest_request();
             for sector in sectors {
@@ -311,6 +349,7 @@ impl World {
         for sector in self.history.unflushed().collect::<Vec<_>>() {
             self.check_durable(node, sector, pending.start, Level::Newest, "flush")?;
         }
+        self.history.early = self.may_answer_early();
         self.history.flushed(pending.start, self.oldest_request());
         Ok(())
     }
@@ -331,7 +370,7 @@ impl World {
         };
         let status = mirror.status(self.local(node));
         let mut counted = Vec::new();
-        if !matches!(status.disk, DiskState::Failed | DiskState::Diskless) {
+        if !by_the_other(status.disk) {
             counted.push(node);
         }
         let there = status.connection == Connection::Connected && !self.has_lost_peer(node);
@@ -350,6 +389,15 @@ impl World {
             .is_some_and(|life| life < self.nodes[peer].disk_since)
     }
 
+    /// What the peer sent before it went may be under way to this disk still, on which `value` was found.
+    fn doubt_what_lands(&mut self, copy: usize, sector: u64, value: Value, bound: u64) {
+        let (block, nth) = (sector / SECTORS as u64, sector as usize % SECTORS);
+        let landed = self.nodes[copy].store.after_all_landed(block)[nth];
+        if landed != value {
+            self.history.doubt(sector, landed, bound);
+        }
+    }
+
     pub(super) fn check_durable(
         &mut self,
         node: usize,
@@ -365,11 +413,7 @@ impl World {
                 continue;
             }
             if self.is_weak() || self.may_be_lost(sector, value, bound) {
-                // What the peer sent before it went may be under way to this disk still.
-                let landed = self.nodes[copy].store.after_all_landed(block)[nth];
-                if landed != value {
-                    self.history.doubt(sector, landed, bound);
-                }
+                self.doubt_what_lands(copy, sector, value, bound);
                 self.history.settle(sector, value, bound);
                 continue;
             }
@@ -407,7 +451,8 @@ impl World {
         let copy = match (here, there) {
             (true, true) => return Ok(()),
             (false, false) => {
-                if lost {
+                // (Of a fork, the history knows the newest write of either side.)
+                if lost || self.is_weak() {
                     return Ok(());
                 }
                 let what = format!("{name} answers {}, which no copy holds", brief(&pending.op));
@@ -547,4 +592,13 @@ pub fn brief(op: &Op) -> String {
         Op::Discard { sector, count, .. } => format!("discard {sector}+{count}"),
         Op::Flush => "flush".to_owned(),
     }
+}
+
+/// True if a Primary with such a copy is answered for by the other node: its disk is gone, or it
+/// is still being resynchronised.
+pub fn by_the_other(disk: DiskState) -> bool {
+    matches!(
+        disk,
+        DiskState::Failed | DiskState::Diskless | DiskState::Inconsistent
+    )
 }

@@ -68,7 +68,7 @@ fn bad_data_are_found_and_mended() {
 #[test]
 fn damaged_metadata_are_noticed() {
     use super::faults::Fault;
-    let noticed = (0..12).filter(|seed| {
+    let noticed = (0..24).filter(|seed| {
         let world = World::with(Profile::General, *seed, Trace::off(), |options| {
             options.faults.push((Fault::MetadataDamage, 6));
         });
@@ -76,5 +76,5 @@ fn damaged_metadata_are_noticed() {
         assert_clean(&outcome);
         outcome.stats.count(Fault::MetadataDamage) > 0
     });
-    assert!(noticed.count() > 4);
+    assert!(noticed.count() > 6);
 }

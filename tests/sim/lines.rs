@@ -7,7 +7,7 @@ use kagami_replicator::core::state::{Role, Solo};
 use kagami_replicator::core::{DiskState, Notice};
 
 use super::arbiter::Question;
-use super::check::Ghost;
+use super::check::{Ghost, by_the_other};
 use super::content::SECTORS;
 use super::faults::Fault;
 use super::history::Level;
@@ -74,6 +74,7 @@ impl World {
             }
         }
         self.nodes[node].seen = Seen { role, disk, term };
+        self.mark_guest_step(node, before);
         if disk == DiskState::Failed
             && before.disk != DiskState::Failed
             && !self.nodes[node].store_suspect
@@ -105,7 +106,7 @@ impl World {
             .mirror
             .as_ref()
             .map(|mirror| mirror.disk_state());
-        let carried = matches!(disk, Some(DiskState::Failed | DiskState::Diskless));
+        let carried = disk.is_some_and(by_the_other);
         let of = if carried { 1 - node } else { node };
         let Some(current) = self.nodes[of]
             .meta
@@ -288,7 +289,7 @@ impl World {
         }
     }
 
-    fn has_read_faults(&self) -> bool {
+    pub(super) fn has_read_faults(&self) -> bool {
         let faults = [Fault::ReadFails, Fault::DiskFails];
         faults.iter().any(|fault| self.stats.count(*fault) > 0)
     }

@@ -18,6 +18,7 @@ pub mod content;
 pub mod coverage;
 pub mod disk;
 pub mod faults;
+mod guests;
 pub mod history;
 #[cfg(test)]
 mod kept;

@@ -15,6 +15,8 @@ use super::world::{Checked, Happening, Phase, World};
 pub enum Order {
     /// Become Primary, where nobody is.
     Promote,
+    /// Become Primary while the copy is being resynchronised: its source answers for it.
+    PromoteTarget,
     /// Stop being Primary.
     Demote,
     /// Stop being Primary, giving up what can't be finished.
@@ -80,6 +82,7 @@ impl Order {
     pub fn name(self) -> &'static str {
         match self {
             Self::Promote => "promote",
+            Self::PromoteTarget => "promote --while-resyncing",
             Self::Demote => "demote",
             Self::DemoteForce => "demote --force",
             Self::Resync => "resync",
@@ -153,23 +156,30 @@ impl World {
         match order {
             Order::Promote => {
                 if primary.is_none() {
-                    return self.command(node, Command::Promote { force: false });
+                    // Every other operator would have the service at once.
+                    let while_resyncing = self.sent.is_multiple_of(2);
+                    return self.promote(node, while_resyncing);
                 }
                 Ok(())
             }
+            Order::PromoteTarget => self.promote_target(primary),
             Order::TakeOver => {
                 let lost = |node: &usize| {
                     self.nodes[*node].seen.role == Role::Secondary
                         && self.connection(*node) != Connection::Connected
                 };
                 match (0..2).find(lost) {
-                    Some(node) => self.command(node, Command::Promote { force: false }),
+                    Some(node) => self.promote(node, false),
                     None => Ok(()),
                 }
             }
             Order::Demote | Order::DemoteForce => {
                 let force = order == Order::DemoteForce;
-                match primary {
+                // A service on a guest without its source hangs: the one that serves is stopped.
+                let guest = |node: usize| self.nodes[node].seen.disk == DiskState::Inconsistent;
+                let serves = (0..2)
+                    .find(|node| self.nodes[*node].seen.role == Role::Primary && !guest(*node));
+                match serves.or(primary) {
                     Some(node) => self.command(node, Command::Demote { force }),
                     None => Ok(()),
                 }
@@ -207,7 +217,13 @@ impl World {
             Order::Stop => self.command(node, Command::Stop),
             Order::Force => {
                 self.ghost.operator_chose = true;
-                self.command(node, Command::Promote { force: true })
+                self.command(
+                    node,
+                    Command::Promote {
+                        force: true,
+                        while_resyncing: false,
+                    },
+                )
             }
             Order::Part => {
                 self.ghost.operator_chose = true;
@@ -220,6 +236,32 @@ impl World {
             Order::ForceBoth | Order::Protocol | Order::Arbiter | Order::Disk | Order::Grow => {
                 self.order_more(order, node)
             }
+        }
+    }
+
+    pub(super) fn promote(&mut self, node: usize, while_resyncing: bool) -> Checked {
+        let force = false;
+        self.command(
+            node,
+            Command::Promote {
+                force,
+                while_resyncing,
+            },
+        )
+    }
+
+    /// The service is wanted on the node that is behind: where it came from lets go of it first.
+    fn promote_target(&mut self, primary: Option<usize>) -> Checked {
+        let target = |node: &usize| {
+            self.nodes[*node].seen.disk == DiskState::Inconsistent
+                && self.connection(*node) == Connection::Connected
+        };
+        match ((0..2).find(target), primary) {
+            (Some(target), None) => self.promote(target, true),
+            (Some(target), Some(primary)) if primary != target => {
+                self.command(primary, Command::Demote { force: false })
+            }
+            _ => Ok(()),
         }
     }
 

@@ -162,6 +162,10 @@ impl World {
             let timeout = o.settings.arbiter_timeout_ms;
             most += 10 * MS * (timeout + timeout.max(1000)) + 100 * o.arbiter_ns;
         }
+        if self.has_read_faults() {
+            // It waits before it reads again what could not be read; a write may have come there since.
+            most += 1_000 * MS;
+        }
         if self.now.saturating_sub(since.max(self.calm_since())) > most {
             let what = format!(
                 "{} has had nothing left to copy for {} ms, and is not in sync",

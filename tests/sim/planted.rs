@@ -82,6 +82,9 @@ fn profile(defect: Defect) -> Profile {
         D::AlwaysMarks | D::LoserByMarks | D::BadAheadWins => Profile::OldCopies,
         D::NoFreezeAtTheEnd => Profile::BusyEnd,
         D::NotNamedGoesOn => Profile::Forced,
+        D::GuestOutlivesAPrimary | D::GuestForgetsTheBoot | D::GuestWritesUnmarked => {
+            Profile::Guests
+        }
         _ => Profile::General,
     }
 }

@@ -42,6 +42,8 @@ pub enum Profile {
     BusyEnd,
     /// An operator forces the copy that the arbiter does not name.
     Forced,
+    /// The service goes home before its copy is in sync, and the source comes and goes meanwhile.
+    Guests,
 }
 
 /// What a cause draws after it, on the same node.
@@ -80,6 +82,7 @@ impl Profile {
         Self::OldCopies,
         Self::BusyEnd,
         Self::Forced,
+        Self::Guests,
     ];
 
     /// What it is called on the command line.
@@ -96,6 +99,7 @@ impl Profile {
             Self::OldCopies => "old-copies",
             Self::BusyEnd => "busy-end",
             Self::Forced => "forced",
+            Self::Guests => "guests",
         }
     }
 
@@ -126,6 +130,7 @@ impl Profile {
             Self::OldCopies => old_copies(o, rng),
             Self::BusyEnd => busy_end(o, rng),
             Self::Forced => forced(o, rng),
+            Self::Guests => guests(o, rng),
         }
     }
 }
@@ -404,6 +409,59 @@ fn forced(o: &mut Options, rng: &mut Rng) {
         (Order::Promote, 12),
         (Order::TakeOver, 4),
         (Order::Force, 4),
+    ];
+}
+
+fn guests(o: &mut Options, rng: &mut Rng) {
+    small(o, rng);
+    timeouts(o, rng.pick(&[60, 200]));
+    o.settings.solo = rng.pick(&[Solo::Arbiter, Solo::Arbiter, Solo::Never, Solo::Always]);
+    o.settings.protocol = rng.pick(&[Protocol::C, Protocol::C, Protocol::A, Protocol::B]);
+    o.settings.resync_window = rng.pick(&[4096, 64 << 10]);
+    o.settings.flush_after_ms = rng.pick(&[20, 1000]);
+    o.requests = 1500;
+    o.depth = rng.pick(&[2, 8]);
+    o.think_ns = rng.pick(&[300 * US, MS]);
+    o.disk_ns = rng.pick(&[100 * US, MS]);
+    o.meta_ns = rng.pick(&[100 * US, 5 * MS]);
+    o.net_ns = rng.pick(&[100 * US, 2 * MS]);
+    o.fault_every_ns = Some(rng.pick(&[150, 400]) * MS);
+    o.faults = vec![
+        (Fault::SessionEnds, 4),
+        (Fault::LinkCut, 3),
+        (Fault::LinkCutOneWay, 1),
+        (Fault::DaemonDies, 3),
+        (Fault::MachineCrashes, 3),
+        (Fault::BothDie, 1),
+        (Fault::DaemonPauses, 1),
+        (Fault::DiskSlow, 1),
+        (Fault::StoreFull, rng.below(2)),
+        (Fault::FlushFails, rng.below(2)),
+        (Fault::DiskFails, rng.below(2)),
+    ];
+    o.faults_last_ns = Some(rng.pick(&[2, 6]) * o.settings.timeout_ms * MS);
+    o.order_every_ns = 15 * MS;
+    o.orders = vec![
+        (Order::Promote, 6),
+        (Order::PromoteTarget, 12),
+        (Order::TakeOver, rng.pick(&[1, 6])),
+        (Order::Invalidate, 2),
+        (Order::Pause, 1),
+        (Order::Demote, 1),
+        (Order::Disconnect, 1),
+    ];
+    let wanted = Cause::Order(Order::PromoteTarget);
+    let soon = rng.pick(&[4, 40]) * (o.net_ns + o.meta_ns);
+    let cut_ns = 3 * o.settings.timeout_ms * MS;
+    // A source that serves by itself while its guest is away, and lets go before it is back.
+    let cut = Cause::Fault(Fault::LinkCut);
+    let taken = Cause::Order(Order::TakeOver);
+    o.sequels = vec![
+        sequel(wanted, Cause::Fault(Fault::MachineCrashes), soon, 8),
+        sequel(wanted, Cause::Fault(Fault::SessionEnds), soon, 8),
+        sequel(Cause::Fault(Fault::SessionEnds), taken, 20 * MS, 30),
+        sequel(cut, taken, cut_ns, 60),
+        sequel(taken, Cause::Order(Order::Demote), cut_ns, 60),
     ];
 }
 

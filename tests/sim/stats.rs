@@ -151,8 +151,8 @@ impl Stats {
     /// An operator orders.
     pub fn order(&mut self, command: &Command) {
         let name = match command {
-            Command::Promote { force: false } => "order: promote",
-            Command::Promote { force: true } => "order: promote --force",
+            Command::Promote { force: false, .. } => "order: promote",
+            Command::Promote { force: true, .. } => "order: promote --force",
             Command::Demote { .. } => "order: demote",
             Command::Resync { .. } => "order: resync",
             Command::PauseSync => "order: pause-sync",

@@ -264,6 +264,10 @@ impl World {
         for (sector, _) in pending.op.writes() {
             self.history.end(sector, pending.start, end, answered);
         }
+        if result.is_ok() {
+            self.check_one_service(node, &pending)?;
+            self.mark_guest(node, &pending.op);
+        }
         match (&pending.op, result) {
             (_, Err(error)) => self.check_refusal(node, &pending, error),
             (Op::Read { sector, count }, Ok(bytes)) => {

@@ -175,7 +175,10 @@ pub async fn promote(context: &Context, args: &PromoteArgs) -> Outcome {
     let carried = give(
         context,
         name,
-        Order::Promote { force: args.force },
+        Order::Promote {
+            force: args.force,
+            while_resyncing: args.while_resyncing,
+        },
         args.order.timeout,
     )
     .await?;

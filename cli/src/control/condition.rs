@@ -164,6 +164,9 @@ pub fn next(mirror: &MirrorReport) -> Vec<String> {
                 "this node's disk failed when it was to go on alone, so {peer} may not: put this disk right and start kagami here again; if it can't be, `kagami down` here and `kagami promote {name} --force` on {peer}"
             ))
         }
+        Condition::Held | Condition::Unusable if is_guest(mirror) => line(format!(
+            "start kagami on {peer}, or check the way to it: it answers for this node until the resynchronisation ends; to give the service back, `kagami demote {name} --force` here and `kagami promote {name}` on {peer}"
+        )),
         Condition::Held => line(format!(
             "start kagami on {peer}, or check the way to it; {}",
             without_peer(mirror, peer)
@@ -198,6 +201,11 @@ pub fn next(mirror: &MirrorReport) -> Vec<String> {
 
 fn has_lost_disk(mirror: &MirrorReport) -> bool {
     matches!(mirror.disk, Disk::Diskless | Disk::Failed)
+}
+
+/// Primary, and its copy is being resynchronised.
+fn is_guest(mirror: &MirrorReport) -> bool {
+    mirror.role == Role::Primary && mirror.disk == Disk::Inconsistent
 }
 
 /// What can be done while the peer stays away.

@@ -76,6 +76,9 @@ pub enum Order {
     Promote {
         /// Override the rules that refuse it.
         force: bool,
+        /// Also while this copy is being resynchronised: the other node answers for it.
+        #[serde(default)]
+        while_resyncing: bool,
     },
     /// Stop being Primary.
     Demote {
@@ -128,7 +131,13 @@ impl std::fmt::Display for Order {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let flag = |set: bool, flag: &'static str| if set { flag } else { "" };
         match self {
-            Self::Promote { force } => write!(f, "promote{}", flag(*force, " --force")),
+            Self::Promote {
+                force,
+                while_resyncing,
+            } => {
+                let early = flag(*while_resyncing, " --while-resyncing");
+                write!(f, "promote{}{early}", flag(*force, " --force"))
+            }
             Self::Demote { force } => write!(f, "demote{}", flag(*force, " --force")),
             Self::Resync { from, full } => {
                 let from = match from {

@@ -211,6 +211,9 @@ pub struct MirrorReport {
     pub role: Role,
     /// This node's copy.
     pub disk: Disk,
+    /// This node is Primary and has no good copy: the other node's answers, and every request goes there.
+    #[serde(default)]
+    pub served_by_peer: bool,
     /// The backing store.
     pub backing: String,
     /// The metadata store.

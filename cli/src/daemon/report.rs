@@ -192,6 +192,7 @@ fn skeleton(config: &Config, mirror: &Mirror, now: Now) -> MirrorReport {
         next: Vec::new(),
         role: Role::Secondary,
         disk: Disk::Unknown,
+        served_by_peer: false,
         backing: mirror.backing.display().to_string(),
         metadata: mirror.metadata.display().to_string(),
         served_at: Vec::new(),
@@ -245,6 +246,11 @@ fn fill(
     report.size_bytes = core.size;
     report.role = notice::role(core.role);
     report.disk = notice::disk(core.disk);
+    report.served_by_peer = report.role == Role::Primary
+        && matches!(
+            report.disk,
+            Disk::Inconsistent | Disk::Failed | Disk::Diskless
+        );
     report.served_at.clone_from(&status.served_at);
     report.device.clone_from(&status.device);
     report.disk_fault.clone_from(&status.disk_fault);

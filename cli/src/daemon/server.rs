@@ -250,7 +250,16 @@ async fn carry_out<E: Engine>(
             });
         }
         Order::Detach { force } => engine.detach(mirror, force).await?,
-        Order::Promote { force } => engine.command(mirror, Command::Promote { force }).await?,
+        Order::Promote {
+            force,
+            while_resyncing,
+        } => {
+            let command = Command::Promote {
+                force,
+                while_resyncing,
+            };
+            engine.command(mirror, command).await?
+        }
         Order::Demote { force } => engine.command(mirror, Command::Demote { force }).await?,
         Order::Resync { from, full } => {
             let from = from.map(|from| match from {

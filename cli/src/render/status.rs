@@ -73,6 +73,7 @@ impl Screen<'_> {
                 }
             }
         }
+        lines.extend(self.served_by_peer());
         lines.extend(self.device());
         if let Some(held) = &self.mirror.held {
             lines.push(self.labelled("held", &self.held(held)));
@@ -362,6 +363,18 @@ impl Screen<'_> {
         } else {
             format!("{generation} ({})", facts.join(", "))
         }
+    }
+
+    /// `beta answers every request until this copy is in sync`
+    fn served_by_peer(&self) -> Option<String> {
+        let guest = self.mirror.served_by_peer && self.mirror.disk == Disk::Inconsistent;
+        let peer = self.peer();
+        guest.then(|| {
+            let words = format!(
+                "{peer} answers every request until this copy is in sync; without {peer} they wait"
+            );
+            self.labelled("served", &words)
+        })
     }
 
     fn held(&self, why: &str) -> String {

@@ -4,6 +4,7 @@
 
 mod clients;
 mod crashes;
+mod guests;
 mod keys;
 mod life;
 mod moved;

@@ -316,6 +316,8 @@ impl Mirror {
                 Some(why) => self.on_not_granted(attempt.purpose, register.as_ref(), why, out),
             },
             Purpose::Rejoin => self.rejoin(attempt, register, out),
+            // It is told already: an answer was lost.
+            Purpose::Force if self.is_word_told(register.as_ref()) => self.on_word_told(out),
             Purpose::Force => self.swap(attempt, register, out),
             Purpose::Probe => {
                 self.watch_register();
@@ -447,6 +449,23 @@ impl Mirror {
             .set(Timer::AskAgain, self.now.after_ms(LOOK_AGAIN_MS));
     }
 
+    /// True if the register says what an operator's force was to tell it.
+    fn is_word_told(&self, register: Option<&Register>) -> bool {
+        let current = self.record().current.map(|g| g.tag);
+        register.is_some_and(|r| {
+            Some(r.instance) == self.record().arbiter
+                && r.copies == [self.me]
+                && Some(r.generation) == current
+        })
+    }
+
+    fn on_word_told(&mut self, out: &mut Actions) {
+        self.solo.forced = false;
+        self.watch_register();
+        // A promotion may have come while this was asked, and have had to wait.
+        self.seek_permission(out);
+    }
+
     fn on_granted(&mut self, attempt: &Attempt, out: &mut Actions) {
         self.solo.refused = None;
         match attempt.purpose {
@@ -454,6 +473,8 @@ impl Mirror {
                 self.change_record(After::Minted { by: "planted" }, |r| r.alone = true);
             }
             Purpose::GoAlone if self.wants_permission() => {
+                // By the register now: whoever is forced after this has the last word.
+                self.solo.forced = false;
                 self.mint_as(attempt.tag, After::Minted { by: "arbiter" })
             }
             Purpose::Carry if self.must_carry() => {
@@ -465,13 +486,9 @@ impl Mirror {
                 self.solo.unknown = false;
                 self.on_rejoined();
             }
-            Purpose::Force => {
-                self.solo.forced = false;
-                self.watch_register();
-            }
+            Purpose::Force => self.on_word_told(out),
             _ => {}
         }
-        let _ = out;
     }
 
     fn on_not_granted(

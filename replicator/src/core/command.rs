@@ -30,7 +30,10 @@ impl Mirror {
             return self.answer(id, Err(why), out);
         }
         match command {
-            Command::Promote { force } => self.promote(id, force, out),
+            Command::Promote {
+                force,
+                while_resyncing,
+            } => self.promote(id, force, while_resyncing, out),
             Command::Demote { force } => self.demote(Some(id), force, out),
             Command::Resync { from, full } => self.order_resync(id, from, full, out),
             Command::PauseSync => self.order_pause(id, true, out),
@@ -290,6 +293,15 @@ impl Mirror {
             let facts =
                 vec!["solo = \"never\": without the peer this node answers nothing".to_owned()];
             let next = "run `kagami disconnect` on the other node: it leaves cleanly, and this one goes on";
+            return self.answer(
+                id,
+                Err(refusal("refused: this node is Primary", facts, next)),
+                out,
+            );
+        }
+        if self.is_guest() {
+            let facts = vec!["the other node answers for it until its copy is in sync".to_owned()];
+            let next = "demote it first (`kagami demote`), or wait for the resynchronisation";
             return self.answer(
                 id,
                 Err(refusal("refused: this node is Primary", facts, next)),

@@ -319,7 +319,9 @@ fn by_record(mine: &Hello, theirs: &Hello) -> Verdict {
         if mine.alone || theirs.alone {
             return refuse(Row::SharedAlone, Refused::Impossible);
         }
-        if mine.role == Role::Primary && theirs.role == Role::Primary {
+        // (Not a Primary whose copy is bad: it answers nothing by itself, and gives way.)
+        let serves = |hello: &Hello| hello.role == Role::Primary && !is_bad(hello);
+        if serves(mine) && serves(theirs) {
             return refuse(Row::SharedAlone, Refused::TwoPrimaries);
         }
         match (is_bad(mine), is_bad(theirs)) {

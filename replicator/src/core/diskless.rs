@@ -35,6 +35,9 @@ impl Mirror {
         out.push(Action::Report(Notice::DiskFailed { fault, doing }));
         out.push(Action::BreakToken);
         let was_newest = self.alone.is_some();
+        if self.is_guest() {
+            self.give_up_guest("its disk failed while it was being resynchronised", out);
+        }
         self.local.store = Store::Failed;
         self.local.up_to_date = false;
         self.local.unbroken = false;
@@ -151,8 +154,10 @@ impl Mirror {
     /// Errors: from a peer that has nothing to carry.
     pub(super) fn on_carrying(&mut self, out: &mut Actions) -> Result<(), String> {
         let lost = self.local.store != Store::Usable;
+        let is_target = self.target_mut().is_some();
         match self.serve() {
             Some(serve) if lost => serve.carried = true,
+            None if !lost && is_target => return self.on_served_again(),
             _ => return Err("it carries a Primary that has a disk".into()),
         }
         self.answer_waiting_writes(out);

@@ -153,6 +153,9 @@ pub enum Command {
     Promote {
         /// Override the rules that refuse it.
         force: bool,
+        /// Also while this copy is the target of a resynchronisation: its source answers for it
+        /// (docs/protocol.md §5, *A target that is Primary*).
+        while_resyncing: bool,
     },
     /// Stop being Primary; answered when everything is on both disks.
     /// `force` gives up what waits for a peer that does not answer (those requests fail).

@@ -12,7 +12,7 @@ use super::request::JobKey;
 use super::state::{CommandId, SessionId};
 use super::timers::Timer;
 use super::unflushed::Unflushed;
-use super::{Actions, DiskFault, DiskOp, DiskWork, Mirror, Store};
+use super::{Actions, DiskFault, DiskOp, DiskWork, Mirror};
 
 /// The flushes of one mirror.
 #[derive(Debug, Default)]
@@ -137,7 +137,7 @@ impl Mirror {
             requests: std::mem::take(&mut self.flush.requests),
             resynced: Vec::new(),
         };
-        if self.local.store == Store::Usable {
+        if self.has_copy() {
             cycle.local = Half::Owed;
             self.submit(DiskWork::Flush(FlushOf::Cycle(id)), DiskOp::Flush, out);
         }
@@ -244,6 +244,9 @@ impl Mirror {
             if source {
                 self.on_synced(covered, out);
             }
+        }
+        if cycle.session.is_some() && self.is_served() {
+            self.guest_flushed();
         }
         if self.unflushed.is_empty() {
             self.timers.clear(Timer::AutoFlush);

@@ -15,6 +15,7 @@ use super::event::IoError;
 use super::link::{LinkStage, Peer, Phase, Up};
 use super::message::{Hello, Message};
 use super::resync::{Source, Target};
+use super::served;
 use super::state::{DiskState, Role, SessionId};
 use super::{Action, Actions, Mirror, Notice, Store};
 
@@ -88,6 +89,7 @@ impl Mirror {
             unmap_zeroes: self.unmap_zeroes,
             keep: self.solo.keep,
             full: self.solo.keep_full,
+            boot: self.told_boot(),
             ..Hello::of(self.record(), &self.settings)
         }
     }
@@ -280,7 +282,8 @@ impl Mirror {
                 if source == self.me {
                     self.on_met_durable(session);
                 } else {
-                    self.become_target(session, false, out);
+                    let stays = self.stays_guest(mine, theirs);
+                    self.become_target(session, false, stays, out);
                 }
             }
             Strategy::Full { source } => {
@@ -290,7 +293,8 @@ impl Mirror {
                     let all = !planted(Defect::AllMarkedNotWritten);
                     self.change_record(After::Met { session }, |r| r.all_marked = all);
                 } else {
-                    self.become_target(session, true, out);
+                    let stays = self.stays_guest(mine, theirs);
+                    self.become_target(session, true, stays, out);
                 }
             }
             Strategy::First { source } => {
@@ -308,10 +312,13 @@ impl Mirror {
         }
     }
 
-    /// §5 step 1: demoted, Inconsistent durably, before the first block arrives.
-    fn become_target(&mut self, session: SessionId, full: bool, out: &mut Actions) {
-        self.stop_being_primary("its copy is to be overwritten", out);
-        self.fail_requests(IoError::NotPrimary, out);
+    /// §5 step 1: demoted (a guest may stay Primary), Inconsistent durably, before the first block
+    /// arrives.
+    fn become_target(&mut self, session: SessionId, full: bool, stays: bool, out: &mut Actions) {
+        if !stays {
+            self.stop_being_primary("its copy is to be overwritten", out);
+            self.fail_requests(IoError::NotPrimary, out);
+        }
         self.alone = None;
         self.local.up_to_date = false;
         self.change_record(After::Met { session }, |r| {
@@ -354,19 +361,26 @@ impl Mirror {
 
     /// Both are ready: the session is up.
     fn come_up(&mut self, verdict: Verdict, out: &mut Actions) {
-        let (early, theirs) = match self.meeting() {
-            Some(meeting) => (std::mem::take(&mut meeting.early), meeting.theirs.take()),
+        let (early, mine, theirs) = match self.meeting() {
+            Some(meeting) => (
+                std::mem::take(&mut meeting.early),
+                meeting.sent.take(),
+                meeting.theirs.take(),
+            ),
             None => return,
         };
-        let Some(theirs) = theirs else { return };
+        let (Some(mine), Some(theirs)) = (mine, theirs) else {
+            return;
+        };
         let source = verdict.source();
         let disk = match (theirs.diskless, source) {
             (true, _) => DiskState::Diskless,
             (_, Some(source)) if source == self.me => DiskState::Inconsistent,
             _ => DiskState::UpToDate,
         };
-        // A target was demoted by its side of the verdict.
-        let role = if source == Some(self.me) {
+        // A target was demoted by its side of the verdict, unless it is a guest.
+        let guest_stays = source == Some(self.me) && served::stays_primary(&theirs, &mine);
+        let role = if source == Some(self.me) && !guest_stays {
             Role::Secondary
         } else {
             theirs.role
@@ -376,6 +390,7 @@ impl Mirror {
             disk,
             unmap_zeroes: theirs.unmap_zeroes,
             arbiter: theirs.arbiter,
+            boot: theirs.boot,
         };
         let phase = match verdict.strategy {
             Strategy::Nothing => {
@@ -386,7 +401,9 @@ impl Mirror {
                 Phase::InSync
             }
             Strategy::Marks { source } | Strategy::Full { source } if source == self.me => {
-                Phase::Source(Box::new(Source::new(self.bitmap.count(), self.now)))
+                let mut source = Source::new(self.bitmap.count(), self.now);
+                source.guest_stays = guest_stays;
+                Phase::Source(Box::new(source))
             }
             Strategy::First { source } if source == self.me => {
                 Phase::Source(Box::new(Source::first(self.now)))

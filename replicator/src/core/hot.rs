@@ -62,7 +62,7 @@ impl Mirror {
     /// Asks for the extents of a write; it is started once they are hot.
     pub(super) fn heat_for(&mut self, key: WriteKey, out: &mut Actions) {
         let span = self.writes[key.0].span;
-        if self.local.store != Store::Usable {
+        if !self.has_copy() {
             return self.on_heated(key, out);
         }
         assert!(

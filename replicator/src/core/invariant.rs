@@ -31,9 +31,19 @@ impl Mirror {
         }
     }
 
-    /// *No-stale-promotion*: a Primary's copy is good, or failed after it became Primary.
+    /// *No-stale-promotion*: a Primary's copy is good, or failed after it became Primary, or nothing is
+    /// answered from it (a guest).
     fn no_stale_promotion(&self) {
-        if self.is_primary() && self.local.store == Store::Usable {
+        if self.is_guest() {
+            assert!(
+                self.alone.is_none() && self.attempt.is_none(),
+                "No-stale-promotion: a guest has a permission of its own"
+            );
+            assert!(
+                self.reads_local().next().is_none() && !self.owes_disk_writes(|w| w.pinned),
+                "No-stale-promotion: a guest uses its own copy"
+            );
+        } else if self.is_primary() && self.local.store == Store::Usable {
             assert_eq!(
                 self.record().disk,
                 StoredDisk::Consistent,
@@ -44,9 +54,9 @@ impl Mirror {
                 "a Primary has recorded that it is"
             );
         }
-        if matches!(self.up().map(|up| &up.phase), Some(Phase::Target(_))) {
+        if let Some(Phase::Target(target)) = self.up().map(|up| &up.phase) {
             assert!(
-                !self.is_primary(),
+                !self.is_primary() || self.is_guest() || target.adopted,
                 "No-stale-promotion: a target is Primary"
             );
         }

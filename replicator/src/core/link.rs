@@ -24,6 +24,8 @@ use super::{Action, Actions, Mirror, Notice};
 #[derive(Debug)]
 pub(super) struct Link {
     pub id: SessionId,
+    /// The protocol's version.
+    pub version: u16,
     opened: Time,
     /// When the newest ping that the peer echoed was sent.
     echoed: Option<Time>,
@@ -46,6 +48,8 @@ pub(super) struct Peer {
     pub disk: DiskState,
     pub unmap_zeroes: bool,
     pub arbiter: Option<u64>,
+    /// The boot of its machine.
+    pub boot: Option<u128>,
 }
 
 /// A session that is up.
@@ -67,6 +71,8 @@ pub(super) struct Up {
     pub asked: Asked,
     /// The peer may be Primary in this session: it asked, and this node said yes.
     pub granted: bool,
+    /// It asked at a moment at which it could not be answered.
+    pub asked_late: bool,
     /// An operator paused the resynchronisation, here or there.
     pub paused_here: bool,
     pub paused_there: bool,
@@ -111,6 +117,7 @@ impl Up {
             peer_flushes: Vec::new(),
             asked: Asked::default(),
             granted: false,
+            asked_late: false,
             paused_here: false,
             paused_there: false,
             verified_there: false,
@@ -166,7 +173,7 @@ impl Mirror {
         out.push(Action::WantSession { from });
     }
 
-    pub(super) fn on_link_up(&mut self, session: SessionId, _version: u16, out: &mut Actions) {
+    pub(super) fn on_link_up(&mut self, session: SessionId, version: u16, out: &mut Actions) {
         if self.link.is_some() {
             self.end_session("the peer opened a new session", out);
         }
@@ -177,6 +184,7 @@ impl Mirror {
         }
         self.link = Some(Link {
             id: session,
+            version,
             opened: self.now,
             echoed: None,
             round_trip_ns: None,
@@ -231,6 +239,7 @@ impl Mirror {
             if planted(Defect::UnflushedLostWithTheLink) {
                 self.unflushed = super::unflushed::Unflushed::default();
             }
+            self.remember_unflushed();
             self.unflushed.move_into(&mut self.bitmap);
             self.timers.clear(Timer::AutoFlush);
             let up = *up;
@@ -244,6 +253,7 @@ impl Mirror {
             } else {
                 super::request::Gate::Open
             };
+            self.drop_parked_of_peer(out);
             self.lose_peer_of_writes(out);
             self.lose_peer_reads(up.reads.into_values().map(|(read, ..)| read).collect(), out);
         }
@@ -429,7 +439,7 @@ impl Mirror {
 
     /// True if writes go to the peer too.
     pub(super) fn is_mirroring(&self) -> bool {
-        self.is_in_sync() || self.is_source() || self.is_carried()
+        self.is_in_sync() || self.is_source() || self.is_carried() || self.is_served()
     }
 
     pub(super) fn tell_peer_state(&mut self, out: &mut Actions) {

@@ -126,7 +126,8 @@ pub enum Message {
 
     /// Secondary: may I be Primary in this session?
     PromoteAsk,
-    /// The answer: yes, and I will not ask while you are.
+    /// The answer: yes, and I will not ask while you are. To a target: my copy answers for you
+    /// (docs/protocol.md §5, *A target that is Primary*).
     PromoteGrant,
     /// The answer: no, and why.
     PromoteRefuse {
@@ -134,7 +135,8 @@ pub enum Message {
         why: String,
     },
     /// Secondary of a Primary whose disk failed: my generation of my own is durable,
-    /// I answer for both (docs/protocol.md §4 *carry*).
+    /// I answer for both (docs/protocol.md §4 *carry*). Source of a target that came back as
+    /// Primary: the same.
     Carrying,
 
     /// Primary without a usable block of its own: send me this.
@@ -262,6 +264,8 @@ pub struct Hello {
     pub keep: Option<NodeId>,
     /// An operator's word: all blocks.
     pub full: bool,
+    /// The boot of the sender's machine; none before protocol version 2.
+    pub boot: Option<u128>,
 }
 
 impl Hello {
@@ -292,6 +296,7 @@ impl Hello {
             split_brain: settings.split_brain,
             keep: None,
             full: false,
+            boot: None,
         }
     }
 }

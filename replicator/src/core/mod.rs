@@ -14,7 +14,7 @@
 //! Where to read on: `request` admits a front end's I/O, `write` and `read` are its life,
 //! `hot` and `flush` what they need of metadata and of the disks' caches. `link` and
 //! `handshake` meet the peer, [`decide`] is the table; `promote`, `solo` and `diskless` say who
-//! may go on, `peer` who the other copy is; `secondary`, `resync` and `verify` are the two copies at work. `situation` tells people where it stands. `durable` writes
+//! may go on, `peer` who the other copy is, `served` who answers for a target that is Primary; `secondary`, `resync` and `verify` are the two copies at work. `situation` tells people where it stands. `durable` writes
 //! the record and the pages, `invariant` asserts what must hold between any two events.
 
 pub mod action;
@@ -41,6 +41,7 @@ pub mod register;
 mod request;
 mod resync;
 mod secondary;
+mod served;
 pub mod settings;
 mod settle;
 pub mod situation;
@@ -154,6 +155,8 @@ pub struct Mirror {
 
     promoting: Option<promote::Promoting>,
     demoting: Option<promote::Demoting>,
+    /// What a Primary that its source answers for remembers.
+    guest: served::Guest,
     stopping: Option<CommandId>,
     stop_progress: command::Stopping,
     verify: Option<verify::Verify>,
@@ -175,6 +178,8 @@ struct Local {
     up_to_date: bool,
     /// No completed write was lost since the copies were last in sync (docs/protocol.md §1).
     unbroken: bool,
+    /// No write that a flush did not cover was lost to a failing disk in this boot, as far as is known.
+    token: bool,
     /// The peer lacks writes that protocol A or B answered before it had them.
     ahead: bool,
 }
@@ -287,6 +292,7 @@ impl Mirror {
                 },
                 up_to_date: false,
                 unbroken,
+                token: start.token,
                 ahead: false,
             },
             role: Role::Secondary,
@@ -310,6 +316,7 @@ impl Mirror {
             flush: flush::Flushing::default(),
             promoting: None,
             demoting: None,
+            guest: served::Guest::default(),
             stopping: None,
             stop_progress: command::Stopping::default(),
             verify: None,
@@ -364,6 +371,7 @@ impl Mirror {
         self.advance_resync(out);
         self.advance_verify(out);
         self.advance_flush(out);
+        self.advance_serving(out);
         self.advance_roles(out);
         self.advance_records(out);
         self.advance_pages(out);
@@ -384,7 +392,7 @@ impl Mirror {
         );
         match self.disk.remove(id.0 as usize) {
             DiskWork::Write(key) => self.on_write_local(key, result.map(drop), out),
-            DiskWork::Edge { write, last } => self.on_edge(write, last, result, out),
+            DiskWork::Edge { write, last } => self.on_edge(write, last, result, false, out),
             DiskWork::Read(key) => self.on_read_local(key, result, out),
             DiskWork::Flush(of) => self.on_flush_local(of, result.map(drop), out),
             DiskWork::Repair(run) => self.on_repaired(run, result.map(drop), out),

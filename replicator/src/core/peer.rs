@@ -100,7 +100,7 @@ impl Mirror {
         }
         // With what is on its way to it: a copy that is being invalidated is not good any more.
         let next = self.durable.next_record();
-        if replaced.is_none() || next.is_never_written() {
+        if (replaced.is_none() || next.is_never_written()) && !self.is_guest() {
             return Ok(());
         }
         if self.local.store != Store::Usable {

@@ -18,11 +18,13 @@ use super::{Action, Actions, DiskFault, DiskOp, DiskWork, Mirror, Store};
 #[derive(Debug)]
 pub(super) struct Promoting {
     command: CommandId,
-    stage: Promotion,
+    /// Also as a guest.
+    pub(super) while_resyncing: bool,
+    pub(super) stage: Promotion,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Promotion {
+pub(super) enum Promotion {
     /// To be decided by what there is: a session, or not.
     Begin,
     /// The peer was asked.
@@ -68,8 +70,15 @@ impl Mirror {
         out.push(Action::CommandDone { id, result });
     }
 
-    pub(super) fn promote(&mut self, command: CommandId, force: bool, out: &mut Actions) {
-        if self.is_primary() && force && self.link.is_none() && self.wants_permission() {
+    pub(super) fn promote(
+        &mut self,
+        command: CommandId,
+        force: bool,
+        while_resyncing: bool,
+        out: &mut Actions,
+    ) {
+        let holds = self.wants_permission() || self.is_guest();
+        if self.is_primary() && force && self.link.is_none() && holds {
             // It holds its I/O: the operator's word lets it go on.
             return self.force(Some(command), true, out);
         }
@@ -115,11 +124,13 @@ impl Mirror {
         }
         self.promoting = Some(Promoting {
             command,
+            while_resyncing,
             stage: Promotion::Begin,
         });
         if force && self.up().is_none() {
             self.promoting = Some(Promoting {
                 command,
+                while_resyncing,
                 stage: Promotion::Alone,
             });
             self.force(Some(command), true, out);
@@ -175,19 +186,9 @@ impl Mirror {
                     out,
                 );
             }
-            Phase::Target(_) => {
-                let facts =
-                    vec!["this copy is Inconsistent until the resynchronisation ends".into()];
-                let next = "wait for it (`kagami status --watch`), or promote the other node";
-                self.refuse_promotion(
-                    refusal(
-                        "not promoted: this copy is being resynchronised",
-                        facts,
-                        next,
-                    ),
-                    out,
-                );
-            }
+            // In sync in a moment.
+            Phase::Target(target) if target.offer.is_some() => {}
+            Phase::Target(_) => self.ask_to_be_guest(out),
             Phase::Serve(_) => {
                 let facts = vec![format!("the peer's disk is {}", up.peer.disk)];
                 let next = "wait for the peer's disk to be replaced, or disconnect it first";
@@ -284,17 +285,23 @@ impl Mirror {
             "No-stale-promotion: {:?}",
             self.record().disk
         );
-        let Some(promoting) = self.promoting.take() else {
+        if self.promoting.is_none() {
             return;
-        };
+        }
         self.role = Role::Primary;
         self.gate = Gate::Open;
-        self.answer(promoting.command, Ok(Reply::Done), out);
+        self.promotion_done(out);
         if self.is_copying() && self.alone.is_none() {
             self.go_on_by_consent(out);
         }
         if self.is_in_sync() {
             self.seek_to_rejoin(out);
+        }
+    }
+
+    pub(super) fn promotion_done(&mut self, out: &mut Actions) {
+        if let Some(promoting) = self.promoting.take() {
+            self.answer(promoting.command, Ok(Reply::Done), out);
         }
     }
 
@@ -323,6 +330,8 @@ impl Mirror {
             Some(format!("node {} is being promoted itself", self.me))
         } else if self.stopping.is_some() {
             Some(format!("node {} is stopping", self.me))
+        } else if self.is_source() && self.told_boot().is_some() {
+            return self.on_guest_asks(out);
         } else if self.is_source() || self.up().is_some_and(|up| up.resolved) {
             Some("this copy is the target of a resynchronisation".to_owned())
         } else {
@@ -353,12 +362,15 @@ impl Mirror {
         }
     }
 
-    pub(super) fn on_promote_grant(&mut self, _out: &mut Actions) -> Result<(), String> {
+    pub(super) fn on_promote_grant(&mut self, out: &mut Actions) -> Result<(), String> {
         match &mut self.promoting {
             Some(promoting) if promoting.stage == Promotion::Asked => {
                 promoting.stage = Promotion::Granted
             }
             _ => return Err("it grants what was not asked".into()),
+        }
+        if matches!(self.up().map(|up| &up.phase), Some(Phase::Target(_))) {
+            return self.become_guest(out);
         }
         self.change_record(After::Promoted, |r| r.was_primary = true);
         Ok(())
@@ -505,6 +517,15 @@ impl Mirror {
             self.gate = Gate::Closing;
             self.fail_requests(IoError::NotPrimary, out);
         }
+        if !force && self.is_guest_unflushed() && !self.is_served() {
+            let facts = vec![format!(
+                "node {} answered for this one, may not have flushed it all, and is not connected",
+                self.peer
+            )];
+            let next = "connect it, or `kagami demote --force` (what it has not flushed is lost if its machine crashes)";
+            let what = "not demoted: not everything is known to be on the other node's disk";
+            return reply(Err(refusal(what, facts, next)), out);
+        }
         self.gate = Gate::Closing;
         self.demoting = Some(Demoting {
             command,
@@ -517,7 +538,9 @@ impl Mirror {
         let Some(demoting) = &self.demoting else {
             return;
         };
-        let quiet = self.jobs.is_empty() && self.runs_in_flight().next().is_none();
+        // (What a guest's source sends has nothing to do with its front ends.)
+        let quiet =
+            self.jobs.is_empty() && (self.is_guest() || self.runs_in_flight().next().is_none());
         match demoting.stage {
             Demotion::Draining
                 if self.is_holding() && (self.stopping.is_some() || demoting.force) =>
@@ -527,6 +550,13 @@ impl Mirror {
             Demotion::Draining if quiet && planted(Defect::DemotedUnflushed) => {
                 self.record_demotion();
             }
+            // It is flushed when the source is back, or its own copy is in sync.
+            Demotion::Draining
+                if quiet
+                    && self.is_guest_unflushed()
+                    && !self.is_served()
+                    && !demoting.force
+                    && self.stopping.is_none() => {}
             Demotion::Draining if quiet => {
                 let mirrors = self.is_mirroring();
                 if let Some(demoting) = &mut self.demoting {
@@ -549,7 +579,11 @@ impl Mirror {
                     demoting.stage = Demotion::Draining;
                 }
             }
-            Demotion::Flushing if self.unflushed.is_empty() && !self.flush.is_running() => {
+            Demotion::Flushing
+                if self.unflushed.is_empty()
+                    && !self.is_guest_unflushed()
+                    && !self.flush.is_running() =>
+            {
                 self.record_demotion()
             }
             Demotion::Flushing => self.flush.wanted = true,
@@ -591,7 +625,9 @@ impl Mirror {
         self.role = Role::Secondary;
         self.gate = Gate::Open;
         self.alone = None;
-        self.local.up_to_date = self.is_in_sync() || self.is_source();
+        let adopted = self.target_mut().is_some_and(|target| target.adopted);
+        self.local.up_to_date =
+            self.is_in_sync() || self.is_source() || adopted && self.local.up_to_date;
         if let Some(command) = demoting.command {
             self.answer(command, Ok(Reply::Done), out);
         }

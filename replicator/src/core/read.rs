@@ -58,7 +58,7 @@ impl Mirror {
             repair: false,
         };
         let key = ReadKey(self.reads.insert(read));
-        if self.local.store == Store::Usable {
+        if self.has_copy() {
             let op = DiskOp::Read {
                 offset: span.byte_offset(),
                 len: span.byte_len() as u32,
@@ -125,6 +125,14 @@ impl Mirror {
         }
     }
 
+    /// Reads of front ends under way on the local disk.
+    pub(super) fn reads_local(&self) -> impl Iterator<Item = ReadKey> + '_ {
+        self.disk.iter().filter_map(|(_, work)| match work {
+            DiskWork::Read(key) => Some(*key),
+            _ => None,
+        })
+    }
+
     /// Does the read again, later.
     fn hold_read(&mut self, key: ReadKey) {
         let read = self.reads.remove(key.0);
@@ -146,6 +154,7 @@ impl Mirror {
         );
         self.has_lease()
             && (self.is_carried()
+                || self.is_served()
                 || (in_sync
                     && self
                         .up()
@@ -211,7 +220,7 @@ impl Mirror {
 
     fn on_peer_data(&mut self, read: PeerRead, result: DiskResult, out: &mut Actions) {
         let key = match read {
-            PeerRead::Edge { write, last } => return self.on_edge(write, last, result, out),
+            PeerRead::Edge { write, last } => return self.on_edge(write, last, result, true, out),
             PeerRead::Read(key) => key,
         };
         let Ok(data) = result else {
@@ -270,6 +279,7 @@ impl Mirror {
     pub(super) fn lose_peer_reads(&mut self, reads: Vec<PeerRead>, out: &mut Actions) {
         for read in reads {
             match read {
+                PeerRead::Edge { write, .. } if self.reads_edges_again(write) => {}
                 PeerRead::Edge { .. } => self.on_peer_data(read, Err(DiskFault::Io(5)), out),
                 PeerRead::Read(key) => {
                     let read = self.reads.remove(key.0);

@@ -124,7 +124,7 @@ impl Mirror {
             return false;
         }
         match self.local.store {
-            Store::Usable => self.alone.is_some() || self.must_both_hold(),
+            Store::Usable => self.alone.is_some() || self.must_both_hold() || self.is_served(),
             Store::Failed | Store::Diskless => self.is_carried(),
         }
     }
@@ -135,6 +135,7 @@ impl Mirror {
             return false;
         }
         match self.local.store {
+            Store::Usable if self.is_guest() => self.is_served() && self.has_lease(),
             Store::Usable => {
                 self.is_good()
                     && (self.alone.is_some()
@@ -265,7 +266,7 @@ impl Mirror {
 
     /// Begins what was held and may go on now.
     pub(super) fn advance_requests(&mut self, out: &mut Actions) {
-        if !self.parked.is_empty() && self.may_write() {
+        if !self.parked.is_empty() && (self.may_write() || self.is_serving()) {
             for key in std::mem::take(&mut self.parked) {
                 self.start_write(key, out);
             }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use kagami_bitmap::planted::{Defect, planted};
+use kagami_bitmap::superblock::Generation;
 use kagami_bitmap::{BLOCK, BLOCKS_PER_EXTENT, Block, Run};
 
 use super::handshake::RUNS;
@@ -16,6 +17,7 @@ use super::link::{Owed, Phase, Up};
 use super::message::{Doing, Message};
 use super::pace::TICK_MS;
 use super::secondary::hash_blocks;
+use super::served::Late;
 use super::state::{SessionId, Solo, Time};
 use super::status::Progress;
 use super::timers::Timer;
@@ -85,6 +87,16 @@ pub(super) struct Source {
     failed_reads: bool,
     /// Nothing is sent and nothing asked until then.
     pub wait_until: Option<(Time, Wait)>,
+    /// The target asked to be Primary, and is not answered yet.
+    pub asked: bool,
+    /// The target came as a guest, and is to be served again.
+    pub guest_stays: bool,
+    /// This copy answers for the target.
+    pub serves: bool,
+    /// It did, in this session.
+    pub served: bool,
+    /// What the guest wrote at the end of the resynchronisation.
+    pub late: Vec<Late>,
     pub marked_at_start: u64,
     done_blocks: u64,
     pub sent_bytes: u64,
@@ -96,6 +108,10 @@ pub(super) struct Source {
 pub(super) struct Target {
     marked_at_start: u64,
     since: Time,
+    /// The source answers for this node, which is Primary.
+    pub served: bool,
+    /// The source's generation and its history, to be adopted.
+    pub offer: Option<(Generation, Vec<Generation>)>,
     pub adopted: bool,
 }
 
@@ -111,6 +127,11 @@ impl Source {
             acked_blocks: 0,
             failed_reads: false,
             wait_until: None,
+            asked: false,
+            guest_stays: false,
+            serves: false,
+            served: false,
+            late: Vec::new(),
             marked_at_start: marked,
             done_blocks: 0,
             sent_bytes: 0,
@@ -132,6 +153,8 @@ impl Target {
         Self {
             marked_at_start: marked,
             since: now,
+            served: false,
+            offer: None,
             adopted: false,
         }
     }
@@ -211,8 +234,9 @@ impl Mirror {
                 self.send_chunks(out);
                 self.end_pass(out);
             }
-            Some(Stage::Freezing) => self.leave_when_quiet(),
-            None | Some(Stage::Probing | Stage::Leaving | Stage::Offered | Stage::Settling) => {}
+            Some(Stage::Freezing) => self.leave_when_quiet(out),
+            Some(Stage::Probing | Stage::Leaving | Stage::Offered | Stage::Settling) => {}
+            None => self.advance_adoption(),
         }
     }
 
@@ -525,6 +549,9 @@ impl Mirror {
         let Some(source) = self.source() else { return };
         if source.wait_until.is_some() || source.cursor < end || source.in_flight > 0 {
             return;
+        }
+        if !source.serves && (source.asked || source.guest_stays) {
+            return; // first the guest is answered
         }
         if !source.acked.is_empty() {
             self.flush.wanted = true;

@@ -13,9 +13,14 @@ use super::flush::FlushOf;
 use super::link::{Owed, Phase};
 use super::message::{BlockHash, Message};
 use super::read::PEER_READ;
+use super::served::Late;
 use super::state::{Seq, SessionId};
 use super::write::{Copy, Origin, Stage, Work};
 use super::{Actions, DiskFault, DiskOp, DiskResult, DiskWork, Mirror, Store};
+
+/// What a source answers to a write of its guest that comes when the generation is offered:
+/// the guest carries it out itself, in sync. (errno EAGAIN, which no disk of ours gives.)
+pub(super) const NOT_NOW: DiskFault = DiskFault::Io(11);
 
 /// Longest write that the peer may send, in bytes.
 const LONGEST: u64 = 64 << 20;
@@ -63,7 +68,19 @@ impl Mirror {
         if early {
             self.send(Message::Received { seq }, out);
         }
-        self.apply(seq, span, Work::Whole(data), fua, out);
+        let work = Work::Whole(data);
+        if self.is_source() {
+            return self.on_guest_write(
+                Late {
+                    seq,
+                    span,
+                    work,
+                    fua,
+                },
+                out,
+            );
+        }
+        self.apply(seq, span, work, fua, out);
         Ok(())
     }
 
@@ -78,7 +95,19 @@ impl Mirror {
     ) -> Result<(), String> {
         let span = self.run_from_peer(offset, len)?;
         self.receive(seq)?;
-        self.apply(seq, span, Work::Zero { unmap }, fua, out);
+        let work = Work::Zero { unmap };
+        if self.is_source() {
+            return self.on_guest_write(
+                Late {
+                    seq,
+                    span,
+                    work,
+                    fua,
+                },
+                out,
+            );
+        }
+        self.apply(seq, span, work, fua, out);
         Ok(())
     }
 
@@ -234,6 +263,11 @@ impl Mirror {
         let Some((owed, _)) = self.up_mut().and_then(|up| up.owed.remove(&seq)) else {
             return Err(format!("it answers write {seq}, which it does not owe"));
         };
+        if let (Err(fault), Owed::Write(key)) = (result, owed)
+            && self.on_guest_write_refused(key, fault, out)
+        {
+            return Ok(());
+        }
         if let Err(fault) = result {
             // A failed write ends the session, whoever closes it.
             if let Some(up) = self.up_mut() {
@@ -392,6 +426,11 @@ impl Mirror {
         // A grant holds until the peer, once Primary, is Secondary again.
         if up.peer.role == super::Role::Primary && role == super::Role::Secondary {
             up.granted = false;
+            if let Phase::Source(source) = &mut up.phase {
+                source.serves = false;
+                source.asked = false;
+                source.guest_stays = false;
+            }
         }
         up.peer.role = role;
         up.peer.disk = disk;

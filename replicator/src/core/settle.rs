@@ -8,7 +8,7 @@ use kagami_bitmap::superblock::{Generation, StoredDisk};
 use kagami_bitmap::{BLOCK, Block};
 
 use super::durable::After;
-use super::link::{Phase, Up};
+use super::link::Phase;
 use super::message::Message;
 use super::request::Gate;
 use super::resync::{RETRY_MS, Stage, Target, Wait};
@@ -53,7 +53,7 @@ impl Mirror {
     }
 
     /// Step 4: no marks, nothing in flight; then `alone` goes, durably.
-    pub(super) fn leave_when_quiet(&mut self) {
+    pub(super) fn leave_when_quiet(&mut self, out: &mut Actions) {
         if self.bitmap.count() > 0 {
             // An application's write failed at one copy meanwhile: copy on.
             if let Some(source) = self.source() {
@@ -63,6 +63,7 @@ impl Mirror {
             if self.gate == Gate::Frozen {
                 self.gate = Gate::Open;
             }
+            self.take_in_late(out);
             return;
         }
         if !self.unflushed.is_empty() {
@@ -71,6 +72,7 @@ impl Mirror {
         }
         let quiet = (self.runs_in_flight().next().is_none() || planted(Defect::NoFreezeAtTheEnd))
             && !self.flush.is_running()
+            && !self.has_writes_of_peer()
             && self.attempt.is_none()
             && !self.durable.is_changing();
         let Some(session) = self.session().filter(|_| quiet) else {
@@ -108,6 +110,7 @@ impl Mirror {
             self.change_record(After::Nothing, |r| r.base = None);
         }
         self.send(Message::Offer { current, history }, out);
+        self.put_off_late(out);
         if planted(Defect::SettledWithoutAdoption) {
             if let Some(source) = self.source() {
                 source.stage = Stage::Settling;
@@ -116,7 +119,8 @@ impl Mirror {
         }
     }
 
-    /// Step 5: the target adopts, in one durable write.
+    /// Step 5: the target adopts, in one durable write. A guest does so when its source has put off
+    /// what it sent too late.
     ///
     /// Errors: an offer out of turn.
     pub(super) fn on_offer(
@@ -124,23 +128,47 @@ impl Mirror {
         current: Generation,
         history: Vec<Generation>,
     ) -> Result<(), String> {
-        let Some(session) = self.session() else {
-            return Ok(());
-        };
-        let ready = match self.up_mut() {
-            Some(Up {
-                phase: Phase::Target(target),
-                applied,
-                ..
-            }) if applied.is_idle() => !std::mem::replace(&mut target.adopted, true),
-            _ => false,
+        let idle = self.up().is_none_or(|up| up.applied.is_idle());
+        let ready = match self.target_mut() {
+            Some(target) if idle && target.offer.is_none() => {
+                target.offer = Some((current, history));
+                true
+            }
+            _ => self.session().is_none(),
         };
         if !ready {
             return Err(
                 "it offers its generation to a copy that is not its target, or too early".into(),
             );
         }
-        let boot = self.boot;
+        if self.is_guest() {
+            // All that was answered is on both disks: the source was quiet, with no marks left.
+            self.cancel_cycle();
+            self.unflushed = super::unflushed::Unflushed::default();
+            self.guest = super::served::Guest::default();
+        }
+        Ok(())
+    }
+
+    /// Adopts what was offered, once.
+    pub(super) fn advance_adoption(&mut self) {
+        let Some(session) = self.session() else {
+            return;
+        };
+        if self.awaits_source() {
+            return;
+        }
+        let Some(Target {
+            offer: Some((current, history)),
+            adopted: adopted @ false,
+            ..
+        }) = self.target_mut()
+        else {
+            return;
+        };
+        *adopted = true;
+        let (current, history) = (*current, history.clone());
+        let (boot, primary) = (self.boot, self.is_primary());
         self.bitmap.clear_all();
         self.pages.write_all = true;
         self.change_record(After::Adopted { session }, |r| {
@@ -151,13 +179,13 @@ impl Mirror {
             r.alone = false;
             r.disk = StoredDisk::Consistent;
             r.forced_bad = false;
-            r.was_primary = false;
+            // A guest is the Primary of this generation: durable before its first write.
+            r.was_primary = primary;
             r.zeroed = false;
             r.all_marked = false;
             r.verify_found = false;
             r.boot = Some(boot);
         });
-        Ok(())
     }
 
     pub(super) fn on_adopted_durable(&mut self, session: SessionId, out: &mut Actions) {
@@ -238,6 +266,8 @@ impl Mirror {
 
     /// In sync from now on.
     pub(super) fn on_in_sync(&mut self, out: &mut Actions) {
+        // The host makes the token anew (docs/protocol.md §1).
+        self.local.token |= self.local.store == super::Store::Usable;
         self.local.ahead = false;
         self.local.unbroken = self.local.store == super::Store::Usable;
         self.timers.clear(Timer::Resync);

@@ -299,8 +299,8 @@ fn timer_occasion(timer: Timer) -> &'static str {
 
 fn command_occasion(command: &Command) -> &'static str {
     match command {
-        Command::Promote { force: false } => "command: promote",
-        Command::Promote { force: true } => "command: promote --force",
+        Command::Promote { force: false, .. } => "command: promote",
+        Command::Promote { force: true, .. } => "command: promote --force",
         Command::Demote { force: false } => "command: demote",
         Command::Demote { force: true } => "command: demote --force",
         Command::Resync { .. } => "command: resync",

@@ -222,6 +222,10 @@ impl Mirror {
         if self.link.is_some() {
             return "meeting the peer".into();
         }
+        if self.is_guest() {
+            return "the node that answers for this one until its copy is in sync is not connected"
+                .into();
+        }
         match self.solo_rule() {
             Solo::Never => {
                 "the peer is not connected, and solo = \"never\" lets no copy go on alone".into()

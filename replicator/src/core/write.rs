@@ -89,7 +89,11 @@ pub(super) struct Write {
     pub sent: Option<(SessionId, Seq)>,
     pub pinned: bool,
     pub locked: bool,
+    /// It went to the source that answers for this guest, and not to the local disk.
+    pub forwarded: bool,
     edges: [Option<Bytes>; 2],
+    /// They are asked of the peer, since this node has no copy to read them from.
+    edges_there: bool,
 }
 
 impl Mirror {
@@ -135,7 +139,9 @@ impl Mirror {
             sent: None,
             pinned: false,
             locked: false,
+            forwarded: false,
             edges: [None, None],
+            edges_there: false,
         }))
     }
 
@@ -197,10 +203,13 @@ impl Mirror {
             blocks.push(Block(span.end().0 - 1));
         }
         assert!(!blocks.is_empty(), "a partial write has an edge");
-        self.writes[key.0].stage = Stage::Edges(blocks.len() as u8);
+        let here = self.has_copy();
+        let write = &mut self.writes[key.0];
+        write.stage = Stage::Edges(blocks.len() as u8);
+        write.edges_there = !here;
         for block in blocks {
             let last = block != span.first || !first;
-            if self.local.store == Store::Usable {
+            if here {
                 let op = DiskOp::Read {
                     offset: block.byte_offset(),
                     len: 4096,
@@ -212,12 +221,14 @@ impl Mirror {
         }
     }
 
-    /// A block that the write covers in part was read: the span's first, or its `last`.
+    /// A block that the write covers in part was read, here or by the peer: the span's first, or its
+    /// `last`.
     pub(super) fn on_edge(
         &mut self,
         key: WriteKey,
         last: bool,
         result: DiskResult,
+        by_peer: bool,
         out: &mut Actions,
     ) {
         let (stage, span) = (self.writes[key.0].stage, self.writes[key.0].span);
@@ -226,7 +237,7 @@ impl Mirror {
         };
         assert!(left > 0, "no edge was asked for");
         let gone = matches!(stage, Stage::Dropped(_));
-        let peer_has_it = self.can_read_from_peer();
+        let peer_has_it = !by_peer && self.can_read_from_peer();
         let write = &mut self.writes[key.0];
         match result {
             Ok(block) if !gone => {
@@ -256,6 +267,20 @@ impl Mirror {
         }
     }
 
+    /// The blocks that a guest asked its source for will not come in this session. True if the
+    /// write waits for the next one, or for this node's own copy that is good by now.
+    pub(super) fn reads_edges_again(&mut self, key: WriteKey) -> bool {
+        let usable = self.local.store == Store::Usable;
+        let write = &mut self.writes[key.0];
+        let again = usable && write.edges_there;
+        if again && matches!(write.stage, Stage::Edges(_)) {
+            write.stage = Stage::Parked;
+            write.edges = [None, None];
+            self.parked.push(key);
+        }
+        again && write.stage == Stage::Parked
+    }
+
     fn merge_edges(&mut self, key: WriteKey) {
         let write = &mut self.writes[key.0];
         let Work::Partial { at, data } = &write.work else {
@@ -280,34 +305,49 @@ impl Mirror {
             return self.read_edges(key, out);
         }
         let from_peer = matches!(self.writes[key.0].origin, Origin::Peer { .. });
-        if !from_peer && !self.may_write() {
+        let may = if from_peer {
+            // What a guest writes is answered by this copy alone.
+            !self.is_source() || self.alone.is_some()
+        } else {
+            self.may_write()
+        };
+        if !may {
             self.writes[key.0].stage = Stage::Parked;
             self.parked.push(key);
             return;
+        }
+        let local = self.has_copy();
+        if local && !self.writes[key.0].pinned {
+            // A guest's write that waited, and its copy is good now.
+            return self.heat_for(key, out);
         }
         let write = &self.writes[key.0];
         let (span, fua) = (write.span, write.fua);
         for extent in span.extents() {
             assert!(
-                self.log.is_hot(extent) || self.local.store != Store::Usable,
+                self.log.is_hot(extent) || !local,
                 "Marked-before-different: {extent} is cold"
             );
         }
-        let mirrors = !from_peer && self.is_mirroring();
-        if mirrors && self.local.store == Store::Usable {
-            if !planted(Defect::UnflushedForgotten) {
+        let mirrors = self.is_mirroring() && (!from_peer || self.is_source());
+        if mirrors && (local || self.is_guest()) {
+            // (At a guest: so that it flushes, and knows what its source may lose.)
+            let forgotten = planted(Defect::UnflushedForgotten)
+                || (from_peer && planted(Defect::GuestWritesUnmarked));
+            if !forgotten {
                 self.unflushed.write(span);
             }
             self.note_unflushed();
-        } else if self.local.store == Store::Usable {
+        } else if local {
             self.bitmap.mark(span);
         }
         let mut sent = None;
         if mirrors {
             sent = self.send_write(key, out);
         }
-        let local = self.local.store == Store::Usable;
+        let forwarded = self.is_guest();
         let write = &mut self.writes[key.0];
+        write.forwarded = forwarded;
         write.stage = Stage::Started;
         write.sent = sent;
         write.peer = if sent.is_some() {
@@ -337,7 +377,7 @@ impl Mirror {
     }
 
     fn send_write(&mut self, key: WriteKey, out: &mut Actions) -> Option<(SessionId, Seq)> {
-        let early = self.settings.protocol == Protocol::B;
+        let early = self.settings.protocol == Protocol::B && !self.is_guest();
         let write = &self.writes[key.0];
         let (offset, len, fua) = (write.span.byte_offset(), write.span.byte_len(), write.fua);
         let work = write.work.clone();
@@ -377,6 +417,19 @@ impl Mirror {
     ) {
         match result {
             Ok(()) => self.writes[key.0].local = Copy::Done,
+            Err(DiskFault::NoSpace) if self.is_serving() => {
+                // As for a Primary that is alone: the guest is told that this write failed, and what
+                // it may have of it is overwritten when it is back.
+                let write = &mut self.writes[key.0];
+                write.local = Copy::NoSpace;
+                self.bitmap.mark(write.span);
+                self.advance_write(key, out);
+                self.close_session(
+                    "the local store is full: a write failed here and may be there",
+                    out,
+                );
+                return;
+            }
             Err(DiskFault::NoSpace) if self.role == Role::Primary && self.alone.is_some() => {
                 // Alone on a full store: this write fails, the copy does not (docs/design.md §5.9).
                 // The peer may have taken it, so the block differs.
@@ -422,12 +475,15 @@ impl Mirror {
     /// Answers the write if it may be, and ends it if nothing of it is under way.
     pub(super) fn advance_write(&mut self, key: WriteKey, out: &mut Actions) {
         if self.may_answer(&self.writes[key.0]) {
-            let full = self.writes[key.0].local == Copy::NoSpace;
+            let write = &self.writes[key.0];
+            let full = write.local == Copy::NoSpace || write.peer == Copy::NoSpace;
             self.answer_write(key, if full { Err(IoError::NoSpace) } else { Ok(()) }, out);
         }
         let lost = {
             let write = &self.writes[key.0];
-            self.local.store != Store::Usable
+            // (A guest's write is answered when its source has it: one that is, failed.)
+            let waits = write.forwarded && matches!(write.origin, Origin::Front(_));
+            (self.local.store != Store::Usable || waits)
                 && write.stage == Stage::Started
                 && write.local != Copy::Owed
                 && write.peer == Copy::Lost
@@ -438,13 +494,7 @@ impl Mirror {
         if lost {
             // Without a disk only the peer can have it: sent again once the peer carries, even if
             // protocol A or B answered it before.
-            let write = &mut self.writes[key.0];
-            write.stage = Stage::Parked;
-            write.local = Copy::None;
-            write.peer = Copy::None;
-            write.sent = None;
-            self.parked.push(key);
-            return;
+            return self.park_again(key);
         }
         let write = &self.writes[key.0];
         let answered = !matches!(write.origin, Origin::Front(_));
@@ -452,6 +502,17 @@ impl Mirror {
         if answered && idle {
             self.end_write(key, out);
         }
+    }
+
+    /// Nobody has the write, as far as is known: it is begun anew once it may be.
+    pub(super) fn park_again(&mut self, key: WriteKey) {
+        let write = &mut self.writes[key.0];
+        write.stage = Stage::Parked;
+        write.local = Copy::None;
+        write.peer = Copy::None;
+        write.sent = None;
+        write.forwarded = false;
+        self.parked.push(key);
     }
 
     /// docs/protocol.md §2: in sync when both copies have it, alone when this one has, for a
@@ -469,6 +530,7 @@ impl Mirror {
             (Copy::Owed, peer) => peer == Copy::Done && planted(Defect::AnswerBeforeTheDisk),
             (Copy::Done, Copy::Owed) if planted(Defect::AnswerBeforeThePeer) => true,
             (Copy::NoSpace, peer) => peer != Copy::Owed,
+            (Copy::None, Copy::NoSpace) => true,
             (Copy::Done, Copy::Done) => self.local.store == Store::Usable || self.is_carried(),
             (Copy::Done, Copy::None | Copy::Lost) => self.alone.is_some(),
             (Copy::Done, peer) => {
@@ -479,7 +541,7 @@ impl Mirror {
                 };
                 early && !write.fua && self.is_in_sync() && self.has_lease()
             }
-            (Copy::None, Copy::Done) => self.is_carried(),
+            (Copy::None, Copy::Done) => self.is_carried() || write.forwarded,
             _ => false,
         }
     }
@@ -523,7 +585,8 @@ impl Mirror {
             let write = &mut self.writes[key.0];
             if write.sent.is_some() {
                 let answered = matches!(write.origin, Origin::Answered);
-                if answered && write.peer != Copy::Done && self.local.store == Store::Usable {
+                let early = answered && self.alone.is_none();
+                if early && write.peer != Copy::Done && self.local.store == Store::Usable {
                     self.local.ahead = !planted(Defect::AheadForgotten);
                 }
                 write.peer = Copy::Lost;
@@ -556,6 +619,23 @@ impl Mirror {
             .iter()
             .filter(|(_, w)| w.stage == Stage::Started)
             .map(|(_, w)| w.span)
+    }
+
+    /// True if a write of the peer's is not answered, however far it is.
+    pub(super) fn has_writes_of_peer(&self) -> bool {
+        let of_peer = |w: &Write| matches!(w.origin, Origin::Peer { .. });
+        self.writes.iter().any(|(_, w)| of_peer(w))
+    }
+
+    /// The session is gone: what the peer sent and was not begun never is.
+    pub(super) fn drop_parked_of_peer(&mut self, out: &mut Actions) {
+        for key in std::mem::take(&mut self.parked) {
+            if matches!(self.writes[key.0].origin, Origin::Peer { .. }) {
+                self.end_write(key, out);
+            } else {
+                self.parked.push(key);
+            }
+        }
     }
 
     /// True if something of an older session has not landed on the disk (docs/protocol.md §5).

@@ -435,6 +435,9 @@ fn put_hello(w: &mut HeadWriter, hello: &Hello) {
     w.option_generation(hello.current);
     w.option_generation(hello.base);
     w.history(&hello.history);
+    if let Some(boot) = hello.boot {
+        w.u128(boot); // from protocol version 2 on
+    }
 }
 
 fn take_hello(r: &mut HeadReader<'_>) -> Result<Hello, MessageFault> {
@@ -505,6 +508,7 @@ fn take_hello(r: &mut HeadReader<'_>) -> Result<Hello, MessageFault> {
         current: r.option_generation("current")?,
         base: r.option_generation("base")?,
         history: r.history()?,
+        boot: r.rest("boot", HeadReader::u128)?,
     })
 }
 

@@ -165,7 +165,13 @@ impl Node {
     pub async fn promote(&self) {
         let reply = self
             .engine()
-            .command("pg", Command::Promote { force: false })
+            .command(
+                "pg",
+                Command::Promote {
+                    force: false,
+                    while_resyncing: false,
+                },
+            )
             .await;
         assert_eq!(reply, Ok(Reply::Done));
     }

@@ -385,7 +385,10 @@ impl World {
         let id = CommandId(self.commands);
         let force = input.below(4) == 0;
         let command = match input.below(14) {
-            0..=2 => Command::Promote { force },
+            0..=2 => Command::Promote {
+                force,
+                while_resyncing: self.commands.is_multiple_of(2),
+            },
             3 => Command::Demote { force },
             4 => Command::Resync {
                 from: option(input, |input| {

@@ -82,6 +82,9 @@ impl Kit {
             orders.push((order, rng.pick(&[1, 3])));
         }
         kit.replacing = rng.percent(3);
+        if rng.percent(12) {
+            orders.push((Order::PromoteTarget, rng.pick(&[2, 8])));
+        }
         kit
     }
 }

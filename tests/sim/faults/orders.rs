@@ -26,7 +26,13 @@ impl World {
             Order::ForceBoth => {
                 self.ghost.operator_chose = true;
                 for node in [node, 1 - node] {
-                    self.command(node, Command::Promote { force: true })?;
+                    self.command(
+                        node,
+                        Command::Promote {
+                            force: true,
+                            while_resyncing: false,
+                        },
+                    )?;
                 }
                 Ok(())
             }

@@ -186,9 +186,13 @@ impl World {
             (Role::Secondary, Role::Primary) => {
                 self.command(self.rot.copy, Command::Demote { force: false })
             }
-            (Role::Secondary, Role::Secondary) => {
-                self.command(good, Command::Promote { force: false })
-            }
+            (Role::Secondary, Role::Secondary) => self.command(
+                good,
+                Command::Promote {
+                    force: false,
+                    while_resyncing: false,
+                },
+            ),
         }
     }
 

@@ -126,7 +126,13 @@ impl Host for Engine {
             return Err(not_open());
         }
         self.shell
-            .command(mirror, Command::Promote { force: false })
+            .command(
+                mirror,
+                Command::Promote {
+                    force: false,
+                    while_resyncing: false,
+                },
+            )
             .await
     }
 

@@ -39,7 +39,9 @@ impl Moved {
     }
 }
 
-fn by_event(notice: &Notice) -> Option<Moved> {
+/// `primary`: this node is, and stays it while its copy is being overwritten: the other node answers for
+/// it meanwhile, with the data that the kernel knows.
+fn by_event(notice: &Notice, primary: bool) -> Option<Moved> {
     match notice {
         Notice::Peer {
             role: Role::Primary,
@@ -48,7 +50,7 @@ fn by_event(notice: &Notice) -> Option<Moved> {
         Notice::Replication {
             to: Replication::SyncTarget,
             ..
-        } => Some(Moved::Overwritten),
+        } if !primary => Some(Moved::Overwritten),
         _ => None,
     }
 }
@@ -84,6 +86,8 @@ pub struct Moves {
     mirror: String,
     events: broadcast::Receiver<MirrorEvent>,
     found: Option<Moved>,
+    /// This node is Primary, by what was heard.
+    is_primary: bool,
     /// Something was taken in that nobody has acted upon.
     is_news: bool,
 }
@@ -95,6 +99,7 @@ impl Moves {
             mirror: mirror.to_owned(),
             events,
             found: None,
+            is_primary: false,
             is_news: false,
         }
     }
@@ -102,7 +107,10 @@ impl Moves {
     fn take_in(&mut self, event: &MirrorEvent) {
         let is_ours = *event.mirror == *self.mirror;
         self.is_news |= is_ours;
-        if is_ours && let Some(moved) = by_event(&event.notice) {
+        if is_ours && let Notice::Role { to, .. } = event.notice {
+            self.is_primary = to == Role::Primary;
+        }
+        if is_ours && let Some(moved) = by_event(&event.notice, self.is_primary) {
             // Where it went counts more than what became of the copy.
             self.found = match self.found {
                 Some(Moved::OverThere) => self.found,
@@ -117,7 +125,7 @@ impl Moves {
             match self.events.try_recv() {
                 Ok(event) => self.take_in(&event),
                 // Missed ones: the status is all there is.
-                Err(TryRecvError::Lagged(_)) => {}
+                Err(TryRecvError::Lagged(_)) => self.is_primary = false,
                 Err(TryRecvError::Empty | TryRecvError::Closed) => return self.found,
             }
         }
@@ -144,7 +152,10 @@ impl Moves {
             }
             match self.events.recv().await {
                 Ok(event) => self.take_in(&event),
-                Err(broadcast::error::RecvError::Lagged(_)) => return,
+                Err(broadcast::error::RecvError::Lagged(_)) => {
+                    self.is_primary = false;
+                    return;
+                }
                 // The engine is gone, and the daemon is about to be.
                 Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
             }

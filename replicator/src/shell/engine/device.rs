@@ -229,7 +229,9 @@ impl MirrorDevice {
         let mut out = Stretches::new(max);
         let start = host.stores.data_start;
         let mut at = offset;
-        if let Some(file) = &host.stores.map {
+        // The holes of a file are no answer where the other copy answers.
+        let map = host.stores.map.as_ref();
+        if let Some(file) = map.filter(|_| host.mirror.has_copy()) {
             while at < end && !out.is_full() {
                 let Some((until, is_hole)) = next_edge(file, start, at, end) else {
                     break;

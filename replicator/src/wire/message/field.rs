@@ -178,6 +178,18 @@ impl<'a> HeadReader<'a> {
         })
     }
 
+    /// A field that older versions of the protocol end before.
+    pub fn rest<T>(
+        &mut self,
+        field: &'static str,
+        read: impl FnOnce(&mut Self, &'static str) -> Read<T>,
+    ) -> Read<Option<T>> {
+        if self.rest.is_empty() {
+            return Ok(None);
+        }
+        read(self, field).map(Some)
+    }
+
     fn take<const N: usize>(&mut self, field: &'static str) -> Read<[u8; N]> {
         let Some((bytes, rest)) = self.rest.split_first_chunk::<N>() else {
             return Err(MessageFault::Short {
