@@ -53,6 +53,25 @@ async fn an_ocf_agent_sees_its_parameters_and_its_statuses_are_understood() {
 }
 
 #[tokio::test]
+async fn an_agent_of_the_distribution_is_started_and_stopped() {
+    if !std::path::Path::new("/usr/lib/ocf/resource.d/heartbeat/Dummy").exists() {
+        eprintln!("left out: resource-agents is not installed");
+        return;
+    }
+    let node = TestNode::new(
+        "[group.g.resource.r]\ntype = \"ocf\"\nagent = \"heartbeat:Dummy\"\nparameters = { state = \"@/dummy\" }\n",
+    );
+    assert!(why(node.probe("r").await).contains("does not run"));
+    assert_eq!(node.start("r").await, OpResult::Done);
+    assert!(node.path("dummy").exists());
+    assert_eq!(node.start("r").await, OpResult::Done);
+    assert_eq!(node.probe("r").await, OpResult::Done);
+    assert_eq!(node.stop("r").await, OpResult::Done);
+    assert!(!node.path("dummy").exists());
+    assert_eq!(node.stop("r").await, OpResult::Done);
+}
+
+#[tokio::test]
 async fn a_unit_is_started_stopped_and_looked_at() {
     let mut node =
         TestNode::new("[group.g.resource.u]\ntype = \"systemd\"\nunit = \"till.service\"\n");

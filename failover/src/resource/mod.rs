@@ -14,6 +14,7 @@ pub mod mount;
 pub mod neighbour;
 pub mod ocf;
 pub mod package;
+pub mod reservation;
 pub mod service;
 pub mod systemd;
 
