@@ -29,7 +29,10 @@ fn called(node: &Node, line: &str) -> Ended {
     if !link.exists() {
         symlink(env!("CARGO_BIN_EXE_kagami"), &link).unwrap();
     }
-    let (out, err) = (node.folder.path().join("out"), node.folder.path().join("err"));
+    let (out, err) = (
+        node.folder.path().join("out"),
+        node.folder.path().join("err"),
+    );
     let status = Process::new(link)
         .args(words)
         .env_clear()

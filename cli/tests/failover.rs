@@ -35,7 +35,10 @@ impl Pair {
                 log = pair.path("log").display()
             )
         };
-        let active = format!("{}/active.$CLP_RESOURCENAME.$KAGAMI_NODE", pair.path("").display());
+        let active = format!(
+            "{}/active.$CLP_RESOURCENAME.$KAGAMI_NODE",
+            pair.path("").display()
+        );
         pair.script("start", &format!("{}touch {active}\n", note("starts")));
         pair.script("stop", &format!("{}rm -f {active}\n", note("stops")));
         let (start, stop) = (pair.path("start"), pair.path("stop"));
@@ -258,7 +261,10 @@ fn a_group_lives_through_the_death_of_managers_and_of_its_node() {
     for node in [0, 1] {
         pair.until("the new revision", |pair| {
             let found = pair.run(node, &["cluster", "status", "--json"]);
-            String::from_utf8_lossy(&found.stdout).matches("\"revision\": 2").count() >= 1
+            String::from_utf8_lossy(&found.stdout)
+                .matches("\"revision\": 2")
+                .count()
+                >= 1
         });
         let file = pair.path(NODES[node]).join("cluster.toml");
         assert!(fs::read_to_string(file).unwrap().contains("revision = 2"));
@@ -271,7 +277,10 @@ fn a_group_lives_through_the_death_of_managers_and_of_its_node() {
     // What one node has told, the other one's people see, too.
     let alerts = pair.run(1, &["alerts"]);
     let alerts = String::from_utf8_lossy(&alerts.stdout).into_owned();
-    assert!(alerts.contains("alpha") && alerts.contains("beta"), "{alerts}");
+    assert!(
+        alerts.contains("alpha") && alerts.contains("beta"),
+        "{alerts}"
+    );
 
     // The node dies: its manager and all that it ran.
     let died = Instant::now();
@@ -309,7 +318,10 @@ fn what_is_missing_is_said_with_what_to_do() {
     let refused = pair.run(0, &["failover"]);
     let words = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(1), "{words}");
-    assert!(words.contains("can be read by others") && words.contains("next:"), "{words}");
+    assert!(
+        words.contains("can be read by others") && words.contains("next:"),
+        "{words}"
+    );
     fs::remove_file(&key).unwrap();
     let refused = pair.run(0, &["failover"]);
     let words = String::from_utf8_lossy(&refused.stderr).into_owned();
@@ -321,12 +333,17 @@ fn what_is_missing_is_said_with_what_to_do() {
     let refused = pair.run(1, &["failover"]);
     let words = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(2), "{words}");
-    assert!(words.contains("node gamma is not in cluster shop"), "{words}");
+    assert!(
+        words.contains("node gamma is not in cluster shop"),
+        "{words}"
+    );
     fs::write(&file, text).unwrap();
 
     // A second manager of a node.
     pair.start(1);
-    pair.until("it answers", |pair| pair.run(1, &["cluster", "status"]).status.code() != Some(3));
+    pair.until("it answers", |pair| {
+        pair.run(1, &["cluster", "status"]).status.code() != Some(3)
+    });
     let second = pair.run(1, &["failover", "--no-reset"]);
     let words = String::from_utf8_lossy(&second.stderr).into_owned();
     assert_eq!(second.status.code(), Some(1), "{words}");

@@ -41,7 +41,7 @@ impl InHand {
     /// Why an order of anybody else is refused; `None`: it is not.
     pub fn refusal(&self, mirror: &str, order: &Order) -> Option<RefusalReport> {
         let (what, go_past) = match order {
-            Order::Promote { force: false } => ("not promoted", "promote"),
+            Order::Promote { force: false, .. } => ("not promoted", "promote"),
             Order::Demote { force: false } => ("not demoted", "demote"),
             _ => return None,
         };

@@ -67,7 +67,10 @@ impl Mirrors for Daemon {
         mirror: &str,
         force: bool,
     ) -> impl Future<Output = Result<(), String>> + Send + 'static {
-        let order = Order::Promote { force };
+        let order = Order::Promote {
+            force,
+            while_resyncing: false,
+        };
         Self::order(self.control.clone(), mirror.to_owned(), order)
     }
 

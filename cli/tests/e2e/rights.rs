@@ -67,9 +67,15 @@ async fn a_primary_whose_peer_dies_is_frozen_only_until_the_arbiter_answers() {
         assert_ne!(basis.judge(clock::now()), Judged::Refused, "{says:?}");
         assert!(basis.is_primary(), "{says:?}");
     }
-    println!("from SIGKILL of the peer to permission: {} ms", died.elapsed().as_millis());
+    println!(
+        "from SIGKILL of the peer to permission: {} ms",
+        died.elapsed().as_millis()
+    );
     up(&mut pair.nodes.beta);
-    said(&mut words, "a session again", |says| is_session(says) && says.in_sync).await;
+    said(&mut words, "a session again", |says| {
+        is_session(says) && says.in_sync
+    })
+    .await;
     pair.stop_and_compare();
 }
 
@@ -80,11 +86,20 @@ async fn the_other_node_takes_over_after_the_lease_and_the_old_one_is_refused() 
     put(&mut pair.on_alpha(), 0, &data);
     let beta = daemon(&pair.nodes.beta);
     let mut words = beta.watch(vec![MIRROR.to_owned()], true);
-    said(&mut words, "a Secondary", |says| says.standing == Standing::Secondary).await;
+    said(&mut words, "a Secondary", |says| {
+        says.standing == Standing::Secondary
+    })
+    .await;
     // A person's promotion is none of theirs now; the manager's is refused by the Primary.
     let refused = ok(pair.nodes.beta.try_run(&["promote", MIRROR]));
-    assert!(refused.err.contains("failover manager decides"), "{refused:?}");
-    let refused = beta.promote(MIRROR, false).await.expect_err("alpha is Primary");
+    assert!(
+        refused.err.contains("failover manager decides"),
+        "{refused:?}"
+    );
+    let refused = beta
+        .promote(MIRROR, false)
+        .await
+        .expect_err("alpha is Primary");
     assert!(refused.contains("Primary"), "{refused}");
 
     let died = Instant::now();
@@ -96,7 +111,9 @@ async fn the_other_node_takes_over_after_the_lease_and_the_old_one_is_refused() 
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(DEADLINE, promoting).await.expect("promoted in time");
+    timeout(DEADLINE, promoting)
+        .await
+        .expect("promoted in time");
     let granted = clock::now();
     let all = said(&mut words, "alone", |says| says.standing == Standing::Alone).await;
     let ends = all.last().expect("said").peer_lease_ends;
@@ -111,7 +128,10 @@ async fn the_other_node_takes_over_after_the_lease_and_the_old_one_is_refused() 
     up(&mut pair.nodes.alpha);
     let alpha = daemon(&pair.nodes.alpha);
     let mut words = alpha.watch(vec![MIRROR.to_owned()], false);
-    let all = said(&mut words, "the other is Primary", |says| says.peer_is_primary).await;
+    let all = said(&mut words, "the other is Primary", |says| {
+        says.peer_is_primary
+    })
+    .await;
     let mut basis = Basis::new(&[MIRROR.to_owned()]);
     for says in &all {
         basis.take(clock::now(), says);
@@ -129,15 +149,28 @@ async fn a_primary_without_peer_and_arbiter_seeks_permission_and_its_lease_has_e
     let mut words = alpha.watch(vec![MIRROR.to_owned()], false);
     said(&mut words, "a session", is_session).await;
     ok(pair.nodes.witness.as_mut().expect("a witness").kill());
-    said(&mut words, "still a session: the arbiter alone changes nothing", is_session).await;
+    said(
+        &mut words,
+        "still a session: the arbiter alone changes nothing",
+        is_session,
+    )
+    .await;
     ok(pair.nodes.beta.kill());
-    let all = said(&mut words, "sought", |says| says.standing == Standing::Sought).await;
+    let all = said(&mut words, "sought", |says| {
+        says.standing == Standing::Sought
+    })
+    .await;
     let mut basis = Basis::new(&[MIRROR.to_owned()]);
     for says in &all {
         basis.take(clock::now(), says);
     }
     assert_eq!(basis.judge(clock::now()), Judged::Ended);
-    ok(pair.nodes.witness.as_mut().expect("a witness").start(&["witness"]));
+    ok(pair
+        .nodes
+        .witness
+        .as_mut()
+        .expect("a witness")
+        .start(&["witness"]));
     said(&mut words, "alone", |says| says.standing == Standing::Alone).await;
     until(&mut pair.nodes.alpha, Condition::Alone);
     up(&mut pair.nodes.beta);
