@@ -6,7 +6,9 @@
 
 use std::ffi::OsString;
 use std::future::Future;
+use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::{fs, io};
 
 use crate::commands::Context;
 use crate::config::places::Places;
@@ -85,11 +87,57 @@ pub fn main(name: &str) -> Outcome {
     run(name, &arguments, configuration.as_deref())
 }
 
+/// Makes a folder in which every one of these names is a link to `program`: scripts find it first in
+/// their PATH. What is there under such a name is replaced.
+///
+/// # Errors
+/// The folder or a link can't be made.
+pub fn make_links(folder: &Path, program: &Path) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    for (name, _) in NAMES {
+        let link = folder.join(name);
+        if fs::read_link(&link).is_ok_and(|there| there == program) {
+            continue;
+        }
+        // In one step: a script may be looking for it just now.
+        let new = folder.join(format!(".{name}"));
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => symlink(program, &new)?,
+        }
+        fs::rename(&new, &link)?;
+    }
+    Ok(())
+}
+
+/// `kagami clp links FOLDER`: the links, for people's own PATH and for packages.
+fn links(arguments: &[String]) -> Outcome {
+    let [folder] = arguments else {
+        return Err(Failure::usage(
+            "links: name one folder\n  next: kagami clp links /usr/local/sbin",
+        ));
+    };
+    let program = std::env::current_exe().map_err(|error| {
+        Failure::system(format!(
+            "this program's own path is not known: {error}\n  next: make the links by hand"
+        ))
+    })?;
+    make_links(Path::new(folder), &program).map_err(|error| {
+        Failure::system(format!(
+            "{folder}: {error}\n  next: name a folder that this user may write"
+        ))
+    })?;
+    DONE
+}
+
 /// Runs a command of that name.
 ///
 /// # Errors
 /// It did not do what was asked: any status but 0.
 pub fn run(name: &str, arguments: &[String], configuration: Option<&Path>) -> Outcome {
+    if name == "links" {
+        return links(arguments);
+    }
     let name = find(name).ok_or_else(|| {
         let names = NAMES.iter().map(|(name, _)| *name);
         let next = kagami_failover::config::fault::choose(name, names);
@@ -153,6 +201,27 @@ mod tests {
         for other in ["/usr/bin/kagami", "armload", "clpstat.old", ""] {
             assert_eq!(called_as(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn links_are_made_anew_and_lead_to_the_program() {
+        let folder = tempfile::tempdir().unwrap();
+        let links = folder.path().join("run/bin");
+        for program in ["/usr/bin/old", "/usr/bin/kagami", "/usr/bin/kagami"] {
+            make_links(&links, Path::new(program)).unwrap();
+            for (name, _) in NAMES {
+                assert_eq!(
+                    fs::read_link(links.join(name)).unwrap(),
+                    Path::new(program),
+                    "{name}"
+                );
+            }
+        }
+        assert_eq!(
+            fs::read_dir(&links).unwrap().count(),
+            NAMES.len(),
+            "and nothing else"
+        );
     }
 
     #[test]

@@ -269,6 +269,8 @@ async fn live(
         Arc::new(Way(channel.clone())),
     );
     let place = Arc::new(place.map_err(|e| system("its folders", &e))?);
+    crate::clp::make_links(&place.links, &program)
+        .map_err(|e| system("the links of the compatible commands", &e))?;
 
     let (handle, inputs) = manager::channel();
     let heartbeats = Heartbeats::start(&cluster, me, &key, &handle.listener());
