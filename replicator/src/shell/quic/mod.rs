@@ -16,6 +16,7 @@
 
 mod accept;
 mod config;
+mod congestion;
 mod connection;
 mod dial;
 mod endpoint;
