@@ -3,12 +3,14 @@
 //! A link between two nodes that loses one packet in a hundred, whatever its reason, would leave plain cubic with
 //! a few packets in flight, however fast the path is: it backs off by three tenths at each loss, and has a loss
 //! in nearly every round trip. So this one knows what the path carries: the most bytes delivered in one of the
-//! last rounds × the least round trip of them (*the product*; TCP Westwood's idea).
+//! last rounds × the least round trip of the last seconds (*the product*; TCP Westwood's idea).
 //!
 //! - It never backs off below the product: what is in flight beyond it waits in a queue.
 //! - While few packets get lost (2 %, BBR's bound), a little more than the product is no reason to back off, and
 //!   in slow start twice of it is none: the estimate is one round old. A single packet lost in the first rounds
 //!   (one that came before its keys, say) does not end slow start.
+//! - While few get lost and no queue is seen, the window grows by an eighth in a round trip: cubic would take
+//!   half a minute to find that a long path carries more.
 //! - Many losses, and few with a long queue, are what they are to cubic, and so is a persistent congestion.
 //!
 //! Keeps: window, cubic's epoch, the rounds' deliveries. Pure: time is an argument.
@@ -37,9 +39,13 @@ const COUNTED: f64 = 500.0;
 const MARGIN: f64 = 1.25;
 /// The same in slow start, whose window doubles between what is delivered and what is known of it.
 const MARGIN_AT_START: f64 = 2.5;
-/// Slow start ends when round trips are longer by this than the least one, and the window is
+/// Round trips longer by this (or an eighth) than the least are no queue's doing, but the processors'.
+const JITTER: Duration = Duration::from_millis(1);
+/// Slow start ends when round trips are longer by this (or an eighth) than the least one, and the window is
 /// [`MARGIN_AT_START`] products: it fills a queue, and delivers no more for it.
 const QUEUED: Duration = Duration::from_millis(4);
+/// The least round trip is of the last one to two of these: what was measured before may have been another path.
+const REMEMBERED: Duration = Duration::from_secs(5);
 
 /// Makes controllers; the window (bytes) they start with.
 #[derive(Debug)]
@@ -70,7 +76,10 @@ struct PathCubic {
 /// Cubic's curve since the window was last cut.
 #[derive(Clone, Copy, Debug, Default)]
 struct Epoch {
-    /// None before the first congestion.
+    /// When the window was cut; None before the first congestion. What was sent before tells nothing of the
+    /// window since.
+    cut: Option<Instant>,
+    /// When the curve began; None: it begins with the next packet, from the window as it is.
     began: Option<Instant>,
     /// The window before the cut, bytes.
     most: f64,
@@ -80,24 +89,18 @@ struct Epoch {
     grown: f64,
 }
 
-/// What the path delivered in one round.
-#[derive(Clone, Copy, Debug)]
-struct Round {
-    /// Bytes a second.
-    rate: f64,
-    /// The least time between a packet and its acknowledgement.
-    least: Duration,
-}
-
 /// What the path delivered in the last rounds.
 #[derive(Clone, Debug)]
 struct Carried {
+    /// When the present round began, and the bytes acknowledged in it.
     began: Instant,
-    /// Bytes acknowledged in the present round, and the least time that one took.
     bytes: u64,
-    least: Duration,
-    rounds: [Option<Round>; ROUNDS],
+    /// Bytes a second of each of the last rounds.
+    rates: [Option<f64>; ROUNDS],
     next: usize,
+    /// The least time between a packet and its acknowledgement, in the last [`REMEMBERED`] and since.
+    least: [Option<Duration>; 2],
+    least_since: Instant,
 }
 
 /// How many of the packets got lost lately.
@@ -129,45 +132,55 @@ impl Carried {
         Self {
             began: now,
             bytes: 0,
-            least: Duration::MAX,
-            rounds: [None; ROUNDS],
+            rates: [None; ROUNDS],
             next: 0,
+            least: [None; 2],
+            least_since: now,
         }
     }
 
     /// `took`: from the packet's sending to its acknowledgement. `limited`: the sender had nothing more to send;
     /// such a round says nothing against the path.
     fn add(&mut self, now: Instant, bytes: u64, took: Duration, round: Duration, limited: bool) {
+        if now.saturating_duration_since(self.least_since) > REMEMBERED {
+            self.least = [self.least[1], None];
+            self.least_since = now;
+        }
+        self.least[1] = Some(self.least[1].map_or(took, |least| least.min(took)));
         self.bytes += bytes;
-        self.least = self.least.min(took);
         let lasted = now.saturating_duration_since(self.began);
         if lasted < round.max(SHORTEST_ROUND) {
             return;
         }
         let rate = self.bytes as f64 / lasted.as_secs_f64();
-        if !limited || self.known().all(|known| rate > known.rate) {
-            let least = self.least;
-            self.rounds[self.next] = Some(Round { rate, least });
+        if !limited || self.known().all(|known| rate > known) {
+            self.rates[self.next] = Some(rate);
             self.next = (self.next + 1) % ROUNDS;
         }
-        (self.began, self.bytes, self.least) = (now, 0, Duration::MAX);
+        (self.began, self.bytes) = (now, 0);
     }
 
-    fn known(&self) -> impl Iterator<Item = &Round> {
-        self.rounds.iter().flatten()
-    }
-
-    /// Bytes in flight with which the path is full, and its queue empty; None in the first rounds.
-    fn product(&self) -> Option<f64> {
-        if self.known().count() < 3 {
-            return None;
-        }
-        let rate = self.known().map(|round| round.rate).fold(0.0, f64::max);
-        Some(rate * self.least()?.as_secs_f64())
+    fn known(&self) -> impl Iterator<Item = f64> {
+        self.rates.iter().flatten().copied()
     }
 
     fn least(&self) -> Option<Duration> {
-        self.known().map(|round| round.least).min()
+        self.least.iter().flatten().min().copied()
+    }
+
+    /// Bytes in flight with which the path is full, and what waits in it waits so long; None in the first rounds.
+    fn product(&self, waits: Duration) -> Option<f64> {
+        if self.known().count() < 3 {
+            return None;
+        }
+        let rate = self.known().fold(0.0, f64::max);
+        Some(rate * (self.least()? + waits).as_secs_f64())
+    }
+
+    /// Whether round trips are longer than the path's own by more than this, or an eighth.
+    fn is_queueing(&self, round: Duration, more: Duration) -> bool {
+        self.least()
+            .is_some_and(|least| round > least + more.max(least / 8))
     }
 }
 
@@ -192,19 +205,22 @@ impl PathCubic {
         let took = now.saturating_duration_since(sent);
         self.carried.add(now, bytes, took, round, limited);
         self.losses.add(1.0, 0.0);
-        if limited || self.epoch.began.is_some_and(|began| sent <= began) {
+        if limited || self.epoch.cut.is_some_and(|cut| sent <= cut) {
             return;
         }
         if self.window >= self.slow_start_below {
-            return self.grow(now, round);
+            if self.losses.are_few() && !self.carried.is_queueing(round, JITTER) {
+                self.window += bytes / 8;
+                self.epoch.began = None;
+            } else {
+                self.grow(now, round);
+            }
+            return;
         }
         self.window += bytes;
-        let is_queueing = self
-            .carried
-            .least()
-            .is_some_and(|least| round > least + QUEUED.max(least / 8));
-        let full = self.carried.product().unwrap_or(f64::MAX) * MARGIN_AT_START;
-        if is_queueing && self.window as f64 > full {
+        let product = self.carried.product(JITTER).unwrap_or(f64::MAX);
+        if self.carried.is_queueing(round, QUEUED) && self.window as f64 > MARGIN_AT_START * product
+        {
             self.slow_start_below = self.window;
         }
     }
@@ -215,6 +231,7 @@ impl PathCubic {
         let epoch = &mut self.epoch;
         if epoch.began.is_none() {
             (epoch.began, epoch.most, epoch.until) = (Some(now), window, 0.0);
+            epoch.grown = 0.0;
         }
         let began = epoch.began.unwrap_or(now);
         let since = now.saturating_duration_since(began).as_secs_f64();
@@ -238,12 +255,14 @@ impl PathCubic {
     fn congested(&mut self, now: Instant, sent: Instant, persistent: bool, lost: u64) {
         let mtu = self.mtu.max(1) as f64;
         self.losses.add(0.0, lost as f64 / mtu);
-        if self.epoch.began.is_some_and(|began| sent <= began) && !persistent {
+        if self.epoch.cut.is_some_and(|cut| sent <= cut) && !persistent {
             return;
         }
         let (window, in_slow_start) = (self.window as f64, self.window < self.slow_start_below);
         let few = lost > 0 && self.losses.are_few();
-        let product = self.carried.product();
+        // What many losses leave is what the path holds without a queue.
+        let waits = if few { JITTER } else { Duration::ZERO };
+        let product = self.carried.product(waits);
         if few && !persistent {
             let margin = if in_slow_start {
                 MARGIN_AT_START
@@ -274,6 +293,7 @@ impl PathCubic {
         let most = if in_slow_start { cut.max(full) } else { most };
         let missing = (most - self.window as f64).max(0.0) / mtu;
         self.epoch = Epoch {
+            cut: Some(now),
             began: Some(now),
             most,
             until: (missing / GROWTH).cbrt(),
@@ -282,7 +302,7 @@ impl PathCubic {
         if persistent {
             // Nothing arrived for long: what was known of the path is old.
             self.window = self.least_window();
-            self.epoch.began = None;
+            self.epoch.cut = None;
             self.carried = Carried::new(now);
         }
     }
