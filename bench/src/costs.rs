@@ -45,7 +45,7 @@ const ATTEMPTS: usize = 4;
 
 const BOUNDS: [Bound; 8] = [
     bound(SMALL, Peer::There, 1600, [9.0, 6.4], Some(1.3)),
-    bound(SMALL_FLUSHED, Peer::There, 900, [18.5, 12.5], Some(2.5)),
+    bound(SMALL_FLUSHED, Peer::There, 900, [19.5, 13.0], Some(2.5)),
     bound(SMALL_DEEP, Peer::There, 6500, [1.5, 1.5], None),
     bound(SEQUENTIAL, Peer::There, 400, [42.0, 40.0], None),
     bound(READ, Peer::There, 1600, [5.9, 0.7], Some(1.3)),

@@ -400,11 +400,8 @@ mod tests {
             let mut smoothed = self.round_trip;
             let mut window = controller(Call::Window);
             while now < seconds {
-                let next = packets
-                    .iter()
-                    .find_map(|(_, acked)| *acked)
-                    .unwrap_or(f64::MAX);
-                if in_flight + MTU <= window && (next > now || packets.is_empty()) {
+                let next = packets.iter().find_map(|(_, acked)| *acked);
+                if in_flight + MTU <= window && next.is_none_or(|next| next > now) {
                     dice ^= dice << 13;
                     dice ^= dice >> 7;
                     dice ^= dice << 17;
@@ -419,12 +416,11 @@ mod tests {
                     sent += u64::from(now > seconds / 2.0);
                     continue;
                 }
-                if next == f64::MAX {
+                now = match next {
+                    Some(next) => now.max(next),
                     // All of them lost: the probe's time-out.
-                    now += 3.0 * smoothed;
-                } else {
-                    now = now.max(next);
-                }
+                    None => now + 3.0 * smoothed,
+                };
                 // Whatever was sent before the one that arrived is lost.
                 let mut gone = None;
                 while let Some((when, acked)) = packets.front().copied() {
@@ -512,8 +508,6 @@ mod tests {
 
     #[test]
     fn many_losses_are_a_congestion() {
-        // A path that drops every tenth packet is not pushed on.
-        let outcome = path(10.0, 10.0).with_path_cubic(6.0);
         let now = Instant::now();
         let mut this = PathCubic::new(1 << 20, MTU as u16, now);
         for _ in 0..20 {
@@ -524,7 +518,6 @@ mod tests {
             (f64::from(1 << 20) * BETA) as u64,
             "once for each flight"
         );
-        assert!(outcome.share < 1.0);
     }
 
     #[test]
