@@ -32,25 +32,35 @@ struct Bound {
     many: u64,
     /// System calls for each operation of the Primary, and of the Secondary.
     most: [f64; 2],
+    /// Each of [`STEADY`] for each operation; None where one serves many.
+    steady: Option<f64>,
 }
 
+/// What the link's timers have no part in, so that a busy machine does not make more of it.
+const STEADY: [&str; 3] = ["io_uring_enter", "recvfrom", "writev"];
+
+/// So often a job is counted that costs more than it may: a machine that has no processor for a daemon at once
+/// adds calls (timers fire that are never due otherwise), and never takes any away.
+const ATTEMPTS: usize = 4;
+
 const BOUNDS: [Bound; 8] = [
-    bound(SMALL, Peer::There, 1600, [21.0, 15.5]),
-    bound(SMALL_FLUSHED, Peer::There, 900, [40.0, 28.0]),
-    bound(SMALL_DEEP, Peer::There, 6500, [4.0, 3.5]),
-    bound(SEQUENTIAL, Peer::There, 400, [55.0, 40.0]),
-    bound(READ, Peer::There, 1600, [11.5, 0.7]),
-    bound(READ, Peer::None, 1600, [11.5, 0.0]),
-    bound(SMALL, Peer::Away, 1600, [11.5, 0.7]),
-    bound(SMALL, Peer::None, 1600, [11.5, 0.0]),
+    bound(SMALL, Peer::There, 1600, [9.0, 6.4], Some(1.3)),
+    bound(SMALL_FLUSHED, Peer::There, 900, [19.5, 13.0], Some(2.5)),
+    bound(SMALL_DEEP, Peer::There, 6500, [1.5, 1.5], None),
+    bound(SEQUENTIAL, Peer::There, 400, [42.0, 40.0], None),
+    bound(READ, Peer::There, 1600, [5.9, 0.7], Some(1.3)),
+    bound(READ, Peer::None, 1600, [5.9, 0.0], Some(1.3)),
+    bound(SMALL, Peer::Away, 1600, [5.9, 0.7], Some(1.3)),
+    bound(SMALL, Peer::None, 1600, [5.9, 0.0], Some(1.3)),
 ];
 
-const fn bound(job: Job, peer: Peer, many: u64, most: [f64; 2]) -> Bound {
+const fn bound(job: Job, peer: Peer, many: u64, most: [f64; 2], steady: Option<f64>) -> Bound {
     Bound {
         job,
         peer,
         many,
         most,
+        steady,
     }
 }
 
@@ -60,7 +70,7 @@ const METADATA: f64 = 0.01;
 
 /// What takes the peer no part in may cost so many times what it does without one: the same counts are wanted, and they
 /// vary with what else the machine does.
-const SAME: f64 = 1.3;
+const SAME: f64 = 1.2;
 
 /// System calls of one daemon, for each operation.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -77,6 +87,9 @@ pub struct Cost {
     pub together: f64,
     /// The most that it may be.
     pub most: f64,
+    /// The most that each of the calls may be that a busy machine makes no more of.
+    #[serde(default)]
+    pub steady: Option<f64>,
     /// Metadata writes for each operation, of a Primary.
     pub metadata: f64,
 }
@@ -97,35 +110,55 @@ pub fn measure(room: &Room) -> Result<Vec<Cost>, BenchError> {
             bound.job.name(),
             words(bound.peer)
         );
-        let name = |what: &str| format!("costs-{number}-{what}");
-        let (few, _) = counted(room, &name("few"), bound, FEW)?;
-        let (many, metadata) = counted(room, &name("many"), bound, bound.many)?;
-        let each = (bound.many - FEW) as f64;
-        for (daemon, few, many, most) in [
-            ("primary", &few[0], &many[0], bound.most[0]),
-            ("secondary", &few[1], &many[1], bound.most[1]),
-        ] {
-            let calls: BTreeMap<String, f64> = many
-                .iter()
-                .map(|(call, count)| {
-                    let before = few.get(call).copied().unwrap_or(0);
-                    (call.clone(), (*count as f64 - before as f64) / each)
-                })
-                .filter(|(_, count)| count.abs() >= 0.005)
-                .collect();
-            if many.is_empty() {
-                continue;
+        let mut costs = costs(room, &format!("costs-{number}"), bound)?;
+        for attempt in 1..ATTEMPTS {
+            if over(&costs).is_empty() {
+                break;
             }
-            all.push(Cost {
-                job: bound.job.name(),
-                peer: words(bound.peer).to_owned(),
-                daemon: daemon.to_owned(),
-                together: calls.values().sum(),
-                calls,
-                most,
-                metadata: if daemon == "primary" { metadata } else { 0.0 },
-            });
+            eprintln!("      more than it may be: counted again");
+            let again = self::costs(room, &format!("costs-{number}-{attempt}"), bound)?;
+            for (least, cost) in costs.iter_mut().zip(again) {
+                if cost.together < least.together {
+                    *least = cost;
+                }
+            }
         }
+        all.extend(costs);
+    }
+    Ok(all)
+}
+
+/// Of the Primary, and of the Secondary where there is one.
+fn costs(room: &Room, name: &str, bound: &Bound) -> Result<Vec<Cost>, BenchError> {
+    let (few, _) = counted(room, &format!("{name}-few"), bound, FEW)?;
+    let (many, metadata) = counted(room, &format!("{name}-many"), bound, bound.many)?;
+    let each = (bound.many - FEW) as f64;
+    let mut all = Vec::new();
+    for (daemon, few, many, most) in [
+        ("primary", &few[0], &many[0], bound.most[0]),
+        ("secondary", &few[1], &many[1], bound.most[1]),
+    ] {
+        let calls: BTreeMap<String, f64> = many
+            .iter()
+            .map(|(call, count)| {
+                let before = few.get(call).copied().unwrap_or(0);
+                (call.clone(), (*count as f64 - before as f64) / each)
+            })
+            .filter(|(_, count)| count.abs() >= 0.005)
+            .collect();
+        if many.is_empty() {
+            continue;
+        }
+        all.push(Cost {
+            job: bound.job.name(),
+            peer: words(bound.peer).to_owned(),
+            daemon: daemon.to_owned(),
+            together: calls.values().sum(),
+            calls,
+            most,
+            steady: bound.steady,
+            metadata: if daemon == "primary" { metadata } else { 0.0 },
+        });
     }
     Ok(all)
 }
@@ -268,6 +301,16 @@ pub fn over(all: &[Cost]) -> Vec<String> {
                 cost.together, cost.most
             ));
         }
+        for call in STEADY {
+            let count = cost.calls.get(call).copied().unwrap_or(0.0);
+            if let Some(steady) = cost.steady
+                && count > steady
+            {
+                over.push(format!(
+                    "{what}: {count:.2} {call} for each operation, at most {steady:.1}"
+                ));
+            }
+        }
         if cost.metadata > METADATA {
             over.push(format!(
                 "{what}: {:.4} metadata writes for each operation within the hot set, at most {METADATA}",
@@ -320,11 +363,17 @@ mod tests {
             calls: BTreeMap::new(),
             together,
             most: 10.0,
+            steady: Some(1.3),
             metadata,
         };
         assert!(over(&[cost("no peer", 9.0, 0.0), cost("peer away", 9.5, 0.0)]).is_empty());
         assert!(over(&[cost("no peer", 11.0, 0.0)])[0].contains("11.00 system calls"));
         assert!(over(&[cost("no peer", 1.0, 0.5)])[0].contains("metadata"));
+        let mut steady = cost("no peer", 9.0, 0.0);
+        steady.calls.insert("writev".to_owned(), 1.2);
+        assert!(over(&[steady.clone()]).is_empty());
+        steady.calls.insert("writev".to_owned(), 1.4);
+        assert!(over(&[steady])[0].contains("1.40 writev"));
         let grown = over(&[cost("no peer", 7.0, 0.0), cost("peer away", 9.5, 0.0)]);
         assert!(grown[0].contains("1.36 times"), "{grown:?}");
     }

@@ -8,8 +8,8 @@
 //! rest moves bytes: `handshake`, `session` and `outbox` for a connection, [`server`] for all.
 //!
 //! It runs on one thread: futures are `!Send` and tasks are started with
-//! [`tokio::task::spawn_local`], so the caller must be inside a `LocalSet` (or a runtime that is
-//! one, as `tokio_uring::start`).
+//! [`tokio::task::spawn_local`], so the caller must be inside a `LocalSet` or a
+//! tokio `LocalRuntime`.
 
 mod connection;
 mod control;

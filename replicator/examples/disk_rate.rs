@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     if is_new {
         std::fs::File::create_new(&path)?.set_len(SIZE)?;
     }
-    tokio_uring::start(async move {
+    kagami_replicator::shell::runtime::start(async move {
         let pool = Pool::new(&PoolConfig::default())?;
         let file = StoreFile::open(&path, Duration::from_secs(5))?;
         let capabilities = file.capabilities();

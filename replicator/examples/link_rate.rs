@@ -70,7 +70,7 @@ async fn connected(link: &Link, with: NodeId, events: &mut Vec<LinkEvent>) -> Se
 
 /// Answers every frame with a payload; every 16th when it is bulk.
 fn serve(key: NodeKey, peer: PeerConfig, address: &mpsc::Sender<std::net::SocketAddr>) {
-    tokio_uring::start(async {
+    kagami_replicator::shell::runtime::start(async {
         let with = peer.node;
         let link = Link::new(config(NodeId(2), peer), key, Heap).expect("a link");
         address
@@ -198,7 +198,7 @@ fn main() {
     let (sender, address) = mpsc::channel();
     let server = std::thread::spawn(move || serve(key_b, of_a, &sender));
     of_b.addresses = vec![address.recv().expect("the server listens")];
-    tokio_uring::start(async {
+    kagami_replicator::shell::runtime::start(async {
         let link = Link::new(config(NodeId(1), of_b), key_a, Heap).expect("a link");
         let mut events = Vec::new();
         let session = connected(&link, NodeId(2), &mut events).await;

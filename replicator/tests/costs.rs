@@ -117,7 +117,7 @@ const STARVED: Duration = Duration::from_millis(10);
 const BOUNDS: [Bound; 5] = [
     Bound {
         work: work("4 KiB write, depth 1", 4096, 1, 200, Kind::Write),
-        most: most(24.0, 1.6, 1.3, 1.4, 7.0),
+        most: most(21.0, 1.5, 1.3, 1.4, 5.5),
     },
     Bound {
         work: work(
@@ -127,19 +127,19 @@ const BOUNDS: [Bound; 5] = [
             80,
             Kind::WriteAndFlush,
         ),
-        most: most(50.0, 2.0, 2.6, 2.8, 16.0),
+        most: most(43.0, 2.0, 2.6, 2.8, 14.0),
     },
     Bound {
         work: work("4 KiB write, depth 32", 4096, 32, 15, Kind::Write),
-        most: most(18.0, 1.6, 1.2, 1.3, 3.0),
+        most: most(15.5, 1.5, 1.0, 0.6, 1.0),
     },
     Bound {
         work: work("1 MiB write, depth 4", 1 << 20, 4, 10, Kind::Write),
-        most: most(110.0, 1.25, 200.0, 15.0, 12.0),
+        most: most(105.0, 1.2, 180.0, 12.0, 6.0),
     },
     Bound {
         work: work("4 KiB read, depth 1", 4096, 1, 200, Kind::Read),
-        most: most(4.0, 0.1, 0.5, 0.5, 3.0),
+        most: most(3.4, 0.1, 0.3, 0.3, 2.0),
     },
 ];
 

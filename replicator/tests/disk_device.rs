@@ -61,7 +61,7 @@ fn a_device_is_read_written_zeroed_and_flushed() {
     for sector in [512, 4096] {
         let size = format!("--sector-size={sector}");
         let device = Loop::new(16 * MIB, &[&size, "--direct-io=on"]);
-        tokio_uring::start(async {
+        kagami_replicator::shell::runtime::start(async {
             let mut rig = Rig::new(&device.device, 16 << 20);
             let capabilities = rig.storage.capabilities(rig.store).clone();
             assert_eq!(capabilities.kind, StoreKind::BlockDevice);

@@ -18,7 +18,7 @@ fn random_operations_leave_what_the_model_has() {
     const MAX_RUN: u64 = 24;
     let folder = folder();
     let path = store_file(&folder, "store", BLOCKS * BLOCK + 8 * BLOCK);
-    tokio_uring::start(async {
+    kagami_replicator::shell::runtime::start(async {
         let mut rig = Rig::with_start(&path, 8 << 20, 8 * BLOCK);
         let mut numbers = Numbers(0x1234_5678_9abc_def1);
         let mut model = vec![0u8; BLOCKS as usize];
@@ -106,7 +106,7 @@ fn thousands_in_flight_queue_beyond_the_kernels_rings() {
     const COUNT: u64 = 6000;
     let folder = folder();
     let path = store_file(&folder, "store", COUNT * BLOCK);
-    tokio_uring::start(async {
+    kagami_replicator::shell::runtime::start(async {
         let mut rig = Rig::new(&path, 64 << 20);
         for id in 0..COUNT {
             let data = rig.aligned(BLOCK as usize, id as u8);
@@ -136,7 +136,7 @@ fn thousands_in_flight_queue_beyond_the_kernels_rings() {
 fn memory_that_does_not_suit_is_copied_and_counted() {
     let folder = folder();
     let path = store_file(&folder, "store", 8 * MIB);
-    tokio_uring::start(async {
+    kagami_replicator::shell::runtime::start(async {
         let mut rig = Rig::new(&path, 8 << 20);
         for (fua, byte) in [(false, 3), (true, 4)] {
             let data = unaligned(BLOCK as usize, byte);
@@ -166,7 +166,7 @@ fn memory_that_does_not_suit_is_copied_and_counted() {
 fn the_largest_requests_go_through_the_default_pool() {
     let folder = folder();
     let path = store_file(&folder, "store", 33 * MIB);
-    tokio_uring::start(async {
+    kagami_replicator::shell::runtime::start(async {
         let mut rig = Rig::new(&path, 64 << 20);
         let data = rig.aligned(32 << 20, 8);
         rig.run(write(MIB, data)).await.expect("a good disk");
@@ -181,7 +181,7 @@ fn the_largest_requests_go_through_the_default_pool() {
 fn operations_wait_for_memory_and_go_on_when_it_returns() {
     let folder = folder();
     let path = store_file(&folder, "store", 8 * MIB);
-    tokio_uring::start(async {
+    kagami_replicator::shell::runtime::start(async {
         let mut rig = Rig::new(&path, 2 << 20);
         // Everything that the pool has.
         let mut held = Vec::new();
@@ -224,7 +224,7 @@ fn operations_wait_for_memory_and_go_on_when_it_returns() {
 fn zeroes_are_real_whatever_the_store_has_to_do() {
     let folder = folder();
     let path = store_file(&folder, "store", 4 * MIB);
-    tokio_uring::start(async {
+    kagami_replicator::shell::runtime::start(async {
         let mut rig = Rig::new(&path, 16 << 20);
         for unmap in [false, true] {
             let data = rig.aligned(4 << 20, 1);
@@ -262,7 +262,7 @@ fn allocated(path: &std::path::Path) -> u64 {
 fn a_store_cut_short_under_us_is_an_error_of_that_read() {
     let folder = folder();
     let path = store_file(&folder, "store", MIB);
-    tokio_uring::start(async {
+    kagami_replicator::shell::runtime::start(async {
         let mut rig = Rig::new(&path, 2 << 20);
         let other = std::fs::OpenOptions::new().write(true).open(&path);
         let other = other.expect("the lock is advisory");
@@ -283,7 +283,7 @@ fn a_store_cut_short_under_us_is_an_error_of_that_read() {
 fn an_odd_tail_is_not_exposed() {
     let folder = folder();
     let path = store_file(&folder, "store", MIB + 512);
-    tokio_uring::start(async {
+    kagami_replicator::shell::runtime::start(async {
         let rig = Rig::new(&path, 2 << 20);
         let capabilities = rig.storage.capabilities(rig.store);
         assert_eq!(capabilities.size, MIB + 512);
@@ -297,7 +297,7 @@ fn an_odd_tail_is_not_exposed() {
 fn a_ring_dropped_with_operations_in_flight_waits_for_them() {
     let folder = folder();
     let path = store_file(&folder, "store", 16 * MIB);
-    tokio_uring::start(async {
+    kagami_replicator::shell::runtime::start(async {
         let mut rig = Rig::new(&path, 64 << 20);
         for id in 0..16 {
             let data = rig.aligned(1 << 20, 7);
@@ -317,7 +317,7 @@ fn a_ring_dropped_with_operations_in_flight_waits_for_them() {
 fn metadata_steps_are_written_in_order_beside_the_data() {
     let folder = folder();
     let path = store_file(&folder, "store", 2 * MIB);
-    tokio_uring::start(async {
+    kagami_replicator::shell::runtime::start(async {
         let mut rig = Rig::new(&path, 4 << 20);
         let metadata = rig.add_metadata(Area {
             start: MIB,
@@ -356,7 +356,7 @@ fn metadata_steps_are_written_in_order_beside_the_data() {
 fn durable_writes_work_without_synchronous_ones() {
     let folder = folder();
     let path = store_file(&folder, "store", MIB);
-    tokio_uring::start(async {
+    kagami_replicator::shell::runtime::start(async {
         let mut rig = Rig::new(&path, 2 << 20);
         rig.storage.remove_disk(rig.disk);
         rig.storage.remove_store(rig.store);
@@ -388,7 +388,7 @@ fn durable_writes_work_without_synchronous_ones() {
 fn a_store_is_free_again_when_it_is_removed() {
     let folder = folder();
     let path = store_file(&folder, "store", MIB);
-    tokio_uring::start(async {
+    kagami_replicator::shell::runtime::start(async {
         let mut rig = Rig::new(&path, 2 << 20);
         rig.read(0, 4096).await;
         rig.storage.remove_disk(rig.disk);

@@ -75,7 +75,7 @@ fn child_holds_a_store_and_writes() {
     let Some(path) = std::env::var_os(CHILD).map(PathBuf::from) else {
         return;
     };
-    tokio_uring::start(async {
+    kagami_replicator::shell::runtime::start(async {
         let mut rig = Rig::new(&path, 64 << 20);
         for id in 0..64 {
             rig.submit(id, write(id * MIB, unaligned(1 << 20, 1)));
@@ -263,7 +263,7 @@ fn child_fills_a_small_file_system() {
     assert!(!path.exists());
     let path = folder.join("sparse");
     drop(create_backing_file(&path, 8 * MIB, true).expect("sparse"));
-    tokio_uring::start(async {
+    kagami_replicator::shell::runtime::start(async {
         let mut rig = Rig::new(&path, 16 << 20);
         let data = rig.aligned(1 << 20, 1);
         for id in 0..8 {

@@ -280,8 +280,8 @@ fn a_queue_over_its_bound_ends_the_session() {
 }
 
 #[test]
-fn it_runs_inside_tokio_uring_with_the_shells_own_memory() {
-    tokio_uring::start(async {
+fn it_runs_in_the_shells_runtime_with_its_own_memory() {
+    kagami_replicator::shell::runtime::start(async {
         let memory = Pool::new(&PoolConfig::with_bytes(4 << 20)).expect("memory");
         let (a, b) = pair_with(|_| {}, memory.clone());
         let (a, in_a, mut b, in_b) = connect(a, b).await;

@@ -56,7 +56,7 @@ impl BareDisk {
 
     fn measure(&self, job: &Job, until: Until, seed: u64) -> Result<Sample, BenchError> {
         let (path, region, job): (&Path, _, _) = (&self.path, self.region, *job);
-        tokio_uring::start(async move {
+        kagami_replicator::shell::runtime::start(async move {
             let fault = BenchError::part::<std::io::Error>;
             let pool = Pool::new(&PoolConfig::default()).map_err(fault("the pool"))?;
             let file = StoreFile::open(path, Duration::from_secs(5))

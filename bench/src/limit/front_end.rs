@@ -18,7 +18,7 @@ const EXPORT: &str = "null";
 /// # Errors
 /// The socket can't be had.
 pub fn serve(socket: &Path, size: u64) -> Result<(), BenchError> {
-    tokio_uring::start(async {
+    kagami_replicator::shell::runtime::start(async {
         let exports = Rc::new(Exports::new());
         exports
             .add(Export::new(EXPORT, Rc::new(NullDevice::new(size))))

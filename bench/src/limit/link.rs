@@ -55,7 +55,7 @@ impl Candidate for BareLink {
             // A server that failed to start has dropped its end.
             let measured = address.recv().ok().map(|address| {
                 of_b.addresses.push(address);
-                tokio_uring::start(async {
+                kagami_replicator::shell::runtime::start(async {
                     let config = config(NodeId(1), of_b);
                     let link = Link::new(config, key_a, memory()?)
                         .map_err(BenchError::part("the link"))?;
@@ -127,7 +127,7 @@ fn serve(
     peer: PeerConfig,
     address: &mpsc::Sender<SocketAddr>,
 ) -> Result<(), BenchError> {
-    tokio_uring::start(async {
+    kagami_replicator::shell::runtime::start(async {
         let with = peer.node;
         let link = Link::new(config(NodeId(2), peer), key, memory()?)
             .map_err(BenchError::part("the link"))?;

@@ -52,7 +52,7 @@ pub fn whole(from: &Path, to: &Path, region: u64) -> Result<f64, BenchError> {
 }
 
 fn copy(from: &Path, to: &Path, region: u64, offsets: &[u64], len: u32) -> Result<f64, BenchError> {
-    tokio_uring::start(async move {
+    kagami_replicator::shell::runtime::start(async move {
         let pool = Pool::new(&PoolConfig::default()).map_err(BenchError::part("the pool"))?;
         let mut storage = Storage::new(pool).map_err(BenchError::part("the storage"))?;
         let area = Area {

@@ -13,6 +13,7 @@ pub mod pairing;
 pub mod probe;
 pub mod quic;
 mod race;
+pub mod runtime;
 pub mod signature;
 pub mod storage;
 pub mod store;

@@ -125,7 +125,7 @@ impl Storage {
     ///
     /// # Panics
     ///
-    /// Outside a tokio (or tokio-uring) runtime.
+    /// Outside a tokio runtime.
     pub fn new(pool: Pool) -> Result<Self, StorageError> {
         let have = pool.stats().total;
         let mut zeroes = pool

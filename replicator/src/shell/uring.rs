@@ -11,8 +11,7 @@
 //! future for an operation, and no cancelling.
 //!
 //! The ring's descriptor is watched by the runtime ([`Ring::ready`]), so the loop sleeps beside the
-//! sockets; tokio-uring's own ring would submit only when its thread parks
-//! (docs/decisions/0002-own-ring-and-flushing.md).
+//! sockets (docs/decisions/0002-own-ring-and-flushing.md).
 
 #![allow(unsafe_code)] // Submission hands raw pointers to the kernel: the interface demands it.
 
@@ -20,9 +19,11 @@ mod operation;
 
 use std::collections::VecDeque;
 use std::fs::File;
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use io_uring::IoUring;
@@ -32,6 +33,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::buffers::Buffer;
+use super::runtime;
 use operation::{InFlight, Next};
 pub use operation::{Operation, Payload};
 
@@ -113,7 +115,7 @@ impl Ring {
     ///
     /// # Panics
     ///
-    /// Outside a tokio (or tokio-uring) runtime.
+    /// Outside a tokio runtime.
     pub fn new() -> Result<Self, RingError> {
         let ring = Self::build().map_err(|error| match error.raw_os_error() {
             Some(libc::ENOSYS | libc::EPERM | libc::EACCES) => RingError::NotPermitted(error),
@@ -263,8 +265,20 @@ impl Ring {
                 tokio::time::sleep(REFUSED_PAUSE).await;
                 continue;
             }
-            // The state is looked at again after the readiness is cleared, so no wake-up is lost.
-            self.watched.readable().await?.clear_ready();
+            poll_fn(|cx| {
+                // A completion interrupts the thread's sleep, and is there when the runtime goes on.
+                if self.has_completions() {
+                    return Poll::Ready(Ok(()));
+                }
+                if self.in_kernel > 0 {
+                    runtime::wake_when_interrupted(cx.waker());
+                }
+                // The state is looked at again after the readiness is cleared, so no wake-up is lost.
+                self.watched
+                    .poll_read_ready(cx)
+                    .map_ok(|mut ready| ready.clear_ready())
+            })
+            .await?;
         }
     }
 

@@ -16,6 +16,7 @@ use crate::core::{Command, NodeId, Settings};
 use crate::shell::buffers::{Pool, PoolConfig};
 use crate::shell::identity::{IdentityError, NodeKeys};
 use crate::shell::quic::{LinkConfig, LinkError, Note, PeerConfig};
+use crate::shell::runtime;
 use crate::shell::storage::{Storage, StorageError};
 
 /// Events that a slow listener may be behind; it is told how many it missed.
@@ -432,15 +433,14 @@ fn start_thread(
     let config = config.clone();
     let events = (events.clone(), peer_events.clone());
     let body = move || {
-        let runtime = tokio_uring::Runtime::new(&tokio_uring::builder());
-        let runtime = match runtime {
+        let runtime = match runtime::build() {
             Ok(runtime) => runtime,
             Err(error) => {
-                let doing = "starting a data-plane thread's runtime (io_uring)";
+                let doing = "starting a data-plane thread's runtime";
                 return drop(up.send(Err(EngineError::Io { doing, error })));
             }
         };
-        runtime.block_on(async move {
+        runtime::run(&runtime, async move {
             match prepare(&config, index, link, received, events) {
                 Ok(this) => {
                     let told = up.send(Ok(this.addresses()));

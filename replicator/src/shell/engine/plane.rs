@@ -34,6 +34,7 @@ use crate::shell::boot::Boot;
 use crate::shell::buffers::{Buffer, Pool, Share};
 use crate::shell::identity::{NodeKey, NodeKeys};
 use crate::shell::quic::{self, BufferSource, Link, LinkEvent, MirrorId, Note, PeerConfig};
+use crate::shell::runtime::step_back;
 use crate::shell::storage::{Storage, StorageCompletion};
 use crate::shell::time::{now, until};
 use crate::shell::witness::Remote;
@@ -261,8 +262,10 @@ impl Loop {
             if std::mem::take(&mut self.has_sent) && (1..=FEW).contains(&self.storage.queued()) {
                 // The way over the peer is the longer one, and handing a write to the disk takes longer
                 // than sending it: the link's tasks go first. (Of many writes the disk has its share
-                // at once: it works on them while they are encrypted.)
-                tokio::task::yield_now().await;
+                // at once: it works on them while they are encrypted.) Two steps: the stream's writer, and the
+                // connection that it wakes.
+                step_back().await;
+                step_back().await;
             }
             if let Err(error) = self.storage.submit_queued() {
                 broken(&error);

@@ -83,7 +83,9 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The congestion control of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Congestion {
-    /// Fair beside other traffic; the default.
+    /// Cubic that knows what the path carries, and does not take a few losses for a full queue; the default.
+    Path,
+    /// Plain cubic.
     Cubic,
     /// Better where packets get lost without congestion, slower where none do.
     Bbr,
@@ -122,12 +124,12 @@ impl Default for Tuning {
     fn default() -> Self {
         Self {
             max_mirrors: 256,
-            stream_window: 4 << 20,
+            stream_window: 8 << 20,
             socket_buffer: 4 << 20,
             max_datagram: 6500,
             ack_delay: Duration::from_millis(1),
             ack_every: 10,
-            congestion: Congestion::Cubic,
+            congestion: Congestion::Path,
             max_queued: 256 << 20,
             stagger: Duration::from_millis(150),
             first_pause: Duration::from_millis(100),

@@ -20,6 +20,7 @@ use sha2::{Digest, Sha256};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::config::{Congestion, Tuning};
+use super::congestion::PathCubicConfig;
 use super::runtime::{ThreadRuntime, WatchedSocket};
 use crate::shell::identity::NodeKey;
 use crate::wire::frame::Class;
@@ -105,6 +106,12 @@ pub(super) fn transport(tuning: &Tuning, timeout: Duration, allow: Allowance) ->
         .ack_eliciting_threshold(tuning.ack_every.into());
     config.ack_frequency_config(Some(ack));
     match tuning.congestion {
+        Congestion::Path => {
+            let path = PathCubicConfig {
+                initial_window: INITIAL_WINDOW,
+            };
+            config.congestion_controller_factory(Arc::new(path));
+        }
         Congestion::Cubic => {
             let mut cubic = congestion::CubicConfig::default();
             cubic.initial_window(INITIAL_WINDOW);

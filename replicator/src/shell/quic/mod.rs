@@ -10,12 +10,13 @@
 //! [`Link::drain`]) and says everything by calls that never wait. What it must watch is
 //! [`Link::queued_bytes`]; what holds the peer back is the [`BufferSource`].
 //!
-//! All tasks run on the thread that made the [`Link`], inside its `LocalSet` (or
-//! `tokio_uring::start`). Policy is elsewhere: which mirrors exist and what the frames mean. The
+//! All tasks run on the thread that made the [`Link`], inside its `LocalSet` or
+//! local runtime ([`crate::shell::runtime`]). Policy is elsewhere: which mirrors exist and what the frames mean. The
 //! bytes on the wire are described in docs/wire-protocol.md.
 
 mod accept;
 mod config;
+mod congestion;
 mod connection;
 mod dial;
 mod endpoint;

@@ -5,7 +5,7 @@
 //! (docs/performance.md has the count): its sockets are watched for room to send, so that every
 //! datagram that the receiver takes wakes its sender; and each datagram received arms the timer of its
 //! acknowledgement, which is nearly always sent and forgotten before it is due. Here a socket is watched for
-//! room only while it has none, and a timer that moves later is looked at when its old time comes.
+//! room only while it has none, and a timer stays armed for a near time as long as it moves.
 
 #![allow(unsafe_code)] // The runtime's watching of a descriptor for one direction is an unsafe call.
 
@@ -17,7 +17,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use quinn::udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use quinn::{AsyncTimer, AsyncUdpSocket, Runtime, UdpPoller};
@@ -31,7 +31,7 @@ pub(super) struct ThreadRuntime;
 
 impl Runtime for ThreadRuntime {
     fn new_timer(&self, at: Instant) -> Pin<Box<dyn AsyncTimer>> {
-        Box::pin(LateTimer {
+        Box::pin(NearTimer {
             deadline: at,
             armed: at,
             sleep: Box::pin(sleep_until(at.into())),
@@ -47,14 +47,16 @@ impl Runtime for ThreadRuntime {
     }
 
     fn now(&self) -> Instant {
-        tokio::time::Instant::now().into_std()
+        now()
     }
 }
 
-/// A timer that moves to a later time without telling the runtime: it is woken at the old time,
-/// and goes to sleep again. Moving the runtime's own timer costs a system call whenever that makes it the
-/// earliest, which an acknowledgement's is with every datagram.
-struct LateTimer {
+/// A timer whose owner moves it with every datagram. Moving the runtime's timer to an earlier time than the
+/// thread last slept for costs two system calls, which the timer of each acknowledgement would: it is nearly
+/// always answered and forgotten before it is due. So the runtime's timer is never armed for later than
+/// [`NEAR`] while its owner moves it, and follows: moving it later costs none. Once nothing has moved it for that
+/// long, it fires, and is armed for what is truly due.
+struct NearTimer {
     /// When it is due.
     deadline: Instant,
     /// When the runtime wakes it; never after `deadline`.
@@ -62,19 +64,32 @@ struct LateTimer {
     sleep: Pin<Box<Sleep>>,
 }
 
-impl fmt::Debug for LateTimer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "LateTimer({:?})", self.deadline)
+/// As long as the wait for an acknowledgement ([`super::Tuning`]'s `ack_delay`), the earliest that a timer is
+/// usually due: what is armed in one turn for this time from now is not before what a former turn armed.
+const NEAR: Duration = Duration::from_millis(1);
+/// The runtime's clock ticks once in a millisecond: moving a timer by less is of no use.
+const STEP: Duration = Duration::from_micros(250);
+
+impl NearTimer {
+    fn arm(&mut self, at: Instant) {
+        self.armed = at;
+        self.sleep.as_mut().reset(at.into());
     }
 }
 
-impl AsyncTimer for LateTimer {
+impl fmt::Debug for NearTimer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NearTimer({:?})", self.deadline)
+    }
+}
+
+impl AsyncTimer for NearTimer {
     fn reset(mut self: Pin<&mut Self>, at: Instant) {
         self.deadline = at;
+        let near = at.min(now() + NEAR);
         // A sleep that is over (its time has passed) has to be armed anew in any case.
-        if at < self.armed || self.sleep.is_elapsed() {
-            self.armed = at;
-            self.sleep.as_mut().reset(at.into());
+        if near < self.armed || near > self.armed + STEP || self.sleep.is_elapsed() {
+            self.arm(near);
         }
     }
 
@@ -82,13 +97,17 @@ impl AsyncTimer for LateTimer {
         loop {
             ready!(Future::poll(self.sleep.as_mut(), cx));
             let deadline = self.deadline;
-            if tokio::time::Instant::now().into_std() >= deadline {
+            if now() >= deadline {
                 return Poll::Ready(());
             }
-            self.armed = deadline;
-            self.sleep.as_mut().reset(deadline.into());
+            self.arm(deadline);
         }
     }
+}
+
+/// The runtime's time.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 /// A UDP socket that is watched for datagrams always, for room to send only while it has none.

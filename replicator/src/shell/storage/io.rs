@@ -300,7 +300,7 @@ mod tests {
         let folder = tempfile::tempdir_in(beside).expect("a folder");
         let path = folder.path().join("store");
         drop(create_backing_file(&path, 1 << 20, true).expect("a store"));
-        tokio_uring::start(async {
+        crate::shell::runtime::start(async {
             let pool = Pool::new(&PoolConfig::with_bytes(2 << 20)).expect("memory");
             let mut storage = Storage::new(pool).expect("storage");
             let file = StoreFile::open(&path, Duration::ZERO).expect("free");
