@@ -5,6 +5,7 @@
 # of its node is killed at once; nothing that was synced is lost.
 # shellcheck source=tests/vm/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
+VM=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 MOUNT=/srv/shop
 declare -A MANAGER=()
 
@@ -52,7 +53,8 @@ mkdir -p "$NODES/beta/failover"
 cp -p "$NODES/alpha/failover/cluster.key" "$NODES/beta/failover/"
 
 start_manager() { # NODE
-    setsid "$KAGAMI" --config "$NODES/$1/kagami.toml" failover --no-reset >>"$NODES/$1/log" 2>&1 </dev/null &
+    # shellcheck disable=SC2086 # words
+    setsid ${INSIDE[$1]:-} "$KAGAMI" --config "$NODES/$1/kagami.toml" failover --no-reset >>"$NODES/$1/log" 2>&1 </dev/null &
     MANAGER[$1]=$!
 }
 crash_manager() { # NODE
@@ -104,27 +106,32 @@ proof 'the manager was killed: the next one found the group active and began not
 echo 'before the end' >"$MOUNT/said"
 sync "$MOUNT/said"
 wait_until 60 'both copies are the same' is alpha in-sync
+no_kernel_errors
 device=$(device_of)
 guard=$(guard_of alpha)
 began=$(now_ms)
 # shellcheck disable=SC2086 # each is a process
 kill -KILL "${MANAGER[alpha]}" "${DAEMON[alpha]}" $guard
-# What alpha's own kernel had would be gone with it.
+# What alpha's own kernel had goes with it: first what waits in its device.
+drop_device "$device"
 umount -l "$MOUNT"
 rm -f /var/shop/active.alpha
 wait "${MANAGER[alpha]}" "${DAEMON[alpha]}" 2>/dev/null || :
 unset 'DAEMON[alpha]'
-drop_device "$device"
 wait_until 120 'the group is taken over' active beta
 proof "alpha was killed with all its processes: active on beta after $(($(now_ms) - began)) ms"
 [ "$(cat "$MOUNT/said")" = 'before the end' ] || fail "beta has $(cat "$MOUNT/said")"
 [ "$(tail -n 1 "$MOUNT/starts")" = 'beta FAILOVER SUCCESS' ] || fail "$(cat "$MOUNT/starts")"
 [ "$(condition beta)" = alone ] || fail "beta is $(condition beta)"
 
+# Its machine has booted anew.
+cat /proc/sys/kernel/random/uuid >"$NODES/alpha/boot-id"
+INSIDE[alpha]="$VM/in-boot $NODES/alpha/boot-id"
 start alpha up
 start_manager alpha
 wait_for beta in-sync 120
 [ "$(role alpha)" = Secondary ] || fail "alpha is $(role alpha)"
+wait_until 60 'alpha sees where the group is' group_state alpha online
 active beta || fail 'the group did not stay'
 proof 'alpha is back, resynchronised, and the group stays where it is'
 
@@ -138,5 +145,4 @@ proof 'both managers were ended: the group has stopped, and no node is Primary'
 stop alpha
 stop beta
 cmp /dev/disk0 /dev/disk1 || fail 'the copies differ'
-no_kernel_errors
 proof 'both copies are equal'
