@@ -19,6 +19,7 @@ pub mod core;
 pub mod guard_process;
 pub mod heartbeat;
 pub mod manager;
+pub mod notify;
 pub mod place;
 pub mod planted;
 pub mod probe;

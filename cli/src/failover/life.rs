@@ -19,6 +19,7 @@ use kagami_failover::manager::alerts::Alerts;
 use kagami_failover::manager::hands::LocalHands;
 use kagami_failover::manager::records::Records;
 use kagami_failover::manager::{self, ALERTS, Ended, Handle, Parts};
+use kagami_failover::notify::{self, Trust};
 use kagami_failover::place::{FileChannel, Pending, Place, Watchdog};
 use kagami_failover::resource::files::Image;
 use kagami_failover::right::keeper::Keeper;
@@ -309,6 +310,11 @@ async fn live(
         };
         tasks.spawn(channel::serve(own, server, answer));
     }
+    tasks.spawn(notify::run(
+        Arc::clone(&cluster),
+        alerts.listen(),
+        Trust::default(),
+    ));
     tasks.spawn(watch_programs(Arc::clone(&place), handle.clone()));
     let (stop, stopped) = watch::channel(false);
     let desk = tokio::spawn(serve(office, control, stopped));
@@ -416,9 +422,10 @@ async fn watch_programs(place: Arc<Place>, handle: Handle) {
                 } else {
                     Severity::Warning
                 },
-                object: match entry.group.is_empty() {
-                    true => Object::Node(place.cluster.nodes[place.me].clone()),
-                    false => Object::Group(entry.group.clone()),
+                object: if entry.group.is_empty() {
+                    Object::Node(place.cluster.nodes[place.me].clone())
+                } else {
+                    Object::Group(entry.group.clone())
                 },
                 what: format!("watched program {} {what}", entry.id),
                 cause: entry.program.join(" "),
