@@ -93,7 +93,8 @@ check() {
     need_rust
     say "formatting and lints"
     shellcheck --external-sources ./do .ci/run tests/planted/rustc tests/vm/{run,init,mkinitrd,fetch-kernel,fetch-debian,try,in-boot,lib.sh,debian.sh,service.sh,faults.sh} tests/vm/scenarios/*.sh \
-        cli/package/{build,kagami-witness,unmount-at-shutdown} cli/package/debian/{postinst,prerm,postrm}
+        cli/package/{build,kagami-witness,unmount-at-shutdown} cli/package/debian/{postinst,prerm,postrm} \
+        cli/package/ocf/{kagami,test} failover/src/resource/package.sh
     if cargo fmt --version >/dev/null 2>&1; then cargo fmt --all --check; else echo "(no rustfmt here)"; fi
     if cargo clippy --version >/dev/null 2>&1; then
         cargo clippy --quiet --workspace --all-targets -- -D warnings

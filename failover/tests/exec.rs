@@ -95,6 +95,21 @@ async fn the_process_of_an_asynchronous_script_is_the_service() {
     assert_eq!(node.start("x").await, OpResult::Done);
     until("it runs", || !node.read("pid").is_empty()).await;
     assert_eq!(node.probe("x").await, OpResult::Done);
+    if let Some(group) = node.place.group_control_group("g") {
+        // What the guard freezes is where it is.
+        let place = std::fs::read_to_string(format!("/proc/{}/cgroup", node.read("pid").trim()));
+        let place = place.unwrap();
+        let own = place
+            .lines()
+            .find_map(|line| line.strip_prefix("0::"))
+            .unwrap();
+        let group = group.display().to_string();
+        let below = own.split("/r@x/").next().unwrap();
+        assert!(
+            group.ends_with(below) && own.ends_with("/r@x/start"),
+            "{own}, {group}"
+        );
+    }
     // The manager dies and comes back: it is the same process.
     node.restart();
     assert_eq!(node.probe("x").await, OpResult::Done);

@@ -86,7 +86,7 @@ impl Url {
 /// There is no answer, or one with another status.
 pub async fn look(url: &str, status: u16) -> Step {
     let parsed = Url::parse(url)?;
-    let found = ask(&parsed)
+    let found = ask(&parsed, AUTHORITIES)
         .await
         .map_err(|error| format!("{url}: {error}"))?;
     if found == status {
@@ -97,13 +97,14 @@ pub async fn look(url: &str, status: u16) -> Step {
     )))
 }
 
-async fn ask(url: &Url) -> io::Result<u16> {
+/// Asks, and trusts whom the first of these files names.
+async fn ask(url: &Url, authorities: &[&str]) -> io::Result<u16> {
     let stream = TcpStream::connect((url.name(), url.port)).await?;
     if !url.tls {
         return exchange(url, stream).await;
     }
     let mut roots = RootCertStore::empty();
-    let file = AUTHORITIES
+    let file = authorities
         .iter()
         .find(|file| std::path::Path::new(file).exists());
     let Some(file) = file else {
@@ -153,6 +154,7 @@ async fn exchange(url: &Url, mut stream: impl AsyncRead + AsyncWrite + Unpin) ->
 mod tests {
     use super::*;
     use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
 
     #[test]
     fn urls_are_taken_apart() {
@@ -206,5 +208,54 @@ mod tests {
         assert!(look(&url, 200).await.is_err());
         server.await.unwrap();
         assert!(look(&url, 200).await.is_err(), "nobody listens any more");
+    }
+
+    #[tokio::test]
+    async fn over_tls_only_who_is_trusted_is_believed() {
+        let names = vec!["127.0.0.1".to_owned()];
+        let own = rcgen::generate_simple_self_signed(names).unwrap();
+        let key = rustls::pki_types::PrivatePkcs8KeyDer::from(own.signing_key.serialize_der());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![own.cert.der().clone()], key.into())
+            .unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = tokio::spawn(async move {
+            for _ in 0..2 {
+                let (stream, _) = listener.accept().await.unwrap();
+                // Who does not trust it hangs up.
+                let Ok(mut stream) = acceptor.accept(stream).await else {
+                    continue;
+                };
+                let mut request = vec![0; 1024];
+                assert!(stream.read(&mut request).await.unwrap() > 0);
+                stream
+                    .write_all(b"HTTP/1.1 204 Nothing\r\n\r\n")
+                    .await
+                    .unwrap();
+                stream.shutdown().await.unwrap();
+            }
+        });
+        let url = Url::parse(&format!("https://127.0.0.1:{port}/")).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: String| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path.display().to_string()
+        };
+        let other = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+        let wrong = write("wrong.pem", other.cert.pem());
+        let error = ask(&url, &[&wrong]).await.unwrap_err().to_string();
+        assert!(error.contains("certificate"), "{error}");
+        let right = write("right.pem", own.cert.pem());
+        assert_eq!(ask(&url, &["/nowhere", &right]).await.unwrap(), 204);
+        server.await.unwrap();
+        let error = ask(&url, &["/nowhere"]).await.unwrap_err().to_string();
+        assert!(!error.is_empty());
     }
 }

@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2317 # what control files call
 # What reads and runs a package control file (HP Serviceguard). Arguments: the file, a verb:
 #   list        the services: name and halt time-out, a line each
 #   run         customer_defined_run_cmds
@@ -10,7 +11,7 @@ control=$0 verb=$1
 # In control files it follows a command and stops the package if that has failed.
 test_return() {
     local status=$?
-    if [ $status -ne 0 ]; then
+    if [ "$status" -ne 0 ]; then
         echo "a command before test_return $1 failed with status $status" >&2
         exit_value=1
     fi
