@@ -25,7 +25,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 RUST_NEEDED=1.95
 BUILD_PACKAGES=(gcc libc6-dev)
-TEST_PACKAGES=(libnbd-bin python3-libnbd nbdkit fio qemu-utils openssl e2fsprogs procps shellcheck strace)
+TEST_PACKAGES=(libnbd-bin python3-libnbd nbdkit fio qemu-utils openssl e2fsprogs procps shellcheck strace iproute2 postgresql resource-agents libxml2-utils)
 # For kagami-bench besides: its namespaces and the peers that it measures.
 BENCH_PACKAGES=(iproute2 util-linux fio nbdkit qemu-utils strace)
 # For tests/vm: both virtual machines, and what the scenarios use inside.
@@ -121,7 +121,7 @@ failover() { # SEEDS
 # Of each profile of docs/simulation.md the first seeds.
 profiles() {
     local name
-    for name in lease-race late-answers early-answers hand-over cooling clean-leave invalidated old-copies forced; do
+    for name in lease-race late-answers early-answers hand-over cooling clean-leave invalidated old-copies forced guests; do
         cargo run --quiet --profile sim -p kagami-tests --bin kagami-sim -- run --profile "$name" --seeds 60
     done
 }
@@ -300,6 +300,8 @@ case ${1:-help} in
         say "the main job, shown"
         build
         "$(built)" demo
+        say "the resource agent under ocf-tester"
+        cli/package/ocf/test "$(built)"
         costs
         # The build that the tests left is another one, to upgrade to.
         OTHER=${CARGO_TARGET_DIR:-target}/debug/kagami vm
