@@ -135,7 +135,8 @@ vm() { # [SCENARIO]...
     say "scenarios under a real kernel"
     # The kernel's package is fetched with apt, whose lists may be old or missing.
     tests/vm/run --setup || { as_root apt-get -qq update && tests/vm/run --setup; }
-    tests/vm/try ${OTHER:+--other "$OTHER"} "$(built)" "$@"
+    # Two at a time: each waits for time-outs, disks and links more than it computes.
+    tests/vm/try --jobs "$(($(nproc) > 1 ? 2 : 1))" ${OTHER:+--other "$OTHER"} "$(built)" "$@"
 }
 
 # Its order of faults is the seed's: SOAK_SEED=N ./do soak.

@@ -1,6 +1,8 @@
 //! The command line. Help, completions and man pages all come from here.
 
 mod arbiter;
+mod cluster;
+mod failover;
 mod life;
 
 use std::path::PathBuf;
@@ -14,6 +16,11 @@ use crate::commands::demo::DemoArgs;
 use crate::config::value;
 use crate::control::message::Source;
 pub use arbiter::{ArbiterVerb, WitnessArgs, WitnessVerb};
+pub use cluster::{
+    AckArgs, AlertsArgs, ClusterStatusArgs, ClusterVerb, EndArgs, GroupVerb, GroupWaitArgs,
+    LogsVerb, MonitorArgs, MonitorVerb, NodeEndArgs, NodeVerb, SeverityArg,
+};
+pub use failover::{FailoverArgs, FailoverVerb, GuardArgs};
 pub use life::{PeerVerb, RemovePeerArgs, ReplaceDiskArgs, ReplacePeerArgs, ResizeArgs};
 
 /// A mirror disk in userspace.
@@ -110,6 +117,23 @@ pub enum Verb {
     /// Make an arbiter known to this node
     #[command(subcommand, arg_required_else_help = true)]
     Arbiter(ArbiterVerb),
+    /// The failover cluster: its state, its configuration, its end
+    #[command(subcommand, arg_required_else_help = true)]
+    Cluster(ClusterVerb),
+    /// Start, stop or move a failover group
+    #[command(subcommand, arg_required_else_help = true)]
+    Group(GroupVerb),
+    /// Hold a monitor, or make it fail to rehearse a recovery
+    #[command(subcommand, arg_required_else_help = true)]
+    Monitor(MonitorVerb),
+    /// Take a node out of service: its groups move first
+    #[command(subcommand, arg_required_else_help = true)]
+    Node(NodeVerb),
+    /// What the failover managers of both nodes told
+    Alerts(AlertsArgs),
+    /// Gather what is needed to look for a cause
+    #[command(subcommand, arg_required_else_help = true)]
+    Logs(LogsVerb),
     /// Show a mirror at work on this machine, or leave a scratch pair up for other programs
     Demo(DemoArgs),
     /// Measure how fast a mirror takes writes
@@ -118,6 +142,34 @@ pub enum Verb {
     Completions(CompletionsArgs),
     /// Write the man pages
     Man(ManArgs),
+    /// The names that people and scripts know from CLUSTERPRO: clpstat, clpgrp, ...
+    #[command(
+        hide = true,
+        disable_help_flag = true,
+        after_help = "Examples:\n  kagami clp clpstat --long\n  kagami clp clpgrp -m pg"
+    )]
+    Clp {
+        /// The command
+        name: String,
+        /// Its arguments, as it takes them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Run the failover manager of this node
+    #[command(
+        long_about = "Run the failover manager of this node, by cluster.toml beside the configuration: it runs each \
+            group of services on one of the two nodes, and moves it when its node, disk, network or process fails. \
+            SIGTERM moves this node's groups to the other node, or stops them, and ends it; SIGHUP lets it begin \
+            anew with the groups as they are.",
+        after_help = "Example:\n  kagami failover init-key\n  kagami failover"
+    )]
+    Failover(FailoverArgs),
+    /// What the failover manager starts to enforce the end of a lease
+    #[command(
+        hide = true,
+        after_help = "Example:\n  kagami guard --socket /run/kagami/failover/guard.sock"
+    )]
+    Guard(GuardArgs),
     /// What the daemon does to a device in a process of its own
     #[command(
         subcommand,
@@ -199,6 +251,10 @@ pub struct InitArgs {
     /// The least unit of I/O that clients are told, bytes
     #[arg(long, value_name = "BYTES", default_value_t = 512, value_parser = logical_block)]
     pub logical_block: u32,
+    /// Extents of 4 MiB that may be written without a metadata write, 64 to 65536, on both nodes;
+    /// they are resynchronised after a crash of the Primary [default: 1024]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(64..=65_536))]
+    pub activity_log_extents: Option<u32>,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub store: StoreArgs,

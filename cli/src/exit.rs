@@ -215,6 +215,18 @@ Each of the words in `condition` of `kagami status --json` belongs to one of the
     text.push_str(
         "
 When no daemon answers, `status --exit-code` ends with 3, like every command.
+
+`kagami cluster status --exit-code` ends with the worst of what is shown:
+
+| status | meaning |
+|---|---|
+| 0 | Every group that should run is online, and both nodes are; what should not run is offline. |
+| 10 | A group is on its way up or down. |
+| 11 | The groups run, and a takeover may not be possible: a node or a heartbeat is missing, a copy is not in sync, or the cluster is suspended. |
+| 12 | A group that should run does not, could not be started or stopped, or nobody can say. |
+
+Commands to the failover manager end with 3 when it does not answer on this node, and with 1 when the
+other node would have to answer and does not.
 ",
     );
     text

@@ -2,12 +2,14 @@
 //!
 //! [`args`] is the command line and [`commands`] what it does, [`config`] the configuration file,
 //! [`control`] how commands reach the daemon and the state as JSON, [`daemon`] the daemon, [`up`] how
-//! it is started, [`render`] text for people, [`exit`] how a command ends.
+//! it is started, [`render`] text for people, [`exit`] how a command ends. [`clp`] is the binary under
+//! the names of another product's commands.
 
 // Text for people is put together once a command: what it says must be seen at a glance.
 #![allow(clippy::format_push_string, clippy::format_collect)]
 
 pub mod args;
+pub mod clp;
 pub mod commands;
 pub mod config;
 pub mod control;
@@ -15,6 +17,7 @@ pub mod daemon;
 #[cfg(test)]
 mod documents;
 pub mod exit;
+pub mod failover;
 pub mod render;
 pub mod up;
 
@@ -24,5 +27,8 @@ use clap::Parser as _;
 
 /// What the binary does.
 pub fn main() -> ExitCode {
+    if let Some(name) = clp::called(std::env::args_os().next()) {
+        return exit::end(clp::main(name));
+    }
     exit::end(commands::run(args::Cli::parse()))
 }

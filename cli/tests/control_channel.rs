@@ -7,6 +7,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use kagami_replicator::core::notice::Notice;
+use kagami_replicator::core::state::{Connection, Replication};
+use kagami_replicator::core::status::Standing;
 use support::Node;
 
 fn connect(node: &Node) -> UnixStream {
@@ -143,4 +146,76 @@ fn what_a_dead_daemon_left_is_replaced() {
         drop(socket);
     });
     assert!(!node.socket().exists());
+}
+
+/// The next right that is told, as JSON.
+fn right(stream: &mut UnixStream) -> serde_json::Value {
+    let said: serde_json::Value = serde_json::from_str(&answer(stream)).unwrap();
+    said["right"].clone()
+}
+
+#[test]
+fn what_being_primary_rests_on_is_told_at_once_and_when_it_changes() {
+    let node = Node::with_daemon();
+    let mut stream = connect(&node);
+    stream
+        .write_all(&framed(
+            "{\"protocol\":1,\"ask\":{\"rights\":{\"mirrors\":[\"pg\",\"other\"],\"every_ms\":3600000,\"take_in_hand\":false}}}",
+        ))
+        .unwrap();
+    let first = right(&mut stream);
+    assert_eq!(first["mirror"], "pg");
+    assert_eq!(first["standing"], "session");
+    assert_eq!(first["lease_ends_ms"], 9000);
+    assert_eq!(first["in_sync"], true);
+    // A lease that ended, told as a notice of the engine; and nothing again before it changes.
+    node.engine.set(|status| {
+        status.standing = Standing::Sought;
+        status.connection = Connection::Connecting;
+        status.replication = Replication::Off;
+    });
+    for _ in 0..2 {
+        node.engine.notice(Notice::Released);
+    }
+    let second = right(&mut stream);
+    assert_eq!(second["standing"], "sought");
+    assert_eq!(second["in_sync"], false);
+    node.engine.set(|status| status.standing = Standing::Alone);
+    node.engine.notice(Notice::Released);
+    assert_eq!(right(&mut stream)["standing"], "alone");
+}
+
+#[test]
+fn roles_that_a_manager_has_in_hand_are_its_own_business() {
+    let node = Node::with_daemon();
+    let mut stream = connect(&node);
+    stream
+        .write_all(&framed(
+            "{\"protocol\":1,\"ask\":{\"rights\":{\"mirrors\":[\"pg\"],\"every_ms\":3600000,\"take_in_hand\":true}}}",
+        ))
+        .unwrap();
+    right(&mut stream);
+    let refused = node.run(&["promote", "pg"]);
+    assert_eq!(refused.code, 1, "{}", refused.err);
+    assert!(
+        refused.err.contains("the failover manager decides") && refused.err.contains("next:"),
+        "{}",
+        refused.err
+    );
+    assert_eq!(node.run(&["demote", "pg"]).code, 1);
+    assert!(node.engine.orders.lock().unwrap().is_empty());
+    // The manager's own order, a forced one, and any order when the manager has gone.
+    let said = say(
+        &node,
+        &framed(
+            "{\"protocol\":1,\"ask\":{\"managed\":{\"mirror\":\"pg\",\"order\":{\"promote\":{\"force\":false}}}}}",
+        ),
+    );
+    assert_eq!(said, "\"done\"");
+    assert_eq!(node.run(&["promote", "pg", "--force"]).code, 0);
+    drop(stream);
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while node.run(&["promote", "pg"]).code != 0 {
+        assert!(std::time::Instant::now() < deadline, "still in hand");
+    }
 }

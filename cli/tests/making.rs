@@ -149,6 +149,27 @@ fn init_makes_a_copy_and_says_what_the_default_means() {
 }
 
 #[test]
+fn init_makes_the_activity_log_as_large_as_asked() {
+    let node = Node::named("alpha");
+    let metadata = node.folder.path().join("metadata");
+    let place = metadata.to_str().unwrap();
+    node.done(&[
+        "init",
+        "pg",
+        "--size",
+        "16M",
+        "--metadata",
+        place,
+        "--activity-log-extents",
+        "64",
+    ]);
+    assert_eq!(node.config().mirror("pg").unwrap().activity_log_extents, 64);
+    // docs/on-disk-format.md: LOG_CAPACITY, in the payload of the superblock's first sector.
+    let store = std::fs::read(metadata).unwrap();
+    assert_eq!(store[40 + 144..][..4], 64_u32.to_le_bytes());
+}
+
+#[test]
 fn init_refuses_sizes_and_places_that_do_not_fit() {
     let node = Node::named("alpha");
     for (arguments, status, expected) in [
@@ -181,6 +202,11 @@ fn init_refuses_sizes_and_places_that_do_not_fit() {
             &["init", "pg", "--size", "2M", "--backing", "/dev/null"],
             1,
             "/dev/null",
+        ),
+        (
+            &["init", "pg", "--size", "2M", "--activity-log-extents", "63"],
+            2,
+            "63 is not in 64..=65536",
         ),
         (&["init", "p g", "--size", "2M"], 2, "is not a name"),
         (

@@ -39,8 +39,8 @@ fn every_command_in_a_unit_or_a_rule_is_one_of_this_program() {
             found += 1;
         }
     }
-    // up, reload; attach, detach; witness; the name of a device.
-    assert_eq!(found, 6);
+    // up, reload; attach, detach; witness; failover; the name of a device.
+    assert_eq!(found, 7);
 }
 
 #[test]

@@ -71,10 +71,10 @@ const CAN_BE: &[(&str, &str)] = &[
         "disk: flush for the peer",
         "Pn Pm Pi Ps Pt Sn Sm Si Ss Sf Sv Bn Bm Bt Bv Gn",
     ),
-    ("disk: flush to demote", "Pn Pm Pi Ps Pt Pv Dn Bt"),
+    ("disk: flush to demote", "Pn Pm Pi Ps Pt Pv Dn Bm Bt"),
     ("disk: flush to leave", "Sn Sm Si Sv Bn Bm Gn"),
     ("disk: flush to stop", "Sn Bn"),
-    ("disk: read", "Pn Pm Pi Ps Pf Pt Pv Dn Dm Dv Si"),
+    ("disk: read", "Pn Pm Pi Ps Pf Pt Pv Dn Dm Dv Si Bt"),
     ("disk: read failed", "Pn Pm Pi Ps Pf Pt Dn Dm Dv"),
     (
         "disk: read for the peer",
@@ -91,7 +91,7 @@ const CAN_BE: &[(&str, &str)] = &[
         "disk: read to verify",
         "Pn Pm Pi Ps Pf Dv Sn Sm Si Ss Bn Bm Bt Gn",
     ),
-    ("disk: read to verify failed", "Pn Pm Pi Dv Sn Si"),
+    ("disk: read to verify failed", "Pn Pm Pi Dn Dv Sn Si"),
     ("disk: repair", "Pi Dv"),
     ("disk: repair failed", "Pi Dv"),
     (

@@ -44,7 +44,7 @@ pub fn run(context: &Context, args: InitArgs) -> Outcome {
         size: args.size,
         keep_data: args.keep_data,
         logical_block: args.logical_block,
-        extents: default_extents(),
+        extents: args.activity_log_extents.unwrap_or_else(default_extents),
         state_dir: &config.node.state_dir,
         store: &args.store,
     })?;
@@ -65,6 +65,10 @@ pub fn run(context: &Context, args: InitArgs) -> Outcome {
         let keys = NodeKeys::load_or_create(&key_folder(&config))
             .map_err(|error| Failure::system(format!("this node has no key: {error}")))?;
         write_mirror(&mut editor, name, &uuid, &made, args.logical_block);
+        if let Some(extents) = args.activity_log_extents {
+            let key = "activity-log-extents";
+            editor.set(Section::Mirror, name, key, i64::from(extents));
+        }
         editor.save(&context.places)?;
         Ok(keys.current.fingerprint().to_string())
     })();

@@ -10,6 +10,7 @@ use serde::Serialize;
 pub mod arbiter;
 pub mod attach;
 pub mod bench;
+pub mod cluster;
 pub mod config;
 pub mod demo;
 pub mod disk;
@@ -87,16 +88,25 @@ pub fn run(cli: Cli) -> Outcome {
         Verb::Reload(args) => block_on(reload::run(&context, &args)),
         Verb::Witness(args) => block_on(witness::run(&context, args)),
         Verb::Arbiter(verb) => block_on(arbiter::run(&context, verb)),
+        Verb::Cluster(verb) => cluster::run(&context, verb),
+        Verb::Group(verb) => block_on(cluster::group::run(&context, verb)),
+        Verb::Monitor(verb) => block_on(cluster::monitor::run(&context, verb)),
+        Verb::Node(verb) => block_on(cluster::end::node(&context, verb)),
+        Verb::Alerts(args) => block_on(cluster::alerts::run(&context, &args)),
+        Verb::Logs(verb) => block_on(cluster::logs::run(&context, verb)),
         Verb::Demo(args) => demo::run(&args),
         Verb::Bench(args) => bench::run(&context, &args),
         Verb::Completions(args) => shell::completions(&args),
         Verb::Man(args) => shell::man(&args),
+        Verb::Clp { name, arguments } => crate::clp::run(&name, &arguments, cli.config.as_deref()),
+        Verb::Failover(args) => crate::failover::run(&context, args),
+        Verb::Guard(args) => block_on(crate::failover::guard::run(&context, args)),
         Verb::KernelDevice(verb) => attach::kernel_device(verb),
     }
 }
 
 /// Runs a command that waits for others.
-fn block_on(future: impl Future<Output = Outcome>) -> Outcome {
+pub(crate) fn block_on(future: impl Future<Output = Outcome>) -> Outcome {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -165,7 +175,7 @@ fn find<'a>(report: &'a StatusReport, name: &str) -> Result<&'a MirrorReport, Fa
 }
 
 /// An answer that this question can't have.
-fn unexpected(answer: &Answer) -> Failure {
+pub(crate) fn unexpected(answer: &Answer) -> Failure {
     let error = ClientError::NotUnderstood {
         why: format!("its answer belongs to another question: {answer:?}"),
     };
@@ -180,7 +190,7 @@ fn print_json(value: &impl Serialize) -> Result<(), Failure> {
 }
 
 /// Prints to standard output; a reader that went away ends the command quietly.
-fn print_out(text: &str) -> Result<(), Failure> {
+pub(crate) fn print_out(text: &str) -> Result<(), Failure> {
     let mut out = anstream::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => Ok(()),

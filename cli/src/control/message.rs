@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::report::{EventReport, StatusReport};
+use super::report::{EventReport, RightReport, StatusReport};
 
 /// The version of this protocol; both sides are usually the same binary.
 pub const PROTOCOL: u32 = 1;
@@ -49,6 +49,25 @@ pub enum Ask {
         mirror: String,
         /// What it shall do.
         order: Order,
+    },
+    /// An order of the failover manager, which has taken these mirrors in hand by [`Ask::Rights`]:
+    /// answered as [`Ask::Mirror`] is.
+    Managed {
+        /// Which.
+        mirror: String,
+        /// What it shall do.
+        order: Order,
+    },
+    /// [`Answer::Right`]: what being Primary rests on, of each of these mirrors, at once, whenever it
+    /// changes, and again and again.
+    Rights {
+        /// Which.
+        mirrors: Vec<String>,
+        /// Milliseconds between two of a mirror, at most; at least 20.
+        every_ms: u64,
+        /// For as long as this connection lasts the roles of these mirrors are the asker's business: a
+        /// promotion or demotion by anybody else is refused, unless it is forced.
+        take_in_hand: bool,
     },
     /// Read the configuration again: [`Answer::Reloaded`] or [`Answer::Refused`].
     Reload,
@@ -171,6 +190,8 @@ impl std::fmt::Display for Order {
 pub enum Answer {
     /// The state.
     Status(Box<StatusReport>),
+    /// What a mirror's being Primary rests on.
+    Right(RightReport),
     /// Something happened.
     Event(EventReport),
     /// Events came faster than this client read them.

@@ -430,6 +430,48 @@ pub struct CountersReport {
     pub applied_bytes: u64,
 }
 
+words! {
+    /// What being Primary rests on (docs/protocol.md §3).
+    Standing {
+        /// It is not Primary.
+        Secondary = "secondary",
+        /// The session with the peer, and its lease.
+        Session = "session",
+        /// Permission to go on alone.
+        Alone = "alone",
+        /// Nothing: `solo` is `always`, or no other node has a copy.
+        Free = "free",
+        /// Permission is wanted and not there yet.
+        Sought = "sought",
+        /// The arbiter has refused it.
+        Refused = "refused",
+        /// The stores are not open.
+        NotOpened = "not-opened",
+    }
+}
+
+/// What a mirror's being Primary rests on, for a failover manager and its guard. Times are
+/// milliseconds of `CLOCK_BOOTTIME`, which all processes of a machine share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RightReport {
+    /// Which mirror.
+    pub mirror: String,
+    /// What it rests on.
+    pub standing: Standing,
+    /// The end of the session's lease, if nothing newer is heard.
+    pub lease_ends_ms: Option<u64>,
+    /// There is a session with the peer.
+    pub connected: bool,
+    /// The peer is Primary.
+    pub peer_is_primary: bool,
+    /// Both copies are the same and every write goes to both.
+    pub in_sync: bool,
+    /// The end of the peer's lease, as this node must count it.
+    pub peer_lease_ends_ms: u64,
+    /// Why requests are held, if they are.
+    pub held: Option<String>,
+}
+
 /// One line of `kagami events --json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventReport {

@@ -22,6 +22,7 @@ pub mod mirrors;
 pub mod notice;
 pub mod reload;
 pub mod report;
+pub mod rights;
 pub mod server;
 pub mod service;
 pub mod settings;
@@ -76,6 +77,8 @@ pub struct Shared<E> {
     fingerprint: watch::Sender<Option<String>>,
     memory: Mutex<Memory>,
     events: broadcast::Sender<EventReport>,
+    /// Mirrors whose roles are a failover manager's business.
+    in_hand: rights::InHand,
     set_log_level: log::LevelSetter,
     service: Service,
     stop: watch::Sender<bool>,
@@ -133,6 +136,7 @@ pub async fn run<E: Engine>(
         fingerprint: watch::Sender::new(fingerprint),
         memory: Mutex::new(Memory::default()),
         events,
+        in_hand: rights::InHand::default(),
         set_log_level,
         service: service.clone(),
         stop: watch::Sender::new(false),

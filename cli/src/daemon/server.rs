@@ -17,10 +17,12 @@ use tracing::{debug, info};
 use super::engine::{Attached, Engine};
 use super::notice::present;
 use super::reload::reload;
+use super::rights::{is_news, report};
 use super::socket::ControlSocket;
 use super::{Shared, keys};
 use crate::control::frame::{self, FrameError, REQUEST_MAX};
 use crate::control::message::{Answer, Ask, Order, PROTOCOL, RefusalReport, Request, Source};
+use crate::control::report::RightReport;
 
 /// Clients at a time; more wait.
 const CONNECTIONS_MAX: usize = 64;
@@ -101,8 +103,23 @@ async fn client<E: Engine>(shared: &Shared<E>, mut stream: UnixStream) -> Result
         Ask::Watch { every_ms } => watch(shared, &mut stream, every_ms).await,
         Ask::Events => events(shared, &mut stream).await,
         Ask::Mirror { mirror, order } => {
+            let answer = match shared.in_hand.refusal(&mirror, &order) {
+                Some(refusal) => Answer::Refused(refusal),
+                None => order_mirror(shared, &mirror, order).await,
+            };
+            say(&mut stream, &answer).await
+        }
+        Ask::Managed { mirror, order } => {
             let answer = order_mirror(shared, &mirror, order).await;
             say(&mut stream, &answer).await
+        }
+        Ask::Rights {
+            mirrors,
+            every_ms,
+            take_in_hand,
+        } => {
+            let _taken = take_in_hand.then(|| shared.in_hand.take(&mirrors));
+            rights(shared, &mut stream, &mirrors, every_ms).await
         }
         Ask::Reload => {
             let answer = reload_all(shared).await;
@@ -204,6 +221,42 @@ async fn events<E: Engine>(shared: &Shared<E>, stream: &mut UnixStream) -> Resul
             _ = stopped.wait_for(|stopped| *stopped) => return Ok(()),
         };
         say(stream, &answer).await?;
+    }
+}
+
+/// What being Primary rests on: at once, when it changes, and again and again.
+async fn rights<E: Engine>(
+    shared: &Shared<E>,
+    stream: &mut UnixStream,
+    mirrors: &[String],
+    every_ms: u64,
+) -> Result<(), FrameError> {
+    // First listen, then look: nothing falls between.
+    let mut notices = shared.engine.events();
+    let mut tick = tokio::time::interval(Duration::from_millis(every_ms.clamp(20, 3_600_000)));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut stopped = shared.stopped.subscribe();
+    let mut said: Vec<RightReport> = Vec::new();
+    loop {
+        let again = tokio::select! {
+            biased;
+            notice = notices.recv() => match notice {
+                Ok(notice) if !mirrors.contains(&notice.mirror) => continue,
+                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => false,
+                Err(broadcast::error::RecvError::Closed) => return Ok(()),
+            },
+            _ = tick.tick() => true,
+            () = hung_up(stream) => return Ok(()),
+            _ = stopped.wait_for(|stopped| *stopped) => return Ok(()),
+        };
+        let now = report(&shared.engine.status().await, mirrors);
+        for right in &now {
+            let before = said.iter().find(|before| before.mirror == right.mirror);
+            if again || before.is_none_or(|before| is_news(before, right)) {
+                say(stream, &Answer::Right(right.clone())).await?;
+            }
+        }
+        said = now;
     }
 }
 

@@ -5,8 +5,8 @@
 use anstyle::{AnsiColor, Style};
 use jiff::tz::TimeZone;
 
+pub mod cluster;
 pub mod event;
-
 pub mod status;
 pub mod units;
 

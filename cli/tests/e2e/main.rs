@@ -12,6 +12,7 @@ mod overload;
 mod permission;
 mod permissions;
 mod refusals;
+mod rights;
 mod split_brain;
 mod stores;
 mod support;

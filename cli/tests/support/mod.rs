@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // Each test file uses a part of it.
 
+pub mod desk;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command as Process, Output};
 use std::sync::{Arc, Mutex};
@@ -18,7 +20,7 @@ use kagami_bitmap::superblock::Generation;
 use kagami_replicator::core::event::{Command, Refusal, Reply};
 use kagami_replicator::core::notice::Notice;
 use kagami_replicator::core::state::{Connection, DiskState, Replication, Role, Time};
-use kagami_replicator::core::status::{Counters, Status};
+use kagami_replicator::core::status::{Counters, Standing, Status};
 use tempfile::TempDir;
 use tokio::sync::{broadcast, oneshot, watch};
 
@@ -40,6 +42,10 @@ pub fn in_sync() -> Status {
         was_primary: true,
         alone_since: None,
         alone_by: None,
+        standing: Standing::Session {
+            until: Time(9_000_000_000),
+        },
+        peer_lease_ends: Time(0),
         marked_blocks: 0,
         in_flight: 0,
         held: None,

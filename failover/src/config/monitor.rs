@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::resource::Final;
+use super::group::Group;
+use super::resource::{self, Final};
 use super::value::Ms;
 
 /// What all monitors have, as the file has it.
@@ -173,6 +174,8 @@ pub enum Kind {
     Agent(Agent),
     /// `script`
     Script(Script),
+    /// Not in the file: a resource that is checked as its own contract says (action, service, package).
+    Resource(Of),
 }
 
 impl Kind {
@@ -196,6 +199,7 @@ impl Kind {
     /// How the file spells this kind.
     pub fn name(&self) -> &'static str {
         Self::NAMES[match self {
+            Self::Resource(_) => return "resource",
             Self::Ip(_) => 0,
             Self::Nic(_) => 1,
             Self::Disk(_) => 2,
@@ -215,7 +219,7 @@ impl Kind {
     /// Interval, time-out, retries, where nothing is set.
     pub fn defaults(&self) -> (Ms, Ms, u32) {
         let (interval, timeout, retries) = match self {
-            Self::Pid(_) => (5, 60, 0),
+            Self::Pid(_) | Self::Resource(_) => (5, 60, 0),
             Self::Ip(_) => (30, 30, 0),
             Self::Nic(_) => (10, 60, 3),
             Self::Disk(_) | Self::MirrorLink(_) | Self::Agent(_) | Self::Script(_) => (60, 120, 0),
@@ -226,6 +230,50 @@ impl Kind {
         };
         (Ms::seconds(interval), Ms::seconds(timeout), retries)
     }
+}
+
+/// The monitors that nobody writes: an action script is checked every check interval, a service is
+/// probed and restarted so often in its retry interval, a package moves when a service of it ends.
+/// Each is named `GROUP/RESOURCE`, which no other monitor can be.
+pub(super) fn of_contracts(group: &Group) -> Vec<Monitor> {
+    use resource::Kind as R;
+    let of = |resource: &resource::Resource| {
+        let usual = Common::default();
+        let (interval, timeout, reactivations, clear_after) = match &resource.kind {
+            // Oracle Clusterware's RESTART_ATTEMPTS.
+            R::Action(own) => (own.check_interval, own.timeouts.check, 1, usual.clear_after),
+            R::Service(own) => (
+                own.probe_interval,
+                own.timeouts.check,
+                own.retry_count,
+                own.retry_interval,
+            ),
+            // Its services are restarted by their own words, SERVICE_RESTART.
+            R::Package(own) => (Ms::seconds(5), own.timeouts.check, 0, usual.clear_after),
+            _ => return None,
+        };
+        let name = format!("{}/{}", group.name, resource.name);
+        let place = (group.name.clone(), resource.name.clone());
+        Some(Monitor {
+            common: Common {
+                interval: Some(interval),
+                timeout: Some(timeout),
+                active: Some(name.clone()),
+                target: name.clone(),
+                reactivations,
+                failovers: resource.common.failovers,
+                clear_after,
+                ..usual
+            },
+            target: Target::Resource(place.0.clone(), place.1.clone()),
+            active: Some(place),
+            kind: Kind::Resource(Of {
+                resource: name.clone(),
+            }),
+            name,
+        })
+    };
+    group.resources.iter().filter_map(of).collect()
 }
 
 /// Pings: it fails when none of the targets answers.

@@ -132,7 +132,8 @@ impl<'t> Reader<'t> {
         });
         heartbeats.sort_by_key(|heartbeat| heartbeat.priority);
         let groups = self.each(&mut document, "group", Self::group);
-        let monitors = self.each(&mut document, "monitor", Self::monitor);
+        let mut monitors = self.each(&mut document, "monitor", Self::monitor);
+        monitors.extend(groups.iter().flat_map(monitor::of_contracts));
         let mail = self.each(&mut document, "mail", |reader, name, table| {
             let at = format!("mail.{name}");
             Some((name.to_owned(), reader.take(table, &at, &[])?))

@@ -1,5 +1,7 @@
 //! Everything a manager can want done. The shell carries actions out in their order.
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::Ms;
 
 use super::alert::Alert;
@@ -96,7 +98,7 @@ pub enum Action {
 pub type Actions = Vec<Action>;
 
 /// An operation. Where both scripts around a resource are configured, they are part of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Work {
     /// Activate a resource; one that is active, or half so, becomes active.
     Start {

@@ -1,5 +1,7 @@
 //! Everything that can happen to a manager. Each event is handed in with its time.
 
+use serde::{Deserialize, Serialize};
+
 use super::durable::EndKind;
 use super::message::Snapshot;
 use super::state::{GroupId, Node, OpId};
@@ -71,7 +73,7 @@ pub enum Event {
 }
 
 /// How an operation, or a probe, ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OpResult {
     /// Well.
     Done,

@@ -3,10 +3,12 @@
 //! There is no order that could be lost: where a group should run is a state of both
 //! ([`super::durable::Order`]), and the newer word counts.
 
+use serde::{Deserialize, Serialize};
+
 use super::durable::{Counts, EndKind, Order, Stamp};
 
 /// What a manager is at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
     /// It has just started and waits for the other node.
     Waiting,
@@ -19,7 +21,7 @@ pub enum Phase {
 }
 
 /// A heartbeat.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// This life of the manager: higher than any before.
     pub incarnation: u64,
@@ -40,7 +42,7 @@ pub struct Snapshot {
 }
 
 /// A group, as one node tells the other.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Brief {
     /// Where it should run: what is durable there.
     pub order: Stamp<Order>,

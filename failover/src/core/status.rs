@@ -2,7 +2,7 @@
 
 use super::Manager;
 use super::durable::{Durable, Order};
-use super::message::Phase;
+use super::message::{Brief, Phase};
 use super::right_to_run::Hold;
 use super::state::{GroupId, GroupStatus, MonitorStatus, ResourceState};
 
@@ -59,6 +59,11 @@ impl Manager {
     /// The group's lease has ended, and it is frozen until permission comes.
     pub fn is_frozen(&self, group: GroupId) -> bool {
         self.groups[group].right == Hold::Frozen
+    }
+
+    /// What the other node said last of a group; `None` while it is not heard.
+    pub fn other_says(&self, group: GroupId) -> Option<&Brief> {
+        self.peer_brief(group)
     }
 
     /// What a monitor is at on this node.

@@ -468,6 +468,7 @@ impl Mirror {
 
     fn on_granted(&mut self, attempt: &Attempt, out: &mut Actions) {
         self.solo.refused = None;
+        self.solo.refused_at = None;
         match attempt.purpose {
             Purpose::GoAlone if planted(Defect::NamedAlreadyNoMint) && self.wants_permission() => {
                 self.change_record(After::Minted { by: "planted" }, |r| r.alone = true);
@@ -503,6 +504,7 @@ impl Mirror {
             out.push(Action::Report(Notice::ArbiterRefused { named }));
         }
         self.solo.refused = Some(why.clone());
+        self.solo.refused_at = Some(self.now);
         if purpose == Purpose::GoAlone {
             self.refuse_promotion(
                 Refusal {
@@ -522,6 +524,7 @@ impl Mirror {
         let named = register.map(|r| r.copies.clone()).unwrap_or_default();
         out.push(Action::Report(Notice::ArbiterRefused { named }));
         self.solo.refused = Some("the arbiter's register names the other copy".into());
+        self.solo.refused_at = Some(self.now);
         self.alone = None;
         self.local.up_to_date = false;
         self.timers

@@ -317,6 +317,13 @@ impl Mirror {
                 .is_some_and(|sent| self.now < sent.after_ms(self.lease_ms()))
     }
 
+    /// When the lease of the session ends; `None`: there is no session.
+    pub(super) fn lease_ends(&self) -> Option<Time> {
+        let link = self.link.as_ref()?;
+        let up = matches!(link.stage, LinkStage::Up(_));
+        up.then(|| link.echoed.unwrap_or(Time(0)).after_ms(self.lease_ms()))
+    }
+
     pub(super) fn on_ping_due(&mut self, out: &mut Actions) {
         let sent = self.now.0;
         if self.send(Message::Ping { sent }, out).is_some() {

@@ -507,6 +507,8 @@ impl Mirror {
             alone_by: self.alone.as_ref().map(|a| a.by),
             marked_blocks: self.bitmap.count(),
             in_flight: self.jobs.len(),
+            standing: self.standing(),
+            peer_lease_ends: self.peer_lease_ends(),
             held: self.held_because(),
             verdict: self.last_verdict,
             progress: self.progress(now),

@@ -10,6 +10,7 @@ use super::link::Phase;
 use super::message::Hello;
 use super::settings::BothStalePolicy;
 use super::state::{NodeId, Role, Solo, Time};
+use super::status::Standing;
 use super::timers::Timer;
 use super::{Action, Actions, Mirror, Notice};
 
@@ -26,6 +27,8 @@ pub(super) struct Alone {
 pub(super) struct Outlook {
     /// The arbiter's last refusal, for people.
     pub refused: Option<String>,
+    /// When that was.
+    pub refused_at: Option<Time>,
     /// The arbiter was not reached.
     pub unreachable: Option<String>,
     /// A swap ended without an answer since the register was last known.
@@ -191,6 +194,7 @@ impl Mirror {
         });
         self.local.up_to_date = true;
         self.solo.refused = None;
+        self.solo.refused_at = None;
         self.solo.unreachable = None;
         if let Some(generation) = self.record().current {
             out.push(Action::Report(Notice::Minted {
@@ -215,6 +219,27 @@ impl Mirror {
     /// `alone` is durable, and no change on its way takes it back.
     pub(super) fn is_still_alone(&self) -> bool {
         self.record().alone && self.durable.next_record().alone
+    }
+
+    /// What this node's being Primary rests on.
+    pub(super) fn standing(&self) -> Standing {
+        if !self.is_primary() {
+            return Standing::Secondary;
+        }
+        if self.alone.is_some() {
+            return Standing::Alone;
+        }
+        if let Some(until) = self.lease_ends() {
+            return Standing::Session { until };
+        }
+        match self.solo_rule() {
+            Solo::Always => Standing::Free,
+            // Of an earlier time without the peer it says nothing now.
+            Solo::Arbiter if self.solo.refused_at.is_some_and(|at| at >= self.door.since) => {
+                Standing::Refused
+            }
+            _ => Standing::Sought,
+        }
     }
 
     /// What held requests wait for.

@@ -37,6 +37,11 @@ pub struct Status {
     pub marked_blocks: u64,
     /// Requests of front ends in flight.
     pub in_flight: usize,
+    /// What this node's being Primary rests on.
+    pub standing: Standing,
+    /// From then on nothing that the peer answers can rest on this node's echoes
+    /// (docs/protocol.md §8): the end of its lease, as this node must count it.
+    pub peer_lease_ends: Time,
     /// Why requests are held, if they are.
     pub held: Option<String>,
     /// The last handshake's verdict.
@@ -47,6 +52,26 @@ pub struct Status {
     pub round_trip_ns: Option<u64>,
     /// Counters since start.
     pub counters: Counters,
+}
+
+/// What a node's being Primary rests on (docs/protocol.md §3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is not Primary.
+    Secondary,
+    /// The session with the peer, and its lease until then (§8).
+    Session {
+        /// The end of the lease, if no newer message is echoed.
+        until: Time,
+    },
+    /// Permission to go on alone, confirmed and minted.
+    Alone,
+    /// None is needed: `solo` is `always`, or no other node has a copy.
+    Free,
+    /// Permission is wanted and not there yet.
+    Sought,
+    /// The arbiter has refused it.
+    Refused,
 }
 
 /// How far a resynchronisation or verification is.

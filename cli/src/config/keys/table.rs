@@ -281,7 +281,7 @@ pub const KEYS: &[Key] = &[
         },
         Value("1024"),
         Restart,
-        "Extents of 4 MiB that may be written without a metadata write; they are resynchronised after a crash of the Primary.",
+        "Extents of 4 MiB that may be written without a metadata write; they are resynchronised after a crash of the Primary. A copy keeps the number that it was made with (`init`, `pair`, `replace-disk`).",
     ),
     key(
         Resync,

@@ -15,8 +15,8 @@ use kagami_nbd_server::kernel::client::is_hung_up;
 use kagami_nbd_server::kernel::wire::{Attribute, Builder, ERROR, Messages};
 use kagami_replicator::core::event::{Refusal, Reply};
 use kagami_replicator::core::notice::Notice;
-use kagami_replicator::core::state::{Connection, DiskState, Replication, Role};
-use kagami_replicator::core::status::{Counters, Status};
+use kagami_replicator::core::state::{Connection, DiskState, Replication, Role, Time};
+use kagami_replicator::core::status::{Counters, Standing, Status};
 use kagami_replicator::shell::engine::{DeviceFacts, MirrorEvent};
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::{broadcast, watch};
@@ -172,12 +172,14 @@ pub(super) fn status(role: Role) -> Status {
         peer_role: Some(Role::Secondary),
         peer_disk: DiskState::UpToDate,
         connection: Connection::Connected,
-        connection_since: kagami_replicator::core::state::Time(0),
+        connection_since: Time(0),
         replication: Replication::Established,
         generation: Some(Generation { counter: 3, tag: 9 }),
         was_primary: false,
         alone_since: None,
         alone_by: None,
+        standing: Standing::Secondary,
+        peer_lease_ends: Time(0),
         marked_blocks: 0,
         in_flight: 0,
         held: None,

@@ -1,0 +1,186 @@
+//! `clpcl`, `clpdown`, `clpstdn`: the managers and machines of the cluster. They ask nothing: scripts
+//! call them.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use kagami_failover::control::{Client, Order};
+use kagami_failover::core::durable::EndKind;
+
+use super::options::{Known, parse};
+use crate::commands::cluster::{known_node, socket, suspend};
+use crate::commands::{Context, print_out};
+use crate::exit::{DONE, Failure, Outcome, Status};
+
+/// The unit of the failover manager.
+const UNIT: &str = "kagami-failover.service";
+/// A manager that was told to end may have a stop script of two minutes to wait for.
+const END_PATIENCE: Duration = Duration::from_secs(3600);
+
+const CLPCL: Known = Known {
+    name: "clpcl",
+    flags: &[
+        "-s",
+        "-t",
+        "-r",
+        "-a",
+        "-f",
+        "--suspend",
+        "--resume",
+        "--force",
+    ],
+    values: &["-h", "-w"],
+    optional: &[],
+    words: 0,
+};
+
+/// Starts, stops, restarts, suspends, resumes.
+///
+/// # Errors
+/// It was refused, or did not come about.
+pub async fn clpcl(context: &Context, arguments: &[String]) -> Outcome {
+    let given = parse(&CLPCL, arguments)?;
+    let verb = given.one_of("clpcl", &["-s", "-t", "-r", "--suspend", "--resume"])?;
+    let limit = given
+        .number("clpcl", "-w")?
+        .map_or(END_PATIENCE, Duration::from_secs);
+    let all = given.has("-a");
+    match verb {
+        "--suspend" => suspend::run(context, true, false).await,
+        "--resume" => suspend::run(context, false, false).await,
+        "-s" => start(context, all, given.value("-h")).await,
+        "-t" => stop(context, all, given.value("-h"), limit).await,
+        _ => {
+            if let Some(host) = given.value("-h") {
+                let report = context.cluster().await?;
+                if host != report.local {
+                    return Err(elsewhere(host));
+                }
+            }
+            stop(context, all, None, limit).await?;
+            start(context, all, None).await
+        }
+    }
+}
+
+/// A manager that does not run can't be asked to start.
+fn elsewhere(host: &str) -> Failure {
+    Failure::refused(format!(
+        "the failover manager of node {host} can only be started there\n  next: on {host}: clpcl -s"
+    ))
+}
+
+async fn start(context: &Context, all: bool, host: Option<&str>) -> Outcome {
+    let config = context.config()?;
+    if let Some(host) = host.filter(|host| *host != config.node.name) {
+        return Err(elsewhere(host));
+    }
+    if Client::connect(&socket(&config)).await.is_err() {
+        systemctl("start")?;
+    }
+    if !all {
+        return DONE;
+    }
+    let report = context.cluster().await?;
+    match report.other() {
+        Some(other) if !other.answers => Err(elsewhere(&other.name)),
+        _ => DONE,
+    }
+}
+
+fn systemctl(verb: &str) -> Result<(), Failure> {
+    let failed = |why: &dyn std::fmt::Display| {
+        Failure::system(format!(
+            "`systemctl {verb} {UNIT}` {why}\n  next: `systemctl status {UNIT}`, `journalctl -u {UNIT}`"
+        ))
+    };
+    let status = Command::new("systemctl")
+        .args([verb, UNIT])
+        .status()
+        .map_err(|error| failed(&format!("can't be run: {error}")))?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(failed(&format!("failed ({status})")))
+    }
+}
+
+async fn stop(context: &Context, all: bool, host: Option<&str>, limit: Duration) -> Outcome {
+    let config = context.config()?;
+    let kind = EndKind::Manager;
+    let here = host.is_none_or(|host| host == config.node.name);
+    let order = if all {
+        Order::EndCluster { kind }
+    } else {
+        Order::EndNode { kind }
+    };
+    if let Some(host) = host {
+        known_node(&context.cluster().await?, host)?;
+    }
+    context.order(host.map(str::to_owned), order).await?;
+    if !here {
+        return DONE;
+    }
+    // Gone when nobody answers any more.
+    let end = Instant::now() + limit;
+    while Client::connect(&socket(&config)).await.is_ok() {
+        if Instant::now() >= end {
+            return Err(Failure::new(
+                Status::TimedOut,
+                format!(
+                    "the failover manager has not ended within {}; it goes on with it\n  next: `kagami cluster status`",
+                    humantime::format_duration(limit)
+                ),
+            ));
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    print_out("the failover manager has ended\n")?;
+    DONE
+}
+
+/// `clpdown [-r]`: shuts this node down, its groups move.
+///
+/// # Errors
+/// It was refused.
+pub async fn clpdown(context: &Context, arguments: &[String]) -> Outcome {
+    const KNOWN: Known = Known {
+        name: "clpdown",
+        flags: &["-r"],
+        values: &["-h"],
+        optional: &[],
+        words: 0,
+    };
+    let given = parse(&KNOWN, arguments)?;
+    let kind = if given.has("-r") {
+        EndKind::Reboot
+    } else {
+        EndKind::Shutdown
+    };
+    let host = given.value("-h").map(str::to_owned);
+    context.order(host, Order::EndNode { kind }).await?;
+    DONE
+}
+
+/// `clpstdn [-r]`: shuts the cluster down.
+///
+/// # Errors
+/// It was refused.
+pub async fn clpstdn(context: &Context, arguments: &[String]) -> Outcome {
+    const KNOWN: Known = Known {
+        name: "clpstdn",
+        flags: &["-r"],
+        values: &["-h"],
+        optional: &[],
+        words: 0,
+    };
+    let given = parse(&KNOWN, arguments)?;
+    let kind = if given.has("-r") {
+        EndKind::Reboot
+    } else {
+        EndKind::Shutdown
+    };
+    let host = given.value("-h").map(str::to_owned);
+    context.order(host, Order::EndCluster { kind }).await?;
+    DONE
+}

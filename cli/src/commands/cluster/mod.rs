@@ -1,0 +1,136 @@
+//! Commands to the failover manager of this node, which speaks for both.
+
+use std::path::{Path, PathBuf};
+
+use kagami_failover::control::{Answer, Ask, Client, ClientError, ClusterReport, Order};
+
+use super::{Context, block_on, confirm, print_json, print_out, within};
+use crate::args::ClusterVerb;
+use crate::config::Config;
+use crate::exit::{Failure, Outcome, Status};
+
+pub mod alerts;
+pub mod check;
+pub mod end;
+pub mod group;
+pub mod logs;
+pub mod monitor;
+pub mod push;
+pub mod status;
+pub mod suspend;
+mod tar;
+
+/// `kagami cluster`
+///
+/// # Errors
+/// What the command says when it did not do what was asked.
+pub fn run(context: &Context, verb: ClusterVerb) -> Outcome {
+    match verb {
+        ClusterVerb::Status(args) => block_on(status::run(context, &args)),
+        ClusterVerb::Check {
+            file,
+            file_only,
+            json,
+        } => check::run(context, file.as_deref(), file_only, json),
+        ClusterVerb::Push {
+            file,
+            force,
+            dry_run,
+            json,
+        } => block_on(push::run(context, &file, force, dry_run, json)),
+        ClusterVerb::Suspend(args) => block_on(suspend::run(context, true, args.json)),
+        ClusterVerb::Resume(args) => block_on(suspend::run(context, false, args.json)),
+        ClusterVerb::Stop(args) => block_on(end::cluster(context, end::Kind::Stop, &args)),
+        ClusterVerb::Shutdown(args) => block_on(end::cluster(context, end::Kind::Shutdown, &args)),
+        ClusterVerb::Reboot(args) => block_on(end::cluster(context, end::Kind::Reboot, &args)),
+    }
+}
+
+/// The control socket of the failover manager that runs by this configuration.
+pub fn socket(config: &Config) -> PathBuf {
+    config.node.run_dir.join("failover.sock")
+}
+
+/// Its configuration: beside the node's own.
+pub fn file(configuration: &Path) -> PathBuf {
+    configuration.with_file_name("cluster.toml")
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        Self::new(Status::NoDaemon, error.to_string())
+    }
+}
+
+impl Context {
+    /// A connection to the failover manager.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn manager(&self) -> Result<Client, Failure> {
+        Ok(Client::connect(&socket(&self.config()?)).await?)
+    }
+
+    /// The cluster's state, now.
+    ///
+    /// # Errors
+    /// There is no failover manager.
+    pub async fn cluster(&self) -> Result<ClusterReport, Failure> {
+        match self.manager().await?.ask(Ask::Status).await? {
+            Answer::Cluster(report) => Ok(*report),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Gives an order to a node, this one where none is named; it is recorded when this returns.
+    ///
+    /// # Errors
+    /// Refused, or there is no failover manager.
+    pub async fn order(&self, node: Option<String>, order: Order) -> Result<(), Failure> {
+        match self
+            .manager()
+            .await?
+            .ask(Ask::Order { node, order })
+            .await?
+        {
+            Answer::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+/// A refusal, or an answer that this question can't have.
+pub fn unexpected(answer: &Answer) -> Failure {
+    match answer {
+        Answer::Refused(refused) => Failure::refused(refused.words()),
+        other => {
+            let error = ClientError::NotUnderstood {
+                why: format!("its answer belongs to another question: {other:?}"),
+            };
+            error.into()
+        }
+    }
+}
+
+/// The node of that name.
+///
+/// # Errors
+/// It is none of the cluster's.
+pub fn known_node(report: &ClusterReport, name: &str) -> Result<(), Failure> {
+    let names = report.nodes.iter().map(|node| node.name.as_str());
+    known("node", name, names)
+}
+
+fn known<'a>(
+    kind: &str,
+    name: &str,
+    names: impl Iterator<Item = &'a str> + Clone,
+) -> Result<(), Failure> {
+    if names.clone().any(|known| known == name) {
+        return Ok(());
+    }
+    let next = kagami_failover::config::fault::choose(name, names);
+    Err(Failure::refused(format!(
+        "there is no {kind} {name}\n  next: {next}"
+    )))
+}

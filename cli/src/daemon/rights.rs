@@ -1,0 +1,129 @@
+//! What being Primary rests on, for a failover manager and its guard, and whose business it is.
+//!
+//! A manager takes the mirrors of its groups in hand for as long as it is connected: then nobody
+//! else changes their roles by mistake. That is no protection against who may use the control
+//! socket, and not meant as one: `--force` goes past it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kagami_replicator::core::state::{Connection, Replication, Role, Time};
+use kagami_replicator::core::status::{Standing, Status};
+
+use super::engine::MirrorStatus;
+use crate::control::message::{Order, RefusalReport};
+use crate::control::report::{RightReport, Standing as Word};
+
+/// Mirrors that managers have taken in hand, and how many of them.
+#[derive(Clone, Debug, Default)]
+pub struct InHand(Arc<Mutex<BTreeMap<String, usize>>>);
+
+/// Gives the mirrors back when it is dropped.
+#[derive(Debug)]
+pub struct Taken {
+    of: InHand,
+    mirrors: Vec<String>,
+}
+
+impl InHand {
+    /// Takes these mirrors in hand.
+    pub fn take(&self, mirrors: &[String]) -> Taken {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for mirror in mirrors {
+            *all.entry(mirror.clone()).or_default() += 1;
+        }
+        Taken {
+            of: self.clone(),
+            mirrors: mirrors.to_vec(),
+        }
+    }
+
+    /// Why an order of anybody else is refused; `None`: it is not.
+    pub fn refusal(&self, mirror: &str, order: &Order) -> Option<RefusalReport> {
+        let (what, go_past) = match order {
+            Order::Promote { force: false, .. } => ("not promoted", "promote"),
+            Order::Demote { force: false } => ("not demoted", "demote"),
+            _ => return None,
+        };
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.contains_key(mirror).then(|| RefusalReport {
+            what: format!("{what}: the failover manager decides where it is Primary"),
+            facts: vec!["it belongs to a failover group".to_owned()],
+            next: format!("`kagami group move` moves the group; `kagami {go_past} {mirror} --force` goes past the manager (and overrides the mirror's own rules)"),
+        })
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let mut all = self.of.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for mirror in &self.mirrors {
+            if let Some(count) = all.get_mut(mirror) {
+                *count -= 1;
+                if *count == 0 {
+                    all.remove(mirror);
+                }
+            }
+        }
+    }
+}
+
+/// The reports of those of these mirrors that there are.
+pub fn report(statuses: &[MirrorStatus], mirrors: &[String]) -> Vec<RightReport> {
+    let wanted = |status: &&MirrorStatus| mirrors.contains(&status.name);
+    statuses.iter().filter(wanted).map(of).collect()
+}
+
+fn of(mirror: &MirrorStatus) -> RightReport {
+    match &mirror.core {
+        Ok(core) => of_core(&mirror.name, core),
+        Err(why) => RightReport {
+            mirror: mirror.name.clone(),
+            standing: Word::NotOpened,
+            lease_ends_ms: None,
+            connected: false,
+            peer_is_primary: false,
+            in_sync: false,
+            peer_lease_ends_ms: 0,
+            held: Some(why.clone()),
+        },
+    }
+}
+
+fn of_core(name: &str, core: &Status) -> RightReport {
+    // Rounded to the safe side: this node's lease down, the peer's up.
+    let ms = |time: Time| time.0 / 1_000_000;
+    let (standing, lease_ends_ms) = match core.standing {
+        Standing::Secondary => (Word::Secondary, None),
+        Standing::Session { until } => (Word::Session, Some(ms(until))),
+        Standing::Alone => (Word::Alone, None),
+        Standing::Free => (Word::Free, None),
+        Standing::Sought => (Word::Sought, None),
+        Standing::Refused => (Word::Refused, None),
+    };
+    let connected = core.connection == Connection::Connected;
+    let both = matches!(
+        core.replication,
+        Replication::Established | Replication::VerifySource | Replication::VerifyTarget
+    );
+    RightReport {
+        mirror: name.to_owned(),
+        standing,
+        lease_ends_ms,
+        connected,
+        peer_is_primary: core.peer_role == Some(Role::Primary),
+        in_sync: connected && both,
+        peer_lease_ends_ms: ms(core.peer_lease_ends) + 1,
+        held: core.held.clone(),
+    }
+}
+
+/// Something else than times has changed.
+pub fn is_news(before: &RightReport, now: &RightReport) -> bool {
+    let timeless = |right: &RightReport| RightReport {
+        lease_ends_ms: None,
+        peer_lease_ends_ms: 0,
+        ..right.clone()
+    };
+    timeless(before) != timeless(now)
+}

@@ -1,0 +1,67 @@
+//! What the manager and the guard tell each other: JSON, a line each.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The longest line, in bytes.
+pub const LINE_MAX: usize = 65_536;
+
+/// A group to be watched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watched {
+    /// Its name.
+    pub group: String,
+    /// Its mirrors.
+    pub mirrors: Vec<String>,
+    /// The control group of its processes; without it they can't be frozen.
+    pub control_group: Option<PathBuf>,
+    /// Its floating addresses.
+    pub addresses: Vec<IpAddr>,
+    /// How long permission is waited for after a lease's end, in milliseconds.
+    pub margin_ms: u64,
+    /// How long the group may then take to stop, in milliseconds.
+    pub bound_ms: u64,
+}
+
+/// What the manager wants.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Want {
+    /// Watch a group from now on; one that is watched stays so.
+    Arm {
+        /// Which.
+        watched: Watched,
+        /// The right is held: it counts before the daemon has said so.
+        held: bool,
+    },
+    /// Nothing of a group runs here any more.
+    Disarm(String),
+    /// User space runs: if this is not said again within so many milliseconds, the node is reset.
+    Alive(u64),
+}
+
+/// A request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Comes back in the answer.
+    pub id: u64,
+    /// What is wanted.
+    pub want: Want,
+}
+
+/// What a guard says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Say {
+    /// Done.
+    Done {
+        /// Of the request.
+        id: u64,
+        /// The guard is stopping the group.
+        stopping: bool,
+    },
+    /// The right to run this group is lost; its addresses are gone, and it has to stop.
+    Lost(String),
+}

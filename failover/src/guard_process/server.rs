@@ -1,0 +1,353 @@
+//! The guard itself: watches the groups that the manager has named, hears the mirrors' daemon, and
+//! does what [`Guard`] says.
+//!
+//! One task; whoever connects is a manager. It ends when it watches nothing and nobody is connected.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+use crate::clock;
+use crate::core::Time;
+use crate::core::guard::{Deed, Guard, Word as GuardWord};
+use crate::right::basis::{Basis, Judged};
+use crate::right::{Mirrors, Word};
+
+use super::deeds::Deeds;
+use super::message::{LINE_MAX, Request, Say, Want, Watched};
+
+/// The watchdog is fed this often, in milliseconds.
+const FEED_EVERY: u64 = 1000;
+/// A guard that watches nothing and has nobody to talk to ends after this, in milliseconds.
+const IDLE: u64 = 10_000;
+/// A right that is held counts for so long before the daemon has said so, in milliseconds.
+const HELD_GRACE: u64 = 1000;
+
+#[derive(Debug)]
+enum Input {
+    Connected(u64, mpsc::UnboundedSender<Say>),
+    Request(u64, Request),
+    Gone(u64),
+}
+
+struct Group {
+    watched: Watched,
+    guard: Guard,
+    basis: Basis,
+    /// The right was there since it is watched: from then on its end counts.
+    seen_good: bool,
+    /// What the guard was told last of the lease.
+    good: bool,
+    words: mpsc::UnboundedReceiver<Word>,
+}
+
+struct Server<M, D> {
+    mirrors: Arc<M>,
+    deeds: D,
+    groups: BTreeMap<String, Group>,
+    managers: BTreeMap<u64, mpsc::UnboundedSender<Say>>,
+    fed: Time,
+    /// User space is to say that it runs until then.
+    alive: Option<Time>,
+    idle_since: Time,
+    reset: bool,
+}
+
+/// Serves managers on `listener` until there is nothing to watch and nobody to talk to.
+pub async fn serve<M: Mirrors, D: Deeds>(listener: UnixListener, mirrors: Arc<M>, deeds: D) {
+    let (inputs, mut queue) = mpsc::unbounded_channel();
+    let mut server = Server {
+        mirrors,
+        deeds,
+        groups: BTreeMap::new(),
+        managers: BTreeMap::new(),
+        fed: Time(0),
+        alive: None,
+        idle_since: clock::now(),
+        reset: false,
+    };
+    let mut connections = 0;
+    loop {
+        let wait = server.next_deadline().since(clock::now());
+        let wake = Instant::now() + Duration::from_millis(wait);
+        tokio::select! {
+            accepted = listener.accept() => if let Ok((stream, _)) = accepted {
+                connections += 1;
+                connection(connections, stream, inputs.clone());
+            },
+            input = queue.recv() => if let Some(input) = input {
+                server.take(input).await;
+            },
+            () = server.hear() => {}
+            () = sleep_until(wake) => {}
+        }
+        server.look().await;
+        let idle = server.groups.is_empty() && server.managers.is_empty() && server.alive.is_none();
+        if !idle {
+            server.idle_since = clock::now();
+        } else if clock::now().since(server.idle_since) >= IDLE {
+            return;
+        }
+    }
+}
+
+fn connection(id: u64, stream: UnixStream, inputs: mpsc::UnboundedSender<Input>) {
+    let (read, write) = stream.into_split();
+    let (says, queue) = mpsc::unbounded_channel();
+    let _ = inputs.send(Input::Connected(id, says));
+    tokio::spawn(write_all(write, queue));
+    tokio::spawn(async move {
+        read_all(id, read, &inputs).await;
+        let _ = inputs.send(Input::Gone(id));
+    });
+}
+
+async fn write_all(mut write: OwnedWriteHalf, mut queue: mpsc::UnboundedReceiver<Say>) {
+    while let Some(say) = queue.recv().await {
+        let Ok(mut line) = serde_json::to_vec(&say) else {
+            return;
+        };
+        line.push(b'\n');
+        if write.write_all(&line).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn read_all(id: u64, read: OwnedReadHalf, inputs: &mpsc::UnboundedSender<Input>) {
+    let mut lines = BufReader::with_capacity(LINE_MAX, read).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        match serde_json::from_str(&line) {
+            Ok(request) => {
+                let _ = inputs.send(Input::Request(id, request));
+            }
+            Err(error) => {
+                tracing::warn!("a manager said what makes no sense: {error}");
+                return;
+            }
+        }
+    }
+}
+
+impl<M: Mirrors, D: Deeds> Server<M, D> {
+    async fn take(&mut self, input: Input) {
+        match input {
+            Input::Connected(id, says) => {
+                self.managers.insert(id, says);
+            }
+            Input::Gone(id) => {
+                self.managers.remove(&id);
+            }
+            Input::Request(from, Request { id, want }) => {
+                let stopping = match want {
+                    Want::Arm { watched, held } => self.arm(watched, held),
+                    Want::Disarm(group) => {
+                        self.disarm(&group).await;
+                        false
+                    }
+                    Want::Alive(within) => {
+                        self.alive = (within > 0).then(|| clock::now().after(within));
+                        false
+                    }
+                };
+                if let Some(manager) = self.managers.get(&from) {
+                    let _ = manager.send(Say::Done { id, stopping });
+                }
+            }
+        }
+    }
+
+    /// True if the group is being stopped.
+    fn arm(&mut self, watched: Watched, held: bool) -> bool {
+        if let Some(group) = self.groups.get(&watched.group) {
+            return group.guard.is_stopping();
+        }
+        let until = clock::now().after(HELD_GRACE);
+        let basis = if held {
+            Basis::held_until(&watched.mirrors, until)
+        } else {
+            Basis::new(&watched.mirrors)
+        };
+        let group = Group {
+            guard: Guard::new(watched.margin_ms, watched.bound_ms),
+            basis,
+            seen_good: held,
+            good: true,
+            words: self.mirrors.watch(watched.mirrors.clone(), false),
+            watched: watched.clone(),
+        };
+        self.groups.insert(watched.group, group);
+        false
+    }
+
+    async fn disarm(&mut self, name: &str) {
+        let Some(mut group) = self.groups.remove(name) else {
+            return;
+        };
+        let deeds = group.guard.handle(clock::now(), GuardWord::Stopped);
+        self.carry_out(&mut group, deeds).await;
+        // A control group that stays frozen would hold what is started in it next.
+        if let Err(error) = self.deeds.freeze(&group.watched, false) {
+            tracing::debug!("group {name}: {error}");
+        }
+        if self.groups.is_empty() && self.alive.is_none() && !self.reset {
+            self.deeds.rest();
+        }
+    }
+
+    /// Waits for a word of the daemon and takes it in.
+    async fn hear(&mut self) {
+        if self.groups.is_empty() {
+            return std::future::pending().await;
+        }
+        let all = self.groups.values_mut();
+        let words = all.map(|group| {
+            Box::pin(async {
+                match group.words.recv().await {
+                    Some(word) => word,
+                    None => std::future::pending().await,
+                }
+            })
+        });
+        let (word, at) = first(words.collect()).await;
+        if let Word::Says(says) = word
+            && let Some(group) = self.groups.values_mut().nth(at)
+        {
+            group.basis.take(clock::now(), &says);
+        }
+    }
+
+    fn next_deadline(&self) -> Time {
+        let now = clock::now();
+        let mut next = if self.groups.is_empty() && self.alive.is_none() {
+            self.idle_since.after(IDLE)
+        } else {
+            self.fed.after(FEED_EVERY)
+        };
+        for group in self.groups.values() {
+            if let (Judged::Good(Some(until)), true) = (group.basis.judge(now), group.good) {
+                next = next.min(until);
+            }
+            next = next.min(group.guard.deadline().unwrap_or(Time(u64::MAX)));
+        }
+        next.min(self.alive.unwrap_or(Time(u64::MAX)))
+    }
+
+    /// Does what time, and what was heard, ask for.
+    async fn look(&mut self) {
+        let now = clock::now();
+        let names: Vec<String> = self.groups.keys().cloned().collect();
+        for name in names {
+            let Some(mut group) = self.groups.remove(&name) else {
+                continue;
+            };
+            let mut deeds = Vec::new();
+            let judged = group.basis.judge(now);
+            let good = matches!(judged, Judged::Good(_));
+            group.seen_good |= good;
+            if group.seen_good {
+                match (judged, group.good) {
+                    (Judged::Good(_), false) => {
+                        deeds.extend(group.guard.handle(now, GuardWord::Renewed));
+                    }
+                    (Judged::Ended, true) => {
+                        deeds.extend(group.guard.handle(now, GuardWord::LeaseEnded));
+                    }
+                    (Judged::Refused, _) if !group.guard.is_stopping() => {
+                        deeds.extend(group.guard.handle(now, GuardWord::Lost));
+                    }
+                    _ => {}
+                }
+                group.good = good;
+            }
+            deeds.extend(group.guard.handle(now, GuardWord::Timer));
+            self.carry_out(&mut group, deeds).await;
+            self.groups.insert(name, group);
+        }
+        if self.alive.is_some_and(|until| until <= now) && !self.reset {
+            self.reset = true;
+            let why = "user space has stalled: the manager's monitor was not heard in time";
+            self.deeds.reset(why);
+        }
+        let watching = !self.groups.is_empty() || self.alive.is_some();
+        if watching && !self.reset && now.since(self.fed) >= FEED_EVERY {
+            self.fed = now;
+            self.deeds.feed();
+        }
+    }
+
+    async fn carry_out(&mut self, group: &mut Group, deeds: Vec<Deed>) {
+        let name = &group.watched.group;
+        for deed in deeds {
+            tracing::warn!("group {name}: {deed:?}");
+            match deed {
+                Deed::Freeze | Deed::Thaw => {
+                    let frozen = deed == Deed::Freeze;
+                    if let Err(error) = self.deeds.freeze(&group.watched, frozen) {
+                        tracing::error!("group {name}: not done: {error}");
+                    }
+                }
+                Deed::DropAddresses => self.deeds.drop_addresses(&group.watched).await,
+                Deed::SayLost => {
+                    for manager in self.managers.values() {
+                        let _ = manager.send(Say::Lost(name.clone()));
+                    }
+                }
+                Deed::Reset => {
+                    self.reset = true;
+                    let bound = group.watched.bound_ms;
+                    let why = format!("group {name} has not stopped within {bound} ms");
+                    self.deeds.reset(&why);
+                }
+            }
+        }
+    }
+}
+
+/// The first of these to be ready, and its place.
+async fn first<F: Future + Unpin>(mut all: Vec<F>) -> (F::Output, usize) {
+    std::future::poll_fn(|context| {
+        for (at, future) in all.iter_mut().enumerate() {
+            if let std::task::Poll::Ready(output) = std::pin::Pin::new(future).poll(context) {
+                return std::task::Poll::Ready((output, at));
+            }
+        }
+        std::task::Poll::Pending
+    })
+    .await
+}
+
+/// Binds a guard's socket, which nobody but this user may use. `None`: a guard has it.
+///
+/// # Errors
+/// The system refuses.
+pub fn bind(path: &Path) -> std::io::Result<Option<(UnixListener, std::fs::File)>> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let lock = std::fs::File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path.with_extension("lock"))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(std::fs::TryLockError::WouldBlock) => return Ok(None),
+        Err(std::fs::TryLockError::Error(error)) => return Err(error),
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let new = path.with_extension("new");
+    let _ = std::fs::remove_file(&new);
+    let listener = UnixListener::bind(&new)?;
+    std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&new, path)?;
+    Ok(Some((listener, lock)))
+}

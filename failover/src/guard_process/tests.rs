@@ -1,0 +1,418 @@
+//! A guard and a keeper, with mirrors and a machine that are made up: what happens at the end of a
+//! lease, in real time.
+
+use std::collections::BTreeMap;
+use std::future::{Future, ready};
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+
+use super::client::{Armed, Guards, Starter};
+use super::deeds::Deeds;
+use super::message::Watched;
+use super::server;
+use crate::clock;
+use crate::config::Cluster;
+use crate::core::{Event, Right, Time};
+use crate::manager::{Inputs, Rights, channel};
+use crate::right::basis::{Says, Standing};
+use crate::right::keeper::Keeper;
+use crate::right::{MARGIN, Mirrors, Word};
+
+/// Something that should happen has happened within.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than a test takes.
+const LONG: u64 = 100_000;
+
+#[derive(Debug, Default)]
+struct Daemon {
+    says: BTreeMap<String, Says>,
+    watchers: Vec<UnboundedSender<Word>>,
+    refuses: Option<String>,
+    promoted_to: Option<Standing>,
+}
+
+/// Mirrors that are made up.
+#[derive(Clone, Debug, Default)]
+struct Made(Arc<Mutex<Daemon>>);
+
+impl Made {
+    fn of(&self) -> MutexGuard<'_, Daemon> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, standing: Standing) {
+        self.change(|says| {
+            says.standing = standing;
+            says.connected = matches!(standing, Standing::Session(_));
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Says)) {
+        let mut daemon = self.of();
+        let says = daemon.says.entry("pg".to_owned()).or_insert_with(|| Says {
+            mirror: "pg".to_owned(),
+            standing: Standing::Secondary,
+            connected: true,
+            peer_is_primary: false,
+            in_sync: true,
+            peer_lease_ends: Time(0),
+        });
+        change(says);
+        let says = says.clone();
+        let word = Word::Says(says);
+        daemon.watchers.retain(|to| to.send(word.clone()).is_ok());
+    }
+}
+
+impl Mirrors for Made {
+    fn promote(
+        &self,
+        _: &str,
+        _: bool,
+    ) -> impl Future<Output = Result<(), String>> + Send + 'static {
+        let refuses = self.of().refuses.clone();
+        let to = self.of().promoted_to;
+        if let (None, Some(to)) = (&refuses, to) {
+            self.set(to);
+        }
+        ready(refuses.map_or(Ok(()), Err))
+    }
+
+    fn demote(
+        &self,
+        _: &str,
+        _: bool,
+    ) -> impl Future<Output = Result<(), String>> + Send + 'static {
+        self.set(Standing::Secondary);
+        ready(Ok(()))
+    }
+
+    fn watch(&self, _: Vec<String>, _: bool) -> UnboundedReceiver<Word> {
+        let (to, words) = unbounded_channel();
+        let mut daemon = self.of();
+        for says in daemon.says.values() {
+            to.send(Word::Says(says.clone())).expect("just made");
+        }
+        daemon.watchers.push(to);
+        words
+    }
+}
+
+/// What a guard has done, in words.
+#[derive(Clone, Debug)]
+struct Done(UnboundedSender<String>);
+
+impl Done {
+    fn tell(&self, what: &str) {
+        let _ = self.0.send(what.to_owned());
+    }
+}
+
+impl Deeds for Done {
+    fn freeze(&mut self, _: &Watched, frozen: bool) -> io::Result<()> {
+        self.tell(if frozen { "freeze" } else { "thaw" });
+        Ok(())
+    }
+
+    fn drop_addresses(&mut self, _: &Watched) -> impl Future<Output = ()> + Send {
+        self.tell("drop");
+        ready(())
+    }
+
+    fn feed(&mut self) {}
+
+    fn rest(&mut self) {
+        self.tell("rest");
+    }
+
+    fn reset(&mut self, _: &str) {
+        self.tell("reset");
+    }
+}
+
+struct Scene {
+    folder: TempDir,
+    mirrors: Made,
+    deeds: UnboundedReceiver<String>,
+    done: Done,
+    guard: Option<JoinHandle<()>>,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let (told, deeds) = unbounded_channel();
+        let mut scene = Self {
+            folder: tempfile::tempdir().expect("a folder"),
+            mirrors: Made::default(),
+            deeds,
+            done: Done(told),
+            guard: None,
+        };
+        scene.mirrors.set(Standing::Secondary);
+        scene.start_guard();
+        scene
+    }
+
+    fn start_guard(&mut self) {
+        let socket = self.folder.path().join("guard.sock");
+        let (mirrors, done) = (Arc::new(self.mirrors.clone()), self.done.clone());
+        self.guard = Some(tokio::spawn(async move {
+            let (listener, _lock) = server::bind(&socket).expect("bound").expect("the only one");
+            server::serve(listener, mirrors, done).await;
+        }));
+    }
+
+    async fn kill_guard(&mut self) {
+        let guard = self.guard.take().expect("one runs");
+        guard.abort();
+        let _ = guard.await;
+    }
+
+    fn guards(&self) -> (Guards, UnboundedReceiver<String>) {
+        Guards::start(Starter {
+            socket: self.folder.path().join("guard.sock"),
+            command: None,
+            log: None,
+        })
+    }
+
+    async fn does(&mut self, wanted: &[&str]) {
+        for wanted in wanted {
+            let deed = timeout(PATIENCE, self.deeds.recv()).await;
+            let deed = deed.unwrap_or_else(|_| panic!("not done in time: {wanted}"));
+            assert_eq!(deed.as_deref(), Some(*wanted));
+        }
+    }
+}
+
+fn watched(margin_ms: u64, bound_ms: u64) -> Watched {
+    Watched {
+        group: "g".to_owned(),
+        mirrors: vec!["pg".to_owned()],
+        control_group: None,
+        addresses: Vec::new(),
+        margin_ms,
+        bound_ms,
+    }
+}
+
+fn session(ms: u64) -> Standing {
+    Standing::Session(clock::now().after(ms))
+}
+
+#[tokio::test]
+async fn a_lease_that_ends_freezes_and_permission_thaws() {
+    let mut scene = Scene::new();
+    let (guards, _lost) = scene.guards();
+    assert_eq!(guards.arm(&watched(LONG, LONG)).await, Armed::Watching);
+    // Not Primary yet: nothing to freeze. Then the lease ends by the clock; nobody says so.
+    scene.mirrors.set(session(150));
+    scene.does(&["freeze"]).await;
+    scene.mirrors.set(Standing::Alone);
+    scene.does(&["thaw"]).await;
+    scene.mirrors.set(Standing::Sought);
+    scene.does(&["freeze"]).await;
+    scene.mirrors.set(session(LONG));
+    scene.does(&["thaw"]).await;
+    guards.disarm("g").await;
+    scene.does(&["thaw", "rest"]).await;
+}
+
+#[tokio::test]
+async fn without_permission_the_address_goes_and_a_group_that_does_not_stop_resets_the_node() {
+    let mut scene = Scene::new();
+    let (guards, mut lost) = scene.guards();
+    guards.arm(&watched(100, 300)).await;
+    scene.mirrors.set(session(LONG));
+    scene.mirrors.set(Standing::Sought);
+    scene.does(&["freeze", "drop", "thaw"]).await;
+    assert_eq!(lost.recv().await.as_deref(), Some("g"));
+    // It is lost for good: permission that comes now is not for what runs here.
+    scene.mirrors.set(session(LONG));
+    assert_eq!(guards.arm(&watched(100, 300)).await, Armed::Stopping);
+    scene.does(&["reset"]).await;
+}
+
+#[tokio::test]
+async fn a_group_that_stops_in_time_resets_nothing() {
+    let mut scene = Scene::new();
+    let (guards, mut lost) = scene.guards();
+    guards.arm(&watched(LONG, 400)).await;
+    scene.mirrors.set(session(LONG));
+    scene.mirrors.set(Standing::Refused);
+    scene.does(&["freeze", "drop", "thaw"]).await;
+    assert_eq!(lost.recv().await.as_deref(), Some("g"));
+    guards.disarm("g").await;
+    scene.does(&["thaw", "rest"]).await;
+    // Watched anew, the bound of before is over and means nothing: the next lease's end freezes.
+    guards.arm(&watched(LONG, 400)).await;
+    scene.mirrors.set(session(600));
+    scene.does(&["freeze"]).await;
+}
+
+#[tokio::test]
+async fn a_guard_that_has_died_is_replaced_and_knows_what_to_watch() {
+    let mut scene = Scene::new();
+    let (guards, mut lost) = scene.guards();
+    guards.arm(&watched(50, LONG)).await;
+    scene.mirrors.set(session(LONG));
+    scene.kill_guard().await;
+    // While there is none the right is refused.
+    scene.mirrors.set(Standing::Refused);
+    scene.start_guard();
+    scene.does(&["freeze", "drop", "thaw"]).await;
+    assert_eq!(lost.recv().await.as_deref(), Some("g"));
+}
+
+struct Kept {
+    keeper: Keeper,
+    inputs: Inputs,
+}
+
+impl Kept {
+    fn new(scene: &Scene) -> Self {
+        let text = r#"
+[cluster]
+name = "shop"
+revision = 1
+nodes = ["alpha", "beta"]
+stop-bound = "60s"
+[arbiter]
+kind = "witness"
+name = "gamma"
+[heartbeat.lan]
+type = "lan"
+priority = 1
+addresses = { alpha = "127.0.0.1:1", beta = "127.0.0.1:2" }
+[group.g]
+nodes = ["alpha", "beta"]
+[group.g.resource.data]
+type = "mirror"
+mirror = "pg"
+[group.bare]
+nodes = ["alpha", "beta"]
+[group.bare.resource.r]
+type = "exec"
+start = "/bin/true"
+"#;
+        let cluster = Cluster::parse(Path::new("cluster.toml"), text).expect("right");
+        let (guards, lost) = scene.guards();
+        let (handle, inputs) = channel();
+        let mirrors = Arc::new(scene.mirrors.clone());
+        let none = Arc::new(|_: &str| None);
+        let keeper = Keeper::start(Arc::new(cluster), mirrors, guards, lost, none, handle);
+        Self { keeper, inputs }
+    }
+
+    /// The next word of the right; those of readiness are passed over.
+    async fn hears(&mut self) -> (usize, Right) {
+        let wait = async {
+            loop {
+                if let Event::Right { group, change } = self.inputs.event().await {
+                    return (group, change);
+                }
+            }
+        };
+        timeout(PATIENCE, wait).await.expect("told in time")
+    }
+}
+
+#[tokio::test]
+async fn the_right_is_asked_for_renewed_lost_and_given_up() {
+    let mut scene = Scene::new();
+    let mut kept = Kept::new(&scene);
+    scene.mirrors.of().promoted_to = Some(session(LONG));
+    kept.keeper.ask(0, false);
+    assert_eq!(kept.hears().await, (0, Right::Granted));
+    kept.keeper.ask(0, false);
+    assert_eq!(
+        kept.hears().await,
+        (0, Right::Granted),
+        "it may be said again"
+    );
+    scene.mirrors.set(Standing::Sought);
+    assert_eq!(kept.hears().await, (0, Right::LeaseEnded));
+    scene.does(&["freeze"]).await;
+    scene.mirrors.set(Standing::Alone);
+    assert_eq!(kept.hears().await, (0, Right::Renewed));
+    scene.does(&["thaw"]).await;
+    // No permission within the margin: the guard says so, once the address is gone.
+    scene.mirrors.set(Standing::Sought);
+    assert_eq!(kept.hears().await, (0, Right::LeaseEnded));
+    scene.does(&["freeze", "drop", "thaw"]).await;
+    assert_eq!(kept.hears().await, (0, Right::Lost));
+    kept.keeper.ask(0, false);
+    assert_eq!(
+        kept.hears().await,
+        (0, Right::Lost),
+        "the guard is stopping it"
+    );
+    kept.keeper.stopped(0);
+    scene.does(&["thaw", "rest"]).await;
+    kept.keeper.release(0);
+    assert_eq!(kept.hears().await, (0, Right::Released));
+    let standing = scene.mirrors.of().says["pg"].standing;
+    assert_eq!(standing, Standing::Secondary, "it was demoted");
+}
+
+#[tokio::test]
+async fn who_takes_over_waits_until_the_other_node_has_lost_its_address() {
+    let scene = Scene::new();
+    let mut kept = Kept::new(&scene);
+    let ends = clock::now().after(300);
+    scene.mirrors.change(|says| {
+        says.connected = false;
+        says.peer_lease_ends = ends;
+    });
+    scene.mirrors.of().promoted_to = Some(Standing::Alone);
+    let begun = Instant::now();
+    kept.keeper.ask(0, false);
+    assert_eq!(kept.hears().await, (0, Right::Granted));
+    assert!(clock::now() >= ends.after(MARGIN), "{:?}", begun.elapsed());
+    // The fence script has said that it is down: nothing to wait for.
+    kept.keeper.release(0);
+    assert_eq!(kept.hears().await, (0, Right::Released));
+    let late = clock::now().after(LONG);
+    scene.mirrors.change(|says| says.peer_lease_ends = late);
+    kept.keeper.ask(0, true);
+    assert_eq!(kept.hears().await, (0, Right::Granted));
+}
+
+#[tokio::test]
+async fn a_refusal_says_why_and_a_group_without_a_mirror_needs_a_register() {
+    let scene = Scene::new();
+    let mut kept = Kept::new(&scene);
+    scene.mirrors.of().refuses = Some("the peer is Primary".to_owned());
+    kept.keeper.ask(0, false);
+    let refused = kept.hears().await;
+    let why = "mirror pg: the peer is Primary".to_owned();
+    assert_eq!(refused, (0, Right::Refused(why)));
+    kept.keeper.ask(1, false);
+    let (group, refused) = kept.hears().await;
+    assert!(
+        group == 1 && matches!(refused, Right::Refused(_)),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_daemon_that_was_started_again_is_told_that_this_node_is_primary() {
+    let scene = Scene::new();
+    let mut kept = Kept::new(&scene);
+    scene.mirrors.of().promoted_to = Some(session(LONG));
+    kept.keeper.ask(0, false);
+    assert_eq!(kept.hears().await, (0, Right::Granted));
+    scene.mirrors.set(Standing::Secondary);
+    let begun = Instant::now();
+    while scene.mirrors.of().says["pg"].standing == Standing::Secondary {
+        assert!(begun.elapsed() < PATIENCE, "not promoted again");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

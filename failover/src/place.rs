@@ -1,0 +1,264 @@
+//! What a node has for its resources and monitors: its configuration, folders, programs, control
+//! groups, and the few things that others do for it, each behind a trait.
+//!
+//! It decides nothing. What is in `run` is gone after a reboot, as the processes are that it tells
+//! of; what is in `state` stays.
+
+use std::collections::HashMap;
+use std::fs;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::config::resource::Driver;
+use crate::config::{Cluster, Group, Ms};
+use crate::core::Node;
+use crate::resource::files::Image;
+
+/// What a trait object of this module answers, later.
+pub type Pending<'p, T> = Pin<Box<dyn Future<Output = T> + Send + 'p>>;
+
+/// Where a script's environment looks for programs, after the compatible commands.
+pub const USUAL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Who asks mirrors' daemons. Promotion and demotion are the right's business, not a resource's.
+pub trait MirrorDevice: Send + Sync {
+    /// Makes the mirror a device of the kernel. One that is attached stays so.
+    ///
+    /// Answers the device, ready to be opened; or why not.
+    fn attach<'a>(
+        &'a self,
+        mirror: &'a str,
+        driver: Driver,
+        device: Option<&'a Path>,
+    ) -> Pending<'a, Result<PathBuf, String>>;
+
+    /// Takes the kernel's device away. One that is not attached stays so.
+    fn detach<'a>(&'a self, mirror: &'a str) -> Pending<'a, Result<(), String>>;
+
+    /// What the mirror is at; `Err`: its daemon does not say.
+    fn status<'a>(&'a self, mirror: &'a str) -> Pending<'a, Result<MirrorStatus, String>>;
+}
+
+/// What a mirror is at, as far as monitors ask.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MirrorStatus {
+    /// This node's copy may be read and is complete.
+    pub here_good: bool,
+    /// The other copy is as good as this one, as far as is known.
+    pub there_good: bool,
+    /// One copies what the other lacks: not good yet, and no failure.
+    pub resynchronising: bool,
+    /// There is a session with the other node.
+    pub connected: bool,
+    /// The link was cut by an operator's word.
+    pub paused: bool,
+    /// Two copies have gone on alone.
+    pub split_brain: bool,
+    /// In words, for people.
+    pub words: String,
+}
+
+/// Who holds the watchdog's device, which has one holder.
+pub trait Watchdog: Send + Sync {
+    /// User space runs: the watchdog counts to `timeout` anew, and resets the node after that.
+    fn alive<'a>(&'a self, device: &'a Path, timeout: Ms) -> Pending<'a, Result<(), String>>;
+}
+
+/// Who sends files to the other node.
+pub trait FileChannel: Send + Sync {
+    /// Has them installed there by [`crate::resource::files::install`]; answers when they are durable.
+    ///
+    /// `Err`: the other node is not there, or refuses.
+    fn send<'a>(
+        &'a self,
+        group: &'a str,
+        resource: &'a str,
+        images: Vec<Image>,
+    ) -> Pending<'a, Result<(), String>>;
+}
+
+/// What a node has.
+pub struct Place {
+    /// The configuration, checked.
+    pub cluster: Arc<Cluster>,
+    /// This node.
+    pub me: Node,
+    /// What outlives a reboot.
+    pub state: PathBuf,
+    /// What a reboot clears.
+    pub run: PathBuf,
+    /// The program, for what it calls of itself.
+    pub kagami: PathBuf,
+    /// The folder with the compatible commands' names, which comes first in a script's PATH.
+    pub links: PathBuf,
+    /// Where control groups are made; `None`: there is no control group here that can be written.
+    pub control_groups: Option<PathBuf>,
+    /// The PATH of the programs that resources call themselves (`ip`, `mount`, `systemctl`).
+    pub tools: String,
+    /// Where OCF agents are: `resource.d/PROVIDER/NAME` below it.
+    pub ocf_root: PathBuf,
+    /// Mirrors.
+    pub mirrors: Arc<dyn MirrorDevice>,
+    /// The watchdog.
+    pub watchdog: Arc<dyn Watchdog>,
+    /// The other node's files.
+    pub files: Arc<dyn FileChannel>,
+    /// What goes on beside an active resource, by its key.
+    pub(crate) tasks: Tasks,
+    /// Shared disks that are held.
+    pub(crate) held: Mutex<HashMap<PathBuf, fs::File>>,
+}
+
+impl Place {
+    /// A node's place; its folders are made.
+    ///
+    /// # Errors
+    /// A folder that can't be made.
+    #[allow(clippy::too_many_arguments)] // each is what it is, and there is one caller
+    pub fn new(
+        cluster: Arc<Cluster>,
+        me: Node,
+        state: PathBuf,
+        run: PathBuf,
+        kagami: PathBuf,
+        mirrors: Arc<dyn MirrorDevice>,
+        watchdog: Arc<dyn Watchdog>,
+        files: Arc<dyn FileChannel>,
+    ) -> std::io::Result<Self> {
+        for folder in [
+            state.join("logs"),
+            run.join("processes"),
+            run.join("bin"),
+            run.join("watch"),
+        ] {
+            fs::create_dir_all(folder)?;
+        }
+        let control_groups = control_group_root(&cluster.name);
+        if control_groups.is_none() {
+            tracing::warn!("no control group can be made here: groups are not frozen as a whole");
+        }
+        Ok(Self {
+            links: run.join("bin"),
+            control_groups,
+            tools: USUAL_PATH.to_owned(),
+            ocf_root: PathBuf::from("/usr/lib/ocf"),
+            cluster,
+            me,
+            state,
+            run,
+            kagami,
+            mirrors,
+            watchdog,
+            files,
+            tasks: Tasks::default(),
+            held: Mutex::default(),
+        })
+    }
+
+    /// A script's PATH.
+    pub fn path(&self) -> String {
+        format!("{}:{USUAL_PATH}", self.links.display())
+    }
+
+    /// Where what a resource's scripts have written is kept.
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.state.join("logs").join(format!("{name}.log"))
+    }
+
+    /// The control group of all processes of a group: what its guard freezes.
+    pub fn group_control_group(&self, group: &str) -> Option<PathBuf> {
+        Some(self.control_groups.as_ref()?.join(format!("g@{group}")))
+    }
+
+    /// The control group of a resource's processes.
+    pub fn resource_control_group(&self, group: &str, resource: &str) -> Option<PathBuf> {
+        let group = self.group_control_group(group)?;
+        Some(group.join(format!("r@{resource}")))
+    }
+
+    /// A group's name and a resource's in one word that is a file's name and no other's.
+    pub fn key(group: &Group, resource: &str) -> String {
+        // `@` is in no name.
+        format!("{}@{resource}", group.name)
+    }
+
+    /// Another node's name.
+    pub fn other(&self) -> &str {
+        &self.cluster.nodes[1 - self.me]
+    }
+}
+
+impl std::fmt::Debug for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Place")
+            .field("me", &self.cluster.nodes[self.me])
+            .field("state", &self.state)
+            .field("run", &self.run)
+            .field("control_groups", &self.control_groups)
+            .finish_non_exhaustive()
+    }
+}
+
+/// `kagami/CLUSTER` in the machine's control groups (version 2), if it can be made.
+///
+/// It is beside, not below, the manager's own: a manager that is restarted takes nothing with it.
+fn control_group_root(cluster: &str) -> Option<PathBuf> {
+    let root = control_group_mount()?
+        .join("kagami")
+        .join(format!("c@{cluster}"));
+    fs::create_dir_all(&root).ok()?;
+    let writable = rustix::fs::access(
+        root.join("cgroup.procs"),
+        rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXISTS,
+    );
+    writable.ok().map(|()| root)
+}
+
+/// Where control groups of version 2 are mounted.
+pub(crate) fn control_group_mount() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    mounts.lines().find_map(|line| {
+        let (left, right) = line.split_once(" - ")?;
+        (right.split(' ').next()? == "cgroup2").then_some(())?;
+        left.split(' ').nth(4).map(PathBuf::from)
+    })
+}
+
+/// Tasks that go on beside active resources. One that is replaced, or whose place is gone, ends.
+#[derive(Default)]
+pub(crate) struct Tasks(Mutex<HashMap<String, tokio::task::JoinHandle<()>>>);
+
+impl Tasks {
+    /// Begins a task under this key, and ends the one before it.
+    pub(crate) fn begin(&self, key: String, task: impl Future<Output = ()> + Send + 'static) {
+        let task = tokio::spawn(task);
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(old) = all.insert(key, task) {
+            old.abort();
+        }
+    }
+
+    /// Ends the task under this key: nothing of it is done any more when this returns.
+    pub(crate) async fn end(&self, key: &str) {
+        let task = {
+            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            all.remove(key)
+        };
+        if let Some(task) = task {
+            task.abort();
+            // It was cancelled, or had ended: either way it is over.
+            drop(task.await);
+        }
+    }
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        let all = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for task in all.values() {
+            task.abort();
+        }
+    }
+}

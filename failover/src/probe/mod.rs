@@ -1,0 +1,268 @@
+//! Looking: every kind of monitor, once. When, how often and what follows is the core's business.
+
+pub mod database;
+pub mod disk;
+pub mod http;
+pub mod ping;
+pub mod user_space;
+
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+
+use crate::config::monitor::{Kind, Of};
+use crate::config::{Monitor, Ms};
+use crate::core::OpResult;
+use crate::place::{MirrorStatus, Place};
+use crate::process::script::Script;
+use crate::process::{Deadline, Failure, Step, ended};
+use crate::resource::{floating_ip, ocf};
+
+/// Lets a monitor look. `timeout`: how long it may take; 0: as long as it likes.
+///
+/// `environment`: what a script sees beside PATH.
+pub async fn probe(
+    place: &Arc<Place>,
+    monitor: &Monitor,
+    environment: &[(String, String)],
+    timeout: Ms,
+) -> OpResult {
+    let deadline = Deadline::after(timeout);
+    let looked = look(place, monitor, environment, timeout, deadline);
+    // Whatever a kind does, the time-out holds.
+    ended(deadline.wait(looked).await.unwrap_or_else(Err))
+}
+
+async fn look(
+    place: &Arc<Place>,
+    monitor: &Monitor,
+    environment: &[(String, String)],
+    timeout: Ms,
+    deadline: Deadline,
+) -> Step {
+    match &monitor.kind {
+        Kind::Ip(ip) => ping::any(&ip.targets, deadline).await,
+        Kind::Nic(nic) => carrier(place, &nic.interface, deadline).await,
+        Kind::Disk(own) => disk::look(&own.path, own.write).await,
+        Kind::Mirror(own) => {
+            let status = place.mirrors.status(&own.mirror).await?;
+            copies(&own.mirror, &status)
+        }
+        Kind::MirrorLink(own) => {
+            let status = place.mirrors.status(&own.mirror).await?;
+            link(&own.mirror, &status)
+        }
+        Kind::Pid(of) | Kind::FloatingIp(of) | Kind::Resource(of) => {
+            resource(place, of, environment, timeout).await
+        }
+        Kind::UserSpace(own) => Ok(place.watchdog.alive(&own.device, monitor.timeout()).await?),
+        Kind::Tcp(tcp) => {
+            let stream = TcpStream::connect(&tcp.address).await;
+            stream.map_err(|error| format!("{}: {error}", tcp.address))?;
+            Ok(())
+        }
+        Kind::Http(own) => http::look(&own.url, own.status).await,
+        Kind::Database(own) => database::look(place, own, deadline).await,
+        Kind::Agent(own) => {
+            let times = (monitor.timeout(), monitor.interval());
+            let name = &monitor.name;
+            ocf::look(
+                place,
+                name,
+                &own.agent,
+                &own.parameters,
+                times,
+                earlier(deadline),
+            )
+            .await
+        }
+        Kind::Script(own) => {
+            let script = Script {
+                program: vec![(&own.probe).into()],
+                ..of_monitor(
+                    &monitor.name,
+                    "probe",
+                    &seen_by(place, monitor, environment),
+                )
+            };
+            script.must(place, earlier(deadline)).await
+        }
+    }
+}
+
+/// A script is ended by its own time-out before everything else is dropped.
+fn earlier(deadline: Deadline) -> Deadline {
+    let left = deadline.left().as_millis() as u64;
+    // Time for TERM and KILL, where there is some.
+    let margin = (left / 5).min(6000);
+    Deadline::after(Ms((left - margin).max(1)))
+}
+
+/// What a monitor's script sees: whose it is, where it is, and what else it is told.
+fn seen_by(
+    place: &Place,
+    monitor: &Monitor,
+    environment: &[(String, String)],
+) -> Vec<(String, String)> {
+    let set = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let mut seen = vec![
+        set("CLP_MONITORNAME", &monitor.name),
+        set("KAGAMI_CLUSTER", &place.cluster.name),
+        set("KAGAMI_NODE", &place.cluster.nodes[place.me]),
+    ];
+    seen.extend_from_slice(environment);
+    seen
+}
+
+fn of_monitor(monitor: &str, part: &str, environment: &[(String, String)]) -> Script {
+    Script {
+        key: format!("monitor@{monitor}@{part}"),
+        log: format!("monitor@{monitor}"),
+        environment: environment.to_vec(),
+        ..Script::default()
+    }
+}
+
+async fn resource(
+    place: &Arc<Place>,
+    of: &Of,
+    environment: &[(String, String)],
+    timeout: Ms,
+) -> Step {
+    let found = of.resource.split_once('/').and_then(|(group, resource)| {
+        let group = place.cluster.group(group)?;
+        Some((group, &group.resources[group.position(resource)?]))
+    });
+    // The configuration was checked.
+    let Some((group, resource)) = found else {
+        return Err(Failure::Failed(format!("there is no {}", of.resource)));
+    };
+    match crate::resource::probe(place, group, resource, environment, timeout).await {
+        OpResult::Done => Ok(()),
+        OpResult::Failed(why) => Err(Failure::Failed(why)),
+        OpResult::TimedOut => Err(Failure::TimedOut),
+    }
+}
+
+/// The interface has a link.
+async fn carrier(place: &Place, interface: &str, deadline: Deadline) -> Step {
+    let links = floating_ip::links(place, deadline).await?;
+    let Some(link) = links.iter().find(|link| link.ifname == interface) else {
+        return Err(Failure::Failed(format!(
+            "there is no interface {interface}"
+        )));
+    };
+    let has = |flag: &str| link.flags.iter().any(|f| f == flag);
+    if has("LOWER_UP") && has("UP") {
+        return Ok(());
+    }
+    let why = if has("UP") { "has no link" } else { "is down" };
+    Err(Failure::Failed(format!(
+        "interface {interface} {why} (state {})",
+        link.operstate
+    )))
+}
+
+fn copies(mirror: &str, status: &MirrorStatus) -> Step {
+    let words = &status.words;
+    let bad = if status.split_brain {
+        "two copies have gone on alone"
+    } else if !status.here_good && !status.resynchronising {
+        "this node's copy is not good"
+    } else if !status.there_good && !status.resynchronising {
+        "the other node's copy is not good"
+    } else {
+        return Ok(());
+    };
+    Err(Failure::Failed(format!("mirror {mirror}: {bad}: {words}")))
+}
+
+fn link(mirror: &str, status: &MirrorStatus) -> Step {
+    if status.connected || status.paused {
+        return Ok(());
+    }
+    Err(Failure::Failed(format!(
+        "mirror {mirror}: no session with the other node: {}",
+        status.words
+    )))
+}
+
+/// Runs a recovery's script: a monitor's own, or the one before each action.
+pub async fn recovery_script(
+    place: &Place,
+    monitor: &str,
+    script: &std::path::Path,
+    environment: &[(String, String)],
+    timeout: Ms,
+) -> OpResult {
+    let script = Script {
+        program: vec![script.into()],
+        ..of_monitor(monitor, "recovery", environment)
+    };
+    ended(script.must(place, Deadline::after(timeout)).await)
+}
+
+/// Runs the fence script. Only `Done` says that the other node is down, or, in a check
+/// (`CLP_FORCESTOP_MODE` 0), that it could be made so.
+pub async fn fence(
+    place: &Place,
+    script: &std::path::Path,
+    environment: &[(String, String)],
+    timeout: Ms,
+) -> OpResult {
+    // A check must not get in the way of the real thing.
+    let mode = environment
+        .iter()
+        .find(|(name, _)| name == "CLP_FORCESTOP_MODE")
+        .map_or("1", |(_, value)| value.as_str());
+    let script = Script {
+        key: format!("fence@{mode}"),
+        log: "fence".to_owned(),
+        program: vec![script.into()],
+        environment: environment.to_vec(),
+        ..Script::default()
+    };
+    ended(script.must(place, Deadline::after(timeout)).await)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mirror_is_watched_by_its_copies_and_its_link_by_its_session() {
+        let good = MirrorStatus {
+            here_good: true,
+            there_good: true,
+            connected: true,
+            ..MirrorStatus::default()
+        };
+        assert_eq!(copies("pg", &good), Ok(()));
+        assert_eq!(link("pg", &good), Ok(()));
+        let alone = MirrorStatus {
+            there_good: false,
+            connected: false,
+            words: "ALONE".to_owned(),
+            ..good.clone()
+        };
+        assert!(copies("pg", &alone).is_err());
+        assert!(link("pg", &alone).is_err());
+        let copying = MirrorStatus {
+            there_good: false,
+            resynchronising: true,
+            ..good.clone()
+        };
+        assert_eq!(copies("pg", &copying), Ok(()));
+        let split = MirrorStatus {
+            split_brain: true,
+            ..good.clone()
+        };
+        assert!(copies("pg", &split).is_err());
+        let paused = MirrorStatus {
+            connected: false,
+            paused: true,
+            ..good
+        };
+        assert_eq!(link("pg", &paused), Ok(()));
+    }
+}

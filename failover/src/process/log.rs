@@ -1,0 +1,98 @@
+//! What scripts write: a file for each resource, with a bound.
+//!
+//! Scripts have the file itself, not a pipe: what they leave running goes on writing when the
+//! manager has ended. So a file that grows is cut in place, and every writer appends.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+/// A log that is longer is cut; as much as this is kept beside it.
+pub const BOUND: u64 = 1 << 20;
+
+/// Opens a log to be appended to; a long one is cut first.
+///
+/// # Errors
+/// The file can't be opened.
+pub fn open(path: &Path) -> io::Result<File> {
+    trim(path)?;
+    OpenOptions::new()
+        .append(true)
+        .read(true)
+        .create(true)
+        .mode(0o640)
+        .open(path)
+}
+
+/// Cuts a log that is too long; its last part is kept as `NAME.1`.
+///
+/// # Errors
+/// It can't be read or written.
+pub fn trim(path: &Path) -> io::Result<()> {
+    let mut file = match OpenOptions::new().read(true).write(true).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let length = file.metadata()?.len();
+    if length <= BOUND {
+        return Ok(());
+    }
+    file.seek(SeekFrom::Start(length - BOUND))?;
+    let mut last = Vec::new();
+    Read::by_ref(&mut file).take(BOUND).read_to_end(&mut last)?;
+    let mut old = path.as_os_str().to_owned();
+    old.push(".1");
+    fs::write(&old, last)?;
+    file.set_len(0)
+}
+
+/// Notes in the log what follows.
+pub(super) fn note(file: &mut File, what: &str) {
+    let now = jiff::Timestamp::now();
+    // A full disk must not keep a service from being started or stopped.
+    if let Err(error) = writeln!(file, "--- {now:.0} {what}") {
+        tracing::warn!(%error, what, "the script's log can't be written");
+    }
+}
+
+/// The last line that was written from there on, for an error's text.
+pub(super) fn last_line(path: &Path, from: u64) -> Option<String> {
+    let mut file = File::open(path).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(
+        from.min(length).max(length.saturating_sub(4096)),
+    ))
+    .ok()?;
+    let mut text = Vec::new();
+    file.take(4096).read_to_end(&mut text).ok()?;
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let line = text.lines().rev().find(|line| !line.trim().is_empty())?;
+    Some(line.trim().chars().take(300).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_is_cut_in_place_and_its_last_part_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.log");
+        let mut writer = open(&path).unwrap();
+        let line = vec![b'a'; 1000];
+        for _ in 0..1100 {
+            writer.write_all(&line).unwrap();
+        }
+        writer.write_all(b"the end\n").unwrap();
+        trim(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().len(), 0);
+        let kept = fs::read(folder.path().join("x.log.1")).unwrap();
+        assert_eq!(kept.len() as u64, BOUND);
+        assert!(kept.ends_with(b"the end\n"));
+        // Whoever had it open goes on at its new end.
+        writer.write_all(b"on it goes\n").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"on it goes\n");
+    }
+}
