@@ -259,11 +259,12 @@ impl Loop {
         let end = loop {
             self.wait(&mut sleep, &mut armed).await;
             let end = self.turn(&mut turn);
-            if std::mem::take(&mut self.has_sent) && (1..=FEW).contains(&self.storage.queued()) {
+            if std::mem::take(&mut self.has_sent) && self.storage.queued() <= FEW {
                 // The way over the peer is the longer one, and handing a write to the disk takes longer
                 // than sending it: the link's tasks go first. (Of many writes the disk has its share
-                // at once: it works on them while they are encrypted.) Two steps: the stream's writer, and the
-                // connection that it wakes.
+                // at once: it works on them while they are encrypted. A flush begins with the submission
+                // and is not among those queued.) Two steps: the stream's writer, and the connection that
+                // it wakes.
                 step_back().await;
                 step_back().await;
             }
