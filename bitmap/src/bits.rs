@@ -70,11 +70,7 @@ impl Bits {
 
     /// The bits of word `index` that are below the bound.
     fn valid(&self, index: usize) -> u64 {
-        match self.len - index * 64 {
-            0 => 0,
-            bits if bits < 64 => mask(0, bits),
-            _ => !0,
-        }
+        mask(0, (self.len - index * 64).min(64))
     }
 
     /// Rewrites every word that `from..to` touches; gives how many bits changed.

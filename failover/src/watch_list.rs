@@ -393,10 +393,10 @@ impl WatchList {
     pub fn kill(&self, id: &str, time: Duration) -> Result<(), WatchError> {
         // Nobody restarts it meanwhile.
         let entry = self.forget(id)?;
-        self.end(&entry, time)
+        Self::end(&entry, time)
     }
 
-    fn end(&self, entry: &Entry, time: Duration) -> Result<(), WatchError> {
+    fn end(entry: &Entry, time: Duration) -> Result<(), WatchError> {
         let family = entry.family();
         for (signal, time) in [(Signal::TERM, time), (Signal::KILL, Duration::from_secs(5))] {
             family.signal(signal);

@@ -169,10 +169,7 @@ async fn a_start_script_of_an_earlier_manager_is_ended_before_it_is_begun_again(
 #[tokio::test]
 async fn the_scripts_around_a_resource_run_in_order_and_stop_it_when_they_fail() {
     let around = ["before-start", "after-start", "before-stop", "after-stop"];
-    let keys: String = around
-        .iter()
-        .map(|k| format!("{k} = \"@/{k}\"\n"))
-        .collect();
+    let keys = around.map(|key| format!("{key} = \"@/{key}\"\n")).concat();
     let node = exec(&format!("stop = \"@/stop\"\n{keys}"));
     let at = node.folder.path().display().to_string();
     for name in ["start", "stop"].iter().chain(&around) {

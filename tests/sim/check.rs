@@ -328,6 +328,7 @@ impl World {
         self.check_held(node, pending)?;
         self.check_line_of_write(node)?;
         if pending.op.is_fua() {
+            self.history.early = self.may_answer_early();
             let sectors: Vec<u64> = pending.op.writes().map(|(sector, _)| sector).collect();
             let oldest = self.oldest_request();
             for sector in sectors {
@@ -348,6 +349,7 @@ impl World {
         for sector in self.history.unflushed().collect::<Vec<_>>() {
             self.check_durable(node, sector, pending.start, Level::Newest, "flush")?;
         }
+        self.history.early = self.may_answer_early();
         self.history.flushed(pending.start, self.oldest_request());
         Ok(())
     }

@@ -50,6 +50,8 @@ pub struct History {
     sectors: BTreeMap<u64, Vec<Entry>>,
     /// Sectors with an answered write that no flush covers.
     unflushed: BTreeSet<u64>,
+    /// Writes may be answered before the peer has them.
+    pub early: bool,
 }
 
 const BEFORE_ALL: Entry = Entry {
@@ -167,7 +169,15 @@ impl History {
     /// of that time.
     pub fn settle(&mut self, sector: u64, value: Value, bound: u64) {
         if let Some(entries) = self.sectors.get_mut(&sector) {
-            entries.retain(|entry| entry.value == value || !entry.answered || entry.end > bound);
+            // What this value replaced may come back, if it goes, too.
+            let found = entries.iter().filter(|entry| entry.value == value);
+            let ended = found.map(|entry| entry.end).max();
+            entries.retain(|entry| {
+                entry.value == value
+                    || !entry.answered
+                    || entry.end > bound
+                    || ended.is_some_and(|ended| entry.start <= ended)
+            });
         }
     }
 
@@ -207,18 +217,23 @@ impl History {
             return false;
         };
         let mut replaced_before = 0;
-        let newest = entries
-            .iter()
-            .filter(|entry| entry.answered && covers(entry) || entry.end >= start)
-            .map(|entry| entry.start)
-            .max();
-        for entry in entries
-            .iter_mut()
-            .filter(|entry| entry.answered && covers(entry))
-        {
-            // What a crash took and a newer write replaced, before the flush or beside it, was
-            // not there to be flushed: a read beside that newer write may miss both.
-            entry.flushed |= !entry.lost || newest.is_none_or(|newest| entry.end >= newest);
+        let covered = |entry: &Entry| entry.answered && covers(entry);
+        let begun = |counts: &dyn Fn(&Entry) -> bool| {
+            let counted = entries.iter().filter(|entry| counts(entry));
+            counted.map(|entry| entry.start).max().unwrap_or(0)
+        };
+        let newest = begun(&covered);
+        let newest_beside = begun(&|entry| covered(entry) || entry.end >= start);
+        for entry in entries.iter_mut().filter(|entry| covered(entry)) {
+            // What a newer write replaced was not there to be flushed, if a crash took it before, or
+            // the one that answered it early did not pass it on: a read beside that newer write
+            // may miss both.
+            let replaced_by = if entry.lost || self.early {
+                newest_beside
+            } else {
+                newest
+            };
+            entry.flushed |= entry.end >= replaced_by;
             if entry.flushed && entry.end < oldest {
                 replaced_before = replaced_before.max(entry.start);
             }
@@ -332,5 +347,35 @@ mod tests {
         };
         assert!(found(true), "neither need be there for a read beside both");
         assert!(!found(false), "what the flush found there is flushed");
+    }
+
+    #[test]
+    fn what_a_lost_write_had_replaced_may_come_back() {
+        let mut history = History::default();
+        for (value, start) in [(1, 10), (2, 20), (3, 30)] {
+            history.begin(5, value, start, 0);
+            history.end(5, start, start + 1, true);
+        }
+        history.lost(5, 3);
+        history.settle(5, 2, 40);
+        assert!(newest(&history, 2, 50) && !newest(&history, 3, 50));
+        history.lost(5, 2);
+        assert!(history.may_find(5, 1, 50, Level::Surviving) && !newest(&history, 1, 50));
+    }
+
+    #[test]
+    fn an_early_answer_that_was_not_passed_on_is_not_flushed_by_what_replaced_it() {
+        let mut history = History {
+            early: true,
+            ..History::default()
+        };
+        history.begin(5, 1, 10, 0);
+        history.end(5, 10, 11, true);
+        // another node took over, without it; a read began at 15, and this is written beside
+        history.begin(5, 2, 20, 1);
+        history.end(5, 20, 21, true);
+        history.flushed(30, 15);
+        assert!(history.may_find(5, ZERO, 15, Level::Flushed));
+        assert!(!history.may_find(5, ZERO, 25, Level::Flushed));
     }
 }

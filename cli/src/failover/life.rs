@@ -422,9 +422,10 @@ async fn watch_programs(place: Arc<Place>, handle: Handle) {
                 } else {
                     Severity::Warning
                 },
-                object: match entry.group.is_empty() {
-                    true => Object::Node(place.cluster.nodes[place.me].clone()),
-                    false => Object::Group(entry.group.clone()),
+                object: if entry.group.is_empty() {
+                    Object::Node(place.cluster.nodes[place.me].clone())
+                } else {
+                    Object::Group(entry.group.clone())
                 },
                 what: format!("watched program {} {what}", entry.id),
                 cause: entry.program.join(" "),

@@ -21,8 +21,23 @@ fn daemon(node: &Node) -> Daemon {
     Daemon::new(config.node.control)
 }
 
+/// Runs a future, with others of the same kind; nothing of them runs between two.
+fn run<T>(future: impl Future<Output = T>) -> T {
+    thread_local! {
+        static RUNTIME: tokio::runtime::Runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+    }
+    RUNTIME.with(|runtime| runtime.block_on(future))
+}
+
+fn listen(daemon: &Daemon, take_in_hand: bool) -> UnboundedReceiver<Word> {
+    run(async { daemon.watch(vec![MIRROR.to_owned()], take_in_hand) })
+}
+
 /// What is said until `holds`, that word last.
-async fn said(
+fn said(
     words: &mut UnboundedReceiver<Word>,
     what: &str,
     holds: impl Fn(&Says) -> bool,
@@ -39,7 +54,7 @@ async fn said(
             }
         }
     };
-    let heard = timeout(DEADLINE, hear).await;
+    let heard = run(async { timeout(DEADLINE, hear).await });
     assert!(heard.is_ok(), "not said in time: {what}; {:?}", all.last());
     all
 }
@@ -48,18 +63,18 @@ fn is_session(says: &Says) -> bool {
     matches!(says.standing, Standing::Session(_))
 }
 
-#[tokio::test]
-async fn a_primary_whose_peer_dies_is_frozen_only_until_the_arbiter_answers() {
+#[test]
+fn a_primary_whose_peer_dies_is_frozen_only_until_the_arbiter_answers() {
     let mut pair = pair("arbiter", "32M");
     let alpha = daemon(&pair.nodes.alpha);
-    let mut words = alpha.watch(vec![MIRROR.to_owned()], false);
-    let first = said(&mut words, "a session", is_session).await;
+    let mut words = listen(&alpha, false);
+    let first = said(&mut words, "a session", is_session);
     assert!(first.iter().all(|says| says.mirror == MIRROR));
-    said(&mut words, "in sync", |says| says.in_sync).await;
+    said(&mut words, "in sync", |says| says.in_sync);
 
     let died = Instant::now();
     ok(pair.nodes.beta.kill());
-    let all = said(&mut words, "alone", |says| says.standing == Standing::Alone).await;
+    let all = said(&mut words, "alone", |says| says.standing == Standing::Alone);
     let mut basis = Basis::new(&[MIRROR.to_owned()]);
     for says in &all {
         // Refused it was never, and Primary it stayed.
@@ -74,32 +89,27 @@ async fn a_primary_whose_peer_dies_is_frozen_only_until_the_arbiter_answers() {
     up(&mut pair.nodes.beta);
     said(&mut words, "a session again", |says| {
         is_session(says) && says.in_sync
-    })
-    .await;
+    });
     pair.stop_and_compare();
 }
 
-#[tokio::test]
-async fn the_other_node_takes_over_after_the_lease_and_the_old_one_is_refused() {
+#[test]
+fn the_other_node_takes_over_after_the_lease_and_the_old_one_is_refused() {
     let mut pair = pair("arbiter", "32M");
     let data = noise(65536, 8);
     put(&mut pair.on_alpha(), 0, &data);
     let beta = daemon(&pair.nodes.beta);
-    let mut words = beta.watch(vec![MIRROR.to_owned()], true);
+    let mut words = listen(&beta, true);
     said(&mut words, "a Secondary", |says| {
         says.standing == Standing::Secondary
-    })
-    .await;
+    });
     // A person's promotion is none of theirs now; the manager's is refused by the Primary.
     let refused = ok(pair.nodes.beta.try_run(&["promote", MIRROR]));
     assert!(
         refused.err.contains("failover manager decides"),
         "{refused:?}"
     );
-    let refused = beta
-        .promote(MIRROR, false)
-        .await
-        .expect_err("alpha is Primary");
+    let refused = run(beta.promote(MIRROR, false)).expect_err("alpha is Primary");
     assert!(refused.contains("Primary"), "{refused}");
 
     let died = Instant::now();
@@ -111,11 +121,9 @@ async fn the_other_node_takes_over_after_the_lease_and_the_old_one_is_refused() 
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(DEADLINE, promoting)
-        .await
-        .expect("promoted in time");
+    run(async { timeout(DEADLINE, promoting).await }).expect("promoted in time");
     let granted = clock::now();
-    let all = said(&mut words, "alone", |says| says.standing == Standing::Alone).await;
+    let all = said(&mut words, "alone", |says| says.standing == Standing::Alone);
     let ends = all.last().expect("said").peer_lease_ends;
     assert!(granted >= ends, "promoted before the other lease has ended");
     println!(
@@ -127,11 +135,10 @@ async fn the_other_node_takes_over_after_the_lease_and_the_old_one_is_refused() 
     // The old one returns: not Primary, and told that the other one is.
     up(&mut pair.nodes.alpha);
     let alpha = daemon(&pair.nodes.alpha);
-    let mut words = alpha.watch(vec![MIRROR.to_owned()], false);
+    let mut words = listen(&alpha, false);
     let all = said(&mut words, "the other is Primary", |says| {
         says.peer_is_primary
-    })
-    .await;
+    });
     let mut basis = Basis::new(&[MIRROR.to_owned()]);
     for says in &all {
         basis.take(clock::now(), says);
@@ -140,26 +147,24 @@ async fn the_other_node_takes_over_after_the_lease_and_the_old_one_is_refused() 
     pair.stop_and_compare();
 }
 
-#[tokio::test]
-async fn a_primary_without_peer_and_arbiter_seeks_permission_and_its_lease_has_ended() {
+#[test]
+fn a_primary_without_peer_and_arbiter_seeks_permission_and_its_lease_has_ended() {
     let mut pair = laid_out("arbiter", "32M");
     pair.up();
     pair.promote_alpha();
     let alpha = daemon(&pair.nodes.alpha);
-    let mut words = alpha.watch(vec![MIRROR.to_owned()], false);
-    said(&mut words, "a session", is_session).await;
+    let mut words = listen(&alpha, false);
+    said(&mut words, "a session", is_session);
     ok(pair.nodes.witness.as_mut().expect("a witness").kill());
     said(
         &mut words,
         "still a session: the arbiter alone changes nothing",
         is_session,
-    )
-    .await;
+    );
     ok(pair.nodes.beta.kill());
     let all = said(&mut words, "sought", |says| {
         says.standing == Standing::Sought
-    })
-    .await;
+    });
     let mut basis = Basis::new(&[MIRROR.to_owned()]);
     for says in &all {
         basis.take(clock::now(), says);
@@ -171,7 +176,7 @@ async fn a_primary_without_peer_and_arbiter_seeks_permission_and_its_lease_has_e
         .as_mut()
         .expect("a witness")
         .start(&["witness"]));
-    said(&mut words, "alone", |says| says.standing == Standing::Alone).await;
+    said(&mut words, "alone", |says| says.standing == Standing::Alone);
     until(&mut pair.nodes.alpha, Condition::Alone);
     up(&mut pair.nodes.beta);
     pair.stop_and_compare();

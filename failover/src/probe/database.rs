@@ -1,4 +1,4 @@
-//! A database that takes a row and gives it back: PostgreSQL and MySQL, by their own clients.
+//! A database that takes a row and gives it back: `PostgreSQL` and `MySQL`, by their own clients.
 //!
 //! The client is on every node that has the server, knows every way to log in that the server has,
 //! and its libraries are mended with the distribution's: so a monitor needs no driver of its own.
@@ -60,7 +60,12 @@ pub async fn look(place: &Place, own: &Database, deadline: Deadline) -> Step {
         Engine::Postgresql => postgresql(own, table, &node, &now)?,
         Engine::Mysql => mysql(own, table, &node, &now)?,
     };
-    let said = tool::ask(place, program, &words, &environment, deadline).await?;
+    let mut said = tool::ask(place, program, &words, &environment, deadline).await;
+    if own.engine == Engine::Mysql && matches!(said, Err(Failure::Failed(_))) {
+        // MySQL's own name for what MariaDB calls `mariadb`.
+        said = tool::ask(place, "mysql", &words, &environment, deadline).await;
+    }
+    let said = said?;
     if said.status != 0 {
         let why = if said.error.is_empty() {
             said.output
@@ -156,7 +161,7 @@ fn mysql(own: &Database, table: &str, node: &str, now: &str) -> Result<Call, Str
         ),
     ]);
     let password = password(own)?.map(|password| ("MYSQL_PWD", password));
-    Ok(("mysql", words, password.into_iter().collect()))
+    Ok(("mariadb", words, password.into_iter().collect()))
 }
 
 #[cfg(test)]

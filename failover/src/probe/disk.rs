@@ -19,7 +19,7 @@ const BLOCK: usize = 4096;
 
 static ASKED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
-/// Aligned as O_DIRECT wants it.
+/// Aligned as `O_DIRECT` wants it.
 #[repr(align(4096))]
 struct Block([u8; BLOCK]);
 
@@ -123,11 +123,16 @@ mod tests {
         assert!(first.is_err(), "it hangs");
         let second = look(&pipe, false).await.unwrap_err();
         assert!(format!("{second:?}").contains("not answered the last look"));
-        // It comes back to life: one who writes lets the reader go on.
-        let writer = OpenOptions::new().write(true).open(&pipe).unwrap();
-        drop(writer);
+        // It comes back to life: one who writes lets the reader go on, whenever that opens it.
         let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
         while ASKED.lock().unwrap().contains(&pipe) {
+            let quick = OFlags::NONBLOCK.bits().cast_signed();
+            drop(
+                OpenOptions::new()
+                    .write(true)
+                    .custom_flags(quick)
+                    .open(&pipe),
+            );
             assert!(std::time::Instant::now() < until, "the thread returns");
             tokio::task::yield_now().await;
         }

@@ -79,7 +79,11 @@ async fn look(
         Kind::Script(own) => {
             let script = Script {
                 program: vec![(&own.probe).into()],
-                ..of_monitor(&monitor.name, "probe", environment)
+                ..of_monitor(
+                    &monitor.name,
+                    "probe",
+                    &seen_by(place, monitor, environment),
+                )
             };
             script.must(place, earlier(deadline)).await
         }
@@ -92,6 +96,22 @@ fn earlier(deadline: Deadline) -> Deadline {
     // Time for TERM and KILL, where there is some.
     let margin = (left / 5).min(6000);
     Deadline::after(Ms((left - margin).max(1)))
+}
+
+/// What a monitor's script sees: whose it is, where it is, and what else it is told.
+fn seen_by(
+    place: &Place,
+    monitor: &Monitor,
+    environment: &[(String, String)],
+) -> Vec<(String, String)> {
+    let set = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let mut seen = vec![
+        set("CLP_MONITORNAME", &monitor.name),
+        set("KAGAMI_CLUSTER", &place.cluster.name),
+        set("KAGAMI_NODE", &place.cluster.nodes[place.me]),
+    ];
+    seen.extend_from_slice(environment);
+    seen
 }
 
 fn of_monitor(monitor: &str, part: &str, environment: &[(String, String)]) -> Script {

@@ -183,7 +183,11 @@ impl Family {
             // The number is not given to another process while the group has members: a stranger
             // that has it tells that the group is gone.
             let stranger = stat(leader.pid).is_some_and(|s| s.start != leader.start);
-            if !stranger {
+            // Nobody is looked for in a group that is empty, as it is most of the time.
+            let empty = Pid::from_raw(leader.pid).is_none_or(|group| {
+                rustix::process::test_kill_process_group(group) == Err(rustix::io::Errno::SRCH)
+            });
+            if !stranger && !empty {
                 let ours = |pid: &i32| {
                     stat(*pid).is_some_and(|s| s.group == leader.pid && s.start >= leader.start)
                 };

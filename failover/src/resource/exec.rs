@@ -73,13 +73,13 @@ pub(super) async fn stop(subject: Subject<'_>, own: &Exec, deadline: Deadline) -
         let script = with(subject.script("stop", vec![stop.into()]), own);
         script.must(subject.place, deadline).await?;
     }
+    end_loaded(subject).await?;
     // What was told to stop may need a moment; nothing of the group may run on.
     let family = service(subject, own);
     if own.stop.is_some() {
         let patience = deadline.left().min(Duration::from_secs(10));
         family.gone_within(patience).await;
     }
-    end_loaded(subject).await?;
     family.end(GRACE).await?;
     if let Some(group) = subject.control_group() {
         remove_control_group(&group);

@@ -316,13 +316,12 @@ fn go_on(place: &Place, group: &Group, resource: &Resource, own: &Files, mut sen
                 .await
                 .err();
             if sent != told {
-                match &sent {
-                    Some(why) => tracing::warn!(group, resource, why, "files are not sent"),
-                    None => tracing::info!(group, resource, "files are the same on both nodes"),
-                }
-                // A node that was away may have lost what it had.
-                if sent.is_some() {
+                if let Some(why) = &sent {
+                    tracing::warn!(group, resource, why, "files are not sent");
+                    // A node that was away may have lost what it had.
                     sender.arrived.clear();
+                } else {
+                    tracing::info!(group, resource, "files are the same on both nodes");
                 }
                 told = sent;
             }

@@ -1,8 +1,6 @@
 //! A mirror as a group's disk: attached, checked, mounted. It is Primary already when this begins,
 //! and stays so until after it ends: that is the right's business.
 
-use std::path::Path;
-
 use super::{Subject, mount};
 use crate::config::resource::Mirror;
 use crate::process::{Deadline, Step};
@@ -24,9 +22,4 @@ pub(super) async fn stop(subject: Subject<'_>, own: &Mirror, deadline: Deadline)
     mount::down(subject, &own.mount, deadline).await?;
     let detach = subject.place.mirrors.detach(&own.disk.mirror);
     Ok(deadline.wait(detach).await??)
-}
-
-/// The kernel's device of a mirror by its name, where udev has made it.
-pub fn by_name(mirror: &str) -> std::path::PathBuf {
-    Path::new("/dev/kagami").join(mirror)
 }

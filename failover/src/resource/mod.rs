@@ -14,6 +14,7 @@ pub mod mount;
 pub mod neighbour;
 pub mod ocf;
 pub mod package;
+pub mod reservation;
 pub mod service;
 pub mod systemd;
 
@@ -61,6 +62,14 @@ impl Subject<'_> {
         }
     }
 
+    /// What its start sees is kept for those who look at it later.
+    fn keep_environment(&self) -> Step {
+        let text = serde_json::to_vec(self.environment).map_err(|error| error.to_string())?;
+        let path = environment_of(self.place, self.group, self.resource);
+        std::fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(())
+    }
+
     async fn around(&self, which: &str, script: Option<&PathBuf>) -> Step {
         let Some(script) = script else {
             return Ok(());
@@ -78,6 +87,11 @@ impl Subject<'_> {
             Failure::Failed(format!("{which}: {why}"))
         })
     }
+}
+
+fn environment_of(place: &Place, group: &Group, resource: &Resource) -> PathBuf {
+    let name = format!("{}@environment", Place::key(group, &resource.name));
+    place.run.join("processes").join(name)
 }
 
 /// Activates a resource; one that is active, or half so, becomes active. Its scripts before and
@@ -102,6 +116,7 @@ pub async fn start(
 
 async fn started(subject: Subject<'_>, timeout: Ms) -> Step {
     let common = &subject.resource.common;
+    subject.keep_environment()?;
     subject
         .around("before-start", common.before_start.as_ref())
         .await?;
@@ -166,7 +181,8 @@ async fn stopped(subject: Subject<'_>, timeout: Ms) -> Step {
 }
 
 /// Looks whether an active resource is still there, as its own contract says: the check verb, the
-/// probe command, its processes, its address, its mount.
+/// probe command, its processes, its address, its mount. Its scripts see what they saw at its start,
+/// and `environment`.
 pub async fn probe(
     place: &Place,
     group: &Group,
@@ -174,11 +190,15 @@ pub async fn probe(
     environment: &[(String, String)],
     timeout: Ms,
 ) -> OpResult {
+    let kept = std::fs::read(environment_of(place, group, resource)).unwrap_or_default();
+    // Before its first start there is none.
+    let mut seen: Vec<(String, String)> = serde_json::from_slice(&kept).unwrap_or_default();
+    seen.extend_from_slice(environment);
     let subject = Subject {
         place,
         group,
         resource,
-        environment,
+        environment: &seen,
     };
     let deadline = Deadline::after(timeout);
     ended(match &resource.kind {

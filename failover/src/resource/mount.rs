@@ -20,6 +20,12 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// From TERM to KILL of those who use a mount.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How often those who use a mount are killed before it is given up.
+const KILLS: u32 = 10;
+
+/// Between two of these.
+const BREATH: Duration = Duration::from_millis(50);
+
 /// What is made where the configuration does not say.
 const USUAL: &str = "ext4";
 
@@ -306,15 +312,13 @@ pub(super) async fn down(subject: Subject<'_>, mount: &Mount, deadline: Deadline
     };
     let mut last = Failure::TimedOut;
     let tries = mount.unmount_retries;
-    // The last two tries come after its users were asked to end, and killed.
-    for again in 0..=tries + 2 {
-        if again > tries {
-            let signal = if again == tries + 1 {
-                Signal::TERM
-            } else {
-                Signal::KILL
-            };
-            end_users(point, signal).await;
+    // The tries after that come after its users were asked to end, and then killed: again and again,
+    // since those who are killed may have begun others.
+    for again in 0..=tries + 1 + KILLS {
+        if again == tries + 1 {
+            end_users(point, Signal::TERM).await;
+        } else if again > tries {
+            end_users(point, Signal::KILL).await;
         } else if again > 0 {
             sleep(PAUSE).await;
         }
@@ -324,6 +328,9 @@ pub(super) async fn down(subject: Subject<'_>, mount: &Mount, deadline: Deadline
         }
         if deadline.passed() {
             break;
+        }
+        if again > tries + 1 {
+            sleep(BREATH).await;
         }
     }
     let Failure::Failed(why) = last else {

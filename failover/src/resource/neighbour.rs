@@ -137,7 +137,8 @@ pub fn claimant(frame: &[u8], mac: Mac, address: IpAddr) -> Option<Mac> {
     let kind = u16::from_be_bytes(bytes(12, 2)?.try_into().ok()?);
     let who = match (kind, address) {
         (ARP, IpAddr::V4(address)) => {
-            if bytes(14, 6)? != [0, 1, 8, 0, 6, 4] {
+            // Ethernet, IPv4, and all of it.
+            if bytes(14, 28)?[..6] != [0, 1, 8, 0, 6, 4] {
                 return None;
             }
             let sender = bytes(28, 4)? == address.octets();

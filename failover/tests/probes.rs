@@ -1,0 +1,155 @@
+//! Monitors that ask a program, a script or a database.
+
+mod common;
+
+use std::process::{Command, Stdio};
+
+use common::{TestNode, runs, until, why};
+use kagami_failover::config::Ms;
+use kagami_failover::core::OpResult;
+use kagami_failover::probe::probe;
+
+fn node(monitors: &str) -> TestNode {
+    TestNode::new(&format!(
+        "[group.g.resource.x]\ntype = \"exec\"\nstart = \"/bin/true\"\n{monitors}"
+    ))
+}
+
+async fn look(node: &TestNode, ms: u64) -> OpResult {
+    probe(&node.place, &node.place.cluster.monitors[0], &[], Ms(ms)).await
+}
+
+#[tokio::test]
+async fn a_script_says_whether_all_is_well() {
+    let node = node("[monitor.orders]\ntype = \"script\"\nprobe = \"@/look\"\ntarget = \"g\"\n");
+    let at = node.folder.path().display().to_string();
+    node.script(
+        "look",
+        &format!("echo $CLP_MONITORNAME on $KAGAMI_NODE >{at}/seen"),
+    );
+    assert_eq!(look(&node, 60_000).await, OpResult::Done);
+    assert_eq!(node.read("seen"), "orders on alpha\n");
+    node.script("look", "echo 'three orders are stuck'; exit 2");
+    assert!(why(look(&node, 60_000).await).contains("status 2: three orders are stuck"));
+    // It hangs: it is given up in time, and does not stay.
+    node.script("look", &format!("echo $$ >{at}/pid; exec sleep 600"));
+    assert_eq!(look(&node, 500).await, OpResult::TimedOut);
+    until("it was ended", || !runs(&node.read("pid"))).await;
+    node.script("look", "exit 0");
+    assert_eq!(look(&node, 60_000).await, OpResult::Done);
+}
+
+#[tokio::test]
+async fn an_agent_is_asked_by_its_monitor_verb() {
+    let mut node = node(
+        "[monitor.till]\ntype = \"agent\"\nagent = \"shop:till\"\nparameters = { port = \"81\" }\ntarget = \"g\"\n",
+    );
+    let root = node.path("ocf");
+    node.change(|place| place.ocf_root = root);
+    node.script(
+        "ocf/resource.d/shop/till",
+        "[ \"$1 $OCF_RESKEY_port\" = 'monitor 81' ] || exit 2\n[ -e $OCF_ROOT/up ] || exit 7",
+    );
+    assert!(why(look(&node, 60_000).await).contains("does not run"));
+    std::fs::write(node.path("ocf/up"), "").unwrap();
+    assert_eq!(look(&node, 60_000).await, OpResult::Done);
+}
+
+/// A server of its own, in the node's folder.
+struct Server {
+    folder: String,
+    as_user: Vec<String>,
+}
+
+impl Server {
+    fn run(&self, line: &str) -> bool {
+        let words = [
+            &self.as_user[..],
+            &["sh".into(), "-c".into(), line.to_owned()],
+        ]
+        .concat();
+        let mut command = Command::new(&words[0]);
+        command
+            .args(&words[1..])
+            .current_dir("/")
+            .stdin(Stdio::null());
+        // What it leaves running must not hold the test's output.
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let folder = &self.folder;
+        self.run(&format!("pg_ctl -D {folder}/data -m immediate -w stop"));
+    }
+}
+
+#[tokio::test]
+async fn a_database_takes_a_row_and_gives_it_back() {
+    let found = Command::new("sh")
+        .args(["-c", "command -v initdb pg_ctl psql"])
+        .output()
+        .unwrap();
+    if !found.status.success() {
+        eprintln!("left out: there is no PostgreSQL on this machine");
+        return;
+    }
+    let node = node(
+        "[monitor.rows]\ntype = \"database\"\nengine = \"postgresql\"\naddress = \"@/pg\"\ndatabase = \"postgres\"\n\
+         user = \"watcher\"\npassword-file = \"@/password\"\ntarget = \"g\"\n",
+    );
+    let folder = node.path("pg").display().to_string();
+    std::fs::write(node.path("password"), "secret\n").unwrap();
+    // The server does not run as root.
+    let root = rustix::process::geteuid().is_root();
+    let as_user = if root {
+        [
+            "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+        ]
+        .map(str::to_owned)
+        .into()
+    } else {
+        vec!["env".to_owned()]
+    };
+    std::fs::create_dir(&folder).unwrap();
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(node.folder.path(), open).unwrap();
+    if root {
+        std::os::unix::fs::chown(&folder, Some(65534), Some(65534)).unwrap();
+    }
+    let server = Server {
+        folder: folder.clone(),
+        as_user,
+    };
+    assert!(server.run(&format!("echo secret >{folder}/pw && initdb -D {folder}/data -U watcher -A scram-sha-256 --pwfile={folder}/pw -N")));
+    let reason = why(look(&node, 60_000).await);
+    assert!(reason.contains("psql"), "{reason}");
+    let up = format!("pg_ctl -D {folder}/data -o '-k {folder} -h \"\"' -l {folder}/log -w start");
+    assert!(server.run(&up));
+    assert_eq!(look(&node, 60_000).await, OpResult::Done);
+    assert_eq!(look(&node, 60_000).await, OpResult::Done);
+    std::fs::write(node.path("password"), "wrong\n").unwrap();
+    let reason = why(look(&node, 60_000).await);
+    assert!(
+        reason.contains("password authentication failed"),
+        "{reason}"
+    );
+    std::fs::write(node.path("password"), "secret\n").unwrap();
+    // It still takes connections, and no rows.
+    let psql = format!("PGPASSWORD=secret psql -h {folder} -U watcher -d postgres -c");
+    assert!(server.run(&format!(
+        "{psql} \"ALTER DATABASE postgres SET default_transaction_read_only = on\""
+    )));
+    let reason = why(look(&node, 60_000).await);
+    assert!(reason.contains("read-only transaction"), "{reason}");
+    // It is there, and does not answer.
+    let stopped = format!("kill -STOP $(head -1 {folder}/data/postmaster.pid)");
+    assert!(server.run(&stopped));
+    assert_eq!(look(&node, 1000).await, OpResult::TimedOut);
+    assert!(server.run(&stopped.replace("STOP", "CONT")));
+}
