@@ -33,7 +33,10 @@ const LONG: u64 = 100_000;
 #[derive(Debug, Default)]
 struct Daemon {
     says: BTreeMap<String, Says>,
-    watchers: Vec<UnboundedSender<Word>>,
+    /// Whether it has the mirrors in hand, and where its words go.
+    watchers: Vec<(bool, UnboundedSender<Word>)>,
+    /// Who has them in hand hears nothing yet.
+    lagging: bool,
     refuses: Option<String>,
     promoted_to: Option<Standing>,
 }
@@ -67,7 +70,10 @@ impl Made {
         change(says);
         let says = says.clone();
         let word = Word::Says(says);
-        daemon.watchers.retain(|to| to.send(word.clone()).is_ok());
+        let lagging = daemon.lagging;
+        daemon
+            .watchers
+            .retain(|(in_hand, to)| (lagging && *in_hand) || to.send(word.clone()).is_ok());
     }
 }
 
@@ -80,6 +86,7 @@ impl Mirrors for Made {
         let refuses = self.of().refuses.clone();
         let to = self.of().promoted_to;
         if let (None, Some(to)) = (&refuses, to) {
+            self.change(|says| says.peer_is_primary = false);
             self.set(to);
         }
         ready(refuses.map_or(Ok(()), Err))
@@ -94,13 +101,13 @@ impl Mirrors for Made {
         ready(Ok(()))
     }
 
-    fn watch(&self, _: Vec<String>, _: bool) -> UnboundedReceiver<Word> {
+    fn watch(&self, _: Vec<String>, in_hand: bool) -> UnboundedReceiver<Word> {
         let (to, words) = unbounded_channel();
         let mut daemon = self.of();
         for says in daemon.says.values() {
             to.send(Word::Says(says.clone())).expect("just made");
         }
-        daemon.watchers.push(to);
+        daemon.watchers.push((in_hand, to));
         words
     }
 }
@@ -382,6 +389,24 @@ async fn who_takes_over_waits_until_the_other_node_has_lost_its_address() {
     let late = clock::now().after(LONG);
     scene.mirrors.change(|says| says.peer_lease_ends = late);
     kept.keeper.ask(0, true);
+    assert_eq!(kept.hears().await, (0, Right::Granted));
+}
+
+#[tokio::test]
+async fn what_was_true_before_a_promotion_does_not_refuse_it() {
+    let scene = Scene::new();
+    // The other node was Primary a moment ago, and that it is no more is heard late.
+    scene.mirrors.change(|says| says.peer_is_primary = true);
+    let mut kept = Kept::new(&scene);
+    let heard = async { while !matches!(kept.inputs.event().await, Event::Ready { .. }) {} };
+    timeout(PATIENCE, heard).await.expect("its first word");
+    scene.mirrors.of().promoted_to = Some(session(LONG));
+    scene.mirrors.of().lagging = true;
+    kept.keeper.ask(0, false);
+    let early = timeout(Duration::from_millis(300), kept.hears()).await;
+    assert!(early.is_err(), "{early:?}");
+    scene.mirrors.of().lagging = false;
+    scene.mirrors.set(session(LONG));
     assert_eq!(kept.hears().await, (0, Right::Granted));
 }
 

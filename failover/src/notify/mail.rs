@@ -129,9 +129,8 @@ fn body(cluster: &str, alerts: &[AlertReport], lost: u64) -> String {
         text.push('\n');
     }
     if lost > 0 {
-        text.push_str(&format!(
-            "\n{lost} earlier alerts were not sent: `kagami alerts` has them.\n"
-        ));
+        let told = format!("\n{lost} earlier alerts were not sent: `kagami alerts` has them.\n");
+        text.push_str(&told);
     }
     text
 }

@@ -190,22 +190,19 @@ async fn deliver(
                 Err(failed) => failed,
             };
             let name = channel.name();
-            match channel.again(number).filter(|_| !failed.for_good) {
-                Some(wait) => {
-                    debug!("{name}: try {number}: {}", failed.why);
-                    tokio::time::sleep(wait).await;
-                }
-                None => {
-                    let count = some.len();
-                    warn!(
-                        "{name}: {count} alerts were not sent, and are given up after {number} tries: {}",
-                        failed.why
-                    );
-                    let count = missed + count as u64;
-                    lost.fetch_add(count, std::sync::atomic::Ordering::Relaxed);
-                    break;
-                }
+            let again = channel.again(number).filter(|_| !failed.for_good);
+            if let Some(wait) = again {
+                debug!("{name}: try {number}: {}", failed.why);
+                tokio::time::sleep(wait).await;
+                continue;
             }
+            let count = some.len() as u64;
+            warn!(
+                "{name}: {count} alerts were not sent, and are given up after {number} tries: {}",
+                failed.why
+            );
+            lost.fetch_add(missed + count, std::sync::atomic::Ordering::Relaxed);
+            break;
         }
         some.clear();
     }

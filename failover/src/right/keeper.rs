@@ -384,7 +384,10 @@ impl<M: Mirrors> Task<M> {
                     of.at = At::Ended;
                     self.say(group, Right::LeaseEnded);
                 }
-                (At::Seeing(by), judged) if judged == Judged::Refused || by <= now => {
+                // That the other node is Primary may be what was true before the promotion.
+                (At::Seeing(by), judged)
+                    if (judged == Judged::Refused && of.basis.is_primary()) || by <= now =>
+                {
                     let why = "the mirror's daemon has promoted it, and does not serve it";
                     self.refuse(group, why.to_owned());
                 }
