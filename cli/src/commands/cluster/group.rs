@@ -250,8 +250,8 @@ mod tests {
 
     #[test]
     fn a_move_has_arrived_where_it_was_sent_and_nowhere_else() {
-        let goal = Goal::Online(Some("beta".to_owned()));
         use RunState as R;
+        let goal = Goal::Online(Some("beta".to_owned()));
         for (state, current, owner, wanted, reached) in [
             // Just ordered: it is still where it was.
             (R::Online, Some("alpha"), "beta", true, None),
