@@ -291,10 +291,10 @@ async fn post_office(post: Post, tls: TlsAcceptor) -> (u16, Bodies) {
                     if let Ok(mut stream) = tls.accept(stream).await {
                         smtp(&mut stream, false, &kept, true).await;
                     }
-                } else if smtp(&mut stream, post == Post::Starttls, &kept, true).await {
-                    if let Ok(mut stream) = tls.accept(stream).await {
-                        smtp(&mut stream, false, &kept, false).await;
-                    }
+                } else if smtp(&mut stream, post == Post::Starttls, &kept, true).await
+                    && let Ok(mut stream) = tls.accept(stream).await
+                {
+                    smtp(&mut stream, false, &kept, false).await;
                 }
             });
         }
