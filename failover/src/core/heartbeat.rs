@@ -363,12 +363,18 @@ impl Manager {
             able: self.is_able(group),
             ready: self.groups[group].ready,
         });
+        // Whoever hears that this node is at work goes by its orders: not before they can be told.
+        let phase = if self.phase == Phase::Running && !self.told.at_work {
+            Phase::Waiting
+        } else {
+            self.phase
+        };
         let mut say = Snapshot {
             incarnation: self.incarnation,
             seq: 0,
             echo: self.beats.life,
             revision: self.cluster.revision,
-            phase: self.phase,
+            phase,
             suspended: self.told.suspended,
             shutdown: self.told.shutdown,
             groups: groups.collect(),

@@ -115,6 +115,8 @@ pub struct Manager {
 /// What the other node is told of this one's durable state.
 #[derive(Clone, Debug)]
 struct Told {
+    /// It waits for the other one no more, and these are the orders that follow from it.
+    at_work: bool,
     orders: Vec<(Stamp<Order>, Counts)>,
     unsure: Vec<bool>,
     suspended: Stamp<bool>,
@@ -192,7 +194,7 @@ impl Manager {
         let incarnation = start.incarnation.max(durable.life + 1);
         durable.life = incarnation;
         let settled = durable.settled;
-        let told = Told::of(&durable, vec![true; cluster.groups.len()]);
+        let told = Told::of(&durable, vec![true; cluster.groups.len()], Phase::Waiting);
         let groups = cluster.groups.iter().map(Group::new).collect();
         let watches = cluster
             .monitors
@@ -378,7 +380,7 @@ impl Manager {
         self.dirty = false;
         self.written += 1;
         let unsure = self.groups.iter().map(|group| group.unsure).collect();
-        let told = Told::of(&self.durable, unsure);
+        let told = Told::of(&self.durable, unsure, self.phase);
         self.telling.push_back((self.written, told));
         out.push(Action::Persist {
             seq: self.written,
@@ -485,9 +487,10 @@ impl Manager {
 }
 
 impl Told {
-    fn of(durable: &Durable, unsure: Vec<bool>) -> Self {
+    fn of(durable: &Durable, unsure: Vec<bool>, phase: Phase) -> Self {
         let groups = durable.groups.iter();
         Self {
+            at_work: phase != Phase::Waiting,
             orders: groups
                 .map(|g| (g.order.clone(), g.counts.clone()))
                 .collect(),

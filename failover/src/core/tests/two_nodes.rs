@@ -266,3 +266,28 @@ fn home_comes_back_and_takes_its_group() {
     host.hear_until(host.now + 5_000);
     assert_eq!(host.told("goes back to its home"), 1);
 }
+
+#[test]
+fn that_it_is_at_work_is_told_with_the_orders_that_follow_from_it() {
+    let mut host = TestHost::new(CLUSTER);
+    let mut message = host.snapshot(1);
+    message.phase = Phase::Waiting;
+    let mut out = Actions::new();
+    let beat = Event::Beat {
+        heartbeat: 0,
+        message: Box::new(message),
+    };
+    host.manager.handle(Time(host.now), beat, &mut out);
+    assert_eq!(host.manager.phase(), Phase::Running);
+    // Its orders are not durable yet: the other node would go by those of another time.
+    let told = out.iter().filter_map(|action| match action {
+        Action::Beat { message, .. } => Some(message.phase),
+        _ => None,
+    });
+    assert!(told.into_iter().all(|phase| phase == Phase::Waiting));
+    host.carry_out(out);
+    host.until(host.now + 1_000);
+    let said = host.said.expect("a heartbeat");
+    assert_eq!(said.phase, Phase::Running);
+    assert!(said.groups[0].order.version > 0 && said.groups[0].order.value.wanted);
+}
