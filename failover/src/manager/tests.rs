@@ -403,7 +403,18 @@ async fn commands_are_carried_out_or_refused_with_the_reason() {
 async fn a_group_that_can_not_start_fails_over_and_a_reboot_forgets_what_was_active() {
     let mut pair = Pair::new();
     of(&pair.world).broken.insert(0);
+    of(&pair.world).held.insert(0);
     let (alpha, beta) = (pair.start(0), pair.start(1));
+    // A failover without a node to go to would be left out.
+    until("beta can take it", || {
+        let can = alpha.handle.look(|m| {
+            let beta = m.other_says(0);
+            beta.is_some_and(|beta| beta.able && beta.ready)
+        });
+        async { can.await == Some(true) }
+    })
+    .await;
+    of(&pair.world).held.clear();
     until("failed over", || beta.is(GroupStatus::Online)).await;
     assert!(!pair.is_active(0));
     of(&pair.world).broken.clear();
