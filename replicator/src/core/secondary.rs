@@ -68,20 +68,7 @@ impl Mirror {
         if early {
             self.send(Message::Received { seq }, out);
         }
-        let work = Work::Whole(data);
-        if self.is_source() {
-            return self.on_guest_write(
-                Late {
-                    seq,
-                    span,
-                    work,
-                    fua,
-                },
-                out,
-            );
-        }
-        self.apply(seq, span, work, fua, out);
-        Ok(())
+        self.take_in(seq, span, Work::Whole(data), fua, out)
     }
 
     pub(super) fn on_peer_zero(
@@ -95,17 +82,26 @@ impl Mirror {
     ) -> Result<(), String> {
         let span = self.run_from_peer(offset, len)?;
         self.receive(seq)?;
-        let work = Work::Zero { unmap };
+        self.take_in(seq, span, Work::Zero { unmap }, fua, out)
+    }
+
+    /// A change of the peer: of a Primary, or of this source's guest.
+    fn take_in(
+        &mut self,
+        seq: Seq,
+        span: Run,
+        work: Work,
+        fua: bool,
+        out: &mut Actions,
+    ) -> Result<(), String> {
         if self.is_source() {
-            return self.on_guest_write(
-                Late {
-                    seq,
-                    span,
-                    work,
-                    fua,
-                },
-                out,
-            );
+            let late = Late {
+                seq,
+                span,
+                work,
+                fua,
+            };
+            return self.on_guest_write(late, out);
         }
         self.apply(seq, span, work, fua, out);
         Ok(())

@@ -291,19 +291,11 @@ impl Mirror {
 
     /// The source grants: Primary from now on, by the source's copy.
     pub(super) fn become_guest(&mut self, out: &mut Actions) -> Result<(), String> {
-        let Some(up) = self.up_mut() else {
+        if !self.be_served()? {
             return Ok(());
-        };
-        let boot = up.peer.boot;
-        match &mut up.phase {
-            Phase::Target(target) if target.offer.is_none() => target.served = true,
-            _ => return Err("it answers for a copy that is not its target".into()),
         }
         // What the source answered before may not be flushed either, and this node is about to read it.
-        self.guest = Guest {
-            boot,
-            unflushed: true,
-        };
+        self.guest.unflushed = true;
         self.flush.wanted = true;
         self.role = Role::Primary;
         self.gate = super::request::Gate::Open;
@@ -318,8 +310,15 @@ impl Mirror {
         if !self.is_guest() {
             return Ok(()); // demoted meanwhile; it is told
         }
+        self.be_served().map(|_| ())
+    }
+
+    /// From now on the source answers. False: the session is gone.
+    ///
+    /// Errors: this copy is not its target.
+    fn be_served(&mut self) -> Result<bool, String> {
         let Some(up) = self.up_mut() else {
-            return Ok(());
+            return Ok(false);
         };
         let boot = up.peer.boot;
         match &mut up.phase {
@@ -327,7 +326,7 @@ impl Mirror {
             _ => return Err("it answers for a copy that is not its target".into()),
         }
         self.guest.boot = boot;
-        Ok(())
+        Ok(true)
     }
 
     /// The session is about to go: what was answered and not flushed may be lost with the source.
