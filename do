@@ -2,6 +2,7 @@
 # The project's two commands, and what they stand on.
 #
 #   ./do demo      installs what is missing, builds, and shows a mirror at work on real files
+#   ./do cluster-demo  the same for a failover cluster under PostgreSQL, in a virtual machine where that is needed
 #   ./do test      installs what is missing, and runs every check and test
 #   ./do check     formatting, lints and unit tests only: what to run before a commit
 #   ./do sim [N]   N simulation seeds (20000)
@@ -24,13 +25,15 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 RUST_NEEDED=1.95
-BUILD_PACKAGES=(gcc libc6-dev)
-TEST_PACKAGES=(libnbd-bin python3-libnbd nbdkit fio qemu-utils openssl e2fsprogs procps shellcheck strace iproute2 postgresql resource-agents libxml2-utils)
+BUILD_PACKAGES=(gcc libc6-dev protobuf-compiler libprotobuf-dev)
+TEST_PACKAGES=(libnbd-bin python3-libnbd nbdkit fio qemu-utils openssl e2fsprogs procps shellcheck strace iproute2 postgresql resource-agents libxml2-utils etcd-server)
 # For kagami-bench besides: its namespaces and the peers that it measures.
 BENCH_PACKAGES=(iproute2 util-linux fio nbdkit qemu-utils strace)
 # For tests/vm: both virtual machines, and what the scenarios use inside.
 VM_PACKAGES=(busybox-static kmod xz-utils qemu-system-x86 user-mode-linux nbd-client fio e2fsprogs fdisk dmsetup lvm2
     mmdebstrap uidmap postgresql python3 iproute2)
+# For `kagami cluster demo`: its service, its networks, and the virtual machine that it may need.
+CLUSTER_DEMO_PACKAGES=(busybox-static kmod xz-utils user-mode-linux util-linux e2fsprogs iproute2 postgresql)
 PACKAGE_PACKAGES=(dpkg-dev binutils)
 SEEDS=${KAGAMI_SEEDS:-20000}
 OTHER=
@@ -92,7 +95,7 @@ built() { printf '%s/release/kagami' "${CARGO_TARGET_DIR:-target}"; }
 check() {
     need_rust
     say "formatting and lints"
-    shellcheck --external-sources ./do .ci/run tests/planted/rustc tests/vm/{run,init,mkinitrd,fetch-kernel,fetch-debian,try,in-boot,lib.sh,debian.sh,service.sh,faults.sh} tests/vm/scenarios/*.sh \
+    shellcheck --external-sources ./do .ci/run tests/planted/rustc tests/vm/{run,init,mkinitrd,fetch-kernel,fetch-debian,try,in-boot,node-boot,lib.sh,debian.sh,service.sh,faults.sh,cluster.sh,cluster-faults.sh} tests/vm/scenarios/*.sh \
         cli/package/{build,kagami-witness,unmount-at-shutdown} cli/package/debian/{postinst,prerm,postrm} \
         cli/package/ocf/{kagami,test} failover/src/resource/package.sh
     if cargo fmt --version >/dev/null 2>&1; then cargo fmt --all --check; else echo "(no rustfmt here)"; fi
@@ -116,12 +119,14 @@ failover() { # SEEDS
     need_rust
     say "simulation of the failover manager: $1 seeds"
     cargo run --quiet --profile sim -p kagami-tests --bin kagami-failover-sim -- run --seeds "$1"
+    say "simulation of leases: $1 seeds"
+    cargo run --quiet --profile sim -p kagami-tests --bin kagami-failover-sim -- run --leases --seeds "$1"
 }
 
 # Of each profile of docs/simulation.md the first seeds.
 profiles() {
     local name
-    for name in lease-race late-answers early-answers hand-over cooling clean-leave invalidated old-copies forced guests; do
+    for name in lease-race late-answers early-answers hand-over cooling clean-leave invalidated old-copies forced guests carried; do
         cargo run --quiet --profile sim -p kagami-tests --bin kagami-sim -- run --profile "$name" --seeds 60
     done
 }
@@ -256,6 +261,12 @@ case ${1:-help} in
         say "building (some minutes the first time)"
         build
         exec "$(built)" demo "${@:2}" ;;
+    cluster-demo)
+        need_packages "${CLUSTER_DEMO_PACKAGES[@]}"
+        need_rust
+        say "building (some minutes the first time)"
+        build
+        exec "$(built)" cluster demo "${@:2}" ;;
     check) need_packages "${TEST_PACKAGES[@]}"; check ;;
     sim) sim "${2:-$SEEDS}" ;;
     failover) failover "${2:-20000}" ;;

@@ -111,8 +111,8 @@ defects! {
     DemotedUnflushed: "a demotion forgets `was_primary` with blocks unflushed",
     NotNamedGoesOn: "a copy that the register does not name any more goes on",
     GuestOutlivesAPrimary: "a target stays Primary although its source was Primary meanwhile",
-    GuestForgetsTheBoot: "a target stays Primary although its source's machine crashed with unflushed writes",
     GuestWritesUnmarked: "a source does not mark what it writes for its target",
+    CarriedOutlivesAPrimary: "a Primary without a disk stays Primary although its carrier was Primary meanwhile",
 }
 
 #[cfg(not(planted))]

@@ -226,6 +226,127 @@ fn not_toml() {
     );
 }
 
+/// The good file with another `[arbiter.witness1]`, whose keys begin on line 27.
+fn with_arbiter(keys: &str) -> Result<Config, String> {
+    let (before, _) = GOOD.split_once("[arbiter.witness1]").unwrap();
+    parse(&format!("{before}[arbiter.witness1]\n{keys}"))
+}
+
+#[test]
+fn an_etcd_is_an_arbiter() {
+    let config = with_arbiter(
+        "kind = \"etcd\"\nendpoints = [\"https://10.0.0.3:2379\", \"https://kv.example:2379\"]\n\
+         ca = \"/etc/kagami/ca.pem\"\ncertificate = \"/etc/kagami/a.pem\"\nkey = \"/etc/kagami/a-key.pem\"\n\
+         user = \"alpha\"\npassword-file = \"/etc/kagami/password\"\n",
+    )
+    .unwrap();
+    let etcd = config.arbiter("witness1").unwrap().as_etcd().unwrap();
+    assert_eq!(etcd.endpoints.len(), 2);
+    assert_eq!(etcd.prefix, "/kagami");
+    assert_eq!(etcd.tls.unwrap().ca, Path::new("/etc/kagami/ca.pem"));
+    assert_eq!(etcd.login.unwrap().user, "alpha");
+    assert!(
+        parse(GOOD)
+            .unwrap()
+            .arbiter("witness1")
+            .unwrap()
+            .as_etcd()
+            .is_none()
+    );
+    // In clear text nothing more is needed.
+    let clear = "kind = \"etcd\"\nendpoints = [\"http://[fd00::3]:2379\"]\nprefix = \"/a/b\"\n";
+    let etcd = with_arbiter(clear)
+        .unwrap()
+        .arbiter("witness1")
+        .unwrap()
+        .as_etcd()
+        .unwrap();
+    assert!(etcd.is_clear_text() && etcd.tls.is_none() && etcd.prefix == "/a/b");
+}
+
+#[test]
+fn each_kind_of_arbiter_has_its_keys() {
+    let refused = |keys: &str, expected: &str| {
+        let said = with_arbiter(keys).expect_err(keys);
+        assert!(said.starts_with(expected), "{keys}\n{said}");
+        assert!(said.contains("\n  next: "), "{said}");
+    };
+    let tls = "kind = \"etcd\"\nendpoints = [\"https://10.0.0.3:2379\"]\n";
+    let clear = "kind = \"etcd\"\nendpoints = [\"http://10.0.0.3:2379\"]\n";
+    for (keys, expected) in [
+        (
+            "kind = \"zookeeper\"\n",
+            "k.toml:27: [arbiter.witness1] kind: `zookeeper` is not one of the choices",
+        ),
+        (
+            "addresses = [\"10.0.0.3:7790\"]\n",
+            "k.toml:26: [arbiter.witness1] has no `fingerprints`",
+        ),
+        (
+            "kind = \"etcd\"\n",
+            "k.toml:27: [arbiter.witness1] has no `endpoints`",
+        ),
+        (
+            "kind = \"etcd\"\nendpoints = [\"10.0.0.3:2379\"]\n",
+            "k.toml:28: [arbiter.witness1] endpoints: `10.0.0.3:2379` does not say https:// or http://",
+        ),
+        (
+            "kind = \"etcd\"\nendpoints = [\"tcp://10.0.0.3:2379\"]\n",
+            "k.toml:28: [arbiter.witness1] endpoints: `tcp://10.0.0.3:2379`: etcd does not speak tcp://",
+        ),
+        (
+            "kind = \"etcd\"\nendpoints = [\"https://10.0.0.3\"]\n",
+            "k.toml:28: [arbiter.witness1] endpoints: `10.0.0.3` has no port",
+        ),
+        (
+            "kind = \"etcd\"\nendpoints = [\"http://10.0.0.3:2379\", \"https://10.0.0.4:2379\"]\nca = \"/ca\"\n",
+            "k.toml:28: [arbiter.witness1] endpoints: some are https, some are clear text",
+        ),
+        (
+            tls,
+            "k.toml:28: [arbiter.witness1] endpoints: https without `ca`",
+        ),
+        (
+            &format!("{tls}ca = \"ca.pem\"\n"),
+            "k.toml:29: [arbiter.witness1] ca: `ca.pem` is not an absolute path",
+        ),
+        (
+            &format!("{tls}ca = \"/ca\"\nkey = \"/key\"\n"),
+            "k.toml:30: [arbiter.witness1] key without `certificate`",
+        ),
+        (
+            &format!("{tls}ca = \"/ca\"\ncertificate = \"/a\"\n"),
+            "k.toml:30: [arbiter.witness1] certificate without `key`",
+        ),
+        (
+            &format!("{clear}ca = \"/ca\"\n"),
+            "k.toml:29: [arbiter.witness1] ca: the endpoints are clear text",
+        ),
+        (
+            &format!("{clear}user = \"alpha\"\n"),
+            "k.toml:29: [arbiter.witness1] user without `password-file`",
+        ),
+        (
+            &format!("{clear}password-file = \"/p\"\n"),
+            "k.toml:29: [arbiter.witness1] password-file without `user`",
+        ),
+        (
+            &format!("{clear}prefix = \"kagami/\"\n"),
+            "k.toml:29: [arbiter.witness1] prefix: `kagami/` can't begin a key",
+        ),
+        (
+            &format!("{clear}addresses = [\"10.0.0.3:7790\"]\n"),
+            "k.toml:29: [arbiter.witness1] addresses: an etcd has no such key",
+        ),
+        (
+            "endpoints = [\"http://10.0.0.3:2379\"]\n",
+            "k.toml:27: [arbiter.witness1] endpoints: a witness has no such key",
+        ),
+    ] {
+        refused(keys, expected);
+    }
+}
+
 #[test]
 fn what_keys_mean_together() {
     refused(

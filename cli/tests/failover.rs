@@ -1,6 +1,7 @@
 //! Two failover managers on one machine, as the processes that they are, over loopback: a group of
 //! services whose effects are files.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt as _;
@@ -18,13 +19,30 @@ const NODES: [&str; 2] = ["alpha", "beta"];
 struct Pair {
     folder: TempDir,
     managers: [Option<Child>; 2],
+    witness: Option<Child>,
+}
+
+/// What the two managers stand on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ground {
+    /// What they tell each other.
+    NoArbiter,
+    /// A witness beside it.
+    Witness,
+    /// A witness alone: they never hear each other.
+    Apart,
 }
 
 impl Pair {
     fn new() -> Self {
+        Self::on(Ground::NoArbiter)
+    }
+
+    fn on(ground: Ground) -> Self {
         let pair = Self {
             folder: tempfile::tempdir().unwrap(),
             managers: [None, None],
+            witness: None,
         };
         let sockets = [0, 1].map(|_| UdpSocket::bind("127.0.0.1:0").unwrap());
         let [a, b] = sockets.map(|socket| socket.local_addr().unwrap());
@@ -43,20 +61,29 @@ impl Pair {
         pair.script("stop", &format!("{}rm -f {active}\n", note("stops")));
         let (start, stop) = (pair.path("start"), pair.path("stop"));
         let (start, stop) = (start.display(), stop.display());
+        let (arbiter, timeout, wait) = match ground {
+            Ground::NoArbiter => (
+                "kind = \"none\"\naccepted-risk = \"both nodes may run a group at once and their data may differ\"",
+                "2s",
+                "5m",
+            ),
+            Ground::Witness => ("kind = \"witness\"\nname = \"gamma\"", "4s", "5m"),
+            Ground::Apart => ("kind = \"witness\"\nname = \"gamma\"", "4s", "2s"),
+        };
         let cluster = format!(
             r#"
 [cluster]
 name = "shop"
 revision = 1
 nodes = ["alpha", "beta"]
+wait-for-node = "{wait}"
 [arbiter]
-kind = "none"
-accepted-risk = "both nodes may run a group at once and their data may differ"
+{arbiter}
 [heartbeat.lan]
 type = "lan"
 priority = 1
 interval = "100ms"
-timeout = "2s"
+timeout = "{timeout}"
 addresses = {{ alpha = "{a}", beta = "{b}" }}
 [group.web]
 nodes = ["alpha", "beta"]
@@ -74,7 +101,12 @@ depends = ["base"]
         for (at, node) in NODES.iter().enumerate() {
             let folder = pair.path(node);
             fs::create_dir_all(&folder).unwrap();
-            fs::write(folder.join("cluster.toml"), &cluster).unwrap();
+            let cluster = match ground {
+                // The other one is looked for where nobody is.
+                Ground::Apart => cluster.replace(&[b, a][at].to_string(), "127.0.0.1:9"),
+                Ground::NoArbiter | Ground::Witness => cluster.clone(),
+            };
+            fs::write(folder.join("cluster.toml"), cluster).unwrap();
             let shown = folder.display();
             let id = at + 1;
             let other = NODES[1 - at];
@@ -87,6 +119,9 @@ depends = ["base"]
             );
             fs::write(folder.join("kagami.toml"), text).unwrap();
         }
+        if ground != Ground::NoArbiter {
+            pair.configure_witness();
+        }
         // One key, on both.
         let made = pair.run(0, &["failover", "init-key"]);
         assert!(made.status.success(), "{made:?}");
@@ -96,6 +131,76 @@ depends = ["base"]
         fs::create_dir_all(key(1).parent().unwrap()).unwrap();
         fs::copy(key(0), key(1)).unwrap();
         pair
+    }
+
+    /// A third machine, known to both nodes.
+    fn configure_witness(&self) {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let listen = socket.local_addr().unwrap();
+        let key = |node: &str| {
+            let keys = NodeKeys::load_or_create(&self.path(node).join("state/keys")).unwrap();
+            keys.current.fingerprint()
+        };
+        let folder = self.path("gamma");
+        fs::create_dir_all(&folder).unwrap();
+        let shown = folder.display();
+        let mut text = format!(
+            "[node]\nname = \"gamma\"\nid = 3\nstate-dir = \"{shown}/state\"\nrun-dir = \"{shown}/run\"\n\n\
+             [witness]\nlisten = [\"{listen}\"]\n"
+        );
+        for (at, node) in NODES.iter().enumerate() {
+            let _ = write!(
+                text,
+                "\n[peer.{node}]\nid = {}\naddresses = [\"127.0.0.1:9\"]\nfingerprints = [\"{}\"]\n",
+                at + 1,
+                key(node)
+            );
+            let file = self.path(node).join("kagami.toml");
+            let mut own = fs::read_to_string(&file).unwrap();
+            let _ = write!(
+                own,
+                "\n[arbiter.gamma]\naddresses = [\"{listen}\"]\nfingerprints = [\"{}\"]\n",
+                key("gamma")
+            );
+            fs::write(file, own).unwrap();
+        }
+        fs::write(folder.join("kagami.toml"), text).unwrap();
+    }
+
+    fn start_witness(&mut self) {
+        let log = fs::File::create(self.path("gamma.log")).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_kagami"))
+            .arg("--config")
+            .arg(self.path("gamma/kagami.toml"))
+            .arg("witness")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.witness = Some(child);
+    }
+
+    fn kill_witness(&mut self) {
+        let mut child = self.witness.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// The node dies: its manager, its guard, and all that it ran.
+    fn crash(&mut self, node: usize) {
+        self.kill(node);
+        end_guard(&self.path(NODES[node]).join("run/failover/guard.sock"));
+        for resource in ["page", "base"] {
+            let _ = fs::remove_file(self.active(resource, node));
+        }
+    }
+
+    /// Whether the arbiter answers, as a node's status has it.
+    fn arbiter_answers(&self, node: usize) -> Option<bool> {
+        let found = self.run(node, &["cluster", "status", "--json"]);
+        let found: serde_json::Value = serde_json::from_slice(&found.stdout).ok()?;
+        found["arbiter_answers"].as_bool()
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -184,7 +289,12 @@ depends = ["base"]
 
 impl Drop for Pair {
     fn drop(&mut self) {
-        for child in self.managers.iter_mut().flatten() {
+        for child in self
+            .managers
+            .iter_mut()
+            .chain([&mut self.witness])
+            .flatten()
+        {
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -309,6 +419,96 @@ fn a_group_lives_through_the_death_of_managers_and_of_its_node() {
     let ended = last.wait().unwrap();
     assert!(ended.success(), "{ended}");
     assert!(!pair.is_active(1) && !pair.active("base", 1).exists());
+}
+
+#[test]
+fn a_group_without_a_mirror_has_a_lease_from_the_other_node_or_from_the_arbiter() {
+    let mut pair = Pair::on(Ground::Witness);
+    pair.start_witness();
+    pair.start(0);
+    pair.start(1);
+    pair.until("online at home", |pair| pair.is_active(0));
+    pair.until("the arbiter answers", |pair| {
+        pair.arbiter_answers(0) == Some(true) && pair.arbiter_answers(1) == Some(true)
+    });
+    let started = ["alpha starts base START", "alpha starts page START"];
+    assert_eq!(pair.noted(), started);
+
+    // Without the arbiter it goes on by the other node's word, for longer than any lease.
+    pair.kill_witness();
+    let killed = Instant::now();
+    pair.until("its silence is told, and leases have passed", |pair| {
+        assert!(pair.is_active(0), "{:?}", pair.noted());
+        pair.arbiter_answers(0) == Some(false) && killed.elapsed() > Duration::from_secs(10)
+    });
+    assert_eq!(pair.noted(), started);
+    pair.start_witness();
+    pair.until("the arbiter answers again", |pair| {
+        pair.arbiter_answers(0) == Some(true)
+    });
+
+    // A manager that is replaced goes on with what it held.
+    pair.kill(0);
+    pair.start(0);
+    pair.until("at work again", |pair| {
+        let found = pair.run(0, &["cluster", "status", "--json"]);
+        let text = String::from_utf8_lossy(&found.stdout).into_owned();
+        found.status.success() && text.contains("\"online\"")
+    });
+    assert_eq!(pair.noted(), started);
+
+    // Planned: given up there, and promised here at once.
+    pair.until("ordered to move", |pair| {
+        let ordered = Instant::now();
+        let moved = pair.run(0, &["group", "move", "web"]).status.success();
+        println!(
+            "a move, or its refusal ({moved}): {} ms",
+            ordered.elapsed().as_millis()
+        );
+        moved
+    });
+    pair.until("moved", |pair| pair.is_active(1));
+    assert!(!pair.is_active(0));
+
+    // The node dies with its guard: the other one waits until its lease has surely ended.
+    let died = Instant::now();
+    pair.crash(1);
+    pair.until("taken over", |pair| pair.is_active(0));
+    println!(
+        "from SIGKILL of a node to its group online on the other: {} ms (a lease of 4000 ms)",
+        died.elapsed().as_millis()
+    );
+    assert!(pair.noted().ends_with(&[
+        "alpha starts base FAILOVER".to_owned(),
+        "alpha starts page FAILOVER".to_owned(),
+    ]));
+}
+
+#[test]
+fn of_two_nodes_that_never_hear_each_other_the_register_lets_one_run_a_group() {
+    let mut pair = Pair::on(Ground::Apart);
+    pair.start_witness();
+    pair.start(0);
+    pair.start(1);
+    let one_at_most = |pair: &Pair| {
+        let both = (0..2).all(|node| pair.active("base", node).exists());
+        assert!(!both, "{:?}", pair.noted());
+    };
+    pair.until("online on one of them", |pair| {
+        one_at_most(pair);
+        pair.is_active(0) || pair.is_active(1)
+    });
+    let runs = usize::from(pair.is_active(1));
+    // The other one asks on and is refused, with the name of who has it.
+    pair.until("refused", |pair| {
+        one_at_most(pair);
+        let alerts = pair.run(1 - runs, &["alerts"]);
+        let alerts = String::from_utf8_lossy(&alerts.stdout).into_owned();
+        alerts.contains(&format!("node {} holds it", NODES[runs]))
+    });
+    assert!(pair.is_active(runs) && !pair.is_active(1 - runs));
+    pair.crash(runs);
+    pair.until("taken over", |pair| pair.is_active(1 - runs));
 }
 
 #[test]

@@ -2,7 +2,8 @@
 //! nodes' pinned keys (whoever makes the settings sees to that).
 //!
 //! A connection carries one request and its answer, JSON, a line each, as the control socket does. It
-//! carries what people ask for and files of groups; nothing that the core decides by.
+//! carries what people ask for, files of groups, and the questions of leases ([`crate::right::lease`]);
+//! nothing that the core decides by.
 
 use std::future::Future;
 use std::io;
@@ -24,6 +25,7 @@ use crate::control::line::{self, Received};
 use crate::control::{Answer, Ask};
 use crate::core::Node;
 use crate::resource::files::Image;
+use crate::right::lease::Word;
 
 /// The longest document, in bytes.
 const LINE_MAX: usize = 64 << 20;
@@ -51,6 +53,20 @@ pub enum PeerAsk {
         /// The files.
         images: Vec<Image>,
     },
+    /// Promise not to challenge for the right to run a group that has no mirror.
+    Lease(LeaseAsk),
+}
+
+/// A question for a promise.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct LeaseAsk {
+    /// The group.
+    pub group: String,
+    /// The asker's, and this question's alone; comes back in the answer.
+    pub nonce: u64,
+    /// The asker holds the right.
+    pub held: bool,
 }
 
 /// What is answered.
@@ -61,6 +77,8 @@ pub enum PeerAnswer {
     Control(Answer),
     /// Installed; or why not.
     Files(Result<(), String>),
+    /// What became of the question with this nonce.
+    Lease(u64, Word),
 }
 
 /// The addresses of the channel: this node's and the other's, pair by pair, in the order of
@@ -129,6 +147,46 @@ impl Channel {
             }
         }
         Err(format!("node {node} does not answer: {why}"))
+    }
+
+    /// Asks the other manager by all addresses at once; the first answer counts. Only for what may be
+    /// asked twice.
+    ///
+    /// # Errors
+    /// It does not answer within that time; in words.
+    pub async fn ask_everywhere(
+        &self,
+        ask: &PeerAsk,
+        within: Duration,
+    ) -> Result<PeerAnswer, String> {
+        let node = &self.node;
+        let Some(connector) = &self.connector else {
+            return Err(format!("node {node} is not paired with this one"));
+        };
+        let mut ways = JoinSet::new();
+        for address in self.others.iter().copied() {
+            let (connector, ask) = (connector.clone(), ask.clone());
+            ways.spawn(async move {
+                let stream = connect(&connector, address).await;
+                let stream = stream.map_err(|error| format!("{address}: {error}"))?;
+                exchange(stream, &ask).await
+            });
+        }
+        let first = async {
+            let mut why = "no heartbeat has an address of it".to_owned();
+            while let Some(answered) = ways.join_next().await {
+                match answered {
+                    Ok(Ok(answer)) => return Ok(answer),
+                    Ok(Err(failed)) => why = failed,
+                    Err(error) => why = error.to_string(),
+                }
+            }
+            Err(why)
+        };
+        let answered = timeout(within, first).await;
+        answered
+            .unwrap_or_else(|_| Err("no answer in time".to_owned()))
+            .map_err(|why| format!("node {node} does not answer: {why}"))
     }
 }
 

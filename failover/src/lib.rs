@@ -9,7 +9,8 @@
 //!
 //! [`control`] is how commands reach a manager, [`channel`] how the other one does.
 //! [`place`] says what a node has, [`process`] runs scripts and programs, [`resource`] activates and
-//! deactivates, [`probe`] looks, [`watch_list`] keeps what scripts have started to be watched.
+//! deactivates, [`probe`] looks, [`watch_list`] keeps what scripts have started to be
+//! watched, [`web`] asks a server.
 
 pub mod channel;
 pub mod clock;
@@ -27,3 +28,4 @@ pub mod process;
 pub mod resource;
 pub mod right;
 pub mod watch_list;
+pub mod web;

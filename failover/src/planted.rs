@@ -49,6 +49,12 @@ defects! {
     OrdersNotMerged: "the other node's newer order is not taken over",
     SuspendedActs: "a suspended cluster recovers all the same",
     DependentsLeft: "a resource is deactivated while others that need it are active",
+    LeaseFromAnswer: "a lease counts from when the answer came, not from when it was asked for",
+    PromiseIgnored: "a node takes the right although what it has promised is not over",
+    RenewalIgnored: "a node writes over the other one's record without having seen it unchanged",
+    PromiseWhileAsking: "a node promises while it asks for the right itself, and asks on",
+    PromiseForgotten: "a manager that starts again does not wait for what it may have promised",
+    NotRenewed: "a holder writes its record once and not again",
 }
 
 #[cfg(not(planted))]

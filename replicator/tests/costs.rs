@@ -113,6 +113,8 @@ const fn most(allocations: f64, allocated: f64, sent: f64, received: f64, wakes:
 /// An operation that takes so long waits for a processor: meanwhile the link's timers acknowledge and ask, which nobody
 /// is to blame for. Twice the bound is allowed then.
 const STARVED: Duration = Duration::from_millis(10);
+/// And whatever is over its bound is counted again, so often at most.
+const TRIES: u32 = 4;
 
 const BOUNDS: [Bound; 5] = [
     Bound {
@@ -156,30 +158,16 @@ fn no_operation_costs_more_than_it_did() {
         )
         .await;
         let mut over = Vec::new();
-        for Bound { work, most } in &BOUNDS {
-            // Found path, grown buffers.
-            perform(&a, Work { count: 10, ..*work }).await;
-            let began = Instant::now();
-            let cost = measure(&a, &b, *work).await;
-            let each = began.elapsed() / (work.count as u32 * work.depth as u32);
-            let room = if each > STARVED { 2.0 } else { 1.0 };
-            println!("{}: {cost:.2?}", work.name);
-            for (what, got, most) in [
-                ("allocations", cost.allocations, most.allocations),
-                (
-                    "bytes allocated for each byte",
-                    cost.allocated,
-                    most.allocated,
-                ),
-                ("datagrams sent", cost.sent, most.sent),
-                ("datagrams received", cost.received, most.received),
-                ("wake-ups", cost.wakes, most.wakes),
-            ] {
-                let most = most * room;
-                if got > most {
-                    over.push(format!("{}: {got:.2} {what}, at most {most:.2}", work.name));
+        for bound in &BOUNDS {
+            // A machine whose processors are busy makes more wake-ups and smaller batches, never fewer.
+            let mut more = Vec::new();
+            for _ in 0..TRIES {
+                more = over_bound(&a, &b, bound).await;
+                if more.is_empty() {
+                    break;
                 }
             }
+            over.append(&mut more);
         }
         // The disk gets every payload where it lies.
         for (name, node) in [("a", &a), ("b", &b)] {
@@ -194,6 +182,34 @@ fn no_operation_costs_more_than_it_did() {
         b.stop().await;
         assert!(over.is_empty(), "more than it was:\n{}", over.join("\n"));
     });
+}
+
+/// What costs more than it did.
+async fn over_bound(a: &Node, b: &Node, Bound { work, most }: &Bound) -> Vec<String> {
+    // Found path, grown buffers.
+    perform(a, Work { count: 10, ..*work }).await;
+    let began = Instant::now();
+    let cost = measure(a, b, *work).await;
+    let each = began.elapsed() / (work.count as u32 * work.depth as u32);
+    let room = if each > STARVED { 2.0 } else { 1.0 };
+    println!("{}: {cost:.2?}", work.name);
+    let costs = [
+        ("allocations", cost.allocations, most.allocations),
+        (
+            "bytes allocated for each byte",
+            cost.allocated,
+            most.allocated,
+        ),
+        ("datagrams sent", cost.sent, most.sent),
+        ("datagrams received", cost.received, most.received),
+        ("wake-ups", cost.wakes, most.wakes),
+    ];
+    let over = costs
+        .into_iter()
+        .map(|(what, got, most)| (what, got, most * room))
+        .filter(|(_, got, most)| got > most);
+    over.map(|(what, got, most)| format!("{}: {got:.2} {what}, at most {most:.2}", work.name))
+        .collect()
 }
 
 async fn measure(a: &Node, b: &Node, work: Work) -> Cost {

@@ -9,10 +9,8 @@ use engine_support::*;
 use kagami_replicator::core::Command;
 use kagami_replicator::core::event::{IoError, Request};
 use kagami_replicator::core::register::{ArbiterAnswer, Ask};
-use kagami_replicator::core::state::{
-    Attempt, Connection, DiskState, NodeId, Replication, Role, Solo,
-};
-use kagami_replicator::shell::arbiter::Arbiter;
+use kagami_replicator::core::state::{Connection, DiskState, NodeId, Replication, Role, Solo};
+use kagami_replicator::shell::arbiter::{Arbiter, MirrorRegister};
 use kagami_replicator::shell::engine::{ArbiterConfig, StartError};
 use kagami_replicator::shell::identity::{NodeKey, NodeKeys};
 use kagami_replicator::shell::witness::{
@@ -379,10 +377,11 @@ fn a_witness_lets_one_go_on_and_not_the_other() {
         let keys = NodeKeys::load(&a.path("key")).expect("key");
         let reader = Remote::new(&keys.current, place.clone()).expect("remote");
         let reader = Client::new(reader, RegisterId(PG), vec![a.key(), b.key()]);
+        let reader = MirrorRegister::new(reader);
         // In sync, the register comes to name both.
         let begun = std::time::Instant::now();
         loop {
-            match std::rc::Rc::clone(&reader).ask(Attempt(1), Ask::Read).await {
+            match std::rc::Rc::clone(&reader).ask(Ask::Read).await {
                 ArbiterAnswer::Register(Some(register)) => {
                     assert_eq!(register.copies, [NodeId(1), NodeId(2)]);
                     break;

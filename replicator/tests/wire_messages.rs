@@ -274,8 +274,12 @@ proptest! {
         longer.push(0);
         prop_assert!(decode(spelled.kind, &Bytes::from(longer), spelled.payload.clone()).is_err());
         if !spelled.head.is_empty() {
-            let shorter = spelled.head.slice(..cut.index(spelled.head.len()));
-            prop_assert!(decode(spelled.kind, &shorter, spelled.payload).is_err());
+            let cut = cut.index(spelled.head.len());
+            let shorter = spelled.head.slice(..cut);
+            // A hello without the boot at its end is one of version 1.
+            let older = matches!(&message, Message::Hello(hello) if hello.boot.is_some())
+                && cut == spelled.head.len() - size_of::<u128>();
+            prop_assert_eq!(decode(spelled.kind, &shorter, spelled.payload).is_ok(), older);
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use kagami_replicator::core::register::{ArbiterAnswer, Ask, Register};
 use kagami_replicator::core::state::{Attempt, NodeId};
-use kagami_replicator::shell::arbiter::{Arbiter, NoArbiter};
+use kagami_replicator::shell::arbiter::{Arbiter, MirrorRegister, NoArbiter};
 use kagami_replicator::shell::identity::{Fingerprint, NodeKey};
 use kagami_replicator::shell::pairing::{Purpose, Token};
 use kagami_replicator::shell::witness::enrol::{self, EnrolOffer};
@@ -80,13 +80,13 @@ impl World {
         Remote::new(key, config).expect("remote")
     }
 
-    fn asker(&self, key: &NodeKey, address: SocketAddr) -> Rc<Client> {
+    fn asker(&self, key: &NodeKey, address: SocketAddr) -> Rc<MirrorRegister> {
         let remote = Self::remote(key, vec![address], self.witness.fingerprint());
-        Client::new(
+        MirrorRegister::new(Client::new(
             remote,
             PG,
             vec![self.alpha.fingerprint(), self.beta.fingerprint()],
-        )
+        ))
     }
 }
 
@@ -128,15 +128,16 @@ fn register(seq: u64, copies: &[u64], nonce: u64) -> Register {
     }
 }
 
-async fn swap(asker: &Rc<Client>, expect: Option<(u64, u64)>, register: Register) -> ArbiterAnswer {
-    let nonce = register.nonce;
-    Rc::clone(asker)
-        .ask(nonce, Ask::Swap { expect, register })
-        .await
+async fn swap(
+    asker: &Rc<MirrorRegister>,
+    expect: Option<(u64, u64)>,
+    register: Register,
+) -> ArbiterAnswer {
+    Rc::clone(asker).ask(Ask::Swap { expect, register }).await
 }
 
-async fn read(asker: &Rc<Client>) -> ArbiterAnswer {
-    Rc::clone(asker).ask(Attempt(1), Ask::Read).await
+async fn read(asker: &Rc<MirrorRegister>) -> ArbiterAnswer {
+    Rc::clone(asker).ask(Ask::Read).await
 }
 
 fn why(answer: ArbiterAnswer) -> String {
@@ -245,11 +246,11 @@ fn strangers_and_impostors_get_nowhere() {
             vec![witness.address],
             world.stranger.fingerprint(),
         );
-        let asker = Client::new(
+        let asker = MirrorRegister::new(Client::new(
             remote,
             PG,
             vec![world.alpha.fingerprint(), world.beta.fingerprint()],
-        );
+        ));
         let text = why(read(&asker).await);
         assert!(text.contains("w1") && text.contains("not pinned"), "{text}");
         witness.stop().await;
@@ -292,11 +293,11 @@ fn the_address_that_answers_is_used() {
             .expect("address");
         let addresses = vec![silent.local_addr().expect("address"), gone, witness.address];
         let remote = World::remote(&world.alpha, addresses, world.witness.fingerprint());
-        let asker = Client::new(
+        let asker = MirrorRegister::new(Client::new(
             remote,
             PG,
             vec![world.alpha.fingerprint(), world.beta.fingerprint()],
-        );
+        ));
         assert_eq!(read(&asker).await, ArbiterAnswer::Register(None));
         witness.stop().await;
     });
@@ -315,7 +316,7 @@ fn silence_is_told_within_the_time_out() {
             timeout: Duration::from_millis(200),
         };
         let remote = Remote::new(&world.alpha, config).expect("remote");
-        let asker = Client::new(remote, PG, vec![]);
+        let asker = MirrorRegister::new(Client::new(remote, PG, vec![]));
         let begun = std::time::Instant::now();
         let text = why(read(&asker).await);
         assert!(begun.elapsed() < Duration::from_secs(5));
@@ -324,10 +325,7 @@ fn silence_is_told_within_the_time_out() {
             "{text}"
         );
         let none: Rc<dyn Arbiter> = Rc::new(NoArbiter);
-        assert_eq!(
-            why(none.ask(Attempt(1), Ask::Read).await),
-            "no arbiter is configured"
-        );
+        assert_eq!(why(none.ask(Ask::Read).await), "no arbiter is configured");
     });
 }
 
@@ -364,7 +362,7 @@ fn a_node_is_enrolled_by_one_line_while_the_witness_runs() {
         // It may ask now, and create a register with another that is enrolled.
         let members = vec![world.stranger.fingerprint(), world.alpha.fingerprint()];
         let remote = World::remote(&world.stranger, joined.addresses, joined.fingerprint);
-        let asker = Client::new(remote, RegisterId(3), members);
+        let asker = MirrorRegister::new(Client::new(remote, RegisterId(3), members));
         assert_eq!(
             swap(&asker, None, register(1, &[1, 3], 1)).await,
             ArbiterAnswer::Swapped

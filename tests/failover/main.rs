@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use anstream::println;
 use clap::{Parser, Subcommand};
-use kagami_tests::failover::stats::{FAULTS, Stats};
-use kagami_tests::failover::{planted, run_seed};
+use kagami_tests::failover::stats::{FAULTS, LEASE_FAULTS, Stats};
+use kagami_tests::failover::{Outcome, lease, planted, run_seed};
 
 /// Runs two failover managers with their machines, mirrors, heartbeats and an arbiter from a seed,
 /// breaks them, and checks what docs/failover-design.md promises after every step.
@@ -37,11 +37,17 @@ enum Command {
         /// Stop after this many violations.
         #[arg(long, default_value_t = 10)]
         stop_after: usize,
+        /// Of the leases of groups without a mirror, and not of whole managers.
+        #[arg(long)]
+        leases: bool,
     },
     /// Run one seed again and show what happened.
     Replay {
         /// The seed.
         seed: u64,
+        /// Of the leases of groups without a mirror.
+        #[arg(long)]
+        leases: bool,
     },
     /// Plant defects one at a time, and run seeds until one catches it.
     Planted {
@@ -64,9 +70,10 @@ fn main() -> ExitCode {
             from,
             threads,
             stop_after,
-        } => run(seeds, from, threads, stop_after),
-        Command::Replay { seed } => {
-            let outcome = run_seed(seed, true);
+            leases,
+        } => run(seeds, from, threads, stop_after, leases),
+        Command::Replay { seed, leases } => {
+            let outcome = run_one(seed, true, leases);
             for line in &outcome.trace {
                 println!("{line}");
             }
@@ -80,7 +87,15 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(seeds: u64, from: u64, threads: u64, stop_after: usize) -> ExitCode {
+fn run_one(seed: u64, trace: bool, leases: bool) -> Outcome {
+    if leases {
+        lease::run_seed(seed, trace)
+    } else {
+        run_seed(seed, trace)
+    }
+}
+
+fn run(seeds: u64, from: u64, threads: u64, stop_after: usize, leases: bool) -> ExitCode {
     let began = Instant::now();
     let next = AtomicU64::new(from);
     let total = Mutex::new((Stats::default(), Vec::new()));
@@ -92,11 +107,12 @@ fn run(seeds: u64, from: u64, threads: u64, stop_after: usize) -> ExitCode {
                     if seed >= from.saturating_add(seeds) {
                         break;
                     }
-                    let outcome = run_seed(seed, false);
+                    let outcome = run_one(seed, false, leases);
                     let Ok(mut total) = total.lock() else { break };
                     total.0.add(&outcome.stats);
                     if let Some(violation) = outcome.violation {
-                        println!("seed {seed}: VIOLATION {violation}\n  replay: kagami-failover-sim replay {seed}");
+                        let flag = if leases { " --leases" } else { "" };
+                        println!("seed {seed}: VIOLATION {violation}\n  replay: kagami-failover-sim replay {seed}{flag}");
                         total.1.push(seed);
                     }
                     if total.1.len() >= stop_after {
@@ -109,9 +125,24 @@ fn run(seeds: u64, from: u64, threads: u64, stop_after: usize) -> ExitCode {
     let Ok((total, failed)) = total.into_inner() else {
         return ExitCode::FAILURE;
     };
-    let faults: Vec<String> = (FAULTS.iter().zip(total.faults))
+    let names: &[&str] = if leases { &LEASE_FAULTS } else { &FAULTS };
+    let faults: Vec<String> = (names.iter().zip(total.faults))
         .map(|(name, count)| format!("{count} {name}"))
         .collect();
+    if leases {
+        println!(
+            "{} seeds of leases from {from} in {:.1} s: {} steps, {:.1} h, {} grants, {} losses; faults: {}; violations: {}",
+            total.seeds,
+            began.elapsed().as_secs_f64(),
+            total.steps,
+            total.ms as f64 / 3.6e6,
+            total.grants,
+            total.losses,
+            faults.join(", "),
+            failed.len(),
+        );
+        return ExitCode::from(u8::from(!failed.is_empty()));
+    }
     println!(
         "{} seeds from {from} in {:.1} s: {} steps, {:.1} h of the managers' time, {} commands, {} failovers, \
          {} recoveries, {} ends, {} resets, {} groups online at the end; faults: {}; violations: {}",

@@ -4,12 +4,14 @@
 //! A seed draws a configuration and what breaks (`options`); `mirror` is what the managers stand
 //! on, an abstract one that keeps the promises of docs/protocol.md; `world` runs it, `check` looks
 //! at both nodes from outside and counts for itself. docs/failover-design.md names the invariants.
+//! [`lease`] is a simulator of its own, of the right to run a group without a mirror.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 mod calm;
 pub mod check;
 mod faults;
+pub mod lease;
 mod machine;
 mod mirror;
 mod options;

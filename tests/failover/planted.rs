@@ -3,7 +3,7 @@
 use anstream::{eprintln, println};
 use kagami_failover::planted::Defect;
 
-use super::run_seed;
+use super::{lease, run_seed};
 
 #[cfg(planted)]
 fn plant(defect: Option<Defect>) {
@@ -27,7 +27,8 @@ pub fn run(only: Option<&str>, seeds: u64) -> u8 {
         }
         plant(Some(*defect));
         let caught = (0..seeds).find_map(|seed| {
-            let violation = run_seed(seed, false).violation?;
+            let violation = run_seed(seed, false).violation;
+            let violation = violation.or_else(|| lease::run_seed(seed, false).violation)?;
             Some((seed, violation))
         });
         plant(None);

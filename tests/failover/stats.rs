@@ -14,6 +14,17 @@ pub const FAULTS: [&str; 10] = [
     "resources broken",
 ];
 
+/// The kinds of fault of the simulator of leases, in the order of its `on_fault`.
+pub const LEASE_FAULTS: [&str; 7] = [
+    "node crashes",
+    "manager deaths",
+    "managers stopped",
+    "channels cut",
+    "channels cut one way",
+    "arbiters down",
+    "arbiters unreachable",
+];
+
 /// What was counted.
 #[derive(Clone, Debug, Default)]
 pub struct Stats {
@@ -27,6 +38,9 @@ pub struct Stats {
     pub ends: u64,
     pub resets: u64,
     pub online: u64,
+    /// Leases: how often the right was granted, and lost.
+    pub grants: u64,
+    pub losses: u64,
 }
 
 impl Stats {
@@ -43,5 +57,7 @@ impl Stats {
         self.ends += other.ends;
         self.resets += other.resets;
         self.online += other.online;
+        self.grants += other.grants;
+        self.losses += other.losses;
     }
 }

@@ -4,7 +4,7 @@
 use super::profile::Profile;
 use super::replay::Trace;
 use super::world::World;
-use super::{Outcome, run_seed, run_world};
+use super::{Outcome, run_profile, run_seed, run_world};
 
 fn assert_clean(outcome: &Outcome) {
     assert!(
@@ -21,6 +21,26 @@ fn seeds_that_found_a_bug_find_none() {
     for seed in [1697, 10291, 14388] {
         assert_clean(&run_seed(seed, Trace::off()));
     }
+}
+
+#[test]
+fn whoever_was_primary_meanwhile_carries_nobody() {
+    assert_clean(&run_profile(Profile::Guests, 2_005_948, Trace::off()));
+}
+
+#[test]
+fn whoever_left_cleanly_and_is_the_source_is_good_again() {
+    assert_clean(&run_profile(Profile::OldCopies, 2_023_127, Trace::off()));
+}
+
+#[test]
+fn a_guest_that_is_forced_waits_for_what_its_source_sent() {
+    assert_clean(&run_seed(2_042_746, Trace::off()));
+}
+
+#[test]
+fn whoever_is_alone_looks_at_the_register_after_a_refused_meeting() {
+    assert_clean(&run_profile(Profile::Forced, 2_023_548, Trace::off()));
 }
 
 #[test]

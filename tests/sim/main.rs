@@ -86,7 +86,7 @@ struct Planted {
     #[arg(long)]
     quick: bool,
     /// Seeds that a defect may take at most.
-    #[arg(long, default_value_t = 4000)]
+    #[arg(long, default_value_t = 8000)]
     seeds: u64,
     /// Threads.
     #[arg(long, default_value_t = 2)]

@@ -110,6 +110,8 @@ pub struct Node {
     pub unanswered: Vec<Op>,
     /// From when on the daemon wants a session.
     pub want: Option<Time>,
+    /// When it sent its last hello, ns.
+    pub greeted: u64,
     /// Counts deadlines, to tell a replaced one.
     pub timer: u64,
     /// What was seen of the daemon last.
@@ -185,6 +187,7 @@ impl Node {
             paused_until: 0,
             waiting: VecDeque::new(),
             slow: 1,
+            greeted: 0,
             version: SUPPORTED[0],
             unanswered: Vec::new(),
             want: None,

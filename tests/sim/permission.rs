@@ -87,6 +87,8 @@ impl World {
         let is_now = now.is_some_and(|now| (now.instance, now.seq) == (told.instance, told.seq));
         is_now
             && self.now - question.asked < waits
+            // A hello ends its attempt: it asks anew.
+            && question.asked > self.nodes[node].greeted
             && !told.copies.contains(&self.nodes[node].id)
             && self.status(node).is_some_and(|status| {
                 status.alone_by == Some("arbiter") && status.connection != Connection::Connected

@@ -82,9 +82,8 @@ fn profile(defect: Defect) -> Profile {
         D::AlwaysMarks | D::LoserByMarks | D::BadAheadWins => Profile::OldCopies,
         D::NoFreezeAtTheEnd => Profile::BusyEnd,
         D::NotNamedGoesOn => Profile::Forced,
-        D::GuestOutlivesAPrimary | D::GuestForgetsTheBoot | D::GuestWritesUnmarked => {
-            Profile::Guests
-        }
+        D::GuestOutlivesAPrimary | D::GuestWritesUnmarked => Profile::Guests,
+        D::CarriedOutlivesAPrimary => Profile::Carried,
         _ => Profile::General,
     }
 }

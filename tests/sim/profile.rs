@@ -44,6 +44,8 @@ pub enum Profile {
     Forced,
     /// The service goes home before its copy is in sync, and the source comes and goes meanwhile.
     Guests,
+    /// A Primary's disk fails, and whoever carries it comes and goes, or serves itself meanwhile.
+    Carried,
 }
 
 /// What a cause draws after it, on the same node.
@@ -83,6 +85,7 @@ impl Profile {
         Self::BusyEnd,
         Self::Forced,
         Self::Guests,
+        Self::Carried,
     ];
 
     /// What it is called on the command line.
@@ -100,6 +103,7 @@ impl Profile {
             Self::BusyEnd => "busy-end",
             Self::Forced => "forced",
             Self::Guests => "guests",
+            Self::Carried => "carried",
         }
     }
 
@@ -131,6 +135,7 @@ impl Profile {
             Self::BusyEnd => busy_end(o, rng),
             Self::Forced => forced(o, rng),
             Self::Guests => guests(o, rng),
+            Self::Carried => carried(o, rng),
         }
     }
 }
@@ -410,6 +415,38 @@ fn forced(o: &mut Options, rng: &mut Rng) {
         (Order::TakeOver, 4),
         (Order::Force, 4),
     ];
+}
+
+fn carried(o: &mut Options, rng: &mut Rng) {
+    small(o, rng);
+    timeouts(o, rng.pick(&[30, 60]));
+    o.settings.solo = rng.pick(&[Solo::Arbiter, Solo::Arbiter, Solo::Always]);
+    o.settings.protocol = rng.pick(&[Protocol::C, Protocol::C, Protocol::C, Protocol::B]);
+    o.settings.flush_after_ms = rng.pick(&[20, 1000]);
+    o.requests = 1500;
+    o.depth = rng.pick(&[1, 4]);
+    o.think_ns = 2 * MS;
+    o.fault_every_ns = Some(200 * MS);
+    // (A disk whose flush failed stays away for longer.)
+    o.faults = vec![
+        (Fault::FlushFails, 4),
+        (Fault::DiskFails, 2),
+        (Fault::LinkCut, 1),
+        (Fault::MachineCrashes, 3),
+    ];
+    let timeout_ns = o.settings.timeout_ms * MS;
+    o.faults_last_ns = Some(8 * timeout_ns);
+    o.order_every_ns = 20 * MS;
+    o.orders.push((Order::TakeOver, 6));
+    let cut = Cause::Fault(Fault::LinkCut);
+    let taken = Cause::Order(Order::TakeOver);
+    o.sequels = [Fault::FlushFails, Fault::DiskFails]
+        .map(|disk| sequel(Cause::Fault(disk), cut, 4 * timeout_ns, 80))
+        .into();
+    o.sequels.extend([
+        sequel(cut, taken, 6 * timeout_ns, 60),
+        sequel(taken, Cause::Order(Order::Demote), 3 * timeout_ns, 70),
+    ]);
 }
 
 fn guests(o: &mut Options, rng: &mut Rng) {

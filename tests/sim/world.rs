@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 
 use kagami_replicator::core::disk::DiskFault;
 use kagami_replicator::core::event::{Command, Event};
+use kagami_replicator::core::message::Message;
 use kagami_replicator::core::register::ArbiterAnswer;
 use kagami_replicator::core::state::{DiskId, MetaId, SessionId, Time};
 use kagami_replicator::core::{Action, Actions, TAGS};
@@ -491,7 +492,12 @@ impl World {
                 session,
                 class,
                 message,
-            } => self.send(node, session, class, &message)?,
+            } => {
+                if matches!(message, Message::Hello(_)) {
+                    self.nodes[node].greeted = self.now;
+                }
+                self.send(node, session, class, &message)?;
+            }
             Action::CloseSession { session, reason: _ } => self.close(session, node),
             Action::WantSession { from } => {
                 self.nodes[node].want = from;

@@ -297,7 +297,7 @@ at_exit() {
             tail -n 15 "$NODES/$node/log"
         done
         for node in "${!DAEMON[@]}"; do
-            [ "$node" = witness ] || { echo "-- status on $node"; timeout 10 "$KAGAMI" --config "$NODES/$node/kagami.toml" status 2>&1; } || :
+            [ "$node" = witness ] || { echo "-- status on $node"; on "$node" status 2>&1; } || :
         done
         if declare -F show_more >/dev/null; then show_more; fi
         echo '-- kernel, its last lines'

@@ -69,4 +69,19 @@ pub enum ArbiterVerb {
         #[arg(long, requires = "mirror")]
         replace: bool,
     },
+    /// Let an [arbiter.NAME] of the configuration, a witness or an etcd, decide for a mirror
+    #[command(
+        after_help = "Examples:\n  kagami arbiter use kv --mirror pg             # a mirror without an arbiter\n  kagami arbiter use kv --mirror pg --replace   # instead of the one it has"
+    )]
+    Use {
+        /// The NAME of an [arbiter.NAME] in this node's kagami.toml
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// Let this mirror's copies go on alone by its word (`solo = "arbiter"`)
+        #[arg(long, required = true)]
+        mirror: Vec<String>,
+        /// Take it instead of the arbiter that the mirror has; the copies must be in sync
+        #[arg(long)]
+        replace: bool,
+    },
 }

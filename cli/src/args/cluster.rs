@@ -7,6 +7,7 @@ use clap::{Args, Subcommand, ValueEnum, ValueHint};
 use kagami_failover::config::Severity;
 
 use super::{DangerArgs, time};
+use crate::commands::cluster::demo::{ClusterDemoArgs, DemoServiceArgs};
 
 /// `kagami cluster`
 #[derive(Debug, Subcommand)]
@@ -61,6 +62,14 @@ pub enum ClusterVerb {
     /// Stop all groups and reboot both machines
     #[command(after_help = "Example:\n  kagami cluster reboot --yes")]
     Reboot(EndArgs),
+    /// Show a failover cluster at work on this machine: moves, deaths and cuts under a real service
+    Demo(ClusterDemoArgs),
+    /// What `demo` keeps up where there is no database
+    #[command(
+        hide = true,
+        after_help = "Example:\n  kagami cluster demo-service --file /srv/records --listen 127.0.0.1:5432"
+    )]
+    DemoService(DemoServiceArgs),
 }
 
 /// `kagami cluster status`

@@ -1,29 +1,48 @@
-//! `kagami arbiter join`: a witness becomes known to this node, and decides for its mirrors.
+//! `kagami arbiter`: who decides which copy of this node's mirrors may go on alone.
+//!
+//! `join` makes this node known to a witness; `use` takes an arbiter that the configuration has, a witness or
+//! an etcd. Either can take the place of the one before.
 
+use std::rc::Rc;
+
+use kagami_replicator::shell::arbiter::raw::{RawRegister, RegisterId};
+use kagami_replicator::shell::etcd;
 use kagami_replicator::shell::identity::NodeKeys;
 use kagami_replicator::shell::pairing::{Purpose, Token};
-use kagami_replicator::shell::witness::enrol;
+use kagami_replicator::shell::witness::{self, enrol};
 
 use super::pair::token_failure;
 use super::witness::failure;
 use super::{Context, hand_over, key_folder, print_out, running, within};
 use crate::args::ArbiterVerb;
-use crate::config::Config;
 use crate::config::edit::Editor;
 use crate::config::keys::Section;
+use crate::config::{Arbiter, Config, Mirror};
 use crate::control::report::Condition;
+use crate::daemon::mirrors;
 use crate::exit::{DONE, Failure, Outcome};
 
-/// Enrols this node.
+/// Carries out one of the verbs.
 ///
 /// # Errors
-/// The token is wrong, the witness refuses, no such mirror.
+/// The token is wrong, the arbiter refuses or does not answer, no such mirror.
 pub async fn run(context: &Context, verb: ArbiterVerb) -> Outcome {
-    let ArbiterVerb::Join {
-        token,
-        mirror,
-        replace,
-    } = verb;
+    match verb {
+        ArbiterVerb::Join {
+            token,
+            mirror,
+            replace,
+        } => join(context, &token, &mirror, replace).await,
+        ArbiterVerb::Use {
+            name,
+            mirror,
+            replace,
+        } => take(context, &name, &mirror, replace).await,
+    }
+}
+
+/// Enrols this node at a witness.
+async fn join(context: &Context, token: &str, mirrors: &[String], replace: bool) -> Outcome {
     let token: Token = token
         .trim()
         .parse()
@@ -32,21 +51,21 @@ pub async fn run(context: &Context, verb: ArbiterVerb) -> Outcome {
         .require(Purpose::Witness)
         .map_err(|error| token_failure(&error))?;
     let config = context.config()?;
-    for name in &mirror {
-        let Some(found) = config.mirror(name) else {
-            return Err(Failure::refused(format!(
-                "there is no mirror {name} in {}\n  next: `kagami config show` names those there are",
-                context.file.display()
-            )));
-        };
-        if let Some(old) = found.arbiter.as_ref().filter(|old| **old != token.name) {
-            may_replace(context, &config, name, old, replace).await?;
-        }
-    }
+    may_decide(context, &config, &token.name, mirrors, replace).await?;
     if config.node.name == token.name || config.peer(&token.name).is_some() {
         return Err(Failure::refused(format!(
             "not enrolled: the witness is called {}, like a node of this configuration\n  next: an arbiter is a third machine; give it a name of its own (`name` in [node] there)",
             token.name
+        )));
+    }
+    if config
+        .arbiter(&token.name)
+        .is_some_and(|known| known.etcd.is_some())
+    {
+        return Err(Failure::refused(format!(
+            "not enrolled: the witness is called {0}, and [arbiter.{0}] of {1} is an etcd\n  next: give one of them another name",
+            token.name,
+            context.file.display()
         )));
     }
     let keys = NodeKeys::load_or_create(&key_folder(&config))
@@ -77,19 +96,101 @@ pub async fn run(context: &Context, verb: ArbiterVerb) -> Outcome {
         "fingerprints",
         list(vec![enrolled.fingerprint.to_string()]),
     );
-    for mirror in &mirror {
-        editor.set(Section::Mirror, mirror, "arbiter", name.as_str());
+    let first = format!("witness {name} is known to this node\n");
+    write(context, editor, name, mirrors, first).await
+}
+
+/// Takes an arbiter that the configuration has.
+async fn take(context: &Context, name: &str, mirrors: &[String], replace: bool) -> Outcome {
+    let config = context.config()?;
+    let Some(arbiter) = config.arbiter(name) else {
+        let known: Vec<_> = config.arbiters.iter().map(|one| &*one.name).collect();
+        return Err(Failure::refused(format!(
+            "there is no [arbiter.{name}] in {}{}\n  next: write one for an etcd (docs/arbiter.md has an example); a witness is added by `kagami arbiter join TOKEN`",
+            context.file.display(),
+            if known.is_empty() {
+                String::new()
+            } else {
+                format!(": there is {}", known.join(", "))
+            }
+        )));
+    };
+    may_decide(context, &config, name, mirrors, replace).await?;
+    for mirror in mirrors.iter().filter_map(|name| config.mirror(name)) {
+        // One that can't be asked would hold the mirror back as soon as the peer is lost.
+        let register = register(&config, arbiter, mirror).await?;
+        register.read().await.map_err(|why| {
+            Failure::refused(format!(
+                "mirror {}: arbiter not changed: {why}\n  next: put that right, then again",
+                mirror.name
+            ))
+        })?;
+    }
+    let first = format!("{} answers\n", arbiter.called());
+    write(context, Editor::open(&context.file)?, name, mirrors, first).await
+}
+
+/// A mirror's register at an arbiter.
+async fn register(
+    config: &Config,
+    arbiter: &Arbiter,
+    mirror: &Mirror,
+) -> Result<Rc<dyn RawRegister>, Failure> {
+    let id = RegisterId(u128::from_be_bytes(mirror.uuid));
+    if let Some(etcd) = arbiter.as_etcd() {
+        return Ok(etcd::Client::new(etcd::Remote::new(etcd), id));
+    }
+    let system = |error: &dyn std::fmt::Display| {
+        Failure::system(format!("witness {} can't be asked: {error}", arbiter.name))
+    };
+    let keys = NodeKeys::load_or_create(&key_folder(config)).map_err(|error| system(&error))?;
+    let remote = witness::Remote::new(&keys.current, mirrors::witness(arbiter).await)
+        .map_err(|error| system(&error))?;
+    Ok(witness::Client::new(remote, id, Vec::new()))
+}
+
+/// Whether these mirrors are there, and may have the arbiter `name`.
+async fn may_decide(
+    context: &Context,
+    config: &Config,
+    name: &str,
+    mirrors: &[String],
+    replace: bool,
+) -> Result<(), Failure> {
+    for mirror in mirrors {
+        let Some(found) = config.mirror(mirror) else {
+            return Err(Failure::refused(format!(
+                "there is no mirror {mirror} in {}\n  next: `kagami config show` names those there are",
+                context.file.display()
+            )));
+        };
+        if let Some(old) = found.arbiter.as_ref().filter(|old| **old != name) {
+            may_replace(context, config, mirror, old, replace).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes who decides for `mirrors`, lets the daemon know, and says so after `text`.
+async fn write(
+    context: &Context,
+    mut editor: Editor,
+    name: &str,
+    mirrors: &[String],
+    mut text: String,
+) -> Outcome {
+    for mirror in mirrors {
+        editor.set(Section::Mirror, mirror, "arbiter", name);
         editor.set(Section::Mirror, mirror, "solo", "arbiter");
     }
     let config = editor.save(&context.places)?;
     let handed = hand_over(&config).await?;
-    let mut text = format!("witness {name} is known to this node\n");
-    for mirror in &mirror {
+    for mirror in mirrors {
         text.push_str(&format!(
             "mirror {mirror}: solo = \"arbiter\", arbiter = \"{name}\": do the same on the other node\n"
         ));
     }
-    if mirror.is_empty() {
+    if mirrors.is_empty() {
         text.push_str(&format!(
             "next: write `solo = \"arbiter\"` and `arbiter = \"{name}\"` into a [mirror.NAME]\n"
         ));

@@ -38,6 +38,17 @@ const SHARED_MIRROR: &[&str] = &[
 ];
 /// Keys of the peer that both nodes should share.
 const SHARED_PEER: &[&str] = &["timeout", "ack-timeout"];
+/// Keys of the arbiter that both nodes should share. Not by what an etcd lets this node in: files of the
+/// other node are not named by this one.
+const SHARED_ARBITER: &[&str] = &[
+    "kind",
+    "addresses",
+    "fingerprints",
+    "endpoints",
+    "prefix",
+    "ca",
+    "timeout",
+];
 
 /// Where to wait, and how others reach that: ports of the system's choice, since the daemon may hold
 /// its own.
@@ -335,7 +346,7 @@ fn shared_settings(config: &Config, mirror: &Mirror) -> Vec<(String, String)> {
     }
     if let Some(arbiter) = &mirror.arbiter {
         settings.push(("mirror.arbiter".to_owned(), format!("\"{arbiter}\"")));
-        for key in ["addresses", "fingerprints", "timeout"] {
+        for key in SHARED_ARBITER {
             if let Some(entry) = config.sheet.entry(Section::Arbiter, arbiter, key)
                 && entry.line.is_some()
             {

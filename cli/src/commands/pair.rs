@@ -242,11 +242,17 @@ async fn join(context: &Context, args: &PairArgs, token: &str) -> Outcome {
         text.push_str(&format!("  config    {file}\n"));
         let joined = saved
             .mirror(&name)
-            .and_then(|mirror| mirror.arbiter.clone());
-        if let Some(arbiter) = joined {
-            text.push_str(&format!(
-                "next: let {arbiter} know this node: `kagami witness enrol` there, `kagami arbiter join` here\n"
-            ));
+            .and_then(|mirror| saved.arbiter(mirror.arbiter.as_deref()?));
+        match joined {
+            Some(arbiter) if arbiter.etcd.is_some() => text.push_str(&format!(
+                "next: give [arbiter.{}] what etcd knows this node by, if it asks for that: `certificate` and `key`, or `user` and `password-file`\n",
+                arbiter.name
+            )),
+            Some(arbiter) => text.push_str(&format!(
+                "next: let {} know this node: `kagami witness enrol` there, `kagami arbiter join` here\n",
+                arbiter.name
+            )),
+            None => {}
         }
         print_out(&text)?;
     }

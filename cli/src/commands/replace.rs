@@ -84,10 +84,19 @@ fn loss(report: &MirrorReport, peer: &Peer) -> String {
 }
 
 /// What an arbiter has to be told besides.
-fn at_the_arbiter(mirror: &Mirror, peer: &str) -> String {
-    mirror.arbiter.as_ref().map_or_else(String::new, |arbiter| {
-        format!("next: on {arbiter}: `kagami witness forget {peer}`\n")
-    })
+fn at_the_arbiter(config: &Config, mirror: &Mirror, peer: &str) -> String {
+    let arbiter = mirror.arbiter.as_ref();
+    match arbiter.and_then(|name| config.arbiter(name)) {
+        None => String::new(),
+        Some(arbiter) if arbiter.etcd.is_some() => format!(
+            "next: take {peer}'s user or certificate out of etcd {}\n",
+            arbiter.name
+        ),
+        Some(arbiter) => format!(
+            "next: on {}: `kagami witness forget {peer}`\n",
+            arbiter.name
+        ),
+    }
 }
 
 /// Puts a new node in the peer's place.
@@ -136,7 +145,7 @@ pub async fn replace(context: &Context, args: &ReplacePeerArgs) -> Outcome {
         taken.fingerprint,
         peer.name,
         taken.peer,
-        at_the_arbiter(mirror, &peer.name)
+        at_the_arbiter(&config, mirror, &peer.name)
     ))?;
     DONE
 }
@@ -181,7 +190,7 @@ pub async fn remove(context: &Context, args: &RemovePeerArgs) -> Outcome {
     print_out(&format!(
         "mirror {name}: {} is out: this node has the only copy\n  {role}; no permission is needed while there is no other copy\nnext: `kagami pair {name}` brings a second node, whenever that is\n{}",
         peer.name,
-        at_the_arbiter(mirror, &peer.name)
+        at_the_arbiter(&config, mirror, &peer.name)
     ))?;
     DONE
 }

@@ -5,13 +5,15 @@
 
 use std::rc::Rc;
 
+use kagami_failover::config::Cluster;
+use kagami_failover::right::register;
 use kagami_replicator::shell::identity::{Fingerprint, NodeKeys};
 use kagami_replicator::shell::witness::wire::{Op, Outcome as Answered, Reason, Request};
-use kagami_replicator::shell::witness::{ClientConfig, RegisterId, Remote};
+use kagami_replicator::shell::witness::{RegisterId, Remote};
 use serde_json::json;
 
-use super::{Context, key_folder, print_json, print_out, unexpected};
-use crate::config::{Arbiter, Config};
+use super::{Context, cluster, key_folder, print_json, print_out, unexpected};
+use crate::config::{Arbiter, Config, Peer};
 use crate::control::message::{Answer, Ask};
 use crate::daemon::mirrors;
 use crate::exit::{DONE, Failure, Outcome};
@@ -32,7 +34,9 @@ pub async fn run(context: &Context, as_json: bool) -> Outcome {
         Some(next) => next.fingerprint(),
         None => keys.prepare_next().map_err(|error| system(&error))?,
     };
-    for arbiter in &config.arbiters {
+    // etcd does not know nodes by these keys.
+    let witnesses = || config.arbiters.iter().filter(|one| one.etcd.is_none());
+    for arbiter in witnesses() {
         at_arbiter(&config, arbiter, &keys, next).await?;
     }
     match client.ask(Ask::Rotate).await? {
@@ -47,7 +51,7 @@ pub async fn run(context: &Context, as_json: bool) -> Outcome {
             for peer in &peers {
                 text.push_str(&format!("  {peer} knows it\n"));
             }
-            for arbiter in &config.arbiters {
+            for arbiter in witnesses() {
                 text.push_str(&format!("  arbiter {} knows it\n", arbiter.name));
             }
             text.push_str(&format!(
@@ -61,7 +65,8 @@ pub async fn run(context: &Context, as_json: bool) -> Outcome {
     }
 }
 
-/// Lets an arbiter know the next key, and binds the registers of this node's mirrors to it, too.
+/// Lets an arbiter know the next key, and binds the registers of this node's mirrors and groups to it,
+/// too.
 async fn at_arbiter(
     config: &Config,
     arbiter: &Arbiter,
@@ -74,16 +79,8 @@ async fn at_arbiter(
             arbiter.name
         ))
     };
-    let remote = Remote::new(
-        &keys.current,
-        ClientConfig {
-            name: arbiter.name.clone(),
-            addresses: mirrors::resolve(&arbiter.addresses).await,
-            fingerprints: mirrors::fingerprints(&arbiter.fingerprints),
-            timeout: arbiter.timeout,
-        },
-    )
-    .map_err(|error| failed(&error))?;
+    let remote = Remote::new(&keys.current, mirrors::witness(arbiter).await)
+        .map_err(|error| failed(&error))?;
     ask(&remote, 0, Op::Succeed { key: next })
         .await
         .map_err(|why| failed(&why))?;
@@ -106,7 +103,40 @@ async fn at_arbiter(
             .await
             .map_err(|why| failed(&format!("mirror {}: {why}", mirror.name)))?;
     }
+    for (group, register, other) in groups_at(config, arbiter) {
+        let theirs = mirrors::fingerprints(&other.fingerprints)
+            .into_iter()
+            .take(2);
+        let members = [keys.current.fingerprint(), next].into_iter().chain(theirs);
+        let op = Op::Bind {
+            members: members.collect(),
+        };
+        ask(&remote, register, op)
+            .await
+            .map_err(|why| failed(&format!("group {group}: {why}")))?;
+    }
     Ok(())
+}
+
+/// The groups without a mirror whose registers are at this arbiter, by the cluster's file, with the
+/// node that they are shared with. A node without such a file has none.
+fn groups_at<'a>(config: &'a Config, arbiter: &Arbiter) -> Vec<(String, u128, &'a Peer)> {
+    let file = cluster::file(&config.file);
+    let Ok(text) = std::fs::read_to_string(&file) else {
+        return Vec::new();
+    };
+    let Ok(found) = Cluster::parse(&file, &text) else {
+        return Vec::new();
+    };
+    let other = found.nodes.iter().find(|node| **node != config.node.name);
+    let other = other.and_then(|node| config.peer(node));
+    let Some(other) = other.filter(|_| found.arbiter.name.as_ref() == Some(&arbiter.name)) else {
+        return Vec::new();
+    };
+    let without = found.groups.iter().filter(|g| g.mirrors().next().is_none());
+    without
+        .map(|group| (group.name.clone(), register::id(&found, &group.name), other))
+        .collect()
 }
 
 async fn ask(remote: &Rc<Remote>, register: u128, op: Op) -> Result<(), String> {

@@ -9,13 +9,14 @@ use std::path::{Path, PathBuf};
 
 use super::fault::Fault;
 use super::keys::{self, Section};
-use super::{Config, Latency, Solo};
+use super::{Config, Solo, arbiter};
 
 /// Everything that is wrong, sorted by line.
 pub fn check(config: &Config) -> Vec<Fault> {
     let mut faults = Vec::new();
     names(config, &mut faults);
     references(config, &mut faults);
+    arbiter::check(config, &mut faults);
     solo(config, &mut faults);
     stores(config, &mut faults);
     sockets(config, &mut faults);
@@ -23,7 +24,6 @@ pub fn check(config: &Config) -> Vec<Fault> {
     uuids(config, &mut faults);
     keys_apart(config, &mut faults);
     nbd(config, &mut faults);
-    latencies(config, &mut faults);
     faults.sort_by_key(|fault| fault.line);
     faults
 }
@@ -127,7 +127,7 @@ fn solo(config: &Config, faults: &mut Vec<Fault>) {
         if mirror.solo == Solo::Arbiter && mirror.arbiter.is_none() {
             let next = match config.arbiters.first() {
                 Some(arbiter) => format!("add `arbiter = \"{}\"`", arbiter.name),
-                None => "add `arbiter = \"NAME\"` and an [arbiter.NAME] with its addresses and fingerprints (on a third machine: `kagami witness`), or write solo = \"never\"".to_owned(),
+                None => "add `arbiter = \"NAME\"` and an [arbiter.NAME] with its addresses and fingerprints (on a third machine: `kagami witness`) or an etcd's endpoints, or write solo = \"never\"".to_owned(),
             };
             faults.push(Fault::at(
                 config.sheet.line(Section::Mirror, &mirror.name, "solo"),
@@ -279,19 +279,6 @@ fn keys_apart(config: &Config, faults: &mut Vec<Fault>) {
                 config.sheet.line(section, name, "fingerprints"),
                 format!("{heading} fingerprints: the key is that of {other}"),
                 next,
-            ));
-        }
-    }
-}
-
-/// The controller compares with what it measured without a resynchronisation.
-fn latencies(config: &Config, faults: &mut Vec<Fault>) {
-    for mirror in &config.mirrors {
-        if let Latency::Time(_) = mirror.resync.latency_target {
-            faults.push(Fault::at(
-                config.sheet.line(Section::Resync, &mirror.name, "latency-target"),
-                format!("[mirror.{}.resync] latency-target: a time can't be held to yet, only a multiple", mirror.name),
-                "write a multiple like \"2x\" (of the latency without a resynchronisation)",
             ));
         }
     }

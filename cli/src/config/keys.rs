@@ -121,6 +121,8 @@ pub enum Kind {
         /// Host names are allowed.
         names: bool,
     },
+    /// A list of `https://host:port` or `http://host:port`.
+    Endpoints,
     /// A list of `sha256:…`, at most two (a second one while a key is rotated).
     Fingerprints,
     /// `"unlimited"` or bytes per second.
@@ -224,6 +226,9 @@ impl Kind {
                 .join(", "),
             Self::Addresses { names: false } => "a list of `\"address:port\"`".to_owned(),
             Self::Addresses { names: true } => "a list of `\"address-or-name:port\"`".to_owned(),
+            Self::Endpoints => {
+                "a list of `\"https://address-or-name:port\"`, or of `\"http://…\"`".to_owned()
+            }
             Self::Fingerprints => "a list of one or two `\"sha256:…\"`".to_owned(),
             Self::Rate => "`\"unlimited\"` or a rate, like `\"100MiB/s\"`".to_owned(),
             Self::Latency => "a multiple, like `\"2x\"`, or a time, like `\"5ms\"`".to_owned(),

@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub mod arbiter;
 pub mod check;
 pub mod disks;
 pub mod document;
@@ -22,6 +23,7 @@ pub mod read;
 pub mod show;
 pub mod value;
 
+pub use arbiter::{Arbiter, Etcd};
 pub use fault::{ConfigError, Fault};
 pub use value::Latency;
 
@@ -172,19 +174,6 @@ pub struct Peer {
     pub timeout: Duration,
     /// A write left unanswered for this long ends the session.
     pub ack_timeout: Duration,
-}
-
-/// `[arbiter.NAME]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Arbiter {
-    /// Its name.
-    pub name: String,
-    /// `address:port` or `name:port`.
-    pub addresses: Vec<String>,
-    /// `sha256:…`
-    pub fingerprints: Vec<String>,
-    /// A question is asked again after this long.
-    pub timeout: Duration,
 }
 
 /// `[nbd]`
@@ -506,17 +495,6 @@ impl Peer {
             fingerprints: fields.list("fingerprints"),
             timeout: fields.time("timeout"),
             ack_timeout: fields.time("ack-timeout"),
-        }
-    }
-}
-
-impl Arbiter {
-    fn from_fields(fields: &Fields<'_>) -> Self {
-        Self {
-            name: fields.name.to_owned(),
-            addresses: fields.list("addresses"),
-            fingerprints: fields.list("fingerprints"),
-            timeout: fields.time("timeout"),
         }
     }
 }

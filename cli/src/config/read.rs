@@ -359,7 +359,9 @@ impl Reader<'_> {
 /// A default, as the file would have it.
 pub fn default_entry(key: &Key, text: &str) -> Entry {
     let item: Item = match key.kind {
-        Kind::Addresses { .. } | Kind::Fingerprints => toml_edit::Array::from_iter([text]).into(),
+        Kind::Addresses { .. } | Kind::Endpoints | Kind::Fingerprints => {
+            toml_edit::Array::from_iter([text]).into()
+        }
         Kind::Flag => (text == "true").into(),
         Kind::Number { .. } => text
             .parse::<i64>()
@@ -477,6 +479,7 @@ fn value_of(key: &Key, item: &Item) -> Result<Value, (String, String)> {
             Err((format!("`{word}` is not one of the choices"), next))
         }
         Kind::Addresses { names } => list(item, key, |text| check_address(text, names)),
+        Kind::Endpoints => list(item, key, check_endpoint),
         Kind::Fingerprints => {
             let value = list(item, key, check_fingerprint)?;
             if matches!(&value, Value::List(prints) if prints.len() > 2) {
@@ -578,6 +581,19 @@ fn check_address(text: &str, names: bool) -> Result<(), (String, String)> {
     Err((format!("`{text}` is not an address with a port"), right))
 }
 
+/// An address with a port, and before it how it is spoken to.
+fn check_endpoint(text: &str) -> Result<(), (String, String)> {
+    let right = "write \"https://10.0.0.3:2379\", or \"http://10.0.0.3:2379\" for clear text";
+    let wrong = |what: String| Err((what, right.to_owned()));
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return wrong(format!("`{text}` does not say https:// or http://"));
+    };
+    if !matches!(scheme, "https" | "http") {
+        return wrong(format!("`{text}`: etcd does not speak {scheme}://"));
+    }
+    check_address(rest, true).or_else(|(what, _)| wrong(what))
+}
+
 /// `sha256:` and 64 hexadecimal digits.
 fn check_fingerprint(text: &str) -> Result<(), (String, String)> {
     match text.strip_prefix("sha256:").map(value::parse_hex::<32>) {
@@ -607,7 +623,7 @@ fn article(kind: Kind) -> &'static str {
         Kind::Time { .. } => "a time",
         Kind::Number { .. } => "a whole number",
         Kind::Choice(_) => "one of the choices",
-        Kind::Addresses { .. } | Kind::Fingerprints => "a list",
+        Kind::Addresses { .. } | Kind::Endpoints | Kind::Fingerprints => "a list",
         Kind::Rate => "a rate",
         Kind::Latency => "a latency",
         Kind::Uuid => "a uuid",

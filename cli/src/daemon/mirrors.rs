@@ -129,6 +129,7 @@ impl Mirrors {
                 refused.insert(mirror.name.clone(), why.to_string());
             }
         }
+        warn_of_clear_text(config);
         let closing = watch::Sender::new(false);
         let (served, fronts) = front_ends(config, &shell, &refused, tls.as_ref(), &closing).await;
         attachments.resume().await;
@@ -435,14 +436,37 @@ async fn arbiter(config: &Config, mirror: &config::Mirror) -> ArbiterConfig {
     else {
         return ArbiterConfig::None;
     };
-    ArbiterConfig::Witness {
-        witness: ClientConfig {
-            name: arbiter.name.clone(),
-            addresses: resolve(&arbiter.addresses).await,
-            fingerprints: fingerprints(&arbiter.fingerprints),
-            timeout: arbiter.timeout,
+    match arbiter.as_etcd() {
+        Some(etcd) => ArbiterConfig::Etcd {
+            etcd,
+            register: None,
         },
-        register: None,
+        None => ArbiterConfig::Witness {
+            witness: witness(arbiter).await,
+            register: None,
+        },
+    }
+}
+
+/// A witness as it is asked.
+pub async fn witness(arbiter: &config::Arbiter) -> ClientConfig {
+    ClientConfig {
+        name: arbiter.name.clone(),
+        addresses: resolve(&arbiter.addresses).await,
+        fingerprints: fingerprints(&arbiter.fingerprints),
+        timeout: arbiter.timeout,
+    }
+}
+
+/// Tells of each arbiter that is asked in clear text.
+fn warn_of_clear_text(config: &Config) {
+    for etcd in config.arbiters.iter().filter_map(config::Arbiter::as_etcd) {
+        if etcd.is_clear_text() {
+            warn!(
+                arbiter = etcd.name,
+                "etcd is asked in clear text: whoever is on the way can change what it says of who may go on alone; use https:// and certificates"
+            );
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kagami_replicator::core::settings::{
-    AfterSb0, AfterSb1, AfterSb2, BothStalePolicy, Settings, SplitBrainPolicy,
+    AfterSb0, AfterSb1, AfterSb2, BothStalePolicy, LatencyTarget, Settings, SplitBrainPolicy,
 };
 use kagami_replicator::core::state;
 
@@ -39,9 +39,11 @@ pub fn of(config: &Config, mirror: &Mirror) -> Settings {
         flush_after_ms: ms(mirror.flush_after),
         resync_window: mirror.resync.window,
         resync_max_rate: mirror.resync.max_rate,
-        resync_latency_percent: match mirror.resync.latency_target {
-            Latency::Percent(percent) => percent,
-            Latency::Time(_) => defaults.resync_latency_percent,
+        resync_latency: match mirror.resync.latency_target {
+            Latency::Percent(percent) => LatencyTarget::Percent(percent),
+            Latency::Time(time) => {
+                LatencyTarget::Nanoseconds(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
+            }
         },
         checksum_first: mirror.resync.checksum_first,
         split_brain: SplitBrainPolicy {

@@ -16,6 +16,8 @@ use kagami_failover::manager::alerts::Alerts;
 use kagami_failover::manager::{ALERTS, CommandError, Handle, kept_alerts};
 use kagami_failover::place::Place;
 use kagami_failover::resource::files;
+use kagami_failover::right::lease::Word;
+use kagami_failover::right::tenancy::{Answers, Promises};
 use tokio::sync::broadcast;
 
 /// The desk of one life of a manager.
@@ -39,12 +41,23 @@ pub struct Office {
     pub channel: Channel,
     /// What this node has.
     pub place: Arc<Place>,
+    /// What answers the other manager that asks for a promise; `None`: there is no arbiter.
+    pub promises: Option<Promises>,
+    /// Whether the arbiter answers.
+    pub arbiter: Answers,
 }
 
 impl Office {
     /// Answers the other manager.
     pub async fn answer(&self, ask: PeerAsk) -> PeerAnswer {
         match ask {
+            PeerAsk::Lease(ask) => {
+                if let Some(promises) = &self.promises {
+                    return promises.answer(ask).await;
+                }
+                let why = "its configuration has no arbiter".to_owned();
+                PeerAnswer::Lease(ask.nonce, Word::Silent(why))
+            }
             PeerAsk::Control(ask) => PeerAnswer::Control(answer_peer(self, ask).await),
             PeerAsk::Files {
                 group,
@@ -83,11 +96,13 @@ impl Desk for Office {
         let (cluster, me) = (Arc::clone(&self.cluster), self.me);
         let seen = self.handle.look(move |core| view::of(core, &cluster, me));
         // A manager that has just ended knows nothing any more.
-        seen.await.unwrap_or_else(|| NodeView {
+        let mut view = seen.await.unwrap_or_else(|| NodeView {
             node: self.cluster.nodes[self.me].clone(),
             revision: self.cluster.revision,
             ..NodeView::default()
-        })
+        });
+        view.arbiter = self.arbiter.get();
+        view
     }
 
     async fn command(&self, command: Command) -> Result<(), Refused> {

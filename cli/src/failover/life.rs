@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use kagami_failover::channel::{self, Channel, PeerAnswer, PeerAsk};
 use kagami_failover::clock;
-use kagami_failover::config::{Cluster, Ms, Severity};
+use kagami_failover::config::{ArbiterKind, Cluster, Ms, Severity};
 use kagami_failover::control::server::{Socket, serve};
 use kagami_failover::core::durable::EndKind;
 use kagami_failover::core::environment::Host;
@@ -22,7 +22,8 @@ use kagami_failover::manager::{self, ALERTS, Ended, Handle, Parts};
 use kagami_failover::notify::{self, Trust};
 use kagami_failover::place::{FileChannel, Pending, Place, Watchdog};
 use kagami_failover::resource::files::Image;
-use kagami_failover::right::keeper::Keeper;
+use kagami_failover::right::keeper::{ControlGroupOf, Keeper};
+use kagami_failover::right::tenancy::{Outside, Tenancy};
 use kagami_failover::watch_list::{Seen, WatchList};
 use kagami_replicator::shell::identity::NodeKeys;
 use kagami_replicator::shell::tls::{Admit, Pins, client_config, server_config};
@@ -33,6 +34,7 @@ use tracing::{error, info, warn};
 
 use super::desk::Office;
 use super::mirrors::Daemon;
+use super::registers::{self, AtArbiter};
 use super::{key_file, make_folder, run_folder, state};
 use crate::args::FailoverArgs;
 use crate::commands::{Context, cluster, key_folder};
@@ -219,9 +221,7 @@ impl FileChannel for Way {
         Box::pin(async move {
             match self.0.ask(&ask).await? {
                 PeerAnswer::Files(installed) => installed,
-                other @ PeerAnswer::Control(_) => {
-                    Err(format!("the other node answered something else: {other:?}"))
-                }
+                other => Err(format!("the other node answered something else: {other:?}")),
             }
         })
     }
@@ -276,13 +276,42 @@ async fn live(
     let (handle, inputs) = manager::channel();
     let heartbeats = Heartbeats::start(&cluster, me, &key, &handle.listener());
     let heartbeats = heartbeats.map_err(|e| system("heartbeats", &e))?;
-    let control_group = {
+    let control_group: ControlGroupOf = {
         let place = Arc::clone(&place);
         Arc::new(move |group: &str| place.group_control_group(group))
     };
+    if cluster.arbiter.kind != ArbiterKind::None
+        && let Some(name) = &cluster.arbiter.name
+        && config.arbiter(name).is_none()
+    {
+        handle.alert(Alert {
+            severity: Severity::Error,
+            object: Object::Cluster,
+            what: format!("arbiter {name} is not asked by this node's manager"),
+            cause: registers::missing(config, name),
+        });
+    }
+    let registers = AtArbiter::start(config, &cluster, &cluster.nodes[1 - me]);
+    let outside = Outside {
+        registers: Arc::new(registers.map_err(|e| system("a thread for the arbiter", &e))?),
+        channel: channel.clone(),
+        state: state.clone(),
+        boot,
+    };
+    let tenancy = Tenancy::start(
+        &cluster,
+        me,
+        outside,
+        guards.clone(),
+        Arc::clone(&control_group),
+        handle.clone(),
+    );
+    let promises = tenancy.as_ref().map(Tenancy::promises);
+    let arbiter = tenancy.as_ref().map(Tenancy::answers).unwrap_or_default();
     let rights = Keeper::start(
         Arc::clone(&cluster),
         daemon,
+        tenancy,
         guards,
         lost,
         control_group,
@@ -298,6 +327,8 @@ async fn live(
         alerts: alerts.clone(),
         channel,
         place: Arc::clone(&place),
+        promises,
+        arbiter,
     });
     let mut tasks = JoinSet::new();
     if let Some(server) = server {

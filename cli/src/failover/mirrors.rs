@@ -79,8 +79,18 @@ impl Mirrors for Daemon {
         mirror: &str,
         force: bool,
     ) -> impl Future<Output = Result<(), String>> + Send + 'static {
-        let order = Order::Demote { force };
-        Self::order(self.control.clone(), mirror.to_owned(), order)
+        let (control, mirror) = (self.control.clone(), mirror.to_owned());
+        async move {
+            let demote = || Self::order(control.clone(), mirror.clone(), Order::Demote { force });
+            if demote().await.is_ok() {
+                return Ok(());
+            }
+            // A daemon that was started again has taken its device back, and nothing of the group runs here. One that
+            // somebody else uses is refused.
+            let detach = Order::Detach { force: false };
+            Self::order(control.clone(), mirror.clone(), detach).await?;
+            demote().await
+        }
     }
 
     fn watch(&self, mirrors: Vec<String>, take_in_hand: bool) -> UnboundedReceiver<Word> {

@@ -3,12 +3,13 @@
 //!
 //! [`mirrors`] asks the daemon, [`desk`] answers commands and the other node's manager, [`life`] runs a
 //! manager after the other for as long as one begins with the groups as they are, [`guard`] is the
-//! guard's process.
+//! guard's process, [`registers`] asks the arbiter for groups without a mirror.
 
 pub mod desk;
 pub mod guard;
 pub mod life;
 pub mod mirrors;
+pub mod registers;
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt as _;

@@ -4,6 +4,7 @@
 
 mod clients;
 mod crashes;
+mod etcd;
 mod guests;
 mod keys;
 mod life;

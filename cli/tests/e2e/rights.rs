@@ -14,7 +14,7 @@ use kagami_failover::right::{MARGIN, Mirrors as _, Word};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::timeout;
 
-use crate::support::{DEADLINE, get, laid_out, noise, ok, pair, put, until, up};
+use crate::support::{DEADLINE, get, laid_out, noise, ok, pair, put, registered, until, up};
 
 fn daemon(node: &Node) -> Daemon {
     let config = Config::load(&node.config()).unwrap_or_else(|e| panic!("{e}"));
@@ -155,6 +155,7 @@ fn a_primary_without_peer_and_arbiter_seeks_permission_and_its_lease_has_ended()
     let alpha = daemon(&pair.nodes.alpha);
     let mut words = listen(&alpha, false);
     said(&mut words, "a session", is_session);
+    registered(&pair);
     ok(pair.nodes.witness.as_mut().expect("a witness").kill());
     said(
         &mut words,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kagami::commands::bench::client::Client;
 use kagami::commands::demo::DemoError;
-use kagami::commands::demo::node::Node;
+use kagami::commands::demo::node::{Node, wait_until};
 use kagami::commands::demo::scratch::{self, MIRROR, Scratch, Wanted};
 use kagami::control::report::{Condition, MirrorReport};
 
@@ -113,6 +113,26 @@ pub fn until(node: &mut Node, condition: Condition) -> MirrorReport {
     ok(node.wait(MIRROR, condition.word(), DEADLINE, |state| {
         state.condition == condition
     }))
+}
+
+/// Waits until the witness keeps a register: it is made in sync, names both copies, and until then nobody is
+/// let go on.
+pub fn registered(pair: &Pair) {
+    let witness = pair.nodes.witness.as_ref().expect("a witness");
+    let registers = witness.folder().join("witness").join("registers");
+    let is_there = || {
+        let files = std::fs::read_dir(&registers).ok()?;
+        let whole = files
+            .flatten()
+            .find(|file| file.path().extension().is_none());
+        whole.map(drop)
+    };
+    ok(wait_until(
+        witness.name(),
+        "a register of both copies",
+        DEADLINE,
+        is_there,
+    ));
 }
 
 /// A command that must end with `code`; its standard error.

@@ -121,9 +121,9 @@ impl<'c> Check<'c> {
                 let next = "add name = \"NAME\", as in [arbiter.NAME] of each node's kagami.toml";
                 self.fault(at, "kind: a witness without `name`", next);
             }
-            ArbiterKind::Etcd if arbiter.endpoints.is_empty() => {
-                let next = "add endpoints = [\"https://10.0.0.3:2379\"]";
-                self.fault(at, "kind: etcd without `endpoints`", next);
+            ArbiterKind::Etcd if arbiter.name.is_none() => {
+                let next = "add name = \"NAME\", as in [arbiter.NAME] with kind = \"etcd\" of each node's kagami.toml";
+                self.fault(at, "kind: etcd without `name`", next);
             }
             _ => {}
         }

@@ -48,13 +48,12 @@ fn an_hour() -> Ms {
 pub struct Arbiter {
     /// What it is.
     pub kind: ArbiterKind,
-    /// A witness: the NAME of an `[arbiter.NAME]` of each node's kagami.toml.
+    /// A witness or an etcd: the NAME of an `[arbiter.NAME]` of each node's kagami.toml, which says where
+    /// it is.
     pub name: Option<String>,
-    /// etcd: its endpoints.
+    /// etcd: its endpoints again, so that a check of this file alone sees that it is no node of the cluster.
     #[serde(default)]
     pub endpoints: Vec<String>,
-    /// etcd: what the keys begin with.
-    pub prefix: Option<String>,
     /// A node that reaches none of these addresses does not take over.
     #[serde(default)]
     pub ping: Vec<IpAddr>,

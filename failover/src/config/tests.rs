@@ -376,17 +376,17 @@ fn an_arbiter_is_a_third_machine() {
         "http://127.0.0.1:2379",
         "http://[::1]:2379",
     ] {
-        let new = format!("kind = \"etcd\"\nendpoints = [\"{endpoint}\"]");
+        let new = format!("kind = \"etcd\"\nname = \"kv\"\nendpoints = [\"{endpoint}\"]");
         replaced(
             etcd,
             &new,
             &["an arbiter that is one of the two nodes", endpoint],
         );
     }
-    replaced(etcd, "kind = \"etcd\"", &["etcd without `endpoints`"]);
+    replaced(etcd, "kind = \"etcd\"", &["etcd without `name`"]);
     parse(&small("").replacen(
         etcd,
-        "kind = \"etcd\"\nendpoints = [\"http://10.0.0.3:2379\"]",
+        "kind = \"etcd\"\nname = \"kv\"\nendpoints = [\"http://10.0.0.3:2379\"]",
         1,
     ))
     .unwrap_or_else(|error| panic!("{error}"));
@@ -402,6 +402,26 @@ fn an_arbiter_is_a_third_machine() {
     told(
         &refused_with(&small(""), &facts),
         &["node alpha has no [arbiter.gamma]"],
+    );
+    // What it is, and where an etcd is, too.
+    let at = |place: &str| {
+        Some(BTreeMap::from([(
+            "gamma".to_owned(),
+            vec![place.to_owned()],
+        )]))
+    };
+    facts.nodes.entry("alpha".to_owned()).or_default().arbiters = at("https://10.0.0.3:2379");
+    told(
+        &refused_with(&small(""), &facts),
+        &["kind: [arbiter.gamma] in node alpha's kagami.toml is an etcd"],
+    );
+    let named = small("").replacen(etcd, "kind = \"etcd\"\nname = \"gamma\"", 1);
+    Cluster::parse_with(Path::new("cluster.toml"), &named, &facts)
+        .unwrap_or_else(|error| panic!("{error}"));
+    facts.nodes.entry("alpha".to_owned()).or_default().arbiters = at("https://10.0.0.2:2379");
+    told(
+        &refused_with(&named, &facts),
+        &["name: https://10.0.0.2:2379 is an address of node beta"],
     );
 }
 

@@ -33,7 +33,9 @@ pub fn merge(
             ArbiterKind::Witness => {
                 format!("witness {}", cluster.arbiter.name.as_deref().unwrap_or("?"))
             }
-            ArbiterKind::Etcd => "etcd".to_owned(),
+            ArbiterKind::Etcd => {
+                format!("etcd {}", cluster.arbiter.name.as_deref().unwrap_or("?"))
+            }
             ArbiterKind::None => "none".to_owned(),
         },
         arbiter_answers: mine.arbiter,

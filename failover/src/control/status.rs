@@ -221,7 +221,7 @@ pub struct ClusterReport {
     pub local: String,
     /// Nobody acts; the services go on.
     pub suspended: bool,
-    /// What decides when the nodes do not hear each other: `witness NAME`, `etcd`, `none`.
+    /// What decides when the nodes do not hear each other: `witness NAME`, `etcd NAME`, `none`.
     pub arbiter: String,
     /// Whether the arbiter answers; none: not known.
     pub arbiter_answers: Option<bool>,

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep;
 
 use super::message::{LINE_MAX, Request, Say, Want, Watched};
+use crate::core::Time;
 
 /// A guard that was started answers within some of these.
 const AGAIN: Duration = Duration::from_millis(50);
@@ -93,22 +94,46 @@ impl Guards {
         (guards, told)
     }
 
-    async fn ask(&self, want: Want) -> bool {
+    /// Asks now; the answer comes when it is waited for, or not.
+    fn begin(&self, want: Want) -> oneshot::Receiver<bool> {
         let (answer, answered) = oneshot::channel();
         let _ = self.asks.send(Asked { want, answer });
+        answered
+    }
+
+    async fn ask(&self, want: Want) -> bool {
         // The task ends only with its handles.
-        answered.await.unwrap_or(true)
+        self.begin(want).await.unwrap_or(true)
     }
 
     /// Has a group watched; waits until it is.
     pub async fn arm(&self, watched: &Watched) -> Armed {
+        self.begin_arm(watched).await
+    }
+
+    /// The same; it is asked for before this returns, and so in the order of calls.
+    pub fn begin_arm(&self, watched: &Watched) -> impl Future<Output = Armed> + Send + 'static {
         let watched = watched.clone();
         let held = false;
-        if self.ask(Want::Arm { watched, held }).await {
-            Armed::Stopping
-        } else {
-            Armed::Watching
+        let armed = self.begin(Want::Arm { watched, held });
+        async move {
+            match armed.await {
+                Ok(false) => Armed::Watching,
+                Ok(true) | Err(_) => Armed::Stopping,
+            }
         }
+    }
+
+    /// The lease of a group without a mirror that is watched ends then, and not before.
+    pub fn extend(&self, group: &str, ends: Time) {
+        let group = group.to_owned();
+        let ends_ms = ends.0;
+        drop(self.begin(Want::Extend { group, ends_ms }));
+    }
+
+    /// As [`Self::disarm`], in the order of calls; it is not waited for.
+    pub fn begin_disarm(&self, group: &str) {
+        drop(self.begin(Want::Disarm(group.to_owned())));
     }
 
     /// Nothing of a group runs here any more.
@@ -220,6 +245,11 @@ impl Client {
         match &asked.want {
             Want::Disarm(group) => {
                 self.armed.remove(group);
+            }
+            Want::Extend { group, ends_ms } => {
+                if let Some(watched) = self.armed.get_mut(group) {
+                    watched.lease_ends_ms = Some(*ends_ms);
+                }
             }
             Want::Arm { .. } | Want::Alive(_) => {}
         }

@@ -200,6 +200,7 @@ mod tests {
             addresses: Vec::new(),
             margin_ms: 1,
             bound_ms: 1,
+            lease_ends_ms: None,
         };
         for frozen in [true, false] {
             machine.freeze(&watched, frozen).expect("written");

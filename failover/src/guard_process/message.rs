@@ -23,6 +23,9 @@ pub struct Watched {
     pub margin_ms: u64,
     /// How long the group may then take to stop, in milliseconds.
     pub bound_ms: u64,
+    /// Of a group without a mirror: the end of its lease, on the clock that both processes read.
+    #[serde(default)]
+    pub lease_ends_ms: Option<u64>,
 }
 
 /// What the manager wants.
@@ -35,6 +38,13 @@ pub enum Want {
         watched: Watched,
         /// The right is held: it counts before the daemon has said so.
         held: bool,
+    },
+    /// The lease of a group without a mirror ends later than was said.
+    Extend {
+        /// Which.
+        group: String,
+        /// When, on the clock that both processes read.
+        ends_ms: u64,
     },
     /// Nothing of a group runs here any more.
     Disarm(String),

@@ -148,6 +148,13 @@ impl<M: Mirrors, D: Deeds> Server<M, D> {
             Input::Request(from, Request { id, want }) => {
                 let stopping = match want {
                     Want::Arm { watched, held } => self.arm(watched, held),
+                    Want::Extend { group, ends_ms } => {
+                        let group = self.groups.get_mut(&group);
+                        group.is_some_and(|group| {
+                            group.basis.extend(Time(ends_ms));
+                            group.guard.is_stopping()
+                        })
+                    }
                     Want::Disarm(group) => {
                         self.disarm(&group).await;
                         false
@@ -166,21 +173,31 @@ impl<M: Mirrors, D: Deeds> Server<M, D> {
 
     /// True if the group is being stopped.
     fn arm(&mut self, watched: Watched, held: bool) -> bool {
-        if let Some(group) = self.groups.get(&watched.group) {
+        let lease = watched.lease_ends_ms.map(Time);
+        if let Some(group) = self.groups.get_mut(&watched.group) {
+            if let Some(ends) = lease {
+                group.basis.extend(ends);
+            }
             return group.guard.is_stopping();
         }
         let until = clock::now().after(HELD_GRACE);
-        let basis = if held {
-            Basis::held_until(&watched.mirrors, until)
+        let basis = match lease {
+            Some(ends) => Basis::leased(ends),
+            None if held => Basis::held_until(&watched.mirrors, until),
+            None => Basis::new(&watched.mirrors),
+        };
+        let words = if lease.is_some() {
+            // Nothing is asked of a daemon.
+            mpsc::unbounded_channel().1
         } else {
-            Basis::new(&watched.mirrors)
+            self.mirrors.watch(watched.mirrors.clone(), false)
         };
         let group = Group {
             guard: Guard::new(watched.margin_ms, watched.bound_ms),
             basis,
-            seen_good: held,
+            seen_good: held || lease.is_some(),
             good: true,
-            words: self.mirrors.watch(watched.mirrors.clone(), false),
+            words,
             watched: watched.clone(),
         };
         self.groups.insert(watched.group, group);

@@ -207,6 +207,7 @@ fn watched(margin_ms: u64, bound_ms: u64) -> Watched {
         addresses: Vec::new(),
         margin_ms,
         bound_ms,
+        lease_ends_ms: None,
     }
 }
 
@@ -314,7 +315,7 @@ start = "/bin/true"
         let (handle, inputs) = channel();
         let mirrors = Arc::new(scene.mirrors.clone());
         let none = Arc::new(|_: &str| None);
-        let keeper = Keeper::start(Arc::new(cluster), mirrors, guards, lost, none, handle);
+        let keeper = Keeper::start(Arc::new(cluster), mirrors, None, guards, lost, none, handle);
         Self { keeper, inputs }
     }
 
@@ -411,7 +412,44 @@ async fn what_was_true_before_a_promotion_does_not_refuse_it() {
 }
 
 #[tokio::test]
-async fn a_refusal_says_why_and_a_group_without_a_mirror_needs_a_register() {
+async fn a_mirror_that_the_other_node_has_just_given_up_is_waited_for() {
+    let scene = Scene::new();
+    // Its manager has said so; its daemon's word is on its way.
+    scene.mirrors.change(|says| {
+        says.connected = true;
+        says.peer_is_primary = true;
+    });
+    scene.mirrors.of().refuses = Some("the peer is Primary".to_owned());
+    let mut kept = Kept::new(&scene);
+    kept.keeper.ask(0, false);
+    let early = timeout(Duration::from_millis(200), kept.hears()).await;
+    assert!(early.is_err(), "{early:?}");
+    scene.mirrors.of().refuses = None;
+    scene.mirrors.of().promoted_to = Some(session(LONG));
+    scene.mirrors.change(|says| says.peer_is_primary = false);
+    assert_eq!(kept.hears().await, (0, Right::Granted));
+}
+
+#[tokio::test]
+async fn a_node_that_the_daemon_has_not_lost_yet_is_waited_for() {
+    let scene = Scene::new();
+    scene.mirrors.change(|says| {
+        says.connected = true;
+        says.peer_is_primary = true;
+    });
+    scene.mirrors.of().refuses = Some("the peer is Primary".to_owned());
+    let mut kept = Kept::new(&scene);
+    kept.keeper.ask(0, false);
+    let early = timeout(Duration::from_millis(200), kept.hears()).await;
+    assert!(early.is_err(), "{early:?}");
+    scene.mirrors.of().refuses = None;
+    scene.mirrors.of().promoted_to = Some(Standing::Alone);
+    scene.mirrors.change(|says| says.connected = false);
+    assert_eq!(kept.hears().await, (0, Right::Granted));
+}
+
+#[tokio::test]
+async fn a_refusal_says_why_and_a_group_without_a_mirror_needs_a_lease() {
     let scene = Scene::new();
     let mut kept = Kept::new(&scene);
     scene.mirrors.of().refuses = Some("the peer is Primary".to_owned());

@@ -8,17 +8,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ClientConfig;
-use rustls::pki_types::CertificateDer;
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use crate::config::{Cluster, Severity};
 use crate::control::AlertReport;
+pub use crate::web::Trust;
 
 mod mail;
-mod url;
 mod webhook;
 
 #[cfg(test)]
@@ -28,34 +26,6 @@ mod tests;
 const QUEUE: usize = 1000;
 /// So many are sent at once, where that is possible.
 const AT_ONCE: usize = 100;
-
-/// Who vouches for servers.
-#[derive(Clone, Debug, Default)]
-pub struct Trust {
-    /// Besides the machine's own authorities.
-    pub more: Vec<CertificateDer<'static>>,
-}
-
-impl Trust {
-    /// TLS as a client: the machine's authorities, and these.
-    fn tls(&self) -> Result<Arc<ClientConfig>, String> {
-        let mut roots = rustls::RootCertStore::empty();
-        let found = rustls_native_certs::load_native_certs();
-        roots.add_parsable_certificates(found.certs);
-        for certificate in &self.more {
-            roots
-                .add(certificate.clone())
-                .map_err(|error| format!("a certificate is not understood: {error}"))?;
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| error.to_string())?;
-        Ok(Arc::new(
-            config.with_root_certificates(roots).with_no_client_auth(),
-        ))
-    }
-}
 
 /// What a recipient does with alerts.
 trait Channel: Send + 'static {

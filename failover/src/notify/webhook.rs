@@ -1,31 +1,22 @@
 //! An alert as JSON, posted to a URL: one request an alert, HTTP/1.1, a connection each.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
 use serde_json::json;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
-use super::url::Url;
 use super::{Channel, Failed, Trust, back_off};
 use crate::config::cluster;
 use crate::control::AlertReport;
+use crate::web::Page;
 
 /// The document's version.
 const SCHEMA: u32 = 1;
-/// What a server may say before its status is known.
-const STATUS_MAX: usize = 8 << 10;
 
 /// Where alerts are posted.
 pub struct Webhook {
     name: String,
     cluster: String,
-    url: Url,
-    tls: Option<Arc<ClientConfig>>,
+    page: Page,
     retries: u32,
     timeout: Duration,
 }
@@ -38,20 +29,17 @@ impl Webhook {
         config: &cluster::Webhook,
         trust: &Trust,
     ) -> Result<Self, String> {
-        let url = Url::parse(&config.url)?;
-        let tls = if url.tls { Some(trust.tls()?) } else { None };
         Ok(Self {
             name: format!("webhook {name}"),
             cluster: cluster.to_owned(),
-            url,
-            tls,
+            page: Page::new(&config.url, trust)?,
             retries: config.retries,
             timeout: Duration::from_millis(config.timeout.0),
         })
     }
 
-    fn request(&self, alert: &AlertReport, lost: u64) -> Vec<u8> {
-        let body = json!({
+    fn document(&self, alert: &AlertReport, lost: u64) -> String {
+        json!({
             "schema": SCHEMA,
             "cluster": self.cluster,
             "time_ms": alert.time_ms,
@@ -66,64 +54,7 @@ impl Webhook {
                 if alert.cause.is_empty() { String::new() } else { format!(": {}", alert.cause) }),
             "lost": lost,
         })
-        .to_string();
-        let head = format!(
-            "POST {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: kagami/{}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-            self.url.path,
-            self.url.authority(),
-            env!("CARGO_PKG_VERSION"),
-            body.len()
-        );
-        [head.into_bytes(), body.into_bytes()].concat()
-    }
-
-    async fn post(&self, request: &[u8]) -> Result<u16, String> {
-        let words = |error: std::io::Error| error.to_string();
-        let stream = TcpStream::connect((self.url.host.as_str(), self.url.port))
-            .await
-            .map_err(words)?;
-        match &self.tls {
-            None => exchange(stream, request).await,
-            Some(tls) => {
-                let name = ServerName::try_from(self.url.host.clone())
-                    .map_err(|error| error.to_string())?;
-                let connector = TlsConnector::from(Arc::clone(tls));
-                let stream = connector.connect(name, stream).await.map_err(words)?;
-                exchange(stream, request).await
-            }
-        }
-    }
-}
-
-/// Sends the request; the status of the answer. The rest of it is of no interest.
-async fn exchange(
-    mut stream: impl AsyncRead + AsyncWrite + Unpin,
-    request: &[u8],
-) -> Result<u16, String> {
-    stream
-        .write_all(request)
-        .await
-        .map_err(|error| error.to_string())?;
-    stream.flush().await.map_err(|error| error.to_string())?;
-    let mut said = Vec::new();
-    while !said.contains(&b'\n') {
-        if said.len() > STATUS_MAX {
-            return Err("its answer is no HTTP".to_owned());
-        }
-        match stream.read_buf(&mut said).await {
-            Ok(0) => return Err("it hung up before it answered".to_owned()),
-            Ok(_) => {}
-            Err(error) => return Err(error.to_string()),
-        }
-    }
-    let line = String::from_utf8_lossy(&said);
-    let mut words = line.split_whitespace();
-    match (
-        words.next(),
-        words.next().and_then(|status| status.parse().ok()),
-    ) {
-        (Some(version), Some(status)) if version.starts_with("HTTP/1.") => Ok(status),
-        _ => Err("its answer is no HTTP".to_owned()),
+        .to_string()
     }
 }
 
@@ -138,9 +69,9 @@ impl Channel for Webhook {
 
     async fn send(&self, alerts: &[AlertReport], lost: u64) -> Result<(), Failed> {
         for alert in alerts {
-            let request = self.request(alert, lost);
+            let posted = self.page.post(self.document(alert, lost));
             let failed = |why, for_good| Failed { why, for_good };
-            match tokio::time::timeout(self.timeout, self.post(&request)).await {
+            match tokio::time::timeout(self.timeout, posted).await {
                 Err(_) => {
                     let why = format!("no answer within {} ms", self.timeout.as_millis());
                     return Err(failed(why, false));

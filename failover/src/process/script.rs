@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::process::{Child, Command};
 use tokio::time::sleep;
 
-use super::{Deadline, Failure, Family, GRACE, Process, Step, log};
+use super::{Deadline, Failure, Family, GRACE, POLL, Process, Step, log};
 use crate::place::Place;
 
 /// Writes its own number and start down, goes into its control group, and becomes the program.
@@ -238,6 +238,21 @@ impl Running {
         self.family.leader
     }
 
+    /// Waits until it has written itself down, so that whoever looks for it finds it, or has ended.
+    ///
+    /// # Errors
+    /// The deadline passed: it is ended.
+    pub async fn recorded(&self, record: &Path, deadline: Deadline) -> Step {
+        let Some(process) = self.family.leader else {
+            return Ok(());
+        };
+        let written = deadline.wait(is_recorded(process, record)).await;
+        if written.is_err() {
+            self.family.end(GRACE).await?;
+        }
+        written
+    }
+
     /// Waits for its end.
     ///
     /// # Errors
@@ -286,6 +301,13 @@ impl Running {
     }
 }
 
+/// The record is this process's, not the one's before it; or the process has ended.
+async fn is_recorded(process: Process, record: &Path) {
+    while Process::recorded(record) != Some(process) && process.is_alive() {
+        sleep(POLL).await;
+    }
+}
+
 /// Cuts a log that has grown while its writer runs.
 pub(crate) fn trim(log: &Path) {
     if let Err(error) = log::trim(log) {
@@ -319,5 +341,32 @@ impl Person {
             }),
             _ => Err(format!("there is no user {user} on this node")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_process_is_looked_for_once_its_own_record_is_there() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let record = folder.path().join("x");
+        let own = Process::of(std::process::id().cast_signed()).expect("it runs");
+        let waiting = is_recorded(own, &record);
+        tokio::pin!(waiting);
+        let mut is_done = async || {
+            let done = tokio::time::timeout(POLL * 3, &mut waiting).await;
+            done.is_ok()
+        };
+        assert!(!is_done().await, "there is no record yet");
+        fs::write(&record, format!("1 {}\n", own.start)).expect("written");
+        assert!(!is_done().await, "it is of the process before");
+        fs::write(&record, format!("{} {}\n", own.pid, own.start)).expect("written");
+        assert!(is_done().await);
+        // One that can't write itself down has ended.
+        fs::remove_file(&record).expect("removed");
+        let gone = Process { start: 0, ..own };
+        is_recorded(gone, &record).await;
     }
 }

@@ -52,6 +52,9 @@ pub(super) async fn start(subject: Subject<'_>, own: &Exec, deadline: Deadline) 
             // Something of an earlier one would be in the way of this one.
             service(subject, own).end(GRACE).await?;
             let mut running = script.begin(subject.place).await?;
+            // A monitor looks for it as soon as it is active.
+            let record = script.record(subject.place);
+            running.recorded(&record, deadline).await?;
             match running.ends_within(AT_ONCE).await? {
                 Some(ended) if ended.status != 0 => Err(Failure::Failed(
                     ended.failure(&own.start.display().to_string()),

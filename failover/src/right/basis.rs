@@ -70,10 +70,12 @@ enum Until {
     Refused,
 }
 
-/// What is known of a group's mirrors.
+/// What is known of a group's mirrors, or of the lease of a group without one.
 #[derive(Clone, Debug, Default)]
 pub struct Basis {
     mirrors: BTreeMap<String, Mirror>,
+    /// The end of the lease ([`super::lease`]), of a group that has one of its own.
+    lease: Option<Time>,
 }
 
 impl Basis {
@@ -82,6 +84,22 @@ impl Basis {
         let none = |name: &String| (name.clone(), Mirror::default());
         Self {
             mirrors: mirrors.iter().map(none).collect(),
+            lease: None,
+        }
+    }
+
+    /// Of a group without a mirror, whose lease ends then.
+    pub fn leased(until: Time) -> Self {
+        Self {
+            mirrors: BTreeMap::new(),
+            lease: Some(until),
+        }
+    }
+
+    /// The lease of a group without a mirror ends then; never earlier than was said before.
+    pub fn extend(&mut self, until: Time) {
+        if let Some(lease) = &mut self.lease {
+            *lease = until.max(*lease);
         }
     }
 
@@ -114,8 +132,8 @@ impl Basis {
 
     /// What it comes to now.
     pub fn judge(&self, now: Time) -> Judged {
-        let mut earliest = None;
-        let mut ended = false;
+        let mut earliest = self.lease;
+        let mut ended = self.lease.is_some_and(|until| until <= now);
         for mirror in self.mirrors.values() {
             match mirror.until {
                 Until::Refused => return Judged::Refused,
@@ -204,6 +222,23 @@ mod tests {
         basis.take(Time(220), &says("a", Standing::Refused));
         assert_eq!(basis.judge(Time(220)), Judged::Refused);
         assert!(!basis.take(Time(220), &says("other", Standing::Alone)));
+    }
+
+    #[test]
+    fn a_lease_of_its_own_is_only_made_longer() {
+        let mut basis = Basis::leased(Time(300));
+        assert_eq!(basis.judge(Time(299)), Judged::Good(Some(Time(300))));
+        basis.extend(Time(200));
+        assert_eq!(basis.judge(Time(300)), Judged::Ended);
+        basis.extend(Time(500));
+        assert_eq!(basis.judge(Time(300)), Judged::Good(Some(Time(500))));
+        let mut mirrored = Basis::new(&["a".to_owned()]);
+        mirrored.extend(Time(500));
+        assert_eq!(
+            mirrored.judge(Time(100)),
+            Judged::Ended,
+            "it has no lease of its own"
+        );
     }
 
     #[test]

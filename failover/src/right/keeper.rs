@@ -3,9 +3,8 @@
 //! One task for all groups. A group that is asked for is put under guard first, then its mirrors are
 //! promoted, one after the other; a node that takes over waits, after its permission, for as long as
 //! the other one may still be frozen with its address ([`MARGIN`]). To give it up is to demote
-//! them all. A group without a mirror has no data that could differ: without an arbiter its right is
-//! what the managers tell each other, and with one it would need a register of its own, which there
-//! is not yet: it is refused.
+//! them all. A group without a mirror has a lease of its own at the arbiter ([`super::tenancy`]); without
+//! an arbiter its right is what the managers tell each other.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,12 +22,16 @@ use crate::guard_process::message::Watched;
 use crate::manager::{Handle, Rights};
 
 use super::basis::{Basis, Judged};
+use super::lease;
+use super::tenancy::Tenancy;
 use super::{MARGIN, Mirrors, Word};
 
 /// A demotion that was refused is tried again after this.
 const DEMOTE_AGAIN: Duration = Duration::from_millis(500);
 /// A mirror that is not Primary any more, though it should be, is promoted again after this.
 const PROMOTE_AGAIN: Duration = Duration::from_millis(200);
+/// What the managers know, that a mirror was given up or the other node is lost, the daemon may hear a little later.
+const GIVEN_UP_WITHIN: Duration = Duration::from_secs(1);
 /// What a promotion has brought is seen within this.
 const SEEN_WITHIN: u64 = 5000;
 
@@ -109,6 +112,7 @@ struct Group {
 struct Task<M> {
     cluster: Arc<Cluster>,
     mirrors: Arc<M>,
+    tenancy: Option<Tenancy>,
     guards: Guards,
     control_group: ControlGroupOf,
     handle: Handle,
@@ -117,10 +121,12 @@ struct Task<M> {
 }
 
 impl Keeper {
-    /// Starts the keeper of all groups. `lost` is what [`Guards`] brings.
+    /// Starts the keeper of all groups. `lost` is what [`Guards`] brings; `tenancy` has the leases of
+    /// groups without mirrors, where there is an arbiter.
     pub fn start<M: Mirrors>(
         cluster: Arc<Cluster>,
         mirrors: Arc<M>,
+        tenancy: Option<Tenancy>,
         guards: Guards,
         mut lost: mpsc::UnboundedReceiver<String>,
         control_group: ControlGroupOf,
@@ -144,6 +150,7 @@ impl Keeper {
         let all: Vec<String> = groups.iter().flat_map(|g| g.mirrors.clone()).collect();
         let mut task = Task {
             cluster,
+            tenancy,
             guards,
             control_group,
             handle,
@@ -191,6 +198,9 @@ impl<M: Mirrors> Task<M> {
             Input::Ask(group, fenced) => self.ask(group, fenced),
             Input::Release(group) => self.release(group),
             Input::Stopped(group) => {
+                if let Some(tenancy) = self.leased(group) {
+                    return tenancy.say(group, lease::Event::Stopped);
+                }
                 let guards = self.guards.clone();
                 let name = self.groups[group].name.clone();
                 tokio::spawn(async move { guards.disarm(&name).await });
@@ -205,6 +215,9 @@ impl<M: Mirrors> Task<M> {
             Input::Lost(name) => {
                 let found = self.groups.iter().position(|group| group.name == name);
                 if let Some(group) = found {
+                    if let Some(tenancy) = self.leased(group) {
+                        return tenancy.say(group, lease::Event::Lost);
+                    }
                     self.begin(group, At::Idle, None);
                     self.say(group, Right::Lost);
                 }
@@ -229,9 +242,23 @@ impl<M: Mirrors> Task<M> {
         group.under_way = task;
     }
 
+    fn leased(&self, group: GroupId) -> Option<&Tenancy> {
+        self.tenancy.as_ref().filter(|tenancy| tenancy.has(group))
+    }
+
     fn ask(&mut self, group: GroupId, fenced: bool) {
         if self.groups[group].mirrors.is_empty() {
-            return self.ask_without_mirror(group);
+            return match self.leased(group) {
+                // Where there is an arbiter no fence script is asked.
+                Some(tenancy) => tenancy.say(group, lease::Event::Ask),
+                None if self.cluster.arbiter.kind == ArbiterKind::None => {
+                    self.say(group, Right::Granted);
+                }
+                None => {
+                    let why = "it has no mirror, and nobody keeps its lease".to_owned();
+                    self.say(group, Right::Refused(why));
+                }
+            };
         }
         match self.groups[group].at {
             At::Held => return self.say(group, Right::Granted),
@@ -242,7 +269,7 @@ impl<M: Mirrors> Task<M> {
         let of = &mut self.groups[group];
         of.turn += 1;
         let (turn, names) = (of.turn, of.mirrors.clone());
-        let watched = self.watched(group);
+        let watched = watched(&self.cluster, group, &self.control_group);
         let (mirrors, guards) = (Arc::clone(&self.mirrors), self.guards.clone());
         let inputs = self.inputs.clone();
         let task = tokio::spawn(async move {
@@ -250,37 +277,6 @@ impl<M: Mirrors> Task<M> {
             let _ = inputs.send(Input::Promoted(group, turn, result));
         });
         self.begin(group, At::Asking, Some(task.abort_handle()));
-    }
-
-    fn ask_without_mirror(&mut self, group: GroupId) {
-        let change = if self.cluster.arbiter.kind == ArbiterKind::None {
-            Right::Granted
-        } else {
-            Right::Refused(
-                "it has no mirror, and groups without one have no register at an arbiter yet"
-                    .to_owned(),
-            )
-        };
-        self.say(group, change);
-        if self.groups[group].ready.is_none() {
-            self.groups[group].ready = Some(true);
-        }
-    }
-
-    fn watched(&self, group: GroupId) -> Watched {
-        let config = &self.cluster.groups[group];
-        let addresses = config.resources.iter().filter_map(|r| match &r.kind {
-            Kind::FloatingIp(ip) => Some(ip.address.address),
-            _ => None,
-        });
-        Watched {
-            group: config.name.clone(),
-            mirrors: self.groups[group].mirrors.clone(),
-            control_group: (self.control_group)(&config.name),
-            addresses: addresses.collect(),
-            margin_ms: MARGIN,
-            bound_ms: self.cluster.stop_bound.0,
-        }
     }
 
     fn promoted(&mut self, group: GroupId, turn: u64, result: Result<(), Refusal>) {
@@ -320,7 +316,10 @@ impl<M: Mirrors> Task<M> {
 
     fn release(&mut self, group: GroupId) {
         if self.groups[group].mirrors.is_empty() {
-            return self.say(group, Right::Released);
+            return match self.leased(group) {
+                Some(tenancy) => tenancy.say(group, lease::Event::Release),
+                None => self.say(group, Right::Released),
+            };
         }
         let of = &mut self.groups[group];
         of.turn += 1;
@@ -433,6 +432,51 @@ impl<M: Mirrors> Task<M> {
     }
 }
 
+/// Promotes a mirror. Where it is refused while the peer is Primary and connected, as far as the daemon has heard, it
+/// is asked for again when that is so no more: the peer has given it up, or is lost to the daemon, too.
+async fn promote_when_given_up<M: Mirrors>(mirrors: &M, name: &str) -> Result<(), String> {
+    let Err(refused) = mirrors.promote(name, false).await else {
+        return Ok(());
+    };
+    let mut words = mirrors.watch(vec![name.to_owned()], false);
+    let given_up = async {
+        loop {
+            match words.recv().await {
+                Some(Word::Says(says)) if says.mirror != name => {}
+                Some(Word::Says(says)) if says.connected && says.peer_is_primary => {}
+                Some(Word::Says(_)) => return true,
+                Some(Word::Gone) | None => return false,
+            }
+        }
+    };
+    match tokio::time::timeout(GIVEN_UP_WITHIN, given_up).await {
+        Ok(true) => mirrors.promote(name, false).await,
+        Ok(false) | Err(_) => Err(refused),
+    }
+}
+
+/// What the guard is told of a group.
+pub(super) fn watched(
+    cluster: &Cluster,
+    group: GroupId,
+    control_group: &ControlGroupOf,
+) -> Watched {
+    let config = &cluster.groups[group];
+    let addresses = config.resources.iter().filter_map(|r| match &r.kind {
+        Kind::FloatingIp(ip) => Some(ip.address.address),
+        _ => None,
+    });
+    Watched {
+        group: config.name.clone(),
+        mirrors: config.mirrors().map(str::to_owned).collect(),
+        control_group: control_group(&config.name),
+        addresses: addresses.collect(),
+        margin_ms: MARGIN,
+        bound_ms: cluster.stop_bound.0,
+        lease_ends_ms: None,
+    }
+}
+
 async fn promote_all<M: Mirrors>(
     mirrors: Arc<M>,
     guards: Guards,
@@ -444,7 +488,7 @@ async fn promote_all<M: Mirrors>(
         return Err(Refusal::Stopping);
     }
     for name in &names {
-        let mut promoted = mirrors.promote(name, false).await;
+        let mut promoted = promote_when_given_up(&*mirrors, name).await;
         if promoted.is_err() && fenced {
             // The fence script is the permission (docs/protocol.md §3).
             promoted = mirrors.promote(name, true).await;

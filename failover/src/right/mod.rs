@@ -5,9 +5,16 @@
 //! ([`crate::guard_process`]) hear it both, each for itself. The keeper tells the core that a lease
 //! has ended, or that permission came; that the right is lost it hears from the guard, which has
 //! dropped the group's address by then.
+//!
+//! A group without a mirror has a register of its own at the arbiter: [`lease`] decides, [`register`]
+//! is what is kept there, and [`tenancy`] carries out for the keeper what a lease asks for.
 
 pub mod basis;
 pub mod keeper;
+pub mod lease;
+pub mod mark;
+pub mod register;
+pub mod tenancy;
 
 use std::future::Future;
 use std::time::Duration;

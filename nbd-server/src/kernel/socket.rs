@@ -4,22 +4,29 @@
 //! beyond the 32 that binding can name), nor has a descriptor's registration with the event queue.
 #![allow(unsafe_code)]
 
-use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::panic::resume_unwind;
 use std::time::Duration;
+use std::{fs, io, thread};
 
 use rustix::net::netlink::{GENERIC, SocketAddrNetlink};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, send, socket_with,
     sockopt,
 };
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::io::unix::AsyncFd;
+use tracing::debug;
 
 use super::client::Transport;
 use super::message::{Family, read_dead};
 
 /// An answer must be there within: all commands are carried out before they are answered.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// The machine's first process never leaves the first network namespace.
+const FIRST_NETWORK: &str = "/proc/1/ns/net";
+const OWN_NETWORK: &str = "/proc/thread-self/ns/net";
 /// Answers are far shorter; the state of some hundred devices is the longest.
 const DATAGRAM_MAX: usize = 64 << 10;
 
@@ -31,19 +38,47 @@ pub struct NetlinkSocket {
 }
 
 fn open(flags: SocketFlags) -> io::Result<OwnedFd> {
-    let fd = socket_with(
-        AddressFamily::NETLINK,
-        SocketType::RAW,
-        flags | SocketFlags::CLOEXEC,
-        Some(GENERIC),
-    )?;
+    let fd = in_first_network(move || {
+        socket_with(
+            AddressFamily::NETLINK,
+            SocketType::RAW,
+            flags | SocketFlags::CLOEXEC,
+            Some(GENERIC),
+        )
+    })?;
     // The kernel gives the port and no group.
     bind(&fd, &SocketAddrNetlink::new(0, 0))?;
     Ok(fd)
 }
 
+/// Makes a socket in the network namespace of process 1, on a thread of its own; in this one's if that is the
+/// same, or not to be entered.
+fn in_first_network<F>(make: F) -> rustix::io::Result<OwnedFd>
+where
+    F: FnOnce() -> rustix::io::Result<OwnedFd> + Send,
+{
+    let (Ok(first), Ok(own)) = (fs::File::open(FIRST_NETWORK), fs::metadata(OWN_NETWORK)) else {
+        return make();
+    };
+    if first.metadata().is_ok_and(|first| first.ino() == own.ino()) {
+        return make();
+    }
+    let made = thread::scope(|scope| {
+        let made = scope.spawn(|| {
+            let network = Some(LinkNameSpaceType::Network);
+            if let Err(errno) = move_into_link_name_space(first.as_fd(), network) {
+                debug!(%errno, "the machine's first network namespace can't be entered");
+            }
+            make()
+        });
+        made.join()
+    });
+    made.unwrap_or_else(|panic| resume_unwind(panic))
+}
+
 impl NetlinkSocket {
-    /// A socket of this process's network namespace; the nbd driver lives in the first one alone.
+    /// A socket of the machine's first network namespace: the nbd driver lives in that one alone, wherever
+    /// the daemon does.
     ///
     /// # Errors
     /// The system's answer.

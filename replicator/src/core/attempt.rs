@@ -48,11 +48,14 @@ const LOOK_AGAIN_MS: u64 = 30_000;
 impl Mirror {
     /// Ends the open attempt; an answer that comes later is not listened to.
     pub(super) fn end_attempt(&mut self) {
-        if self.attempt.take().is_some_and(|attempt| attempt.swapping) {
-            // Its swap may land yet, and name one copy only: say both once more when in sync.
-            self.solo.unknown = true;
-        }
         self.timers.clear(Timer::Attempt);
+        let Some(attempt) = self.attempt.take() else {
+            return;
+        };
+        // Its swap may land yet, and name one copy only: say both once more when in sync.
+        self.solo.unknown |= attempt.swapping;
+        // Whoever is alone looks at the register still.
+        self.watch_register();
     }
 
     fn ask(&mut self, purpose: Purpose, out: &mut Actions) {

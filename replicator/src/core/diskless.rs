@@ -4,12 +4,13 @@
 //! its own, durably: *One-writer*, a write that only one copy holds is answered in a generation
 //! that the other does not have. The carrier marks what it applies.
 
+use kagami_bitmap::planted::{Defect, planted};
 use kagami_bitmap::superblock::StoredDisk;
 
 use super::durable::After;
 use super::event::IoError;
 use super::link::Phase;
-use super::message::Message;
+use super::message::{Hello, Message};
 use super::state::{DiskState, Role, SessionId};
 use super::{Action, Actions, DiskFault, Mirror, Notice, Store};
 
@@ -67,9 +68,12 @@ impl Mirror {
             self.fail_requests(IoError::Io, out);
             return;
         }
+        self.remember_unflushed();
         self.unflushed.move_into(&mut self.bitmap);
         if let Some(up) = self.up_mut() {
+            let boot = up.peer.boot;
             up.phase = Phase::Serve(Serve::default());
+            self.served_by(boot);
         }
     }
 
@@ -77,6 +81,26 @@ impl Mirror {
     /// lacks what protocol A or B answered is none: its blocks would be old ones.
     pub(super) fn has_lost_all(&self) -> bool {
         self.local.store != Store::Usable && (self.up().is_none() || self.local.ahead)
+    }
+
+    /// Why this Primary without a disk can't go on as one through the peer, if it can't: the data are not
+    /// those any more that its applications know.
+    pub(super) fn is_displaced(&self, theirs: &Hello) -> Option<&'static str> {
+        if self.local.store == Store::Usable || !self.is_primary() {
+            return None;
+        }
+        if theirs.role == Role::Primary {
+            return Some("the other node is Primary");
+        }
+        // *One-writer*: cleared when it began to carry, and kept by whoever was Primary alone.
+        if theirs.was_primary && !planted(Defect::CarriedOutlivesAPrimary) {
+            return Some("the other node was Primary meanwhile");
+        }
+        // *Durable-both*: a later flush would say of these writes that they are there.
+        if self.has_lost_unflushed(theirs) {
+            return Some("the other machine crashed with writes that were not flushed");
+        }
+        None
     }
 
     fn serve(&mut self) -> Option<&mut Serve> {
@@ -156,7 +180,11 @@ impl Mirror {
         let lost = self.local.store != Store::Usable;
         let is_target = self.target_mut().is_some();
         match self.serve() {
-            Some(serve) if lost => serve.carried = true,
+            Some(serve) if lost => {
+                serve.carried = true;
+                let boot = self.up().and_then(|up| up.peer.boot);
+                self.served_by(boot);
+            }
             None if !lost && is_target => return self.on_served_again(),
             _ => return Err("it carries a Primary that has a disk".into()),
         }

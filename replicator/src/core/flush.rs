@@ -245,7 +245,7 @@ impl Mirror {
                 self.on_synced(covered, out);
             }
         }
-        if cycle.session.is_some() && self.is_served() {
+        if cycle.session.is_some() && (self.is_served() || self.is_carried()) {
             self.guest_flushed();
         }
         if self.unflushed.is_empty() {

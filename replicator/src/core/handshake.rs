@@ -233,15 +233,12 @@ impl Mirror {
         if let Strategy::Refuse(refused) = verdict.strategy {
             return self.on_refused(refused, mine, theirs, out);
         }
-        let displaced = verdict.strategy == Strategy::Serve
-            && self.local.store != Store::Usable
-            && self.is_primary()
-            && theirs.role == Role::Primary;
-        if displaced {
-            // The copy that carried this node was promoted: it serves itself now.
-            self.stop_being_primary("the other node is Primary", out);
+        if verdict.strategy == Strategy::Serve
+            && let Some(why) = self.is_displaced(theirs)
+        {
+            self.stop_being_primary(why, out);
             self.fail_requests(IoError::NotPrimary, out);
-            self.close_session("this node has no disk, and the other one is Primary", out);
+            self.close_session(&format!("this node has no disk, and {why}"), out);
             return;
         }
         if let Some(meeting) = self.meeting() {

@@ -147,6 +147,8 @@ pub struct Mirror {
     blocked: VecDeque<write::WriteKey>,
     /// Writes that may not be started: permission or the peer is missing.
     parked: Vec<write::WriteKey>,
+    /// Of a guest: what its source sent of writes whose spans the guest itself holds.
+    unlocked: Vec<write::WriteKey>,
     spans: spans::Spans,
     heat: hot::Heat,
     reads: Slab<read::Read>,
@@ -309,6 +311,7 @@ impl Mirror {
             writes: Slab::new(),
             blocked: VecDeque::new(),
             parked: Vec::new(),
+            unlocked: Vec::new(),
             spans: spans::Spans::default(),
             heat: hot::Heat::default(),
             reads: Slab::new(),

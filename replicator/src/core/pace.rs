@@ -1,119 +1,305 @@
-//! How much of a resynchronisation may be in flight: as much as the application's latency
-//! allows (docs/design.md §8).
+//! How much of a resynchronisation may be in flight, and how fast it may go: as much as the
+//! application's latency allows (docs/design.md §8).
 //!
-//! Every tick the mean latency of the application's writes is compared with what it was while
-//! no resynchronisation ran; above the operator's multiple of that the window is halved, below
-//! it grows by a step. Without application writes the window is the operator's bound.
+//! While an application writes, the resynchronisation holds its breath now and then and listens: how long the
+//! slowest hundredth of those writes takes is the latency without it. Every tick's slowest hundredth is
+//! compared with that. Above the operator's multiple of it (or his own time) the rate is cut, in proportion;
+//! below it grows. It is never cut below a quarter of what the resynchronisation does by itself: it ends,
+//! however busy the application is. Without application writes the rate comes back within some ticks,
+//! and the window is the operator's bound.
+//!
+//! What latency was an hour ago says nothing: the application did something else then. And a small
+//! window alone would not do: on a fast disk the smallest one is empty again within the time of one
+//! write of the application, and is filled again.
 
-use super::settings::Settings;
+use std::mem;
+
+use super::settings::{LatencyTarget, Settings};
 use super::state::Time;
 
 /// Length of a tick, milliseconds.
-pub(super) const TICK_MS: u64 = 100;
+const TICK_MS: u64 = 100;
+/// Length of the first one: an application that is at work already is noticed soon.
+const FIRST_MS: u64 = 20;
+/// How often it is looked whether everything has arrived, milliseconds.
+const DRAIN_MS: u64 = 5;
+/// Writes that began beside the resynchronisation are not listened to: they have so long to end.
+const SETTLE_MS: u64 = 10;
+/// How long is listened at least, milliseconds.
+const LISTEN_MS: u64 = 30;
+/// How often that is repeated at most, for an application that writes little.
+const LISTENS: u32 = 4;
+/// What is called latency: what one write in so many exceeds.
+const ONE_IN: u64 = 100;
+/// Ticks with application writes until it is listened again.
+const LISTEN_AGAIN: u32 = 20;
 /// The window never shrinks below this: a resynchronisation always makes progress.
-const SMALLEST: u64 = 128 << 10;
-/// Growth of the window in a tick.
-const STEP: u64 = 512 << 10;
+const SMALLEST: u64 = 64 << 10;
+/// A bounded rate is kept over this many milliseconds: so much may go at once, and no more is in flight.
+const BURST_MS: u64 = 1;
+/// Growth of a bounded rate in a tick is its eighth and this, bytes per second.
+const STEP: u64 = 1 << 20;
+/// Of its rate without an application a resynchronisation keeps at least one part in so many.
+const LEAST_SHARE: u64 = 4;
+
+/// What the resynchronisation does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Breath {
+    /// It sends; so many ticks with application writes ago it has listened.
+    Sending(u32),
+    /// It has not listened to this application.
+    #[default]
+    New,
+    /// It waits until nothing is in flight.
+    Draining,
+    /// It waits until no write has met it.
+    Settling,
+    /// It learns what latency is without it, so many times now.
+    Listening(u32),
+}
 
 /// The controller's state.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     window: u64,
-    /// Mean write latency without a resynchronisation, nanoseconds; 0: not known.
-    baseline_ns: u64,
-    writes_before: u64,
-    ns_before: u64,
-    /// Bytes that the rate bound allows until the next tick. Below zero: a chunk that was larger than what
-    /// was left is paid for by the ticks to come.
-    allowance: Option<i64>,
+    breath: Breath,
+    /// Bytes per second that the application leaves; `None`: all.
+    left: Option<u64>,
+    /// Highest rate that was seen, bytes per second.
+    best: u64,
+    /// The application's writes in this tick.
+    writes: Latencies,
+    /// Those that were listened to.
+    alone: Latencies,
+    /// The bound on the rate, bytes per second: the lower of `left` and the operator's.
+    bound: Option<u64>,
+    /// Bytes that the bound allows now. Not above zero: what a chunk took beyond is still being paid for.
+    allowance: i64,
+    allowed: Time,
     sent_before: u64,
     ticked: Time,
+    due: Time,
     /// Bytes per second of late.
     pub rate: u64,
 }
 
-impl Pace {
-    /// Writes answered so far and the sum of their latencies.
-    fn mean(&mut self, writes: u64, ns: u64) -> Option<u64> {
-        let (count, sum) = (writes - self.writes_before, ns - self.ns_before);
-        (self.writes_before, self.ns_before) = (writes, ns);
-        sum.checked_div(count)
+/// Latencies, in quarters of an octave.
+#[derive(Clone, Debug)]
+struct Latencies {
+    counts: [u32; 256],
+    count: u64,
+}
+
+impl Default for Latencies {
+    fn default() -> Self {
+        Self {
+            counts: [0; 256],
+            count: 0,
+        }
+    }
+}
+
+impl Latencies {
+    fn add(&mut self, ns: u64) {
+        let octave = ns.max(4).ilog2();
+        let quarter = (ns.max(4) >> (octave - 2)) & 3;
+        self.counts[(u64::from(octave) * 4 + quarter) as usize] += 1;
+        self.count += 1;
     }
 
-    /// No resynchronisation runs: learn what latency is without one.
-    pub fn learn(&mut self, writes: u64, ns: u64) {
-        if let Some(mean) = self.mean(writes, ns) {
-            self.baseline_ns = if self.baseline_ns == 0 {
-                mean
-            } else {
-                (self.baseline_ns * 7 + mean) / 8
-            };
+    /// What one in so many exceeds: the end of its quarter, nanoseconds. `one_in` is at most the count.
+    fn slow(&self, one_in: u64) -> u64 {
+        let mut above = self.count / one_in.max(1);
+        for (place, count) in self.counts.iter().enumerate().rev() {
+            if above <= u64::from(*count) {
+                let (octave, quarter) = (place / 4, place as u64 % 4);
+                let end = u128::from(5 + quarter) << octave.saturating_sub(2);
+                return u64::try_from(end).unwrap_or(u64::MAX);
+            }
+            above -= u64::from(*count);
         }
+        0
+    }
+}
+
+/// How far a resynchronisation is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Flow {
+    /// Bytes sent.
+    pub sent: u64,
+    /// Bytes that have not arrived.
+    pub in_flight: u64,
+}
+
+/// Whether another chunk may be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Admission {
+    /// Now.
+    Now,
+    /// When something in flight has arrived.
+    WhenLess,
+    /// At this time.
+    At(Time),
+}
+
+impl Pace {
+    /// A write of the application was answered after so long, while a resynchronisation runs.
+    pub fn wrote(&mut self, ns: u64) {
+        self.writes.add(ns);
     }
 
     /// A resynchronisation begins.
-    pub fn begin(&mut self, now: Time, writes: u64, ns: u64, settings: &Settings) {
-        self.learn(writes, ns);
-        self.window = settings.resync_window / 2;
+    pub fn begin(&mut self, now: Time, settings: &Settings) {
+        self.writes = Latencies::default();
+        self.breath = Breath::New;
+        self.left = None;
+        self.best = 0;
         self.ticked = now;
+        self.due = now.after_ms(FIRST_MS);
         self.sent_before = 0;
         self.rate = 0;
-        self.allowance = settings
-            .resync_max_rate
-            .map(|rate| share(rate, TICK_MS * 1_000_000));
+        self.allowed = now;
+        self.allowance = 0;
+        self.set_bound(settings);
+        self.window = self.window.min(settings.resync_window / 2).max(SMALLEST);
     }
 
-    /// A tick of a running resynchronisation that has sent `sent` bytes.
-    pub fn tick(&mut self, now: Time, writes: u64, ns: u64, sent: u64, settings: &Settings) {
-        let most = settings.resync_window.max(SMALLEST);
-        match self.mean(writes, ns) {
-            None => self.window = most,
-            Some(mean) => {
-                if self.baseline_ns == 0 {
-                    // Nothing to compare with: take the first latency under load as twice too high.
-                    self.baseline_ns = mean / 2;
-                }
-                let bound = self
-                    .baseline_ns
-                    .saturating_mul(u64::from(settings.resync_latency_percent))
-                    / 100;
-                self.window = if mean > bound {
-                    self.window / 2
-                } else {
-                    self.window + STEP
-                };
+    /// When the next tick is due.
+    pub fn next_tick(&self) -> Time {
+        self.due
+    }
+
+    /// A tick of a running resynchronisation, at [`Self::next_tick`] or later.
+    pub fn tick(&mut self, now: Time, flow: Flow, settings: &Settings) {
+        let next_ms = match self.breath {
+            Breath::Sending(_) | Breath::New => self.look(now, flow, settings),
+            Breath::Draining if flow.in_flight > 0 => DRAIN_MS,
+            Breath::Draining => {
+                self.breath = Breath::Settling;
+                SETTLE_MS
             }
-        }
-        self.window = self.window.clamp(SMALLEST, most);
+            Breath::Settling => {
+                self.writes = Latencies::default();
+                self.breath = Breath::Listening(1);
+                LISTEN_MS
+            }
+            Breath::Listening(times) if times < LISTENS && self.writes.count < ONE_IN => {
+                self.breath = Breath::Listening(times + 1);
+                LISTEN_MS
+            }
+            Breath::Listening(_) => {
+                let heard = mem::take(&mut self.writes);
+                if heard.count > 0 {
+                    self.alone = heard;
+                    // Carefully at first.
+                    self.left.get_or_insert((self.best / LEAST_SHARE).max(STEP));
+                }
+                self.breath = Breath::Sending(0);
+                (self.ticked, self.sent_before) = (now, flow.sent);
+                TICK_MS
+            }
+        };
+        self.set_bound(settings);
+        self.due = now.after_ms(next_ms);
+    }
+
+    /// Sees what a tick of sending has brought. Returns how long the next one is, in milliseconds.
+    fn look(&mut self, now: Time, flow: Flow, settings: &Settings) -> u64 {
         let elapsed = now.since(self.ticked).max(1);
-        let bytes = sent.saturating_sub(self.sent_before);
+        let bytes = flow.sent.saturating_sub(self.sent_before);
         let rate = (u128::from(bytes) * 1_000_000_000 / u128::from(elapsed)) as u64;
         self.rate = if self.rate == 0 {
             rate
         } else {
             (self.rate * 3 + rate) / 4
         };
-        self.sent_before = sent;
-        self.ticked = now;
-        let debt = self.allowance.map_or(0, |left| left.min(0));
-        self.allowance = settings
-            .resync_max_rate
-            .map(|max| share(max, elapsed).saturating_add(debt));
-    }
-
-    /// Whether another chunk of `bytes` may be sent while `in_flight` bytes are.
-    pub fn admits(&mut self, bytes: u64, in_flight: u64) -> bool {
-        if in_flight > 0 && in_flight + bytes > self.window {
-            return false;
+        self.best = self.best.max(self.rate);
+        (self.ticked, self.sent_before) = (now, flow.sent);
+        let writes = mem::take(&mut self.writes);
+        if writes.count == 0 {
+            let grown = self.left.map(|left| left.saturating_mul(2));
+            // As fast as it can go: no bound.
+            self.left = grown.filter(|left| *left < self.best.saturating_mul(2));
+            if self.left.is_none() {
+                self.breath = Breath::New;
+            }
+            return TICK_MS;
         }
-        match &mut self.allowance {
-            None => true,
-            Some(left) if *left <= 0 => false,
-            Some(left) => {
-                *left = left.saturating_sub_unsigned(bytes);
-                true
+        match self.breath {
+            Breath::Sending(ticks) if ticks < LISTEN_AGAIN && self.alone.count > 0 => {
+                let one_in = ONE_IN.min(writes.count).min(self.alone.count);
+                let bearable = match settings.resync_latency {
+                    LatencyTarget::Nanoseconds(ns) => ns,
+                    LatencyTarget::Percent(percent) => {
+                        let alone = self.alone.slow(one_in);
+                        alone.saturating_mul(u64::from(percent)) / 100
+                    }
+                };
+                self.left = self.beside(writes.slow(one_in), bearable, rate);
+                self.breath = Breath::Sending(ticks + 1);
+                TICK_MS
+            }
+            _ => {
+                self.breath = Breath::Draining;
+                DRAIN_MS
             }
         }
+    }
+
+    /// What the application leaves, whose latency was so many nanoseconds of the `bearable` ones while so
+    /// many bytes per second were sent.
+    fn beside(&self, latency: u64, bearable: u64, rate: u64) -> Option<u64> {
+        if latency > bearable {
+            let now = self.left.unwrap_or(u64::MAX).min(rate);
+            let share = (u128::from(now) * u128::from(bearable) / u128::from(latency)) as u64;
+            let least = (self.best / LEAST_SHARE).max(STEP);
+            Some(share.clamp(now / 2, now - now / 8).max(least))
+        } else if latency > bearable - bearable / 8 {
+            self.left
+        } else {
+            // Beyond what it can do there is nothing to grow to.
+            let most = self.best.saturating_mul(2).max(STEP);
+            self.left.map(|left| (left + left / 8 + STEP).min(most))
+        }
+    }
+
+    fn set_bound(&mut self, settings: &Settings) {
+        self.bound = match (self.left, settings.resync_max_rate) {
+            (Some(left), Some(most)) => Some(left.min(most)),
+            (left, most) => left.or(most),
+        };
+        let most = settings.resync_window.max(SMALLEST);
+        self.window = self.left.map_or(most, |left| {
+            u64::try_from(share(left, BURST_MS * 1_000_000))
+                .unwrap_or(u64::MAX)
+                .clamp(SMALLEST, most)
+        });
+    }
+
+    /// Whether another chunk of `bytes` may be sent while `in_flight` bytes are. If so, it is counted.
+    pub fn admits(&mut self, now: Time, bytes: u64, in_flight: u64) -> Admission {
+        if !matches!(self.breath, Breath::Sending(_) | Breath::New) {
+            return Admission::At(self.due);
+        }
+        if in_flight > 0 && in_flight + bytes > self.window {
+            return Admission::WhenLess;
+        }
+        if let Some(bound) = self.bound {
+            let most = share(bound, BURST_MS * 1_000_000).max(1);
+            let more = share(bound, now.since(self.allowed));
+            if more > 0 {
+                self.allowance = self.allowance.saturating_add(more).min(most);
+                self.allowed = now;
+            }
+            if self.allowance <= 0 {
+                let owed = u128::from(self.allowance.unsigned_abs()) + 1;
+                let wait = owed * 1_000_000_000 / u128::from(bound.max(1));
+                let wait_ms = u64::try_from(wait / 1_000_000).unwrap_or(u64::MAX);
+                return Admission::At(now.after_ms(wait_ms.clamp(1, TICK_MS)));
+            }
+            self.allowance = self.allowance.saturating_sub_unsigned(bytes);
+        }
+        Admission::Now
     }
 }
 
@@ -127,38 +313,146 @@ fn share(rate: u64, ns: u64) -> i64 {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_rate_below_a_chunk_for_each_tick_is_kept() {
-        let settings = Settings {
-            resync_max_rate: Some(256 << 10),
-            ..Settings::default()
-        };
-        let mut pace = Pace::default();
-        pace.begin(Time(0), 0, 0, &settings);
-        let (chunk, mut sent) = (1u64 << 20, 0);
-        for tick in 1..=600 {
-            while pace.admits(chunk, 0) {
-                sent += chunk;
+    const MS: u64 = 1_000_000;
+
+    /// Sends chunks as fast as they are admitted and arrive, for so many milliseconds; the application's writes
+    /// take `latency_ns` of the rate of that millisecond.
+    struct Run {
+        pace: Pace,
+        settings: Settings,
+        now: Time,
+        sent: u64,
+    }
+
+    impl Run {
+        fn new(settings: Settings) -> Self {
+            let mut pace = Pace::default();
+            pace.begin(Time(0), &settings);
+            Self {
+                pace,
+                settings,
+                now: Time(0),
+                sent: 0,
             }
-            pace.tick(Time(tick * TICK_MS * 1_000_000), 0, 0, sent, &settings);
         }
-        // A minute of it, and the chunk that was begun last.
-        assert!((15 << 20..=16 << 20).contains(&sent), "{sent}");
+
+        /// `disk`: bytes per second that the disks can do.
+        fn go(
+            &mut self,
+            ms: u64,
+            chunk: u64,
+            disk: u64,
+            latency_ns: impl Fn(u64) -> Option<u64>,
+        ) -> u64 {
+            let before = self.sent;
+            for _ in 0..ms {
+                self.now = self.now.after_ms(1);
+                let was = self.sent;
+                let end = was + disk / 1000;
+                while self.sent < end && self.pace.admits(self.now, chunk, 0) == Admission::Now {
+                    self.sent += chunk;
+                }
+                let sent = (self.sent - was) * 1000;
+                if let Some(latency) = latency_ns(sent) {
+                    (0..10).for_each(|_| self.pace.wrote(latency));
+                }
+                if self.pace.next_tick() <= self.now {
+                    let flow = Flow {
+                        sent: self.sent,
+                        in_flight: 0,
+                    };
+                    self.pace.tick(self.now, flow, &self.settings);
+                }
+            }
+            (self.sent - before) * 1000 / ms
+        }
     }
 
     #[test]
-    fn latency_above_the_bound_halves_the_window_and_idleness_opens_it() {
+    fn a_rate_below_a_chunk_for_each_tick_is_kept() {
+        let mut run = Run::new(Settings {
+            resync_max_rate: Some(256 << 10),
+            ..Settings::default()
+        });
+        let rate = run.go(60_000, 1 << 20, 1 << 40, |_| None);
+        // And the chunk that was begun last.
+        let most = (256 << 10) + (1 << 20) / 60;
+        assert!((250 << 10..=most).contains(&rate), "{rate}");
+    }
+
+    #[test]
+    fn a_high_rate_is_kept_without_bursts() {
+        let mut run = Run::new(Settings {
+            resync_max_rate: Some(100_000_000),
+            ..Settings::default()
+        });
+        run.go(10, 8 << 10, 1 << 40, |_| None);
+        for _ in 0..100 {
+            let rate = run.go(1, 8 << 10, 1 << 40, |_| None);
+            assert!(rate < 120_000_000, "{rate}");
+        }
+        let rate = run.go(1000, 8 << 10, 1 << 40, |_| None);
+        assert!((99_000_000..101_000_000).contains(&rate), "{rate}");
+    }
+
+    #[test]
+    fn the_application_is_left_its_latency_and_the_resynchronisation_a_quarter() {
+        let mut run = Run::new(Settings::default());
+        let disk = 400_000_000;
+        let idle = run.go(1000, 8 << 10, disk, |_| None);
+        assert!(idle > 390_000_000, "{idle}");
+        // 4 us more for each MB/s: twice the latency at 100 MB/s.
+        let queueing = |rate: u64| Some(400_000 + rate / 250);
+        run.go(1000, 8 << 10, disk, queueing);
+        let beside = run.go(3000, 8 << 10, disk, queueing);
+        assert!((75_000_000..=115_000_000).contains(&beside), "{beside}");
+        // An application that suffers whatever is done does not stop it.
+        let suffering = |rate: u64| Some(if rate > 0 { 9_000_000 } else { 400_000 });
+        run.go(1000, 8 << 10, disk, suffering);
+        let least = run.go(2000, 8 << 10, disk, suffering);
+        assert!((90_000_000..=105_000_000).contains(&least), "{least}");
+        // One that is slow by itself does not slow it down.
+        run.go(4000, 8 << 10, disk, |_| Some(9_000_000));
+        let unhindered = run.go(1000, 8 << 10, disk, |_| Some(9_000_000));
+        assert!(unhindered > 350_000_000, "{unhindered}");
+        // Held to a time.
+        run.settings.resync_latency = LatencyTarget::Nanoseconds(1_400_000);
+        run.go(3000, 8 << 10, disk, queueing);
+        let held = run.go(2000, 8 << 10, disk, queueing);
+        assert!((180_000_000..=260_000_000).contains(&held), "{held}");
+        // One that does not mind, for ten minutes.
+        run.go(600_000, 8 << 10, disk, |_| Some(400_000));
+        assert!(run.go(1000, 8 << 10, disk, |_| Some(400_000)) > 350_000_000);
+        // And when it has gone all is the resynchronisation's again.
+        run.go(500, 8 << 10, disk, |_| None);
+        assert!(run.go(1000, 8 << 10, disk, |_| None) > 390_000_000);
+    }
+
+    #[test]
+    fn one_write_in_a_hundred_is_slower() {
+        let mut latencies = Latencies::default();
+        (0..990).for_each(|_| latencies.add(100_000));
+        (0..10).for_each(|_| latencies.add(3_000_000));
+        // A quarter of an octave is a fifth.
+        assert!((3_000_000..3_700_000).contains(&latencies.slow(100)));
+        assert!((100_000..125_000).contains(&latencies.slow(50)));
+        assert!((3_000_000..3_700_000).contains(&latencies.slow(1000)));
+        latencies.add(u64::MAX);
+        assert!(latencies.slow(1001) > 1 << 62);
+        latencies.add(0);
+    }
+
+    #[test]
+    fn a_chunk_always_goes_and_the_window_bounds_the_rest() {
         let settings = Settings::default();
         let mut pace = Pace::default();
-        pace.learn(100, 100 * 100_000);
-        pace.begin(Time(0), 100, 100 * 100_000, &settings);
-        let before = pace.window;
-        pace.tick(Time(1), 110, 100 * 100_000 + 10 * 500_000, 0, &settings);
-        assert_eq!(pace.window, before / 2);
-        pace.tick(Time(2), 110, 100 * 100_000 + 10 * 500_000, 0, &settings);
-        assert_eq!(pace.window, settings.resync_window);
-        assert!(pace.admits(1 << 20, 1 << 20));
-        assert!(!pace.admits(1 << 20, settings.resync_window));
-        assert!(pace.admits(64 << 20, 0), "one chunk always goes");
+        pace.begin(Time(0), &settings);
+        pace.tick(Time(100 * MS), Flow::default(), &settings);
+        assert_eq!(pace.admits(Time(1), 1 << 20, 1 << 20), Admission::Now);
+        assert_eq!(
+            pace.admits(Time(1), 1 << 20, settings.resync_window),
+            Admission::WhenLess
+        );
+        assert_eq!(pace.admits(Time(1), 64 << 20, 0), Admission::Now);
     }
 }

@@ -290,6 +290,7 @@ impl Mirror {
         }
         self.role = Role::Primary;
         self.gate = Gate::Open;
+        self.guest_flushed();
         self.promotion_done(out);
         if self.is_copying() && self.alone.is_none() {
             self.go_on_by_consent(out);

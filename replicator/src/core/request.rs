@@ -247,7 +247,11 @@ impl Mirror {
         if job.pieces == 0 {
             let job = self.jobs.remove(key.0);
             if job.is_write && job.failed.is_none() {
-                self.counters.write_ns += self.now.since(job.arrived);
+                let latency = self.now.since(job.arrived);
+                self.counters.write_ns += latency;
+                if self.is_source() {
+                    self.pace.wrote(latency);
+                }
             }
             Self::complete(job.id, job.failed.map_or(Ok(Bytes::new()), Err), out);
         }

@@ -15,7 +15,7 @@ use kagami_bitmap::{BLOCK, BLOCKS_PER_EXTENT, Block, Run};
 use super::handshake::RUNS;
 use super::link::{Owed, Phase, Up};
 use super::message::{Doing, Message};
-use super::pace::TICK_MS;
+use super::pace::{Admission, Flow};
 use super::secondary::hash_blocks;
 use super::served::Late;
 use super::state::{SessionId, Solo, Time};
@@ -194,34 +194,33 @@ impl Mirror {
     pub(super) fn begin_resync(&mut self, out: &mut Actions) {
         self.timers
             .set(Timer::WritePages, self.now.after_ms(PAGES_MS));
-        self.timers.set(Timer::Resync, self.now.after_ms(TICK_MS));
-        let counters = self.counters;
-        self.pace
-            .begin(self.now, counters.writes, counters.write_ns, &self.settings);
+        self.pace.begin(self.now, &self.settings);
+        self.timers.set(Timer::Resync, self.pace.next_tick());
         if self.is_source() && self.is_primary() && self.alone.is_none() {
             self.go_on_by_consent(out);
         }
     }
 
-    pub(super) fn on_resync_timer(&mut self, _out: &mut Actions) {
-        let counters = self.counters;
-        let sent = match self.up().map(|up| &up.phase) {
-            Some(Phase::Source(source)) => source.sent_bytes,
-            Some(Phase::Target(_)) => counters.applied_blocks * BLOCK,
-            _ => {
-                self.pace.learn(counters.writes, counters.write_ns);
-                return;
-            }
+    /// How far the resynchronisation of this session is.
+    fn flow(&self) -> Flow {
+        let (sent, in_flight) = match self.up().map(|up| &up.phase) {
+            Some(Phase::Source(source)) => (source.sent_bytes, source.in_flight),
+            Some(Phase::Target(_)) => (self.counters.applied_blocks * BLOCK, 0),
+            _ => (0, 0),
         };
-        let settings = self.settings.clone();
-        self.pace.tick(
-            self.now,
-            counters.writes,
-            counters.write_ns,
-            sent,
-            &settings,
-        );
-        self.timers.set(Timer::Resync, self.now.after_ms(TICK_MS));
+        Flow { sent, in_flight }
+    }
+
+    pub(super) fn on_resync_timer(&mut self, _out: &mut Actions) {
+        let phase = self.up().map(|up| &up.phase);
+        if !matches!(phase, Some(Phase::Source(_) | Phase::Target(_))) {
+            return;
+        }
+        if self.pace.next_tick() <= self.now {
+            let flow = self.flow();
+            self.pace.tick(self.now, flow, &self.settings);
+        }
+        self.timers.set(Timer::Resync, self.pace.next_tick());
         self.timers
             .set_once(Timer::WritePages, self.now.after_ms(PAGES_MS));
     }
@@ -273,8 +272,13 @@ impl Mirror {
                 }
                 return;
             };
-            if !self.pace.admits(run.byte_len(), in_flight) {
-                return;
+            match self.pace.admits(self.now, run.byte_len(), in_flight) {
+                Admission::Now => {}
+                Admission::WhenLess => return,
+                Admission::At(time) => {
+                    self.timers.set_by(Timer::Resync, time);
+                    return;
+                }
             }
             if !self.spans.try_lock(run) {
                 // An application's write is under way there; it goes to both, or the next pass does.

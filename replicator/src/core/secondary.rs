@@ -451,6 +451,9 @@ impl Mirror {
         // *Read-your-writes*: should this node be Primary before it has landed, what is written
         // then waits for it. (The sender sends no two that overlap; a liar harms its own copy.)
         let locked = self.spans.try_lock(span);
+        if !locked {
+            self.unlocked.push(key);
+        }
         let write = &mut self.writes[key.0];
         write.locked = locked;
         write.stage = Stage::Started;

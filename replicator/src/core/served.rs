@@ -29,7 +29,7 @@ use kagami_bitmap::Run;
 /// The oldest protocol version in which a target may be Primary.
 const SINCE: u16 = 2;
 
-/// What a guest remembers of its source over the end of a session.
+/// What a guest remembers of its source over the end of a session, or a Primary without a disk of its carrier.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Guest {
     /// The boot of the machine that answered.
@@ -113,10 +113,7 @@ impl Mirror {
 
     /// The handshake makes this copy a target: may its node stay Primary?
     pub(super) fn stays_guest(&self, mine: &Hello, theirs: &Hello) -> bool {
-        let lost = self.guest.unflushed
-            && theirs.boot != self.guest.boot
-            && !planted(Defect::GuestForgetsTheBoot);
-        self.is_guest() && stays_primary(mine, theirs) && !lost
+        self.is_guest() && stays_primary(mine, theirs) && !self.has_lost_unflushed(theirs)
     }
 
     /// This copy is a target, and is to be Primary: its source is asked to answer for it, if it was
@@ -325,13 +322,23 @@ impl Mirror {
             Phase::Target(target) if target.offer.is_none() => target.served = true,
             _ => return Err("it answers for a copy that is not its target".into()),
         }
-        self.guest.boot = boot;
+        self.served_by(boot);
         Ok(true)
+    }
+
+    /// The peer's machine, in this boot of it, has what is answered from now on.
+    pub(super) fn served_by(&mut self, boot: Option<u128>) {
+        self.guest.boot = boot;
+    }
+
+    /// The peer answered what it had not flushed, and its machine has crashed since.
+    pub(super) fn has_lost_unflushed(&self, theirs: &Hello) -> bool {
+        self.guest.unflushed && theirs.boot != self.guest.boot
     }
 
     /// The session is about to go: what was answered and not flushed may be lost with the source.
     pub(super) fn remember_unflushed(&mut self) {
-        if self.is_guest() {
+        if self.is_guest() || self.is_primary() && self.local.store != Store::Usable {
             self.guest.unflushed |= !self.unflushed.is_empty();
         }
     }
@@ -341,7 +348,7 @@ impl Mirror {
         self.is_guest() && (self.guest.unflushed || !self.unflushed.is_empty())
     }
 
-    /// The source has flushed, after everything that it answered before.
+    /// The peer has flushed, after everything that it answered before; or nothing of this term was.
     pub(super) fn guest_flushed(&mut self) {
         self.guest.unflushed = false;
     }

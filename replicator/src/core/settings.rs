@@ -2,6 +2,15 @@
 
 use super::state::{Protocol, Solo};
 
+/// How long an application's writes may take beside a resynchronisation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LatencyTarget {
+    /// A multiple of what it is without, in percent (200 = twice).
+    Percent(u32),
+    /// Nanoseconds.
+    Nanoseconds(u64),
+}
+
 /// Settings of one mirror on one node. Times in milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -21,9 +30,8 @@ pub struct Settings {
     pub resync_window: u64,
     /// Highest rate of a resynchronisation, bytes per second; `None`: no bound.
     pub resync_max_rate: Option<u64>,
-    /// The application's latency during a resynchronisation is kept below this multiple of
-    /// what it is without, in percent (200 = twice).
-    pub resync_latency_percent: u32,
+    /// What the application's latency (its 99th percentile) is kept to during a resynchronisation.
+    pub resync_latency: LatencyTarget,
     /// Compare by checksum before sending, for runs that cover a whole extent.
     pub checksum_first: bool,
     /// What to do about a split brain.
@@ -43,7 +51,7 @@ impl Default for Settings {
             flush_after_ms: 1_000,
             resync_window: 8 << 20,
             resync_max_rate: None,
-            resync_latency_percent: 200,
+            resync_latency: LatencyTarget::Percent(200),
             checksum_first: true,
             split_brain: SplitBrainPolicy::default(),
             both_stale: BothStalePolicy::default(),

@@ -215,6 +215,8 @@ impl Mirror {
             r.verify_found = false;
             // Both have what was forced: the next generation comes from a good copy.
             r.forced_bad = false;
+            // A source that had left cleanly, where the other copy was given up: it is the newest one now.
+            r.disk = StoredDisk::Consistent;
         });
         Ok(())
     }
@@ -254,6 +256,7 @@ impl Mirror {
         match self.up_mut() {
             Some(up) => match &up.phase {
                 Phase::Target(Target { adopted: true, .. }) if !adopting => {
+                    up.peer.disk = DiskState::UpToDate;
                     up.phase = Phase::InSync;
                 }
                 _ => return Err("it says in sync to a copy that has not adopted".into()),

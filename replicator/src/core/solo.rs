@@ -136,12 +136,14 @@ impl Mirror {
 
     pub(super) fn mint_as(&mut self, tag: u64, after: After) {
         let primary = self.is_primary() || self.is_promoting_alone();
+        let carries = matches!(after, After::MintedToCarry { .. });
         self.change_record(after, |r| {
             if !r.alone {
                 r.mint(tag);
             }
             r.zeroed = false;
-            r.was_primary |= primary;
+            // Whoever carries the peer's Primary remembers only what it will have been itself.
+            r.was_primary = primary || r.was_primary && !carries;
         });
         if planted(Defect::AnswerBeforeTheMint) && self.link.is_none() {
             self.alone = Some(Alone {

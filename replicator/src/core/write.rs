@@ -170,9 +170,28 @@ impl Mirror {
         }
     }
 
+    /// True if what the source of this guest sent is on its way to these blocks still: the guest's lock on them
+    /// let it pass. Whoever forces the guest's copy writes there only after it has landed.
+    fn waits_for_landing(&self, key: WriteKey) -> bool {
+        let span = self.writes[key.0].span;
+        self.has_copy()
+            && !matches!(self.writes[key.0].origin, Origin::Peer { .. })
+            && self
+                .unlocked
+                .iter()
+                .any(|k| self.writes[k.0].span.overlaps(span))
+    }
+
+    fn park(&mut self, key: WriteKey) {
+        self.writes[key.0].stage = Stage::Parked;
+        self.parked.push(key);
+    }
+
     /// All extents are hot.
     pub(super) fn on_heated(&mut self, key: WriteKey, out: &mut Actions) {
-        if matches!(self.writes[key.0].work, Work::Partial { .. }) {
+        if self.waits_for_landing(key) {
+            self.park(key);
+        } else if matches!(self.writes[key.0].work, Work::Partial { .. }) {
             self.read_edges(key, out);
         } else {
             self.start_write(key, out);
@@ -183,9 +202,7 @@ impl Mirror {
     fn read_edges(&mut self, key: WriteKey, out: &mut Actions) {
         if !self.may_read() {
             // Read again, and merged, once this copy may answer.
-            self.writes[key.0].stage = Stage::Parked;
-            self.parked.push(key);
-            return;
+            return self.park(key);
         }
         let write = &self.writes[key.0];
         let Work::Partial { at, data } = &write.work else {
@@ -301,6 +318,9 @@ impl Mirror {
 
     /// Submits the write to the local disk and sends it to the peer, as the state demands.
     pub(super) fn start_write(&mut self, key: WriteKey, out: &mut Actions) {
+        if self.waits_for_landing(key) {
+            return self.park(key);
+        }
         if matches!(self.writes[key.0].work, Work::Partial { .. }) {
             return self.read_edges(key, out);
         }
@@ -312,9 +332,7 @@ impl Mirror {
             self.may_write()
         };
         if !may {
-            self.writes[key.0].stage = Stage::Parked;
-            self.parked.push(key);
-            return;
+            return self.park(key);
         }
         let local = self.has_copy();
         if local && !self.writes[key.0].pinned {
@@ -330,8 +348,8 @@ impl Mirror {
             );
         }
         let mirrors = self.is_mirroring() && (!from_peer || self.is_source());
-        if mirrors && (local || self.is_guest()) {
-            // (At a guest: so that it flushes, and knows what its source may lose.)
+        if mirrors && (local || self.is_guest() || self.is_carried()) {
+            // (Without a copy of its own: so that it flushes, and knows what the peer may lose.)
             let forgotten = planted(Defect::UnflushedForgotten)
                 || (from_peer && planted(Defect::GuestWritesUnmarked));
             if !forgotten {
@@ -575,6 +593,8 @@ impl Mirror {
         if write.locked {
             self.spans.unlock(write.span);
             self.wake_blocked(out);
+        } else if !self.unlocked.is_empty() {
+            self.unlocked.retain(|k| *k != key);
         }
     }
 

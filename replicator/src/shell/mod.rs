@@ -5,6 +5,7 @@ pub mod boot;
 pub mod buffers;
 pub mod disk;
 pub mod engine;
+pub mod etcd;
 pub mod fence;
 mod fields;
 pub mod identity;

@@ -1,6 +1,6 @@
 //! Reaching somebody who has several addresses: side by side, each a little after the one before.
 //!
-//! For a witness and for pairing, which need one connection now; the link between nodes keeps at it by
+//! For arbiters and for pairing, which need one connection now; the link between nodes keeps at it by
 //! itself (`quic`).
 
 use std::cell::RefCell;
@@ -64,29 +64,45 @@ pub(super) async fn connect(
     addresses: &[SocketAddr],
     deadline: Instant,
 ) -> Result<Connection, NotReached> {
-    let mut failures = Vec::new();
+    let dial = |address: &SocketAddr| {
+        let dialled = sockets.borrow_mut().dial(config.clone(), *address);
+        async move { dialled?.await.map_err(|error| describe(&error)) }
+    };
+    first(addresses, deadline, dial).await.map_err(NotReached)
+}
+
+/// Begins with each of `places`, each a little after the one before or when one has failed, and takes the
+/// first that succeeds before `deadline`; the others are given up. The error: each place, and why not.
+///
+/// Safe to drop at any await: nothing that was begun goes on.
+pub(super) async fn first<P, T, F>(
+    places: &[P],
+    deadline: Instant,
+    mut begin: impl FnMut(&P) -> F,
+) -> Result<T, Vec<(P, String)>>
+where
+    P: Clone + PartialEq + Send + 'static,
+    T: Send + 'static,
+    F: Future<Output = Result<T, String>> + Send + 'static,
+{
+    let mut failures: Vec<(P, String)> = Vec::new();
     let mut attempts = JoinSet::new();
-    let mut waiting = addresses.iter().copied();
+    let mut waiting = places.iter();
     let race = async {
         loop {
             let next = waiting.next();
-            if let Some(address) = next {
-                let dialled = sockets.borrow_mut().dial(config.clone(), address);
-                match dialled {
-                    Err(why) => failures.push((address, why)),
-                    Ok(connecting) => {
-                        attempts.spawn(async move { (address, connecting.await) });
-                    }
-                }
+            if let Some(place) = next {
+                let (place, attempt) = (place.clone(), begin(place));
+                attempts.spawn(async move { (place, attempt.await) });
             } else if attempts.is_empty() {
                 return None;
             }
-            // A failure lets the next address begin at once.
+            // A failure lets the next place begin at once.
             tokio::select! {
                 biased;
                 ended = attempts.join_next(), if !attempts.is_empty() => match ended {
-                    Some(Ok((_, Ok(connection)))) => return Some(connection),
-                    Some(Ok((address, Err(error)))) => failures.push((address, describe(&error))),
+                    Some(Ok((_, Ok(reached)))) => return Some(reached),
+                    Some(Ok((place, Err(why)))) => failures.push((place, why)),
                     Some(Err(_)) | None => {}
                 },
                 () = sleep(STAGGER), if next.is_some() => {}
@@ -95,15 +111,15 @@ pub(super) async fn connect(
         }
     };
     match timeout_at(deadline, race).await {
-        Ok(Some(connection)) => Ok(connection),
-        Ok(None) => Err(NotReached(failures)),
+        Ok(Some(reached)) => Ok(reached),
+        Ok(None) => Err(failures),
         Err(_) => {
-            for address in addresses {
-                if !failures.iter().any(|(failed, _)| failed == address) {
-                    failures.push((*address, "no answer in time".to_owned()));
+            for place in places {
+                if !failures.iter().any(|(failed, _)| failed == place) {
+                    failures.push((place.clone(), "no answer in time".to_owned()));
                 }
             }
-            Err(NotReached(failures))
+            Err(failures)
         }
     }
 }

@@ -1,12 +1,12 @@
-//! What is said to a witness and by it, and the register's content and file.
+//! What is said to a witness and by it, and the register's content, and how a witness or etcd keeps it.
 
+use kagami_replicator::shell::arbiter::kept::respell;
 use kagami_replicator::shell::arbiter::register;
-use kagami_replicator::shell::witness::store::respell;
 use kagami_replicator::shell::witness::wire::{Answer, MAX_ANSWER, MAX_REQUEST, Request};
 
 use crate::input::Input;
 
-/// A request, an answer, a register's content or its file.
+/// A request, an answer, a register's content, or a register as it is kept.
 pub fn messages(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let how = input.below(5);

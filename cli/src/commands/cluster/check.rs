@@ -131,7 +131,7 @@ pub fn facts(config: &Config, cluster: &Cluster) -> Result<Facts, Failure> {
         mirrors: Some(config.mirrors.iter().map(|m| m.name.clone()).collect()),
         arbiters: Some(
             (config.arbiters.iter())
-                .map(|one| (one.name.clone(), one.addresses.clone()))
+                .map(|one| (one.name.clone(), one.places().to_vec()))
                 .collect(),
         ),
     };

@@ -9,7 +9,7 @@ use kagami_failover::control::message::Reach;
 use kagami_failover::control::{AlertFilter, Answer, Ask, Client};
 use serde_json::json;
 
-use super::{Context, file, print_json, print_out, tar, unexpected};
+use super::{Context, archive, file, print_json, print_out, unexpected};
 use crate::args::LogsVerb;
 use crate::config::Config;
 use crate::control::message::{Answer as DaemonAnswer, Ask as DaemonAsk};
@@ -24,7 +24,7 @@ const UNITS: [&str; 3] = ["kagami", "kagami-failover", "kagami-witness"];
 /// It can't be written; the configuration is wrong.
 pub async fn run(context: &Context, verb: LogsVerb) -> Outcome {
     let LogsVerb::Collect {
-        archive,
+        archive: target,
         this_node,
         json,
     } = verb;
@@ -42,7 +42,7 @@ pub async fn run(context: &Context, verb: LogsVerb) -> Outcome {
         )),
     }
     let now = jiff::Timestamp::now();
-    let archive = archive.unwrap_or_else(|| {
+    let target = target.unwrap_or_else(|| {
         PathBuf::from(format!(
             "kagami-logs-{name}-{}.tar",
             now.strftime("%Y%m%dT%H%M%SZ")
@@ -53,17 +53,17 @@ pub async fn run(context: &Context, verb: LogsVerb) -> Outcome {
         found.lacks.iter().map(|lack| format!("{lack}\n")).collect(),
     );
     let seconds = u64::try_from(now.as_second()).unwrap_or(0);
-    tar::write(&archive, &found.files, seconds).map_err(|error| {
+    archive::write(&target, &found.files, seconds).map_err(|error| {
         Failure::system(format!(
             "{}: not written: {error}\n  next: name a file that is not there, in a folder that this user may write",
-            archive.display()
+            target.display()
         ))
     })?;
     let names: Vec<&str> = found.files.iter().map(|(name, _)| name.as_str()).collect();
     if json {
-        print_json(&json!({"archive": archive, "files": names, "lacks": found.lacks}))?;
+        print_json(&json!({"archive": target, "files": names, "lacks": found.lacks}))?;
     } else {
-        let mut text = format!("{}: {} files\n", archive.display(), names.len());
+        let mut text = format!("{}: {} files\n", target.display(), names.len());
         for lack in &found.lacks {
             text.push_str(&format!("  without {}\n", lack.replace('\n', "\n  ")));
         }

@@ -10,7 +10,9 @@ use crate::config::Config;
 use crate::exit::{Failure, Outcome, Status};
 
 pub mod alerts;
+mod archive;
 pub mod check;
+pub mod demo;
 pub mod end;
 pub mod group;
 pub mod logs;
@@ -18,7 +20,6 @@ pub mod monitor;
 pub mod push;
 pub mod status;
 pub mod suspend;
-mod tar;
 
 /// `kagami cluster`
 ///
@@ -43,6 +44,8 @@ pub fn run(context: &Context, verb: ClusterVerb) -> Outcome {
         ClusterVerb::Stop(args) => block_on(end::cluster(context, end::Kind::Stop, &args)),
         ClusterVerb::Shutdown(args) => block_on(end::cluster(context, end::Kind::Shutdown, &args)),
         ClusterVerb::Reboot(args) => block_on(end::cluster(context, end::Kind::Reboot, &args)),
+        ClusterVerb::Demo(args) => demo::run(&args),
+        ClusterVerb::DemoService(args) => demo::records::run(&args.file, args.listen),
     }
 }
 

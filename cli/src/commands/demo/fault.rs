@@ -33,6 +33,24 @@ pub enum DemoError {
         /// What it printed.
         words: String,
     },
+    /// This machine lacks what it takes.
+    #[error("not begun: {why}\n  next: {next}")]
+    Lacking {
+        /// What.
+        why: String,
+        /// What to do.
+        next: String,
+    },
+    /// A program of the system failed.
+    #[error("`{command}`: {end}\n{words}")]
+    Tool {
+        /// With its arguments.
+        command: String,
+        /// Its exit status.
+        end: String,
+        /// What it printed.
+        words: String,
+    },
     /// Something that must come did not.
     #[error("{who}: waited {} s in vain for {what}\n{last}", after.as_secs())]
     TooLong {

@@ -10,15 +10,15 @@ use std::time::Duration;
 use clap::{Args, ValueHint};
 
 mod archive;
-mod fault;
+pub mod fault;
 pub mod load;
 pub mod node;
-mod process;
+pub mod process;
 pub mod scratch;
 mod serve;
 pub mod signals;
 mod story;
-mod tell;
+pub mod tell;
 
 pub use fault::DemoError;
 pub use serve::make as make_pair;

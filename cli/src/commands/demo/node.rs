@@ -13,7 +13,7 @@ use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
 use super::fault::DemoError;
-use super::process::{Process, tie};
+use super::process::{Inside, Process, tie};
 use super::signals;
 use crate::control::client::Client;
 use crate::control::message::{Answer, Ask};
@@ -34,6 +34,7 @@ pub struct Node {
     folder: PathBuf,
     program: PathBuf,
     daemon: Option<Process>,
+    inside: Option<Inside>,
     runtime: Runtime,
     orders: u32,
 }
@@ -90,6 +91,7 @@ impl Node {
             folder,
             program: program.to_owned(),
             daemon: None,
+            inside: None,
             runtime,
             orders: 0,
         })
@@ -110,6 +112,11 @@ impl Node {
         self.folder.join("kagami.toml")
     }
 
+    /// Where its programs run from now on; none: where this one does.
+    pub fn live_in(&mut self, inside: Option<Inside>) {
+        self.inside = inside;
+    }
+
     /// The daemon's process id.
     pub fn daemon_id(&self) -> Option<u32> {
         self.daemon.as_ref().map(Process::id)
@@ -119,6 +126,9 @@ impl Node {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("--config").arg(self.config()).args(args);
+        if let Some(inside) = &self.inside {
+            inside.put(&mut command);
+        }
         command
     }
 

@@ -3,12 +3,52 @@
 
 use std::fs::{self, OpenOptions};
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// A network, and what is mounted, of its own. Both last for as long as this does, or a process in them.
+#[derive(Clone, Debug)]
+pub struct Inside {
+    network: Arc<OwnedFd>,
+    mounts: Option<Arc<OwnedFd>>,
+}
+
+impl Inside {
+    /// By open files of `/proc/PID/ns`.
+    pub fn new(network: OwnedFd, mounts: Option<OwnedFd>) -> Self {
+        Self {
+            network: Arc::new(network),
+            mounts: mounts.map(Arc::new),
+        }
+    }
+
+    /// Lets a program begin in there; what is mounted elsewhere on the way to it is not seen.
+    pub fn put<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        let inside = self.clone();
+        // SAFETY: between fork and exec only system calls that are safe there are made: no allocation, no
+        // lock. The descriptors live as long as the closure.
+        unsafe { command.pre_exec(move || inside.enter()) }
+    }
+
+    /// This thread, from now on. Only a process of a single thread can change what it sees mounted.
+    ///
+    /// # Errors
+    /// The system does not let it.
+    pub fn enter(&self) -> io::Result<()> {
+        move_into_link_name_space(self.network.as_fd(), Some(LinkNameSpaceType::Network))?;
+        if let Some(mounts) = &self.mounts {
+            move_into_link_name_space(mounts.as_fd(), Some(LinkNameSpaceType::Mount))?;
+        }
+        Ok(())
+    }
+}
 
 /// A running program.
 #[derive(Debug)]

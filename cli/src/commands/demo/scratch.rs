@@ -270,7 +270,10 @@ impl Scratch {
 }
 
 /// Where two files differ first; of different lengths, at the end of the shorter.
-fn compare(one: &Path, other: &Path) -> io::Result<Option<u64>> {
+///
+/// # Errors
+/// One can't be read.
+pub fn compare(one: &Path, other: &Path) -> io::Result<Option<u64>> {
     const STEP: u64 = 1 << 20;
     let (mut one, mut other) = (File::open(one)?, File::open(other)?);
     let (ours, theirs) = (one.metadata()?.len(), other.metadata()?.len());

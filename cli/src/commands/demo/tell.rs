@@ -5,6 +5,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use anstyle::{AnsiColor, Style};
+use serde::Serialize;
 
 use crate::render::{Look, units};
 
@@ -23,6 +24,27 @@ pub struct Teller {
     proofs: u32,
     failed: u32,
     rows: Vec<[String; 3]>,
+    told: Vec<Told>,
+}
+
+/// A step as a document.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Told {
+    /// What happens in it.
+    pub step: String,
+    /// When it began, milliseconds after the first word.
+    pub began_ms: u64,
+    /// What must hold in it.
+    pub proofs: Vec<Proof>,
+}
+
+/// Something that must hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Proof {
+    /// In words.
+    pub what: String,
+    /// Whether it does.
+    pub holds: bool,
 }
 
 impl Teller {
@@ -36,6 +58,7 @@ impl Teller {
             proofs: 0,
             failed: 0,
             rows: Vec::new(),
+            told: Vec::new(),
         }
     }
 
@@ -48,6 +71,11 @@ impl Teller {
     /// A new step with what is about to happen in it.
     pub fn step(&mut self, title: &str) {
         self.steps += 1;
+        self.told.push(Told {
+            step: title.to_owned(),
+            began_ms: milliseconds(self.began.elapsed()),
+            proofs: Vec::new(),
+        });
         let at = format!("{:>5.1} s", self.began.elapsed().as_secs_f64());
         let head = format!("{}. {title}", self.steps);
         let gap = WIDTH.saturating_sub(head.chars().count() + at.len());
@@ -84,6 +112,12 @@ impl Teller {
     /// Something that must hold, and whether it does. The demo succeeds only if all do.
     pub fn prove(&mut self, holds: bool, what: &str) {
         self.proofs += 1;
+        if let Some(step) = self.told.last_mut() {
+            step.proofs.push(Proof {
+                what: what.to_owned(),
+                holds,
+            });
+        }
         let mark = if holds {
             self.look.paint(GOOD, "✓ proved:")
         } else {
@@ -133,6 +167,11 @@ impl Teller {
         (self.proofs, self.failed)
     }
 
+    /// The steps so far, for a program.
+    pub fn told(&self) -> &[Told] {
+        &self.told
+    }
+
     fn line(&mut self, text: &str) {
         let _ = writeln!(self.out, "{text}");
         let _ = self.out.flush();
@@ -147,6 +186,11 @@ pub fn seconds(time: Duration) -> String {
     } else {
         format!("{seconds:.1} s")
     }
+}
+
+/// A time in whole milliseconds.
+pub fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// `48.0 MiB (50,331,648 bytes)`.
@@ -181,10 +225,15 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_proof_is_counted() {
+    fn a_failed_proof_is_counted_and_told_with_its_step() {
         let mut teller = Teller::new(Box::new(Vec::new()), Look::plain());
+        teller.step("truths");
         teller.prove(true, "water is wet");
         teller.prove(false, "two is three");
         assert_eq!(teller.verdict(), (2, 1));
+        let told = &teller.told()[0];
+        assert_eq!(told.step, "truths");
+        let held: Vec<bool> = told.proofs.iter().map(|proof| proof.holds).collect();
+        assert_eq!(held, [true, false]);
     }
 }

@@ -91,6 +91,9 @@ async fn a_session_that_ends_is_followed_by_another_on_the_same_device() {
     let daemon = machine.daemon().await;
     daemon.attach("pg", Some(0)).await.expect("attached");
     for round in 1..=3 {
+        // The kernel has its end of the socket before the mirror has the other.
+        let served = || machine.mirror.change(|mirror| mirror.sessions) == round;
+        until("a session to cut", served).await;
         machine.mirror.cut_session();
         until("another socket", || machine.reconfigured() == round).await;
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::{Check, host};
-use crate::config::cluster::HeartbeatKind;
+use crate::config::cluster::{ArbiterKind, HeartbeatKind};
 use crate::config::facts::{Facts, Program};
 use crate::config::fault::choose;
 use crate::config::resource::Kind;
@@ -168,6 +168,18 @@ impl Check<'_> {
                 .collect();
             if let (Some(name), Some(arbiters)) = (&arbiter.name, &known.arbiters) {
                 if let Some(its) = arbiters.get(name) {
+                    let is_etcd = its.iter().any(|place| place.contains("://"));
+                    if is_etcd != (arbiter.kind == ArbiterKind::Etcd) {
+                        let (is, other) = if is_etcd {
+                            ("an etcd", "etcd")
+                        } else {
+                            ("a witness", "witness")
+                        };
+                        let what =
+                            format!("kind: [arbiter.{name}] in node {node}'s kagami.toml is {is}");
+                        let next = format!("write kind = \"{other}\", or name another");
+                        self.fault("arbiter", what, next);
+                    }
                     asked.extend(its.iter().map(|a| ("name", a.as_str())));
                 } else {
                     let what =

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::core::settings::Settings;
 use crate::core::state::NodeId;
 use crate::shell::boot::Boot;
+use crate::shell::etcd::EtcdConfig;
 use crate::shell::quic::{self, PeerConfig, Tuning};
 use crate::shell::witness::ClientConfig;
 
@@ -95,6 +96,13 @@ pub enum ArbiterConfig {
         /// Where it is.
         witness: ClientConfig,
         /// The register, if not the mirror's own (a failover group's).
+        register: Option<u128>,
+    },
+    /// An etcd.
+    Etcd {
+        /// Where it is, and by what it lets this node in.
+        etcd: EtcdConfig,
+        /// The register, if not the mirror's own.
         register: Option<u128>,
     },
 }

@@ -32,6 +32,7 @@ use crate::core::state::{NodeId, Time};
 use crate::core::{self, Event};
 use crate::shell::boot::Boot;
 use crate::shell::buffers::{Buffer, Pool, Share};
+use crate::shell::etcd;
 use crate::shell::identity::{NodeKey, NodeKeys};
 use crate::shell::quic::{self, BufferSource, Link, LinkEvent, MirrorId, Note, PeerConfig};
 use crate::shell::runtime::step_back;
@@ -174,6 +175,7 @@ pub(super) struct Loop {
     plane: Plane,
     by_id: HashMap<MirrorId, usize>,
     remotes: HashMap<String, Rc<Remote>>,
+    etcds: HashMap<String, Rc<etcd::Remote>>,
     leaving: Vec<(usize, Option<oneshot::Sender<()>>)>,
     /// This turn handed frames to the link.
     has_sent: bool,
@@ -238,6 +240,7 @@ impl Loop {
             },
             by_id: HashMap::new(),
             remotes: HashMap::new(),
+            etcds: HashMap::new(),
             leaving: Vec::new(),
             has_sent: false,
             actions: Vec::new(),

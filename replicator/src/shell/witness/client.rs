@@ -7,7 +7,10 @@
 //! the outcome is unknown, and said to be.
 
 use std::cell::{Cell, RefCell};
+use std::fmt::Display;
+use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,11 +18,9 @@ use std::time::Duration;
 use quinn::{Connection, TransportConfig, VarInt};
 use tokio::time::{Instant, timeout_at};
 
-use super::wire::{Answer, Content, MAX_ANSWER, Op, Outcome, Reason, Request};
+use super::wire::{Answer, MAX_ANSWER, Op, Outcome, Reason, Request};
 use super::{PROTOCOL_1, RegisterId, protocols};
-use crate::core::register::{ArbiterAnswer, Ask};
-use crate::core::state::{Attempt, NodeId};
-use crate::shell::arbiter::{Arbiter, Pending, register};
+use crate::shell::arbiter::raw::{Answering, Content, NoAnswer, RawRegister, Swap};
 use crate::shell::fields::FieldFault;
 use crate::shell::identity::{Fingerprint, NodeKey};
 use crate::shell::race::{self, NotReached, Sockets, describe};
@@ -180,16 +181,16 @@ async fn exchange_on(
     Ok(answer.outcome)
 }
 
-/// The arbiter of one mirror: its register at a witness.
+/// One register at a witness.
 #[derive(Debug)]
 pub struct Client {
     remote: Rc<Remote>,
     register: RegisterId,
     members: Vec<Fingerprint>,
-    /// A register that names both of these is bound to `members`.
-    pair: Option<[NodeId; 2]>,
     /// The register is bound to `members`, or can't be: nothing is to be asked any more.
     is_bound: Cell<bool>,
+    /// Questions put that change nothing: each has a number of its own, which the answer repeats.
+    asked: Cell<u64>,
 }
 
 impl Client {
@@ -200,32 +201,31 @@ impl Client {
             remote,
             register,
             members,
-            pair: None,
             is_bound: Cell::new(false),
+            asked: Cell::new(0),
         })
     }
 
-    /// The same for the pair of nodes `pair`: a register that both have already and that names both
-    /// is bound to `members`, too, for a node may be another, or have another key, since it was made.
-    pub fn of_pair(
-        remote: Rc<Remote>,
-        register: RegisterId,
-        members: Vec<Fingerprint>,
-        pair: [NodeId; 2],
-    ) -> Rc<Self> {
-        Rc::new(Self {
-            remote,
-            register,
-            members,
-            pair: Some(pair),
-            is_bound: Cell::new(false),
-        })
+    async fn put(&self, nonce: u64, op: Op) -> Result<Outcome, NoAnswer> {
+        let request = Request {
+            register: self.register,
+            nonce,
+            op,
+        };
+        match self.remote.exchange(&request).await {
+            Ok(Outcome::Refused(Reason::NotAMember, text)) => Err(NoAnswer::NotOurs(text)),
+            Ok(Outcome::Refused(_, text)) => Err(self.nothing(text)),
+            Ok(outcome) => Ok(outcome),
+            Err(error) => Err(self.nothing(error)),
+        }
     }
 
-    /// Binds the register to the keys there are now, if it names both nodes.
-    async fn bind(&self, named: &[NodeId]) {
-        let names_both = |pair: &[NodeId; 2]| pair.iter().all(|node| named.contains(node));
-        if self.is_bound.get() || !self.pair.as_ref().is_some_and(names_both) {
+    fn nothing(&self, why: impl Display) -> NoAnswer {
+        NoAnswer::Unreachable(format!("witness {}: {why}", self.remote.config.name))
+    }
+
+    async fn bind_to_members(&self) {
+        if self.is_bound.get() {
             return;
         }
         let request = Request {
@@ -245,60 +245,41 @@ impl Client {
             Ok(Outcome::State(_)) | Err(_) => {}
         }
     }
-
-    async fn put(&self, attempt: Attempt, ask: Ask) -> Result<ArbiterAnswer, String> {
-        let mut nonce = attempt;
-        let op = match ask {
-            Ask::Read => Op::Read,
-            Ask::Swap { expect, register } => {
-                nonce = register.nonce;
-                Op::Swap {
-                    expect,
-                    instance: register.instance,
-                    seq: register.seq,
-                    bytes: register::encode(&register),
-                    members: self.members.clone(),
-                }
-            }
-        };
-        let request = Request {
-            register: self.register,
-            nonce: nonce.0,
-            op,
-        };
-        match self
-            .remote
-            .exchange(&request)
-            .await
-            .map_err(|error| error.to_string())?
-        {
-            Outcome::Swapped => Ok(ArbiterAnswer::Swapped),
-            Outcome::State(None) => Ok(ArbiterAnswer::Register(None)),
-            Outcome::State(Some(content)) => {
-                let Content {
-                    instance,
-                    seq,
-                    nonce,
-                    bytes,
-                } = content;
-                let register = register::decode(instance, seq, nonce, &bytes)
-                    .map_err(|fault| fault.to_string())?;
-                self.bind(&register.copies).await;
-                Ok(ArbiterAnswer::Register(Some(register)))
-            }
-            Outcome::Refused(Reason::NotAMember, text) => Ok(ArbiterAnswer::NotOurs(text)),
-            Outcome::Refused(_, text) => Err(text),
-        }
-    }
 }
 
-impl Arbiter for Client {
-    fn ask(self: Rc<Self>, attempt: Attempt, ask: Ask) -> Pending {
+impl RawRegister for Client {
+    fn read(&self) -> Answering<'_, Option<Content>> {
+        let nonce = self.asked.get().wrapping_add(1);
+        self.asked.set(nonce);
         Box::pin(async move {
-            self.put(attempt, ask).await.unwrap_or_else(|why| {
-                ArbiterAnswer::Unreachable(format!("witness {}: {why}", self.remote.config.name))
-            })
+            match self.put(nonce, Op::Read).await? {
+                Outcome::State(content) => Ok(content),
+                Outcome::Swapped | Outcome::Refused(..) => {
+                    Err(self.nothing(ClientError::OtherQuestion))
+                }
+            }
         })
+    }
+
+    fn swap(&self, expect: Option<(u64, u64)>, new: Content) -> Answering<'_, Swap> {
+        Box::pin(async move {
+            let op = Op::Swap {
+                expect,
+                instance: new.instance,
+                seq: new.seq,
+                bytes: new.bytes,
+                members: self.members.clone(),
+            };
+            match self.put(new.nonce, op).await? {
+                Outcome::Swapped => Ok(Swap::Done),
+                Outcome::State(content) => Ok(Swap::Other(content)),
+                Outcome::Refused(..) => Err(self.nothing(ClientError::OtherQuestion)),
+            }
+        })
+    }
+
+    fn bind(&self) -> Pin<Box<dyn Future<Output = ()> + '_>> {
+        Box::pin(self.bind_to_members())
     }
 
     fn describe(&self) -> String {

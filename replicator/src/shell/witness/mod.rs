@@ -5,7 +5,7 @@
 //! seq), and makes every change durable before it answers.
 //!
 //! [`wire`] is what is said, pure; [`store`] the registers on disk; [`Server`] the listener; [`Client`]
-//! the arbiter that a mirror asks; [`enrol`] makes a node known to a witness.
+//! a register as its askers see it; [`enrol`] makes a node known to a witness.
 
 mod client;
 mod clients;
@@ -17,6 +17,8 @@ pub mod wire;
 pub use client::{Client, ClientConfig, ClientError, Remote};
 pub use server::{Server, ServerConfig, ServerError};
 
+pub use crate::shell::arbiter::raw::RegisterId;
+
 /// The protocol's names in the TLS handshake (ALPN), the newest first. Version 2 can bind a register
 /// to other keys, and let a key take another's place.
 pub const PROTOCOLS: [&[u8]; 2] = [b"kagami-witness/2", PROTOCOL_1];
@@ -25,14 +27,4 @@ pub const PROTOCOL_1: &[u8] = b"kagami-witness/1";
 
 fn protocols() -> Vec<Vec<u8>> {
     PROTOCOLS.iter().map(|name| name.to_vec()).collect()
-}
-
-/// A register's name: the id of the mirror or group that it belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RegisterId(pub u128);
-
-impl std::fmt::Display for RegisterId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:032x}", self.0)
-    }
 }

@@ -3,13 +3,10 @@
 //! ```text
 //! STATE/lock                       held by the one witness that uses the folder
 //! STATE/clients, STATE/forgotten   who may use it: clients.rs
-//! STATE/registers/<32 hex>         a register:
-//!
-//!   0       4     6     8          24         32    40      48      50
-//!   | magic | ver | n   | register | instance | seq | nonce | len   | content | members 32×n | crc32c |
+//! STATE/registers/<32 hex>         a register, as `arbiter::kept` spells it
 //! ```
 //!
-//! Little-endian; the checksum covers all before it. A change is written to a new file, synced, renamed
+//! A change is written to a new file, synced, renamed
 //! over the old one, and the folder is synced: a power cut leaves the old state or the new. A file
 //! that can't be read whole is never taken for an empty register: that register is refused until a
 //! person has looked (docs/arbiter.md), for a register that forgot whom it named would name both.
@@ -20,19 +17,15 @@ use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use bytes::BufMut;
 use rustix::fs::{FlockOperation, flock};
 
 use super::RegisterId;
 use super::clients::{self, make_folders, write_synced};
 pub use super::clients::{enrol, enrolled, forget, is_forgotten};
-use super::wire::{Content, MAX_CONTENT, MAX_MEMBERS, Op, Outcome, Reason, Request};
-use crate::shell::fields::{FieldFault, Fields, put_bytes};
+use super::wire::{Content, MAX_MEMBERS, Op, Outcome, Reason, Request};
+use crate::shell::arbiter::kept::{Kept, KeptFault, MAX_KEPT};
+use crate::shell::arbiter::raw::{Judgement, judge};
 use crate::shell::identity::Fingerprint;
-
-const MAGIC: u32 = u32::from_le_bytes(*b"KGWR");
-const VERSION: u16 = 1;
-const MAX_FILE: usize = 50 + MAX_CONTENT + 32 * MAX_MEMBERS + 4;
 
 /// Registers that a witness keeps at most: a bound on what enrolled nodes can make it store.
 pub const MAX_REGISTERS: usize = 65_536;
@@ -64,90 +57,6 @@ pub(super) fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) ->
         path,
         error,
     }
-}
-
-/// Why one register can't be read.
-#[derive(Debug, thiserror::Error)]
-enum RegisterFault {
-    #[error("its checksum is wrong ({found:#010x}, must be {computed:#010x})")]
-    Checksum { found: u32, computed: u32 },
-    #[error("it was written by a newer version of the witness ({0})")]
-    Newer(u16),
-    #[error("it is the file of register {0}")]
-    Other(RegisterId),
-    #[error("{0}")]
-    Fields(#[from] FieldFault),
-    #[error("{0} bytes")]
-    Length(usize),
-    #[error("{0}")]
-    Io(#[from] io::Error),
-}
-
-/// A register's file, decoded.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Stored {
-    content: Content,
-    members: Vec<Fingerprint>,
-}
-
-impl Stored {
-    fn encode(&self, register: RegisterId) -> Vec<u8> {
-        let mut out = Vec::with_capacity(MAX_FILE);
-        out.put_u32_le(MAGIC);
-        out.put_u16_le(VERSION);
-        out.put_u16_le(self.members.len() as u16);
-        out.put_u128_le(register.0);
-        out.put_u64_le(self.content.instance);
-        out.put_u64_le(self.content.seq);
-        out.put_u64_le(self.content.nonce);
-        put_bytes(&mut out, &self.content.bytes);
-        self.members
-            .iter()
-            .for_each(|member| out.put_slice(member.as_bytes()));
-        out.put_u32_le(crc32c::crc32c(&out));
-        out
-    }
-
-    fn decode(register: RegisterId, file: &[u8]) -> Result<Self, RegisterFault> {
-        let (body, sum) = file
-            .split_last_chunk::<4>()
-            .ok_or(RegisterFault::Length(file.len()))?;
-        let (found, computed) = (u32::from_le_bytes(*sum), crc32c::crc32c(body));
-        if found != computed {
-            return Err(RegisterFault::Checksum { found, computed });
-        }
-        let mut fields = Fields::new(body);
-        if fields.u32("magic")? != MAGIC {
-            return Err(FieldFault::Meaningless("magic").into());
-        }
-        let version = fields.u16("version")?;
-        if version != VERSION {
-            return Err(RegisterFault::Newer(version));
-        }
-        let members = fields.count("members", MAX_MEMBERS)?;
-        let id = RegisterId(fields.u128("register")?);
-        if id != register {
-            return Err(RegisterFault::Other(id));
-        }
-        let content = Content {
-            instance: fields.u64("instance")?,
-            seq: fields.u64("seq")?,
-            nonce: fields.u64("nonce")?,
-            bytes: fields.bytes("content", MAX_CONTENT)?.to_vec(),
-        };
-        let members = (0..members)
-            .map(|_| fields.array("members").map(Fingerprint::from_bytes))
-            .collect::<Result<_, _>>()?;
-        fields.end()?;
-        Ok(Self { content, members })
-    }
-}
-
-/// A register's file, read and spelled again: for the tests that feed it anything
-/// (tests/decoders). `None`: refused.
-pub fn respell(register: u128, file: &[u8]) -> Option<Vec<u8>> {
-    let register = RegisterId(register);
-    Some(Stored::decode(register, file).ok()?.encode(register))
 }
 
 /// The registers and the enrolled keys of one witness; it blocks while the disk works.
@@ -318,7 +227,7 @@ impl Store {
         &mut self,
         asker: &Fingerprint,
         id: RegisterId,
-        stored: Option<Stored>,
+        stored: Option<Kept>,
         members: &[Fingerprint],
     ) -> Outcome {
         let Some(stored) = stored else {
@@ -333,7 +242,7 @@ impl Store {
             return Outcome::Swapped;
         }
         let content = stored.content;
-        match self.write(id, &Stored { content, members }) {
+        match self.write(id, &Kept { content, members }) {
             Ok(()) => {
                 tracing::info!(register = %id, %asker, "register bound to other keys");
                 Outcome::Swapped
@@ -352,31 +261,16 @@ impl Store {
         &mut self,
         asker: &Fingerprint,
         id: RegisterId,
-        stored: Option<Stored>,
+        stored: Option<Kept>,
         expect: Option<(u64, u64)>,
         new: Content,
         members: &[Fingerprint],
     ) -> Outcome {
-        let present = stored
-            .as_ref()
-            .map(|stored| (stored.content.instance, stored.content.seq));
-        if present != expect {
-            return match stored {
-                // The same swap again, its answer lost on the way.
-                Some(stored) if stored.content == new => Outcome::Swapped,
-                other => Outcome::State(other.map(|stored| stored.content)),
-            };
-        }
-        if let Some((instance, seq)) = present
-            && (new.instance != instance || new.seq <= seq)
-        {
-            return refused(
-                Reason::Invalid,
-                format!(
-                    "a change keeps the instance and raises seq: from ({instance}, {seq}) to ({}, {})",
-                    new.instance, new.seq
-                ),
-            );
+        match judge(stored.as_ref().map(|stored| &stored.content), expect, &new) {
+            Judgement::Write => {}
+            Judgement::Done => return Outcome::Swapped,
+            Judgement::Other => return Outcome::State(stored.map(|stored| stored.content)),
+            Judgement::Senseless(why) => return refused(Reason::Invalid, why),
         }
         let created = stored.is_none();
         let members = match stored {
@@ -388,7 +282,7 @@ impl Store {
         };
         match self.write(
             id,
-            &Stored {
+            &Kept {
                 content: new,
                 members,
             },
@@ -454,20 +348,20 @@ impl Store {
         self.state.join("registers").join(id.to_string())
     }
 
-    fn read(&self, id: RegisterId) -> Result<Option<Stored>, RegisterFault> {
+    fn read(&self, id: RegisterId) -> Result<Option<Kept>, KeptFault> {
         let file = match File::open(self.path(id)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other?,
         };
         let mut bytes = Vec::with_capacity(512);
-        file.take(MAX_FILE as u64 + 1).read_to_end(&mut bytes)?;
-        if bytes.len() > MAX_FILE {
-            return Err(RegisterFault::Length(bytes.len()));
+        file.take(MAX_KEPT as u64 + 1).read_to_end(&mut bytes)?;
+        if bytes.len() > MAX_KEPT {
+            return Err(KeptFault::Length(bytes.len()));
         }
-        Stored::decode(id, &bytes).map(Some)
+        Kept::decode(id, &bytes).map(Some)
     }
 
-    fn write(&mut self, id: RegisterId, stored: &Stored) -> io::Result<()> {
+    fn write(&mut self, id: RegisterId, stored: &Kept) -> io::Result<()> {
         let path = self.path(id);
         let new = path.with_extension("new");
         write_synced(&new, &stored.encode(id))?;

@@ -31,17 +31,13 @@
 use bytes::BufMut;
 
 use super::RegisterId;
+pub use crate::shell::arbiter::kept::MAX_MEMBERS;
+pub use crate::shell::arbiter::raw::{Content, MAX_CONTENT};
 use crate::shell::fields::{FieldFault, Fields, put_bytes, put_text};
 use crate::shell::identity::Fingerprint;
 
 const REQUEST: u32 = u32::from_le_bytes(*b"KGWQ");
 const ANSWER: u32 = u32::from_le_bytes(*b"KGWA");
-
-/// Bytes that a register's content may have: a group of some hundred mirrors fits.
-pub const MAX_CONTENT: usize = 4096;
-
-/// Keys that may be bound to one register: two nodes, and each a second one while it changes its key.
-pub const MAX_MEMBERS: usize = 4;
 
 /// Bytes of text in a refusal.
 const MAX_TEXT: usize = 1024;
@@ -51,19 +47,6 @@ pub const MAX_REQUEST: usize = 32 + 33 + 2 + MAX_CONTENT + 2 + 32 * MAX_MEMBERS;
 
 /// No answer is longer, in bytes.
 pub const MAX_ANSWER: usize = 32 + 25 + 2 + MAX_CONTENT;
-
-/// A register's state.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Content {
-    /// Drawn when the register was created.
-    pub instance: u64,
-    /// Raised by every change.
-    pub seq: u64,
-    /// Of the change that wrote it.
-    pub nonce: u64,
-    /// Opaque to the witness.
-    pub bytes: Vec<u8>,
-}
 
 /// A question.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -312,7 +312,7 @@ impl Loop {
                         .want(host.id, from.is_some_and(|from| from <= now));
                 }
                 Action::AskArbiter { attempt, ask } => {
-                    let pending = Rc::clone(&host.arbiter).ask(attempt, ask);
+                    let pending = Rc::clone(&host.arbiter).ask(ask);
                     let (inbox, host) =
                         (Rc::clone(&self.plane.shared.inbox), Rc::downgrade(shared));
                     tokio::task::spawn_local(async move {

@@ -14,7 +14,9 @@ use super::super::status::MirrorStatus;
 use super::{End, Loop, Order, no_such_mirror, random_tags};
 use crate::core::state::{NodeId, Time};
 use crate::core::{Mirror, Start, TAGS};
-use crate::shell::arbiter::{Arbiter, NoArbiter};
+use crate::shell::arbiter::raw::RawRegister;
+use crate::shell::arbiter::{Arbiter, MirrorRegister, NoArbiter};
+use crate::shell::etcd;
 use crate::shell::identity::{Fingerprint, NodeKey, NodeKeys};
 use crate::shell::probe::StoreKind;
 use crate::shell::quic::{self, MirrorId};
@@ -236,29 +238,37 @@ impl Loop {
     }
 
     fn arbiter(&mut self, config: &MirrorConfig) -> Result<Rc<dyn Arbiter>, StartError> {
-        let ArbiterConfig::Witness { witness, register } = &config.arbiter else {
-            return Ok(Rc::new(NoArbiter));
+        let id = |register: &Option<u128>| RegisterId(register.unwrap_or(config.mirror));
+        let raw: Rc<dyn RawRegister> = match &config.arbiter {
+            ArbiterConfig::None => return Ok(Rc::new(NoArbiter)),
+            ArbiterConfig::Witness { witness, register } => {
+                let remote = if let Some(remote) = self.remotes.get(&witness.name) {
+                    Rc::clone(remote)
+                } else {
+                    let remote = Remote::new(&self.keys.current, witness.clone());
+                    let remote = remote.map_err(|error| StartError::Arbiter {
+                        mirror: config.name.clone(),
+                        error: error.to_string(),
+                    })?;
+                    self.remotes
+                        .insert(witness.name.clone(), Rc::clone(&remote));
+                    remote
+                };
+                Client::new(remote, id(register), self.members(config.peer))
+            }
+            ArbiterConfig::Etcd { etcd, register } => {
+                let known = self.etcds.get(&etcd.name);
+                let remote = if let Some(remote) = known.filter(|known| known.config() == etcd) {
+                    Rc::clone(remote)
+                } else {
+                    let remote = etcd::Remote::new(etcd.clone());
+                    self.etcds.insert(etcd.name.clone(), Rc::clone(&remote));
+                    remote
+                };
+                etcd::Client::new(remote, id(register))
+            }
         };
-        let remote = if let Some(remote) = self.remotes.get(&witness.name) {
-            Rc::clone(remote)
-        } else {
-            let remote = Remote::new(&self.keys.current, witness.clone());
-            let remote = remote.map_err(|error| StartError::Arbiter {
-                mirror: config.name.clone(),
-                error: error.to_string(),
-            })?;
-            self.remotes
-                .insert(witness.name.clone(), Rc::clone(&remote));
-            remote
-        };
-        let register = RegisterId(register.unwrap_or(config.mirror));
-        let pair = [self.node, config.peer];
-        Ok(Client::of_pair(
-            remote,
-            register,
-            self.members(config.peer),
-            pair,
-        ))
+        Ok(MirrorRegister::of_pair(raw, [self.node, config.peer]))
     }
 
     /// The keys that a register of a mirror shared with `peer` is bound to.

@@ -1,0 +1,545 @@
+//! The lease of a group without a mirror, as one node sees it: events in, actions out, no I/O.
+//!
+//! A lease has two sources, each of them good for [`Terms::length`] from the moment when this node
+//! *sent its question*: this node's own record in the register at the arbiter, written by
+//! compare-and-swap, and the other node's promise, given in answer to this node's question, that it
+//! has nothing of the group and will not challenge. The later end counts. While promises come, the
+//! register is renewed only now and then, so losing the arbiter alone changes nothing; when they
+//! stop, it is renewed every quarter of the length, so losing the other node alone changes nothing.
+//!
+//! What keeps two nodes apart (docs/failover-design.md has the argument):
+//!
+//! - *Promise-voids*: a promise is given only by a node that holds nothing and asks for nothing, and
+//!   whatever it had asked before counts for nothing from then on.
+//! - *Waits-out*: a node that has promised writes its own record only after [`Terms::wait`].
+//! - *Seen-still*: it writes over the other node's record only if that has not changed for as long.
+//! - *Marked-first*: that this node holds the right is on its disk before anything is told of it, and
+//!   that it may have promised is there before the first promise. So a manager that starts again
+//!   knows whether it must wait.
+//!
+//! Left to others: the wire, the files and the guard ([`super::tenancy`]).
+
+use std::collections::BTreeMap;
+
+use crate::core::{Node, Right, Time};
+use crate::planted::{Defect, planted};
+
+use super::register::{Id, Record};
+
+mod seek;
+mod words;
+
+pub use words::{Action, Actions, Before, Event, Mark, Said, Terms, Word};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Nothing is held and nothing is asked for.
+    Idle,
+    /// The core wants the right, since then.
+    Asking(Time),
+    Held,
+    /// The lease has ended; the group is frozen.
+    Ended,
+    /// The right is lost, and something may be active still.
+    Stopping,
+    /// The record is taken out of the register, until then at most; the core is told if it waits.
+    Releasing(Time, bool),
+}
+
+/// Whether the guard watches the group for this lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Guard {
+    Away,
+    /// It was asked to.
+    Asked,
+    There,
+}
+
+#[derive(Clone, Debug)]
+struct Known {
+    found: Option<(Id, Record)>,
+    /// It was the same since then, by this node's clock.
+    since: Time,
+}
+
+#[derive(Clone, Debug)]
+struct Asked {
+    attempt: u64,
+    sent: Time,
+    /// What is to be written; `None`: it is read.
+    new: Option<(Id, Record)>,
+}
+
+/// One group's lease, on one node.
+#[derive(Clone, Debug)]
+pub struct Lease {
+    terms: Terms,
+    nodes: [String; 2],
+    me: Node,
+    phase: Phase,
+    /// What is on the disk; `None`: of an earlier boot, or unreadable: it stands for neither.
+    mark: Option<Mark>,
+    writing: Option<Mark>,
+    /// The mark is to become [`Mark::Free`].
+    to_free: bool,
+    guard: Guard,
+    /// What the guard was told last.
+    told: Time,
+    promised: Option<Time>,
+    /// Something that an earlier manager started may be active until then.
+    quiet_until: Time,
+    /// An earlier manager's group may run here, under a guard that is not this one's to end.
+    may_run: bool,
+    by_promise: Time,
+    by_register: Time,
+    known: Option<Known>,
+    asked: Option<Asked>,
+    /// Nothing is asked of the arbiter before: it was silent.
+    again: Time,
+    /// When it said last what the register holds.
+    looked: Option<Time>,
+    /// When the change was asked for that wrote this node's record last.
+    written: Option<Time>,
+    questions: BTreeMap<u64, Time>,
+    next_question: Time,
+    /// When the other node asked last.
+    heard: Option<Time>,
+    waiting: Vec<(u64, bool)>,
+    number: u64,
+    answers: Option<bool>,
+    why_arbiter: String,
+    why_peer: String,
+}
+
+impl Lease {
+    /// A lease of which nothing is held. `seed`: drawn anew for each life of a manager, so that
+    /// nothing of an earlier one is taken for its own.
+    pub fn new(
+        terms: Terms,
+        nodes: [String; 2],
+        me: Node,
+        before: Before,
+        seed: u64,
+        now: Time,
+    ) -> Self {
+        let held = matches!(before, Before::Held | Before::HeldBeforeBoot);
+        let running = matches!(before, Before::Held | Before::Unknown);
+        let forgets = planted(Defect::PromiseForgotten);
+        Self {
+            terms,
+            nodes,
+            me,
+            phase: Phase::Idle,
+            mark: match before {
+                Before::Held => Some(Mark::Held),
+                Before::Free => Some(Mark::Free),
+                Before::HeldBeforeBoot | Before::Unknown => None,
+            },
+            writing: None,
+            to_free: false,
+            guard: Guard::Away,
+            told: Time(0),
+            promised: (!held && !forgets).then_some(now),
+            quiet_until: if running {
+                now.after(terms.wait())
+            } else {
+                now
+            },
+            may_run: running,
+            by_promise: Time(0),
+            by_register: Time(0),
+            known: None,
+            asked: None,
+            again: now,
+            looked: None,
+            written: None,
+            questions: BTreeMap::new(),
+            next_question: now,
+            heard: None,
+            waiting: Vec::new(),
+            number: seed,
+            answers: None,
+            why_arbiter: "it was not asked yet".to_owned(),
+            why_peer: "it was not asked yet".to_owned(),
+        }
+    }
+
+    /// When the lease ends, by this node's clock.
+    pub fn ends(&self) -> Time {
+        self.by_promise.max(self.by_register)
+    }
+
+    /// The right is held, and the lease has not ended.
+    pub fn holds(&self, now: Time) -> bool {
+        self.phase == Phase::Held && now < self.ends()
+    }
+
+    /// Whether the arbiter answered when it was asked last; `None`: it was not asked yet.
+    pub fn arbiter_answers(&self) -> Option<bool> {
+        self.answers
+    }
+
+    /// What the register was seen to hold last.
+    pub fn record(&self) -> Option<&Record> {
+        let found = self.known.as_ref()?.found.as_ref();
+        found.map(|(_, record)| record)
+    }
+
+    /// When [`Event::Timer`] is due, if nothing happens before.
+    pub fn deadline(&self, now: Time) -> Time {
+        let mut next = now.after(self.terms.step() / 2);
+        if self.phase == Phase::Held && now < self.ends() {
+            next = next.min(self.ends());
+        }
+        if let (Phase::Asking(_), Some(at)) = (self.phase, self.may_swap_from())
+            && at > now
+        {
+            next = next.min(at);
+        }
+        next
+    }
+
+    /// Takes in what happened.
+    pub fn handle(&mut self, now: Time, event: Event, out: &mut Actions) {
+        match event {
+            Event::Ask => self.ask(now, out),
+            Event::Release => self.give_up(now, true, out),
+            Event::Stopped => self.give_up(now, false, out),
+            Event::Lost => {
+                if matches!(self.phase, Phase::Asking(_) | Phase::Held | Phase::Ended) {
+                    self.lose(out);
+                }
+            }
+            Event::Guarded { stopping } => self.on_guarded(stopping, out),
+            Event::Marked => self.on_marked(now, out),
+            Event::Arbiter { attempt, said } => self.on_arbiter(now, attempt, said, out),
+            Event::Peer { nonce, word } => self.on_peer(now, nonce, word, out),
+            Event::Question { token, held } => self.on_question(now, token, held, out),
+            Event::Timer => {}
+        }
+        self.settle(now, out);
+        self.seek(now, out);
+    }
+
+    fn name(&self, node: Node) -> &str {
+        &self.nodes[node]
+    }
+
+    fn wants(&self) -> bool {
+        matches!(self.phase, Phase::Asking(_) | Phase::Held | Phase::Ended)
+    }
+
+    fn is_mine(&self, record: &Record) -> bool {
+        record.holder.as_deref() == Some(self.name(self.me))
+    }
+
+    fn ask(&mut self, now: Time, out: &mut Actions) {
+        match self.phase {
+            Phase::Held => out.push(Action::Tell(Right::Granted)),
+            Phase::Ended => out.push(Action::Tell(Right::LeaseEnded)),
+            Phase::Stopping => out.push(Action::Tell(Right::Lost)),
+            Phase::Asking(_) => {}
+            Phase::Idle | Phase::Releasing(..) => {
+                self.phase = Phase::Asking(now);
+                self.to_free = false;
+                self.next_question = now;
+                self.again = now;
+            }
+        }
+    }
+
+    /// The right is not to be had.
+    fn refuse(&mut self, why: String, out: &mut Actions) {
+        self.phase = Phase::Idle;
+        let guard = std::mem::replace(&mut self.guard, Guard::Away);
+        if guard != Guard::Away && !self.may_run {
+            out.push(Action::Disarm);
+        }
+        out.push(Action::Tell(Right::Refused(why)));
+    }
+
+    fn lose(&mut self, out: &mut Actions) {
+        self.phase = Phase::Stopping;
+        self.void();
+        out.push(Action::Tell(Right::Lost));
+    }
+
+    /// Nothing is held any more, and nothing that was asked brings anything.
+    fn void(&mut self) {
+        (self.by_promise, self.by_register) = (Time(0), Time(0));
+        self.questions.clear();
+        self.written = None;
+        let gives_up = |asked: &Asked| {
+            let new = asked.new.as_ref();
+            new.is_some_and(|(_, record)| record.holder.is_none())
+        };
+        self.asked.take_if(|asked| !gives_up(asked));
+    }
+
+    fn give_up(&mut self, now: Time, tell: bool, out: &mut Actions) {
+        self.void();
+        self.guard = Guard::Away;
+        out.push(Action::Disarm);
+        self.quiet_until = now;
+        self.may_run = false;
+        self.to_free = true;
+        self.again = now;
+        self.phase = Phase::Releasing(now.after(self.terms.length / 2), tell);
+    }
+
+    fn on_guarded(&mut self, stopping: bool, out: &mut Actions) {
+        if self.guard != Guard::Asked || !matches!(self.phase, Phase::Asking(_)) {
+            return;
+        }
+        if stopping {
+            self.guard = Guard::Away;
+            self.lose(out);
+        } else {
+            self.guard = Guard::There;
+        }
+    }
+
+    fn on_marked(&mut self, now: Time, out: &mut Actions) {
+        let Some(mark) = self.writing.take() else {
+            return;
+        };
+        self.mark = Some(mark);
+        if mark == Mark::Free {
+            self.to_free = false;
+            for (token, held) in std::mem::take(&mut self.waiting) {
+                self.on_question(now, token, held, out);
+            }
+        }
+    }
+
+    fn on_arbiter(&mut self, now: Time, attempt: u64, said: Said, out: &mut Actions) {
+        let Some(asked) = self.asked.take_if(|asked| asked.attempt == attempt) else {
+            return;
+        };
+        self.answers = Some(!matches!(said, Said::Silent(_)));
+        match (said, asked.new) {
+            (Said::Swapped, Some((id, record))) => {
+                let mine = self.is_mine(&record);
+                self.known = Some(Known {
+                    found: Some((id, record)),
+                    since: now,
+                });
+                if mine && self.wants() {
+                    self.by_register = self.by_register.max(self.lease_from(now, asked.sent));
+                    self.written = Some(asked.sent);
+                }
+                self.looked = Some(now);
+            }
+            (Said::Swapped, None) => {
+                self.why_arbiter = "it answered another question".to_owned();
+                self.again = now.after(self.terms.step());
+            }
+            (Said::Found(found), _) => {
+                self.looked = Some(now);
+                self.observe(now, found, out);
+            }
+            (Said::Silent(why), _) => {
+                self.why_arbiter = why;
+                self.again = now.after(self.terms.step() / 2);
+            }
+        }
+    }
+
+    /// The end of a lease whose question was sent then.
+    fn lease_from(&self, now: Time, sent: Time) -> Time {
+        let from = if planted(Defect::LeaseFromAnswer) {
+            now
+        } else {
+            sent
+        };
+        from.after(self.terms.length)
+    }
+
+    fn observe(&mut self, now: Time, found: Option<(Id, Record)>, out: &mut Actions) {
+        let id = |found: &Option<(Id, Record)>| found.as_ref().map(|(id, _)| *id);
+        let (before, first) = match &self.known {
+            Some(known) => (id(&known.found), false),
+            None => (None, true),
+        };
+        if !first && before == id(&found) {
+            return;
+        }
+        let others = found.as_ref().and_then(|(_, r)| r.holder.clone());
+        let others = others.filter(|holder| holder != self.name(self.me));
+        self.known = Some(Known { found, since: now });
+        if let (false, Phase::Asking(_), Some(holder)) = (first, self.phase, others)
+            && self.ends() <= now
+        {
+            let why = format!("node {holder} holds it, and has just renewed it at the arbiter");
+            self.refuse(why, out);
+        }
+    }
+
+    fn on_peer(&mut self, now: Time, nonce: u64, word: Word, out: &mut Actions) {
+        let Some(sent) = self.questions.remove(&nonce) else {
+            return;
+        };
+        match word {
+            Word::Promised if self.wants() => {
+                self.by_promise = self.by_promise.max(self.lease_from(now, sent));
+            }
+            Word::Holds if matches!(self.phase, Phase::Asking(_)) && self.ends() <= now => {
+                let why = format!("node {} holds it", self.name(1 - self.me));
+                self.refuse(why, out);
+            }
+            Word::Promised | Word::Holds => {}
+            Word::Asks => "it asks for the right itself".clone_into(&mut self.why_peer),
+            Word::Busy => "something may be active there still".clone_into(&mut self.why_peer),
+            Word::Silent(why) => self.why_peer = why,
+        }
+    }
+
+    fn on_question(&mut self, now: Time, token: u64, held: bool, out: &mut Actions) {
+        self.heard = Some(now);
+        let word = match self.phase {
+            Phase::Held | Phase::Ended => Some(Word::Holds),
+            Phase::Stopping => Some(Word::Busy),
+            Phase::Asking(_) if now < self.ends() => Some(Word::Holds),
+            Phase::Asking(_) if planted(Defect::PromiseWhileAsking) => None,
+            // What may run here keeps it from yielding, too.
+            Phase::Asking(_) | Phase::Idle | Phase::Releasing(..) if now < self.quiet_until => {
+                Some(Word::Busy)
+            }
+            // Of two that ask the second one yields, and to who holds it both do.
+            Phase::Asking(_) if held || self.me == 1 => {
+                let what = if held { "holds it" } else { "asks for it, too" };
+                let why = format!("node {} {what}", self.name(1 - self.me));
+                self.refuse(why, out);
+                None
+            }
+            Phase::Asking(_) => Some(Word::Asks),
+            Phase::Idle | Phase::Releasing(..) => None,
+        };
+        if let Some(word) = word {
+            out.push(Action::Answer { token, word });
+        } else if self.mark == Some(Mark::Free) && self.writing.is_none() {
+            // Promise-voids.
+            if !planted(Defect::PromiseWhileAsking) {
+                self.void();
+            }
+            self.promised = Some(now);
+            let word = Word::Promised;
+            out.push(Action::Answer { token, word });
+        } else {
+            // Marked-first.
+            self.to_free = true;
+            self.waiting.push((token, held));
+        }
+    }
+
+    /// When this node may write its own record, as far as is known; `None`: something has to be
+    /// seen first.
+    fn may_swap_from(&self) -> Option<Time> {
+        let known = self.known.as_ref()?;
+        let wait = self.terms.wait();
+        // Waits-out.
+        let promised = match self.promised {
+            Some(at) if !planted(Defect::PromiseIgnored) => at.after(wait),
+            _ => Time(0),
+        };
+        let mine_or_free = match &known.found {
+            Some((_, record)) => record.holder.is_none() || self.is_mine(record),
+            // It may have been deleted under a holder.
+            None => false,
+        };
+        let seen = if mine_or_free || planted(Defect::RenewalIgnored) {
+            Time(0)
+        } else {
+            // Seen-still.
+            known.since.after(wait)
+        };
+        Some(promised.max(seen))
+    }
+
+    fn may_swap(&self, now: Time) -> bool {
+        // The other node has nothing, and can't have anything before its promise is over.
+        let promised = now < self.by_promise && self.known.is_some();
+        promised || self.may_swap_from().is_some_and(|from| from <= now)
+    }
+
+    /// What follows from the time, and from what is known now.
+    fn settle(&mut self, now: Time, out: &mut Actions) {
+        let length = self.terms.length;
+        self.questions.retain(|_, sent| now.since(*sent) < length);
+        let ends = self.ends();
+        match self.phase {
+            Phase::Asking(_) if now < ends => {
+                if self.mark == Some(Mark::Held) && self.writing.is_none() {
+                    match self.guard {
+                        Guard::There => {
+                            self.phase = Phase::Held;
+                            out.push(Action::Tell(Right::Granted));
+                        }
+                        Guard::Away => {
+                            self.guard = Guard::Asked;
+                            self.told = ends;
+                            out.push(Action::Arm(ends));
+                        }
+                        Guard::Asked => {}
+                    }
+                } else if self.writing.is_none() {
+                    self.writing = Some(Mark::Held);
+                    out.push(Action::Mark(Mark::Held));
+                }
+            }
+            Phase::Asking(since) if now.since(since) >= self.terms.wait() + length => {
+                let why = self.why_not();
+                self.refuse(why, out);
+            }
+            Phase::Held if ends <= now => {
+                self.phase = Phase::Ended;
+                out.push(Action::Tell(Right::LeaseEnded));
+            }
+            Phase::Ended if now < ends => {
+                self.phase = Phase::Held;
+                out.push(Action::Tell(Right::Renewed));
+            }
+            Phase::Releasing(until, tell) => {
+                let mine = self.record().is_some_and(|record| self.is_mine(record));
+                if !mine || until <= now {
+                    self.phase = Phase::Idle;
+                    if tell {
+                        out.push(Action::Tell(Right::Released));
+                    }
+                }
+            }
+            _ => {}
+        }
+        if self.guard == Guard::There && self.ends() > self.told {
+            self.told = self.ends();
+            out.push(Action::Extend(self.told));
+        }
+        let frees = self.to_free && matches!(self.phase, Phase::Idle | Phase::Releasing(..));
+        if frees && self.writing.is_none() {
+            if self.mark == Some(Mark::Free) {
+                self.to_free = false;
+            } else {
+                self.writing = Some(Mark::Free);
+                out.push(Action::Mark(Mark::Free));
+            }
+        }
+        if !self.waiting.is_empty() && !frees && self.writing.is_none() {
+            for (token, held) in std::mem::take(&mut self.waiting) {
+                self.on_question(now, token, held, out);
+            }
+        }
+    }
+
+    fn why_not(&self) -> String {
+        let other = self.name(1 - self.me);
+        let why = match (self.answers, self.record().and_then(|r| r.holder.as_ref())) {
+            (Some(true), Some(holder)) => format!("the register names node {holder}"),
+            (Some(true), None) => "the register names nobody, and could not be written".to_owned(),
+            _ => format!("the arbiter does not answer: {}", self.why_arbiter),
+        };
+        format!("{why}; node {other} does not consent: {}", self.why_peer)
+    }
+}
+
+#[cfg(test)]
+mod tests;
