@@ -125,7 +125,7 @@ impl Latencies {
 /// How far a resynchronisation is.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Flow {
-    /// Bytes sent.
+    /// Bytes sent, since whenever it was begun to count.
     pub sent: u64,
     /// Bytes that have not arrived.
     pub in_flight: u64,
@@ -149,14 +149,15 @@ impl Pace {
     }
 
     /// A resynchronisation begins.
-    pub fn begin(&mut self, now: Time, settings: &Settings) {
+    pub fn begin(&mut self, now: Time, flow: Flow, settings: &Settings) {
         self.writes = Latencies::default();
+        self.alone = Latencies::default();
         self.breath = Breath::New;
         self.left = None;
         self.best = 0;
         self.ticked = now;
         self.due = now.after_ms(FIRST_MS);
-        self.sent_before = 0;
+        self.sent_before = flow.sent;
         self.rate = 0;
         self.allowed = now;
         self.allowance = 0;
@@ -327,7 +328,7 @@ mod tests {
     impl Run {
         fn new(settings: Settings) -> Self {
             let mut pace = Pace::default();
-            pace.begin(Time(0), &settings);
+            pace.begin(Time(0), Flow::default(), &settings);
             Self {
                 pace,
                 settings,
@@ -446,7 +447,7 @@ mod tests {
     fn a_chunk_always_goes_and_the_window_bounds_the_rest() {
         let settings = Settings::default();
         let mut pace = Pace::default();
-        pace.begin(Time(0), &settings);
+        pace.begin(Time(0), Flow::default(), &settings);
         pace.tick(Time(100 * MS), Flow::default(), &settings);
         assert_eq!(pace.admits(Time(1), 1 << 20, 1 << 20), Admission::Now);
         assert_eq!(

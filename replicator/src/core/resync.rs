@@ -25,6 +25,12 @@ use super::{Action, Actions, DiskOp, DiskResult, DiskWork, Mirror, Notice};
 
 /// Blocks of a chunk.
 const CHUNK: u64 = 256;
+/// So many compared blocks say whether more are worth comparing; of late means twice as many at most.
+const COMPARED_BLOCKS: u64 = 1024;
+/// Comparing is worth it while at least one block in so many is found equal.
+const EQUAL_ONE_IN: u64 = 8;
+/// Where it is not, one chunk in so many is compared all the same: the rest may be another matter.
+const COMPARE_ONE_IN: u32 = 16;
 /// Flush when this many blocks were applied and not flushed.
 const FLUSH_BLOCKS: u64 = 16 * 1024;
 /// Pages are written this often, so that a resync that is broken goes on where it stopped.
@@ -72,6 +78,35 @@ struct Chunk {
     data: Option<Bytes>,
 }
 
+/// What comparing has brought of late.
+#[derive(Debug, Default)]
+struct Compared {
+    blocks: u64,
+    equal: u64,
+    /// Chunks that were not compared since one was.
+    passed_over: u32,
+}
+
+impl Compared {
+    fn found(&mut self, blocks: u64, equal: u64) {
+        self.blocks += blocks;
+        self.equal += equal;
+        if self.blocks > 2 * COMPARED_BLOCKS {
+            self.blocks /= 2;
+            self.equal /= 2;
+        }
+    }
+
+    /// Whether the next chunk is to be compared.
+    fn is_next_worth_it(&mut self) -> bool {
+        let worth = self.blocks < COMPARED_BLOCKS
+            || self.equal * EQUAL_ONE_IN >= self.blocks
+            || self.passed_over + 1 >= COMPARE_ONE_IN;
+        self.passed_over = if worth { 0 } else { self.passed_over + 1 };
+        worth
+    }
+}
+
 /// The source's side.
 #[derive(Debug)]
 pub(super) struct Source {
@@ -85,6 +120,7 @@ pub(super) struct Source {
     acked_blocks: u64,
     /// The pass met blocks that could not be read.
     failed_reads: bool,
+    compared: Compared,
     /// Nothing is sent and nothing asked until then.
     pub wait_until: Option<(Time, Wait)>,
     /// The target asked to be Primary, and is not answered yet.
@@ -126,6 +162,7 @@ impl Source {
             acked: Vec::new(),
             acked_blocks: 0,
             failed_reads: false,
+            compared: Compared::default(),
             wait_until: None,
             asked: false,
             guest_stays: false,
@@ -194,7 +231,8 @@ impl Mirror {
     pub(super) fn begin_resync(&mut self, out: &mut Actions) {
         self.timers
             .set(Timer::WritePages, self.now.after_ms(PAGES_MS));
-        self.pace.begin(self.now, &self.settings);
+        let flow = self.flow();
+        self.pace.begin(self.now, flow, &self.settings);
         self.timers.set(Timer::Resync, self.pace.next_tick());
         if self.is_source() && self.is_primary() && self.alone.is_none() {
             self.go_on_by_consent(out);
@@ -232,6 +270,9 @@ impl Mirror {
                 self.end_wait();
                 self.send_chunks(out);
                 self.end_pass(out);
+                if self.source_stage() == Some(Stage::Freezing) {
+                    self.leave_when_quiet(out);
+                }
             }
             Some(Stage::Freezing) => self.leave_when_quiet(out),
             Some(Stage::Probing | Stage::Leaving | Stage::Offered | Stage::Settling) => {}
@@ -320,10 +361,15 @@ impl Mirror {
     }
 
     /// A whole extent is marked when it was hot in a crash, or for a full copy: most of it may be
-    /// equal, and a checksum is cheaper than a block.
-    fn is_worth_comparing(&self, run: Run) -> bool {
+    /// equal, and a checksum is cheaper than a block. Or it was written whole: then a comparison
+    /// is a read of the target's disk for nothing, which the last ones tell.
+    fn is_worth_comparing(&mut self, run: Run) -> bool {
         let extent = self.geometry.extent_run(run.first.extent());
-        self.settings.checksum_first && self.bitmap.count_in(extent) == extent.count
+        self.settings.checksum_first
+            && self.bitmap.count_in(extent) == extent.count
+            && self
+                .source()
+                .is_some_and(|source| source.compared.is_next_worth_it())
     }
 
     pub(super) fn on_resync_read(
@@ -444,7 +490,11 @@ impl Mirror {
                 "its answer to comparison {id} names blocks that were not asked"
             ));
         }
-        self.counters.resync_equal_blocks += run.count - different.len() as u64;
+        let equal = run.count - different.len() as u64;
+        self.counters.resync_equal_blocks += equal;
+        if let Some(source) = self.source() {
+            source.compared.found(run.count, equal);
+        }
         let mut at = 0;
         while at < different.len() {
             let first = u64::from(different[at]);
@@ -630,5 +680,33 @@ impl Mirror {
             }),
             _ => self.verify_progress(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comparing_goes_on_while_it_finds_something_and_is_tried_again_where_it_does_not() {
+        let mut compared = Compared::default();
+        let mut ask = |chunks: u32, equal: u64| {
+            let mut asked = 0;
+            for _ in 0..chunks {
+                if compared.is_next_worth_it() {
+                    asked += 1;
+                    compared.found(CHUNK, equal);
+                }
+            }
+            asked
+        };
+        // Written whole: after the first four, one in sixteen.
+        assert_eq!(ask(4, 0), 4);
+        assert_eq!(ask(160, 0), 10);
+        // The rest is equal: that is noticed within three tries, and from then on all is compared.
+        assert!(ask(48, CHUNK) > 3);
+        assert_eq!(ask(100, CHUNK), 100);
+        // A part is equal all the time: worth it.
+        assert_eq!(ask(100, CHUNK / 4), 100);
     }
 }

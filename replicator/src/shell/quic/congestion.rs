@@ -33,8 +33,10 @@ const ROUNDS: usize = 10;
 const SHORTEST_ROUND: Duration = Duration::from_millis(1);
 /// Lost packets are few up to this share of those that were sent.
 const FEW: f64 = 0.02;
-/// Packets over which lost ones are counted.
-const COUNTED: f64 = 500.0;
+/// Packets over which lost ones are counted: of fewer, one in a hundred is two in a hundred every now and then.
+const COUNTED: f64 = 2_000.0;
+/// So many lost ones are few in any case: the first of a path.
+const FEW_AT_START: f64 = 5.0;
 /// While losses are few: in flight up to this many products is no queue worth backing off for.
 const MARGIN: f64 = 1.25;
 /// The same in slow start, whose window doubles between what is delivered and what is known of it.
@@ -101,6 +103,9 @@ struct Carried {
     /// The least time between a packet and its acknowledgement, in the last [`REMEMBERED`] and since.
     least: [Option<Duration>; 2],
     least_since: Instant,
+    /// The same in the round before, and in the present one. A queue that stands delays every packet; a processor that is
+    /// busy, or an acknowledgement that waits for more, delays some, and would pass for a queue in the mean.
+    least_of_round: [Option<Duration>; 2],
 }
 
 /// How many of the packets got lost lately.
@@ -120,10 +125,8 @@ impl Losses {
         }
     }
 
-    /// The first five of a path are few, too.
     fn are_few(&self) -> bool {
-        let sent = self.arrived + self.lost;
-        self.lost <= FEW * sent.max(COUNTED / 2.0)
+        self.lost <= (FEW * (self.arrived + self.lost)).max(FEW_AT_START)
     }
 }
 
@@ -136,6 +139,7 @@ impl Carried {
             next: 0,
             least: [None; 2],
             least_since: now,
+            least_of_round: [None; 2],
         }
     }
 
@@ -146,7 +150,9 @@ impl Carried {
             self.least = [self.least[1], None];
             self.least_since = now;
         }
-        self.least[1] = Some(self.least[1].map_or(took, |least| least.min(took)));
+        for least in [&mut self.least[1], &mut self.least_of_round[1]] {
+            *least = Some(least.map_or(took, |least| least.min(took)));
+        }
         self.bytes += bytes;
         let lasted = now.saturating_duration_since(self.began);
         if lasted < round.max(SHORTEST_ROUND) {
@@ -158,6 +164,7 @@ impl Carried {
             self.next = (self.next + 1) % ROUNDS;
         }
         (self.began, self.bytes) = (now, 0);
+        self.least_of_round = [self.least_of_round[1], None];
     }
 
     fn known(&self) -> impl Iterator<Item = f64> {
@@ -177,10 +184,11 @@ impl Carried {
         Some(rate * (self.least()? + waits).as_secs_f64())
     }
 
-    /// Whether round trips are longer than the path's own by more than this, or an eighth.
-    fn is_queueing(&self, round: Duration, more: Duration) -> bool {
+    /// Whether all round trips are longer than the path's own by more than this, or an eighth.
+    fn is_queueing(&self, more: Duration) -> bool {
         self.least()
-            .is_some_and(|least| round > least + more.max(least / 8))
+            .zip(self.least_of_round[0])
+            .is_some_and(|(least, round)| round > least + more.max(least / 8))
     }
 }
 
@@ -209,7 +217,7 @@ impl PathCubic {
             return;
         }
         if self.window >= self.slow_start_below {
-            if self.losses.are_few() && !self.carried.is_queueing(round, JITTER) {
+            if self.losses.are_few() && !self.carried.is_queueing(JITTER) {
                 self.window += bytes / 8;
                 self.epoch.began = None;
             } else {
@@ -219,8 +227,7 @@ impl PathCubic {
         }
         self.window += bytes;
         let product = self.carried.product(JITTER).unwrap_or(f64::MAX);
-        if self.carried.is_queueing(round, QUEUED) && self.window as f64 > MARGIN_AT_START * product
-        {
+        if self.carried.is_queueing(QUEUED) && self.window as f64 > MARGIN_AT_START * product {
             self.slow_start_below = self.window;
         }
     }
@@ -376,6 +383,8 @@ mod tests {
         queue: f64,
         /// Of 1,000,000 packets so many are lost.
         lost: u64,
+        /// Acknowledgements come so many seconds apart, whatever was sent: a processor has other things to do.
+        clumps: f64,
     }
 
     /// What became of it.
@@ -409,7 +418,12 @@ mod tests {
                     let acked =
                         (queued <= self.queue && dice % 1_000_000 >= self.lost).then(|| {
                             free_at = free_at.max(now) + MTU as f64 / self.rate;
-                            free_at + self.round_trip
+                            let arrives = free_at + self.round_trip;
+                            if self.clumps > 0.0 {
+                                (arrives / self.clumps).ceil() * self.clumps
+                            } else {
+                                arrives
+                            }
                         });
                     packets.push_back((now, acked));
                     in_flight += MTU;
@@ -477,6 +491,7 @@ mod tests {
             round_trip,
             queue: (rate * round_trip).max(64e3),
             lost: (lost_percent * 1e4) as u64,
+            clumps: 0.0,
         }
     }
 
@@ -493,6 +508,21 @@ mod tests {
             assert!(
                 outcome.share > 0.8,
                 "{round_trip} ms, {lost} %: {outcome:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_busy_processor_does_not_pass_for_a_queue() {
+        for (round_trip, clumps) in [(2.0, 3e-3), (10.0, 4e-3), (10.0, 7e-3)] {
+            let clumped = Path {
+                clumps,
+                ..path(round_trip, 1.0)
+            };
+            let outcome = clumped.with_path_cubic(6.0);
+            assert!(
+                outcome.share > 0.6,
+                "{round_trip} ms, {clumps} s: {outcome:?}"
             );
         }
     }
