@@ -9,6 +9,7 @@ use super::guard::{Deed, Guard, Word};
 use super::message::Brief;
 use super::*;
 
+mod pause;
 mod two_nodes;
 
 const CLUSTER: &str = r#"
@@ -277,19 +278,32 @@ fn an_address_is_tried_as_often_as_the_specification_says() {
     host.fails = vec!["Start { group: 0, resource: 1 }"];
     host.until(300_000);
     host.right(0, Right::Granted);
-    assert_eq!(
-        host.runs.len(),
-        1 + 6,
-        "the mount, and 1 + 5 tries of the address"
-    );
+    // The mount and 1 + 5 tries of the address, five seconds apart.
+    for tries in 1..=6 {
+        assert_eq!(host.runs.len(), 1 + tries, "{:?}", host.alerts);
+        assert_eq!(host.told("not activated, tried again in 5s"), tries.min(5));
+        let state = if tries < 6 {
+            GroupStatus::OnlinePending
+        } else {
+            GroupStatus::OnlineFailure
+        };
+        assert_eq!(host.manager.group_status(0), state);
+        host.until(host.now + 4_999);
+        assert_eq!(host.runs.len(), 1 + tries, "not one earlier");
+        host.until(host.now + 1);
+    }
     // Nobody is there to fail over to: the final action, which is nothing.
-    assert_eq!(host.manager.group_status(0), GroupStatus::OnlineFailure);
     assert_eq!(host.told("not activated in 6 tries"), 1);
     host.until(400_000);
     assert_eq!(host.runs.len(), 7);
     // An operator's word is another six, and a healthy node takes it afterwards.
     host.hear();
     assert_eq!(host.command(Command::Start { group: 0, on: None }), Ok(()));
+    assert_eq!(host.runs.len(), 8);
+    host.hear_until(host.now + 24_999);
+    assert_eq!(host.runs.len(), 12);
+    assert_eq!(host.told("fails over to node beta"), 0);
+    host.hear_until(host.now + 1);
     assert_eq!(host.told("fails over to node beta"), 1);
     assert_eq!(host.manager.order_of(0).owner, 1);
     let factor = |(_, e): &(Work, Vec<(String, String)>)| {
