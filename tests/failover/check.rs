@@ -287,7 +287,8 @@ impl World {
 
     pub fn see_probe(&mut self, node: usize, monitor: usize, result: &OpResult) {
         let failures = self.seen.failures.entry((node, monitor)).or_default();
-        *failures = if *result == OpResult::Done {
+        // A warning is no failure.
+        *failures = if matches!(result, OpResult::Done | OpResult::Warned(_)) {
             0
         } else {
             *failures + 1
