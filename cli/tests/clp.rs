@@ -109,6 +109,7 @@ fn clpstat_says_what_scripts_cut_out_of_it() {
         ),
         ("clpstat --grp web", "  Startup : Manual"),
         ("clpstat --rsc address", "  Activation Retry Threshold : 5"),
+        ("clpstat --rsc address", "  Activation Retry Interval : 5s"),
         ("clpstat --mon rows", "  Recovery Target : pg/server"),
         ("clpstat --svg", "SERVERGROUP INFORMATION"),
         ("clpstat -i", " [Monitor1 : router]"),

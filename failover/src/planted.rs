@@ -39,6 +39,7 @@ defects! {
     ActBeforeDurable: "an action does not wait until the state that it follows from is durable",
     OperationsForgotten: "what was under way when the manager died is begun anew after its restart",
     OneRetryMore: "a resource is tried once more than its threshold",
+    NoPause: "a resource is tried again without its pause",
     OneReactivationMore: "a monitor reactivates once more than its threshold",
     FailoverNotCounted: "a failover does not count",
     CountsForgotten: "counters are lost with the manager",

@@ -498,7 +498,9 @@ pub async fn respond(
             let deadline = Deadline::after(Ms((patience.as_millis() as u64).max(1)));
             if let Err(failure) = crate::probe::ping::any(&[*address], deadline).await {
                 silent.push(match failure {
-                    crate::process::Failure::Failed(why) => why,
+                    crate::process::Failure::Failed(why) | crate::process::Failure::Warned(why) => {
+                        why
+                    }
                     crate::process::Failure::TimedOut => format!("{address} does not answer"),
                 });
             }

@@ -56,6 +56,8 @@ pub struct Seen {
     last_persist: [u64; 2],
     /// Failed activations in a row, by (node, group, resource).
     tries: BTreeMap<(usize, usize, usize), u32>,
+    /// When an activation failed last, and in which life of the manager, by (node, group, resource).
+    failed_at: BTreeMap<(usize, usize, usize), (u64, u64)>,
     /// Failovers, by (group, what made them).
     failovers: BTreeMap<(usize, String), u32>,
     /// Scripts, reactivations, failovers and final actions that were decided, by (node, monitor).
@@ -79,6 +81,7 @@ impl Seen {
             waiting: Vec::new(),
             last_persist: [0; 2],
             tries: BTreeMap::new(),
+            failed_at: BTreeMap::new(),
             failovers: BTreeMap::new(),
             steps: BTreeMap::new(),
             effects: BTreeMap::new(),
@@ -113,6 +116,7 @@ impl Seen {
 
     pub fn rebooted(&mut self, node: usize) {
         self.tries.retain(|(at, _, _), _| *at != node);
+        self.failed_at.retain(|(at, _, _), _| *at != node);
         self.failures.retain(|(at, _), _| *at != node);
         self.leaving.retain(|(at, _)| *at != node);
     }
@@ -128,6 +132,7 @@ impl Seen {
     fn spoken_of(&mut self, group: usize, now: u64) {
         self.failovers.retain(|(of, _), _| *of != group);
         self.tries.retain(|(_, of, _), _| *of != group);
+        self.failed_at.retain(|(_, of, _), _| *of != group);
         self.spoken[group] = now;
     }
 }
@@ -282,7 +287,8 @@ impl World {
 
     pub fn see_probe(&mut self, node: usize, monitor: usize, result: &OpResult) {
         let failures = self.seen.failures.entry((node, monitor)).or_default();
-        *failures = if *result == OpResult::Done {
+        // A warning is no failure.
+        *failures = if matches!(result, OpResult::Done | OpResult::Warned(_)) {
             0
         } else {
             *failures + 1
@@ -294,9 +300,20 @@ impl World {
         match (work, result) {
             (Work::Start { group, resource } | Work::Stop { group, resource }, OpResult::Done) => {
                 self.seen.tries.remove(&(node, group, resource));
+                self.seen.failed_at.remove(&(node, group, resource));
             }
             (Work::Start { group, resource }, _) => {
                 *self.seen.tries.entry((node, group, resource)).or_default() += 1;
+                let host = &self.nodes[node];
+                let counts = host.manager.as_ref().is_some_and(|manager| {
+                    let order = manager.order_of(group);
+                    let here = order.wanted && order.owner == node;
+                    here && !manager.is_frozen(group) && manager.durable().ending.is_none()
+                });
+                if counts {
+                    let failed = (self.now, host.life);
+                    self.seen.failed_at.insert((node, group, resource), failed);
+                }
             }
             (Work::Stop { .. }, _) => self.seen.stop_failed_in_calm |= self.calm,
             _ => {}
@@ -411,8 +428,19 @@ impl World {
                     let what = format!("{at}: {work:?}: try {} of 1 + {most}", tries + 1);
                     return Err(Violation::new("Thresholds", what));
                 }
+                // A pause does not outlive the manager.
+                let pause = config.resources[resource].common.retry_pause.0;
+                let failed = self.seen.failed_at.get(&(node, group, resource));
+                let life = self.nodes[node].life;
+                let early = failed.filter(|(when, of)| *of == life && self.now < when + pause);
+                if let Some((when, _)) = early.filter(|_| self.counts_exactly(node, group)) {
+                    let after = self.now - when;
+                    let what = format!("{at}: {work:?}: again after {after} ms of {pause} ms");
+                    return Err(Violation::new("Thresholds", what));
+                }
             }
             Work::Stop { group, resource } => {
+                self.seen.failed_at.remove(&(node, group, resource));
                 for by in self.dependents(group, resource) {
                     let config = &cluster.groups[group].resources[by].common;
                     let stuck = config.stop_final == Final::ActivateNext;

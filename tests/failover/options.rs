@@ -101,8 +101,9 @@ fn cluster(rng: &mut Rng) -> Cluster {
         }
         let thresholds = |rng: &mut Rng| {
             format!(
-                "retries = {}\nfailovers = {}\nfinal = \"{}\"\nstop-retries = {}\nstop-final = \"{}\"\n",
+                "retries = {}\nretry-pause = \"{}s\"\nfailovers = {}\nfinal = \"{}\"\nstop-retries = {}\nstop-final = \"{}\"\n",
                 rng.below(3),
+                rng.below(6),
                 rng.below(3),
                 rng.pick(&[
                     "nothing",

@@ -326,6 +326,7 @@ impl World {
                 let result = match failing {
                     true if self.rng.one_in(4) => OpResult::TimedOut,
                     true => OpResult::Failed("as drawn".to_owned()),
+                    false if self.rng.one_in(50) => OpResult::Warned("as drawn".to_owned()),
                     false => OpResult::Done,
                 };
                 if !late {

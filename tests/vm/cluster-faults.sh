@@ -157,21 +157,48 @@ refuses_a_session() {
 
 # ---- the address ----------------------------------------------------------------------------
 
+# The stranger's hardware address.
+strangers_mac() { ip -n stranger -o link show eth0 | sed 's/.*ether \([0-9a-f:]*\).*/\1/'; }
 # A stranger configures it while the group is down. It must not be brought up beside that one, and comes by itself when
-# the stranger has left: on the same node, or on the other one where the tries are used up by then.
+# the stranger has left: on the same node, which tries again after a pause.
 taken_address() {
     local node=$ACTIVE mac
     on "$node" group stop shop >/dev/null
     ip -n stranger address add "$FLOATING/24" dev eth0
-    mac=$(ip -n stranger -o link show eth0 | sed 's/.*ether \([0-9a-f:]*\).*/\1/')
+    mac=$(strangers_mac)
     on "$node" group start shop --on "$node" --no-wait >/dev/null
     wait_until 60 "it is said who has the address ($mac)" alerted "$node" "$mac"
+    wait_until 60 'it is tried again' alerted "$node" 'is activated: retry 1'
     ! has_address "$node" || fail "$node has the stranger's address"
     FROM=$(now_ms)
     ip -n stranger address del "$FLOATING/24" dev eth0
     serves_again 60
     wait_until 60 'the group is online' is_online
+    is_on "$node"
 }
+# A stranger takes it from a group that serves, and tells everybody. The clients come back while it still has it, and the
+# group stays where it is.
+stolen_address() {
+    local node=$ACTIVE mac
+    mac=$(strangers_mac)
+    # It announces what it has when its interface comes up.
+    nsenter --net=/run/netns/stranger sh -c 'echo 1 >/proc/sys/net/ipv4/conf/eth0/arp_notify'
+    ip -n stranger link set eth0 down
+    ip -n stranger address add "$FLOATING/24" dev eth0
+    FROM=$(now_ms)
+    ip -n stranger link set eth0 up
+    wait_until 20 'the client believes it, or the stranger is driven away at once' is_stolen_or_told "$node" "$mac"
+    wait_until 60 "it is said who has the address ($mac)" alerted "$node" "$mac"
+    serves_again 60
+    more_commits 40
+    ! client_goes_to "$mac" || fail 'the client is still with the stranger'
+    ip -n stranger address del "$FLOATING/24" dev eth0
+    wait_until 60 'the monitor is content' alerted "$node" '"name":"address","what":"normal"'
+    ! alerted "$node" 'recovers' || fail 'something was recovered'
+    stays_on "$node"
+}
+is_stolen_or_told() { client_goes_to "$2" || alerted "$1" "$2"; } # NODE MAC
+client_goes_to() { ip -n client neigh show "$FLOATING" | grep -qF "$1"; } # MAC
 
 # ---- scripts --------------------------------------------------------------------------------
 

@@ -245,6 +245,10 @@ fn resources(cluster: &Cluster) -> Vec<Item> {
                 ("Type", one.kind.name().to_owned()),
                 ("Depends on", one.common.depends.join(", ")),
                 ("Activation Retry Threshold", one.retries().to_string()),
+                (
+                    "Activation Retry Interval",
+                    one.common.retry_pause.to_string(),
+                ),
                 ("Failover Threshold", one.common.failovers.to_string()),
             ],
         };

@@ -35,6 +35,8 @@ pub struct Common {
     pub depends: Vec<String>,
     /// Activation is tried again this often, on each node. Default: 5 for a floating address, else 0.
     pub retries: Option<u32>,
+    /// From a failed activation to the next try.
+    pub retry_pause: Ms,
     /// The group fails over this often because of this resource.
     pub failovers: u32,
     /// Then this.
@@ -63,6 +65,7 @@ impl Common {
     pub const KEYS: &[&str] = &[
         "depends",
         "retries",
+        "retry-pause",
         "failovers",
         "final",
         "stop-retries",
@@ -81,6 +84,7 @@ impl Default for Common {
         Self {
             depends: Vec::new(),
             retries: None,
+            retry_pause: Ms::seconds(5),
             failovers: 1,
             final_action: Final::Nothing,
             stop_retries: 0,

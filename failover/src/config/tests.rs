@@ -150,6 +150,7 @@ fn nothing_set_means_the_defaults_of_the_specification() {
     assert_eq!(mount.fsck_timeout, Ms::seconds(7200));
     assert!(!mirror.disk.initial_mkfs);
     assert_eq!((address.retries(), address.common.failovers), (5, 1));
+    assert_eq!(address.common.retry_pause, Ms(5000));
     assert_eq!(address.common.final_action, Final::Nothing);
     assert_eq!(address.common.stop_final, Final::Shutdown);
     assert_eq!(server.retries(), 0);

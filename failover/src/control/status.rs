@@ -99,7 +99,7 @@ words! {
         Normal = "normal",
         /// An operator has stopped it.
         Suspended = "suspended",
-        /// Failures that do not count yet, or a failure on one node.
+        /// Failures that do not count yet, a warning, or a failure on one node.
         Caution = "caution",
         /// A failure.
         Error = "error",
@@ -314,7 +314,7 @@ pub struct MonitorReport {
     pub name: String,
     /// Its kind, as the configuration spells it.
     pub kind: String,
-    /// What it is at: normal where it watches, caution when it fails on one of two nodes.
+    /// What it is at: normal where it watches, caution when it warns, or fails on one of two nodes.
     pub state: WatchState,
     /// What it recovers, as the configuration spells it.
     pub target: String,

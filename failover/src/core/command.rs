@@ -8,7 +8,7 @@ use super::alert::Object;
 use super::durable::{Cause, Why};
 use super::event::{Command, Refusal};
 use super::message::Phase;
-use super::state::{GroupId, Node, ResourceState};
+use super::state::{GroupId, Node, ResourceState, Time};
 
 impl Manager {
     pub(super) fn on_command(&mut self, id: u64, command: Command, out: &mut Actions) {
@@ -202,15 +202,19 @@ impl Manager {
         state.dormant = false;
         state.intent = None;
         state.failback = false;
+        state.again.fill(Time(0));
     }
 
-    /// Resources whose tries are used up are tried again. True if there were any.
+    /// Resources whose tries are used up, or that pause between two, are tried again now. True if there were any.
     fn give_another_try(&mut self, group: GroupId) -> bool {
-        let is_failed =
-            |r: &super::durable::ResourceRecord| r.state == ResourceState::Failed && r.given_up;
-        if !self.durable.groups[group].resources.iter().any(is_failed) {
+        let mut resources = self.durable.groups[group].resources.iter().enumerate();
+        let failed = resources.any(|(at, r)| {
+            r.state == ResourceState::Failed && (r.given_up || self.is_pausing(group, at))
+        });
+        if !failed {
             return false;
         }
+        self.groups[group].again.fill(Time(0));
         for resource in &mut self.group_record(group).resources {
             if resource.state == ResourceState::Failed {
                 resource.given_up = false;

@@ -81,6 +81,9 @@ pub enum OpResult {
     Failed(String),
     /// It took too long and was given up.
     TimedOut,
+    /// Of a probe alone: what is watched is there, and something is wrong that a recovery would not
+    /// put right; what. It is told, and nothing is recovered.
+    Warned(String),
 }
 
 /// What became of the right to run.

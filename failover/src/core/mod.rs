@@ -160,6 +160,8 @@ struct Group {
     online_since: Option<Time>,
     /// That nobody takes it over was told.
     left_told: bool,
+    /// Each resource that could not be activated is not tried again before.
+    again: Vec<Time>,
     /// Each resource's needs: places in the group; and who needs it.
     depends: Vec<Vec<usize>>,
     needed_by: Vec<Vec<usize>>,
@@ -471,6 +473,7 @@ impl Manager {
         self.persist_again.into_iter().for_each(&mut by);
         for (group, config) in self.groups.iter().zip(&self.cluster.groups) {
             by(group.ask_again);
+            group.again.iter().copied().for_each(&mut by);
             if let Some(refused) = group.refused {
                 by(refused.after(right_to_run::REFUSED_FOR));
             }
@@ -535,6 +538,7 @@ impl Group {
             waited_in_vain: false,
             online_since: None,
             left_told: false,
+            again: vec![Time(0); depends.len()],
             depends,
             needed_by,
         }

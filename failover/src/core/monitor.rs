@@ -28,6 +28,8 @@ pub(super) struct Watch {
     pub last_failure: Time,
     /// What could not be done was told.
     pub told: bool,
+    /// What the last look warned of was told.
+    warned: bool,
 }
 
 impl Watch {
@@ -39,6 +41,7 @@ impl Watch {
             failures: 0,
             last_failure: now,
             told: false,
+            warned: false,
         }
     }
 }
@@ -76,6 +79,7 @@ impl Manager {
             if !watching {
                 watch.probe = None;
                 watch.failures = 0;
+                watch.warned = false;
                 watch.status = if suspended {
                     MonitorStatus::Suspended
                 } else {
@@ -130,6 +134,17 @@ impl Manager {
         watch.probe = None;
         watch.next = self.now.after(config.interval().0);
         let object = Object::Monitor(config.name.clone());
+        let warned = std::mem::replace(&mut watch.warned, matches!(result, OpResult::Warned(_)));
+        if let OpResult::Warned(why) = result {
+            // What it watches is there: the next failure is the first one, and is told.
+            watch.status = MonitorStatus::Caution;
+            watch.failures = 0;
+            watch.told = false;
+            if !warned {
+                self.alert(out, Severity::Warning, object, "caution", why);
+            }
+            return;
+        }
         if result == OpResult::Done {
             let was = std::mem::replace(&mut watch.status, MonitorStatus::Normal);
             watch.failures = 0;

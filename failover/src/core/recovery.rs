@@ -38,6 +38,8 @@ impl Manager {
             !record.bounce.is_empty()
                 || self.groups[*group].right != Hold::Held
                 || record.resources.iter().any(|r| r.op.is_some())
+                // By time: what is blocked by another resource is not tried again after its pause.
+                || (0..record.resources.len()).any(|at| self.is_pausing(*group, at))
         });
         (groups, moving)
     }

@@ -9,7 +9,7 @@ use super::alert::Object;
 use super::durable::{Cause, EndKind, Why};
 use super::event::OpResult;
 use super::right_to_run::{Hold, reason};
-use super::state::{GroupId, OpId, ResourceState};
+use super::state::{GroupId, OpId, ResourceState, Time};
 use super::{Fence, Manager, environment};
 
 use ResourceState as R;
@@ -36,12 +36,20 @@ impl Manager {
                 self.give_up(group, at, out);
                 return;
             }
+            if failed && self.is_pausing(group, at) && !planted(Defect::NoPause) {
+                continue;
+            }
             let needs = &self.groups[group].depends[at];
             if begins && record.op.is_none() && needs.iter().all(|on| self.is_satisfied(group, *on))
             {
                 self.start_resource(group, at, out);
             }
         }
+    }
+
+    /// It could not be activated, and what was in its way gets some time to go.
+    pub(super) fn is_pausing(&self, group: GroupId, at: usize) -> bool {
+        self.now < self.groups[group].again[at]
     }
 
     /// A resource that could not be activated keeps the others from being activated.
@@ -243,6 +251,7 @@ impl Manager {
                 let record = &mut self.group_record(group).resources[at];
                 record.state = R::Offline;
                 (record.tries, record.stop_tries, record.given_up) = (0, 0, false);
+                self.groups[group].again[at] = Time(0);
                 let object = self.resource_object(group, at);
                 self.alert(out, Severity::Info, object, "inactive", "");
             }
@@ -289,7 +298,16 @@ impl Manager {
             return;
         }
         record.tries += 1;
-        self.alert(out, Severity::Warning, object, "not activated", why);
+        let tries = record.tries;
+        let pause = self.cluster.groups[group].resources[at].common.retry_pause;
+        self.groups[group].again[at] = self.now.after(pause.0);
+        let more = tries <= self.tries_allowed(group, at) && !self.is_blocked(group);
+        let what = if more && pause.0 > 0 {
+            format!("not activated, tried again in {pause}")
+        } else {
+            "not activated".to_owned()
+        };
+        self.alert(out, Severity::Warning, object, what, why);
     }
 
     /// Failed activations after which a resource is tried again.

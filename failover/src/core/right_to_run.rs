@@ -332,7 +332,7 @@ impl Manager {
 pub(super) fn reason(result: &OpResult) -> String {
     match result {
         OpResult::Done => String::new(),
-        OpResult::Failed(why) => why.clone(),
+        OpResult::Failed(why) | OpResult::Warned(why) => why.clone(),
         OpResult::TimedOut => "it took too long".to_owned(),
     }
 }

@@ -82,7 +82,7 @@ pub enum MonitorStatus {
     Unknown,
     /// All is well.
     Normal,
-    /// Failures that do not count yet.
+    /// Failures that do not count yet, or a warning.
     Caution,
     /// A failure.
     Error,

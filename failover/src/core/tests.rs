@@ -9,6 +9,7 @@ use super::guard::{Deed, Guard, Word};
 use super::message::Brief;
 use super::*;
 
+mod pause;
 mod two_nodes;
 
 const CLUSTER: &str = r#"
@@ -67,6 +68,7 @@ struct TestHost {
     ended: Option<EndKind>,
     durable: Durable,
     probe_fails: bool,
+    probe_warns: bool,
 }
 
 impl TestHost {
@@ -104,6 +106,7 @@ impl TestHost {
             ended: None,
             durable: Durable::default(),
             probe_fails: false,
+            probe_warns: false,
         };
         host.carry_out(out);
         host
@@ -142,6 +145,8 @@ impl TestHost {
                 Action::Probe { probe, .. } => {
                     let result = if self.probe_fails {
                         OpResult::TimedOut
+                    } else if self.probe_warns {
+                        OpResult::Warned("somebody else has it".to_owned())
                     } else {
                         OpResult::Done
                     };
@@ -277,19 +282,32 @@ fn an_address_is_tried_as_often_as_the_specification_says() {
     host.fails = vec!["Start { group: 0, resource: 1 }"];
     host.until(300_000);
     host.right(0, Right::Granted);
-    assert_eq!(
-        host.runs.len(),
-        1 + 6,
-        "the mount, and 1 + 5 tries of the address"
-    );
+    // The mount and 1 + 5 tries of the address, five seconds apart.
+    for tries in 1..=6 {
+        assert_eq!(host.runs.len(), 1 + tries, "{:?}", host.alerts);
+        assert_eq!(host.told("not activated, tried again in 5s"), tries.min(5));
+        let state = if tries < 6 {
+            GroupStatus::OnlinePending
+        } else {
+            GroupStatus::OnlineFailure
+        };
+        assert_eq!(host.manager.group_status(0), state);
+        host.until(host.now + 4_999);
+        assert_eq!(host.runs.len(), 1 + tries, "not one earlier");
+        host.until(host.now + 1);
+    }
     // Nobody is there to fail over to: the final action, which is nothing.
-    assert_eq!(host.manager.group_status(0), GroupStatus::OnlineFailure);
     assert_eq!(host.told("not activated in 6 tries"), 1);
     host.until(400_000);
     assert_eq!(host.runs.len(), 7);
     // An operator's word is another six, and a healthy node takes it afterwards.
     host.hear();
     assert_eq!(host.command(Command::Start { group: 0, on: None }), Ok(()));
+    assert_eq!(host.runs.len(), 8);
+    host.hear_until(host.now + 24_999);
+    assert_eq!(host.runs.len(), 12);
+    assert_eq!(host.told("fails over to node beta"), 0);
+    host.hear_until(host.now + 1);
     assert_eq!(host.told("fails over to node beta"), 1);
     assert_eq!(host.manager.order_of(0).owner, 1);
     let factor = |(_, e): &(Work, Vec<(String, String)>)| {
@@ -388,6 +406,45 @@ fn switches_of_a_monitor() {
     assert_eq!(host.manager.monitor_status(0), MonitorStatus::Suspended);
     host.until(host.now + 60_000);
     assert_eq!(host.told("recovers"), 1);
+}
+
+#[test]
+fn a_warning_is_told_once_and_nothing_is_recovered() {
+    let warning = "monitor port: caution: somebody else has it";
+    let mut host = TestHost::alone_and_online(CLUSTER);
+    host.probe_warns = true;
+    host.until(host.now + 300_000);
+    assert_eq!(host.manager.monitor_status(0), MonitorStatus::Caution);
+    assert_eq!(host.told(warning), 1, "{:?}", host.alerts);
+    assert_eq!(host.told("recovers"), 0);
+    assert_eq!(host.manager.group_status(0), GroupStatus::Online);
+    // It ends, and is told when it comes again.
+    host.probe_warns = false;
+    host.until(host.now + 10_000);
+    assert_eq!(host.manager.monitor_status(0), MonitorStatus::Normal);
+    assert_eq!(host.told("monitor port: normal"), 1);
+    host.probe_warns = true;
+    host.until(host.now + 30_000);
+    assert_eq!(host.told(warning), 2);
+    // Failures in a row: one before a warning and one after it are not two.
+    host.probe_fails = true;
+    host.until(host.now + 10_000);
+    assert_eq!(host.told("monitor port: failure 1, tried again"), 1);
+    host.probe_fails = false;
+    host.until(host.now + 10_000);
+    assert_eq!(host.told(warning), 3, "it was a failure meanwhile");
+    host.probe_fails = true;
+    host.until(host.now + 10_000);
+    assert_eq!(host.told("recovers"), 0);
+    host.until(host.now + 10_000);
+    assert_eq!(host.told("recovers: reactivation"), 1, "{:?}", host.alerts);
+    // Who lets a monitor fail does not want a warning.
+    let mut host = TestHost::alone_and_online(CLUSTER);
+    host.probe_warns = true;
+    assert_eq!(host.command(Command::FailMonitor(0, true)), Ok(()));
+    host.until(host.now + 25_000);
+    assert_eq!(host.told("caution"), 0);
+    assert_eq!(host.told("recovers: reactivation"), 1);
 }
 
 #[test]

@@ -527,7 +527,7 @@ impl<H: Hands, R: Rights> Driver<H, R> {
                 if works != worked {
                     let (severity, what, cause) = match result {
                         OpResult::Done => (Severity::Info, "the fence script works again", None),
-                        OpResult::Failed(why) => (
+                        OpResult::Failed(why) | OpResult::Warned(why) => (
                             Severity::Error,
                             "the fence script would not work",
                             Some(why),

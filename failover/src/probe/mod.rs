@@ -141,6 +141,7 @@ async fn resource(
         OpResult::Done => Ok(()),
         OpResult::Failed(why) => Err(Failure::Failed(why)),
         OpResult::TimedOut => Err(Failure::TimedOut),
+        OpResult::Warned(why) => Err(Failure::Warned(why)),
     }
 }
 

@@ -34,6 +34,8 @@ pub enum Failure {
     Failed(String),
     /// It took too long.
     TimedOut,
+    /// Of a probe alone: in words what is wrong, although nothing has failed.
+    Warned(String),
 }
 
 impl From<String> for Failure {
@@ -47,6 +49,7 @@ impl From<Failure> for OpResult {
         match failure {
             Failure::Failed(why) => Self::Failed(why),
             Failure::TimedOut => Self::TimedOut,
+            Failure::Warned(why) => Self::Warned(why),
         }
     }
 }

@@ -328,7 +328,7 @@ impl Person {
         let said = super::tool::ask(place, "getent", &["passwd", user], &[], deadline).await;
         let said = match said {
             Ok(said) => said,
-            Err(Failure::Failed(why)) => return Err(why),
+            Err(Failure::Failed(why) | Failure::Warned(why)) => return Err(why),
             Err(Failure::TimedOut) => return Err(format!("user {user}: getent does not answer")),
         };
         let fields: Vec<&str> = said.output.trim().split(':').collect();

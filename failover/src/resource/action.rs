@@ -33,7 +33,7 @@ async fn clean(subject: Subject<'_>, own: &ActionScript) -> Step {
     match check(subject, own, own.timeouts.check).await {
         Err(Failure::Failed(_)) => Ok(()),
         Ok(()) => Err(Failure::Failed("it still runs after `clean`".to_owned())),
-        Err(Failure::TimedOut) => Err(Failure::TimedOut),
+        Err(failure) => Err(failure),
     }
 }
 

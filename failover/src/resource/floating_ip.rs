@@ -1,14 +1,14 @@
 //! An address that moves with its group: nobody may answer for it, then it is added and announced;
-//! in the end it is removed.
+//! in the end it is removed. Whoever takes it meanwhile is found when it is looked at.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
 use serde::Deserialize;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::Subject;
-use super::neighbour::{self, Interface, Wire};
+use super::neighbour::{self, Interface, Mac, Wire};
 use crate::config::Network;
 use crate::config::resource::FloatingIp;
 use crate::place::Place;
@@ -159,7 +159,9 @@ async fn ask(interface: &Interface, own: &FloatingIp, deadline: Deadline) -> Ste
     let wire = Wire::open(interface.clone(), address)
         .map_err(|error| format!("{address} can't be asked for on {on}: {error}"))?;
     let answer = deadline
-        .wait(wire.ask(address, time))
+        .wait(wire.ask(address, time, |frame| {
+            neighbour::claimant(frame, interface.mac, address)
+        }))
         .await?
         .map_err(|error| format!("{address} can't be asked for on {on}: {error}"))?;
     match answer {
@@ -221,13 +223,11 @@ async fn remove(place: &Place, own: &FloatingIp, deadline: Deadline) -> Step {
     Ok(())
 }
 
-/// It is there, on an interface that is up.
+/// It is there, on an interface that is up, and nobody else has it, too.
 pub(super) async fn probe(subject: Subject<'_>, own: &FloatingIp, deadline: Deadline) -> Step {
     let address = own.address.address;
     let links = links(subject.place, deadline).await?;
-    let Some(link) = links.iter().find(|link| link.has(address).is_some()) else {
-        return Err(Failure::Failed(format!("{address} is on no interface")));
-    };
+    let link = is_on(&links, address)?;
     if !link.flag("UP") {
         let name = &link.ifname;
         return Err(Failure::Failed(format!(
@@ -239,5 +239,63 @@ pub(super) async fn probe(subject: Subject<'_>, own: &FloatingIp, deadline: Dead
             "{address}: another machine has it, too"
         )));
     }
-    Ok(())
+    match link.with_neighbours() {
+        Some(interface) => look_for_others(subject.place, &links, &interface, own, deadline).await,
+        None => Ok(()),
+    }
+}
+
+fn is_on(links: &[Link], address: IpAddr) -> Step<&Link> {
+    let on = links.iter().find(|link| link.has(address).is_some());
+    on.ok_or_else(|| Failure::Failed(format!("{address} is on no interface")))
+}
+
+/// Nobody else has it. Who does is told to people, and that it is here to everybody: the group would not get
+/// rid of him by going elsewhere.
+async fn look_for_others(
+    place: &Place,
+    all: &[Link],
+    interface: &Interface,
+    own: &FloatingIp,
+    deadline: Deadline,
+) -> Step {
+    let (address, on) = (own.address.address, &interface.name);
+    // A look ends before it is given up, however long a probe may take.
+    let time = Duration::from_millis(own.probe_time.0).min(deadline.left() / 2);
+    if time.is_zero() {
+        return Ok(());
+    }
+    let ours: Vec<Mac> = (all.iter())
+        .filter_map(|link| neighbour::mac(&link.address))
+        .collect();
+    let find = |frame: &[u8]| neighbour::holder(frame, &ours, address);
+    let cant = |error: std::io::Error| {
+        Failure::Warned(format!(
+            "whether another machine has {address}, too, can't be asked on {on}: {error}"
+        ))
+    };
+    let wire = Wire::open(interface.clone(), address).map_err(cant)?;
+    let begin = Instant::now();
+    let mut found = None;
+    for third in 1..=3 {
+        let until = begin + time * third / 3;
+        found = wire.ask_once(address, until, find).await.map_err(cant)?;
+        // Removed meanwhile, by its stop or by the guard: the other node, which asks for it before it takes it, may
+        // hear no more of this one.
+        is_on(&links(place, deadline).await?, address)?;
+        if found.is_some() {
+            break;
+        }
+    }
+    let Some(mac) = found else {
+        return Ok(());
+    };
+    // Once for each look: two that defend it without end would fill the network.
+    if own.announcements > 0 {
+        wire.announce(address).await.map_err(cant)?;
+    }
+    Err(Failure::Warned(format!(
+        "{address} is on {on} here, and in use by {}, too\n  next: find that machine and take the address from it",
+        neighbour::shown(mac)
+    )))
 }

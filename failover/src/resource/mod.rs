@@ -78,7 +78,7 @@ impl Subject<'_> {
         let deadline = Deadline::after(self.resource.common.script_timeout);
         script.must(self.place, deadline).await.map_err(|failure| {
             let why = match failure {
-                Failure::Failed(why) => why,
+                Failure::Failed(why) | Failure::Warned(why) => why,
                 Failure::TimedOut => format!(
                     "took longer than {}: ended",
                     self.resource.common.script_timeout

@@ -130,33 +130,73 @@ pub fn announcements(mac: Mac, address: IpAddr) -> Vec<Vec<u8>> {
     }
 }
 
-/// Who claims the address in this frame; `None`: nobody but ourselves.
-pub fn claimant(frame: &[u8], mac: Mac, address: IpAddr) -> Option<Mac> {
+/// What a frame says of an address, and who says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Word {
+    /// He has it.
+    Has(Mac),
+    /// He asks whether it is free.
+    Probes(Mac),
+}
+
+/// What this frame says of the address; `None`: nothing.
+fn said(frame: &[u8], address: IpAddr) -> Option<Word> {
     let bytes = |at: usize, length: usize| frame.get(at..at + length);
     let hardware = |at: usize| Mac::try_from(bytes(at, 6)?).ok();
     let kind = u16::from_be_bytes(bytes(12, 2)?.try_into().ok()?);
-    let who = match (kind, address) {
+    match (kind, address) {
         (ARP, IpAddr::V4(address)) => {
             // Ethernet, IPv4, and all of it.
             if bytes(14, 28)?[..6] != [0, 1, 8, 0, 6, 4] {
                 return None;
             }
-            let sender = bytes(28, 4)? == address.octets();
-            // Somebody who asks for it as we do, at the same time, is about to take it.
+            let who = hardware(22)?;
             let asks = bytes(20, 2)? == [0, 1]
                 && bytes(28, 4)? == [0; 4]
                 && bytes(38, 4)? == address.octets();
-            (sender || asks).then(|| hardware(22))??
+            if bytes(28, 4)? == address.octets() {
+                Some(Word::Has(who))
+            } else {
+                asks.then_some(Word::Probes(who))
+            }
         }
         (IPV6, IpAddr::V6(address)) => {
-            let about = bytes(14 + 6, 1)? == [ICMPV6] && bytes(62, 16)? == address.octets();
+            let who = hardware(6)?;
+            // What has crossed a router is not believed.
+            let here = bytes(14 + 6, 2)? == [ICMPV6, 255];
+            if !here || bytes(62, 16)? != address.octets() {
+                return None;
+            }
             let asks = bytes(54, 1)? == [SOLICITATION] && bytes(22, 16)? == [0; 16];
             let has = bytes(54, 1)? == [ADVERTISEMENT];
-            (about && (asks || has)).then(|| hardware(6))??
+            if has {
+                Some(Word::Has(who))
+            } else {
+                asks.then_some(Word::Probes(who))
+            }
         }
-        _ => return None,
-    };
+        _ => None,
+    }
+}
+
+/// Who claims the address in this frame, which is not ours yet; `None`: nobody but ourselves.
+///
+/// Somebody who asks for it as we do, at the same time, is about to take it.
+pub fn claimant(frame: &[u8], mac: Mac, address: IpAddr) -> Option<Mac> {
+    let (Word::Has(who) | Word::Probes(who)) = said(frame, address)?;
     (who != mac).then_some(who)
+}
+
+/// Who says in this frame that he has the address, which is ours; `None`: nobody but ourselves.
+///
+/// Who asks whether it is free is told so by the kernel, and is no conflict (RFC 5227 §2.4). `ours`:
+/// every hardware address of this node, since the kernel answers for each address of the node on each of its
+/// interfaces in the network.
+pub fn holder(frame: &[u8], ours: &[Mac], address: IpAddr) -> Option<Mac> {
+    match said(frame, address)? {
+        Word::Has(who) => (!ours.contains(&who)).then_some(who),
+        Word::Probes(_) => None,
+    }
 }
 
 /// A packet socket on one interface.
@@ -192,29 +232,51 @@ impl Wire {
         self.socket.send(frame).await.map(drop)
     }
 
-    /// Asks three times within `time` whether somebody has the address; who answers.
+    /// Asks three times within `time` whether somebody has the address. Whom `find` finds in a frame that
+    /// is heard meanwhile, and nobody else, has answered.
     ///
     /// # Errors
     /// As [`Wire::send`].
-    pub async fn ask(&self, address: IpAddr, time: Duration) -> std::io::Result<Option<Mac>> {
-        let question = probe(self.interface.mac, address);
+    pub async fn ask(
+        &self,
+        address: IpAddr,
+        time: Duration,
+        find: impl Fn(&[u8]) -> Option<Mac>,
+    ) -> std::io::Result<Option<Mac>> {
         let begin = Instant::now();
         for third in 1..=3 {
-            self.send(&question).await?;
             let until = begin + time * third / 3;
-            if let Ok(heard) = timeout_at(until, self.hear(address)).await {
-                return heard.map(Some);
+            let found = self.ask_once(address, until, &find).await?;
+            if found.is_some() {
+                return Ok(found);
             }
         }
         Ok(None)
     }
 
-    /// Waits for somebody who claims the address.
-    async fn hear(&self, address: IpAddr) -> std::io::Result<Mac> {
+    /// As [`Wire::ask`], with one question.
+    ///
+    /// # Errors
+    /// As [`Wire::send`].
+    pub async fn ask_once(
+        &self,
+        address: IpAddr,
+        until: Instant,
+        find: impl Fn(&[u8]) -> Option<Mac>,
+    ) -> std::io::Result<Option<Mac>> {
+        self.send(&probe(self.interface.mac, address)).await?;
+        match timeout_at(until, self.hear(&find)).await {
+            Ok(heard) => heard.map(Some),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Waits for a frame in which somebody is found.
+    async fn hear(&self, find: &impl Fn(&[u8]) -> Option<Mac>) -> std::io::Result<Mac> {
         let mut frame = [0; 2048];
         loop {
             let length = self.socket.recv(&mut frame).await?;
-            if let Some(mac) = claimant(&frame[..length], self.interface.mac, address) {
+            if let Some(mac) = find(&frame[..length]) {
                 return Ok(mac);
             }
         }
@@ -277,6 +339,42 @@ mod tests {
         let ours: Ipv4Addr = "10.0.0.10".parse().unwrap();
         let question = arp(1, THEIRS, "10.0.0.7".parse().unwrap(), [0; 6], ours);
         assert_eq!(claimant(&question, OURS, ours.into()), None);
+        assert_eq!(holder(&question, &[OURS], ours.into()), None);
+    }
+
+    #[test]
+    fn an_address_is_held_by_who_says_that_it_is_his() {
+        let also_ours: Mac = [2, 0, 0, 0, 0, 3];
+        for (ours, another) in [("10.0.0.10", "10.0.0.11"), ("fd00::10", "fd00::11")] {
+            let ours: IpAddr = ours.parse().unwrap();
+            let another: IpAddr = another.parse().unwrap();
+            let says = announcements(THEIRS, ours);
+            for frame in &says {
+                assert_eq!(holder(frame, &[OURS, also_ours], ours), Some(THEIRS));
+                assert_eq!(holder(frame, &[], ours), Some(THEIRS));
+                assert_eq!(holder(frame, &[OURS, THEIRS], ours), None, "it is ours");
+                assert_eq!(holder(frame, &[OURS], another), None);
+                for cut in 0..frame.len().min(42) {
+                    assert_eq!(holder(&frame[..cut], &[OURS], ours), None);
+                }
+            }
+            // Who asks for it as we do before we take it does not have it.
+            assert_eq!(holder(&probe(THEIRS, ours), &[OURS], ours), None);
+        }
+    }
+
+    #[test]
+    fn the_answer_to_a_probe_tells_who_holds_the_address() {
+        let ours: Ipv4Addr = "10.0.0.10".parse().unwrap();
+        // As a kernel answers: to us, and to the address that we have not said.
+        let answer = arp(2, THEIRS, ours, OURS, Ipv4Addr::UNSPECIFIED);
+        assert_eq!(holder(&answer, &[OURS], ours.into()), Some(THEIRS));
+        // It speaks from it, to whomever.
+        let question = arp(1, THEIRS, ours, [0; 6], "10.0.0.7".parse().unwrap());
+        assert_eq!(holder(&question, &[OURS], ours.into()), Some(THEIRS));
+        // It speaks to it.
+        let answer = arp(2, THEIRS, "10.0.0.7".parse().unwrap(), OURS, ours);
+        assert_eq!(holder(&answer, &[OURS], ours.into()), None);
     }
 
     #[test]

@@ -30,6 +30,7 @@ if [ "$ROUNDS" = 1 ]; then
     try 'the active node is cut off from the world' cut_from_world
     try 'the disk of the active node fails' failing_disk
     try 'a stranger has the address' taken_address
+    try 'a stranger takes the address' stolen_address
     try 'a start script fails' move_in_vain start-fails
     try 'a start script hangs' move_in_vain start-hangs
     try 'a stop script hangs' stop_hangs
