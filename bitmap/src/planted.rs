@@ -113,6 +113,7 @@ defects! {
     GuestOutlivesAPrimary: "a target stays Primary although its source was Primary meanwhile",
     GuestWritesUnmarked: "a source does not mark what it writes for its target",
     CarriedOutlivesAPrimary: "a Primary without a disk stays Primary although its carrier was Primary meanwhile",
+    CarrierPromotedBesideThePrimary: "the carrier of a Primary without a disk is promoted while that one is Primary still",
 }
 
 #[cfg(not(planted))]

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use kagami_replicator::core::notice::Notice;
-use kagami_replicator::core::state::{Connection, Replication};
+use kagami_replicator::core::state::{Connection, DiskState, Replication, Role, Time};
 use kagami_replicator::core::status::Standing;
 use support::Node;
 
@@ -183,6 +183,58 @@ fn what_being_primary_rests_on_is_told_at_once_and_when_it_changes() {
     node.engine.set(|status| status.standing = Standing::Alone);
     node.engine.notice(Notice::Released);
     assert_eq!(right(&mut stream)["standing"], "alone");
+}
+
+#[test]
+fn a_copy_that_carries_a_peer_without_a_disk_is_told_as_the_only_one() {
+    let node = Node::with_daemon();
+    let mut stream = connect(&node);
+    stream
+        .write_all(&framed(
+            "{\"protocol\":1,\"ask\":{\"rights\":{\"mirrors\":[\"pg\"],\"every_ms\":3600000,\"take_in_hand\":false}}}",
+        ))
+        .unwrap();
+    let first = right(&mut stream);
+    assert_eq!(
+        [&first["in_sync"], &first["only_copy"], &first["diskless"]],
+        [true, false, false]
+    );
+    // The Primary's disk has failed; this copy has no generation of its own yet.
+    node.engine.set(|status| {
+        status.standing = Standing::Secondary;
+        status.role = Role::Secondary;
+        status.peer_role = Some(Role::Primary);
+        status.peer_disk = DiskState::Failed;
+        status.replication = Replication::Off;
+    });
+    node.engine.notice(Notice::Released);
+    let lost = right(&mut stream);
+    assert_eq!([&lost["in_sync"], &lost["only_copy"]], [false, false]);
+    // Now it has; and that is news, at once.
+    node.engine.set(|status| {
+        status.disk = DiskState::UpToDate;
+        status.alone_since = Some(Time(5));
+    });
+    node.engine.notice(Notice::Released);
+    let carries = right(&mut stream);
+    assert_eq!(
+        [
+            &carries["in_sync"],
+            &carries["only_copy"],
+            &carries["diskless"]
+        ],
+        [false, true, false]
+    );
+    // Without the session nobody is ready.
+    node.engine
+        .set(|status| status.connection = Connection::Connecting);
+    node.engine.notice(Notice::Released);
+    assert_eq!(right(&mut stream)["only_copy"], false);
+    // The other side of it.
+    node.engine.set(|status| status.disk = DiskState::Failed);
+    node.engine.notice(Notice::Released);
+    let gone = right(&mut stream);
+    assert_eq!([&gone["only_copy"], &gone["diskless"]], [false, true]);
 }
 
 #[test]

@@ -23,6 +23,14 @@ impl World {
             node.broken.fill(0);
             node.failing.fill(0);
         }
+        // A disk that is not replaced stays as it is: the groups run beside it.
+        for group in 0..self.mirrors.len() {
+            for node in 0..2 {
+                if self.rng.coin() {
+                    self.replace_disk(node, group);
+                }
+            }
+        }
         if self.rng.one_in(3) {
             let node = self.rng.node();
             self.note(|| format!("{} stays down", name(node)));
@@ -39,11 +47,29 @@ impl World {
         }
         // An end that was ordered just now is over by then.
         self.later(60_000, Item::Resume);
+        self.later(70_000, Item::MoveAway);
         self.command(0, Command::Resume)?;
         self.command(1, Command::Resume)?;
         let wait = self.options.cluster.wait_for_node.0;
         let bound = self.options.cluster.stop_bound.0;
         self.later(wait + 2 * bound + 180_000, Item::End);
+        Ok(())
+    }
+
+    /// Whoever looks after the groups moves them away from a node whose disk has failed, as soon as that
+    /// is possible.
+    pub(super) fn move_away(&mut self) -> Result<(), Violation> {
+        for group in 0..self.mirrors.len() {
+            for dead in 0..2 {
+                let manager = self.nodes[dead].manager.as_ref();
+                let runs = manager.is_some_and(|m| m.group_status(group) == GroupStatus::Online);
+                if self.mirrors[group].dead[dead] && runs {
+                    let to = 1 - dead;
+                    self.command(dead, Command::Move { group, to })?;
+                }
+            }
+        }
+        self.later(10_000, Item::MoveAway);
         Ok(())
     }
 
@@ -61,7 +87,7 @@ impl World {
         for (group, config) in self.options.cluster.groups.iter().enumerate() {
             let status = manager.group_status(group);
             let mirror = &self.mirrors[group];
-            let may = mirror.register[node] && !mirror.bad[node];
+            let may = mirror.register[node] && !mirror.bad[node] && !mirror.dead[node];
             let failed = matches!(
                 status,
                 GroupStatus::OnlineFailure | GroupStatus::OfflineFailure
@@ -150,7 +176,20 @@ impl World {
                 );
                 return Err(Violation::new("Runs-somewhere", what));
             }
+            let dead = self.mirrors[group].dead;
+            let beside = [at_a, at_b]
+                .iter()
+                .zip(dead)
+                .any(|(status, dead)| dead && *status == GroupStatus::Online);
+            if beside && !excused {
+                let what = format!(
+                    "{}: {at_a:?} at a, {at_b:?} at b, no disk at {dead:?}",
+                    config.name
+                );
+                return Err(Violation::new("Runs-where-the-disk-is", what));
+            }
             self.stats.online += u64::from(online == 1);
+            self.stats.beside += u64::from(online == 1 && dead != [false; 2]);
         }
         Ok(())
     }

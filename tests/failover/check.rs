@@ -268,7 +268,7 @@ impl World {
         let steps = self.seen.steps.entry((node, monitor)).or_default();
         steps[step] += 1;
         let (scripts, finals) = (common.script_runs, 1);
-        let thresholds = [scripts, common.reactivations, u32::MAX, finals];
+        let thresholds = [scripts, config.reactivations(), u32::MAX, finals];
         for before in 0..step {
             if before != 2 && steps[before] != thresholds[before] {
                 let what = format!("{at}: {alert}: {steps:?} steps of {thresholds:?}");

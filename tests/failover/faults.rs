@@ -22,7 +22,7 @@ impl World {
         };
         let kind = self
             .rng
-            .weighted(&[3, 5, 4, 4, 3, 3, 4, 6, 1, 3])
+            .weighted(&[3, 5, 4, 4, 3, 3, 4, 6, 1, 3, 4])
             .unwrap_or_default();
         self.stats.faults[kind] += 1;
         match kind {
@@ -91,7 +91,7 @@ impl World {
                 self.crash_node(0, true);
                 self.crash_node(1, true);
             }
-            _ => {
+            9 => {
                 let group = self.rng.below(self.mirrors.len() as u64) as usize;
                 self.nodes[node].broken[group] = self.now + lasts;
                 self.note(|| {
@@ -100,6 +100,12 @@ impl World {
                         name(node)
                     )
                 });
+            }
+            _ => {
+                let group = self.rng.below(self.mirrors.len() as u64) as usize;
+                if self.fail_disk(node, group) {
+                    self.later(4 * lasts, Item::Heal(Heal::Disk { node, group }));
+                }
             }
         }
     }
@@ -120,6 +126,11 @@ impl World {
             }
             Heal::Arbiter => self.arbiter_up = true,
             Heal::ArbiterOf(node) => self.arbiter_reached[node] = true,
+            Heal::Disk { node, group } => {
+                if !self.calm && !self.replace_disk(node, group) && self.mirrors[group].dead[node] {
+                    self.later(5000, Item::Heal(heal));
+                }
+            }
         }
         self.try_connect();
     }

@@ -3,6 +3,9 @@
 //! A mirror has one holder at most. Connected and in sync, either node may be it. When the link is
 //! lost, the holder's lease ends after the time-out, and it asks the arbiter; the other one asks
 //! after a wait that is longer. The register names who may go on alone.
+//!
+//! A disk that fails under the holder is carried by the other copy, in their session, and that one may be
+//! the holder once the first has let go; under the other one it ends the session of this mirror (§5).
 
 use kagami_failover::core::guard::{Deed, Word};
 use kagami_failover::core::{Event, Right, Time};
@@ -31,6 +34,10 @@ pub struct Mirror {
     pub equal: bool,
     /// A copy that is being overwritten.
     pub bad: [bool; 2],
+    /// A copy whose disk has failed.
+    pub dead: [bool; 2],
+    /// Since when its node keeps away from the session.
+    pub apart: Option<u64>,
     pub hold: [Hold; 2],
     /// The question of a node that wants to go on alone.
     pub ask: [Option<u64>; 2],
@@ -42,6 +49,8 @@ impl Mirror {
             register: [true; 2],
             equal: true,
             bad: [false; 2],
+            dead: [false; 2],
+            apart: None,
             hold: [Hold::No; 2],
             ask: [None; 2],
         }
@@ -66,6 +75,11 @@ impl World {
         );
     }
 
+    /// The two have a session of this mirror.
+    pub fn joined(&self, group: usize) -> bool {
+        self.connected && self.mirrors[group].apart.is_none()
+    }
+
     /// The link is whole and both machines are there: they will meet.
     pub fn try_connect(&mut self) {
         if self.link_up && !self.connected && self.nodes.iter().all(|node| node.up) {
@@ -83,40 +97,112 @@ impl World {
         self.connected = true;
         self.note(|| "mirror link: connected".to_owned());
         for group in 0..self.mirrors.len() {
-            let asking = std::mem::take(&mut self.mirrors[group].ask);
-            let mirror = &mut self.mirrors[group];
-            if mirror.equal {
-                mirror.register = [true; 2];
-                for node in 0..2 {
-                    if self.mirrors[group].hold[node] == Hold::Asking {
-                        self.mirrors[group].hold[node] = Hold::Together;
-                        self.guard(node, group, Word::Renewed);
-                        self.right(node, group, Right::Renewed);
-                    }
-                }
-            } else {
-                let source = usize::from(mirror.register[1]);
-                assert!(!mirror.register[1 - source], "two copies went on alone");
-                mirror.bad[1 - source] = true;
-                if mirror.hold[1 - source] != Hold::No {
-                    self.lose(1 - source, group);
-                }
-                let delay = self.rng.between(300, 20_000);
-                let epoch = self.connection;
-                self.later(delay, Item::Synced { group, epoch });
-            }
-            for (node, asked) in asking.into_iter().enumerate() {
-                if asked.is_some() {
-                    self.ask(node, group);
-                }
-            }
+            self.join(group);
         }
         self.tell_ready();
         Ok(())
     }
 
+    /// The two meet over this mirror.
+    fn join(&mut self, group: usize) {
+        if let Some(dead) = self.dead_of(group) {
+            return self.join_without_a_disk(group, dead);
+        }
+        self.mirrors[group].apart = None;
+        let asking = std::mem::take(&mut self.mirrors[group].ask);
+        let mirror = &mut self.mirrors[group];
+        if mirror.equal {
+            mirror.register = [true; 2];
+            for node in 0..2 {
+                if self.mirrors[group].hold[node] == Hold::Asking {
+                    self.mirrors[group].hold[node] = Hold::Together;
+                    self.guard(node, group, Word::Renewed);
+                    self.right(node, group, Right::Renewed);
+                }
+            }
+        } else {
+            let source = usize::from(mirror.register[1]);
+            assert!(!mirror.register[1 - source], "two copies went on alone");
+            mirror.bad[1 - source] = true;
+            if mirror.hold[1 - source] != Hold::No {
+                self.lose(1 - source, group);
+            }
+            let delay = self.rng.between(300, 20_000);
+            let epoch = self.connection;
+            self.later(delay, Item::Synced { group, epoch });
+        }
+        for (node, asked) in asking.into_iter().enumerate() {
+            if asked.is_some() {
+                self.ask(node, group);
+            }
+        }
+    }
+
+    fn dead_of(&self, group: usize) -> Option<usize> {
+        self.mirrors[group].dead.iter().position(|dead| *dead)
+    }
+
+    /// A holder without a disk is carried again, unless the other one was it meanwhile; whoever has no
+    /// disk and holds nothing keeps away.
+    fn join_without_a_disk(&mut self, group: usize, dead: usize) {
+        let hold = self.mirrors[group].hold;
+        if hold[dead] == Hold::No || hold[1 - dead] != Hold::No {
+            if hold[dead] != Hold::No {
+                self.lose(dead, group);
+            }
+            self.mirrors[group].apart = Some(self.disconnected_at);
+            return;
+        }
+        self.mirrors[group].apart = None;
+        let asked = std::mem::take(&mut self.mirrors[group].ask)[1 - dead].is_some();
+        if hold[dead] == Hold::Asking {
+            self.mirrors[group].hold[dead] = Hold::Together;
+            self.guard(dead, group, Word::Renewed);
+            self.right(dead, group, Right::Renewed);
+        }
+        if asked {
+            self.ask(1 - dead, group);
+        }
+    }
+
+    /// The disk of a node fails, where both copies are the same. False: it is not that time.
+    pub fn fail_disk(&mut self, node: usize, group: usize) -> bool {
+        let carries = self.arbiter_up && self.arbiter_reached[1 - node];
+        let in_sync = self.joined(group) && self.mirrors[group].equal;
+        if !in_sync || !carries || self.dead_of(group).is_some() {
+            return false;
+        }
+        self.note(|| format!("mirror of g{group}: the disk of {} fails", name(node)));
+        let mirror = &mut self.mirrors[group];
+        mirror.dead[node] = true;
+        if mirror.hold[node] == Hold::Together {
+            mirror.register = [true; 2];
+            mirror.register[node] = false;
+            mirror.equal = false;
+        } else {
+            mirror.apart = Some(self.now);
+            self.begin_lease_end(1 - node, group);
+        }
+        self.tell_ready();
+        true
+    }
+
+    /// It has another disk. Not while a group runs beside it: its daemon starts anew with it.
+    pub fn replace_disk(&mut self, node: usize, group: usize) -> bool {
+        if !self.mirrors[group].dead[node] || self.mirrors[group].hold[node] != Hold::No {
+            return false;
+        }
+        self.note(|| format!("mirror of g{group}: the disk of {} is replaced", name(node)));
+        self.mirrors[group].dead[node] = false;
+        if self.connected {
+            self.join(group);
+        }
+        self.tell_ready();
+        true
+    }
+
     pub fn on_synced(&mut self, group: usize, epoch: u64) {
-        if epoch != self.connection || !self.connected {
+        if epoch != self.connection || !self.joined(group) {
             return;
         }
         let mirror = &mut self.mirrors[group];
@@ -140,22 +226,27 @@ impl World {
         self.connected = false;
         self.disconnected_at = self.now;
         self.note(|| "mirror link: lost".to_owned());
-        let epoch = self.connection;
         for group in 0..self.mirrors.len() {
             for node in 0..2 {
-                if self.mirrors[group].hold[node] == Hold::Together {
-                    // It began with the newest message that was echoed, sent some time ago.
-                    let timeout = self.options.link_timeout;
-                    let left = timeout - self.rng.below(timeout / 4);
-                    self.later(left, Item::LeaseEnd { group, node, epoch });
-                }
+                self.begin_lease_end(node, group);
             }
         }
         self.tell_ready();
     }
 
+    /// The session is gone: the lease of whoever rests on it ends.
+    fn begin_lease_end(&mut self, node: usize, group: usize) {
+        if self.mirrors[group].hold[node] == Hold::Together {
+            // It began with the newest message that was echoed, sent some time ago.
+            let timeout = self.options.link_timeout;
+            let left = timeout - self.rng.below(timeout / 4);
+            let epoch = self.connection;
+            self.later(left, Item::LeaseEnd { group, node, epoch });
+        }
+    }
+
     pub fn on_lease_end(&mut self, group: usize, node: usize, epoch: u64) {
-        let again = self.connected || epoch != self.connection;
+        let again = self.joined(group) || epoch != self.connection;
         if again || self.mirrors[group].hold[node] != Hold::Together {
             return;
         }
@@ -217,7 +308,8 @@ impl World {
         let reached = self.arbiter_up && self.arbiter_reached[node];
         if !open {
             // The swap of a question that nobody asks any more may land all the same.
-            let lands = self.rng.coin() && !self.connected && self.mirrors[group].register[node];
+            let lands =
+                self.rng.coin() && !self.joined(group) && self.mirrors[group].register[node];
             if lands && self.mirrors[group].equal {
                 self.mirrors[group].register[1 - node] = false;
             }
@@ -281,11 +373,14 @@ impl World {
             Hold::No => {}
         }
         let refuse = |why: &str| Right::Refused(why.to_owned());
-        if mirror.bad[node] {
+        if mirror.dead[node] {
+            self.right(node, group, refuse("this copy has no usable disk"));
+        } else if mirror.bad[node] {
             self.right(node, group, refuse("this copy is not in sync"));
-        } else if !self.connected {
+        } else if !self.joined(group) {
             let timeout = self.options.link_timeout;
-            let since = self.disconnected_at.max(self.nodes[node].started);
+            let lost = self.disconnected_at.max(mirror.apart.unwrap_or_default());
+            let since = lost.max(self.nodes[node].started);
             let begin = since + timeout * 102 / 100 + self.options.margin + 20;
             self.begin_attempt(node, group, begin.saturating_sub(self.now));
         } else if mirror.hold[1 - node] != Hold::No {
@@ -335,11 +430,17 @@ impl World {
         }
     }
 
-    /// Copies in sync are what the managers call ready.
+    /// Copies in sync are what the managers call ready, and the only one of two.
     pub fn tell_ready(&mut self) {
         for group in 0..self.mirrors.len() {
-            let ready = self.connected && self.mirrors[group].equal;
             for node in 0..2 {
+                let mirror = &self.mirrors[group];
+                let copies = match mirror.dead {
+                    [false, false] => mirror.equal,
+                    dead => dead[1 - node] && mirror.register == [node == 0, node == 1],
+                };
+                let diskless = mirror.dead[node];
+                let ready = self.joined(group) && copies;
                 let life = self.nodes[node].life;
                 self.later(
                     0,
@@ -349,6 +450,8 @@ impl World {
                         event: Event::Ready { group, ready },
                     },
                 );
+                let event = Event::Diskless { group, diskless };
+                self.later(0, Item::Deliver { node, life, event });
             }
         }
     }

@@ -1,7 +1,7 @@
 //! What was counted.
 
 /// The kinds of fault, in the order of `World::on_fault`.
-pub const FAULTS: [&str; 10] = [
+pub const FAULTS: [&str; 11] = [
     "node crashes",
     "manager deaths",
     "heartbeats lost one way",
@@ -12,6 +12,7 @@ pub const FAULTS: [&str; 10] = [
     "monitors failing",
     "both nodes down",
     "resources broken",
+    "disks failed",
 ];
 
 /// The kinds of fault of the simulator of leases, in the order of its `on_fault`.
@@ -31,11 +32,13 @@ pub struct Stats {
     pub seeds: u64,
     pub steps: u64,
     pub ms: u64,
-    pub faults: [u64; 10],
+    pub faults: [u64; 11],
     pub commands: u64,
     pub failovers: u64,
     pub recoveries: u64,
     pub ends: u64,
+    /// Groups that run beside a disk that has failed, at the end.
+    pub beside: u64,
     pub resets: u64,
     pub online: u64,
     /// Leases: how often the right was granted, and lost.
@@ -55,6 +58,7 @@ impl Stats {
         self.failovers += other.failovers;
         self.recoveries += other.recoveries;
         self.ends += other.ends;
+        self.beside += other.beside;
         self.resets += other.resets;
         self.online += other.online;
         self.grants += other.grants;

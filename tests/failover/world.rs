@@ -91,6 +91,8 @@ pub enum Item {
     Heal(Heal),
     Command,
     Resume,
+    /// In the calm: an operator moves what runs beside a disk that has failed.
+    MoveAway,
     Calm,
     End,
 }
@@ -103,6 +105,7 @@ pub enum Heal {
     Network,
     Arbiter,
     ArbiterOf(usize),
+    Disk { node: usize, group: usize },
 }
 
 /// What a resource really is at.
@@ -367,6 +370,7 @@ impl World {
                 self.command(1, Command::Resume)?;
             }
             Item::Command => self.on_command()?,
+            Item::MoveAway => self.move_away()?,
             Item::Calm => self.on_calm()?,
             Item::End => {}
         }

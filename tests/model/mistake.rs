@@ -68,6 +68,7 @@ mistakes! {
     SwapWithoutSeq: "a swap lands whatever the register holds", "attempts=2 drops=2" | "writes=2 attempts=2 drops=2";
     AttemptSurvivesHandshake: "a question to the arbiter stays open through a handshake", "drops=2" | "attempts=2 drops=2";
     DisklessWithoutMint: "a copy carries a diskless Primary in the generation both have", "disk_failures=1";
+    CarrierBesideThePrimary: "the carrier of a diskless Primary is promoted while that one is Primary still", "disk_failures=1";
     BootRefreshedAtRestart: "`boot` is written at every start", "";
     DiskFailureKeepsBoot: "a failed disk does not end `unbroken`", "crashes=0 deaths=1 disk_failures=1";
     HelloBeforeLateWrite: "a hello is sent while an older write is on its way to the disk", "fine=1 crashes=0 deaths=1" | "crashes=0 late=1 drops=2";

@@ -3,9 +3,10 @@
 use super::bounds::{Bounds, Mode};
 use super::check::gains_permission;
 use super::guest;
+use super::life;
 use super::mistake::Mistake;
 use super::permission;
-use super::state::{Register, Stage, State};
+use super::state::{Register, Sent, Stage, State};
 use super::steps::{Check, Step, Steps};
 
 /// May node `i` be Primary in the session that it is in?
@@ -89,6 +90,9 @@ pub fn steps(b: &Bounds, s: &State, i: usize, out: &mut Steps) -> Check {
         out.add(Step::Promote(i), to);
     }
     demote(b, s, i, out);
+    give_up_without_a_disk(b, s, i, out);
+    promote_carrier(b, s, i, out)?;
+    demote_carrier(b, s, i, out);
     if node.may_answer && !node.primary && !s.link.open[i] && !node.disk_failed {
         // A guest reads nothing without its source.
         let waited = !peer.lease || b.guest || b.mistake == Mistake::SourceDoesNotWait;
@@ -109,7 +113,7 @@ pub fn steps(b: &Bounds, s: &State, i: usize, out: &mut Steps) -> Check {
 /// A hand-over: nothing is under way, everything is on both disks. In a resynchronisation all of it is on the source's.
 fn demote(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
     let (node, link) = (&s.node[i], &s.link);
-    let idle = node.write.id == 0 && link.flush == super::state::Sent::No;
+    let idle = node.write.id == 0 && link.flush == Sent::No;
     let all_flushed = s.ghost.line[i] == s.ghost.flushed[i];
     if !s.joined() || !node.primary || node.disk_failed || !idle || guest::is_guest(b, node) {
         return;
@@ -132,6 +136,64 @@ fn demote(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
             if in_sync {
                 t.node[i].was_primary = false;
             }
+        });
+        out.add(Step::Demote(i), to);
+    }
+}
+
+/// A Primary without a disk is demoted: everything that it was answered its carrier has. Without a carrier
+/// it fails what waits, and closes the session as any Secondary without a disk.
+fn give_up_without_a_disk(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
+    let (node, link) = (&s.node[i], &s.link);
+    if !node.primary || !node.disk_failed || !s.joined() || guest::is_guest(b, node) {
+        return;
+    }
+    let carried = s.node[1 - i].may_answer;
+    let idle = node.write.id == 0 && link.sent == Sent::No && link.flush == Sent::No;
+    if carried && !idle {
+        return;
+    }
+    let to = s.with(|t| {
+        t.node[i].fail_requests();
+        t.node[1 - i].granted = false;
+        if !carried {
+            life::close(b, t, i);
+        }
+    });
+    out.add(Step::Demote(i), to);
+}
+
+/// Whoever carried a Primary without a disk is promoted in that session, once that is none any more: it has
+/// a generation of its own, and nobody but itself has a disk to be Primary with.
+fn promote_carrier(b: &Bounds, s: &State, i: usize, out: &mut Steps) -> Check {
+    let (node, peer) = (&s.node[i], &s.node[1 - i]);
+    let told = !peer.primary || b.mistake == Mistake::CarrierBesideThePrimary;
+    let able = node.may_answer && !node.disk_failed && !node.is_bad() && !node.primary;
+    if !s.joined() || !peer.disk_failed || !told || !able || s.used.promotions >= b.promotions {
+        return Ok(());
+    }
+    let to = s.with(|t| {
+        if b.promotions < 9 {
+            t.used.promotions += 1;
+        }
+        t.node[i].primary = true;
+        t.node[i].was_primary = true;
+        t.node[i].lease = true;
+    });
+    gains_permission(b, &to, i, "promoted as the carrier")?;
+    out.add(Step::PromoteCarrier(i), to);
+    Ok(())
+}
+
+/// It is demoted again, and stays what it was before: the only copy, in that session.
+fn demote_carrier(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
+    let (node, peer) = (&s.node[i], &s.node[1 - i]);
+    let carrier = node.may_answer && !node.disk_failed && peer.disk_failed && s.link.source == 0;
+    let idle = node.write.id == 0;
+    if s.joined() && node.primary && carrier && idle && b.disk_failures > 0 {
+        let to = s.with(|t| {
+            t.node[i].primary = false;
+            t.node[i].lease = false;
         });
         out.add(Step::Demote(i), to);
     }
@@ -181,7 +243,7 @@ fn force(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
 /// A Secondary leaves cleanly: Outdated, durably; it is a target from here on.
 fn leave(b: &Bounds, s: &State, i: usize, out: &mut Steps) {
     let (node, peer, link) = (&s.node[i], &s.node[1 - i], &s.link);
-    let quiet = link.sent == super::state::Sent::No && link.flush == super::state::Sent::No;
+    let quiet = link.sent == Sent::No && link.flush == Sent::No;
     let good = !node.disk_failed && !peer.disk_failed && !node.primary;
     let asks = node.attempt != 0 || peer.attempt != 0;
     if b.leave && good && s.joined() && link.source == 0 && quiet && !asks && s.used.orders == 0 {

@@ -80,6 +80,11 @@ pub const FULL: &[Run] = &[
     run("clean leave", "leave=1", M),
     run("force", "force=1", M),
     run("disk failure", "disk_failures=1", M),
+    run(
+        "disk failure, never",
+        "mode=never writes=2 disk_failures=1",
+        M,
+    ),
     run("death of a daemon", "deaths=1", M),
     run("fine steps", "fine=1", M),
     run("two blocks", "blocks=2 writes=2 crashes=0", M),

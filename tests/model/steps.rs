@@ -23,7 +23,7 @@ pub enum Step {
     // Life.
     Restart(usize), LeaseEnds(usize), GivesUp(usize), Cool(usize), WriteBack(usize, u8),
     // Roles.
-    Promote(usize), Demote(usize), PromoteAlone(usize), Serve(usize),
+    Promote(usize), Demote(usize), PromoteAlone(usize), PromoteCarrier(usize), Serve(usize),
     AskPeer(usize), TakeAsk(usize), TakeReply(usize), BecomePrimary(usize),
     // Writes and flushes.
     Write(usize, u8), Local(usize), Resend(usize), Apply, Acknowledge, Answer(usize),

@@ -154,6 +154,7 @@ fn mistakes_that_show_early_are_caught() {
         Mistake::BothGrant,
         Mistake::BothMintFirst,
         Mistake::DisklessWithoutMint,
+        Mistake::CarrierBesideThePrimary,
         Mistake::HelloBeforeLateWrite,
     ] {
         let caught = mistake.bounds().iter().any(|text| {

@@ -13,6 +13,10 @@ pub fn mirrors(b: &Bounds, s: &State, i: usize) -> bool {
     if !s.in_session(i) {
         return false;
     }
+    if b.disk_failures > 0 && link.source == 0 && s.node[i].may_answer {
+        // It carried the other one, which has no disk.
+        return false;
+    }
     let as_source = link.is_source(i) && (!b.source_only || link.stage != Stage::Copying);
     let as_target = link.is_target(i) && s.node[i].primary;
     link.source == 0 || as_source || as_target

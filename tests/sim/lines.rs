@@ -3,6 +3,7 @@
 use kagami_bitmap::superblock::{Record, StoredDisk};
 use kagami_replicator::core::decide::{Refused, Row, Strategy, Verdict};
 use kagami_replicator::core::register::{ArbiterAnswer, Ask};
+use kagami_replicator::core::situation::With;
 use kagami_replicator::core::state::{Role, Solo};
 use kagami_replicator::core::{DiskState, Notice};
 
@@ -66,6 +67,7 @@ impl World {
                     ended: None,
                 });
                 self.stats.mark("promoted");
+                self.mark_carrier_promoted(node);
                 self.check_promoted(node)?;
             } else {
                 self.end_term(node);
@@ -88,6 +90,15 @@ impl World {
             self.check_comes_to_an_end(node)?;
         }
         Ok(())
+    }
+
+    /// Of a node that is Primary since this moment: as the carrier of the other one?
+    fn mark_carrier_promoted(&mut self, node: usize) {
+        let mirror = self.nodes[node].mirror.as_ref();
+        if mirror.is_some_and(|mirror| mirror.situation().peer == With::Serving) {
+            self.stats
+                .mark("promoted in the session of a peer without a disk");
+        }
     }
 
     /// The node is not Primary any more.

@@ -175,6 +175,7 @@ impl Options {
                         Order::Promote => true,
                         // no draw: it would make every seed another run
                         Order::TakeOver => seed.is_multiple_of(3),
+                        Order::MoveAway => seed % 9 == 2,
                         Order::Force | Order::Part => forced,
                         _ => rng.percent(30),
                     };

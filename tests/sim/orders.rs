@@ -37,6 +37,9 @@ pub enum Order {
     Force,
     /// A failover manager promotes the Secondary that has lost its Primary.
     TakeOver,
+    /// A failover manager moves the service away from the node whose disk failed: demoted there, then
+    /// promoted where the copy is that carries it.
+    MoveAway,
     /// Give up the other copy for good; and a while later take that very node in again, with
     /// whatever its copy holds by then.
     Part,
@@ -76,6 +79,7 @@ impl Order {
         Self::Force,
         Self::Part,
         Self::TakeOver,
+        Self::MoveAway,
     ];
 
     /// What people call it.
@@ -99,6 +103,7 @@ impl Order {
             Self::Disk => "replace-disk",
             Self::Grow => "resize",
             Self::TakeOver => "take over",
+            Self::MoveAway => "move away from a failed disk",
         }
     }
 
@@ -173,6 +178,7 @@ impl World {
                     None => Ok(()),
                 }
             }
+            Order::MoveAway => self.move_away(primary),
             Order::Demote | Order::DemoteForce => {
                 let force = order == Order::DemoteForce;
                 // A service on a guest without its source hangs: the one that serves is stopped.
@@ -263,6 +269,31 @@ impl World {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The service leaves the node whose disk failed.
+    fn move_away(&mut self, primary: Option<usize>) -> Checked {
+        let failed = |node: &usize| {
+            let disk = self.nodes[*node].seen.disk;
+            matches!(disk, DiskState::Failed | DiskState::Diskless)
+        };
+        let (Some(sick), false) = ((0..2).find(failed), (0..2).all(|node| failed(&node))) else {
+            return Ok(());
+        };
+        if primary == Some(sick) && !self.fault_rng.one_in(4) {
+            self.command(sick, Command::Demote { force: false })?;
+            let promote = Command::Promote {
+                force: false,
+                while_resyncing: false,
+            };
+            self.later(1 - sick, promote);
+            return Ok(());
+        }
+        if primary == Some(1 - sick) {
+            return Ok(());
+        }
+        // (A manager that goes by old news asks while the other one is Primary still.)
+        self.promote(1 - sick, false)
     }
 
     /// A resynchronisation by the operator's word, where that gives up nothing: in sync, or in

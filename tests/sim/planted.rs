@@ -83,7 +83,7 @@ fn profile(defect: Defect) -> Profile {
         D::NoFreezeAtTheEnd => Profile::BusyEnd,
         D::NotNamedGoesOn => Profile::Forced,
         D::GuestOutlivesAPrimary | D::GuestWritesUnmarked => Profile::Guests,
-        D::CarriedOutlivesAPrimary => Profile::Carried,
+        D::CarriedOutlivesAPrimary | D::CarrierPromotedBesideThePrimary => Profile::Carried,
         _ => Profile::General,
     }
 }

@@ -440,9 +440,18 @@ fn carried(o: &mut Options, rng: &mut Rng) {
     o.orders.push((Order::TakeOver, 6));
     let cut = Cause::Fault(Fault::LinkCut);
     let taken = Cause::Order(Order::TakeOver);
-    o.sequels = [Fault::FlushFails, Fault::DiskFails]
-        .map(|disk| sequel(Cause::Fault(disk), cut, 4 * timeout_ns, 80))
+    let disks = [Fault::FlushFails, Fault::DiskFails].map(Cause::Fault);
+    o.sequels = disks
+        .map(|disk| sequel(disk, cut, 4 * timeout_ns, 80))
         .into();
+    // The service is moved to the copy that carries it, in the session or when that is lost.
+    let away = Cause::Order(Order::MoveAway);
+    // (In half of the runs: in the others the carrier is Primary only when the link is lost.)
+    if o.depth == 1 {
+        o.orders.push((Order::MoveAway, 3));
+        o.sequels
+            .extend(disks.map(|disk| sequel(disk, away, 4 * timeout_ns, 60)));
+    }
     o.sequels.extend([
         sequel(cut, taken, 6 * timeout_ns, 60),
         sequel(taken, Cause::Order(Order::Demote), 3 * timeout_ns, 70),

@@ -112,27 +112,26 @@ reset_machine() { # NODE
 
 # ---- disks ----------------------------------------------------------------------------------
 
-# The service goes on from the other copy. The disk is replaced while the group is stopped.
+# The service goes on from the other copy, and the group moves to where that is. The disk is replaced while it runs there.
 failing_disk() {
-    local node=$ACTIVE store="$ACTIVE-data" from
+    local node=$ACTIVE store="$ACTIVE-data" to
+    to=$(other "$node")
     FROM=$(now_ms)
-    from=$FROM
     put_under "$store" "0 $(sectors "$store") error"
-    wait_until 60 "the mirror has one copy left (it is $(condition "$node"))" is "$node" one-copy
+    wait_until 60 "the group moves to $to" runs_on "$to"
+    serves_again 60
+    wait_until 60 'the group is online' is_online
+    is_on "$to"
+    alerted "$node" 'fails over' || fail 'it was no failover'
     more_commits 20
-    wait_until 30 'the monitor notices it' alerted "$node" 'store'
-    more_commits 20
-    stays_on "$node"
-    MORE=" (when it was replaced; $(longest_gap_ms "$from") when it failed)"
-    FROM=$(now_ms)
-    on "$node" group stop shop >/dev/null
     terminate "$node"
     heal "$store"
     start "$node" up
     wait_for "$node" in-sync 120
-    on "$node" group start shop --on "$node" >/dev/null
-    is_on "$node"
+    more_commits 20
+    is_on "$to"
 }
+runs_on() { has_address "$1" && inside "$1" mountpoint -q "$MOUNTED"; }
 
 # PostgreSQL takes no new session any more. The monitor that writes a row notices it and has it started again, which does
 # not help before there is room.

@@ -274,10 +274,7 @@ fn monitors(cluster: &Cluster) -> Vec<Item> {
                     Target::Resource(group, resource) => format!("{group}/{resource}"),
                 },
             ),
-            (
-                "Reactivation Threshold",
-                one.common.reactivations.to_string(),
-            ),
+            ("Reactivation Threshold", one.reactivations().to_string()),
             ("Failover Threshold", one.common.failovers.to_string()),
         ],
     };

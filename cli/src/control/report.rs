@@ -466,6 +466,12 @@ pub struct RightReport {
     pub peer_is_primary: bool,
     /// Both copies are the same and every write goes to both.
     pub in_sync: bool,
+    /// There is a session with the peer, whose disk has failed, and this copy has everything.
+    #[serde(default)]
+    pub only_copy: bool,
+    /// This node has no store under it, or none that can be used.
+    #[serde(default)]
+    pub diskless: bool,
     /// The end of the peer's lease, as this node must count it.
     pub peer_lease_ends_ms: u64,
     /// Why requests are held, if they are.

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use kagami_replicator::core::state::{Connection, Replication, Role, Time};
+use kagami_replicator::core::state::{Connection, DiskState, Replication, Role, Time};
 use kagami_replicator::core::status::{Standing, Status};
 
 use super::engine::MirrorStatus;
@@ -84,6 +84,8 @@ fn of(mirror: &MirrorStatus) -> RightReport {
             connected: false,
             peer_is_primary: false,
             in_sync: false,
+            only_copy: false,
+            diskless: true,
             peer_lease_ends_ms: 0,
             held: Some(why.clone()),
         },
@@ -106,6 +108,7 @@ fn of_core(name: &str, core: &Status) -> RightReport {
         core.replication,
         Replication::Established | Replication::VerifySource | Replication::VerifyTarget
     );
+    let gone = |disk| matches!(disk, DiskState::Failed | DiskState::Diskless);
     RightReport {
         mirror: name.to_owned(),
         standing,
@@ -113,6 +116,12 @@ fn of_core(name: &str, core: &Status) -> RightReport {
         connected,
         peer_is_primary: core.peer_role == Some(Role::Primary),
         in_sync: connected && both,
+        // With a generation of its own, durably: it can be Primary in this session (docs/protocol.md §5).
+        only_copy: connected
+            && gone(core.peer_disk)
+            && core.alone_since.is_some()
+            && core.disk == DiskState::UpToDate,
+        diskless: gone(core.disk),
         peer_lease_ends_ms: ms(core.peer_lease_ends) + 1,
         held: core.held.clone(),
     }

@@ -158,6 +158,8 @@ fn says(report: RightReport) -> Says {
         connected: report.connected,
         peer_is_primary: report.peer_is_primary,
         in_sync: report.in_sync,
+        only_copy: report.only_copy,
+        diskless: report.diskless,
         peer_lease_ends: Time(report.peer_lease_ends_ms),
     }
 }

@@ -34,8 +34,8 @@ pub struct Common {
     pub script_runs: u32,
     /// How long `script` may take.
     pub script_timeout: Ms,
-    /// The target is reactivated this often, on each node.
-    pub reactivations: u32,
+    /// The target is reactivated this often, on each node. Default: the kind's.
+    pub reactivations: Option<u32>,
     /// Then the group fails over this often.
     pub failovers: u32,
     /// Then this.
@@ -90,7 +90,7 @@ impl Default for Common {
             script: None,
             script_runs: 0,
             script_timeout: Ms::seconds(60),
-            reactivations: 3,
+            reactivations: None,
             failovers: 1,
             final_action: Final::Nothing,
             clear_after: Ms::seconds(3600),
@@ -142,6 +142,16 @@ impl Monitor {
     /// Failures that are tried again before they count.
     pub fn retries(&self) -> u32 {
         self.common.retries.unwrap_or(self.kind.defaults().2)
+    }
+
+    /// How often the target is reactivated, on each node.
+    pub fn reactivations(&self) -> u32 {
+        // No copy becomes good, and no session comes back, by stopping a service and starting it again.
+        let of_kind = match &self.kind {
+            Kind::Mirror(_) | Kind::MirrorLink(_) => 0,
+            _ => 3,
+        };
+        self.common.reactivations.unwrap_or(of_kind)
     }
 }
 
@@ -260,7 +270,7 @@ pub(super) fn of_contracts(group: &Group) -> Vec<Monitor> {
                 timeout: Some(timeout),
                 active: Some(name.clone()),
                 target: name.clone(),
-                reactivations,
+                reactivations: Some(reactivations),
                 failovers: resource.common.failovers,
                 clear_after,
                 ..usual

@@ -51,6 +51,14 @@ pub enum Event {
         /// Whether.
         ready: bool,
     },
+    /// A disk under what a group needs has failed on this node, or is there again: until then the group can't
+    /// be started here, whatever else comes.
+    Diskless {
+        /// Whose.
+        group: GroupId,
+        /// Whether.
+        diskless: bool,
+    },
     /// A monitor has looked.
     Probed {
         /// Of [`super::Action::Probe`]; a stale one is ignored.

@@ -149,6 +149,7 @@ struct Group {
     /// This node started alone, and does not start it by itself.
     dormant: bool,
     ready: bool,
+    diskless: bool,
     /// Its order is what this node remembers: the other one may know better.
     unsure: bool,
     /// Its home has returned, and it goes back there.
@@ -256,6 +257,7 @@ impl Manager {
             Event::OpNever { op } => self.on_op_never(op),
             Event::Right { group, change } => self.on_right(group, change, out),
             Event::Ready { group, ready } => self.groups[group].ready = ready,
+            Event::Diskless { group, diskless } => self.groups[group].diskless = diskless,
             Event::Probed { probe, result } => self.on_probed(probe, result, out),
             Event::Outside { reachable } => self.outside = reachable,
             Event::Command { id, command } => self.on_command(id, command, out),
@@ -532,6 +534,7 @@ impl Group {
             dormant: false,
             // Without a mirror nothing has to be ready.
             ready: config.mirrors().next().is_none(),
+            diskless: false,
             unsure: true,
             failback: false,
             waiting_since: None,

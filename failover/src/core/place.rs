@@ -100,7 +100,12 @@ impl Manager {
         let order = self.order(group);
         let mine = order.wanted && order.owner == self.me;
         let stuck = self.groups[group].refused.is_some() || !self.is_its_node(group);
-        if !mine || !stuck || self.is_able(group) || !self.is_idle(group) || !self.peer_can(group) {
+        // Without a disk here there is no session in which the other copy could be ready: it asks the arbiter.
+        let elsewhere = self.peer_can(group)
+            || self.groups[group].diskless
+                && self.peer_is_able(group)
+                && !planted(Defect::HomeWithoutADiskKeeps);
+        if !mine || !stuck || self.is_able(group) || !self.is_idle(group) || !elsewhere {
             return;
         }
         if self.groups[group].right != Hold::None {
@@ -154,11 +159,15 @@ impl Manager {
 
     /// The other node is there and can run the group.
     pub(super) fn peer_can(&self, group: GroupId) -> bool {
+        let ready = self.peer_brief(group).is_some_and(|brief| brief.ready);
+        ready && self.peer_is_able(group)
+    }
+
+    /// The other node is there, and nothing but its copies could keep it from running the group.
+    fn peer_is_able(&self, group: GroupId) -> bool {
         let nodes = &self.cluster.groups[group].attributes.nodes;
         nodes.contains(&self.cluster.nodes[self.other()])
-            && self
-                .peer_brief(group)
-                .is_some_and(|brief| brief.able && brief.ready)
+            && self.peer_brief(group).is_some_and(|brief| brief.able)
     }
 
     /// This manager ends: its groups stop, and the other node takes them unless all ends.

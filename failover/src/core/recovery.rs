@@ -88,7 +88,7 @@ impl Manager {
         };
         let step = if common.script.is_some() && record.scripts < common.script_runs {
             Step::Script
-        } else if record.reactivations < common.reactivations + more {
+        } else if record.reactivations < config.reactivations() + more {
             Step::Reactivate
         } else if groups.iter().any(may_fail_over) {
             Step::Failover

@@ -324,6 +324,7 @@ impl Manager {
         self.phase == Phase::Running
             && self.durable.ending.is_none()
             && !refused
+            && !self.groups[group].diskless
             && nodes.contains(&self.cluster.nodes[self.me])
     }
 }

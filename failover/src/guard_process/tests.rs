@@ -65,6 +65,8 @@ impl Made {
             connected: true,
             peer_is_primary: false,
             in_sync: true,
+            only_copy: false,
+            diskless: false,
             peer_lease_ends: Time(0),
         });
         change(says);

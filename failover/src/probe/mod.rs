@@ -46,7 +46,7 @@ async fn look(
         Kind::Disk(own) => disk::look(&own.path, own.write).await,
         Kind::Mirror(own) => {
             let status = place.mirrors.status(&own.mirror).await?;
-            copies(&own.mirror, &status)
+            copies(&status).step(&own.mirror, &status.words)
         }
         Kind::MirrorLink(own) => {
             let status = place.mirrors.status(&own.mirror).await?;
@@ -164,18 +164,39 @@ async fn carrier(place: &Place, interface: &str, deadline: Deadline) -> Step {
     )))
 }
 
-fn copies(mirror: &str, status: &MirrorStatus) -> Step {
-    let words = &status.words;
-    let bad = if status.split_brain {
-        "two copies have gone on alone"
-    } else if !status.here_good && !status.resynchronising {
-        "this node's copy is not good"
-    } else if !status.there_good && !status.resynchronising {
-        "the other node's copy is not good"
+/// What a look at the copies of a mirror comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Copies {
+    Good,
+    /// A failover mends it, or a person has to choose at once.
+    Failed(&'static str),
+    /// What the service rests on is the same wherever it runs: nothing that is done to the group mends it.
+    Reduced(&'static str),
+}
+
+fn copies(status: &MirrorStatus) -> Copies {
+    if status.split_brain {
+        Copies::Failed("two copies have gone on alone")
+    } else if status.resynchronising || status.here_good && status.there_good {
+        Copies::Good
+    } else if status.here_good {
+        Copies::Reduced("the other node's copy is not good")
+    } else if status.connected && status.there_good {
+        Copies::Failed("this node's copy is not good, and the other node's is")
     } else {
-        return Ok(());
-    };
-    Err(Failure::Failed(format!("mirror {mirror}: {bad}: {words}")))
+        Copies::Reduced("no copy is known to be good")
+    }
+}
+
+impl Copies {
+    fn step(self, mirror: &str, words: &str) -> Step {
+        let bad = match self {
+            Self::Good => return Ok(()),
+            // Both count as a failure: a recovery moves the group only where the other node is ready.
+            Self::Failed(bad) | Self::Reduced(bad) => bad,
+        };
+        Err(Failure::Failed(format!("mirror {mirror}: {bad}: {words}")))
+    }
 }
 
 fn link(mirror: &str, status: &MirrorStatus) -> Step {
@@ -238,7 +259,8 @@ mod tests {
             connected: true,
             ..MirrorStatus::default()
         };
-        assert_eq!(copies("pg", &good), Ok(()));
+        assert_eq!(copies(&good), Copies::Good);
+        assert_eq!(copies(&good).step("pg", "CONNECTED"), Ok(()));
         assert_eq!(link("pg", &good), Ok(()));
         let alone = MirrorStatus {
             there_good: false,
@@ -246,19 +268,45 @@ mod tests {
             words: "ALONE".to_owned(),
             ..good.clone()
         };
-        assert!(copies("pg", &alone).is_err());
+        assert!(matches!(copies(&alone), Copies::Reduced(_)));
+        assert!(copies(&alone).step("pg", "ALONE").is_err());
         assert!(link("pg", &alone).is_err());
         let copying = MirrorStatus {
             there_good: false,
             resynchronising: true,
             ..good.clone()
         };
-        assert_eq!(copies("pg", &copying), Ok(()));
+        assert_eq!(copies(&copying), Copies::Good);
         let split = MirrorStatus {
             split_brain: true,
             ..good.clone()
         };
-        assert!(copies("pg", &split).is_err());
+        assert!(matches!(copies(&split), Copies::Failed(_)));
+        // This node's disk has failed: the other one carries it, or nobody does.
+        let carried = MirrorStatus {
+            here_good: false,
+            ..good.clone()
+        };
+        assert!(matches!(copies(&carried), Copies::Failed(_)));
+        let failed = copies(&carried).step("pg", "ONE COPY");
+        let Err(Failure::Failed(why)) = failed else {
+            panic!("{failed:?}")
+        };
+        assert!(why.contains("this node's copy is not good"), "{why}");
+        for (there_good, connected) in [(false, true), (true, false), (false, false)] {
+            let lost = MirrorStatus {
+                there_good,
+                connected,
+                ..carried.clone()
+            };
+            assert!(matches!(copies(&lost), Copies::Reduced(_)), "{lost:?}");
+        }
+        // The other one's disk has failed: it could not run there.
+        let other = MirrorStatus {
+            there_good: false,
+            ..good.clone()
+        };
+        assert!(matches!(copies(&other), Copies::Reduced(_)));
         let paused = MirrorStatus {
             connected: false,
             paused: true,

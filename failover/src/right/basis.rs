@@ -36,6 +36,10 @@ pub struct Says {
     pub peer_is_primary: bool,
     /// Both copies are the same.
     pub in_sync: bool,
+    /// The other node is connected and its disk has failed: this copy has everything.
+    pub only_copy: bool,
+    /// This node has no disk under it, or none that can be used.
+    pub diskless: bool,
     /// The end of the other node's lease, as this one must count it.
     pub peer_lease_ends: Time,
 }
@@ -172,9 +176,16 @@ impl Basis {
         found.map(|(name, _)| name.clone()).collect()
     }
 
-    /// Both copies of each are the same.
-    pub fn is_in_sync(&self) -> bool {
-        self.all(|says| says.in_sync)
+    /// This node can be Primary of each, as far as its copies go: both are the same, or the other one
+    /// is gone. (Then the other node is not ready: its manager hears neither.)
+    pub fn is_ready(&self) -> bool {
+        self.all(|says| says.in_sync || says.only_copy)
+    }
+
+    /// This node has no disk under one of them: it can't be promoted here.
+    pub fn is_diskless(&self) -> bool {
+        let mut mirrors = self.mirrors.values();
+        mirrors.any(|mirror| mirror.says.as_ref().is_some_and(|says| says.diskless))
     }
 
     /// When the other node's leases have surely ended; `None`: it is connected, and consents.
@@ -198,6 +209,8 @@ mod tests {
             connected: matches!(standing, Standing::Session(_)),
             peer_is_primary: false,
             in_sync: false,
+            only_copy: false,
+            diskless: false,
             peer_lease_ends: Time(500),
         }
     }
@@ -222,6 +235,34 @@ mod tests {
         basis.take(Time(220), &says("a", Standing::Refused));
         assert_eq!(basis.judge(Time(220)), Judged::Refused);
         assert!(!basis.take(Time(220), &says("other", Standing::Alone)));
+    }
+
+    #[test]
+    fn a_node_is_ready_whose_copies_are_in_sync_or_the_only_ones() {
+        let mut basis = basis();
+        assert!(!basis.is_ready(), "nothing is known");
+        let copy = |mirror: &str, in_sync, only_copy| Says {
+            connected: true,
+            in_sync,
+            only_copy,
+            ..says(mirror, Standing::Secondary)
+        };
+        basis.take(Time(0), &copy("a", true, false));
+        assert!(!basis.is_ready());
+        basis.take(Time(0), &copy("b", true, false));
+        assert!(basis.is_ready());
+        // The other node's disk of one of them fails: here everything is, there it is not.
+        basis.take(Time(0), &copy("b", false, true));
+        assert!(basis.is_ready());
+        basis.take(Time(0), &copy("b", false, false));
+        assert!(!basis.is_ready());
+        assert!(!basis.is_diskless());
+        let gone = Says {
+            diskless: true,
+            ..copy("b", false, false)
+        };
+        basis.take(Time(0), &gone);
+        assert!(basis.is_diskless(), "one of them is enough");
     }
 
     #[test]

@@ -103,6 +103,7 @@ struct Group {
     basis: Basis,
     at: At,
     ready: Option<bool>,
+    diskless: bool,
     /// Raised with each thing that is begun: what an earlier one brings is nothing.
     turn: u64,
     under_way: Option<AbortHandle>,
@@ -141,6 +142,7 @@ impl Keeper {
                 mirrors,
                 at: At::Idle,
                 ready: None,
+                diskless: false,
                 turn: 0,
                 under_way: None,
                 promoting_again: false,
@@ -368,9 +370,14 @@ impl<M: Mirrors> Task<M> {
             if of.mirrors.is_empty() {
                 continue;
             }
-            let ready = of.basis.is_in_sync();
+            let ready = of.basis.is_ready();
             if of.ready.replace(ready) != Some(ready) {
                 self.handle.event(Event::Ready { group, ready });
+            }
+            let of = &mut self.groups[group];
+            let diskless = of.basis.is_diskless();
+            if std::mem::replace(&mut of.diskless, diskless) != diskless {
+                self.handle.event(Event::Diskless { group, diskless });
             }
             let of = &mut self.groups[group];
             let judged = of.basis.judge(now);

@@ -11,7 +11,7 @@ use super::flush::FlushOf;
 use super::link::Phase;
 use super::message::Message;
 use super::request::Gate;
-use super::state::{CommandId, Role, SessionId, Solo};
+use super::state::{CommandId, DiskState, Role, SessionId, Solo};
 use super::{Action, Actions, DiskFault, DiskOp, DiskWork, Mirror, Store};
 
 /// A promotion under way.
@@ -33,6 +33,8 @@ pub(super) enum Promotion {
     Granted,
     /// Without the peer: permission is sought, or written.
     Alone,
+    /// In the session of a peer without a disk that this copy has carried; `was_primary` is being written.
+    Carrier,
 }
 
 /// A demotion under way.
@@ -176,7 +178,9 @@ impl Mirror {
         };
         let copying = self.is_copying();
         match &up.phase {
-            _ if (up.peer.role == Role::Primary && !planted(Defect::PrimaryGrants))
+            _ if (up.peer.role == Role::Primary
+                && !planted(Defect::PrimaryGrants)
+                && !planted(Defect::CarrierPromotedBesideThePrimary))
                 || up.granted =>
             {
                 let next = "demote it there first (`kagami demote`), then promote here";
@@ -189,6 +193,16 @@ impl Mirror {
             // In sync in a moment.
             Phase::Target(target) if target.offer.is_some() => {}
             Phase::Target(_) => self.ask_to_be_guest(out),
+            Phase::Serve(_) if self.may_lead_as_carrier() => {
+                // What is on its way may take `alone` back, or the copy's worth.
+                if self.durable.is_changing() {
+                    return;
+                }
+                if let Some(promoting) = &mut self.promoting {
+                    promoting.stage = Promotion::Carrier;
+                }
+                self.change_record(After::Promoted, |r| r.was_primary = true);
+            }
             Phase::Serve(_) => {
                 let facts = vec![format!("the peer's disk is {}", up.peer.disk)];
                 let next = "wait for the peer's disk to be replaced, or disconnect it first";
@@ -273,6 +287,23 @@ impl Mirror {
         } else {
             self.change_record(After::Promoted, |r| r.was_primary = true);
         }
+    }
+
+    /// True if this copy has carried a Primary without a disk that is none any more, in the session there
+    /// is. *One-writer*: it has a generation of its own already, durably, and the peer has nothing to be
+    /// Primary with: neither is it granted anything, nor does an operator's force help it, before its
+    /// daemon starts with another disk, and that is another session. So nobody is asked, and no lease is
+    /// waited for: who says that it is Secondary answers nothing any more.
+    fn may_lead_as_carrier(&self) -> bool {
+        let Some(up) = self.up() else { return false };
+        let gone = matches!(up.peer.disk, DiskState::Failed | DiskState::Diskless);
+        matches!(up.phase, Phase::Serve(_))
+            && gone
+            && !up.granted
+            && (up.peer.role == Role::Secondary || planted(Defect::CarrierPromotedBesideThePrimary))
+            && self.alone.is_some()
+            && self.is_still_alone()
+            && self.is_good()
     }
 
     fn become_primary(&mut self, out: &mut Actions) {
@@ -403,6 +434,7 @@ impl Mirror {
             {
                 self.become_primary(out);
             }
+            Some(Promotion::Carrier) if self.may_lead_as_carrier() => self.become_primary(out),
             Some(_) => {
                 if let Some(promoting) = &mut self.promoting {
                     promoting.stage = Promotion::Begin;
@@ -412,10 +444,13 @@ impl Mirror {
         }
     }
 
-    /// A grant counts for its session only.
+    /// A grant counts for its session only, and so does what the peer said of itself.
     pub(super) fn on_session_end_promoting(&mut self) {
         if let Some(promoting) = &mut self.promoting
-            && matches!(promoting.stage, Promotion::Asked | Promotion::Granted)
+            && matches!(
+                promoting.stage,
+                Promotion::Asked | Promotion::Granted | Promotion::Carrier
+            )
             && !(planted(Defect::GrantOutlivesItsSession) && promoting.stage == Promotion::Granted)
         {
             promoting.stage = Promotion::Begin;
@@ -625,10 +660,20 @@ impl Mirror {
         );
         self.role = Role::Secondary;
         self.gate = Gate::Open;
-        self.alone = None;
+        // Beside a peer without a disk it stays the carrier, and may be Primary again.
+        let in_use = matches!(self.up().map(|up| &up.phase), Some(Phase::Serve(_)));
+        let carrier = in_use && self.alone.is_some();
+        if !carrier {
+            self.alone = None;
+        }
+        if self.local.store != Store::Usable && !self.is_carried() {
+            // A Secondary without a disk has no session, unless the peer carries it already and is
+            // promoted in it: else the peer, no more in need to carry, would wait in it for ever.
+            self.close_session("the local disk failed", out);
+        }
         let adopted = self.target_mut().is_some_and(|target| target.adopted);
         self.local.up_to_date =
-            self.is_in_sync() || self.is_source() || adopted && self.local.up_to_date;
+            self.is_in_sync() || self.is_source() || carrier || adopted && self.local.up_to_date;
         if let Some(command) = demoting.command {
             self.answer(command, Ok(Reply::Done), out);
         }

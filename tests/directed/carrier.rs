@@ -1,0 +1,186 @@
+//! Whoever carried a Primary without a disk is promoted in that session, once that one is demoted
+//! (docs/protocol.md §5, *Disk failure*): without a question to anybody, and never beside it.
+
+use kagami_replicator::core::message::Message;
+use kagami_replicator::core::state::DiskState;
+use kagami_replicator::core::{Command, DiskFault, Event, Request, Role};
+
+use super::pair::Pair;
+use super::stands::{carried, lose_disk, primary};
+
+const PROMOTE: Command = Command::Promote {
+    force: false,
+    while_resyncing: false,
+};
+const FORCE: Command = Command::Promote {
+    force: true,
+    while_resyncing: false,
+};
+const DEMOTE: Command = Command::Demote { force: false };
+
+fn stands(pair: &Pair) -> [&'static str; 2] {
+    [pair.stand(0), pair.stand(1)]
+}
+
+fn is_refused(pair: &mut Pair, node: usize, command: Command) -> bool {
+    let (id, _) = pair.order(node, command);
+    pair.pump();
+    matches!(pair.answer(node, id), Some(Err(_)))
+}
+
+fn flush(pair: &mut Pair, node: usize) {
+    let (id, _) = pair.request(node, Request::Flush);
+    pair.pump();
+    assert!(matches!(pair.reply(node, id), Some(Ok(_))));
+}
+
+/// Node 0 is demoted, once its carrier has flushed.
+fn demoted(pair: &mut Pair) {
+    let flushes = pair.sides[1].flushes;
+    let (id, _) = pair.order(0, DEMOTE);
+    pair.elapse(1_000);
+    assert!(matches!(pair.answer(0, id), Some(Ok(_))));
+    assert!(pair.sides[1].flushes > flushes);
+    assert_eq!(stands(pair), ["Gv", "Sv"]);
+}
+
+/// Node 0 has no disk and is demoted; node 1 carried it.
+fn given_up() -> Pair {
+    let mut pair = carried();
+    pair.write(0, 4);
+    demoted(&mut pair);
+    pair
+}
+
+/// And node 1 is being promoted: `was_primary` is not durable yet.
+fn recording() -> (Pair, kagami_replicator::core::state::CommandId) {
+    let mut pair = given_up();
+    pair.sides[1].hold.metadata = true;
+    let (id, _) = pair.order(1, PROMOTE);
+    pair.pump();
+    assert_eq!(pair.sides[1].mirror.role(), Role::Secondary);
+    assert_eq!(pair.answer(1, id), None, "nothing is durable yet");
+    (pair, id)
+}
+
+fn recorded(pair: &mut Pair) {
+    pair.sides[1].hold.metadata = false;
+    pair.pump();
+}
+
+#[test]
+fn the_carrier_is_promoted_and_answers_alone() {
+    let mut pair = given_up();
+    let asked = pair.sides[1].asked;
+    pair.done(1, PROMOTE);
+    assert_eq!(stands(&pair), ["Gv", "Pv"]);
+    assert_eq!(pair.sides[1].asked, asked, "the arbiter has said it before");
+    pair.write(1, 5);
+    flush(&mut pair, 1);
+    pair.elapse(3_000);
+    assert_eq!(stands(&pair), ["Gv", "Pv"], "and goes on as it is");
+    pair.done(1, DEMOTE);
+    pair.done(1, PROMOTE);
+    assert_eq!(stands(&pair), ["Gv", "Pv"]);
+}
+
+#[test]
+fn whoever_has_no_disk_is_not_promoted_by_any_word() {
+    for promoted in [false, true] {
+        let mut pair = given_up();
+        if promoted {
+            pair.done(1, PROMOTE);
+        }
+        for command in [PROMOTE, FORCE] {
+            assert!(is_refused(&mut pair, 0, command));
+            assert_eq!(pair.sides[0].mirror.role(), Role::Secondary);
+        }
+    }
+}
+
+#[test]
+fn it_is_refused_while_the_one_without_a_disk_is_primary() {
+    let mut pair = carried();
+    assert!(is_refused(&mut pair, 1, PROMOTE));
+    assert_eq!(stands(&pair), ["Dv", "Sv"]);
+    // A demotion on its way is none yet.
+    pair.sides[1].hold.writes = true;
+    let (write, _) = pair.request(0, super::pair::write(6));
+    pair.pump();
+    pair.order(0, DEMOTE);
+    pair.pump();
+    assert!(is_refused(&mut pair, 1, PROMOTE));
+    pair.sides[1].hold.writes = false;
+    pair.elapse(1_000);
+    assert!(matches!(pair.reply(0, write), Some(Ok(_))));
+    assert_eq!(stands(&pair), ["Gv", "Sv"]);
+    pair.done(1, PROMOTE);
+}
+
+#[test]
+fn a_link_that_is_lost_meanwhile_leaves_it_the_only_one() {
+    let (mut pair, id) = recording();
+    pair.cut();
+    pair.pump();
+    assert_eq!(pair.sides[1].mirror.role(), Role::Secondary);
+    recorded(&mut pair);
+    assert!(matches!(pair.answer(1, id), Some(Ok(_))));
+    assert_eq!(stands(&pair), ["Gn", "Pn"]);
+    pair.write(1, 5);
+}
+
+#[test]
+fn a_session_that_ends_and_comes_up_again_meanwhile_is_another_one() {
+    let (mut pair, id) = recording();
+    pair.cut();
+    pair.pump();
+    pair.meet();
+    pair.linked = true;
+    recorded(&mut pair);
+    assert!(matches!(pair.answer(1, id), Some(Ok(_))));
+    assert_eq!(stands(&pair), ["Gv", "Pv"]);
+    pair.write(1, 5);
+}
+
+#[test]
+fn it_is_not_promoted_beside_one_that_says_it_is_primary_after_all() {
+    let (mut pair, id) = recording();
+    let session = pair.sides[1].session.expect("a session");
+    let (role, disk) = (Role::Primary, DiskState::Failed);
+    let message = Message::State { role, disk };
+    pair.handle(1, Event::Message { session, message });
+    recorded(&mut pair);
+    assert!(matches!(pair.answer(1, id), Some(Err(_))));
+    assert_eq!(pair.sides[1].mirror.role(), Role::Secondary);
+}
+
+#[test]
+fn a_record_that_can_t_be_written_ends_it() {
+    let (mut pair, id) = recording();
+    pair.end_metadata(1, 0, Err(DiskFault::Io(5)));
+    recorded(&mut pair);
+    assert!(matches!(pair.answer(1, id), Some(Err(_))));
+    assert_eq!(stands(&pair), ["Gn", "Gn"]);
+}
+
+#[test]
+fn before_it_carries_it_is_refused_and_afterwards_it_asks_without_a_session() {
+    let mut pair = primary();
+    pair.sides[1].hold.asks = true;
+    lose_disk(&mut pair);
+    assert_eq!(stands(&pair), ["Dv", "Sv"]);
+    let at = kagami_replicator::core::state::Time(pair.now);
+    assert_eq!(pair.sides[1].mirror.status(at).alone_since, None);
+    assert!(is_refused(&mut pair, 1, PROMOTE));
+    // The one without a disk has nothing left to keep a session for.
+    pair.done(0, Command::Demote { force: true });
+    assert_eq!(stands(&pair), ["Gn", "Sn"]);
+    let (id, _) = pair.order(1, PROMOTE);
+    pair.elapse(3_000);
+    assert_eq!(pair.answer(1, id), None, "the arbiter has not said it");
+    pair.sides[1].hold.asks = false;
+    pair.elapse(3_000);
+    assert!(matches!(pair.answer(1, id), Some(Ok(_))));
+    assert_eq!(stands(&pair), ["Gn", "Pn"]);
+    pair.write(1, 5);
+}
