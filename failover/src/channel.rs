@@ -25,7 +25,7 @@ use crate::control::line::{self, Received};
 use crate::control::{Answer, Ask};
 use crate::core::Node;
 use crate::resource::files::Image;
-use crate::right::lease::Word;
+use crate::right::lease::{Question, Word};
 
 /// The longest document, in bytes.
 const LINE_MAX: usize = 64 << 20;
@@ -65,8 +65,8 @@ pub struct LeaseAsk {
     pub group: String,
     /// The asker's, and this question's alone; comes back in the answer.
     pub nonce: u64,
-    /// The asker holds the right.
-    pub held: bool,
+    /// What is asked.
+    pub question: Question,
 }
 
 /// What is answered.

@@ -7,15 +7,20 @@
 //! register is renewed only now and then, so losing the arbiter alone changes nothing; when they
 //! stop, it is renewed every quarter of the length, so losing the other node alone changes nothing.
 //!
+//! The nodes may count by different revisions of the configuration, so each tells how long its leases are, in its
+//! questions and in its record, and the other one waits for as long.
+//!
 //! What keeps two nodes apart (docs/failover-design.md has the argument):
 //!
 //! - *Promise-voids*: a promise is given only by a node that holds nothing and asks for nothing, and
 //!   whatever it had asked before counts for nothing from then on.
-//! - *Waits-out*: a node that has promised writes its own record only after [`Terms::wait`].
-//! - *Seen-still*: it writes over the other node's record only if that has not changed for as long.
+//! - *Waits-out*: a node that has promised writes its own record only after [`Terms::wait_for`] the
+//!   lease that it was asked for.
+//! - *Seen-still*: it writes over the other node's record only if that has not changed for as long
+//!   as the record's own lease asks for.
 //! - *Marked-first*: that this node holds the right is on its disk before anything is told of it, and
-//!   that it may have promised is there before the first promise. So a manager that starts again
-//!   knows whether it must wait.
+//!   that it may have promised is there before the first promise; so is how long the longest of these leases
+//!   is. So a manager that starts again, maybe with shorter leases, knows whether it must wait, and how long.
 //!
 //! Left to others: the wire, the files and the guard ([`super::tenancy`]).
 
@@ -26,10 +31,14 @@ use crate::planted::{Defect, planted};
 
 use super::register::{Id, Record};
 
+use lengths::too_long;
+
+mod lengths;
 mod seek;
 mod words;
 
-pub use words::{Action, Actions, Before, Event, Mark, Said, Terms, Word};
+pub(crate) use words::LONGEST;
+pub use words::{Action, Actions, Before, Event, Kept, Left, Mark, Question, Said, Terms, Word};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -78,16 +87,19 @@ pub struct Lease {
     me: Node,
     phase: Phase,
     /// What is on the disk; `None`: of an earlier boot, or unreadable: it stands for neither.
-    mark: Option<Mark>,
-    writing: Option<Mark>,
+    kept: Option<Kept>,
+    writing: Option<Kept>,
     /// The mark is to become [`Mark::Free`].
     to_free: bool,
     guard: Guard,
     /// What the guard was told last.
     told: Time,
-    promised: Option<Time>,
+    /// Until when this node is bound by its promises, by the length of the lease that was asked for.
+    promised: BTreeMap<u64, Time>,
     /// Something that an earlier manager started may be active until then.
     quiet_until: Time,
+    /// The longest lease that an earlier manager counted.
+    earlier: u64,
     /// An earlier manager's group may run here, under a guard that is not this one's to end.
     may_run: bool,
     by_promise: Time,
@@ -104,7 +116,7 @@ pub struct Lease {
     next_question: Time,
     /// When the other node asked last.
     heard: Option<Time>,
-    waiting: Vec<(u64, bool)>,
+    waiting: Vec<(u64, Question)>,
     number: u64,
     answers: Option<bool>,
     why_arbiter: String,
@@ -112,39 +124,47 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// A lease of which nothing is held. `seed`: drawn anew for each life of a manager, so that
-    /// nothing of an earlier one is taken for its own.
+    /// A lease of which nothing is held. `left`: what an earlier manager left. `seed`: drawn anew for each
+    /// life of a manager, so that nothing of an earlier one is taken for its own.
     pub fn new(
         terms: Terms,
         nodes: [String; 2],
         me: Node,
-        before: Before,
+        left: Left,
         seed: u64,
         now: Time,
     ) -> Self {
+        let Left { before, length } = left;
         let held = matches!(before, Before::Held | Before::HeldBeforeBoot);
         let running = matches!(before, Before::Held | Before::Unknown);
-        let forgets = planted(Defect::PromiseForgotten);
+        let earlier = if planted(Defect::LengthForgotten) {
+            terms.length
+        } else {
+            length.max(terms.length)
+        };
+        let over = now.after(terms.wait_for(earlier));
+        let mut promised = BTreeMap::new();
+        if !held && !planted(Defect::PromiseForgotten) {
+            promised.insert(earlier, over);
+        }
+        let kept = |mark| Kept { mark, length };
         Self {
             terms,
             nodes,
             me,
             phase: Phase::Idle,
-            mark: match before {
-                Before::Held => Some(Mark::Held),
-                Before::Free => Some(Mark::Free),
+            kept: match before {
+                Before::Held => Some(kept(Mark::Held)),
+                Before::Free => Some(kept(Mark::Free)),
                 Before::HeldBeforeBoot | Before::Unknown => None,
             },
             writing: None,
             to_free: false,
             guard: Guard::Away,
             told: Time(0),
-            promised: (!held && !forgets).then_some(now),
-            quiet_until: if running {
-                now.after(terms.wait())
-            } else {
-                now
-            },
+            promised,
+            quiet_until: if running { over } else { now },
+            earlier,
             may_run: running,
             by_promise: Time(0),
             by_register: Time(0),
@@ -214,7 +234,7 @@ impl Lease {
             Event::Marked => self.on_marked(now, out),
             Event::Arbiter { attempt, said } => self.on_arbiter(now, attempt, said, out),
             Event::Peer { nonce, word } => self.on_peer(now, nonce, word, out),
-            Event::Question { token, held } => self.on_question(now, token, held, out),
+            Event::Question { token, question } => self.on_question(now, token, question, out),
             Event::Timer => {}
         }
         self.settle(now, out);
@@ -300,14 +320,14 @@ impl Lease {
     }
 
     fn on_marked(&mut self, now: Time, out: &mut Actions) {
-        let Some(mark) = self.writing.take() else {
+        let Some(kept) = self.writing.take() else {
             return;
         };
-        self.mark = Some(mark);
-        if mark == Mark::Free {
+        self.kept = Some(kept);
+        if kept.mark == Mark::Free {
             self.to_free = false;
-            for (token, held) in std::mem::take(&mut self.waiting) {
-                self.on_question(now, token, held, out);
+            for (token, question) in std::mem::take(&mut self.waiting) {
+                self.on_question(now, token, question, out);
             }
         }
     }
@@ -394,8 +414,9 @@ impl Lease {
         }
     }
 
-    fn on_question(&mut self, now: Time, token: u64, held: bool, out: &mut Actions) {
+    fn on_question(&mut self, now: Time, token: u64, question: Question, out: &mut Actions) {
         self.heard = Some(now);
+        let Question { held, length } = question;
         let word = match self.phase {
             Phase::Held | Phase::Ended => Some(Word::Holds),
             Phase::Stopping => Some(Word::Busy),
@@ -415,20 +436,21 @@ impl Lease {
             Phase::Asking(_) => Some(Word::Asks),
             Phase::Idle | Phase::Releasing(..) => None,
         };
+        let word = word.or_else(|| too_long(length));
         if let Some(word) = word {
             out.push(Action::Answer { token, word });
-        } else if self.mark == Some(Mark::Free) && self.writing.is_none() {
+        } else if self.may_promise(length) {
             // Promise-voids.
             if !planted(Defect::PromiseWhileAsking) {
                 self.void();
             }
-            self.promised = Some(now);
+            self.promise(now, length);
             let word = Word::Promised;
             out.push(Action::Answer { token, word });
         } else {
             // Marked-first.
             self.to_free = true;
-            self.waiting.push((token, held));
+            self.waiting.push((token, question));
         }
     }
 
@@ -436,24 +458,21 @@ impl Lease {
     /// seen first.
     fn may_swap_from(&self) -> Option<Time> {
         let known = self.known.as_ref()?;
-        let wait = self.terms.wait();
         // Waits-out.
-        let promised = match self.promised {
-            Some(at) if !planted(Defect::PromiseIgnored) => at.after(wait),
-            _ => Time(0),
-        };
-        let mine_or_free = match &known.found {
-            Some((_, record)) => record.holder.is_none() || self.is_mine(record),
+        let promised = self.promised.values().max().copied();
+        let promised = promised.filter(|_| !planted(Defect::PromiseIgnored));
+        let still_for = match &known.found {
+            Some((_, record)) if record.holder.is_none() || self.is_mine(record) => None,
+            Some((_, record)) if !planted(Defect::RecordLengthIgnored) => {
+                Some(record.length.max(self.terms.length))
+            }
             // It may have been deleted under a holder.
-            None => false,
+            Some(_) | None => Some(self.terms.length),
         };
-        let seen = if mine_or_free || planted(Defect::RenewalIgnored) {
-            Time(0)
-        } else {
-            // Seen-still.
-            known.since.after(wait)
-        };
-        Some(promised.max(seen))
+        // Seen-still.
+        let still_for = still_for.filter(|_| !planted(Defect::RenewalIgnored));
+        let seen = still_for.map(|length| known.since.after(self.terms.wait_for(length)));
+        Some(promised.max(seen).unwrap_or(Time(0)))
     }
 
     fn may_swap(&self, now: Time) -> bool {
@@ -466,10 +485,11 @@ impl Lease {
     fn settle(&mut self, now: Time, out: &mut Actions) {
         let length = self.terms.length;
         self.questions.retain(|_, sent| now.since(*sent) < length);
+        self.promised.retain(|_, until| now < *until);
         let ends = self.ends();
         match self.phase {
             Phase::Asking(_) if now < ends => {
-                if self.mark == Some(Mark::Held) && self.writing.is_none() {
+                if self.is_kept(Mark::Held) {
                     match self.guard {
                         Guard::There => {
                             self.phase = Phase::Held;
@@ -483,11 +503,10 @@ impl Lease {
                         Guard::Asked => {}
                     }
                 } else if self.writing.is_none() {
-                    self.writing = Some(Mark::Held);
-                    out.push(Action::Mark(Mark::Held));
+                    self.write(now, Mark::Held, out);
                 }
             }
-            Phase::Asking(since) if now.since(since) >= self.terms.wait() + length => {
+            Phase::Asking(since) if now.since(since) >= self.patience() => {
                 let why = self.why_not();
                 self.refuse(why, out);
             }
@@ -514,18 +533,19 @@ impl Lease {
             self.told = self.ends();
             out.push(Action::Extend(self.told));
         }
-        let frees = self.to_free && matches!(self.phase, Phase::Idle | Phase::Releasing(..));
-        if frees && self.writing.is_none() {
-            if self.mark == Some(Mark::Free) {
-                self.to_free = false;
+        let free = matches!(self.phase, Phase::Idle | Phase::Releasing(..));
+        let frees = free && self.to_free;
+        if free && self.writing.is_none() {
+            if frees && !self.is_kept_for(Mark::Free, self.length_to_keep(now)) {
+                self.write(now, Mark::Free, out);
             } else {
-                self.writing = Some(Mark::Free);
-                out.push(Action::Mark(Mark::Free));
+                self.to_free = false;
+                self.shorten(now, out);
             }
         }
         if !self.waiting.is_empty() && !frees && self.writing.is_none() {
-            for (token, held) in std::mem::take(&mut self.waiting) {
-                self.on_question(now, token, held, out);
+            for (token, question) in std::mem::take(&mut self.waiting) {
+                self.on_question(now, token, question, out);
             }
         }
     }

@@ -1,15 +1,19 @@
 //! What a node's disk says of the right to run a group without a mirror (Marked-first,
-//! [`super::lease`]): one small file for each group.
+//! [`super::lease`]): one small file for each group, a line of text.
 //!
-//! The file is there while the node holds the right and has promised nothing since: 32 hexadecimal
-//! digits, the boot of the machine that it was written in, and a newline. Written whole: a new file, sync, rename,
-//! sync of the folder.
+//! ```text
+//! held 0123456789abcdef0123456789abcdef 3000
+//! ```
+//!
+//! `held`: the node holds the right and has promised nothing since; `free`: it may have promised. Then the boot of
+//! the machine that it was written in, and the longest lease that was counted here or promised for, in
+//! milliseconds. No file: nothing of either was ever done. Written whole: a new file, sync, rename, sync of the folder.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use super::lease::{Before, Mark};
+use super::lease::{Before, Kept, LONGEST, Left, Mark};
 
 /// The folder of the marks, in the manager's state folder.
 pub const FOLDER: &str = "right";
@@ -18,47 +22,58 @@ fn file(state: &Path, register: u128) -> PathBuf {
     state.join(FOLDER).join(format!("{register:032x}"))
 }
 
-/// What an earlier manager left.
-pub fn read(state: &Path, register: u128, boot: u128) -> Before {
+/// What an earlier manager left. Of what can't be read the worst is taken.
+pub fn read(state: &Path, register: u128, boot: u128) -> Left {
     let path = file(state, register);
-    match fs::read_to_string(&path) {
-        Ok(text) => match u128::from_str_radix(text.trim_end(), 16) {
-            Ok(of) if of == boot => Before::Held,
-            Ok(_) => Before::HeldBeforeBoot,
-            Err(error) => {
-                tracing::warn!("{}: {error}: it counts for nothing", path.display());
-                Before::Unknown
-            }
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Before::Free,
-        Err(error) => {
-            tracing::warn!("{}: {error}: it counts for nothing", path.display());
-            Before::Unknown
+    let unknown = |why: &dyn std::fmt::Display| {
+        tracing::warn!("{}: {why}: it counts for nothing", path.display());
+        Left {
+            before: Before::Unknown,
+            length: LONGEST,
         }
+    };
+    match fs::read_to_string(&path) {
+        Ok(text) => parse(&text, boot).unwrap_or_else(|| unknown(&"it is no mark")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Left {
+            before: Before::Free,
+            length: 0,
+        },
+        Err(error) => unknown(&error),
     }
+}
+
+fn parse(text: &str, boot: u128) -> Option<Left> {
+    let line = text.strip_suffix('\n')?;
+    let mut words = line.split(' ');
+    let mark = words.next()?;
+    let of = u128::from_str_radix(words.next()?, 16).ok()?;
+    let length = words.next()?.parse().ok()?;
+    let before = match mark {
+        "held" if of == boot => Before::Held,
+        "held" => Before::HeldBeforeBoot,
+        "free" => Before::Free,
+        _ => return None,
+    };
+    (words.next().is_none() && length <= LONGEST).then_some(Left { before, length })
 }
 
 /// Makes a mark durable.
 ///
 /// # Errors
 /// The system refuses; what is there is the mark before, or this one.
-pub fn write(state: &Path, register: u128, boot: u128, mark: Mark) -> io::Result<()> {
+pub fn write(state: &Path, register: u128, boot: u128, kept: Kept) -> io::Result<()> {
     let path = file(state, register);
     let folder = state.join(FOLDER);
     fs::create_dir_all(&folder)?;
-    match mark {
-        Mark::Held => {
-            let new = path.with_extension("new");
-            let mut written = File::create(&new)?;
-            writeln!(written, "{boot:032x}")?;
-            written.sync_all()?;
-            fs::rename(&new, &path)?;
-        }
-        Mark::Free => match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        },
-    }
+    let mark = match kept.mark {
+        Mark::Held => "held",
+        Mark::Free => "free",
+    };
+    let new = path.with_extension("new");
+    let mut written = File::create(&new)?;
+    writeln!(written, "{mark} {boot:032x} {}", kept.length)?;
+    written.sync_all()?;
+    fs::rename(&new, &path)?;
     File::open(&folder)?.sync_all()?;
     File::open(state)?.sync_all()
 }
@@ -68,18 +83,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mark_tells_its_boot() {
+    fn a_mark_tells_its_boot_and_the_longest_lease() {
         let folder = tempfile::tempdir().expect("a folder");
         let state = folder.path();
-        assert_eq!(read(state, 7, 1), Before::Free);
-        write(state, 7, 1, Mark::Held).expect("written");
-        assert_eq!(read(state, 7, 1), Before::Held);
-        assert_eq!(read(state, 7, 2), Before::HeldBeforeBoot);
-        assert_eq!(read(state, 8, 1), Before::Free, "another group's");
-        fs::write(file(state, 7), "?").expect("written");
-        assert_eq!(read(state, 7, 1), Before::Unknown);
-        write(state, 7, 1, Mark::Free).expect("removed");
-        write(state, 7, 1, Mark::Free).expect("removed already");
-        assert_eq!(read(state, 7, 1), Before::Free);
+        let left = |before, length| Left { before, length };
+        let kept = |mark, length| Kept { mark, length };
+        assert_eq!(read(state, 7, 1), left(Before::Free, 0));
+        write(state, 7, 1, kept(Mark::Held, 3000)).expect("written");
+        assert_eq!(read(state, 7, 1), left(Before::Held, 3000));
+        assert_eq!(read(state, 7, 2), left(Before::HeldBeforeBoot, 3000));
+        assert_eq!(read(state, 8, 1), left(Before::Free, 0), "another group's");
+        write(state, 7, 1, kept(Mark::Free, 60_000)).expect("written");
+        assert_eq!(read(state, 7, 1), left(Before::Free, 60_000));
+        assert_eq!(read(state, 7, 2), left(Before::Free, 60_000));
+        for bad in [
+            "?\n",
+            "",
+            "held 1 3000",
+            "free 1 60001\n",
+            "free 1 3 4\n",
+            "free 1 -3\n",
+        ] {
+            fs::write(file(state, 7), bad).expect("written");
+            assert_eq!(read(state, 7, 1), left(Before::Unknown, LONGEST), "{bad}");
+        }
     }
 }

@@ -153,8 +153,8 @@ impl Tenancy {
                 continue;
             }
             let register = register::id(cluster, &config.name);
-            let before = mark::read(&outside.state, register, outside.boot);
-            let lease = Lease::new(terms, nodes.clone(), me, before, seed(), clock::now());
+            let left = mark::read(&outside.state, register, outside.boot);
+            let lease = Lease::new(terms, nodes.clone(), me, left, seed(), clock::now());
             places.push(Some(found.len()));
             found.push(Place {
                 group,
@@ -263,13 +263,13 @@ impl Task {
         };
         self.questions += 1;
         let token = self.questions;
-        let held = ask.held;
+        let question = ask.question;
         // Who gave the question up is not answered.
         self.places[place]
             .asked
             .retain(|_, asker| !asker.is_closed());
         self.places[place].asked.insert(token, answer);
-        self.handle(place, Event::Question { token, held });
+        self.handle(place, Event::Question { token, question });
     }
 
     fn handle(&mut self, place: usize, event: Event) {
@@ -324,10 +324,14 @@ impl Task {
                     say(Event::Arbiter { attempt, said });
                 });
             }
-            Action::Question { nonce, held } => {
+            Action::Question { nonce, question } => {
                 let channel = self.outside.channel.clone();
                 let group = name.clone();
-                let ask = PeerAsk::Lease(LeaseAsk { group, nonce, held });
+                let ask = PeerAsk::Lease(LeaseAsk {
+                    group,
+                    nonce,
+                    question,
+                });
                 tokio::spawn(async move {
                     let word = match channel.ask_everywhere(&ask, within).await {
                         Ok(PeerAnswer::Lease(of, word)) if of == nonce => word,
@@ -343,7 +347,7 @@ impl Task {
                     let _ = asker.send(word);
                 }
             }
-            Action::Mark(mark) => {
+            Action::Mark(kept) => {
                 let (state, boot) = (self.outside.state.clone(), self.outside.boot);
                 let alert = self.mark_fails(group);
                 tokio::spawn(async move {
@@ -351,7 +355,7 @@ impl Task {
                     loop {
                         let state = state.clone();
                         let written = tokio::task::spawn_blocking(move || {
-                            mark::write(&state, register, boot, mark)
+                            mark::write(&state, register, boot, kept)
                         });
                         match written
                             .await

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 
 use kagami_failover::core::{Right, Time};
-use kagami_failover::right::lease::{Action, Actions, Before, Event, Lease, Mark, Said};
+use kagami_failover::right::lease::{
+    Action, Actions, Before, Event, Kept, Lease, Left, Mark, Said, Terms,
+};
 
 use crate::failover::check::Violation;
 use crate::sim::rng::Rng;
 
-use super::world::{Change, Item, World};
+use super::world::{Change, Item, Profile, World};
 
 /// What the core is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,8 +42,10 @@ pub struct Node {
     pub life: u64,
     pub lease: Option<Lease>,
     pub timer: u64,
+    /// How long its leases are: its manager's revision of the configuration.
+    pub length: u64,
     /// The mark on its disk, and the boot that it is of.
-    pub mark: Option<(Mark, u64)>,
+    pub mark: Option<(Kept, u64)>,
     pub wants: bool,
     pub core: Core,
     /// The group's processes are there.
@@ -56,7 +60,7 @@ pub struct Node {
 }
 
 impl Node {
-    pub fn new(rng: &mut Rng) -> Self {
+    pub fn new(rng: &mut Rng, length: u64) -> Self {
         Self {
             drift: rng.below(20_001) as i64 - 10_000,
             offset: rng.between(1_000_000, 9_000_000),
@@ -65,6 +69,7 @@ impl Node {
             life: 0,
             lease: None,
             timer: 0,
+            length,
             mark: None,
             wants: false,
             core: Core::Idle,
@@ -109,24 +114,34 @@ impl World {
 
     pub fn start_manager(&mut self, node: usize) -> Result<(), Violation> {
         let seed = self.rng.next_u64() >> 1;
-        let terms = self.terms;
+        if self.profile == Profile::Everything && self.rng.one_in(3) {
+            // It begins with another revision of the configuration.
+            self.nodes[node].length = self.lengths[usize::from(self.rng.coin())];
+        }
         let now = self.now;
+        let margin = self.margin;
         let host = &mut self.nodes[node];
+        let length = host.length;
+        let terms = Terms { length, margin };
         host.life += 1;
         host.stops += 1;
         host.paused = false;
         host.inbox.clear();
         let before = match host.mark {
-            Some((Mark::Held, boot)) if boot == host.boot => Before::Held,
-            Some((Mark::Held, _)) => Before::HeldBeforeBoot,
+            Some((kept, boot)) if kept.mark == Mark::Held && boot == host.boot => Before::Held,
+            Some((kept, _)) if kept.mark == Mark::Held => Before::HeldBeforeBoot,
             _ => Before::Free,
         };
+        let left = Left {
+            before,
+            length: host.mark.map_or(0, |(kept, _)| kept.length),
+        };
         let nodes = [name(0), name(1)];
-        let lease = Lease::new(terms, nodes, node, before, seed, host.clock(now));
+        let lease = Lease::new(terms, nodes, node, left, seed, host.clock(now));
         host.lease = Some(lease);
         host.core = Core::Idle;
         let life = host.life;
-        self.note(|| format!("{}: its manager starts: {before:?}", name(node)));
+        self.note(|| format!("{}: its manager starts: {left:?}, {terms:?}", name(node)));
         self.deliver(node, life, Event::Timer)?;
         self.upkeep(node)
     }
@@ -225,26 +240,26 @@ impl World {
                     expect,
                     new,
                 } => self.ask_arbiter(node, attempt, Some((expect, new))),
-                Action::Question { nonce, held } => {
+                Action::Question { nonce, question } => {
                     if self.link[node] && self.nodes[1 - node].up {
                         let item = Item::Asked {
                             to: 1 - node,
                             from_life: life,
                             nonce,
-                            held,
+                            question,
                         };
                         let delay = self.travel();
                         if self.rng.one_in(50) {
-                            let late = self.rng.between(1, 3 * self.terms.length);
+                            let late = self.rng.between(1, 3 * self.longest);
                             self.later(late, item.clone());
                         }
                         self.later(delay, item);
                     }
                 }
                 Action::Answer { token, word } => self.answer(node, token, word),
-                Action::Mark(mark) => {
+                Action::Mark(kept) => {
                     let delay = self.rng.between(1, 40);
-                    self.later(delay, Item::Marked { node, life, mark });
+                    self.later(delay, Item::Marked { node, life, kept });
                 }
                 Action::Arm(until) => {
                     let delay = self.rng.between(1, 20);
@@ -275,7 +290,7 @@ impl World {
         // If there was an answer before, this one is to nothing.
         let said = Said::Silent("no answer in time".to_owned());
         let event = Event::Arbiter { attempt, said };
-        let timeout = self.terms.length / 2;
+        let timeout = self.nodes[node].length / 2;
         self.later(timeout, Item::Deliver { node, life, event });
     }
 
@@ -296,7 +311,7 @@ impl World {
     }
 
     fn extend(&mut self, node: usize, until: Time) {
-        let margin = self.terms.margin;
+        let margin = self.margin;
         let now = self.now;
         let host = &mut self.nodes[node];
         let clock = host.clock(now);
@@ -317,7 +332,7 @@ impl World {
     pub fn look_all(&mut self) {
         for node in 0..2 {
             let clock = self.nodes[node].clock(self.now);
-            let margin = self.terms.margin;
+            let margin = self.margin;
             let Some(watch) = &mut self.nodes[node].guard else {
                 continue;
             };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kagami_failover::core::Time;
-use kagami_failover::right::lease::{Event, Mark, Said, Terms, Word};
+use kagami_failover::right::lease::{Event, Kept, Question, Said, Terms, Word};
 use kagami_failover::right::register::{Id, Record};
 
 use crate::failover::check::Violation;
@@ -51,12 +51,12 @@ pub enum Item {
         to: usize,
         from_life: u64,
         nonce: u64,
-        held: bool,
+        question: Question,
     },
     Marked {
         node: usize,
         life: u64,
-        mark: Mark,
+        kept: Kept,
     },
     Guarded {
         node: usize,
@@ -100,7 +100,10 @@ pub enum Item {
 pub struct World {
     pub rng: Rng,
     pub profile: Profile,
-    pub terms: Terms,
+    /// How long leases are by the revisions of the configuration that there are.
+    pub lengths: [u64; 2],
+    pub longest: u64,
+    pub margin: u64,
     pub now: u64,
     queue: BTreeMap<(u64, u64), Item>,
     next: u64,
@@ -129,14 +132,23 @@ impl World {
             1 => Profile::OnlyPeer,
             _ => Profile::Everything,
         };
-        let terms = Terms {
-            length: rng.between(3000, 10_000),
-            margin: rng.between(100, 600),
+        let length = rng.between(3000, 10_000);
+        let other = match rng.below(3) {
+            0 => rng.between(3000, 20_000),
+            _ => length,
         };
-        let nodes = [0, 1].map(|_| Node::new(&mut rng));
+        let lengths = [length, other];
+        let longest = length.max(other);
+        let margin = rng.between(100, 600);
+        let nodes = [0, 1].map(|_| {
+            let length = lengths[usize::from(rng.coin())];
+            Node::new(&mut rng, length)
+        });
         let mut world = Self {
             profile,
-            terms,
+            lengths,
+            longest,
+            margin,
             now: 0,
             queue: BTreeMap::new(),
             next: 0,
@@ -156,7 +168,7 @@ impl World {
             trace: trace.then(Vec::new),
             rng,
         };
-        let shown = format!("seed {seed}: {profile:?}, {terms:?}");
+        let shown = format!("seed {seed}: {profile:?}, leases of {lengths:?}, margin {margin}");
         world.note(|| shown);
         for node in 0..2 {
             let delay = world.rng.below(3000);
@@ -168,11 +180,16 @@ impl World {
             world.nodes[0].wants = true;
         }
         // The first lease is there before anything breaks that must not be noticed.
-        let first = 4 * terms.wait();
+        let first = 4 * world.longest_wait();
         world.later(first, Item::Fault);
         let lasts = world.rng.between(60_000, 300_000);
         world.later(first + lasts, Item::Calm);
         world
+    }
+
+    fn longest_wait(&self) -> u64 {
+        let (length, margin) = (self.longest, self.margin);
+        Terms { length, margin }.wait()
     }
 
     pub fn note(&mut self, line: impl FnOnce() -> String) {
@@ -219,11 +236,11 @@ impl World {
                 to,
                 from_life,
                 nonce,
-                held,
-            } => return self.asked(to, from_life, nonce, held),
-            Item::Marked { node, life, mark } => {
+                question,
+            } => return self.asked(to, from_life, nonce, question),
+            Item::Marked { node, life, kept } => {
                 if life == self.nodes[node].life {
-                    self.nodes[node].mark = Some((mark, self.nodes[node].boot));
+                    self.nodes[node].mark = Some((kept, self.nodes[node].boot));
                     return self.deliver(node, life, Event::Marked);
                 }
             }
@@ -261,7 +278,7 @@ impl World {
             return usual;
         }
         match self.rng.below(30) {
-            0 => self.rng.between(20, 2 * self.terms.length),
+            0 => self.rng.between(20, 2 * self.longest),
             1..=3 => self.rng.between(20, 1000),
             _ => usual,
         }
@@ -293,7 +310,7 @@ impl World {
         to: usize,
         from_life: u64,
         nonce: u64,
-        held: bool,
+        question: Question,
     ) -> Result<(), Violation> {
         let host = &mut self.nodes[to];
         if host.lease.is_none() {
@@ -303,7 +320,7 @@ impl World {
         let token = host.tokens;
         host.asked.insert(token, (from_life, nonce));
         let life = host.life;
-        self.deliver(to, life, Event::Question { token, held })
+        self.deliver(to, life, Event::Question { token, question })
     }
 
     /// A node's answer travels back.
@@ -321,7 +338,7 @@ impl World {
                 event,
             };
             if self.rng.one_in(50) {
-                let late = self.rng.between(1, 3 * self.terms.length);
+                let late = self.rng.between(1, 3 * self.longest);
                 self.later(late, item.clone());
             }
             self.later(delay, item);
@@ -423,7 +440,7 @@ impl World {
             self.upkeep(node)?;
         }
         // One more question that was refused, and all waits after it.
-        self.later(6 * self.terms.wait() + 10_000, Item::End);
+        self.later(6 * self.longest_wait() + 10_000, Item::End);
         Ok(())
     }
 }

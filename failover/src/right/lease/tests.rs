@@ -18,9 +18,14 @@ struct Scene {
 
 impl Scene {
     fn new(me: Node, before: Before) -> Self {
+        let length = TERMS.length;
+        Self::after(me, Left { before, length })
+    }
+
+    fn after(me: Node, left: Left) -> Self {
         let nodes = ["a".to_owned(), "b".to_owned()];
         let now = 100_000;
-        let lease = Lease::new(TERMS, nodes, me, before, 1000, Time(now));
+        let lease = Lease::new(TERMS, nodes, me, left, 1000, Time(now));
         let out = Actions::new();
         Self { lease, now, out }
     }
@@ -49,7 +54,12 @@ impl Scene {
     }
 
     fn question(&mut self, held: bool) -> Actions {
-        self.tell(Event::Question { token: 7, held })
+        self.question_of(held, TERMS.length)
+    }
+
+    fn question_of(&mut self, held: bool, length: u64) -> Actions {
+        let question = Question { held, length };
+        self.tell(Event::Question { token: 7, question })
     }
 
     /// The right is granted by a promise.
@@ -65,12 +75,27 @@ impl Scene {
 }
 
 fn record(seq: u64, holder: Option<&str>) -> Option<(Id, Record)> {
+    record_of(seq, holder, TERMS.length)
+}
+
+fn record_of(seq: u64, holder: Option<&str>, length: u64) -> Option<(Id, Record)> {
     let holder = holder.map(str::to_owned);
-    Some((Id { instance: 5, seq }, Record { holder, run: 1 }))
+    let (run, instance) = (1, 5);
+    let record = Record {
+        holder,
+        run,
+        length,
+    };
+    Some((Id { instance, seq }, record))
 }
 
 fn answer(word: Word) -> Action {
     Action::Answer { token: 7, word }
+}
+
+fn marks(mark: Mark) -> Action {
+    let length = TERMS.length;
+    Action::Mark(Kept { mark, length })
 }
 
 fn swaps(actions: &Actions) -> Option<(Option<Id>, (Id, Record))> {
@@ -94,13 +119,13 @@ fn a_promise_is_enough_and_is_acted_on_after_the_disk_and_the_guard_have_it() {
     assert!(
         matches!(
             asks[..],
-            [Action::Question { held: false, .. }, Action::Read { .. }]
+            [Action::Question { question, .. }, Action::Read { .. }] if !question.held
         ),
         "{asks:?}"
     );
     assert!(scene.arbiter(Said::Silent("down".to_owned())).is_empty());
     scene.now += 10;
-    assert_eq!(scene.peer(Word::Promised), [Action::Mark(Mark::Held)]);
+    assert_eq!(scene.peer(Word::Promised), [marks(Mark::Held)]);
     // It counts from when it was asked for.
     let ends = Time(scene.now - 10 + TERMS.length);
     assert_eq!(scene.tell(Event::Marked), [Action::Arm(ends)]);
@@ -141,6 +166,7 @@ fn a_holder_renews_its_record_seldom_while_promises_come_and_often_when_not() {
     let after = Record {
         holder: Some("a".to_owned()),
         run: 2,
+        length: TERMS.length,
     };
     assert_eq!(
         new,
@@ -218,7 +244,7 @@ fn a_challenger_waits_out_its_promise_and_the_record() {
         "neither sooner nor later"
     );
     let out = scene.arbiter(Said::Swapped);
-    assert!(out.contains(&Action::Mark(Mark::Held)), "{out:?}");
+    assert!(out.contains(&marks(Mark::Held)), "{out:?}");
 }
 
 #[test]
@@ -258,12 +284,97 @@ fn a_manager_that_starts_again_takes_its_own_record_at_once_if_it_promised_nothi
     assert_eq!(scene.question(false)[0], answer(Word::Busy));
     let mut scene = Scene::new(0, Before::HeldBeforeBoot);
     let out = scene.question(false);
-    assert!(
-        out.contains(&Action::Mark(Mark::Free)),
-        "its disk first: {out:?}"
-    );
+    assert!(out.contains(&marks(Mark::Free)), "its disk first: {out:?}");
     let out = scene.tell(Event::Marked);
     assert!(out.contains(&answer(Word::Promised)), "{out:?}");
+}
+
+/// A lease that is longer than this node's, by another revision of the configuration.
+const LONG: u64 = 5 * TERMS.length;
+
+fn wait_for_long() -> u64 {
+    TERMS.wait_for(LONG)
+}
+
+#[test]
+fn a_promise_binds_for_the_lease_that_was_asked_for_and_the_disk_has_it_first() {
+    let mut scene = Scene::new(1, Before::HeldBeforeBoot);
+    scene.tell(Event::Timer);
+    scene.arbiter(Said::Found(record(3, None)));
+    assert!(
+        !scene
+            .question_of(true, LONG)
+            .contains(&answer(Word::Promised))
+    );
+    let (mark, length) = (Mark::Free, LONG);
+    assert_eq!(scene.lease.writing, Some(Kept { mark, length }));
+    assert!(scene.tell(Event::Marked).contains(&answer(Word::Promised)));
+    let promised = scene.now;
+    // A shorter one, later, takes nothing of it away.
+    scene.now += 10;
+    assert!(scene.question(true).contains(&answer(Word::Promised)));
+    assert_eq!(
+        scene.lease.may_swap_from(),
+        Some(Time(promised + wait_for_long()))
+    );
+    // Who starts again knows it.
+    let before = Before::Free;
+    let mut again = Scene::after(1, Left { before, length });
+    again.tell(Event::Ask);
+    again.arbiter(Said::Found(record(3, None)));
+    let from = again.lease.may_swap_from();
+    assert_eq!(from, Some(Time(again.now + wait_for_long())));
+    // It is refused nothing while it waits for that, and its disk forgets it when it is over.
+    again.now += wait_for_long() - 1;
+    assert_eq!(refusal(&again.tell(Event::Timer)), None);
+    let mut idle = Scene::after(1, Left { before, length });
+    assert!(!idle.wait(wait_for_long() - 1).contains(&marks(Mark::Free)));
+    assert!(idle.wait(1).contains(&marks(Mark::Free)));
+    let refused = idle.question_of(true, LONGEST + 1);
+    assert!(matches!(
+        refused[0],
+        Action::Answer {
+            word: Word::Silent(_),
+            ..
+        }
+    ));
+}
+
+#[test]
+fn the_record_of_a_longer_lease_is_watched_for_longer() {
+    let mut scene = Scene::new(1, Before::HeldBeforeBoot);
+    scene.tell(Event::Ask);
+    scene.arbiter(Said::Found(record_of(3, Some("a"), LONG)));
+    let from = scene.lease.may_swap_from();
+    assert_eq!(from, Some(Time(scene.now + wait_for_long())));
+}
+
+#[test]
+fn a_manager_with_shorter_leases_tells_the_earlier_ones_while_its_guard_may_know_them() {
+    let (before, length) = (Before::Held, LONG);
+    let mut scene = Scene::after(0, Left { before, length });
+    let asked = |out: &Actions| {
+        out.iter().find_map(|action| match action {
+            Action::Question { question, .. } => Some(question.length),
+            _ => None,
+        })
+    };
+    assert_eq!(asked(&scene.tell(Event::Ask)), Some(LONG));
+    let (_, (_, new)) = swaps(&scene.arbiter(Said::Found(record(3, Some("a"))))).expect("its own");
+    assert_eq!(new.length, LONG);
+    scene.arbiter(Said::Swapped);
+    // Its own lease is no longer than it says.
+    assert_eq!(scene.lease.ends(), Time(scene.now + TERMS.length));
+    assert_eq!(asked(&scene.wait(wait_for_long() - 1)), Some(LONG));
+    assert_eq!(asked(&scene.wait(TERMS.step())), Some(TERMS.length));
+}
+
+#[test]
+fn a_manager_with_longer_leases_writes_that_before_it_holds_one() {
+    let (before, length) = (Before::Held, TERMS.length / 2);
+    let mut scene = Scene::after(0, Left { before, length });
+    scene.tell(Event::Ask);
+    assert!(scene.peer(Word::Promised).contains(&marks(Mark::Held)));
 }
 
 #[test]
@@ -304,7 +415,7 @@ fn what_is_given_up_leaves_the_register_and_may_be_promised_at_once() {
     scene.arbiter(Said::Swapped);
     let out = scene.tell(Event::Release);
     assert_eq!(out[0], Action::Disarm);
-    assert!(out.contains(&Action::Mark(Mark::Free)), "{out:?}");
+    assert!(out.contains(&marks(Mark::Free)), "{out:?}");
     let (_, (_, record)) = swaps(&out).expect("taken out");
     assert_eq!(record.holder, None);
     assert!(scene.question(false).is_empty(), "when the disk has it");

@@ -10,7 +10,7 @@ use crate::right::register::{Id, Record};
 /// The shortest lease, in milliseconds: a manager that is replaced needs a moment.
 pub(super) const SHORTEST: u64 = 3000;
 /// The longest, in milliseconds: [`SLACK`] covers what a drift of 1 % each makes of it beyond 2 %.
-pub(super) const LONGEST: u64 = 60_000;
+pub(crate) const LONGEST: u64 = 60_000;
 /// What rounding can come to, in milliseconds.
 const SLACK: u64 = 20;
 
@@ -37,7 +37,13 @@ impl Terms {
     /// After this long the other node's lease has surely ended and its address is gone: both clocks
     /// may be wrong by 1 %.
     pub fn wait(self) -> u64 {
-        let whole = self.length + self.margin;
+        self.wait_for(self.length)
+    }
+
+    /// The same of a lease that is this long: the other node may count by another revision of the
+    /// configuration.
+    pub fn wait_for(self, length: u64) -> u64 {
+        let whole = length + self.margin;
         whole + whole.div_ceil(50) + SLACK
     }
 
@@ -56,6 +62,24 @@ pub enum Mark {
     Free,
 }
 
+/// What this node's disk tells the manager that comes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// What it says of the right.
+    pub mark: Mark,
+    /// No lease that was counted here, and none for which a promise was given, is longer: in milliseconds.
+    pub length: u64,
+}
+
+/// What an earlier manager left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// Of the right.
+    pub before: Before,
+    /// As [`Kept::length`]; 0: there was no earlier manager.
+    pub length: u64,
+}
+
 /// What a manager finds on its disk when it starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Before {
@@ -67,6 +91,17 @@ pub enum Before {
     HeldBeforeBoot,
     /// Something that can't be read: the worst of all.
     Unknown,
+}
+
+/// What one node asks the other: to promise that it will not challenge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Question {
+    /// The asker holds the right, and wants to go on.
+    pub held: bool,
+    /// How long the asker counts what it is promised, or what runs there still by an earlier
+    /// promise: in milliseconds.
+    pub length: u64,
 }
 
 /// What one node answers the other that asks for a promise.
@@ -132,8 +167,8 @@ pub enum Event {
     Question {
         /// Comes back in the answer.
         token: u64,
-        /// It holds the right, and wants to go on.
-        held: bool,
+        /// What is asked.
+        question: Question,
     },
     /// Time has passed.
     Timer,
@@ -160,8 +195,8 @@ pub enum Action {
     Question {
         /// Comes back with the answer.
         nonce: u64,
-        /// This node holds the right.
-        held: bool,
+        /// What is asked.
+        question: Question,
     },
     /// Answer the other node.
     Answer {
@@ -171,7 +206,7 @@ pub enum Action {
         word: Word,
     },
     /// Make this durable; [`Event::Marked`] follows, and none is asked for before.
-    Mark(Mark),
+    Mark(Kept),
     /// Have the guard watch the group, whose lease ends then; [`Event::Guarded`] follows.
     Arm(Time),
     /// Tell the guard that the lease ends later.
