@@ -58,6 +58,7 @@ defects! {
     RecordLengthIgnored: "a record is watched for as long as this node's leases are, not its holder's",
     LengthForgotten: "a manager that starts again counts what it promised by its own leases' length",
     ShorterAtOnce: "a manager whose leases are shorter says so while its guard knows a longer one",
+    AnyRegister: "a node takes the right by a register that the other one has not agreed on",
     NotRenewed: "a holder writes its record once and not again",
 }
 

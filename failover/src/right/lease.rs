@@ -18,9 +18,10 @@
 //!   lease that it was asked for.
 //! - *Seen-still*: it writes over the other node's record only if that has not changed for as long
 //!   as the record's own lease asks for.
+//! - *Agreed-register*: it does either only in the register that both nodes have agreed on ([`agreed`]).
 //! - *Marked-first*: that this node holds the right is on its disk before anything is told of it, and
 //!   that it may have promised is there before the first promise; so is how long the longest of these leases
-//!   is. So a manager that starts again, maybe with shorter leases, knows whether it must wait, and how long.
+//!   is, and which register both nodes have agreed on. So a manager that starts again, maybe with shorter leases, knows whether it must wait, and how long.
 //!
 //! Left to others: the wire, the files and the guard ([`super::tenancy`]).
 
@@ -33,6 +34,7 @@ use super::register::{Id, Record};
 
 use lengths::too_long;
 
+mod agreed;
 mod lengths;
 mod seek;
 mod words;
@@ -104,6 +106,15 @@ pub struct Lease {
     may_run: bool,
     by_promise: Time,
     by_register: Time,
+    /// The register that both nodes have agreed on.
+    agreed: Option<u64>,
+    /// As the disk has it.
+    recorded: Option<u64>,
+    /// This node's record in another one, which counts when that is agreed on: its instance, and the lease's end.
+    not_agreed: Option<(u64, Time)>,
+    /// The other node asks this register, and not what this one had seen then.
+    differs: Option<(u64, Time)>,
+    said_apart: bool,
     known: Option<Known>,
     asked: Option<Asked>,
     /// Nothing is asked of the arbiter before: it was silent.
@@ -134,7 +145,11 @@ impl Lease {
         seed: u64,
         now: Time,
     ) -> Self {
-        let Left { before, length } = left;
+        let Left {
+            before,
+            length,
+            instance,
+        } = left;
         let held = matches!(before, Before::Held | Before::HeldBeforeBoot);
         let running = matches!(before, Before::Held | Before::Unknown);
         let earlier = if planted(Defect::LengthForgotten) {
@@ -147,7 +162,11 @@ impl Lease {
         if !held && !planted(Defect::PromiseForgotten) {
             promised.insert(earlier, over);
         }
-        let kept = |mark| Kept { mark, length };
+        let kept = |mark| Kept {
+            mark,
+            length,
+            instance,
+        };
         Self {
             terms,
             nodes,
@@ -168,6 +187,11 @@ impl Lease {
             may_run: running,
             by_promise: Time(0),
             by_register: Time(0),
+            agreed: instance,
+            recorded: instance,
+            not_agreed: None,
+            differs: None,
+            said_apart: false,
             known: None,
             asked: None,
             again: now,
@@ -287,6 +311,7 @@ impl Lease {
     /// Nothing is held any more, and nothing that was asked brings anything.
     fn void(&mut self) {
         (self.by_promise, self.by_register) = (Time(0), Time(0));
+        self.not_agreed = None;
         self.questions.clear();
         self.written = None;
         let gives_up = |asked: &Asked| {
@@ -324,6 +349,7 @@ impl Lease {
             return;
         };
         self.kept = Some(kept);
+        self.recorded = kept.instance;
         if kept.mark == Mark::Free {
             self.to_free = false;
             for (token, question) in std::mem::take(&mut self.waiting) {
@@ -345,10 +371,11 @@ impl Lease {
                     since: now,
                 });
                 if mine && self.wants() {
-                    self.by_register = self.by_register.max(self.lease_from(now, asked.sent));
+                    self.on_recorded(now, id.instance, self.lease_from(now, asked.sent));
                     self.written = Some(asked.sent);
                 }
                 self.looked = Some(now);
+                self.on_looked(asked.sent, out);
             }
             (Said::Swapped, None) => {
                 self.why_arbiter = "it answered another question".to_owned();
@@ -357,6 +384,7 @@ impl Lease {
             (Said::Found(found), _) => {
                 self.looked = Some(now);
                 self.observe(now, found, out);
+                self.on_looked(asked.sent, out);
             }
             (Said::Silent(why), _) => {
                 self.why_arbiter = why;
@@ -400,14 +428,17 @@ impl Lease {
             return;
         };
         match word {
-            Word::Promised if self.wants() => {
+            Word::Promised { instance } if self.wants() => {
+                // What was asked before brings no longer lease, and may be about another register.
+                self.questions.retain(|_, other| *other >= sent);
+                self.on_agreed(instance);
                 self.by_promise = self.by_promise.max(self.lease_from(now, sent));
             }
             Word::Holds if matches!(self.phase, Phase::Asking(_)) && self.ends() <= now => {
                 let why = format!("node {} holds it", self.name(1 - self.me));
                 self.refuse(why, out);
             }
-            Word::Promised | Word::Holds => {}
+            Word::Promised { .. } | Word::Holds => {}
             Word::Asks => "it asks for the right itself".clone_into(&mut self.why_peer),
             Word::Busy => "something may be active there still".clone_into(&mut self.why_peer),
             Word::Silent(why) => self.why_peer = why,
@@ -416,7 +447,11 @@ impl Lease {
 
     fn on_question(&mut self, now: Time, token: u64, question: Question, out: &mut Actions) {
         self.heard = Some(now);
-        let Question { held, length } = question;
+        let Question {
+            held,
+            length,
+            instance,
+        } = question;
         let word = match self.phase {
             Phase::Held | Phase::Ended => Some(Word::Holds),
             Phase::Stopping => Some(Word::Busy),
@@ -437,6 +472,7 @@ impl Lease {
             Phase::Idle | Phase::Releasing(..) => None,
         };
         let word = word.or_else(|| too_long(length));
+        let word = word.or_else(|| self.agree_with(now, instance));
         if let Some(word) = word {
             out.push(Action::Answer { token, word });
         } else if self.may_promise(length) {
@@ -445,7 +481,8 @@ impl Lease {
                 self.void();
             }
             self.promise(now, length);
-            let word = Word::Promised;
+            let instance = self.agreed;
+            let word = Word::Promised { instance };
             out.push(Action::Answer { token, word });
         } else {
             // Marked-first.
@@ -458,6 +495,11 @@ impl Lease {
     /// seen first.
     fn may_swap_from(&self) -> Option<Time> {
         let known = self.known.as_ref()?;
+        // Agreed-register.
+        let of = known.found.as_ref().map(|(id, _)| id.instance);
+        if !of.is_some_and(|of| self.is_agreed(of)) && !planted(Defect::AnyRegister) {
+            return None;
+        }
         // Waits-out.
         let promised = self.promised.values().max().copied();
         let promised = promised.filter(|_| !planted(Defect::PromiseIgnored));
@@ -466,7 +508,6 @@ impl Lease {
             Some((_, record)) if !planted(Defect::RecordLengthIgnored) => {
                 Some(record.length.max(self.terms.length))
             }
-            // It may have been deleted under a holder.
             Some(_) | None => Some(self.terms.length),
         };
         // Seen-still.
@@ -540,9 +581,9 @@ impl Lease {
                 self.write(now, Mark::Free, out);
             } else {
                 self.to_free = false;
-                self.shorten(now, out);
             }
         }
+        self.keep_up(now, out);
         if !self.waiting.is_empty() && !frees && self.writing.is_none() {
             for (token, question) in std::mem::take(&mut self.waiting) {
                 self.on_question(now, token, question, out);
@@ -553,6 +594,10 @@ impl Lease {
     fn why_not(&self) -> String {
         let other = self.name(1 - self.me);
         let why = match (self.answers, self.record().and_then(|r| r.holder.as_ref())) {
+            (Some(true), _) if self.may_swap_from().is_none() => {
+                "the register at the arbiter is new: it counts when both nodes have agreed on it"
+                    .to_owned()
+            }
             (Some(true), Some(holder)) => format!("the register names node {holder}"),
             (Some(true), None) => "the register names nobody, and could not be written".to_owned(),
             _ => format!("the arbiter does not answer: {}", self.why_arbiter),

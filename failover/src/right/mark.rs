@@ -2,12 +2,12 @@
 //! [`super::lease`]): one small file for each group, a line of text.
 //!
 //! ```text
-//! held 0123456789abcdef0123456789abcdef 3000
+//! held 0123456789abcdef0123456789abcdef 3000 0123456789abcdef
 //! ```
 //!
 //! `held`: the node holds the right and has promised nothing since; `free`: it may have promised. Then the boot of
 //! the machine that it was written in, and the longest lease that was counted here or promised for, in
-//! milliseconds. No file: nothing of either was ever done. Written whole: a new file, sync, rename, sync of the folder.
+//! milliseconds, and the instance of the register that both nodes have agreed on (`-`: none yet). No file: nothing of either was ever done. Written whole: a new file, sync, rename, sync of the folder.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -17,6 +17,9 @@ use super::lease::{Before, Kept, LONGEST, Left, Mark};
 
 /// The folder of the marks, in the manager's state folder.
 pub const FOLDER: &str = "right";
+
+/// In the place of a register's instance.
+const NONE: &str = "-";
 
 fn file(state: &Path, register: u128) -> PathBuf {
     state.join(FOLDER).join(format!("{register:032x}"))
@@ -30,6 +33,7 @@ pub fn read(state: &Path, register: u128, boot: u128) -> Left {
         Left {
             before: Before::Unknown,
             length: LONGEST,
+            instance: None,
         }
     };
     match fs::read_to_string(&path) {
@@ -37,6 +41,7 @@ pub fn read(state: &Path, register: u128, boot: u128) -> Left {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Left {
             before: Before::Free,
             length: 0,
+            instance: None,
         },
         Err(error) => unknown(&error),
     }
@@ -48,13 +53,22 @@ fn parse(text: &str, boot: u128) -> Option<Left> {
     let mark = words.next()?;
     let of = u128::from_str_radix(words.next()?, 16).ok()?;
     let length = words.next()?.parse().ok()?;
+    let instance = match words.next()? {
+        NONE => None,
+        digits => Some(u64::from_str_radix(digits, 16).ok()?),
+    };
     let before = match mark {
         "held" if of == boot => Before::Held,
         "held" => Before::HeldBeforeBoot,
         "free" => Before::Free,
         _ => return None,
     };
-    (words.next().is_none() && length <= LONGEST).then_some(Left { before, length })
+    let left = Left {
+        before,
+        length,
+        instance,
+    };
+    (words.next().is_none() && length <= LONGEST).then_some(left)
 }
 
 /// Makes a mark durable.
@@ -71,7 +85,9 @@ pub fn write(state: &Path, register: u128, boot: u128, kept: Kept) -> io::Result
     };
     let new = path.with_extension("new");
     let mut written = File::create(&new)?;
-    writeln!(written, "{mark} {boot:032x} {}", kept.length)?;
+    let instance = kept.instance.map(|instance| format!("{instance:016x}"));
+    let instance = instance.as_deref().unwrap_or(NONE);
+    writeln!(written, "{mark} {boot:032x} {} {instance}", kept.length)?;
     written.sync_all()?;
     fs::rename(&new, &path)?;
     File::open(&folder)?.sync_all()?;
@@ -83,29 +99,48 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mark_tells_its_boot_and_the_longest_lease() {
+    fn a_mark_tells_its_boot_the_longest_lease_and_the_register() {
         let folder = tempfile::tempdir().expect("a folder");
         let state = folder.path();
-        let left = |before, length| Left { before, length };
-        let kept = |mark, length| Kept { mark, length };
-        assert_eq!(read(state, 7, 1), left(Before::Free, 0));
-        write(state, 7, 1, kept(Mark::Held, 3000)).expect("written");
-        assert_eq!(read(state, 7, 1), left(Before::Held, 3000));
-        assert_eq!(read(state, 7, 2), left(Before::HeldBeforeBoot, 3000));
-        assert_eq!(read(state, 8, 1), left(Before::Free, 0), "another group's");
-        write(state, 7, 1, kept(Mark::Free, 60_000)).expect("written");
-        assert_eq!(read(state, 7, 1), left(Before::Free, 60_000));
-        assert_eq!(read(state, 7, 2), left(Before::Free, 60_000));
+        let left = |before, length, instance| Left {
+            before,
+            length,
+            instance,
+        };
+        let kept = |mark, length, instance| Kept {
+            mark,
+            length,
+            instance,
+        };
+        let all = Some(u64::MAX);
+        assert_eq!(read(state, 7, 1), left(Before::Free, 0, None));
+        write(state, 7, 1, kept(Mark::Held, 3000, Some(5))).expect("written");
+        assert_eq!(read(state, 7, 1), left(Before::Held, 3000, Some(5)));
+        assert_eq!(
+            read(state, 7, 2),
+            left(Before::HeldBeforeBoot, 3000, Some(5))
+        );
+        let others = read(state, 8, 1);
+        assert_eq!(others, left(Before::Free, 0, None), "another group's");
+        write(state, 7, 1, kept(Mark::Free, 60_000, None)).expect("written");
+        assert_eq!(read(state, 7, 1), left(Before::Free, 60_000, None));
+        write(state, 7, 1, kept(Mark::Free, 60_000, all)).expect("written");
+        assert_eq!(read(state, 7, 2), left(Before::Free, 60_000, all));
         for bad in [
             "?\n",
             "",
-            "held 1 3000",
-            "free 1 60001\n",
-            "free 1 3 4\n",
-            "free 1 -3\n",
+            "held 1 3000 5",
+            "held 1 3000\n",
+            "free 1 60001 5\n",
+            "free 1 3 4 5\n",
+            "free 1 3 x\n",
         ] {
             fs::write(file(state, 7), bad).expect("written");
-            assert_eq!(read(state, 7, 1), left(Before::Unknown, LONGEST), "{bad}");
+            assert_eq!(
+                read(state, 7, 1),
+                left(Before::Unknown, LONGEST, None),
+                "{bad}"
+            );
         }
     }
 }

@@ -383,6 +383,15 @@ impl Task {
             }
             Action::Extend(ends) => self.guards.extend(name, ends),
             Action::Disarm => self.guards.begin_disarm(name),
+            Action::SayApart => self.handle.alert(Alert {
+                severity: Severity::Error,
+                object: Object::Group(name.clone()),
+                what: "the two nodes ask different registers: neither can take it over by the arbiter's word".to_owned(),
+                cause: format!(
+                    "compare [arbiter.{}] of both kagami.toml",
+                    self.cluster.arbiter.name.as_deref().unwrap_or("NAME")
+                ),
+            }),
             Action::Tell(change) => {
                 let node = &self.cluster.nodes[self.me];
                 tracing::debug!("group {name}: the right of node {node}: {change:?}");

@@ -118,6 +118,10 @@ impl World {
             // It begins with another revision of the configuration.
             self.nodes[node].length = self.lengths[usize::from(self.rng.coin())];
         }
+        if self.apart && !self.calm {
+            // And with another arbiter, or prefix.
+            self.asks[node] = usize::from(self.rng.coin());
+        }
         let now = self.now;
         let margin = self.margin;
         let host = &mut self.nodes[node];
@@ -135,6 +139,7 @@ impl World {
         let left = Left {
             before,
             length: host.mark.map_or(0, |(kept, _)| kept.length),
+            instance: host.mark.and_then(|(kept, _)| kept.instance),
         };
         let nodes = [name(0), name(1)];
         let lease = Lease::new(terms, nodes, node, left, seed, host.clock(now));
@@ -267,6 +272,7 @@ impl World {
                 }
                 Action::Extend(until) => self.extend(node, until),
                 Action::Disarm => self.nodes[node].guard = None,
+                Action::SayApart => {}
                 Action::Tell(change) => self.told(node, &change)?,
             }
         }

@@ -108,7 +108,12 @@ pub struct World {
     queue: BTreeMap<(u64, u64), Item>,
     next: u64,
     pub nodes: [Node; 2],
-    pub register: Option<(Id, Record)>,
+    /// There is one, unless the nodes' configurations differ: then there are two.
+    pub registers: [Option<(Id, Record)>; 2],
+    /// Which of them a node asks.
+    pub asks: [usize; 2],
+    /// Configurations may differ.
+    pub apart: bool,
     pub arbiter_up: bool,
     pub reach: [bool; 2],
     /// What a node says arrives at the other one.
@@ -153,7 +158,9 @@ impl World {
             queue: BTreeMap::new(),
             next: 0,
             nodes,
-            register: None,
+            registers: [None, None],
+            asks: [0; 2],
+            apart: profile == Profile::Everything && rng.one_in(4),
             arbiter_up: true,
             reach: [true; 2],
             link: [true; 2],
@@ -285,18 +292,15 @@ impl World {
     }
 
     fn arrive(&mut self, node: usize, life: u64, attempt: u64, change: Option<Change>) {
+        let asked = self.asks[node];
+        let found = self.registers[asked].clone();
         let said = match change {
-            None => Said::Found(self.register.clone()),
-            Some((expect, new)) => {
-                let found = self.register.as_ref().map(|(id, _)| *id);
-                if found == expect {
-                    self.note(|| format!("register: {}", new.1));
-                    self.register = Some(new);
-                    Said::Swapped
-                } else {
-                    Said::Found(self.register.clone())
-                }
+            Some((expect, new)) if found.as_ref().map(|(id, _)| *id) == expect => {
+                self.note(|| format!("register {asked}: {}", new.1));
+                self.registers[asked] = Some(new);
+                Said::Swapped
             }
+            None | Some(_) => Said::Found(found),
         };
         if self.arbiter_up && self.reach[node] {
             let delay = self.travel();
@@ -379,7 +383,7 @@ impl World {
             self.rng.around(15_000)
         };
         let kind = match self.profile {
-            Profile::Everything => self.rng.weighted(&[4, 6, 3, 5, 4, 4, 5]),
+            Profile::Everything => self.rng.weighted(&[4, 6, 3, 5, 4, 4, 5, 1]),
             Profile::OnlyArbiter => self.rng.weighted(&[0, 0, 0, 0, 0, 5, 5]),
             Profile::OnlyPeer => self.rng.weighted(&[3, 3, 3, 5, 4, 0, 0]),
         };
@@ -408,10 +412,15 @@ impl World {
                 self.arbiter_up = false;
                 self.later(lasts, Item::HealArbiter);
             }
-            _ => {
+            6 => {
                 self.note(|| format!("arbiter: not reached from {node}"));
                 self.reach[node] = false;
                 self.later(lasts, Item::HealReach(node));
+            }
+            _ => {
+                let asked = self.asks[node];
+                self.note(|| format!("register {asked}: deleted"));
+                self.registers[asked] = None;
             }
         }
     }
@@ -422,13 +431,18 @@ impl World {
         self.arbiter_up = true;
         self.reach = [true; 2];
         self.link = [true; 2];
+        self.asks = [0; 2];
         let runs = self.rng.node();
         for node in 0..2 {
             self.nodes[node].wants = node == runs;
             let boot = self.nodes[node].boot;
             self.resume(node, boot)?;
         }
-        if self.rng.one_in(3) {
+        // Alone it may have the right only in the register that both had agreed on, and a node that has found
+        // another one meanwhile has given that up.
+        let instance = self.registers[0].as_ref().map(|(id, _)| id.instance);
+        let knows = |node: &Node| node.mark.is_some_and(|(kept, _)| kept.instance == instance);
+        if !self.apart && instance.is_some() && knows(&self.nodes[runs]) && self.rng.one_in(3) {
             self.crash_node(1 - runs);
             self.gone = Some(1 - runs);
         }

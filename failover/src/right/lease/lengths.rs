@@ -5,7 +5,7 @@ use crate::core::Time;
 use crate::planted::{Defect, planted};
 
 use super::words::LONGEST;
-use super::{Action, Actions, Kept, Lease, Mark, Word};
+use super::{Action, Actions, Kept, Lease, Mark, Phase, Word};
 
 impl Lease {
     /// What this node's questions and its record say of its leases: while a guard may let the group run by a
@@ -26,6 +26,7 @@ impl Lease {
         self.told_length(now).max(others.unwrap_or(0))
     }
 
+    /// The disk says so, and tells of leases as long.
     pub(super) fn is_kept_for(&self, mark: Mark, length: u64) -> bool {
         let tells = |kept: Kept| kept.mark == mark && kept.length >= length;
         self.writing.is_none() && self.kept.is_some_and(tells)
@@ -38,23 +39,33 @@ impl Lease {
 
     pub(super) fn write(&mut self, now: Time, mark: Mark, out: &mut Actions) {
         let length = self.length_to_keep(now);
-        let kept = Kept { mark, length };
+        let kept = Kept {
+            mark,
+            length,
+            instance: self.agreed,
+        };
         self.writing = Some(kept);
         out.push(Action::Mark(kept));
     }
 
-    /// The disk tells of leases longer than any that is left: the next manager need not wait for them.
-    pub(super) fn shorten(&mut self, now: Time, out: &mut Actions) {
+    /// The disk tells of leases longer than any that is left, for which the next manager need not wait, or of another
+    /// register.
+    pub(super) fn keep_up(&mut self, now: Time, out: &mut Actions) {
+        if self.writing.is_some() {
+            return;
+        }
+        let mark = self.kept.map_or(Mark::Free, |kept| kept.mark);
+        let idle = matches!(self.phase, Phase::Idle | Phase::Releasing(..));
         let needed = self.length_to_keep(now);
-        let is_longer = |kept: Kept| kept.mark == Mark::Free && kept.length > needed;
-        if self.kept.is_some_and(is_longer) {
-            self.write(now, Mark::Free, out);
+        let is_longer = |kept: Kept| idle && mark == Mark::Free && kept.length > needed;
+        if self.kept.is_some_and(is_longer) || self.recorded != self.agreed {
+            self.write(now, mark, out);
         }
     }
 
     /// Marked-first.
     pub(super) fn may_promise(&self, length: u64) -> bool {
-        self.is_kept_for(Mark::Free, length)
+        self.recorded == self.agreed && self.is_kept_for(Mark::Free, length)
     }
 
     /// Waits-out: bound from now on for a lease that is this long, or as long as this node's own.

@@ -15,13 +15,14 @@ impl Lease {
     /// Asks the other node and the arbiter what there is to be asked now.
     pub(super) fn seek(&mut self, now: Time, out: &mut Actions) {
         let step = self.terms.step();
-        if self.wants() && self.next_question <= now {
+        if self.wants() && self.next_question <= now && self.has_given_up() {
             self.next_question = now.after(step);
             let nonce = self.next_number();
             self.questions.insert(nonce, now);
             let question = Question {
                 held: now < self.ends(),
                 length: self.told_length(now),
+                instance: self.told_instance(),
             };
             out.push(Action::Question { nonce, question });
         }

@@ -9,6 +9,10 @@ const TERMS: Terms = Terms {
     margin: 500,
 };
 
+/// The register that both nodes have agreed on.
+const AGREED: Option<u64> = Some(5);
+const PROMISED: Word = Word::Promised { instance: AGREED };
+
 /// One node, and all that it wants done.
 struct Scene {
     lease: Lease,
@@ -18,8 +22,7 @@ struct Scene {
 
 impl Scene {
     fn new(me: Node, before: Before) -> Self {
-        let length = TERMS.length;
-        Self::after(me, Left { before, length })
+        Self::after(me, left(before, TERMS.length))
     }
 
     fn after(me: Node, left: Left) -> Self {
@@ -58,7 +61,12 @@ impl Scene {
     }
 
     fn question_of(&mut self, held: bool, length: u64) -> Actions {
-        let question = Question { held, length };
+        let instance = None;
+        let question = Question {
+            held,
+            length,
+            instance,
+        };
         self.tell(Event::Question { token: 7, question })
     }
 
@@ -66,7 +74,7 @@ impl Scene {
     fn granted(me: Node) -> Self {
         let mut scene = Self::new(me, Before::Free);
         scene.tell(Event::Ask);
-        scene.peer(Word::Promised);
+        scene.peer(PROMISED);
         scene.tell(Event::Marked);
         let told = scene.tell(Event::Guarded { stopping: false });
         assert!(told.contains(&Action::Tell(Right::Granted)), "{told:?}");
@@ -93,9 +101,27 @@ fn answer(word: Word) -> Action {
     Action::Answer { token: 7, word }
 }
 
+/// What an earlier manager left; both nodes had agreed on the register.
+fn left(before: Before, length: u64) -> Left {
+    let instance = AGREED;
+    Left {
+        before,
+        length,
+        instance,
+    }
+}
+
+fn kept(mark: Mark, length: u64) -> Kept {
+    let instance = AGREED;
+    Kept {
+        mark,
+        length,
+        instance,
+    }
+}
+
 fn marks(mark: Mark) -> Action {
-    let length = TERMS.length;
-    Action::Mark(Kept { mark, length })
+    Action::Mark(kept(mark, TERMS.length))
 }
 
 fn swaps(actions: &Actions) -> Option<(Option<Id>, (Id, Record))> {
@@ -125,7 +151,7 @@ fn a_promise_is_enough_and_is_acted_on_after_the_disk_and_the_guard_have_it() {
     );
     assert!(scene.arbiter(Said::Silent("down".to_owned())).is_empty());
     scene.now += 10;
-    assert_eq!(scene.peer(Word::Promised), [marks(Mark::Held)]);
+    assert_eq!(scene.peer(PROMISED), [marks(Mark::Held)]);
     // It counts from when it was asked for.
     let ends = Time(scene.now - 10 + TERMS.length);
     assert_eq!(scene.tell(Event::Marked), [Action::Arm(ends)]);
@@ -140,10 +166,10 @@ fn a_lease_that_was_slept_through_is_over_before_anything_else() {
     scene.wait(1000);
     // The process is stopped, and the answer waits for it.
     scene.now += TERMS.length;
-    let told = scene.peer(Word::Promised);
+    let told = scene.peer(PROMISED);
     assert!(told.contains(&Action::Tell(Right::LeaseEnded)), "{told:?}");
     // A question that is asked now renews it.
-    let told = scene.peer(Word::Promised);
+    let told = scene.peer(PROMISED);
     assert!(told.contains(&Action::Tell(Right::Renewed)), "{told:?}");
     let told = scene.tell(Event::Lost);
     assert!(told.contains(&Action::Tell(Right::Lost)), "{told:?}");
@@ -185,7 +211,7 @@ fn a_holder_renews_its_record_seldom_while_promises_come_and_often_when_not() {
             scene.arbiter(Said::Swapped);
             written += 1;
         }
-        scene.peer(Word::Promised);
+        scene.peer(PROMISED);
     }
     assert!((1..=2).contains(&written), "{written}");
     // They stop: each quarter, and the lease never ends.
@@ -225,7 +251,7 @@ fn a_challenger_waits_out_its_promise_and_the_record() {
     scene.tell(Event::Timer);
     scene.arbiter(Said::Found(record(3, Some("a"))));
     scene.now += 1000;
-    assert_eq!(scene.question(true)[0], answer(Word::Promised));
+    assert_eq!(scene.question(true)[0], answer(PROMISED));
     let promised = scene.now;
     scene.now += 500;
     scene.tell(Event::Ask);
@@ -252,9 +278,8 @@ fn a_record_that_changes_is_waited_for_anew() {
     let mut scene = Scene::new(1, Before::HeldBeforeBoot);
     scene.tell(Event::Ask);
     scene.arbiter(Said::Found(None));
-    // A register that is not there may have been deleted under a holder.
-    let from = scene.lease.may_swap_from();
-    assert_eq!(from, Some(Time(scene.now + TERMS.wait())));
+    // A register that is not there may have been deleted under a holder, or is elsewhere.
+    assert_eq!(scene.lease.may_swap_from(), None);
     scene.wait(TERMS.step());
     scene.arbiter(Said::Found(record(9, Some("a"))));
     let from = scene.lease.may_swap_from();
@@ -286,7 +311,182 @@ fn a_manager_that_starts_again_takes_its_own_record_at_once_if_it_promised_nothi
     let out = scene.question(false);
     assert!(out.contains(&marks(Mark::Free)), "its disk first: {out:?}");
     let out = scene.tell(Event::Marked);
-    assert!(out.contains(&answer(Word::Promised)), "{out:?}");
+    assert!(out.contains(&answer(PROMISED)), "{out:?}");
+}
+
+fn refused(actions: &Actions) -> bool {
+    let silent = |action: &Action| {
+        let Action::Answer { word, .. } = action else {
+            return false;
+        };
+        matches!(word, Word::Silent(why) if why.contains("ask different registers"))
+    };
+    actions.iter().any(silent)
+}
+
+#[test]
+fn a_record_counts_when_both_nodes_have_agreed_on_its_register() {
+    let (before, length, instance) = (Before::Free, TERMS.length, None);
+    let fresh = Left {
+        before,
+        length,
+        instance,
+    };
+    let mut scene = Scene::after(0, fresh);
+    scene.tell(Event::Ask);
+    // Alone it never makes one.
+    scene.arbiter(Said::Found(None));
+    scene.wait(TERMS.wait() - 1);
+    scene.arbiter(Said::Found(None));
+    scene.wait(TERMS.step());
+    assert_eq!(scene.lease.may_swap_from(), None);
+    // The other node consents, and has not agreed on any.
+    scene.now += 10;
+    scene.peer(Word::Promised { instance });
+    let out = scene.arbiter(Said::Found(None));
+    let (expect, (id, _)) = swaps(&out).expect("made by consent");
+    assert_eq!(expect, None);
+    let sent = scene.now;
+    scene.now += 10;
+    let out = scene.arbiter(Said::Swapped);
+    let asks = |action: &Action| matches!(action, Action::Question { question, .. } if question.instance == Some(id.instance));
+    assert!(out.iter().any(asks), "at once: {out:?}");
+    let promised = scene.lease.by_promise;
+    assert_eq!(
+        scene.lease.ends(),
+        promised,
+        "the record counts for nothing"
+    );
+    // It has recorded this one now.
+    let instance = Some(id.instance);
+    scene.peer(Word::Promised { instance });
+    assert_eq!(scene.lease.by_register, Time(sent + TERMS.length));
+    scene.tell(Event::Marked);
+    let kept = scene.lease.writing.expect("its disk is to know it");
+    assert_eq!(kept.instance, instance);
+}
+
+#[test]
+fn who_promises_has_the_register_on_its_disk_first() {
+    let (before, length, instance) = (Before::Free, TERMS.length, None);
+    let mut scene = Scene::after(
+        1,
+        Left {
+            before,
+            length,
+            instance,
+        },
+    );
+    let (token, held, instance) = (7, true, Some(9));
+    let question = Question {
+        held,
+        length,
+        instance,
+    };
+    let out = scene.tell(Event::Question { token, question });
+    assert!(
+        !out.contains(&answer(Word::Promised { instance })),
+        "{out:?}"
+    );
+    let writing = scene.lease.writing.expect("written first");
+    assert_eq!((writing.mark, writing.instance), (Mark::Free, instance));
+    let out = scene.tell(Event::Marked);
+    assert!(
+        out.contains(&answer(Word::Promised { instance })),
+        "{out:?}"
+    );
+}
+
+#[test]
+fn who_finds_another_register_gives_up_the_one_that_was_agreed_on_first() {
+    let mut scene = Scene::new(0, Before::Free);
+    scene.tell(Event::Timer);
+    let (seq, instance) = (1, 9);
+    let (_, new) = record(seq, None).expect("some");
+    let found = Some((Id { instance, seq }, new));
+    scene.arbiter(Said::Found(found));
+    let asked = |out: &Actions| {
+        out.iter().find_map(|action| match action {
+            Action::Question { question, .. } => Some(question.instance),
+            _ => None,
+        })
+    };
+    assert_eq!(
+        asked(&scene.tell(Event::Ask)),
+        None,
+        "not before its disk has it"
+    );
+    scene.tell(Event::Timer);
+    let kept = scene.lease.writing.expect("written");
+    assert_eq!(kept.instance, None);
+    assert_eq!(asked(&scene.tell(Event::Marked)), Some(Some(9)));
+    // And two that find nothing agree on what one of them knew.
+    let mut other = Scene::new(1, Before::Free);
+    other.tell(Event::Timer);
+    other.arbiter(Said::Found(None));
+    let (token, held, length, instance) = (7, true, TERMS.length, Some(9));
+    let question = Question {
+        held,
+        length,
+        instance,
+    };
+    other.tell(Event::Question { token, question });
+    let out = other.tell(Event::Marked);
+    assert!(
+        out.contains(&answer(Word::Promised { instance })),
+        "{out:?}"
+    );
+}
+
+#[test]
+fn two_nodes_that_ask_different_registers_are_told_apart() {
+    let mut scene = Scene::new(1, Before::Free);
+    scene.tell(Event::Timer);
+    scene.arbiter(Said::Found(record(3, Some("a"))));
+    scene.now += 500;
+    let (token, held, length) = (7, true, TERMS.length);
+    let asks = |instance| {
+        let question = Question {
+            held,
+            length,
+            instance: Some(instance),
+        };
+        Event::Question { token, question }
+    };
+    let out = scene.tell(asks(9));
+    assert!(refused(&out), "{out:?}");
+    let reads = |action: &Action| matches!(action, Action::Read { .. });
+    assert!(out.iter().any(reads), "it may be new: {out:?}");
+    // It is not: people have to know, once.
+    let out = scene.arbiter(Said::Found(record(4, Some("a"))));
+    assert!(out.contains(&Action::SayApart), "{out:?}");
+    scene.tell(asks(9));
+    let out = scene.arbiter(Said::Found(record(5, Some("a"))));
+    assert!(!out.contains(&Action::SayApart), "{out:?}");
+    // It was made anew, and both see it: another one is agreed on.
+    scene.now += 500;
+    assert!(refused(&scene.tell(asks(9))));
+    let (holder, run) = (Some("a".to_owned()), 1);
+    let (seq, instance) = (1, 9);
+    let record = Record {
+        holder,
+        run,
+        length,
+    };
+    let found = Some((Id { instance, seq }, record));
+    assert!(
+        !scene
+            .arbiter(Said::Found(found))
+            .contains(&Action::SayApart)
+    );
+    let out = scene.tell(asks(9));
+    assert!(!refused(&out), "{out:?}");
+    let instance = Some(9);
+    let out = scene.tell(Event::Marked);
+    assert!(
+        out.contains(&answer(Word::Promised { instance })),
+        "{out:?}"
+    );
 }
 
 /// A lease that is longer than this node's, by another revision of the configuration.
@@ -301,25 +501,21 @@ fn a_promise_binds_for_the_lease_that_was_asked_for_and_the_disk_has_it_first() 
     let mut scene = Scene::new(1, Before::HeldBeforeBoot);
     scene.tell(Event::Timer);
     scene.arbiter(Said::Found(record(3, None)));
-    assert!(
-        !scene
-            .question_of(true, LONG)
-            .contains(&answer(Word::Promised))
-    );
+    assert!(!scene.question_of(true, LONG).contains(&answer(PROMISED)));
     let (mark, length) = (Mark::Free, LONG);
-    assert_eq!(scene.lease.writing, Some(Kept { mark, length }));
-    assert!(scene.tell(Event::Marked).contains(&answer(Word::Promised)));
+    assert_eq!(scene.lease.writing, Some(kept(mark, length)));
+    assert!(scene.tell(Event::Marked).contains(&answer(PROMISED)));
     let promised = scene.now;
     // A shorter one, later, takes nothing of it away.
     scene.now += 10;
-    assert!(scene.question(true).contains(&answer(Word::Promised)));
+    assert!(scene.question(true).contains(&answer(PROMISED)));
     assert_eq!(
         scene.lease.may_swap_from(),
         Some(Time(promised + wait_for_long()))
     );
     // Who starts again knows it.
     let before = Before::Free;
-    let mut again = Scene::after(1, Left { before, length });
+    let mut again = Scene::after(1, left(before, length));
     again.tell(Event::Ask);
     again.arbiter(Said::Found(record(3, None)));
     let from = again.lease.may_swap_from();
@@ -327,7 +523,7 @@ fn a_promise_binds_for_the_lease_that_was_asked_for_and_the_disk_has_it_first() 
     // It is refused nothing while it waits for that, and its disk forgets it when it is over.
     again.now += wait_for_long() - 1;
     assert_eq!(refusal(&again.tell(Event::Timer)), None);
-    let mut idle = Scene::after(1, Left { before, length });
+    let mut idle = Scene::after(1, left(before, length));
     assert!(!idle.wait(wait_for_long() - 1).contains(&marks(Mark::Free)));
     assert!(idle.wait(1).contains(&marks(Mark::Free)));
     let refused = idle.question_of(true, LONGEST + 1);
@@ -352,7 +548,7 @@ fn the_record_of_a_longer_lease_is_watched_for_longer() {
 #[test]
 fn a_manager_with_shorter_leases_tells_the_earlier_ones_while_its_guard_may_know_them() {
     let (before, length) = (Before::Held, LONG);
-    let mut scene = Scene::after(0, Left { before, length });
+    let mut scene = Scene::after(0, left(before, length));
     let asked = |out: &Actions| {
         out.iter().find_map(|action| match action {
             Action::Question { question, .. } => Some(question.length),
@@ -372,9 +568,9 @@ fn a_manager_with_shorter_leases_tells_the_earlier_ones_while_its_guard_may_know
 #[test]
 fn a_manager_with_longer_leases_writes_that_before_it_holds_one() {
     let (before, length) = (Before::Held, TERMS.length / 2);
-    let mut scene = Scene::after(0, Left { before, length });
+    let mut scene = Scene::after(0, left(before, length));
     scene.tell(Event::Ask);
-    assert!(scene.peer(Word::Promised).contains(&marks(Mark::Held)));
+    assert!(scene.peer(PROMISED).contains(&marks(Mark::Held)));
 }
 
 #[test]
@@ -385,9 +581,9 @@ fn a_promise_voids_what_was_asked_before() {
     // The other one holds it, and is promised: this one asks no longer.
     let out = scene.question(true);
     assert_eq!(refusal(&out), Some("node a holds it"));
-    assert!(out.contains(&answer(Word::Promised)), "{out:?}");
+    assert!(out.contains(&answer(PROMISED)), "{out:?}");
     scene.tell(Event::Ask);
-    let word = Word::Promised;
+    let word = PROMISED;
     scene.tell(Event::Peer { nonce, word });
     assert_eq!(
         scene.lease.ends(),
@@ -405,7 +601,7 @@ fn of_two_that_ask_at_once_the_second_one_yields() {
     second.tell(Event::Ask);
     let out = second.question(false);
     assert_eq!(refusal(&out), Some("node a asks for it, too"));
-    assert!(out.contains(&answer(Word::Promised)), "{out:?}");
+    assert!(out.contains(&answer(PROMISED)), "{out:?}");
 }
 
 #[test]
@@ -420,7 +616,7 @@ fn what_is_given_up_leaves_the_register_and_may_be_promised_at_once() {
     assert_eq!(record.holder, None);
     assert!(scene.question(false).is_empty(), "when the disk has it");
     let out = scene.tell(Event::Marked);
-    assert!(out.contains(&answer(Word::Promised)), "{out:?}");
+    assert!(out.contains(&answer(PROMISED)), "{out:?}");
     let out = scene.wait(TERMS.length / 2);
     assert!(out.contains(&Action::Tell(Right::Released)), "{out:?}");
 }

@@ -69,6 +69,8 @@ pub struct Kept {
     pub mark: Mark,
     /// No lease that was counted here, and none for which a promise was given, is longer: in milliseconds.
     pub length: u64,
+    /// The register that both nodes have agreed on, as this one knows, by its instance.
+    pub instance: Option<u64>,
 }
 
 /// What an earlier manager left.
@@ -78,6 +80,8 @@ pub struct Left {
     pub before: Before,
     /// As [`Kept::length`]; 0: there was no earlier manager.
     pub length: u64,
+    /// As [`Kept::instance`].
+    pub instance: Option<u64>,
 }
 
 /// What a manager finds on its disk when it starts.
@@ -102,6 +106,9 @@ pub struct Question {
     /// How long the asker counts what it is promised, or what runs there still by an earlier
     /// promise: in milliseconds.
     pub length: u64,
+    /// The register that the asker finds at the arbiter, or has agreed on, by its instance; `None`: it
+    /// knows of none.
+    pub instance: Option<u64>,
 }
 
 /// What one node answers the other that asks for a promise.
@@ -109,7 +116,11 @@ pub struct Question {
 #[serde(rename_all = "kebab-case")]
 pub enum Word {
     /// It has nothing of the group, and will not challenge for the length of a lease.
-    Promised,
+    Promised {
+        /// The only register by which it will ever take the right without the asker's consent, by its
+        /// instance.
+        instance: Option<u64>,
+    },
     /// It holds the right.
     Holds,
     /// It asks for the right itself.
@@ -213,6 +224,8 @@ pub enum Action {
     Extend(Time),
     /// The guard need not watch any more.
     Disarm,
+    /// Tell people that the two nodes ask different registers.
+    SayApart,
     /// Tell the core.
     Tell(Right),
 }
