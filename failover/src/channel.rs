@@ -277,7 +277,9 @@ where
     let Some(asked) = asked.map_err(|error| error.to_string())? else {
         return Ok(());
     };
-    let answer = answer(asked).await;
+    // Who asked has given it up by then; what hangs here must not keep a place from who asks next.
+    let answer = timeout(ANSWER_WITHIN, answer(asked)).await;
+    let answer = answer.map_err(|_| "no answer was found in time".to_owned())?;
     let written = timeout(ANSWER_WITHIN, line::write(&mut stream, &answer)).await;
     written
         .map_err(|_| "the answer was not taken in time".to_owned())?

@@ -127,7 +127,8 @@ pub struct Lease {
     next_question: Time,
     /// When the other node asked last.
     heard: Option<Time>,
-    waiting: Vec<(u64, Question)>,
+    /// The other node's newest question, if its answer waits for the disk.
+    waiting: Option<(u64, Question)>,
     number: u64,
     answers: Option<bool>,
     why_arbiter: String,
@@ -200,7 +201,7 @@ impl Lease {
             questions: BTreeMap::new(),
             next_question: now,
             heard: None,
-            waiting: Vec::new(),
+            waiting: None,
             number: seed,
             answers: None,
             why_arbiter: "it was not asked yet".to_owned(),
@@ -352,7 +353,7 @@ impl Lease {
         self.recorded = kept.instance;
         if kept.mark == Mark::Free {
             self.to_free = false;
-            for (token, question) in std::mem::take(&mut self.waiting) {
+            if let Some((token, question)) = self.waiting.take() {
                 self.on_question(now, token, question, out);
             }
         }
@@ -487,7 +488,7 @@ impl Lease {
         } else {
             // Marked-first.
             self.to_free = true;
-            self.waiting.push((token, question));
+            self.waiting = Some((token, question));
         }
     }
 
@@ -584,10 +585,11 @@ impl Lease {
             }
         }
         self.keep_up(now, out);
-        if !self.waiting.is_empty() && !frees && self.writing.is_none() {
-            for (token, question) in std::mem::take(&mut self.waiting) {
-                self.on_question(now, token, question, out);
-            }
+        if !frees
+            && self.writing.is_none()
+            && let Some((token, question)) = self.waiting.take()
+        {
+            self.on_question(now, token, question, out);
         }
     }
 

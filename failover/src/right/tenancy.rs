@@ -84,6 +84,7 @@ pub struct Tenancy {
     /// The place of each group's lease; `None`: it has mirrors.
     places: Vec<Option<usize>>,
     answers: Answers,
+    terms: Terms,
     task: AbortHandle,
 }
 
@@ -95,16 +96,26 @@ impl Drop for Tenancy {
 
 /// Answers the other manager's questions.
 #[derive(Clone, Debug)]
-pub struct Promises(mpsc::UnboundedSender<Input>);
+pub struct Promises {
+    inputs: mpsc::UnboundedSender<Input>,
+    /// Who asks gives the question up after this.
+    within: Duration,
+}
 
 impl Promises {
-    /// Answers a question, once this node's disk says what it must.
+    /// Answers a question, once this node's disk says what it must, or without a promise when it
+    /// does not.
     pub async fn answer(&self, ask: LeaseAsk) -> PeerAnswer {
         let nonce = ask.nonce;
         let (answer, answered) = oneshot::channel();
-        let _ = self.0.send(Input::Question(ask, answer));
-        let ended = || Word::Silent("its manager is ending".to_owned());
-        PeerAnswer::Lease(nonce, answered.await.unwrap_or_else(|_| ended()))
+        let _ = self.inputs.send(Input::Question(ask, answer));
+        let word = match timeout(self.within, answered).await {
+            Ok(Ok(word)) => word,
+            // A newer question has taken its place, or the manager ends.
+            Ok(Err(_)) => Word::Silent("its manager does not answer this any more".to_owned()),
+            Err(_) => Word::Silent("its disk does not take the mark".to_owned()),
+        };
+        PeerAnswer::Lease(nonce, word)
     }
 }
 
@@ -182,6 +193,7 @@ impl Tenancy {
             inputs,
             places,
             answers,
+            terms,
             task: tokio::spawn(task.run(queue)).abort_handle(),
         })
     }
@@ -200,7 +212,10 @@ impl Tenancy {
 
     /// What answers the other manager.
     pub fn promises(&self) -> Promises {
-        Promises(self.inputs.clone())
+        Promises {
+            inputs: self.inputs.clone(),
+            within: Duration::from_millis(self.terms.length / 2),
+        }
     }
 
     /// Whether the arbiter answers.
@@ -423,5 +438,46 @@ fn found(content: Option<Content>) -> Said {
     match register::decode(&bytes) {
         Ok(record) => Said::Found(Some((id, record))),
         Err(fault) => Said::Silent(fault.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::right::lease::Question;
+
+    fn ask() -> LeaseAsk {
+        let question = Question {
+            held: false,
+            length: 3000,
+            instance: None,
+        };
+        LeaseAsk {
+            group: "web".to_owned(),
+            nonce: 7,
+            question,
+        }
+    }
+
+    fn silent(answer: PeerAnswer) -> String {
+        match answer {
+            PeerAnswer::Lease(7, Word::Silent(why)) => why,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_question_that_waits_for_a_disk_is_answered_in_time() {
+        let (inputs, mut queue) = mpsc::unbounded_channel();
+        let within = Duration::from_millis(1);
+        let promises = Promises { inputs, within };
+        assert_eq!(
+            silent(promises.answer(ask()).await),
+            "its disk does not take the mark"
+        );
+        let Some(Input::Question(asked, answer)) = queue.recv().await else {
+            panic!("it was not asked");
+        };
+        assert!(asked.nonce == 7 && answer.is_closed(), "nobody waits");
     }
 }

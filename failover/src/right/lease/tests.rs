@@ -622,6 +622,26 @@ fn what_is_given_up_leaves_the_register_and_may_be_promised_at_once() {
 }
 
 #[test]
+fn of_questions_that_wait_for_the_disk_the_newest_is_answered() {
+    let mut scene = Scene::new(1, Before::HeldBeforeBoot);
+    for token in 1..=1000 {
+        let (held, length, instance) = (true, TERMS.length, None);
+        let question = Question {
+            held,
+            length,
+            instance,
+        };
+        scene.tell(Event::Question { token, question });
+        scene.now += 10;
+    }
+    let out = scene.tell(Event::Marked);
+    let answered = |action: &&Action| matches!(action, Action::Answer { .. });
+    let all: Vec<&Action> = out.iter().filter(answered).collect();
+    let (token, word) = (1000, PROMISED);
+    assert_eq!(all, [&Action::Answer { token, word }]);
+}
+
+#[test]
 fn without_either_source_it_says_what_is_missing() {
     let mut scene = Scene::new(0, Before::Free);
     scene.tell(Event::Ask);
