@@ -251,8 +251,11 @@ impl Lease {
             Event::Release => self.give_up(now, true, out),
             Event::Stopped => self.give_up(now, false, out),
             Event::Lost => {
-                if matches!(self.phase, Phase::Asking(_) | Phase::Held | Phase::Ended) {
+                if self.wants() {
                     self.lose(out);
+                } else if !self.may_run && self.phase != Phase::Stopping {
+                    // Nothing of the group runs here: a guard that stops it resets the node in the end.
+                    out.push(Action::Disarm);
                 }
             }
             Event::Guarded { stopping } => self.on_guarded(stopping, out),

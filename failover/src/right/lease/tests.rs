@@ -622,6 +622,24 @@ fn what_is_given_up_leaves_the_register_and_may_be_promised_at_once() {
 }
 
 #[test]
+fn a_guard_that_stops_what_does_not_run_here_is_told_so() {
+    let mut scene = Scene::granted(0);
+    scene.tell(Event::Release);
+    assert!(scene.tell(Event::Lost).contains(&Action::Disarm));
+    let mut idle = Scene::new(0, Before::HeldBeforeBoot);
+    assert!(idle.tell(Event::Lost).contains(&Action::Disarm));
+    // What an earlier manager has started may run: it is stopped first.
+    let mut earlier = Scene::new(0, Before::Held);
+    assert!(!earlier.tell(Event::Lost).contains(&Action::Disarm));
+    let mut holder = Scene::granted(0);
+    assert!(!holder.tell(Event::Lost).contains(&Action::Disarm));
+    assert!(
+        !holder.tell(Event::Lost).contains(&Action::Disarm),
+        "it is being stopped"
+    );
+}
+
+#[test]
 fn of_questions_that_wait_for_the_disk_the_newest_is_answered() {
     let mut scene = Scene::new(1, Before::HeldBeforeBoot);
     for token in 1..=1000 {
