@@ -9,14 +9,100 @@
 //! the machine that it was written in, and the longest lease that was counted here or promised for, in
 //! milliseconds, and the instance of the register that both nodes have agreed on (`-`: none yet). No file: nothing of either was ever done. Written whole: a new file, sync, rename, sync of the folder.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::planted::{Defect, planted};
 
 use super::lease::{Before, Kept, LONGEST, Left, Mark};
 
 /// The folder of the marks, in the manager's state folder.
 pub const FOLDER: &str = "right";
+
+/// The lives of managers that have used one file, one after the other, in one process: what an earlier one's writer
+/// has not written when the next one begins is never written.
+#[derive(Clone, Debug, Default)]
+pub struct Lives(Arc<Mutex<u64>>);
+
+/// One of them.
+#[derive(Clone, Debug)]
+pub struct Life {
+    lives: Lives,
+    number: u64,
+}
+
+impl Lives {
+    fn now(&self) -> MutexGuard<'_, u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins the next one. What is being written is waited for.
+    pub fn begin(&self) -> Life {
+        let number = {
+            let mut now = self.now();
+            *now += 1;
+            *now
+        };
+        let lives = self.clone();
+        Life { lives, number }
+    }
+}
+
+impl Life {
+    /// Does that if this life is the last one, and no other begins before it is done; `None`: one has begun.
+    pub fn carry_out<T>(&self, deed: impl FnOnce() -> T) -> Option<T> {
+        let now = self.lives.now();
+        (*now == self.number || planted(Defect::LateMark)).then(deed)
+    }
+}
+
+/// By the file.
+static LIVES: Mutex<BTreeMap<PathBuf, Lives>> = Mutex::new(BTreeMap::new());
+
+/// A group's mark, for one life of a manager.
+#[derive(Clone, Debug)]
+pub struct Marks {
+    state: PathBuf,
+    register: u128,
+    boot: u128,
+    life: Life,
+}
+
+impl Marks {
+    /// For a life that begins now, and what the earlier ones left.
+    pub fn take_over(state: &Path, register: u128, boot: u128) -> (Self, Left) {
+        let lives = {
+            let mut all = LIVES.lock().unwrap_or_else(PoisonError::into_inner);
+            all.entry(file(state, register)).or_default().clone()
+        };
+        // First: then nothing of an earlier life is written after it was read.
+        let life = lives.begin();
+        let left = read(state, register, boot);
+        let state = state.to_owned();
+        let marks = Self {
+            state,
+            register,
+            boot,
+            life,
+        };
+        (marks, left)
+    }
+
+    /// Makes a mark durable. False: a later life has begun, and it was not written.
+    ///
+    /// # Errors
+    /// The system refuses; what is there is the mark before, or this one.
+    pub fn write(&self, kept: Kept) -> io::Result<bool> {
+        let write = || write(&self.state, self.register, self.boot, kept);
+        match self.life.carry_out(write) {
+            Some(written) => written.map(|()| true),
+            None => Ok(false),
+        }
+    }
+}
 
 /// In the place of a register's instance.
 const NONE: &str = "-";
@@ -26,7 +112,7 @@ fn file(state: &Path, register: u128) -> PathBuf {
 }
 
 /// What an earlier manager left. Of what can't be read the worst is taken.
-pub fn read(state: &Path, register: u128, boot: u128) -> Left {
+fn read(state: &Path, register: u128, boot: u128) -> Left {
     let path = file(state, register);
     let unknown = |why: &dyn std::fmt::Display| {
         tracing::warn!("{}: {why}: it counts for nothing", path.display());
@@ -71,11 +157,7 @@ fn parse(text: &str, boot: u128) -> Option<Left> {
     (words.next().is_none() && length <= LONGEST).then_some(left)
 }
 
-/// Makes a mark durable.
-///
-/// # Errors
-/// The system refuses; what is there is the mark before, or this one.
-pub fn write(state: &Path, register: u128, boot: u128, kept: Kept) -> io::Result<()> {
+fn write(state: &Path, register: u128, boot: u128, kept: Kept) -> io::Result<()> {
     let path = file(state, register);
     let folder = state.join(FOLDER);
     fs::create_dir_all(&folder)?;
@@ -97,6 +179,28 @@ pub fn write(state: &Path, register: u128, boot: u128, kept: Kept) -> io::Result
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mark_of_an_earlier_life_is_not_written() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let state = folder.path();
+        let kept = |mark| Kept {
+            mark,
+            length: 3000,
+            instance: None,
+        };
+        let (earlier, left) = Marks::take_over(state, 7, 1);
+        assert_eq!(left.before, Before::Free);
+        assert!(earlier.write(kept(Mark::Held)).expect("written"));
+        let (later, left) = Marks::take_over(state, 7, 1);
+        assert_eq!(left.before, Before::Held);
+        assert!(!earlier.write(kept(Mark::Free)).expect("given up"));
+        assert_eq!(read(state, 7, 1).before, Before::Held);
+        // Another group's is another's.
+        let (_other, _) = Marks::take_over(state, 8, 1);
+        assert!(later.write(kept(Mark::Free)).expect("written"));
+        assert_eq!(read(state, 7, 1).before, Before::Free);
+    }
 
     #[test]
     fn a_mark_tells_its_boot_the_longest_lease_and_the_register() {

@@ -24,7 +24,7 @@ use crate::manager::Handle;
 
 use super::keeper::{ControlGroupOf, watched};
 use super::lease::{Action, Event, Lease, Said, Terms, Word};
-use super::mark;
+use super::mark::Marks;
 use super::register::{self, Content, Registers, Swap};
 
 /// A mark that could not be written is written again after this.
@@ -122,6 +122,7 @@ impl Promises {
 struct Place {
     group: GroupId,
     register: u128,
+    marks: Marks,
     lease: Lease,
     /// Questions of the other manager, by their numbers.
     asked: BTreeMap<u64, oneshot::Sender<Word>>,
@@ -164,12 +165,13 @@ impl Tenancy {
                 continue;
             }
             let register = register::id(cluster, &config.name);
-            let left = mark::read(&outside.state, register, outside.boot);
+            let (marks, left) = Marks::take_over(&outside.state, register, outside.boot);
             let lease = Lease::new(terms, nodes.clone(), me, left, seed(), clock::now());
             places.push(Some(found.len()));
             found.push(Place {
                 group,
                 register,
+                marks,
                 lease,
                 asked: BTreeMap::new(),
             });
@@ -363,20 +365,20 @@ impl Task {
                 }
             }
             Action::Mark(kept) => {
-                let (state, boot) = (self.outside.state.clone(), self.outside.boot);
+                let marks = of.marks.clone();
                 let alert = self.mark_fails(group);
                 tokio::spawn(async move {
                     let mut told = false;
                     loop {
-                        let state = state.clone();
-                        let written = tokio::task::spawn_blocking(move || {
-                            mark::write(&state, register, boot, kept)
-                        });
+                        let marks = marks.clone();
+                        let written = tokio::task::spawn_blocking(move || marks.write(kept));
                         match written
                             .await
                             .unwrap_or_else(|e| Err(std::io::Error::other(e)))
                         {
-                            Ok(()) => break,
+                            Ok(true) => break,
+                            // A manager begins: this one's leases are no more.
+                            Ok(false) => return,
                             Err(error) if !std::mem::replace(&mut told, true) => alert(&error),
                             Err(_) => {}
                         }

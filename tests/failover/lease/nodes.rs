@@ -7,6 +7,8 @@ use kagami_failover::right::lease::{
     Action, Actions, Before, Event, Kept, Lease, Left, Mark, Said, Terms,
 };
 
+use kagami_failover::right::mark::{Life, Lives};
+
 use crate::failover::check::Violation;
 use crate::sim::rng::Rng;
 
@@ -46,6 +48,9 @@ pub struct Node {
     pub length: u64,
     /// The mark on its disk, and the boot that it is of.
     pub mark: Option<(Kept, u64)>,
+    lives: Lives,
+    /// Its manager's, as what writes the mark knows it.
+    writer: Life,
     pub wants: bool,
     pub core: Core,
     /// The group's processes are there.
@@ -61,7 +66,10 @@ pub struct Node {
 
 impl Node {
     pub fn new(rng: &mut Rng, length: u64) -> Self {
+        let lives = Lives::default();
         Self {
+            writer: lives.begin(),
+            lives,
             drift: rng.below(20_001) as i64 - 10_000,
             offset: rng.between(1_000_000, 9_000_000),
             up: false,
@@ -131,6 +139,7 @@ impl World {
         host.stops += 1;
         host.paused = false;
         host.inbox.clear();
+        host.writer = host.lives.begin();
         let before = match host.mark {
             Some((kept, boot)) if kept.mark == Mark::Held && boot == host.boot => Before::Held,
             Some((kept, _)) if kept.mark == Mark::Held => Before::HeldBeforeBoot,
@@ -204,6 +213,27 @@ impl World {
         self.upkeep(node)
     }
 
+    /// What a manager had under way to its disk, itself dead or alive.
+    pub fn marked(
+        &mut self,
+        node: usize,
+        (life, boot): (u64, u64),
+        writer: &Life,
+        kept: Kept,
+    ) -> Result<(), Violation> {
+        let host = &mut self.nodes[node];
+        if !host.up || host.boot != boot {
+            return Ok(());
+        }
+        if writer
+            .carry_out(|| host.mark = Some((kept, boot)))
+            .is_none()
+        {
+            return Ok(());
+        }
+        self.deliver(node, life, Event::Marked)
+    }
+
     /// Something for a manager.
     pub fn deliver(&mut self, node: usize, life: u64, event: Event) -> Result<(), Violation> {
         let host = &mut self.nodes[node];
@@ -263,8 +293,18 @@ impl World {
                 }
                 Action::Answer { token, word } => self.answer(node, token, word),
                 Action::Mark(kept) => {
-                    let delay = self.rng.between(1, 40);
-                    self.later(delay, Item::Marked { node, life, kept });
+                    let slow = self.profile == Profile::Everything && self.rng.one_in(20);
+                    let delay = self.rng.between(1, if slow { 8000 } else { 40 });
+                    let host = &self.nodes[node];
+                    let (boot, writer) = (host.boot, host.writer.clone());
+                    let item = Item::Marked {
+                        node,
+                        life,
+                        boot,
+                        writer,
+                        kept,
+                    };
+                    self.later(delay, item);
                 }
                 Action::Arm(until) => {
                     let delay = self.rng.between(1, 20);

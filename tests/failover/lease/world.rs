@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use kagami_failover::core::Time;
 use kagami_failover::right::lease::{Event, Kept, Question, Said, Terms, Word};
+use kagami_failover::right::mark::Life;
 use kagami_failover::right::register::{Id, Record};
 
 use crate::failover::check::Violation;
@@ -56,6 +57,8 @@ pub enum Item {
     Marked {
         node: usize,
         life: u64,
+        boot: u64,
+        writer: Life,
         kept: Kept,
     },
     Guarded {
@@ -245,12 +248,13 @@ impl World {
                 nonce,
                 question,
             } => return self.asked(to, from_life, nonce, question),
-            Item::Marked { node, life, kept } => {
-                if life == self.nodes[node].life {
-                    self.nodes[node].mark = Some((kept, self.nodes[node].boot));
-                    return self.deliver(node, life, Event::Marked);
-                }
-            }
+            Item::Marked {
+                node,
+                life,
+                boot,
+                writer,
+                kept,
+            } => return self.marked(node, (life, boot), &writer, kept),
             Item::Guarded { node, life, until } => return self.guarded(node, life, until),
             Item::Look => {}
             Item::Stopped { node, stop, lost } => return self.stopped(node, stop, lost),
