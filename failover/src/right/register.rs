@@ -84,6 +84,10 @@ pub fn decode(content: &[u8]) -> Result<Record, ContentFault> {
     let Some((run, rest)) = rest.split_first_chunk::<8>() else {
         return Err(ContentFault::Format("it ends within the run number"));
     };
+    let run = u64::from_le_bytes(*run);
+    if run == u64::MAX {
+        return Err(ContentFault::Format("no run comes after it"));
+    }
     let Some((lease, rest)) = rest.split_first_chunk::<4>() else {
         return Err(ContentFault::Format("it ends within the lease's length"));
     };
@@ -102,7 +106,7 @@ pub fn decode(content: &[u8]) -> Result<Record, ContentFault> {
     };
     Ok(Record {
         holder: (!name.is_empty()).then(|| name.to_owned()),
-        run: u64::from_le_bytes(*run),
+        run,
         length,
     })
 }
@@ -179,6 +183,9 @@ mod tests {
             let mut endless = content.clone();
             endless[12] = 1;
             assert!(decode(&endless).is_err(), "a lease of half a year");
+            let mut last = content.clone();
+            last[1..9].fill(0xff);
+            assert!(decode(&last).is_err(), "a run that none can follow");
             for length in 0..content.len() {
                 assert!(decode(&content[..length]).is_err(), "{length}");
             }

@@ -437,6 +437,11 @@ fn found(content: Option<Content>) -> Said {
     let Some((id, bytes)) = content else {
         return Said::Found(None);
     };
+    if id.seq == u64::MAX {
+        return Said::Silent(
+            "the register can't be changed: no seq comes after its seq".to_owned(),
+        );
+    }
     match register::decode(&bytes) {
         Ok(record) => Said::Found(Some((id, record))),
         Err(fault) => Said::Silent(fault.to_string()),
@@ -447,6 +452,7 @@ fn found(content: Option<Content>) -> Said {
 mod tests {
     use super::*;
     use crate::right::lease::Question;
+    use crate::right::register::{Id, Record};
 
     fn ask() -> LeaseAsk {
         let question = Question {
@@ -466,6 +472,19 @@ mod tests {
             PeerAnswer::Lease(7, Word::Silent(why)) => why,
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn a_register_that_no_change_can_follow_is_not_used() {
+        let record = Record {
+            holder: None,
+            run: 1,
+            length: 3000,
+        };
+        let (instance, bytes) = (7, register::encode(&record));
+        let of = |seq| found(Some((Id { instance, seq }, bytes.clone())));
+        assert!(matches!(of(u64::MAX - 1), Said::Found(Some(_))));
+        assert!(matches!(of(u64::MAX), Said::Silent(_)));
     }
 
     #[tokio::test]
