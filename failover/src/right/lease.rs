@@ -61,8 +61,8 @@ enum Phase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Guard {
     Away,
-    /// It was asked to.
-    Asked,
+    /// It was asked to, with this attempt.
+    Asked(u64),
     There,
 }
 
@@ -258,7 +258,7 @@ impl Lease {
                     out.push(Action::Disarm);
                 }
             }
-            Event::Guarded { stopping } => self.on_guarded(stopping, out),
+            Event::Guarded { attempt, stopping } => self.on_guarded(attempt, stopping, out),
             Event::Marked => self.on_marked(now, out),
             Event::Arbiter { attempt, said } => self.on_arbiter(now, attempt, said, out),
             Event::Peer { nonce, word } => self.on_peer(now, nonce, word, out),
@@ -336,8 +336,8 @@ impl Lease {
         self.phase = Phase::Releasing(now.after(self.terms.length / 2), tell);
     }
 
-    fn on_guarded(&mut self, stopping: bool, out: &mut Actions) {
-        if self.guard != Guard::Asked || !matches!(self.phase, Phase::Asking(_)) {
+    fn on_guarded(&mut self, attempt: u64, stopping: bool, out: &mut Actions) {
+        if self.guard != Guard::Asked(attempt) || !matches!(self.phase, Phase::Asking(_)) {
             return;
         }
         if stopping {
@@ -541,11 +541,12 @@ impl Lease {
                             out.push(Action::Tell(Right::Granted));
                         }
                         Guard::Away => {
-                            self.guard = Guard::Asked;
+                            let attempt = self.next_number();
+                            self.guard = Guard::Asked(attempt);
                             self.told = ends;
-                            out.push(Action::Arm(ends));
+                            out.push(Action::Arm { attempt, ends });
                         }
-                        Guard::Asked => {}
+                        Guard::Asked(_) => {}
                     }
                 } else if self.writing.is_none() {
                     self.write(now, Mark::Held, out);

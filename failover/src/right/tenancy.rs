@@ -387,7 +387,7 @@ impl Task {
                     say(Event::Marked);
                 });
             }
-            Action::Arm(ends) => {
+            Action::Arm { attempt, ends } => {
                 let watched = Watched {
                     lease_ends_ms: Some(ends.0),
                     ..watched(&self.cluster, group, &self.control_group)
@@ -395,7 +395,7 @@ impl Task {
                 let armed = self.guards.begin_arm(&watched);
                 tokio::spawn(async move {
                     let stopping = armed.await.is_stopping();
-                    say(Event::Guarded { stopping });
+                    say(Event::Guarded { attempt, stopping });
                 });
             }
             Action::Extend(ends) => self.guards.extend(name, ends),

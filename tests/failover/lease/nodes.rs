@@ -306,9 +306,15 @@ impl World {
                     };
                     self.later(delay, item);
                 }
-                Action::Arm(until) => {
+                Action::Arm { attempt, ends } => {
                     let delay = self.rng.between(1, 20);
-                    self.later(delay, Item::Guarded { node, life, until });
+                    let item = Item::Guarded {
+                        node,
+                        life,
+                        attempt,
+                        until: ends,
+                    };
+                    self.later(delay, item);
                 }
                 Action::Extend(until) => self.extend(node, until),
                 Action::Disarm => self.nodes[node].guard = None,
@@ -340,7 +346,12 @@ impl World {
         self.later(timeout, Item::Deliver { node, life, event });
     }
 
-    pub fn guarded(&mut self, node: usize, life: u64, until: Time) -> Result<(), Violation> {
+    pub fn guarded(
+        &mut self,
+        node: usize,
+        (life, attempt): (u64, u64),
+        until: Time,
+    ) -> Result<(), Violation> {
         if !self.nodes[node].up || life != self.nodes[node].life {
             return Ok(());
         }
@@ -353,7 +364,7 @@ impl World {
             });
             self.extend(node, until);
         }
-        self.deliver(node, life, Event::Guarded { stopping })
+        self.deliver(node, life, Event::Guarded { attempt, stopping })
     }
 
     fn extend(&mut self, node: usize, until: Time) {

@@ -64,6 +64,7 @@ pub enum Item {
     Guarded {
         node: usize,
         life: u64,
+        attempt: u64,
         until: Time,
     },
     /// A guard looks: both do before each step.
@@ -255,7 +256,12 @@ impl World {
                 writer,
                 kept,
             } => return self.marked(node, (life, boot), &writer, kept),
-            Item::Guarded { node, life, until } => return self.guarded(node, life, until),
+            Item::Guarded {
+                node,
+                life,
+                attempt,
+                until,
+            } => return self.guarded(node, (life, attempt), until),
             Item::Look => {}
             Item::Stopped { node, stop, lost } => return self.stopped(node, stop, lost),
             Item::AskAgain { node, life } => {

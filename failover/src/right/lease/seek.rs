@@ -7,7 +7,7 @@ use crate::right::register::{Id, Record};
 use super::{Action, Actions, Asked, Lease, Mark, Phase, Question};
 
 impl Lease {
-    fn next_number(&mut self) -> u64 {
+    pub(super) fn next_number(&mut self) -> u64 {
         self.number = self.number.wrapping_add(1);
         self.number
     }

@@ -56,6 +56,15 @@ impl Scene {
         self.tell(Event::Peer { nonce, word })
     }
 
+    /// The guard has done what it was asked last.
+    fn guarded(&mut self) -> Actions {
+        let Guard::Asked(attempt) = self.lease.guard else {
+            panic!("it was not asked");
+        };
+        let stopping = false;
+        self.tell(Event::Guarded { attempt, stopping })
+    }
+
     fn question(&mut self, held: bool) -> Actions {
         self.question_of(held, TERMS.length)
     }
@@ -76,7 +85,7 @@ impl Scene {
         scene.tell(Event::Ask);
         scene.peer(PROMISED);
         scene.tell(Event::Marked);
-        let told = scene.tell(Event::Guarded { stopping: false });
+        let told = scene.guarded();
         assert!(told.contains(&Action::Tell(Right::Granted)), "{told:?}");
         scene
     }
@@ -154,8 +163,9 @@ fn a_promise_is_enough_and_is_acted_on_after_the_disk_and_the_guard_have_it() {
     assert_eq!(scene.peer(PROMISED), [marks(Mark::Held)]);
     // It counts from when it was asked for.
     let ends = Time(scene.now - 10 + TERMS.length);
-    assert_eq!(scene.tell(Event::Marked), [Action::Arm(ends)]);
-    let told = scene.tell(Event::Guarded { stopping: false });
+    let armed = scene.tell(Event::Marked);
+    assert!(matches!(armed[..], [Action::Arm { ends: told, .. }] if told == ends));
+    let told = scene.guarded();
     assert_eq!(told, [Action::Tell(Right::Granted)]);
     assert!(scene.lease.holds(Time(ends.0 - 1)) && !scene.lease.holds(ends));
 }
@@ -637,6 +647,38 @@ fn a_guard_that_stops_what_does_not_run_here_is_told_so() {
         !holder.tell(Event::Lost).contains(&Action::Disarm),
         "it is being stopped"
     );
+}
+
+#[test]
+fn an_answer_of_the_guard_to_what_was_asked_before_counts_for_nothing() {
+    let mut scene = Scene::new(0, Before::Free);
+    let arm = |scene: &mut Scene| {
+        scene.tell(Event::Ask);
+        scene.peer(PROMISED);
+        let out = match scene.lease.writing {
+            Some(_) => scene.tell(Event::Marked),
+            None => scene.out.clone(),
+        };
+        let attempt = out.iter().find_map(|action| match action {
+            Action::Arm { attempt, .. } => Some(*attempt),
+            _ => None,
+        });
+        attempt.unwrap_or_else(|| panic!("{out:?}"))
+    };
+    let first = arm(&mut scene);
+    scene.tell(Event::Release);
+    scene.tell(Event::Marked);
+    let second = arm(&mut scene);
+    let of = |attempt| Event::Guarded {
+        attempt,
+        stopping: false,
+    };
+    let granted = Action::Tell(Right::Granted);
+    assert!(
+        !scene.tell(of(first)).contains(&granted),
+        "it was disarmed since"
+    );
+    assert!(scene.tell(of(second)).contains(&granted));
 }
 
 #[test]

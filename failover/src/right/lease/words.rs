@@ -153,8 +153,10 @@ pub enum Event {
     Stopped,
     /// The guard says that the right is lost.
     Lost,
-    /// The guard has the group ([`Action::Arm`]), or is stopping it.
+    /// The guard has the group, or is stopping it.
     Guarded {
+        /// Of [`Action::Arm`].
+        attempt: u64,
         /// It is stopping it.
         stopping: bool,
     },
@@ -219,7 +221,12 @@ pub enum Action {
     /// Make this durable; [`Event::Marked`] follows, and none is asked for before.
     Mark(Kept),
     /// Have the guard watch the group, whose lease ends then; [`Event::Guarded`] follows.
-    Arm(Time),
+    Arm {
+        /// Comes back with the answer.
+        attempt: u64,
+        /// The end of the lease.
+        ends: Time,
+    },
     /// Tell the guard that the lease ends later.
     Extend(Time),
     /// The guard need not watch any more.
