@@ -167,6 +167,41 @@ depends = ["base"]
         fs::write(folder.join("kagami.toml"), text).unwrap();
     }
 
+    /// Lets the nodes of [`Ground::Apart`] hear each other; what they were configured with before.
+    fn bring_together(&self) -> [String; 2] {
+        let files = NODES.map(|node| self.path(node).join("cluster.toml"));
+        let before = files.clone().map(|file| fs::read_to_string(file).unwrap());
+        let heard = |text: &str, at: usize| {
+            let of = format!("{} = \"", NODES[at]);
+            let line = text.lines().find(|line| line.starts_with("addresses"));
+            let (_, rest) = line.unwrap().split_once(&of).unwrap();
+            rest.split_once('"').unwrap().0.to_owned()
+        };
+        for (at, file) in files.iter().enumerate() {
+            let other = heard(&before[1 - at], 1 - at);
+            let text = before[at].replace("127.0.0.1:9\"", &format!("{other}\""));
+            fs::write(file, text).unwrap();
+        }
+        before
+    }
+
+    fn take_apart(&self, before: &[String; 2]) {
+        for (node, text) in NODES.iter().zip(before) {
+            fs::write(self.path(node).join("cluster.toml"), text).unwrap();
+        }
+    }
+
+    /// Both disks tell the same register of the one group.
+    fn have_agreed(&self) -> bool {
+        let told = NODES.map(|node| {
+            let mut marks = fs::read_dir(self.path(node).join("state/failover/right")).ok()?;
+            let mark = fs::read_to_string(marks.next()?.ok()?.path()).ok()?;
+            let register = mark.trim_end().rsplit_once(' ')?.1.to_owned();
+            (register != "-").then_some(register)
+        });
+        told[0].is_some() && told[0] == told[1]
+    }
+
     fn start_witness(&mut self) {
         let log = fs::File::create(self.path("gamma.log")).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_kagami"))
@@ -488,6 +523,14 @@ fn a_group_without_a_mirror_has_a_lease_from_the_other_node_or_from_the_arbiter(
 fn of_two_nodes_that_never_hear_each_other_the_register_lets_one_run_a_group() {
     let mut pair = Pair::on(Ground::Apart);
     pair.start_witness();
+    // They meet once, to agree on the register.
+    let apart = pair.bring_together();
+    pair.start(0);
+    pair.start(1);
+    pair.until("agreed on the register", Pair::have_agreed);
+    pair.crash(0);
+    pair.crash(1);
+    pair.take_apart(&apart);
     pair.start(0);
     pair.start(1);
     let one_at_most = |pair: &Pair| {

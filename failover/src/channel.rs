@@ -25,7 +25,7 @@ use crate::control::line::{self, Received};
 use crate::control::{Answer, Ask};
 use crate::core::Node;
 use crate::resource::files::Image;
-use crate::right::lease::Word;
+use crate::right::lease::{Question, Word};
 
 /// The longest document, in bytes.
 const LINE_MAX: usize = 64 << 20;
@@ -65,8 +65,8 @@ pub struct LeaseAsk {
     pub group: String,
     /// The asker's, and this question's alone; comes back in the answer.
     pub nonce: u64,
-    /// The asker holds the right.
-    pub held: bool,
+    /// What is asked.
+    pub question: Question,
 }
 
 /// What is answered.
@@ -277,7 +277,9 @@ where
     let Some(asked) = asked.map_err(|error| error.to_string())? else {
         return Ok(());
     };
-    let answer = answer(asked).await;
+    // Who asked has given it up by then; what hangs here must not keep a place from who asks next.
+    let answer = timeout(ANSWER_WITHIN, answer(asked)).await;
+    let answer = answer.map_err(|_| "no answer was found in time".to_owned())?;
     let written = timeout(ANSWER_WITHIN, line::write(&mut stream, &answer)).await;
     written
         .map_err(|_| "the answer was not taken in time".to_owned())?

@@ -56,6 +56,12 @@ defects! {
     RenewalIgnored: "a node writes over the other one's record without having seen it unchanged",
     PromiseWhileAsking: "a node promises while it asks for the right itself, and asks on",
     PromiseForgotten: "a manager that starts again does not wait for what it may have promised",
+    AskedLengthIgnored: "a promise binds for as long as this node's leases are, not the asker's",
+    RecordLengthIgnored: "a record is watched for as long as this node's leases are, not its holder's",
+    LengthForgotten: "a manager that starts again counts what it promised by its own leases' length",
+    ShorterAtOnce: "a manager whose leases are shorter says so while its guard knows a longer one",
+    AnyRegister: "a node takes the right by a register that the other one has not agreed on",
+    LateMark: "a mark that an earlier manager had under way is written over what the next one has read",
     NotRenewed: "a holder writes its record once and not again",
 }
 

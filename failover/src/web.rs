@@ -11,8 +11,12 @@ use rustls::ClientConfig;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::sync::OnceCell;
 use tokio_rustls::TlsConnector;
 use url::{Host, Position, Url};
+
+/// TLS with the machine's authorities alone. Read once for a process: some hundred files, which take long on a slow disk.
+static OF_THE_MACHINE: OnceCell<Arc<ClientConfig>> = OnceCell::const_new();
 
 /// Who vouches for servers.
 #[derive(Clone, Debug, Default)]
@@ -23,23 +27,76 @@ pub struct Trust {
 
 impl Trust {
     /// TLS as a client: the machine's authorities, and these.
-    fn tls(&self) -> Result<Arc<ClientConfig>, String> {
-        let mut roots = rustls::RootCertStore::empty();
-        let found = rustls_native_certs::load_native_certs();
-        roots.add_parsable_certificates(found.certs);
-        for certificate in &self.more {
-            roots
-                .add(certificate.clone())
-                .map_err(|error| format!("a certificate is not understood: {error}"))?;
+    async fn tls(&self) -> Result<Arc<ClientConfig>, String> {
+        if self.more.is_empty() {
+            return of_the_machine(&OF_THE_MACHINE, Found::on_this_machine).await;
         }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| error.to_string())?;
-        Ok(Arc::new(
-            config.with_root_certificates(roots).with_no_client_auth(),
-        ))
+        built(Found::on_this_machine, self.more.clone()).await
     }
+}
+
+/// What there is of a list of authorities.
+struct Found {
+    certificates: Vec<CertificateDer<'static>>,
+    errors: Vec<String>,
+}
+
+impl Found {
+    fn on_this_machine() -> Self {
+        let found = rustls_native_certs::load_native_certs();
+        Self {
+            certificates: found.certs,
+            errors: found.errors.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+/// What is `known`, or is found now; a failure is not remembered.
+async fn of_the_machine(
+    known: &OnceCell<Arc<ClientConfig>>,
+    find: fn() -> Found,
+) -> Result<Arc<ClientConfig>, String> {
+    let config = known.get_or_try_init(|| built(find, Vec::new()));
+    config.await.cloned()
+}
+
+/// The disk is waited for elsewhere.
+async fn built(
+    find: fn() -> Found,
+    more: Vec<CertificateDer<'static>>,
+) -> Result<Arc<ClientConfig>, String> {
+    let built = tokio::task::spawn_blocking(move || client_config(find(), &more));
+    built.await.unwrap_or_else(|error| Err(error.to_string()))
+}
+
+fn client_config(
+    found: Found,
+    more: &[CertificateDer<'static>],
+) -> Result<Arc<ClientConfig>, String> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(found.certificates);
+    for certificate in more {
+        roots
+            .add(certificate.clone())
+            .map_err(|error| format!("a certificate is not understood: {error}"))?;
+    }
+    if roots.is_empty() {
+        let mut why = "this machine has no list of trusted authorities".to_owned();
+        for error in found.errors {
+            why = format!("{why}: {error}");
+        }
+        return Err(format!("{why}\n  next: install ca-certificates"));
+    }
+    for error in found.errors {
+        tracing::warn!("of the machine's trusted authorities: {error}");
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?;
+    Ok(Arc::new(
+        config.with_root_certificates(roots).with_no_client_auth(),
+    ))
 }
 
 /// A server, and what is asked of it.
@@ -47,7 +104,8 @@ impl Trust {
 pub struct Page {
     url: Url,
     host: String,
-    tls: Option<Arc<ClientConfig>>,
+    /// Who is believed; `None`: it is asked in clear text.
+    trust: Option<Trust>,
 }
 
 impl Page {
@@ -61,9 +119,9 @@ impl Page {
             return Err("the URL has blanks or other signs that must be escaped".to_owned());
         }
         let url = Url::parse(text).map_err(|error| format!("the URL is wrong: {error}"))?;
-        let tls = match url.scheme() {
+        let trust = match url.scheme() {
             "http" => None,
-            "https" => Some(trust.tls()?),
+            "https" => Some(trust.clone()),
             other => return Err(format!("{other}:// is neither http:// nor https://")),
         };
         if !url.username().is_empty() || url.password().is_some() {
@@ -75,7 +133,7 @@ impl Page {
             Some(Host::Ipv6(address)) => address.to_string(),
             None => return Err("the URL has no host".to_owned()),
         };
-        Ok(Self { url, host, tls })
+        Ok(Self { url, host, trust })
     }
 
     /// Asks for it.
@@ -114,15 +172,19 @@ impl Page {
         let body = Full::new(Bytes::from(document.unwrap_or_default()));
         let request = request.body(body).map_err(|error| error.to_string())?;
         let port = self.url.port_or_known_default().unwrap_or_default();
+        let tls = match &self.trust {
+            Some(trust) => Some(trust.tls().await?),
+            None => None,
+        };
         let words = |error: std::io::Error| error.to_string();
         let stream = TcpStream::connect((self.host.as_str(), port))
             .await
             .map_err(words)?;
-        let Some(tls) = &self.tls else {
+        let Some(tls) = tls else {
             return exchange(stream, request).await;
         };
         let name = ServerName::try_from(self.host.clone()).map_err(|error| error.to_string())?;
-        let connector = TlsConnector::from(Arc::clone(tls));
+        let connector = TlsConnector::from(tls);
         let stream = connector.connect(name, stream).await.map_err(words)?;
         exchange(stream, request).await
     }
@@ -153,6 +215,35 @@ async fn exchange(
 mod tests {
     use super::*;
 
+    fn nothing() -> Found {
+        Found {
+            certificates: Vec::new(),
+            errors: vec!["/etc/ssl/certs: not there".to_owned()],
+        }
+    }
+
+    fn one() -> Found {
+        let own = rcgen::generate_simple_self_signed(vec!["a".to_owned()]).unwrap();
+        Found {
+            certificates: vec![own.cert.der().clone()],
+            errors: Vec::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_machines_authorities_are_read_once_and_none_is_an_error() {
+        let known = OnceCell::new();
+        let why = of_the_machine(&known, nothing).await.unwrap_err();
+        assert_eq!(
+            why,
+            "this machine has no list of trusted authorities: /etc/ssl/certs: not there\n  next: install ca-certificates"
+        );
+        // They were installed meanwhile; and are not read again.
+        let first = of_the_machine(&known, one).await.unwrap();
+        let second = of_the_machine(&known, nothing).await.unwrap();
+        assert!(Arc::ptr_eq(&first, &second));
+    }
+
     #[test]
     fn urls_are_taken_apart() {
         let page = |text: &str| Page::new(text, &Trust::default());
@@ -162,7 +253,7 @@ mod tests {
             let path = page.url[Position::BeforePath..Position::AfterQuery].to_owned();
             let port = page.url.port_or_known_default();
             (
-                page.tls.is_some(),
+                page.trust.is_some(),
                 page.host,
                 authority,
                 port.unwrap(),

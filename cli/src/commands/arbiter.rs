@@ -6,7 +6,7 @@
 use std::rc::Rc;
 
 use kagami_replicator::shell::arbiter::raw::{RawRegister, RegisterId};
-use kagami_replicator::shell::etcd;
+use kagami_replicator::shell::etcd::{self, EtcdConfig};
 use kagami_replicator::shell::identity::NodeKeys;
 use kagami_replicator::shell::pairing::{Purpose, Token};
 use kagami_replicator::shell::witness::{self, enrol};
@@ -126,8 +126,28 @@ async fn take(context: &Context, name: &str, mirrors: &[String], replace: bool) 
             ))
         })?;
     }
+    if let Some(etcd) = arbiter.as_etcd() {
+        prove_writing(etcd).await?;
+    }
     let first = format!("{} answers\n", arbiter.called());
     write(context, Editor::open(&context.file)?, name, mirrors, first).await
+}
+
+/// An etcd that only lets itself be read would say so when its word is needed.
+async fn prove_writing(etcd: EtcdConfig) -> Result<(), Failure> {
+    let (name, prefix) = (etcd.name.clone(), etcd.prefix.clone());
+    let proved = etcd::Remote::new(etcd).prove_writing().await;
+    proved.map_err(|why| {
+        let why = why.to_string();
+        let next = if why.contains("permission denied") {
+            format!("`etcdctl role grant-permission ROLE --prefix=true readwrite {prefix}/` for a role of this node's user, then again")
+        } else {
+            "put that right, then again".to_owned()
+        };
+        Failure::refused(format!(
+            "arbiter not changed: etcd {name} takes no change below {prefix}/: {why}\n  next: {next}"
+        ))
+    })
 }
 
 /// A mirror's register at an arbiter.

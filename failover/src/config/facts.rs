@@ -22,8 +22,17 @@ pub struct NodeFacts {
     pub programs: BTreeMap<PathBuf, Program>,
     /// The mirrors of its kagami.toml; `None`: not known.
     pub mirrors: Option<Vec<String>>,
-    /// The addresses of the arbiters of its kagami.toml, by name; `None`: not known.
-    pub arbiters: Option<BTreeMap<String, Vec<String>>>,
+    /// The arbiters of its kagami.toml, by name; `None`: not known.
+    pub arbiters: Option<BTreeMap<String, ArbiterFacts>>,
+}
+
+/// Where a node looks for an arbiter.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ArbiterFacts {
+    /// Its addresses.
+    pub places: Vec<String>,
+    /// What its keys begin with, of an etcd.
+    pub prefix: Option<String>,
 }
 
 /// What was found where a program should be.

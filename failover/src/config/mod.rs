@@ -18,7 +18,7 @@ pub mod resource;
 pub mod value;
 
 pub use cluster::{Arbiter, ArbiterKind, Heartbeat, HeartbeatKind, Severity};
-pub use facts::{Facts, NodeFacts, Program};
+pub use facts::{ArbiterFacts, Facts, NodeFacts, Program};
 pub use fault::{ConfigError, Fault};
 pub use group::{Group, Start};
 pub use monitor::{Monitor, Target};

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::facts::{Facts, NodeFacts, Program};
+use super::facts::{ArbiterFacts, Facts, NodeFacts, Program};
 use super::monitor::Kind;
 use super::resource::Mode;
 use super::*;
@@ -393,7 +393,14 @@ fn an_arbiter_is_a_third_machine() {
     .unwrap_or_else(|error| panic!("{error}"));
     // Its addresses are known from the nodes' own configuration.
     let mut facts = facts();
-    let arbiters = BTreeMap::from([("gamma".to_owned(), vec!["10.0.0.2:7790".to_owned()])]);
+    let found = |place: &str, prefix: Option<&str>| {
+        let arbiter = ArbiterFacts {
+            places: vec![place.to_owned()],
+            prefix: prefix.map(str::to_owned),
+        };
+        BTreeMap::from([("gamma".to_owned(), arbiter)])
+    };
+    let arbiters = found("10.0.0.2:7790", None);
     facts.nodes.entry("alpha".to_owned()).or_default().arbiters = Some(arbiters);
     told(
         &refused_with(&small(""), &facts),
@@ -405,12 +412,7 @@ fn an_arbiter_is_a_third_machine() {
         &["node alpha has no [arbiter.gamma]"],
     );
     // What it is, and where an etcd is, too.
-    let at = |place: &str| {
-        Some(BTreeMap::from([(
-            "gamma".to_owned(),
-            vec![place.to_owned()],
-        )]))
-    };
+    let at = |place: &str| Some(found(place, Some("/kagami")));
     facts.nodes.entry("alpha".to_owned()).or_default().arbiters = at("https://10.0.0.3:2379");
     told(
         &refused_with(&small(""), &facts),
@@ -424,6 +426,17 @@ fn an_arbiter_is_a_third_machine() {
         &refused_with(&named, &facts),
         &["name: https://10.0.0.2:2379 is an address of node beta"],
     );
+    facts.nodes.entry("alpha".to_owned()).or_default().arbiters = at("https://10.0.0.3:2379");
+    let other = Some(found("https://10.0.0.4:2379", Some("/other")));
+    facts.nodes.entry("beta".to_owned()).or_default().arbiters = other;
+    told(
+        &refused_with(&named, &facts),
+        &["the prefix of [arbiter.gamma] is /kagami on node alpha and /other on node beta"],
+    );
+    // Other members of the same etcd are the same etcd.
+    facts.nodes.entry("beta".to_owned()).or_default().arbiters = at("https://10.0.0.4:2379");
+    Cluster::parse_with(Path::new("cluster.toml"), &named, &facts)
+        .unwrap_or_else(|error| panic!("{error}"));
 }
 
 #[test]

@@ -293,11 +293,28 @@ impl Client {
                     return;
                 };
                 if let Want::Arm { watched, .. } = asked.want {
-                    self.armed.insert(watched.group.clone(), watched);
+                    self.has_armed(id, watched);
                 }
                 let _ = asked.answer.send(stopping);
             }
         }
+    }
+}
+
+impl Client {
+    /// The guard has done what was asked with this number. What was asked after it, and is not answered yet, counts too.
+    fn has_armed(&mut self, id: u64, mut watched: Watched) {
+        for later in self.waiting.range(id..).map(|(_, asked)| &asked.want) {
+            match later {
+                // A guard that is started now would watch what nobody will take off it.
+                Want::Disarm(group) if *group == watched.group => return,
+                Want::Extend { group, ends_ms } if *group == watched.group => {
+                    watched.lease_ends_ms = Some(*ends_ms);
+                }
+                _ => {}
+            }
+        }
+        self.armed.insert(watched.group.clone(), watched);
     }
 }
 

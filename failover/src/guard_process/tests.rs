@@ -281,6 +281,54 @@ async fn a_guard_that_has_died_is_replaced_and_knows_what_to_watch() {
     assert_eq!(lost.recv().await.as_deref(), Some("g"));
 }
 
+fn leased(group: &str, ends: Time) -> Watched {
+    Watched {
+        group: group.to_owned(),
+        mirrors: Vec::new(),
+        lease_ends_ms: Some(ends.0),
+        ..watched(LONG, LONG)
+    }
+}
+
+#[tokio::test]
+async fn a_group_that_was_given_up_before_it_was_armed_is_not_watched_by_the_next_guard() {
+    let mut scene = Scene::new();
+    let (guards, _lost) = scene.guards();
+    // Both are on their way before the guard answers either.
+    let armed = guards.begin_arm(&leased("g", clock::now().after(LONG)));
+    guards.begin_disarm("g");
+    assert_eq!(armed.await, Armed::Watching);
+    scene.does(&["thaw", "rest"]).await;
+    scene.kill_guard().await;
+    scene.start_guard();
+    // Alone, this one's end is the end of all that it watches.
+    let other = leased("h", clock::now().after(LONG));
+    assert_eq!(guards.arm(&other).await, Armed::Watching);
+    guards.disarm("h").await;
+    scene.does(&["thaw", "rest"]).await;
+}
+
+#[tokio::test]
+async fn the_next_guard_knows_an_end_that_was_told_before_the_first_one_answered() {
+    let mut scene = Scene::new();
+    let (guards, _lost) = scene.guards();
+    let first = clock::now().after(2000);
+    let armed = guards.begin_arm(&leased("g", first));
+    guards.extend("g", first.after(LONG));
+    assert_eq!(armed.await, Armed::Watching);
+    scene.kill_guard().await;
+    while clock::now() < first {
+        tokio::time::sleep(Duration::from_millis(first.since(clock::now()))).await;
+    }
+    scene.start_guard();
+    guards.arm(&leased("h", clock::now().after(LONG))).await;
+    guards.disarm("h").await;
+    // Its lease runs on: nothing is frozen.
+    scene.does(&["thaw"]).await;
+    guards.disarm("g").await;
+    scene.does(&["thaw", "rest"]).await;
+}
+
 struct Kept {
     keeper: Keeper,
     inputs: Inputs,

@@ -7,15 +7,21 @@
 //! register is renewed only now and then, so losing the arbiter alone changes nothing; when they
 //! stop, it is renewed every quarter of the length, so losing the other node alone changes nothing.
 //!
+//! The nodes may count by different revisions of the configuration, so each tells how long its leases are, in its
+//! questions and in its record, and the other one waits for as long.
+//!
 //! What keeps two nodes apart (docs/failover-design.md has the argument):
 //!
 //! - *Promise-voids*: a promise is given only by a node that holds nothing and asks for nothing, and
 //!   whatever it had asked before counts for nothing from then on.
-//! - *Waits-out*: a node that has promised writes its own record only after [`Terms::wait`].
-//! - *Seen-still*: it writes over the other node's record only if that has not changed for as long.
+//! - *Waits-out*: a node that has promised writes its own record only after [`Terms::wait_for`] the
+//!   lease that it was asked for.
+//! - *Seen-still*: it writes over the other node's record only if that has not changed for as long
+//!   as the record's own lease asks for.
+//! - *Agreed-register*: it does either only in the register that both nodes have agreed on ([`agreed`]).
 //! - *Marked-first*: that this node holds the right is on its disk before anything is told of it, and
-//!   that it may have promised is there before the first promise. So a manager that starts again
-//!   knows whether it must wait.
+//!   that it may have promised is there before the first promise; so is how long the longest of these leases
+//!   is, and which register both nodes have agreed on. So a manager that starts again, maybe with shorter leases, knows whether it must wait, and how long.
 //!
 //! Left to others: the wire, the files and the guard ([`super::tenancy`]).
 
@@ -26,10 +32,15 @@ use crate::planted::{Defect, planted};
 
 use super::register::{Id, Record};
 
+use lengths::too_long;
+
+mod agreed;
+mod lengths;
 mod seek;
 mod words;
 
-pub use words::{Action, Actions, Before, Event, Mark, Said, Terms, Word};
+pub(crate) use words::LONGEST;
+pub use words::{Action, Actions, Before, Event, Kept, Left, Mark, Question, Said, Terms, Word};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -50,8 +61,8 @@ enum Phase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Guard {
     Away,
-    /// It was asked to.
-    Asked,
+    /// It was asked to, with this attempt.
+    Asked(u64),
     There,
 }
 
@@ -78,20 +89,32 @@ pub struct Lease {
     me: Node,
     phase: Phase,
     /// What is on the disk; `None`: of an earlier boot, or unreadable: it stands for neither.
-    mark: Option<Mark>,
-    writing: Option<Mark>,
+    kept: Option<Kept>,
+    writing: Option<Kept>,
     /// The mark is to become [`Mark::Free`].
     to_free: bool,
     guard: Guard,
     /// What the guard was told last.
     told: Time,
-    promised: Option<Time>,
+    /// Until when this node is bound by its promises, by the length of the lease that was asked for.
+    promised: BTreeMap<u64, Time>,
     /// Something that an earlier manager started may be active until then.
     quiet_until: Time,
+    /// The longest lease that an earlier manager counted.
+    earlier: u64,
     /// An earlier manager's group may run here, under a guard that is not this one's to end.
     may_run: bool,
     by_promise: Time,
     by_register: Time,
+    /// The register that both nodes have agreed on.
+    agreed: Option<u64>,
+    /// As the disk has it.
+    recorded: Option<u64>,
+    /// This node's record in another one, which counts when that is agreed on: its instance, and the lease's end.
+    not_agreed: Option<(u64, Time)>,
+    /// The other node asks this register, and not what this one had seen then.
+    differs: Option<(u64, Time)>,
+    said_apart: bool,
     known: Option<Known>,
     asked: Option<Asked>,
     /// Nothing is asked of the arbiter before: it was silent.
@@ -104,7 +127,8 @@ pub struct Lease {
     next_question: Time,
     /// When the other node asked last.
     heard: Option<Time>,
-    waiting: Vec<(u64, bool)>,
+    /// The other node's newest question, if its answer waits for the disk.
+    waiting: Option<(u64, Question)>,
     number: u64,
     answers: Option<bool>,
     why_arbiter: String,
@@ -112,42 +136,63 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// A lease of which nothing is held. `seed`: drawn anew for each life of a manager, so that
-    /// nothing of an earlier one is taken for its own.
+    /// A lease of which nothing is held. `left`: what an earlier manager left. `seed`: drawn anew for each
+    /// life of a manager, so that nothing of an earlier one is taken for its own.
     pub fn new(
         terms: Terms,
         nodes: [String; 2],
         me: Node,
-        before: Before,
+        left: Left,
         seed: u64,
         now: Time,
     ) -> Self {
+        let Left {
+            before,
+            length,
+            instance,
+        } = left;
         let held = matches!(before, Before::Held | Before::HeldBeforeBoot);
         let running = matches!(before, Before::Held | Before::Unknown);
-        let forgets = planted(Defect::PromiseForgotten);
+        let earlier = if planted(Defect::LengthForgotten) {
+            terms.length
+        } else {
+            length.max(terms.length)
+        };
+        let over = now.after(terms.wait_for(earlier));
+        let mut promised = BTreeMap::new();
+        if !held && !planted(Defect::PromiseForgotten) {
+            promised.insert(earlier, over);
+        }
+        let kept = |mark| Kept {
+            mark,
+            length,
+            instance,
+        };
         Self {
             terms,
             nodes,
             me,
             phase: Phase::Idle,
-            mark: match before {
-                Before::Held => Some(Mark::Held),
-                Before::Free => Some(Mark::Free),
+            kept: match before {
+                Before::Held => Some(kept(Mark::Held)),
+                Before::Free => Some(kept(Mark::Free)),
                 Before::HeldBeforeBoot | Before::Unknown => None,
             },
             writing: None,
             to_free: false,
             guard: Guard::Away,
             told: Time(0),
-            promised: (!held && !forgets).then_some(now),
-            quiet_until: if running {
-                now.after(terms.wait())
-            } else {
-                now
-            },
+            promised,
+            quiet_until: if running { over } else { now },
+            earlier,
             may_run: running,
             by_promise: Time(0),
             by_register: Time(0),
+            agreed: instance,
+            recorded: instance,
+            not_agreed: None,
+            differs: None,
+            said_apart: false,
             known: None,
             asked: None,
             again: now,
@@ -156,7 +201,7 @@ impl Lease {
             questions: BTreeMap::new(),
             next_question: now,
             heard: None,
-            waiting: Vec::new(),
+            waiting: None,
             number: seed,
             answers: None,
             why_arbiter: "it was not asked yet".to_owned(),
@@ -206,15 +251,18 @@ impl Lease {
             Event::Release => self.give_up(now, true, out),
             Event::Stopped => self.give_up(now, false, out),
             Event::Lost => {
-                if matches!(self.phase, Phase::Asking(_) | Phase::Held | Phase::Ended) {
+                if self.wants() {
                     self.lose(out);
+                } else if !self.may_run && self.phase != Phase::Stopping {
+                    // Nothing of the group runs here: a guard that stops it resets the node in the end.
+                    out.push(Action::Disarm);
                 }
             }
-            Event::Guarded { stopping } => self.on_guarded(stopping, out),
+            Event::Guarded { attempt, stopping } => self.on_guarded(attempt, stopping, out),
             Event::Marked => self.on_marked(now, out),
             Event::Arbiter { attempt, said } => self.on_arbiter(now, attempt, said, out),
             Event::Peer { nonce, word } => self.on_peer(now, nonce, word, out),
-            Event::Question { token, held } => self.on_question(now, token, held, out),
+            Event::Question { token, question } => self.on_question(now, token, question, out),
             Event::Timer => {}
         }
         self.settle(now, out);
@@ -267,6 +315,7 @@ impl Lease {
     /// Nothing is held any more, and nothing that was asked brings anything.
     fn void(&mut self) {
         (self.by_promise, self.by_register) = (Time(0), Time(0));
+        self.not_agreed = None;
         self.questions.clear();
         self.written = None;
         let gives_up = |asked: &Asked| {
@@ -287,8 +336,8 @@ impl Lease {
         self.phase = Phase::Releasing(now.after(self.terms.length / 2), tell);
     }
 
-    fn on_guarded(&mut self, stopping: bool, out: &mut Actions) {
-        if self.guard != Guard::Asked || !matches!(self.phase, Phase::Asking(_)) {
+    fn on_guarded(&mut self, attempt: u64, stopping: bool, out: &mut Actions) {
+        if self.guard != Guard::Asked(attempt) || !matches!(self.phase, Phase::Asking(_)) {
             return;
         }
         if stopping {
@@ -300,14 +349,15 @@ impl Lease {
     }
 
     fn on_marked(&mut self, now: Time, out: &mut Actions) {
-        let Some(mark) = self.writing.take() else {
+        let Some(kept) = self.writing.take() else {
             return;
         };
-        self.mark = Some(mark);
-        if mark == Mark::Free {
+        self.kept = Some(kept);
+        self.recorded = kept.instance;
+        if kept.mark == Mark::Free {
             self.to_free = false;
-            for (token, held) in std::mem::take(&mut self.waiting) {
-                self.on_question(now, token, held, out);
+            if let Some((token, question)) = self.waiting.take() {
+                self.on_question(now, token, question, out);
             }
         }
     }
@@ -325,10 +375,11 @@ impl Lease {
                     since: now,
                 });
                 if mine && self.wants() {
-                    self.by_register = self.by_register.max(self.lease_from(now, asked.sent));
+                    self.on_recorded(now, id.instance, self.lease_from(now, asked.sent));
                     self.written = Some(asked.sent);
                 }
                 self.looked = Some(now);
+                self.on_looked(asked.sent, out);
             }
             (Said::Swapped, None) => {
                 self.why_arbiter = "it answered another question".to_owned();
@@ -337,6 +388,7 @@ impl Lease {
             (Said::Found(found), _) => {
                 self.looked = Some(now);
                 self.observe(now, found, out);
+                self.on_looked(asked.sent, out);
             }
             (Said::Silent(why), _) => {
                 self.why_arbiter = why;
@@ -380,22 +432,30 @@ impl Lease {
             return;
         };
         match word {
-            Word::Promised if self.wants() => {
+            Word::Promised { instance } if self.wants() => {
+                // What was asked before brings no longer lease, and may be about another register.
+                self.questions.retain(|_, other| *other >= sent);
+                self.on_agreed(instance);
                 self.by_promise = self.by_promise.max(self.lease_from(now, sent));
             }
             Word::Holds if matches!(self.phase, Phase::Asking(_)) && self.ends() <= now => {
                 let why = format!("node {} holds it", self.name(1 - self.me));
                 self.refuse(why, out);
             }
-            Word::Promised | Word::Holds => {}
+            Word::Promised { .. } | Word::Holds => {}
             Word::Asks => "it asks for the right itself".clone_into(&mut self.why_peer),
             Word::Busy => "something may be active there still".clone_into(&mut self.why_peer),
             Word::Silent(why) => self.why_peer = why,
         }
     }
 
-    fn on_question(&mut self, now: Time, token: u64, held: bool, out: &mut Actions) {
+    fn on_question(&mut self, now: Time, token: u64, question: Question, out: &mut Actions) {
         self.heard = Some(now);
+        let Question {
+            held,
+            length,
+            instance,
+        } = question;
         let word = match self.phase {
             Phase::Held | Phase::Ended => Some(Word::Holds),
             Phase::Stopping => Some(Word::Busy),
@@ -415,20 +475,23 @@ impl Lease {
             Phase::Asking(_) => Some(Word::Asks),
             Phase::Idle | Phase::Releasing(..) => None,
         };
+        let word = word.or_else(|| too_long(length));
+        let word = word.or_else(|| self.agree_with(now, instance));
         if let Some(word) = word {
             out.push(Action::Answer { token, word });
-        } else if self.mark == Some(Mark::Free) && self.writing.is_none() {
+        } else if self.may_promise(length) {
             // Promise-voids.
             if !planted(Defect::PromiseWhileAsking) {
                 self.void();
             }
-            self.promised = Some(now);
-            let word = Word::Promised;
+            self.promise(now, length);
+            let instance = self.agreed;
+            let word = Word::Promised { instance };
             out.push(Action::Answer { token, word });
         } else {
             // Marked-first.
             self.to_free = true;
-            self.waiting.push((token, held));
+            self.waiting = Some((token, question));
         }
     }
 
@@ -436,24 +499,25 @@ impl Lease {
     /// seen first.
     fn may_swap_from(&self) -> Option<Time> {
         let known = self.known.as_ref()?;
-        let wait = self.terms.wait();
+        // Agreed-register.
+        let of = known.found.as_ref().map(|(id, _)| id.instance);
+        if !of.is_some_and(|of| self.is_agreed(of)) && !planted(Defect::AnyRegister) {
+            return None;
+        }
         // Waits-out.
-        let promised = match self.promised {
-            Some(at) if !planted(Defect::PromiseIgnored) => at.after(wait),
-            _ => Time(0),
+        let promised = self.promised.values().max().copied();
+        let promised = promised.filter(|_| !planted(Defect::PromiseIgnored));
+        let still_for = match &known.found {
+            Some((_, record)) if record.holder.is_none() || self.is_mine(record) => None,
+            Some((_, record)) if !planted(Defect::RecordLengthIgnored) => {
+                Some(record.length.max(self.terms.length))
+            }
+            Some(_) | None => Some(self.terms.length),
         };
-        let mine_or_free = match &known.found {
-            Some((_, record)) => record.holder.is_none() || self.is_mine(record),
-            // It may have been deleted under a holder.
-            None => false,
-        };
-        let seen = if mine_or_free || planted(Defect::RenewalIgnored) {
-            Time(0)
-        } else {
-            // Seen-still.
-            known.since.after(wait)
-        };
-        Some(promised.max(seen))
+        // Seen-still.
+        let still_for = still_for.filter(|_| !planted(Defect::RenewalIgnored));
+        let seen = still_for.map(|length| known.since.after(self.terms.wait_for(length)));
+        Some(promised.max(seen).unwrap_or(Time(0)))
     }
 
     fn may_swap(&self, now: Time) -> bool {
@@ -466,28 +530,29 @@ impl Lease {
     fn settle(&mut self, now: Time, out: &mut Actions) {
         let length = self.terms.length;
         self.questions.retain(|_, sent| now.since(*sent) < length);
+        self.promised.retain(|_, until| now < *until);
         let ends = self.ends();
         match self.phase {
             Phase::Asking(_) if now < ends => {
-                if self.mark == Some(Mark::Held) && self.writing.is_none() {
+                if self.is_kept(Mark::Held) {
                     match self.guard {
                         Guard::There => {
                             self.phase = Phase::Held;
                             out.push(Action::Tell(Right::Granted));
                         }
                         Guard::Away => {
-                            self.guard = Guard::Asked;
+                            let attempt = self.next_number();
+                            self.guard = Guard::Asked(attempt);
                             self.told = ends;
-                            out.push(Action::Arm(ends));
+                            out.push(Action::Arm { attempt, ends });
                         }
-                        Guard::Asked => {}
+                        Guard::Asked(_) => {}
                     }
                 } else if self.writing.is_none() {
-                    self.writing = Some(Mark::Held);
-                    out.push(Action::Mark(Mark::Held));
+                    self.write(now, Mark::Held, out);
                 }
             }
-            Phase::Asking(since) if now.since(since) >= self.terms.wait() + length => {
+            Phase::Asking(since) if now.since(since) >= self.patience() => {
                 let why = self.why_not();
                 self.refuse(why, out);
             }
@@ -514,25 +579,31 @@ impl Lease {
             self.told = self.ends();
             out.push(Action::Extend(self.told));
         }
-        let frees = self.to_free && matches!(self.phase, Phase::Idle | Phase::Releasing(..));
-        if frees && self.writing.is_none() {
-            if self.mark == Some(Mark::Free) {
-                self.to_free = false;
+        let free = matches!(self.phase, Phase::Idle | Phase::Releasing(..));
+        let frees = free && self.to_free;
+        if free && self.writing.is_none() {
+            if frees && !self.is_kept_for(Mark::Free, self.length_to_keep(now)) {
+                self.write(now, Mark::Free, out);
             } else {
-                self.writing = Some(Mark::Free);
-                out.push(Action::Mark(Mark::Free));
+                self.to_free = false;
             }
         }
-        if !self.waiting.is_empty() && !frees && self.writing.is_none() {
-            for (token, held) in std::mem::take(&mut self.waiting) {
-                self.on_question(now, token, held, out);
-            }
+        self.keep_up(now, out);
+        if !frees
+            && self.writing.is_none()
+            && let Some((token, question)) = self.waiting.take()
+        {
+            self.on_question(now, token, question, out);
         }
     }
 
     fn why_not(&self) -> String {
         let other = self.name(1 - self.me);
         let why = match (self.answers, self.record().and_then(|r| r.holder.as_ref())) {
+            (Some(true), _) if self.may_swap_from().is_none() => {
+                "the register at the arbiter is new: it counts when both nodes have agreed on it"
+                    .to_owned()
+            }
             (Some(true), Some(holder)) => format!("the register names node {holder}"),
             (Some(true), None) => "the register names nobody, and could not be written".to_owned(),
             _ => format!("the arbiter does not answer: {}", self.why_arbiter),

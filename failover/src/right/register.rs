@@ -4,20 +4,23 @@
 //! needs to keep it. The content, little-endian, means nothing to the arbiter:
 //!
 //! ```text
-//!   0         1                 9            10
-//!   | version | run number: u64 | n: 0 to 255 | the holder's name: n bytes of UTF-8 |
+//!   0         1                 9                   13            14
+//!   | version | run number: u64 | lease in ms: u32  | n: 0 to 255 | the holder's name: n bytes of UTF-8 |
 //! ```
 //!
 //! The version is [`VERSION`], which no mirror's register has. No name: nobody holds the right. The
-//! run number is raised each time that a node takes the right which another one, or nobody, had.
+//! run number is raised each time that a node takes the right which another one, or nobody, had. The lease is how long
+//! the holder counts its record, or what runs there still: whoever waits waits for as long.
 
 use std::fmt;
 
 use crate::config::Cluster;
 use crate::place::Pending;
 
+use super::lease::LONGEST;
+
 /// The content of a group's register; a mirror's begins with 1.
-pub const VERSION: u8 = 16;
+pub const VERSION: u8 = 17;
 
 /// Which state of a register; each change has a higher seq.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +38,8 @@ pub struct Record {
     pub holder: Option<String>,
     /// How often the right was taken.
     pub run: u64,
+    /// How long the holder's lease is, in milliseconds.
+    pub length: u64,
 }
 
 /// A content that this build can't read. It is never overwritten.
@@ -51,14 +56,16 @@ pub enum ContentFault {
 /// The bytes of a record.
 ///
 /// # Panics
-/// On a node's name of more than 255 bytes, which no configuration has.
+/// On a node's name of more than 255 bytes or a lease of more than [`LONGEST`], which no configuration has.
 pub fn encode(record: &Record) -> Vec<u8> {
     let name = record.holder.as_deref().unwrap_or("");
-    let length = u8::try_from(name.len()).expect("the configuration bounds names");
-    let mut out = Vec::with_capacity(10 + name.len());
+    let bytes = u8::try_from(name.len()).expect("the configuration bounds names");
+    let lease = u32::try_from(record.length).expect("a lease is bounded");
+    let mut out = Vec::with_capacity(14 + name.len());
     out.push(VERSION);
     out.extend(record.run.to_le_bytes());
-    out.push(length);
+    out.extend(lease.to_le_bytes());
+    out.push(bytes);
     out.extend(name.as_bytes());
     out
 }
@@ -77,10 +84,21 @@ pub fn decode(content: &[u8]) -> Result<Record, ContentFault> {
     let Some((run, rest)) = rest.split_first_chunk::<8>() else {
         return Err(ContentFault::Format("it ends within the run number"));
     };
-    let [length, name @ ..] = rest else {
+    let run = u64::from_le_bytes(*run);
+    if run == u64::MAX {
+        return Err(ContentFault::Format("no run comes after it"));
+    }
+    let Some((lease, rest)) = rest.split_first_chunk::<4>() else {
+        return Err(ContentFault::Format("it ends within the lease's length"));
+    };
+    let length = u64::from(u32::from_le_bytes(*lease));
+    if length > LONGEST {
+        return Err(ContentFault::Format("no lease is as long"));
+    }
+    let [bytes, name @ ..] = rest else {
         return Err(ContentFault::Format("it ends before the holder"));
     };
-    if name.len() != usize::from(*length) {
+    if name.len() != usize::from(*bytes) {
         return Err(ContentFault::Format("the holder's name has another length"));
     }
     let Ok(name) = std::str::from_utf8(name) else {
@@ -88,7 +106,8 @@ pub fn decode(content: &[u8]) -> Result<Record, ContentFault> {
     };
     Ok(Record {
         holder: (!name.is_empty()).then(|| name.to_owned()),
-        run: u64::from_le_bytes(*run),
+        run,
+        length,
     })
 }
 
@@ -153,9 +172,20 @@ mod tests {
     #[test]
     fn a_record_survives_and_a_part_of_it_does_not() {
         for holder in [None, Some("alpha".to_owned())] {
-            let record = Record { holder, run: 7 };
+            let (run, length) = (7, LONGEST);
+            let record = Record {
+                holder,
+                run,
+                length,
+            };
             let content = encode(&record);
             assert_eq!(decode(&content), Ok(record));
+            let mut endless = content.clone();
+            endless[12] = 1;
+            assert!(decode(&endless).is_err(), "a lease of half a year");
+            let mut last = content.clone();
+            last[1..9].fill(0xff);
+            assert!(decode(&last).is_err(), "a run that none can follow");
             for length in 0..content.len() {
                 assert!(decode(&content[..length]).is_err(), "{length}");
             }
@@ -168,7 +198,7 @@ mod tests {
     #[test]
     fn the_register_of_a_mirror_is_named_as_what_it_is() {
         assert_eq!(decode(&[1, 0, 1]), Err(ContentFault::Version(1)));
-        let no_text = [VERSION, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0xff];
+        let no_text = [VERSION, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0xff];
         assert!(matches!(decode(&no_text), Err(ContentFault::Format(_))));
     }
 

@@ -24,7 +24,7 @@ use crate::manager::Handle;
 
 use super::keeper::{ControlGroupOf, watched};
 use super::lease::{Action, Event, Lease, Said, Terms, Word};
-use super::mark;
+use super::mark::Marks;
 use super::register::{self, Content, Registers, Swap};
 
 /// A mark that could not be written is written again after this.
@@ -84,6 +84,7 @@ pub struct Tenancy {
     /// The place of each group's lease; `None`: it has mirrors.
     places: Vec<Option<usize>>,
     answers: Answers,
+    terms: Terms,
     task: AbortHandle,
 }
 
@@ -95,22 +96,33 @@ impl Drop for Tenancy {
 
 /// Answers the other manager's questions.
 #[derive(Clone, Debug)]
-pub struct Promises(mpsc::UnboundedSender<Input>);
+pub struct Promises {
+    inputs: mpsc::UnboundedSender<Input>,
+    /// Who asks gives the question up after this.
+    within: Duration,
+}
 
 impl Promises {
-    /// Answers a question, once this node's disk says what it must.
+    /// Answers a question, once this node's disk says what it must, or without a promise when it
+    /// does not.
     pub async fn answer(&self, ask: LeaseAsk) -> PeerAnswer {
         let nonce = ask.nonce;
         let (answer, answered) = oneshot::channel();
-        let _ = self.0.send(Input::Question(ask, answer));
-        let ended = || Word::Silent("its manager is ending".to_owned());
-        PeerAnswer::Lease(nonce, answered.await.unwrap_or_else(|_| ended()))
+        let _ = self.inputs.send(Input::Question(ask, answer));
+        let word = match timeout(self.within, answered).await {
+            Ok(Ok(word)) => word,
+            // A newer question has taken its place, or the manager ends.
+            Ok(Err(_)) => Word::Silent("its manager does not answer this any more".to_owned()),
+            Err(_) => Word::Silent("its disk does not take the mark".to_owned()),
+        };
+        PeerAnswer::Lease(nonce, word)
     }
 }
 
 struct Place {
     group: GroupId,
     register: u128,
+    marks: Marks,
     lease: Lease,
     /// Questions of the other manager, by their numbers.
     asked: BTreeMap<u64, oneshot::Sender<Word>>,
@@ -153,12 +165,13 @@ impl Tenancy {
                 continue;
             }
             let register = register::id(cluster, &config.name);
-            let before = mark::read(&outside.state, register, outside.boot);
-            let lease = Lease::new(terms, nodes.clone(), me, before, seed(), clock::now());
+            let (marks, left) = Marks::take_over(&outside.state, register, outside.boot);
+            let lease = Lease::new(terms, nodes.clone(), me, left, seed(), clock::now());
             places.push(Some(found.len()));
             found.push(Place {
                 group,
                 register,
+                marks,
                 lease,
                 asked: BTreeMap::new(),
             });
@@ -182,6 +195,7 @@ impl Tenancy {
             inputs,
             places,
             answers,
+            terms,
             task: tokio::spawn(task.run(queue)).abort_handle(),
         })
     }
@@ -200,7 +214,10 @@ impl Tenancy {
 
     /// What answers the other manager.
     pub fn promises(&self) -> Promises {
-        Promises(self.inputs.clone())
+        Promises {
+            inputs: self.inputs.clone(),
+            within: Duration::from_millis(self.terms.length / 2),
+        }
     }
 
     /// Whether the arbiter answers.
@@ -263,13 +280,13 @@ impl Task {
         };
         self.questions += 1;
         let token = self.questions;
-        let held = ask.held;
+        let question = ask.question;
         // Who gave the question up is not answered.
         self.places[place]
             .asked
             .retain(|_, asker| !asker.is_closed());
         self.places[place].asked.insert(token, answer);
-        self.handle(place, Event::Question { token, held });
+        self.handle(place, Event::Question { token, question });
     }
 
     fn handle(&mut self, place: usize, event: Event) {
@@ -324,10 +341,14 @@ impl Task {
                     say(Event::Arbiter { attempt, said });
                 });
             }
-            Action::Question { nonce, held } => {
+            Action::Question { nonce, question } => {
                 let channel = self.outside.channel.clone();
                 let group = name.clone();
-                let ask = PeerAsk::Lease(LeaseAsk { group, nonce, held });
+                let ask = PeerAsk::Lease(LeaseAsk {
+                    group,
+                    nonce,
+                    question,
+                });
                 tokio::spawn(async move {
                     let word = match channel.ask_everywhere(&ask, within).await {
                         Ok(PeerAnswer::Lease(of, word)) if of == nonce => word,
@@ -343,21 +364,21 @@ impl Task {
                     let _ = asker.send(word);
                 }
             }
-            Action::Mark(mark) => {
-                let (state, boot) = (self.outside.state.clone(), self.outside.boot);
+            Action::Mark(kept) => {
+                let marks = of.marks.clone();
                 let alert = self.mark_fails(group);
                 tokio::spawn(async move {
                     let mut told = false;
                     loop {
-                        let state = state.clone();
-                        let written = tokio::task::spawn_blocking(move || {
-                            mark::write(&state, register, boot, mark)
-                        });
+                        let marks = marks.clone();
+                        let written = tokio::task::spawn_blocking(move || marks.write(kept));
                         match written
                             .await
                             .unwrap_or_else(|e| Err(std::io::Error::other(e)))
                         {
-                            Ok(()) => break,
+                            Ok(true) => break,
+                            // A manager begins: this one's leases are no more.
+                            Ok(false) => return,
                             Err(error) if !std::mem::replace(&mut told, true) => alert(&error),
                             Err(_) => {}
                         }
@@ -366,7 +387,7 @@ impl Task {
                     say(Event::Marked);
                 });
             }
-            Action::Arm(ends) => {
+            Action::Arm { attempt, ends } => {
                 let watched = Watched {
                     lease_ends_ms: Some(ends.0),
                     ..watched(&self.cluster, group, &self.control_group)
@@ -374,11 +395,20 @@ impl Task {
                 let armed = self.guards.begin_arm(&watched);
                 tokio::spawn(async move {
                     let stopping = armed.await.is_stopping();
-                    say(Event::Guarded { stopping });
+                    say(Event::Guarded { attempt, stopping });
                 });
             }
             Action::Extend(ends) => self.guards.extend(name, ends),
             Action::Disarm => self.guards.begin_disarm(name),
+            Action::SayApart => self.handle.alert(Alert {
+                severity: Severity::Error,
+                object: Object::Group(name.clone()),
+                what: "the two nodes ask different registers: neither can take it over by the arbiter's word".to_owned(),
+                cause: format!(
+                    "compare [arbiter.{}] of both kagami.toml",
+                    self.cluster.arbiter.name.as_deref().unwrap_or("NAME")
+                ),
+            }),
             Action::Tell(change) => {
                 let node = &self.cluster.nodes[self.me];
                 tracing::debug!("group {name}: the right of node {node}: {change:?}");
@@ -407,8 +437,68 @@ fn found(content: Option<Content>) -> Said {
     let Some((id, bytes)) = content else {
         return Said::Found(None);
     };
+    if id.seq == u64::MAX {
+        return Said::Silent(
+            "the register can't be changed: no seq comes after its seq".to_owned(),
+        );
+    }
     match register::decode(&bytes) {
         Ok(record) => Said::Found(Some((id, record))),
         Err(fault) => Said::Silent(fault.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::right::lease::Question;
+    use crate::right::register::{Id, Record};
+
+    fn ask() -> LeaseAsk {
+        let question = Question {
+            held: false,
+            length: 3000,
+            instance: None,
+        };
+        LeaseAsk {
+            group: "web".to_owned(),
+            nonce: 7,
+            question,
+        }
+    }
+
+    fn silent(answer: PeerAnswer) -> String {
+        match answer {
+            PeerAnswer::Lease(7, Word::Silent(why)) => why,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_register_that_no_change_can_follow_is_not_used() {
+        let record = Record {
+            holder: None,
+            run: 1,
+            length: 3000,
+        };
+        let (instance, bytes) = (7, register::encode(&record));
+        let of = |seq| found(Some((Id { instance, seq }, bytes.clone())));
+        assert!(matches!(of(u64::MAX - 1), Said::Found(Some(_))));
+        assert!(matches!(of(u64::MAX), Said::Silent(_)));
+    }
+
+    #[tokio::test]
+    async fn a_question_that_waits_for_a_disk_is_answered_in_time() {
+        let (inputs, mut queue) = mpsc::unbounded_channel();
+        let within = Duration::from_millis(1);
+        let promises = Promises { inputs, within };
+        assert_eq!(
+            silent(promises.answer(ask()).await),
+            "its disk does not take the mark"
+        );
+        let Some(Input::Question(asked, answer)) = queue.recv().await else {
+            panic!("it was not asked");
+        };
+        assert!(asked.nonce == 7 && answer.is_closed(), "nobody waits");
     }
 }

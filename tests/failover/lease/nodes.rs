@@ -3,12 +3,16 @@
 use std::collections::BTreeMap;
 
 use kagami_failover::core::{Right, Time};
-use kagami_failover::right::lease::{Action, Actions, Before, Event, Lease, Mark, Said};
+use kagami_failover::right::lease::{
+    Action, Actions, Before, Event, Kept, Lease, Left, Mark, Said, Terms,
+};
+
+use kagami_failover::right::mark::{Life, Lives};
 
 use crate::failover::check::Violation;
 use crate::sim::rng::Rng;
 
-use super::world::{Change, Item, World};
+use super::world::{Change, Item, Profile, World};
 
 /// What the core is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,8 +44,13 @@ pub struct Node {
     pub life: u64,
     pub lease: Option<Lease>,
     pub timer: u64,
+    /// How long its leases are: its manager's revision of the configuration.
+    pub length: u64,
     /// The mark on its disk, and the boot that it is of.
-    pub mark: Option<(Mark, u64)>,
+    pub mark: Option<(Kept, u64)>,
+    lives: Lives,
+    /// Its manager's, as what writes the mark knows it.
+    writer: Life,
     pub wants: bool,
     pub core: Core,
     /// The group's processes are there.
@@ -56,8 +65,11 @@ pub struct Node {
 }
 
 impl Node {
-    pub fn new(rng: &mut Rng) -> Self {
+    pub fn new(rng: &mut Rng, length: u64) -> Self {
+        let lives = Lives::default();
         Self {
+            writer: lives.begin(),
+            lives,
             drift: rng.below(20_001) as i64 - 10_000,
             offset: rng.between(1_000_000, 9_000_000),
             up: false,
@@ -65,6 +77,7 @@ impl Node {
             life: 0,
             lease: None,
             timer: 0,
+            length,
             mark: None,
             wants: false,
             core: Core::Idle,
@@ -109,24 +122,40 @@ impl World {
 
     pub fn start_manager(&mut self, node: usize) -> Result<(), Violation> {
         let seed = self.rng.next_u64() >> 1;
-        let terms = self.terms;
+        if self.profile == Profile::Everything && self.rng.one_in(3) {
+            // It begins with another revision of the configuration.
+            self.nodes[node].length = self.lengths[usize::from(self.rng.coin())];
+        }
+        if self.apart && !self.calm {
+            // And with another arbiter, or prefix.
+            self.asks[node] = usize::from(self.rng.coin());
+        }
         let now = self.now;
+        let margin = self.margin;
         let host = &mut self.nodes[node];
+        let length = host.length;
+        let terms = Terms { length, margin };
         host.life += 1;
         host.stops += 1;
         host.paused = false;
         host.inbox.clear();
+        host.writer = host.lives.begin();
         let before = match host.mark {
-            Some((Mark::Held, boot)) if boot == host.boot => Before::Held,
-            Some((Mark::Held, _)) => Before::HeldBeforeBoot,
+            Some((kept, boot)) if kept.mark == Mark::Held && boot == host.boot => Before::Held,
+            Some((kept, _)) if kept.mark == Mark::Held => Before::HeldBeforeBoot,
             _ => Before::Free,
         };
+        let left = Left {
+            before,
+            length: host.mark.map_or(0, |(kept, _)| kept.length),
+            instance: host.mark.and_then(|(kept, _)| kept.instance),
+        };
         let nodes = [name(0), name(1)];
-        let lease = Lease::new(terms, nodes, node, before, seed, host.clock(now));
+        let lease = Lease::new(terms, nodes, node, left, seed, host.clock(now));
         host.lease = Some(lease);
         host.core = Core::Idle;
         let life = host.life;
-        self.note(|| format!("{}: its manager starts: {before:?}", name(node)));
+        self.note(|| format!("{}: its manager starts: {left:?}, {terms:?}", name(node)));
         self.deliver(node, life, Event::Timer)?;
         self.upkeep(node)
     }
@@ -184,6 +213,27 @@ impl World {
         self.upkeep(node)
     }
 
+    /// What a manager had under way to its disk, itself dead or alive.
+    pub fn marked(
+        &mut self,
+        node: usize,
+        (life, boot): (u64, u64),
+        writer: &Life,
+        kept: Kept,
+    ) -> Result<(), Violation> {
+        let host = &mut self.nodes[node];
+        if !host.up || host.boot != boot {
+            return Ok(());
+        }
+        if writer
+            .carry_out(|| host.mark = Some((kept, boot)))
+            .is_none()
+        {
+            return Ok(());
+        }
+        self.deliver(node, life, Event::Marked)
+    }
+
     /// Something for a manager.
     pub fn deliver(&mut self, node: usize, life: u64, event: Event) -> Result<(), Violation> {
         let host = &mut self.nodes[node];
@@ -225,33 +275,50 @@ impl World {
                     expect,
                     new,
                 } => self.ask_arbiter(node, attempt, Some((expect, new))),
-                Action::Question { nonce, held } => {
+                Action::Question { nonce, question } => {
                     if self.link[node] && self.nodes[1 - node].up {
                         let item = Item::Asked {
                             to: 1 - node,
                             from_life: life,
                             nonce,
-                            held,
+                            question,
                         };
                         let delay = self.travel();
                         if self.rng.one_in(50) {
-                            let late = self.rng.between(1, 3 * self.terms.length);
+                            let late = self.rng.between(1, 3 * self.longest);
                             self.later(late, item.clone());
                         }
                         self.later(delay, item);
                     }
                 }
                 Action::Answer { token, word } => self.answer(node, token, word),
-                Action::Mark(mark) => {
-                    let delay = self.rng.between(1, 40);
-                    self.later(delay, Item::Marked { node, life, mark });
+                Action::Mark(kept) => {
+                    let slow = self.profile == Profile::Everything && self.rng.one_in(20);
+                    let delay = self.rng.between(1, if slow { 8000 } else { 40 });
+                    let host = &self.nodes[node];
+                    let (boot, writer) = (host.boot, host.writer.clone());
+                    let item = Item::Marked {
+                        node,
+                        life,
+                        boot,
+                        writer,
+                        kept,
+                    };
+                    self.later(delay, item);
                 }
-                Action::Arm(until) => {
+                Action::Arm { attempt, ends } => {
                     let delay = self.rng.between(1, 20);
-                    self.later(delay, Item::Guarded { node, life, until });
+                    let item = Item::Guarded {
+                        node,
+                        life,
+                        attempt,
+                        until: ends,
+                    };
+                    self.later(delay, item);
                 }
                 Action::Extend(until) => self.extend(node, until),
                 Action::Disarm => self.nodes[node].guard = None,
+                Action::SayApart => {}
                 Action::Tell(change) => self.told(node, &change)?,
             }
         }
@@ -275,11 +342,16 @@ impl World {
         // If there was an answer before, this one is to nothing.
         let said = Said::Silent("no answer in time".to_owned());
         let event = Event::Arbiter { attempt, said };
-        let timeout = self.terms.length / 2;
+        let timeout = self.nodes[node].length / 2;
         self.later(timeout, Item::Deliver { node, life, event });
     }
 
-    pub fn guarded(&mut self, node: usize, life: u64, until: Time) -> Result<(), Violation> {
+    pub fn guarded(
+        &mut self,
+        node: usize,
+        (life, attempt): (u64, u64),
+        until: Time,
+    ) -> Result<(), Violation> {
         if !self.nodes[node].up || life != self.nodes[node].life {
             return Ok(());
         }
@@ -292,11 +364,11 @@ impl World {
             });
             self.extend(node, until);
         }
-        self.deliver(node, life, Event::Guarded { stopping })
+        self.deliver(node, life, Event::Guarded { attempt, stopping })
     }
 
     fn extend(&mut self, node: usize, until: Time) {
-        let margin = self.terms.margin;
+        let margin = self.margin;
         let now = self.now;
         let host = &mut self.nodes[node];
         let clock = host.clock(now);
@@ -317,7 +389,7 @@ impl World {
     pub fn look_all(&mut self) {
         for node in 0..2 {
             let clock = self.nodes[node].clock(self.now);
-            let margin = self.terms.margin;
+            let margin = self.margin;
             let Some(watch) = &mut self.nodes[node].guard else {
                 continue;
             };

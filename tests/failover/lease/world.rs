@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use kagami_failover::core::Time;
-use kagami_failover::right::lease::{Event, Mark, Said, Terms, Word};
+use kagami_failover::right::lease::{Event, Kept, Question, Said, Terms, Word};
+use kagami_failover::right::mark::Life;
 use kagami_failover::right::register::{Id, Record};
 
 use crate::failover::check::Violation;
@@ -51,16 +52,19 @@ pub enum Item {
         to: usize,
         from_life: u64,
         nonce: u64,
-        held: bool,
+        question: Question,
     },
     Marked {
         node: usize,
         life: u64,
-        mark: Mark,
+        boot: u64,
+        writer: Life,
+        kept: Kept,
     },
     Guarded {
         node: usize,
         life: u64,
+        attempt: u64,
         until: Time,
     },
     /// A guard looks: both do before each step.
@@ -100,12 +104,20 @@ pub enum Item {
 pub struct World {
     pub rng: Rng,
     pub profile: Profile,
-    pub terms: Terms,
+    /// How long leases are by the revisions of the configuration that there are.
+    pub lengths: [u64; 2],
+    pub longest: u64,
+    pub margin: u64,
     pub now: u64,
     queue: BTreeMap<(u64, u64), Item>,
     next: u64,
     pub nodes: [Node; 2],
-    pub register: Option<(Id, Record)>,
+    /// There is one, unless the nodes' configurations differ: then there are two.
+    pub registers: [Option<(Id, Record)>; 2],
+    /// Which of them a node asks.
+    pub asks: [usize; 2],
+    /// Configurations may differ.
+    pub apart: bool,
     pub arbiter_up: bool,
     pub reach: [bool; 2],
     /// What a node says arrives at the other one.
@@ -129,19 +141,30 @@ impl World {
             1 => Profile::OnlyPeer,
             _ => Profile::Everything,
         };
-        let terms = Terms {
-            length: rng.between(3000, 10_000),
-            margin: rng.between(100, 600),
+        let length = rng.between(3000, 10_000);
+        let other = match rng.below(3) {
+            0 => rng.between(3000, 20_000),
+            _ => length,
         };
-        let nodes = [0, 1].map(|_| Node::new(&mut rng));
+        let lengths = [length, other];
+        let longest = length.max(other);
+        let margin = rng.between(100, 600);
+        let nodes = [0, 1].map(|_| {
+            let length = lengths[usize::from(rng.coin())];
+            Node::new(&mut rng, length)
+        });
         let mut world = Self {
             profile,
-            terms,
+            lengths,
+            longest,
+            margin,
             now: 0,
             queue: BTreeMap::new(),
             next: 0,
             nodes,
-            register: None,
+            registers: [None, None],
+            asks: [0; 2],
+            apart: profile == Profile::Everything && rng.one_in(4),
             arbiter_up: true,
             reach: [true; 2],
             link: [true; 2],
@@ -156,7 +179,7 @@ impl World {
             trace: trace.then(Vec::new),
             rng,
         };
-        let shown = format!("seed {seed}: {profile:?}, {terms:?}");
+        let shown = format!("seed {seed}: {profile:?}, leases of {lengths:?}, margin {margin}");
         world.note(|| shown);
         for node in 0..2 {
             let delay = world.rng.below(3000);
@@ -168,11 +191,16 @@ impl World {
             world.nodes[0].wants = true;
         }
         // The first lease is there before anything breaks that must not be noticed.
-        let first = 4 * terms.wait();
+        let first = 4 * world.longest_wait();
         world.later(first, Item::Fault);
         let lasts = world.rng.between(60_000, 300_000);
         world.later(first + lasts, Item::Calm);
         world
+    }
+
+    fn longest_wait(&self) -> u64 {
+        let (length, margin) = (self.longest, self.margin);
+        Terms { length, margin }.wait()
     }
 
     pub fn note(&mut self, line: impl FnOnce() -> String) {
@@ -219,15 +247,21 @@ impl World {
                 to,
                 from_life,
                 nonce,
-                held,
-            } => return self.asked(to, from_life, nonce, held),
-            Item::Marked { node, life, mark } => {
-                if life == self.nodes[node].life {
-                    self.nodes[node].mark = Some((mark, self.nodes[node].boot));
-                    return self.deliver(node, life, Event::Marked);
-                }
-            }
-            Item::Guarded { node, life, until } => return self.guarded(node, life, until),
+                question,
+            } => return self.asked(to, from_life, nonce, question),
+            Item::Marked {
+                node,
+                life,
+                boot,
+                writer,
+                kept,
+            } => return self.marked(node, (life, boot), &writer, kept),
+            Item::Guarded {
+                node,
+                life,
+                attempt,
+                until,
+            } => return self.guarded(node, (life, attempt), until),
             Item::Look => {}
             Item::Stopped { node, stop, lost } => return self.stopped(node, stop, lost),
             Item::AskAgain { node, life } => {
@@ -261,25 +295,22 @@ impl World {
             return usual;
         }
         match self.rng.below(30) {
-            0 => self.rng.between(20, 2 * self.terms.length),
+            0 => self.rng.between(20, 2 * self.longest),
             1..=3 => self.rng.between(20, 1000),
             _ => usual,
         }
     }
 
     fn arrive(&mut self, node: usize, life: u64, attempt: u64, change: Option<Change>) {
+        let asked = self.asks[node];
+        let found = self.registers[asked].clone();
         let said = match change {
-            None => Said::Found(self.register.clone()),
-            Some((expect, new)) => {
-                let found = self.register.as_ref().map(|(id, _)| *id);
-                if found == expect {
-                    self.note(|| format!("register: {}", new.1));
-                    self.register = Some(new);
-                    Said::Swapped
-                } else {
-                    Said::Found(self.register.clone())
-                }
+            Some((expect, new)) if found.as_ref().map(|(id, _)| *id) == expect => {
+                self.note(|| format!("register {asked}: {}", new.1));
+                self.registers[asked] = Some(new);
+                Said::Swapped
             }
+            None | Some(_) => Said::Found(found),
         };
         if self.arbiter_up && self.reach[node] {
             let delay = self.travel();
@@ -293,7 +324,7 @@ impl World {
         to: usize,
         from_life: u64,
         nonce: u64,
-        held: bool,
+        question: Question,
     ) -> Result<(), Violation> {
         let host = &mut self.nodes[to];
         if host.lease.is_none() {
@@ -303,7 +334,7 @@ impl World {
         let token = host.tokens;
         host.asked.insert(token, (from_life, nonce));
         let life = host.life;
-        self.deliver(to, life, Event::Question { token, held })
+        self.deliver(to, life, Event::Question { token, question })
     }
 
     /// A node's answer travels back.
@@ -321,7 +352,7 @@ impl World {
                 event,
             };
             if self.rng.one_in(50) {
-                let late = self.rng.between(1, 3 * self.terms.length);
+                let late = self.rng.between(1, 3 * self.longest);
                 self.later(late, item.clone());
             }
             self.later(delay, item);
@@ -362,7 +393,7 @@ impl World {
             self.rng.around(15_000)
         };
         let kind = match self.profile {
-            Profile::Everything => self.rng.weighted(&[4, 6, 3, 5, 4, 4, 5]),
+            Profile::Everything => self.rng.weighted(&[4, 6, 3, 5, 4, 4, 5, 1]),
             Profile::OnlyArbiter => self.rng.weighted(&[0, 0, 0, 0, 0, 5, 5]),
             Profile::OnlyPeer => self.rng.weighted(&[3, 3, 3, 5, 4, 0, 0]),
         };
@@ -391,10 +422,15 @@ impl World {
                 self.arbiter_up = false;
                 self.later(lasts, Item::HealArbiter);
             }
-            _ => {
+            6 => {
                 self.note(|| format!("arbiter: not reached from {node}"));
                 self.reach[node] = false;
                 self.later(lasts, Item::HealReach(node));
+            }
+            _ => {
+                let asked = self.asks[node];
+                self.note(|| format!("register {asked}: deleted"));
+                self.registers[asked] = None;
             }
         }
     }
@@ -405,13 +441,18 @@ impl World {
         self.arbiter_up = true;
         self.reach = [true; 2];
         self.link = [true; 2];
+        self.asks = [0; 2];
         let runs = self.rng.node();
         for node in 0..2 {
             self.nodes[node].wants = node == runs;
             let boot = self.nodes[node].boot;
             self.resume(node, boot)?;
         }
-        if self.rng.one_in(3) {
+        // Alone it may have the right only in the register that both had agreed on, and a node that has found
+        // another one meanwhile has given that up.
+        let instance = self.registers[0].as_ref().map(|(id, _)| id.instance);
+        let knows = |node: &Node| node.mark.is_some_and(|(kept, _)| kept.instance == instance);
+        if !self.apart && instance.is_some() && knows(&self.nodes[runs]) && self.rng.one_in(3) {
             self.crash_node(1 - runs);
             self.gone = Some(1 - runs);
         }
@@ -423,7 +464,7 @@ impl World {
             self.upkeep(node)?;
         }
         // One more question that was refused, and all waits after it.
-        self.later(6 * self.terms.wait() + 10_000, Item::End);
+        self.later(6 * self.longest_wait() + 10_000, Item::End);
         Ok(())
     }
 }

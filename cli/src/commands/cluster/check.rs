@@ -7,12 +7,14 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use kagami_failover::config::{Cluster, ConfigError, Facts, Network, NodeFacts, Program};
+use kagami_failover::config::{
+    ArbiterFacts, Cluster, ConfigError, Facts, Network, NodeFacts, Program,
+};
 use serde::Deserialize;
 use serde_json::json;
 
 use super::{Context, file, print_json, print_out};
-use crate::config::Config;
+use crate::config::{Arbiter, Config};
 use crate::exit::{DONE, Failure, Outcome, Status};
 
 /// Checks the file.
@@ -131,13 +133,20 @@ pub fn facts(config: &Config, cluster: &Cluster) -> Result<Facts, Failure> {
         mirrors: Some(config.mirrors.iter().map(|m| m.name.clone()).collect()),
         arbiters: Some(
             (config.arbiters.iter())
-                .map(|one| (one.name.clone(), one.places().to_vec()))
+                .map(|one| (one.name.clone(), arbiter(one)))
                 .collect(),
         ),
     };
     Ok(Facts {
         nodes: BTreeMap::from([(config.node.name.clone(), here)]),
     })
+}
+
+fn arbiter(arbiter: &Arbiter) -> ArbiterFacts {
+    ArbiterFacts {
+        places: arbiter.places().to_vec(),
+        prefix: arbiter.etcd.as_ref().map(|etcd| etcd.prefix.clone()),
+    }
 }
 
 fn program(path: &Path) -> Program {

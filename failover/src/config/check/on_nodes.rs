@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::{Check, host};
 use crate::config::cluster::{ArbiterKind, HeartbeatKind};
-use crate::config::facts::{Facts, Program};
+use crate::config::facts::{Facts, NodeFacts, Program};
 use crate::config::fault::choose;
 use crate::config::resource::Kind;
 
@@ -151,6 +151,27 @@ impl Check<'_> {
         }
     }
 
+    /// Both nodes look in the same place of it: two registers would grant to both.
+    fn arbiter_same(&mut self, name: &str, facts: &Facts) {
+        let of = |(node, known): (&String, &NodeFacts)| {
+            let found = known.arbiters.as_ref()?.get(name)?;
+            Some((node.clone(), found.prefix.clone()?))
+        };
+        let found: Vec<(String, String)> = facts.nodes.iter().filter_map(of).collect();
+        if let [(one, its), (other, theirs)] = &found[..]
+            && its != theirs
+        {
+            let what = format!(
+                "name: the prefix of [arbiter.{name}] is {its} on node {one} and {theirs} on node {other}: each would have a register of its own"
+            );
+            self.fault(
+                "arbiter",
+                what,
+                "write the same prefix into both kagami.toml",
+            );
+        }
+    }
+
     /// The arbiter's addresses are no addresses of the nodes.
     pub(super) fn arbiter_apart(&mut self, facts: &Facts) {
         let arbiter = &self.cluster.arbiter;
@@ -159,6 +180,9 @@ impl Check<'_> {
             .iter()
             .flat_map(|(node, f)| f.networks.iter().map(move |(_, n)| (n.address, node)))
             .collect();
+        if let Some(name) = &arbiter.name {
+            self.arbiter_same(name, facts);
+        }
         let mut told = BTreeSet::new();
         for (node, known) in &facts.nodes {
             let mut asked: Vec<(&str, &str)> = arbiter
@@ -168,7 +192,7 @@ impl Check<'_> {
                 .collect();
             if let (Some(name), Some(arbiters)) = (&arbiter.name, &known.arbiters) {
                 if let Some(its) = arbiters.get(name) {
-                    let is_etcd = its.iter().any(|place| place.contains("://"));
+                    let is_etcd = its.places.iter().any(|place| place.contains("://"));
                     if is_etcd != (arbiter.kind == ArbiterKind::Etcd) {
                         let (is, other) = if is_etcd {
                             ("an etcd", "etcd")
@@ -180,7 +204,7 @@ impl Check<'_> {
                         let next = format!("write kind = \"{other}\", or name another");
                         self.fault("arbiter", what, next);
                     }
-                    asked.extend(its.iter().map(|a| ("name", a.as_str())));
+                    asked.extend(its.places.iter().map(|a| ("name", a.as_str())));
                 } else {
                     let what =
                         format!("name: node {node} has no [arbiter.{name}] in its kagami.toml");

@@ -4,10 +4,10 @@ use crate::core::Time;
 use crate::planted::{Defect, planted};
 use crate::right::register::{Id, Record};
 
-use super::{Action, Actions, Asked, Lease, Mark, Phase};
+use super::{Action, Actions, Asked, Lease, Mark, Phase, Question};
 
 impl Lease {
-    fn next_number(&mut self) -> u64 {
+    pub(super) fn next_number(&mut self) -> u64 {
         self.number = self.number.wrapping_add(1);
         self.number
     }
@@ -15,12 +15,16 @@ impl Lease {
     /// Asks the other node and the arbiter what there is to be asked now.
     pub(super) fn seek(&mut self, now: Time, out: &mut Actions) {
         let step = self.terms.step();
-        if self.wants() && self.next_question <= now {
+        if self.wants() && self.next_question <= now && self.has_given_up() {
             self.next_question = now.after(step);
             let nonce = self.next_number();
             self.questions.insert(nonce, now);
-            let held = now < self.ends();
-            out.push(Action::Question { nonce, held });
+            let question = Question {
+                held: now < self.ends(),
+                length: self.told_length(now),
+                instance: self.told_instance(),
+            };
+            out.push(Action::Question { nonce, question });
         }
         // An answer that never came.
         let length = self.terms.length;
@@ -45,10 +49,7 @@ impl Lease {
         let mine = self.record().is_some_and(|record| self.is_mine(record));
         let nothing = match self.phase {
             Phase::Releasing(..) => true,
-            Phase::Idle => {
-                let free = self.mark == Some(Mark::Free) && self.writing.is_none();
-                free && self.quiet_until <= now
-            }
+            Phase::Idle => self.is_kept(Mark::Free) && self.quiet_until <= now,
             _ => false,
         };
         mine && nothing
@@ -90,6 +91,7 @@ impl Lease {
         let attempt = self.next_number();
         let found = self.known.as_ref().and_then(|known| known.found.clone());
         let expect = found.as_ref().map(|(id, _)| *id);
+        let length = self.told_length(now);
         let new = if let Some((id, before)) = &found {
             let goes_on = before.holder == holder;
             let id = Id {
@@ -98,10 +100,20 @@ impl Lease {
             };
             // A run is the time from one taking to the next.
             let run = before.run + u64::from(!goes_on && holder.is_some());
-            (id, Record { holder, run })
+            let record = Record {
+                holder,
+                run,
+                length,
+            };
+            (id, record)
         } else {
-            let instance = attempt;
-            (Id { instance, seq: 1 }, Record { holder, run: 1 })
+            let (instance, seq, run) = (attempt, 1, 1);
+            let record = Record {
+                holder,
+                run,
+                length,
+            };
+            (Id { instance, seq }, record)
         };
         self.asked = Some(Asked {
             attempt,

@@ -9,6 +9,10 @@ const TERMS: Terms = Terms {
     margin: 500,
 };
 
+/// The register that both nodes have agreed on.
+const AGREED: Option<u64> = Some(5);
+const PROMISED: Word = Word::Promised { instance: AGREED };
+
 /// One node, and all that it wants done.
 struct Scene {
     lease: Lease,
@@ -18,9 +22,13 @@ struct Scene {
 
 impl Scene {
     fn new(me: Node, before: Before) -> Self {
+        Self::after(me, left(before, TERMS.length))
+    }
+
+    fn after(me: Node, left: Left) -> Self {
         let nodes = ["a".to_owned(), "b".to_owned()];
         let now = 100_000;
-        let lease = Lease::new(TERMS, nodes, me, before, 1000, Time(now));
+        let lease = Lease::new(TERMS, nodes, me, left, 1000, Time(now));
         let out = Actions::new();
         Self { lease, now, out }
     }
@@ -48,29 +56,81 @@ impl Scene {
         self.tell(Event::Peer { nonce, word })
     }
 
+    /// The guard has done what it was asked last.
+    fn guarded(&mut self) -> Actions {
+        let Guard::Asked(attempt) = self.lease.guard else {
+            panic!("it was not asked");
+        };
+        let stopping = false;
+        self.tell(Event::Guarded { attempt, stopping })
+    }
+
     fn question(&mut self, held: bool) -> Actions {
-        self.tell(Event::Question { token: 7, held })
+        self.question_of(held, TERMS.length)
+    }
+
+    fn question_of(&mut self, held: bool, length: u64) -> Actions {
+        let instance = None;
+        let question = Question {
+            held,
+            length,
+            instance,
+        };
+        self.tell(Event::Question { token: 7, question })
     }
 
     /// The right is granted by a promise.
     fn granted(me: Node) -> Self {
         let mut scene = Self::new(me, Before::Free);
         scene.tell(Event::Ask);
-        scene.peer(Word::Promised);
+        scene.peer(PROMISED);
         scene.tell(Event::Marked);
-        let told = scene.tell(Event::Guarded { stopping: false });
+        let told = scene.guarded();
         assert!(told.contains(&Action::Tell(Right::Granted)), "{told:?}");
         scene
     }
 }
 
 fn record(seq: u64, holder: Option<&str>) -> Option<(Id, Record)> {
+    record_of(seq, holder, TERMS.length)
+}
+
+fn record_of(seq: u64, holder: Option<&str>, length: u64) -> Option<(Id, Record)> {
     let holder = holder.map(str::to_owned);
-    Some((Id { instance: 5, seq }, Record { holder, run: 1 }))
+    let (run, instance) = (1, 5);
+    let record = Record {
+        holder,
+        run,
+        length,
+    };
+    Some((Id { instance, seq }, record))
 }
 
 fn answer(word: Word) -> Action {
     Action::Answer { token: 7, word }
+}
+
+/// What an earlier manager left; both nodes had agreed on the register.
+fn left(before: Before, length: u64) -> Left {
+    let instance = AGREED;
+    Left {
+        before,
+        length,
+        instance,
+    }
+}
+
+fn kept(mark: Mark, length: u64) -> Kept {
+    let instance = AGREED;
+    Kept {
+        mark,
+        length,
+        instance,
+    }
+}
+
+fn marks(mark: Mark) -> Action {
+    Action::Mark(kept(mark, TERMS.length))
 }
 
 fn swaps(actions: &Actions) -> Option<(Option<Id>, (Id, Record))> {
@@ -94,17 +154,18 @@ fn a_promise_is_enough_and_is_acted_on_after_the_disk_and_the_guard_have_it() {
     assert!(
         matches!(
             asks[..],
-            [Action::Question { held: false, .. }, Action::Read { .. }]
+            [Action::Question { question, .. }, Action::Read { .. }] if !question.held
         ),
         "{asks:?}"
     );
     assert!(scene.arbiter(Said::Silent("down".to_owned())).is_empty());
     scene.now += 10;
-    assert_eq!(scene.peer(Word::Promised), [Action::Mark(Mark::Held)]);
+    assert_eq!(scene.peer(PROMISED), [marks(Mark::Held)]);
     // It counts from when it was asked for.
     let ends = Time(scene.now - 10 + TERMS.length);
-    assert_eq!(scene.tell(Event::Marked), [Action::Arm(ends)]);
-    let told = scene.tell(Event::Guarded { stopping: false });
+    let armed = scene.tell(Event::Marked);
+    assert!(matches!(armed[..], [Action::Arm { ends: told, .. }] if told == ends));
+    let told = scene.guarded();
     assert_eq!(told, [Action::Tell(Right::Granted)]);
     assert!(scene.lease.holds(Time(ends.0 - 1)) && !scene.lease.holds(ends));
 }
@@ -115,10 +176,10 @@ fn a_lease_that_was_slept_through_is_over_before_anything_else() {
     scene.wait(1000);
     // The process is stopped, and the answer waits for it.
     scene.now += TERMS.length;
-    let told = scene.peer(Word::Promised);
+    let told = scene.peer(PROMISED);
     assert!(told.contains(&Action::Tell(Right::LeaseEnded)), "{told:?}");
     // A question that is asked now renews it.
-    let told = scene.peer(Word::Promised);
+    let told = scene.peer(PROMISED);
     assert!(told.contains(&Action::Tell(Right::Renewed)), "{told:?}");
     let told = scene.tell(Event::Lost);
     assert!(told.contains(&Action::Tell(Right::Lost)), "{told:?}");
@@ -141,6 +202,7 @@ fn a_holder_renews_its_record_seldom_while_promises_come_and_often_when_not() {
     let after = Record {
         holder: Some("a".to_owned()),
         run: 2,
+        length: TERMS.length,
     };
     assert_eq!(
         new,
@@ -159,7 +221,7 @@ fn a_holder_renews_its_record_seldom_while_promises_come_and_often_when_not() {
             scene.arbiter(Said::Swapped);
             written += 1;
         }
-        scene.peer(Word::Promised);
+        scene.peer(PROMISED);
     }
     assert!((1..=2).contains(&written), "{written}");
     // They stop: each quarter, and the lease never ends.
@@ -199,7 +261,7 @@ fn a_challenger_waits_out_its_promise_and_the_record() {
     scene.tell(Event::Timer);
     scene.arbiter(Said::Found(record(3, Some("a"))));
     scene.now += 1000;
-    assert_eq!(scene.question(true)[0], answer(Word::Promised));
+    assert_eq!(scene.question(true)[0], answer(PROMISED));
     let promised = scene.now;
     scene.now += 500;
     scene.tell(Event::Ask);
@@ -218,7 +280,7 @@ fn a_challenger_waits_out_its_promise_and_the_record() {
         "neither sooner nor later"
     );
     let out = scene.arbiter(Said::Swapped);
-    assert!(out.contains(&Action::Mark(Mark::Held)), "{out:?}");
+    assert!(out.contains(&marks(Mark::Held)), "{out:?}");
 }
 
 #[test]
@@ -226,9 +288,8 @@ fn a_record_that_changes_is_waited_for_anew() {
     let mut scene = Scene::new(1, Before::HeldBeforeBoot);
     scene.tell(Event::Ask);
     scene.arbiter(Said::Found(None));
-    // A register that is not there may have been deleted under a holder.
-    let from = scene.lease.may_swap_from();
-    assert_eq!(from, Some(Time(scene.now + TERMS.wait())));
+    // A register that is not there may have been deleted under a holder, or is elsewhere.
+    assert_eq!(scene.lease.may_swap_from(), None);
     scene.wait(TERMS.step());
     scene.arbiter(Said::Found(record(9, Some("a"))));
     let from = scene.lease.may_swap_from();
@@ -258,12 +319,268 @@ fn a_manager_that_starts_again_takes_its_own_record_at_once_if_it_promised_nothi
     assert_eq!(scene.question(false)[0], answer(Word::Busy));
     let mut scene = Scene::new(0, Before::HeldBeforeBoot);
     let out = scene.question(false);
-    assert!(
-        out.contains(&Action::Mark(Mark::Free)),
-        "its disk first: {out:?}"
-    );
+    assert!(out.contains(&marks(Mark::Free)), "its disk first: {out:?}");
     let out = scene.tell(Event::Marked);
-    assert!(out.contains(&answer(Word::Promised)), "{out:?}");
+    assert!(out.contains(&answer(PROMISED)), "{out:?}");
+}
+
+fn refused(actions: &Actions) -> bool {
+    let silent = |action: &Action| {
+        let Action::Answer { word, .. } = action else {
+            return false;
+        };
+        matches!(word, Word::Silent(why) if why.contains("ask different registers"))
+    };
+    actions.iter().any(silent)
+}
+
+#[test]
+fn a_record_counts_when_both_nodes_have_agreed_on_its_register() {
+    let (before, length, instance) = (Before::Free, TERMS.length, None);
+    let fresh = Left {
+        before,
+        length,
+        instance,
+    };
+    let mut scene = Scene::after(0, fresh);
+    scene.tell(Event::Ask);
+    // Alone it never makes one.
+    scene.arbiter(Said::Found(None));
+    scene.wait(TERMS.wait() - 1);
+    scene.arbiter(Said::Found(None));
+    scene.wait(TERMS.step());
+    assert_eq!(scene.lease.may_swap_from(), None);
+    // The other node consents, and has not agreed on any.
+    scene.now += 10;
+    scene.peer(Word::Promised { instance });
+    let out = scene.arbiter(Said::Found(None));
+    let (expect, (id, _)) = swaps(&out).expect("made by consent");
+    assert_eq!(expect, None);
+    let sent = scene.now;
+    scene.now += 10;
+    let out = scene.arbiter(Said::Swapped);
+    let asks = |action: &Action| matches!(action, Action::Question { question, .. } if question.instance == Some(id.instance));
+    assert!(out.iter().any(asks), "at once: {out:?}");
+    let promised = scene.lease.by_promise;
+    assert_eq!(
+        scene.lease.ends(),
+        promised,
+        "the record counts for nothing"
+    );
+    // It has recorded this one now.
+    let instance = Some(id.instance);
+    scene.peer(Word::Promised { instance });
+    assert_eq!(scene.lease.by_register, Time(sent + TERMS.length));
+    scene.tell(Event::Marked);
+    let kept = scene.lease.writing.expect("its disk is to know it");
+    assert_eq!(kept.instance, instance);
+}
+
+#[test]
+fn who_promises_has_the_register_on_its_disk_first() {
+    let (before, length, instance) = (Before::Free, TERMS.length, None);
+    let mut scene = Scene::after(
+        1,
+        Left {
+            before,
+            length,
+            instance,
+        },
+    );
+    let (token, held, instance) = (7, true, Some(9));
+    let question = Question {
+        held,
+        length,
+        instance,
+    };
+    let out = scene.tell(Event::Question { token, question });
+    assert!(
+        !out.contains(&answer(Word::Promised { instance })),
+        "{out:?}"
+    );
+    let writing = scene.lease.writing.expect("written first");
+    assert_eq!((writing.mark, writing.instance), (Mark::Free, instance));
+    let out = scene.tell(Event::Marked);
+    assert!(
+        out.contains(&answer(Word::Promised { instance })),
+        "{out:?}"
+    );
+}
+
+#[test]
+fn who_finds_another_register_gives_up_the_one_that_was_agreed_on_first() {
+    let mut scene = Scene::new(0, Before::Free);
+    scene.tell(Event::Timer);
+    let (seq, instance) = (1, 9);
+    let (_, new) = record(seq, None).expect("some");
+    let found = Some((Id { instance, seq }, new));
+    scene.arbiter(Said::Found(found));
+    let asked = |out: &Actions| {
+        out.iter().find_map(|action| match action {
+            Action::Question { question, .. } => Some(question.instance),
+            _ => None,
+        })
+    };
+    assert_eq!(
+        asked(&scene.tell(Event::Ask)),
+        None,
+        "not before its disk has it"
+    );
+    scene.tell(Event::Timer);
+    let kept = scene.lease.writing.expect("written");
+    assert_eq!(kept.instance, None);
+    assert_eq!(asked(&scene.tell(Event::Marked)), Some(Some(9)));
+    // And two that find nothing agree on what one of them knew.
+    let mut other = Scene::new(1, Before::Free);
+    other.tell(Event::Timer);
+    other.arbiter(Said::Found(None));
+    let (token, held, length, instance) = (7, true, TERMS.length, Some(9));
+    let question = Question {
+        held,
+        length,
+        instance,
+    };
+    other.tell(Event::Question { token, question });
+    let out = other.tell(Event::Marked);
+    assert!(
+        out.contains(&answer(Word::Promised { instance })),
+        "{out:?}"
+    );
+}
+
+#[test]
+fn two_nodes_that_ask_different_registers_are_told_apart() {
+    let mut scene = Scene::new(1, Before::Free);
+    scene.tell(Event::Timer);
+    scene.arbiter(Said::Found(record(3, Some("a"))));
+    scene.now += 500;
+    let (token, held, length) = (7, true, TERMS.length);
+    let asks = |instance| {
+        let question = Question {
+            held,
+            length,
+            instance: Some(instance),
+        };
+        Event::Question { token, question }
+    };
+    let out = scene.tell(asks(9));
+    assert!(refused(&out), "{out:?}");
+    let reads = |action: &Action| matches!(action, Action::Read { .. });
+    assert!(out.iter().any(reads), "it may be new: {out:?}");
+    // It is not: people have to know, once.
+    let out = scene.arbiter(Said::Found(record(4, Some("a"))));
+    assert!(out.contains(&Action::SayApart), "{out:?}");
+    scene.tell(asks(9));
+    let out = scene.arbiter(Said::Found(record(5, Some("a"))));
+    assert!(!out.contains(&Action::SayApart), "{out:?}");
+    // It was made anew, and both see it: another one is agreed on.
+    scene.now += 500;
+    assert!(refused(&scene.tell(asks(9))));
+    let (holder, run) = (Some("a".to_owned()), 1);
+    let (seq, instance) = (1, 9);
+    let record = Record {
+        holder,
+        run,
+        length,
+    };
+    let found = Some((Id { instance, seq }, record));
+    assert!(
+        !scene
+            .arbiter(Said::Found(found))
+            .contains(&Action::SayApart)
+    );
+    let out = scene.tell(asks(9));
+    assert!(!refused(&out), "{out:?}");
+    let instance = Some(9);
+    let out = scene.tell(Event::Marked);
+    assert!(
+        out.contains(&answer(Word::Promised { instance })),
+        "{out:?}"
+    );
+}
+
+/// A lease that is longer than this node's, by another revision of the configuration.
+const LONG: u64 = 5 * TERMS.length;
+
+fn wait_for_long() -> u64 {
+    TERMS.wait_for(LONG)
+}
+
+#[test]
+fn a_promise_binds_for_the_lease_that_was_asked_for_and_the_disk_has_it_first() {
+    let mut scene = Scene::new(1, Before::HeldBeforeBoot);
+    scene.tell(Event::Timer);
+    scene.arbiter(Said::Found(record(3, None)));
+    assert!(!scene.question_of(true, LONG).contains(&answer(PROMISED)));
+    let (mark, length) = (Mark::Free, LONG);
+    assert_eq!(scene.lease.writing, Some(kept(mark, length)));
+    assert!(scene.tell(Event::Marked).contains(&answer(PROMISED)));
+    let promised = scene.now;
+    // A shorter one, later, takes nothing of it away.
+    scene.now += 10;
+    assert!(scene.question(true).contains(&answer(PROMISED)));
+    assert_eq!(
+        scene.lease.may_swap_from(),
+        Some(Time(promised + wait_for_long()))
+    );
+    // Who starts again knows it.
+    let before = Before::Free;
+    let mut again = Scene::after(1, left(before, length));
+    again.tell(Event::Ask);
+    again.arbiter(Said::Found(record(3, None)));
+    let from = again.lease.may_swap_from();
+    assert_eq!(from, Some(Time(again.now + wait_for_long())));
+    // It is refused nothing while it waits for that, and its disk forgets it when it is over.
+    again.now += wait_for_long() - 1;
+    assert_eq!(refusal(&again.tell(Event::Timer)), None);
+    let mut idle = Scene::after(1, left(before, length));
+    assert!(!idle.wait(wait_for_long() - 1).contains(&marks(Mark::Free)));
+    assert!(idle.wait(1).contains(&marks(Mark::Free)));
+    let refused = idle.question_of(true, LONGEST + 1);
+    assert!(matches!(
+        refused[0],
+        Action::Answer {
+            word: Word::Silent(_),
+            ..
+        }
+    ));
+}
+
+#[test]
+fn the_record_of_a_longer_lease_is_watched_for_longer() {
+    let mut scene = Scene::new(1, Before::HeldBeforeBoot);
+    scene.tell(Event::Ask);
+    scene.arbiter(Said::Found(record_of(3, Some("a"), LONG)));
+    let from = scene.lease.may_swap_from();
+    assert_eq!(from, Some(Time(scene.now + wait_for_long())));
+}
+
+#[test]
+fn a_manager_with_shorter_leases_tells_the_earlier_ones_while_its_guard_may_know_them() {
+    let (before, length) = (Before::Held, LONG);
+    let mut scene = Scene::after(0, left(before, length));
+    let asked = |out: &Actions| {
+        out.iter().find_map(|action| match action {
+            Action::Question { question, .. } => Some(question.length),
+            _ => None,
+        })
+    };
+    assert_eq!(asked(&scene.tell(Event::Ask)), Some(LONG));
+    let (_, (_, new)) = swaps(&scene.arbiter(Said::Found(record(3, Some("a"))))).expect("its own");
+    assert_eq!(new.length, LONG);
+    scene.arbiter(Said::Swapped);
+    // Its own lease is no longer than it says.
+    assert_eq!(scene.lease.ends(), Time(scene.now + TERMS.length));
+    assert_eq!(asked(&scene.wait(wait_for_long() - 1)), Some(LONG));
+    assert_eq!(asked(&scene.wait(TERMS.step())), Some(TERMS.length));
+}
+
+#[test]
+fn a_manager_with_longer_leases_writes_that_before_it_holds_one() {
+    let (before, length) = (Before::Held, TERMS.length / 2);
+    let mut scene = Scene::after(0, left(before, length));
+    scene.tell(Event::Ask);
+    assert!(scene.peer(PROMISED).contains(&marks(Mark::Held)));
 }
 
 #[test]
@@ -274,9 +591,9 @@ fn a_promise_voids_what_was_asked_before() {
     // The other one holds it, and is promised: this one asks no longer.
     let out = scene.question(true);
     assert_eq!(refusal(&out), Some("node a holds it"));
-    assert!(out.contains(&answer(Word::Promised)), "{out:?}");
+    assert!(out.contains(&answer(PROMISED)), "{out:?}");
     scene.tell(Event::Ask);
-    let word = Word::Promised;
+    let word = PROMISED;
     scene.tell(Event::Peer { nonce, word });
     assert_eq!(
         scene.lease.ends(),
@@ -294,7 +611,7 @@ fn of_two_that_ask_at_once_the_second_one_yields() {
     second.tell(Event::Ask);
     let out = second.question(false);
     assert_eq!(refusal(&out), Some("node a asks for it, too"));
-    assert!(out.contains(&answer(Word::Promised)), "{out:?}");
+    assert!(out.contains(&answer(PROMISED)), "{out:?}");
 }
 
 #[test]
@@ -304,14 +621,84 @@ fn what_is_given_up_leaves_the_register_and_may_be_promised_at_once() {
     scene.arbiter(Said::Swapped);
     let out = scene.tell(Event::Release);
     assert_eq!(out[0], Action::Disarm);
-    assert!(out.contains(&Action::Mark(Mark::Free)), "{out:?}");
+    assert!(out.contains(&marks(Mark::Free)), "{out:?}");
     let (_, (_, record)) = swaps(&out).expect("taken out");
     assert_eq!(record.holder, None);
     assert!(scene.question(false).is_empty(), "when the disk has it");
     let out = scene.tell(Event::Marked);
-    assert!(out.contains(&answer(Word::Promised)), "{out:?}");
+    assert!(out.contains(&answer(PROMISED)), "{out:?}");
     let out = scene.wait(TERMS.length / 2);
     assert!(out.contains(&Action::Tell(Right::Released)), "{out:?}");
+}
+
+#[test]
+fn a_guard_that_stops_what_does_not_run_here_is_told_so() {
+    let mut scene = Scene::granted(0);
+    scene.tell(Event::Release);
+    assert!(scene.tell(Event::Lost).contains(&Action::Disarm));
+    let mut idle = Scene::new(0, Before::HeldBeforeBoot);
+    assert!(idle.tell(Event::Lost).contains(&Action::Disarm));
+    // What an earlier manager has started may run: it is stopped first.
+    let mut earlier = Scene::new(0, Before::Held);
+    assert!(!earlier.tell(Event::Lost).contains(&Action::Disarm));
+    let mut holder = Scene::granted(0);
+    assert!(!holder.tell(Event::Lost).contains(&Action::Disarm));
+    assert!(
+        !holder.tell(Event::Lost).contains(&Action::Disarm),
+        "it is being stopped"
+    );
+}
+
+#[test]
+fn an_answer_of_the_guard_to_what_was_asked_before_counts_for_nothing() {
+    let mut scene = Scene::new(0, Before::Free);
+    let arm = |scene: &mut Scene| {
+        scene.tell(Event::Ask);
+        scene.peer(PROMISED);
+        let out = match scene.lease.writing {
+            Some(_) => scene.tell(Event::Marked),
+            None => scene.out.clone(),
+        };
+        let attempt = out.iter().find_map(|action| match action {
+            Action::Arm { attempt, .. } => Some(*attempt),
+            _ => None,
+        });
+        attempt.unwrap_or_else(|| panic!("{out:?}"))
+    };
+    let first = arm(&mut scene);
+    scene.tell(Event::Release);
+    scene.tell(Event::Marked);
+    let second = arm(&mut scene);
+    let of = |attempt| Event::Guarded {
+        attempt,
+        stopping: false,
+    };
+    let granted = Action::Tell(Right::Granted);
+    assert!(
+        !scene.tell(of(first)).contains(&granted),
+        "it was disarmed since"
+    );
+    assert!(scene.tell(of(second)).contains(&granted));
+}
+
+#[test]
+fn of_questions_that_wait_for_the_disk_the_newest_is_answered() {
+    let mut scene = Scene::new(1, Before::HeldBeforeBoot);
+    for token in 1..=1000 {
+        let (held, length, instance) = (true, TERMS.length, None);
+        let question = Question {
+            held,
+            length,
+            instance,
+        };
+        scene.tell(Event::Question { token, question });
+        scene.now += 10;
+    }
+    let out = scene.tell(Event::Marked);
+    let answered = |action: &&Action| matches!(action, Action::Answer { .. });
+    let all: Vec<&Action> = out.iter().filter(answered).collect();
+    let (token, word) = (1000, PROMISED);
+    assert_eq!(all, [&Action::Answer { token, word }]);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::right::register::{Id, Record};
 /// The shortest lease, in milliseconds: a manager that is replaced needs a moment.
 pub(super) const SHORTEST: u64 = 3000;
 /// The longest, in milliseconds: [`SLACK`] covers what a drift of 1 % each makes of it beyond 2 %.
-pub(super) const LONGEST: u64 = 60_000;
+pub(crate) const LONGEST: u64 = 60_000;
 /// What rounding can come to, in milliseconds.
 const SLACK: u64 = 20;
 
@@ -37,7 +37,13 @@ impl Terms {
     /// After this long the other node's lease has surely ended and its address is gone: both clocks
     /// may be wrong by 1 %.
     pub fn wait(self) -> u64 {
-        let whole = self.length + self.margin;
+        self.wait_for(self.length)
+    }
+
+    /// The same of a lease that is this long: the other node may count by another revision of the
+    /// configuration.
+    pub fn wait_for(self, length: u64) -> u64 {
+        let whole = length + self.margin;
         whole + whole.div_ceil(50) + SLACK
     }
 
@@ -56,6 +62,28 @@ pub enum Mark {
     Free,
 }
 
+/// What this node's disk tells the manager that comes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// What it says of the right.
+    pub mark: Mark,
+    /// No lease that was counted here, and none for which a promise was given, is longer: in milliseconds.
+    pub length: u64,
+    /// The register that both nodes have agreed on, as this one knows, by its instance.
+    pub instance: Option<u64>,
+}
+
+/// What an earlier manager left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// Of the right.
+    pub before: Before,
+    /// As [`Kept::length`]; 0: there was no earlier manager.
+    pub length: u64,
+    /// As [`Kept::instance`].
+    pub instance: Option<u64>,
+}
+
 /// What a manager finds on its disk when it starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Before {
@@ -69,12 +97,30 @@ pub enum Before {
     Unknown,
 }
 
+/// What one node asks the other: to promise that it will not challenge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Question {
+    /// The asker holds the right, and wants to go on.
+    pub held: bool,
+    /// How long the asker counts what it is promised, or what runs there still by an earlier
+    /// promise: in milliseconds.
+    pub length: u64,
+    /// The register that the asker finds at the arbiter, or has agreed on, by its instance; `None`: it
+    /// knows of none.
+    pub instance: Option<u64>,
+}
+
 /// What one node answers the other that asks for a promise.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Word {
     /// It has nothing of the group, and will not challenge for the length of a lease.
-    Promised,
+    Promised {
+        /// The only register by which it will ever take the right without the asker's consent, by its
+        /// instance.
+        instance: Option<u64>,
+    },
     /// It holds the right.
     Holds,
     /// It asks for the right itself.
@@ -107,8 +153,10 @@ pub enum Event {
     Stopped,
     /// The guard says that the right is lost.
     Lost,
-    /// The guard has the group ([`Action::Arm`]), or is stopping it.
+    /// The guard has the group, or is stopping it.
     Guarded {
+        /// Of [`Action::Arm`].
+        attempt: u64,
         /// It is stopping it.
         stopping: bool,
     },
@@ -132,8 +180,8 @@ pub enum Event {
     Question {
         /// Comes back in the answer.
         token: u64,
-        /// It holds the right, and wants to go on.
-        held: bool,
+        /// What is asked.
+        question: Question,
     },
     /// Time has passed.
     Timer,
@@ -160,8 +208,8 @@ pub enum Action {
     Question {
         /// Comes back with the answer.
         nonce: u64,
-        /// This node holds the right.
-        held: bool,
+        /// What is asked.
+        question: Question,
     },
     /// Answer the other node.
     Answer {
@@ -171,13 +219,20 @@ pub enum Action {
         word: Word,
     },
     /// Make this durable; [`Event::Marked`] follows, and none is asked for before.
-    Mark(Mark),
+    Mark(Kept),
     /// Have the guard watch the group, whose lease ends then; [`Event::Guarded`] follows.
-    Arm(Time),
+    Arm {
+        /// Comes back with the answer.
+        attempt: u64,
+        /// The end of the lease.
+        ends: Time,
+    },
     /// Tell the guard that the lease ends later.
     Extend(Time),
     /// The guard need not watch any more.
     Disarm,
+    /// Tell people that the two nodes ask different registers.
+    SayApart,
     /// Tell the core.
     Tell(Right),
 }

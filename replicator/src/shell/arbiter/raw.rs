@@ -109,6 +109,8 @@ pub fn judge(present: Option<&Content>, expect: Option<(u64, u64)>, new: &Conten
                 new.instance, new.seq
             ))
         }
+        // The next change could not raise it, and the register would be stuck.
+        _ if new.seq == u64::MAX => Judgement::Senseless("no seq comes after its seq".to_owned()),
         _ => Judgement::Write,
     }
 }
@@ -156,6 +158,10 @@ mod tests {
         let old = content(7, 5, 10);
         for new in [content(7, 5, 11), content(7, 4, 11), content(8, 6, 11)] {
             let judged = judge(Some(&old), Some((7, 5)), &new);
+            assert!(matches!(judged, Judgement::Senseless(_)), "{judged:?}");
+        }
+        for (present, expect) in [(None, None), (Some(&old), Some((7, 5)))] {
+            let judged = judge(present, expect, &content(7, u64::MAX, 11));
             assert!(matches!(judged, Judgement::Senseless(_)), "{judged:?}");
         }
     }

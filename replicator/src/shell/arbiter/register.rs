@@ -62,6 +62,10 @@ pub fn decode(
     nonce: u64,
     content: &[u8],
 ) -> Result<Register, ContentFault> {
+    if seq == u64::MAX {
+        // No change makes it so ([`super::raw::judge`]), and none could follow.
+        return Err(FieldFault::Meaningless("seq").into());
+    }
     let mut fields = Fields::new(content);
     let version = fields.u8("version")?;
     if version != VERSION {
@@ -102,6 +106,7 @@ mod tests {
             forced: bool,
         ) {
             let [instance, seq, nonce, generation, parent] = numbers;
+            let seq = seq.min(u64::MAX - 1);
             let copies = copies.into_iter().map(NodeId).collect();
             let register = Register { instance, seq, copies, generation, parent, nonce: Attempt(nonce), forced };
             let content = encode(&register);
@@ -117,6 +122,23 @@ mod tests {
                 prop_assert_eq!(encode(&register), content);
             }
         }
+    }
+
+    #[test]
+    fn a_seq_that_none_can_follow_is_damage() {
+        let register = Register {
+            instance: 1,
+            seq: u64::MAX - 1,
+            copies: vec![NodeId(2)],
+            generation: 3,
+            parent: 0,
+            nonce: Attempt(4),
+            forced: false,
+        };
+        let content = encode(&register);
+        assert_eq!(decode(1, u64::MAX - 1, 4, &content), Ok(register));
+        let fault = FieldFault::Meaningless("seq").into();
+        assert_eq!(decode(1, u64::MAX, 4, &content), Err(fault));
     }
 
     #[test]

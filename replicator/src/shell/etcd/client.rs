@@ -86,6 +86,33 @@ impl Remote {
         answer
     }
 
+    /// Proves that this node may write below the prefix, and that there is room: writes a key that is no
+    /// register's, and takes it away.
+    ///
+    /// # Errors
+    /// No endpoint lets it; each with why.
+    pub async fn prove_writing(&self) -> Result<(), EtcdError> {
+        if self.config.endpoints.is_empty() {
+            return Err(EtcdError::NoEndpoint);
+        }
+        let prove = |endpoint: &String| {
+            let (config, endpoint) = (Arc::clone(&self.config), endpoint.clone());
+            async move {
+                let client = question::connect(&config, &endpoint).await;
+                let client = client.map_err(|fault| fault.to_string())?;
+                let proved = question::prove_writing(&client, &config.prefix).await;
+                proved.map_err(|fault| fault.to_string())
+            }
+        };
+        race::first(
+            &self.config.endpoints,
+            Instant::now() + self.config.timeout,
+            prove,
+        )
+        .await
+        .map_err(EtcdError::NotReached)
+    }
+
     /// Where it is, and by what it lets this node in.
     pub fn config(&self) -> &EtcdConfig {
         &self.config

@@ -14,6 +14,9 @@ use super::EtcdConfig;
 use crate::shell::arbiter::kept::{Kept, KeptFault};
 use crate::shell::arbiter::raw::{Content, Judgement, RegisterId, Swap, judge};
 
+/// No register's key: those are 32 hex digits.
+const PROBE: &str = "probe";
+
 /// What is asked of a register.
 #[derive(Clone, Debug)]
 pub(super) struct Question {
@@ -138,6 +141,21 @@ pub(super) async fn put(client: &Client, prefix: &str, question: &Question) -> R
     }
 }
 
+/// Writes `PREFIX/probe`, and takes it away: two transactions, as one that does both to a key is refused.
+pub(super) async fn prove_writing(client: &Client, prefix: &str) -> Result<(), Fault> {
+    let mut kv = client.kv_client();
+    let key = format!("{prefix}/{PROBE}");
+    for change in [
+        TxnOp::put(key.as_str(), "", None),
+        TxnOp::delete(key.as_str(), None),
+    ] {
+        kv.txn(Txn::new().and_then([change]))
+            .await
+            .map_err(|error| Fault::Endpoint(words(&error)))?;
+    }
+    Ok(())
+}
+
 /// The key of a register.
 pub(super) fn key(prefix: &str, register: RegisterId) -> String {
     format!("{prefix}/{register}")
@@ -185,12 +203,33 @@ fn words(error: &etcd_client::Error) -> String {
         }
         beneath = cause.source();
     }
-    text
+    with_remedy(text)
+}
+
+/// etcd keeps every value of a key until it is compacted: full, it takes no change any more, and says no more than that.
+fn with_remedy(text: String) -> String {
+    if text.contains("database space exceeded") {
+        format!(
+            "{text}: compact and defragment it, then `etcdctl alarm disarm`; started with --auto-compaction-retention=1h it does not fill up (docs/arbiter.md)"
+        )
+    } else {
+        text
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_etcd_is_told_with_what_to_do() {
+        let full = "etcdserver: mvcc: database space exceeded".to_owned();
+        let told = with_remedy(full.clone());
+        assert!(told.starts_with(&full), "{told}");
+        assert!(told.contains("--auto-compaction-retention=1h"), "{told}");
+        let denied = "etcdserver: permission denied".to_owned();
+        assert_eq!(with_remedy(denied.clone()), denied);
+    }
 
     #[test]
     fn a_registers_key_is_its_id() {
