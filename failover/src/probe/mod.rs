@@ -190,12 +190,12 @@ fn copies(status: &MirrorStatus) -> Copies {
 
 impl Copies {
     fn step(self, mirror: &str, words: &str) -> Step {
-        let bad = match self {
+        let told = |bad| format!("mirror {mirror}: {bad}: {words}");
+        Err(match self {
             Self::Good => return Ok(()),
-            // Both count as a failure: a recovery moves the group only where the other node is ready.
-            Self::Failed(bad) | Self::Reduced(bad) => bad,
-        };
-        Err(Failure::Failed(format!("mirror {mirror}: {bad}: {words}")))
+            Self::Failed(bad) => Failure::Failed(told(bad)),
+            Self::Reduced(bad) => Failure::Warned(told(bad)),
+        })
     }
 }
 
