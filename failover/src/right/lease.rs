@@ -114,6 +114,10 @@ pub struct Lease {
     not_agreed: Option<(u64, Time)>,
     /// The other node asks this register, and not what this one had seen then.
     differs: Option<(u64, Time)>,
+    /// What this node has asked the other one to repeat.
+    token: Option<u64>,
+    /// What the other one has asked this node to repeat.
+    echo: Option<u64>,
     said_apart: bool,
     known: Option<Known>,
     asked: Option<Asked>,
@@ -192,6 +196,8 @@ impl Lease {
             recorded: instance,
             not_agreed: None,
             differs: None,
+            token: None,
+            echo: None,
             said_apart: false,
             known: None,
             asked: None,
@@ -432,7 +438,11 @@ impl Lease {
             return;
         };
         match word {
-            Word::Promised { instance } if self.wants() => {
+            Word::Promised { instance, token } if self.wants() => {
+                self.echo = token;
+                if token.is_some() {
+                    self.next_question = now;
+                }
                 // What was asked before brings no longer lease, and may be about another register.
                 self.questions.retain(|_, other| *other >= sent);
                 self.on_agreed(instance);
@@ -455,6 +465,7 @@ impl Lease {
             held,
             length,
             instance,
+            echo,
         } = question;
         let word = match self.phase {
             Phase::Held | Phase::Ended => Some(Word::Holds),
@@ -476,7 +487,7 @@ impl Lease {
             Phase::Idle | Phase::Releasing(..) => None,
         };
         let word = word.or_else(|| too_long(length));
-        let word = word.or_else(|| self.agree_with(now, instance));
+        let word = word.or_else(|| self.agree_with(now, instance, echo));
         if let Some(word) = word {
             out.push(Action::Answer { token, word });
         } else if self.may_promise(length) {
@@ -485,8 +496,7 @@ impl Lease {
                 self.void();
             }
             self.promise(now, length);
-            let instance = self.agreed;
-            let word = Word::Promised { instance };
+            let word = self.promised_word(instance);
             out.push(Action::Answer { token, word });
         } else {
             // Marked-first.

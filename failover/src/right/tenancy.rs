@@ -459,6 +459,7 @@ mod tests {
             held: false,
             length: 3000,
             instance: None,
+            echo: None,
         };
         LeaseAsk {
             group: "web".to_owned(),

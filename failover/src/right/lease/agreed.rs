@@ -45,7 +45,12 @@ impl Lease {
 
     /// The other node, which has nothing to fear of this one, goes by this register. `Some`: what it is answered, since
     /// this one finds another.
-    pub(super) fn agree_with(&mut self, now: Time, asked: Option<u64>) -> Option<Word> {
+    pub(super) fn agree_with(
+        &mut self,
+        now: Time,
+        asked: Option<u64>,
+        echo: Option<u64>,
+    ) -> Option<Word> {
         let theirs = asked?;
         let found = self.found_instance();
         if found != Some(theirs) {
@@ -60,8 +65,20 @@ impl Lease {
         if found.is_some_and(|found| found != theirs) && !planted(Defect::AnyRegister) {
             return Some(Word::Silent(APART.to_owned()));
         }
-        self.agreed = Some(theirs);
+        if self.agreed != Some(theirs) {
+            let fresh = self.token.is_some() && self.token == echo;
+            self.agreed = fresh.then_some(theirs);
+            self.token = None;
+        }
         None
+    }
+
+    /// What who promises says of the register that was asked for.
+    pub(super) fn promised_word(&mut self, asked: Option<u64>) -> Word {
+        let instance = self.agreed;
+        let token = (asked.is_some() && instance != asked).then(|| self.next_number());
+        self.token = token.or(self.token);
+        Word::Promised { instance, token }
     }
 
     /// The arbiter has answered a question that was sent then.

@@ -23,6 +23,7 @@ impl Lease {
                 held: now < self.ends(),
                 length: self.told_length(now),
                 instance: self.told_instance(),
+                echo: self.echo,
             };
             out.push(Action::Question { nonce, question });
         }

@@ -11,7 +11,10 @@ const TERMS: Terms = Terms {
 
 /// The register that both nodes have agreed on.
 const AGREED: Option<u64> = Some(5);
-const PROMISED: Word = Word::Promised { instance: AGREED };
+const PROMISED: Word = Word::Promised {
+    instance: AGREED,
+    token: None,
+};
 
 /// One node, and all that it wants done.
 struct Scene {
@@ -28,7 +31,8 @@ impl Scene {
     fn after(me: Node, left: Left) -> Self {
         let nodes = ["a".to_owned(), "b".to_owned()];
         let now = 100_000;
-        let lease = Lease::new(TERMS, nodes, me, left, 1000, Time(now));
+        let mut lease = Lease::new(TERMS, nodes, me, left, 1000, Time(now));
+        lease.token = Some(3);
         let out = Actions::new();
         Self { lease, now, out }
     }
@@ -75,6 +79,7 @@ impl Scene {
             held,
             length,
             instance,
+            echo: Some(3),
         };
         self.tell(Event::Question { token: 7, question })
     }
@@ -352,7 +357,10 @@ fn a_record_counts_when_both_nodes_have_agreed_on_its_register() {
     assert_eq!(scene.lease.may_swap_from(), None);
     // The other node consents, and has not agreed on any.
     scene.now += 10;
-    scene.peer(Word::Promised { instance });
+    scene.peer(Word::Promised {
+        instance,
+        token: None,
+    });
     let out = scene.arbiter(Said::Found(None));
     let (expect, (id, _)) = swaps(&out).expect("made by consent");
     assert_eq!(expect, None);
@@ -369,7 +377,10 @@ fn a_record_counts_when_both_nodes_have_agreed_on_its_register() {
     );
     // It has recorded this one now.
     let instance = Some(id.instance);
-    scene.peer(Word::Promised { instance });
+    scene.peer(Word::Promised {
+        instance,
+        token: None,
+    });
     assert_eq!(scene.lease.by_register, Time(sent + TERMS.length));
     scene.tell(Event::Marked);
     let kept = scene.lease.writing.expect("its disk is to know it");
@@ -392,17 +403,24 @@ fn who_promises_has_the_register_on_its_disk_first() {
         held,
         length,
         instance,
+        echo: Some(3),
     };
     let out = scene.tell(Event::Question { token, question });
     assert!(
-        !out.contains(&answer(Word::Promised { instance })),
+        !out.contains(&answer(Word::Promised {
+            instance,
+            token: None
+        })),
         "{out:?}"
     );
     let writing = scene.lease.writing.expect("written first");
     assert_eq!((writing.mark, writing.instance), (Mark::Free, instance));
     let out = scene.tell(Event::Marked);
     assert!(
-        out.contains(&answer(Word::Promised { instance })),
+        out.contains(&answer(Word::Promised {
+            instance,
+            token: None
+        })),
         "{out:?}"
     );
 }
@@ -439,13 +457,49 @@ fn who_finds_another_register_gives_up_the_one_that_was_agreed_on_first() {
         held,
         length,
         instance,
+        echo: Some(3),
     };
     other.tell(Event::Question { token, question });
     let out = other.tell(Event::Marked);
     assert!(
-        out.contains(&answer(Word::Promised { instance })),
+        out.contains(&answer(Word::Promised {
+            instance,
+            token: None
+        })),
         "{out:?}"
     );
+}
+
+#[test]
+fn a_question_that_comes_late_agrees_on_nothing() {
+    let mut scene = Scene::new(1, Before::Free);
+    let (token, held, length, instance) = (7, true, TERMS.length, Some(9));
+    let asks = |echo| {
+        let question = Question {
+            held,
+            length,
+            instance,
+            echo,
+        };
+        Event::Question { token, question }
+    };
+    scene.tell(asks(None));
+    let out = scene.tell(Event::Marked);
+    let fresh = out.iter().find_map(|action| match action {
+        Action::Answer {
+            word:
+                Word::Promised {
+                    instance: None,
+                    token,
+                },
+            ..
+        } => *token,
+        _ => None,
+    });
+    assert!(fresh.is_some() && scene.lease.agreed.is_none(), "{out:?}");
+    // Who repeats it asks now.
+    scene.tell(asks(fresh));
+    assert_eq!(scene.lease.agreed, instance);
 }
 
 #[test]
@@ -460,6 +514,7 @@ fn two_nodes_that_ask_different_registers_are_told_apart() {
             held,
             length,
             instance: Some(instance),
+            echo: Some(3),
         };
         Event::Question { token, question }
     };
@@ -494,7 +549,10 @@ fn two_nodes_that_ask_different_registers_are_told_apart() {
     let instance = Some(9);
     let out = scene.tell(Event::Marked);
     assert!(
-        out.contains(&answer(Word::Promised { instance })),
+        out.contains(&answer(Word::Promised {
+            instance,
+            token: None
+        })),
         "{out:?}"
     );
 }
@@ -690,6 +748,7 @@ fn of_questions_that_wait_for_the_disk_the_newest_is_answered() {
             held,
             length,
             instance,
+            echo: Some(3),
         };
         scene.tell(Event::Question { token, question });
         scene.now += 10;

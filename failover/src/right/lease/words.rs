@@ -109,6 +109,8 @@ pub struct Question {
     /// The register that the asker finds at the arbiter, or has agreed on, by its instance; `None`: it
     /// knows of none.
     pub instance: Option<u64>,
+    /// The token of the answer before: this question was asked after it.
+    pub echo: Option<u64>,
 }
 
 /// What one node answers the other that asks for a promise.
@@ -120,6 +122,9 @@ pub enum Word {
         /// The only register by which it will ever take the right without the asker's consent, by its
         /// instance.
         instance: Option<u64>,
+        /// It would go by the register that was named, if the next question names it and repeats this: one
+        /// that comes late must not make it.
+        token: Option<u64>,
     },
     /// It holds the right.
     Holds,
