@@ -365,7 +365,7 @@ fn contracts_bring_their_monitors() {
             (
                 m.name.as_str(),
                 m.interval().0,
-                m.common.reactivations,
+                m.reactivations(),
                 m.common.failovers,
             )
         })

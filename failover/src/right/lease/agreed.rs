@@ -53,13 +53,13 @@ impl Lease {
     ) -> Option<Word> {
         let theirs = asked?;
         let found = self.found_instance();
-        if found != Some(theirs) {
+        if found == Some(theirs) {
+            self.differs = None;
+            self.said_apart = false;
+        } else {
             // It may have been made anew since this node has looked.
             self.differs = Some((theirs, now));
             self.looked = None;
-        } else {
-            self.differs = None;
-            self.said_apart = false;
         }
         // What this node does not find it can't use: it may agree.
         if found.is_some_and(|found| found != theirs) && !planted(Defect::AnyRegister) {
