@@ -59,7 +59,6 @@ defects! {
     AskedLengthIgnored: "a promise binds for as long as this node's leases are, not the asker's",
     RecordLengthIgnored: "a record is watched for as long as this node's leases are, not its holder's",
     LengthForgotten: "a manager that starts again counts what it promised by its own leases' length",
-    ShorterAtOnce: "a manager whose leases are shorter says so while its guard knows a longer one",
     AnyRegister: "a node takes the right by a register that the other one has not agreed on",
     LateMark: "a mark that an earlier manager had under way is written over what the next one has read",
     NotRenewed: "a holder writes its record once and not again",

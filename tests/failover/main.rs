@@ -55,7 +55,7 @@ enum Command {
         #[arg(long)]
         only: Option<String>,
         /// Seeds that a defect may take at most.
-        #[arg(long, default_value_t = 2000)]
+        #[arg(long, default_value_t = 30_000)]
         seeds: u64,
     },
 }

@@ -11,7 +11,7 @@ impl Lease {
     /// What this node's questions and its record say of its leases: while a guard may let the group run by a
     /// longer lease of an earlier manager's, that one's length.
     pub(super) fn told_length(&self, now: Time) -> u64 {
-        if now < self.quiet_until && !planted(Defect::ShorterAtOnce) {
+        if now < self.quiet_until {
             self.earlier.max(self.terms.length)
         } else {
             self.terms.length
