@@ -316,7 +316,7 @@ pub const KEYS: &[Key] = &[
         Kind::Flag,
         Value("true"),
         Live,
-        "Compare checksums before sending where whole extents are marked.",
+        "Compare checksums before sending where whole extents are marked, as long as that finds equal blocks.",
     ),
     key(
         Peer,
