@@ -318,7 +318,7 @@ make_cluster() {
     : >"$ACKNOWLEDGED"
     nsenter --net=/run/netns/client "$VM/commits" --rate "$COMMITS_PER_SECOND" --connections 2 --patience 1 --pause 0.1 "$FLOATING:5432" "$ACKNOWLEDGED" & CLIENT=$!
     disown
-    wait_until 30 'the first commits' at_least "$ACKNOWLEDGED" 20
+    wait_until 120 'the first commits' at_least "$ACKNOWLEDGED" 20
 }
 
 # From where the service is used.

@@ -157,7 +157,7 @@ END
     start_fio
     : >"$ACKNOWLEDGED"
     "$VM/commits" --rate "$COMMITS_PER_SECOND" /run/pg "$ACKNOWLEDGED" & CLIENT=$!
-    wait_until 30 'the first commits' at_least "$ACKNOWLEDGED" 20
+    wait_until 120 'the first commits' at_least "$ACKNOWLEDGED" 20
 }
 
 # Its working folder is nowhere on the mirror: only what it has open is there.
