@@ -3,9 +3,8 @@
 use std::fs;
 use std::rc::Rc;
 
-use kagami::commands::bench::client::Client;
 use kagami::commands::demo::node::{Node, wait_until};
-use kagami::commands::demo::scratch::{MIRROR, Scratch, in_sync};
+use kagami::commands::demo::scratch::{MIRROR, in_sync};
 use kagami::config::{Arbiter, Config};
 use kagami::control::report::Condition;
 use kagami_replicator::core::register::{ArbiterAnswer, Ask};
@@ -14,7 +13,7 @@ use kagami_replicator::shell::arbiter::{Arbiter as _, MirrorRegister};
 use kagami_replicator::shell::etcd;
 
 use crate::support::{
-    DEADLINE, Pair, down, get, laid_out, noise, ok, pair, put, refused, until, up,
+    DEADLINE, Pair, down, get, is_held_until, laid_out, noise, ok, pair, put, refused, until, up,
 };
 
 #[path = "../../../replicator/tests/support/etcd.rs"]
@@ -148,22 +147,7 @@ fn an_etcd_that_hangs_changes_nothing_while_in_sync() {
     etcd.pause();
     put(&mut pair.on_alpha(), 0, &noise(1 << 20, 4));
     assert!(in_sync(&ok(pair.nodes.alpha.mirror(MIRROR))));
-    // Without etcd and peer, nobody permits.
-    ok(pair.nodes.beta.kill());
-    let socket = ok(Scratch::socket(&pair.nodes.alpha));
-    let held = std::thread::spawn(move || {
-        Client::connect(&socket, MIRROR, DEADLINE)
-            .and_then(|mut client| client.write(0, &[7; 4096]))
-    });
-    let state = until(&mut pair.nodes.alpha, Condition::Held);
-    assert!(
-        !held.is_finished(),
-        "answered without permission: {state:?}"
-    );
-    etcd.resume();
-    until(&mut pair.nodes.alpha, Condition::Alone);
-    held.join().expect("the client").expect("its write");
-    up(&mut pair.nodes.beta);
+    is_held_until(&mut pair, |_| etcd.resume());
     pair.stop_and_compare();
 }
 

@@ -7,7 +7,9 @@ use kagami::commands::demo::node::wait_until;
 use kagami::commands::demo::scratch::{MIRROR, Scratch, in_sync};
 use kagami::control::report::Condition;
 
-use crate::support::{DEADLINE, down, get, noise, ok, pair, put, refused, until, up};
+use crate::support::{
+    DEADLINE, down, get, is_held_until, noise, ok, pair, put, refused, until, up,
+};
 
 #[test]
 fn never_holds_writes_until_the_peer_is_back() {
@@ -90,28 +92,10 @@ fn a_witness_that_dies_changes_nothing_while_in_sync() {
     ok(pair.nodes.witness.as_mut().expect("a witness").kill());
     put(&mut pair.on_alpha(), 0, &noise(1 << 20, 4));
     assert!(in_sync(&ok(pair.nodes.alpha.mirror(MIRROR))));
-    // Without witness and peer, nobody permits.
-    ok(pair.nodes.beta.kill());
-    let socket = ok(Scratch::socket(&pair.nodes.alpha));
-    let held = std::thread::spawn(move || {
-        Client::connect(&socket, MIRROR, DEADLINE)
-            .and_then(|mut client| client.write(0, &[7; 4096]))
+    is_held_until(&mut pair, |pair| {
+        let witness = pair.nodes.witness.as_mut().expect("a witness");
+        ok(witness.start(&["witness"]));
     });
-    let state = until(&mut pair.nodes.alpha, Condition::Held);
-    assert!(
-        !held.is_finished(),
-        "answered without permission: {state:?}"
-    );
-    // With the witness back the write is answered.
-    ok(pair
-        .nodes
-        .witness
-        .as_mut()
-        .expect("a witness")
-        .start(&["witness"]));
-    until(&mut pair.nodes.alpha, Condition::Alone);
-    held.join().expect("the client").expect("its write");
-    up(&mut pair.nodes.beta);
     pair.stop_and_compare();
 }
 

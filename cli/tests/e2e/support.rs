@@ -167,6 +167,25 @@ pub fn noise(len: u64, seed: u64) -> Vec<u8> {
     bytes
 }
 
+/// Without arbiter and peer nobody permits: a write on alpha is held until `comes_back` has brought the arbiter back.
+pub fn is_held_until(pair: &mut Pair, comes_back: impl FnOnce(&mut Pair)) {
+    ok(pair.nodes.beta.kill());
+    let socket = ok(Scratch::socket(&pair.nodes.alpha));
+    let held = std::thread::spawn(move || {
+        Client::connect(&socket, MIRROR, DEADLINE)
+            .and_then(|mut client| client.write(0, &[7; 4096]))
+    });
+    let state = until(&mut pair.nodes.alpha, Condition::Held);
+    assert!(
+        !held.is_finished(),
+        "answered without permission: {state:?}"
+    );
+    comes_back(pair);
+    until(&mut pair.nodes.alpha, Condition::Alone);
+    held.join().expect("the client").expect("its write");
+    up(&mut pair.nodes.beta);
+}
+
 /// Writes `bytes` at `offset` and flushes.
 pub fn put(client: &mut Client, offset: u64, bytes: &[u8]) {
     for (number, chunk) in bytes.chunks(MIB as usize).enumerate() {
