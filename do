@@ -39,7 +39,7 @@ SEEDS=${KAGAMI_SEEDS:-20000}
 OTHER=
 DENY_VERSION=0.20.2 MACHETE_VERSION=0.9.2 MUTANTS_VERSION=27.1.0 FUZZ_VERSION=0.13.2
 
-say() { printf '\n== %s\n' "$*"; }
+say() { printf '\n== %s (%d:%02d)\n' "$*" $((SECONDS / 60)) $((SECONDS % 60)); }
 die() { printf 'do: %s\n' "$*" >&2; exit 1; }
 
 as_root() {

@@ -408,6 +408,9 @@ impl World {
     ) -> Checked {
         let (block, nth) = (sector / SECTORS as u64, sector as usize % SECTORS);
         for copy in self.counted(node) {
+            if self.rot.is_of(copy, block) {
+                continue;
+            }
             let value = self.nodes[copy].store.durable(block)[nth];
             if self.history.may_find(sector, value, bound, level) {
                 continue;

@@ -51,6 +51,8 @@ fn a_check_that_was_wrong_finds_none() {
     }
     // a Primary without a disk that its carrier, promoted meanwhile, still owes the news
     assert_clean(&run_seed(33033, Trace::off()));
+    // a flush, after blocks that it had made durable before went bad in silence
+    assert_clean(&run_seed(12725, Trace::off()));
 }
 
 #[test]

@@ -53,6 +53,12 @@ impl Rot {
         !matches!(self.stage, Stage::None | Stage::Mended)
     }
 
+    /// True if the block is bad now, and the bad one is this copy's: what a flush made durable there went bad
+    /// afterwards.
+    pub fn is_of(&self, copy: usize, block: u64) -> bool {
+        self.copy == copy && self.has(block)
+    }
+
     /// True if the block is bad now.
     pub fn has(&self, block: u64) -> bool {
         self.is_bad() && self.blocks.contains(&block)
