@@ -83,10 +83,10 @@ need_rust() {
 }
 
 # A cargo command that checks the tree; built once.
-need_cargo_tool() { # NAME VERSION
+need_cargo_tool() { # NAME VERSION [OPTION-OF-CARGO-INSTALL]...
     cargo "$1" --version 2>/dev/null | grep -qF "$2" && return
     say "building cargo-$1 $2"
-    cargo install --quiet --locked "cargo-$1@$2"
+    cargo install --quiet --locked "${@:3}" "cargo-$1@$2"
 }
 
 build() { cargo build --quiet --release --bin kagami; }
@@ -301,8 +301,9 @@ case ${1:-help} in
         need_packages "${TEST_PACKAGES[@]}" "${VM_PACKAGES[@]}" "${PACKAGE_PACKAGES[@]}"
         check
         say "dependencies: licences, sources, bans, unused"
-        need_cargo_tool deny "$DENY_VERSION"
-        need_cargo_tool machete "$MACHETE_VERSION"
+        # What runs for a second need not be optimised for minutes.
+        need_cargo_tool deny "$DENY_VERSION" --debug
+        need_cargo_tool machete "$MACHETE_VERSION" --debug
         cargo deny --log-level error check bans licenses sources
         cargo machete
         sim "$SEEDS"
@@ -316,7 +317,8 @@ case ${1:-help} in
         say "the resource agent under ocf-tester"
         cli/package/ocf/test "$(built)"
         costs
-        # The build that the tests left is another one, to upgrade to.
+        # The build that the tests left is another one, to upgrade to. Of what `./do vm` tries at length one of each kind.
+        export SHORT=1
         OTHER=${CARGO_TARGET_DIR:-target}/debug/kagami vm
         say "all of it passed" ;;
     *) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" ;;

@@ -1,5 +1,6 @@
 # shellcheck shell=bash
 # vm: --backend uml --mem 1024 --mod nbd,dm_mod,dm-flakey,veth,bridge --disk 256M --disk 256M --disk 256M --disk 64M --disk 32M --disk 32M --timeout 900
+# long
 # A group of the failover manager with PostgreSQL on ext4 on the mirror and a floating address, on two machines with a
 # witness. A client commits through that address and remembers what was acknowledged, and when. One fault after the
 # other; after each: nothing acknowledged is missing, both nodes have never answered at once, the copies are equal, and

@@ -1,15 +1,17 @@
 # shellcheck shell=bash
 # vm: --backend uml --mem 1024 --mod nbd,dm_mod,dm-flakey,dm-delay,dm-log-writes,sch_netem,veth --disk 256M --disk 256M --disk 256M --disk 64M --disk 1G --disk 1G --timeout 900
+# long
 # Real faults, one after the other, under PostgreSQL and fio on a mounted ext4: dead and stopped daemons, bad
 # disks, a bad link, lost power with volatile caches. After each: every acknowledged commit is there, the
 # file system is whole, both copies are equal, byte for byte; and how long nothing was committed.
-# FAULTS=REGEX: only those whose words fit. LONG=1: each for longer, and the slow ones.
+# FAULTS=REGEX: only those whose words fit. LONG=1: each for longer, and the slow ones. SHORT=1: one of each kind.
 LONG=${LONG:-}
+FAULTS=${FAULTS:-${SHORT:+SIGKILL of the primary|takes over|to alpha-(data|metadata) fails|dropped|link down|packets lost|power loss}}
 VERIFY=${VERIFY:-$LONG}
 # shellcheck source=tests/vm/faults.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../faults.sh"
 try() { # "WORDS" COMMAND...
-    ! [[ $1 =~ ${FAULTS:-} ]] || episode "$@"
+    ! [[ $1 =~ $FAULTS ]] || episode "$@"
 }
 try_long() { [ -z "$LONG" ] || try "$@"; }
 

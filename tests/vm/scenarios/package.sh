@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # vm: (a Debian of its own)
 # host: it boots its guest itself
+# long
 # kagami's package, installed, upgraded and removed: an upgrade while files are written to a mounted mirror,
 # one in the middle of a resynchronisation, one whose new version refuses the configuration; a removal
 # that is refused while a mirror is mounted; a purge that leaves the data.

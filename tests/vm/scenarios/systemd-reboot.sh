@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # vm: (several boots of a Debian of its own)
 # host: it boots its guests itself
+# long
 # kagami under systemd, installed from its package, with a line of fstab: the machine is rebooted, and the
 # device is back with what is mounted on it; so after a power cut. What was mounted by hand is unmounted
 # before the daemon stops, also when a service uses it. Where the other node is Primary the machine boots all the same. The watchdog
