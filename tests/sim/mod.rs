@@ -20,6 +20,7 @@ pub mod disk;
 pub mod faults;
 mod guests;
 pub mod history;
+mod host;
 #[cfg(test)]
 mod kept;
 mod life;
@@ -34,6 +35,7 @@ pub mod orders;
 pub mod permission;
 pub mod planted;
 pub mod profile;
+mod questions;
 pub mod replay;
 mod restore;
 pub mod rng;
