@@ -8,6 +8,7 @@
 
 pub mod config;
 pub mod control;
+pub mod etcd;
 pub mod input;
 pub mod link;
 pub mod metadata;
@@ -33,6 +34,7 @@ pub const TARGETS: &[Target] = &[
     ("config", config::text),
     ("control", control::messages),
     ("witness", witness::messages),
+    ("etcd_value", etcd::value),
     ("pairing", pairing::messages),
     ("hostile_core", peer::hostile),
 ];
