@@ -31,7 +31,7 @@ TEST_PACKAGES=(libnbd-bin python3-libnbd nbdkit fio qemu-utils openssl e2fsprogs
 BENCH_PACKAGES=(iproute2 util-linux fio nbdkit qemu-utils strace)
 # For tests/vm: both virtual machines, and what the scenarios use inside.
 VM_PACKAGES=(busybox-static kmod xz-utils qemu-system-x86 user-mode-linux nbd-client fio e2fsprogs fdisk dmsetup lvm2
-    mmdebstrap uidmap postgresql python3 iproute2)
+    mmdebstrap uidmap postgresql python3 iproute2 qemu-utils)
 # For `kagami cluster demo`: its service, its networks, and the virtual machine that it may need.
 CLUSTER_DEMO_PACKAGES=(busybox-static kmod xz-utils user-mode-linux util-linux e2fsprogs iproute2 postgresql)
 PACKAGE_PACKAGES=(dpkg-dev binutils)
@@ -126,7 +126,7 @@ failover() { # SEEDS
 # Of each profile of docs/simulation.md the first seeds.
 profiles() {
     local name
-    for name in lease-race late-answers early-answers hand-over cooling clean-leave invalidated old-copies forced guests carried; do
+    for name in lease-race late-answers early-answers hand-over cooling clean-leave invalidated old-copies forced guests carried full-stores; do
         cargo run --quiet --profile sim -p kagami-tests --bin kagami-sim -- run --profile "$name" --seeds 60
     done
 }

@@ -71,6 +71,7 @@ defects! {
     FlushOfOneDisk: "a flush is answered when the local disk has flushed",
     FuaLostOnTheWay: "the peer's write is not FUA",
     FailedFlushTrusted: "a copy whose flush failed goes on",
+    FullCopyDetached: "a copy whose store is full is detached, though it is the last one",
     FailedWriteAnswered: "a write that the local disk refused is answered",
     EarlyWritesForgotten: "what protocol A or B answered early is not sent again to the copy that carries",
     AheadForgotten: "a Primary without a disk serves from a peer that lacks what was answered",

@@ -4,6 +4,7 @@ mod another_boot;
 mod carrier;
 mod cells;
 mod forced;
+mod full;
 mod late;
 mod pair;
 mod resync_end;

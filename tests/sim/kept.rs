@@ -100,3 +100,15 @@ fn damaged_metadata_are_noticed() {
     });
     assert!(noticed.count() > 6);
 }
+
+#[test]
+fn a_full_store_takes_no_last_copy_away() {
+    let mut refused = 0;
+    for seed in 0..30 {
+        let outcome = run_profile(Profile::FullStores, seed, Trace::off());
+        assert_clean(&outcome);
+        let marks = outcome.stats.marks();
+        refused += marks.get("answered: no space").copied().unwrap_or(0);
+    }
+    assert!(refused > 100, "{refused} writes without room");
+}

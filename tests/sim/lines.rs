@@ -5,7 +5,7 @@ use kagami_replicator::core::decide::{Refused, Row, Strategy, Verdict};
 use kagami_replicator::core::register::{ArbiterAnswer, Ask};
 use kagami_replicator::core::situation::With;
 use kagami_replicator::core::state::{Role, Solo};
-use kagami_replicator::core::{DiskState, Notice};
+use kagami_replicator::core::{DiskFault, DiskState, Notice};
 
 use super::arbiter::Question;
 use super::check::{Ghost, by_the_other};
@@ -90,6 +90,23 @@ impl World {
             self.check_comes_to_an_end(node)?;
         }
         Ok(())
+    }
+
+    /// A full store detaches a copy only where the other one goes on: from a target, or from a Primary in sync.
+    fn check_full(&mut self, node: usize) -> Checked {
+        let Some(mirror) = &self.nodes[node].mirror else {
+            return Ok(());
+        };
+        self.stats.mark("a full copy detached");
+        let is_target = mirror.record().disk == StoredDisk::Inconsistent;
+        if is_target || mirror.situation().peer == With::Serving {
+            return Ok(());
+        }
+        let what = format!(
+            "{} detaches the only copy it knows of, since its store is full",
+            self.nodes[node].name
+        );
+        Err(self.violation("Liveness", what))
     }
 
     /// Of a node that is Primary since this moment: as the carrier of the other one?
@@ -269,6 +286,10 @@ impl World {
                 });
                 Ok(())
             }
+            Notice::DiskFailed {
+                fault: DiskFault::NoSpace,
+                doing: "writing",
+            } => self.check_full(node),
             Notice::VerifyFound { run } if self.rot.is_bad() => {
                 self.rot_found(*run);
                 Ok(())

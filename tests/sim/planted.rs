@@ -83,6 +83,7 @@ fn profile(defect: Defect) -> Profile {
         D::NoFreezeAtTheEnd => Profile::BusyEnd,
         D::NotNamedGoesOn => Profile::Forced,
         D::GuestOutlivesAPrimary | D::GuestWritesUnmarked => Profile::Guests,
+        D::FullCopyDetached => Profile::FullStores,
         D::CarriedOutlivesAPrimary | D::CarrierPromotedBesideThePrimary => Profile::Carried,
         _ => Profile::General,
     }

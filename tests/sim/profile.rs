@@ -46,6 +46,8 @@ pub enum Profile {
     Guests,
     /// A Primary's disk fails, and whoever carries it comes and goes, or serves itself meanwhile.
     Carried,
+    /// Stores are full, one or both, while links and daemons come and go.
+    FullStores,
 }
 
 /// What a cause draws after it, on the same node.
@@ -86,6 +88,7 @@ impl Profile {
         Self::Forced,
         Self::Guests,
         Self::Carried,
+        Self::FullStores,
     ];
 
     /// What it is called on the command line.
@@ -104,6 +107,7 @@ impl Profile {
             Self::Forced => "forced",
             Self::Guests => "guests",
             Self::Carried => "carried",
+            Self::FullStores => "full-stores",
         }
     }
 
@@ -136,6 +140,7 @@ impl Profile {
             Self::Forced => forced(o, rng),
             Self::Guests => guests(o, rng),
             Self::Carried => carried(o, rng),
+            Self::FullStores => full_stores(o, rng),
         }
     }
 }
@@ -508,6 +513,41 @@ fn guests(o: &mut Options, rng: &mut Rng) {
         sequel(Cause::Fault(Fault::SessionEnds), taken, 20 * MS, 30),
         sequel(cut, taken, cut_ns, 60),
         sequel(taken, Cause::Order(Order::Demote), cut_ns, 60),
+    ];
+}
+
+fn full_stores(o: &mut Options, rng: &mut Rng) {
+    small(o, rng);
+    timeouts(o, rng.pick(&[60, 200]));
+    // Blocks that have no room yet: many, and some that lose it again.
+    o.hot_spots = (0..rng.pick(&[16, 100]))
+        .map(|_| rng.below(o.size / 4096))
+        .collect();
+    o.settings.solo = rng.pick(&[Solo::Arbiter, Solo::Arbiter, Solo::Never, Solo::Always]);
+    o.settings.protocol = rng.pick(&[Protocol::C, Protocol::C, Protocol::A, Protocol::B]);
+    o.settings.flush_after_ms = rng.pick(&[20, 1000]);
+    o.requests = 1000;
+    o.depth = rng.pick(&[1, 4, 16]);
+    o.think_ns = rng.pick(&[300 * US, 2 * MS]);
+    o.disk_ns = rng.pick(&[100 * US, 3 * MS]);
+    o.net_ns = rng.pick(&[100 * US, 2 * MS]);
+    o.arbiter_ns = rng.pick(&[200 * US, 20 * MS]);
+    o.fault_every_ns = Some(rng.pick(&[60, 200]) * MS);
+    o.faults = vec![
+        (Fault::StoreFull, 8),
+        (Fault::LinkCut, 3),
+        (Fault::SessionEnds, 2),
+        (Fault::DaemonDies, 1),
+        (Fault::MachineCrashes, 1),
+        (Fault::DiskFails, rng.below(2)),
+    ];
+    o.faults_last_ns = Some(rng.pick(&[2, 6]) * o.settings.timeout_ms * MS);
+    o.order_every_ns = 30 * MS;
+    o.orders.push((Order::TakeOver, 2));
+    let (full, cut) = (Cause::Fault(Fault::StoreFull), Cause::Fault(Fault::LinkCut));
+    o.sequels = vec![
+        sequel(full, cut, 20 * MS, 30),
+        sequel(cut, full, 20 * MS, 60),
     ];
 }
 

@@ -120,6 +120,15 @@ impl Mirror {
             )
     }
 
+    /// The peer has no disk, and this copy answers for it.
+    pub(super) fn carries(&self) -> bool {
+        self.local.store == Store::Usable
+            && matches!(
+                self.up().map(|up| &up.phase),
+                Some(Phase::Serve(Serve { carried: true }))
+            )
+    }
+
     /// The peer is a Primary without a disk, and this copy is not yet its carrier.
     pub(super) fn must_carry(&self) -> bool {
         let stays_good = self.durable.next_record().disk == StoredDisk::Consistent;

@@ -317,6 +317,8 @@ impl Mirror {
             self.fail_requests(IoError::NotPrimary, out);
         }
         self.alone = None;
+        // What it asked as the copy that goes on alone is nothing to one that is overwritten.
+        self.end_attempt();
         self.local.up_to_date = false;
         self.change_record(After::Met { session }, |r| {
             if !planted(Defect::TargetNotInconsistent) {

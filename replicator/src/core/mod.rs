@@ -27,6 +27,7 @@ mod diskless;
 mod durable;
 pub mod event;
 mod flush;
+mod full;
 mod handshake;
 mod hot;
 mod invariant;

@@ -260,7 +260,7 @@ impl Mirror {
             return Err(format!("it answers write {seq}, which it does not owe"));
         };
         if let (Err(fault), Owed::Write(key)) = (result, owed)
-            && self.on_guest_write_refused(key, fault, out)
+            && self.on_write_refused(key, fault, out)
         {
             return Ok(());
         }

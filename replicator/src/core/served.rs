@@ -362,15 +362,24 @@ impl Mirror {
         })
     }
 
-    /// A guest's write failed at its source, or was put off. True if that is all there is to it.
-    pub(super) fn on_guest_write_refused(
+    /// A write failed at the copy that answers for this node, or was put off. True if that is all there is to it.
+    pub(super) fn on_write_refused(
         &mut self,
         key: super::write::WriteKey,
         fault: super::DiskFault,
         out: &mut Actions,
     ) -> bool {
-        if !self.writes[key.0].forwarded {
-            return false;
+        let write = &self.writes[key.0];
+        if !write.forwarded {
+            // Whoever carries this node is as good as its disk: that is full, and an early answer is kept.
+            let fails = fault == super::DiskFault::NoSpace
+                && self.is_carried()
+                && matches!(write.origin, Origin::Front(_));
+            if fails {
+                self.writes[key.0].peer = Copy::NoSpace;
+                self.advance_write(key, out);
+            }
+            return fails;
         }
         match fault {
             NOT_NOW if matches!(self.writes[key.0].origin, Origin::Front(_)) => {

@@ -13,7 +13,7 @@ use super::event::IoError;
 use super::message::Message;
 use super::request::JobKey;
 use super::state::{Protocol, Seq, SessionId};
-use super::{Actions, DiskFault, DiskOp, DiskResult, DiskWork, Mirror, Role, Store};
+use super::{Actions, DiskFault, DiskOp, DiskResult, DiskWork, Mirror, Store};
 
 /// Key of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -435,32 +435,12 @@ impl Mirror {
     ) {
         match result {
             Ok(()) => self.writes[key.0].local = Copy::Done,
-            Err(DiskFault::NoSpace) if self.is_serving() => {
-                // As for a Primary that is alone: the guest is told that this write failed, and what
-                // it may have of it is overwritten when it is back.
-                let write = &mut self.writes[key.0];
-                write.local = Copy::NoSpace;
-                self.bitmap.mark(write.span);
-                self.advance_write(key, out);
-                self.close_session(
-                    "the local store is full: a write failed here and may be there",
-                    out,
-                );
-                return;
+            Err(DiskFault::NoSpace) if !self.gives_way_when_full() => {
+                return self.on_store_full(key, out);
             }
-            Err(DiskFault::NoSpace) if self.role == Role::Primary && self.alone.is_some() => {
-                // Alone on a full store: this write fails, the copy does not (docs/design.md §5.9).
-                // The peer may have taken it, so the block differs.
-                let write = &mut self.writes[key.0];
-                write.local = Copy::NoSpace;
-                self.bitmap.mark(write.span);
-                self.close_session(
-                    "the local store is full: a write failed here and may be there",
-                    out,
-                );
-                if !self.writes.contains(key.0) {
-                    return; // answered as the session ended
-                }
+            // The peer may be gone, or as full: this copy gives way once that one has the write.
+            Err(DiskFault::NoSpace) if self.has_word_to_wait_for(key) => {
+                self.writes[key.0].local = Copy::NoSpace;
             }
             Err(_) if planted(Defect::FailedWriteAnswered) => {
                 self.writes[key.0].local = Copy::Done;
@@ -486,7 +466,11 @@ impl Mirror {
 
     /// The peer has carried out a write.
     pub(super) fn on_peer_wrote(&mut self, key: WriteKey, out: &mut Actions) {
-        self.writes[key.0].peer = Copy::Done;
+        let write = &mut self.writes[key.0];
+        write.peer = Copy::Done;
+        if write.local == Copy::NoSpace {
+            return self.give_way(key, out);
+        }
         self.advance_write(key, out);
     }
 
@@ -547,7 +531,7 @@ impl Mirror {
         match (write.local, write.peer) {
             (Copy::Owed, peer) => peer == Copy::Done && planted(Defect::AnswerBeforeTheDisk),
             (Copy::Done, Copy::Owed) if planted(Defect::AnswerBeforeThePeer) => true,
-            (Copy::NoSpace, peer) => peer != Copy::Owed,
+            (Copy::NoSpace, peer) => !matches!(peer, Copy::Owed | Copy::Received),
             (Copy::None, Copy::NoSpace) => true,
             (Copy::Done, Copy::Done) => self.local.store == Store::Usable || self.is_carried(),
             (Copy::Done, Copy::None | Copy::Lost) => self.alone.is_some(),
