@@ -1,327 +1,21 @@
 //! What ends in another stand than it began in: disk operations, metadata writes, questions to the arbiter.
 //!
 //! late.txt has a line for each: the event, the stand in which it comes, what was begun, what happened
-//! between, and what it does. `KAGAMI_LATE=write` searches a shortest way to each of the cells anew.
+//! between, and what it does; `ways` knows what can be begun, and what can happen. `KAGAMI_LATE=write`
+//! searches a shortest way to each of the cells anew.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use bytes::Bytes;
-use kagami_replicator::core::event::Request;
 use kagami_replicator::core::message::Message;
 use kagami_replicator::core::register::ArbiterAnswer;
 use kagami_replicator::core::state::Time;
-use kagami_replicator::core::{Command, DiskFault, DiskOp, Event, Role};
+use kagami_replicator::core::{DiskFault, Event};
 
 use super::cells::told;
-use super::pair::{Hold, Kept, Pair, write};
-use super::stands::{alone, build, copying, in_sync, primary};
-
-/// What is begun, and does not end.
-const BEGINNINGS: &[&str] = &[
-    "read",
-    "edge",
-    "edge alone",
-    "write",
-    "write alone",
-    "peer's write",
-    "flush",
-    "flush alone",
-    "peer's flush",
-    "peer's read",
-    "peer's read of the Primary",
-    "peer's compare",
-    "peer's compare with the Primary",
-    "peer's compare with the target",
-    "verify",
-    "verify idle",
-    "resync",
-    "resync idle",
-    "resync compares",
-    "leave",
-    "demote alone",
-    "stop",
-    "repair",
-    "log record",
-    "log record alone",
-    "promotion",
-    "invalidation",
-    "ask at the loss",
-    "look at the register",
-    "rejoin",
-    "rejoin idle",
-    "carry",
-    "promotion without the peer",
-];
-
-/// What can happen meanwhile.
-const STEPS: &[&str] = &[
-    "cut",
-    "half a session",
-    "link",
-    "disk lost",
-    "demote",
-    "promote",
-    "force",
-    "invalidate",
-    "peer forced",
-    "peer demoted",
-    "peer's disk lost",
-    "wait",
-];
-
-fn hold(pair: &mut Pair, node: usize, reads: bool, writes: bool, flushes: bool) {
-    pair.sides[node].hold = Hold {
-        reads,
-        writes,
-        flushes,
-        ..Hold::default()
-    };
-}
-
-fn partial(block: u64) -> Request {
-    Request::Write {
-        offset: block * 4096 + 512,
-        data: Bytes::from(vec![9; 512]),
-        fua: false,
-    }
-}
-
-fn say(pair: &mut Pair, node: usize, message: Message) {
-    let session = pair.sides[node].session.expect("a session");
-    pair.handle(node, Event::Message { session, message });
-}
-
-/// The pair, and the node at which it was begun.
-fn begin(what: &str) -> (Pair, usize) {
-    let compare = Message::Compare {
-        id: 1,
-        offset: 4096,
-        hashes: vec![[0; 16]],
-    };
-    let read = Message::Read {
-        id: 1,
-        offset: 4096,
-        len: 4096,
-    };
-    let (mut pair, node) = match what {
-        "edge alone" | "write alone" | "flush alone" | "demote alone" | "log record alone" => {
-            (alone(), 0)
-        }
-        "verify idle" | "rejoin idle" => (in_sync(), 0),
-        "peer's write" | "peer's flush" | "peer's read" | "peer's compare" | "leave" => {
-            (primary(), 1)
-        }
-        "promotion" | "invalidation" => (in_sync(), 1),
-        "peer's compare with the target" => (copying(), 1),
-        "resync" => (copying(), 0),
-        "resync idle" => (build("Ss").0, 0),
-        "stop" => (build("Sn").0, 1),
-        "carry" => (primary(), 1),
-        "promotion without the peer" => (build("Sn").0, 1),
-        _ => (primary(), 0),
-    };
-    let reads = !matches!(what, "rejoin" | "carry");
-    match what {
-        "read" => {
-            hold(&mut pair, node, true, false, false);
-            pair.request(
-                0,
-                Request::Read {
-                    offset: 0,
-                    len: 4096,
-                },
-            );
-        }
-        "edge" | "edge alone" => {
-            hold(&mut pair, node, true, false, false);
-            pair.request(0, partial(3));
-        }
-        "write" | "write alone" | "peer's write" => {
-            hold(&mut pair, node, false, true, false);
-            pair.request(0, write(3));
-        }
-        "flush" | "flush alone" | "peer's flush" => {
-            pair.write(0, 3);
-            hold(&mut pair, node, false, false, true);
-            pair.request(0, Request::Flush);
-        }
-        "peer's read" | "peer's read of the Primary" => {
-            hold(&mut pair, node, reads, false, false);
-            say(&mut pair, node, read);
-        }
-        "peer's compare" | "peer's compare with the Primary" | "peer's compare with the target" => {
-            hold(&mut pair, node, true, false, false);
-            say(&mut pair, node, compare);
-        }
-        "verify" | "verify idle" => {
-            hold(&mut pair, node, true, false, false);
-            pair.order(node, Command::Verify { repair: false });
-        }
-        "resync compares" => {
-            hold(&mut pair, node, true, false, false);
-            pair.done(0, Command::Demote { force: false });
-            pair.order(1, Command::Invalidate);
-        }
-        "leave" => {
-            hold(&mut pair, node, false, false, true);
-            pair.order(node, Command::Disconnect);
-        }
-        "demote alone" => {
-            hold(&mut pair, node, false, false, true);
-            pair.order(node, Command::Demote { force: false });
-        }
-        "stop" => {
-            hold(&mut pair, node, false, false, true);
-            pair.order(node, Command::Stop);
-        }
-        "repair" => {
-            hold(&mut pair, node, true, true, false);
-            pair.request(
-                0,
-                Request::Read {
-                    offset: 4096 * 3,
-                    len: 4096,
-                },
-            );
-            pair.pump();
-            pair.end_disk(0, 0, Err(DiskFault::Io(5)));
-        }
-        "log record" | "log record alone" => {
-            pair.sides[node].hold.metadata = true;
-            pair.request(0, write(3_000));
-        }
-        "promotion" => {
-            pair.sides[node].hold.metadata = true;
-            pair.order(
-                node,
-                Command::Promote {
-                    force: false,
-                    while_resyncing: false,
-                },
-            );
-        }
-        "invalidation" => {
-            pair.sides[node].hold.metadata = true;
-            pair.order(node, Command::Invalidate);
-        }
-        "ask at the loss" => {
-            pair.sides[node].hold.asks = true;
-            pair.cut();
-        }
-        "look at the register" => {
-            pair.cut();
-            pair.pump();
-            pair.sides[node].hold.asks = true;
-            pair.elapse(2_010);
-        }
-        "rejoin" | "rejoin idle" => {
-            pair.sides[node].hold.asks = true;
-            pair.elapse(31_000);
-        }
-        "carry" => {
-            pair.sides[node].hold.asks = true;
-            lose(&mut pair, 0);
-        }
-        "promotion without the peer" => {
-            pair.sides[node].hold.asks = true;
-            pair.order(
-                node,
-                Command::Promote {
-                    force: false,
-                    while_resyncing: false,
-                },
-            );
-            pair.elapse(2_200);
-        }
-        _ => {}
-    }
-    if !what.starts_with("resync") || what == "resync compares" {
-        pair.pump();
-    }
-    let side = &mut pair.sides[node];
-    side.kept = match () {
-        () if side.hold.asks => side.asks.front().map(|(id, _)| Kept::Ask(*id)),
-        () if side.hold.metadata => side.metadata.front().map(|id| Kept::Metadata(*id)),
-        () => side.disk.front().map(|(id, _)| Kept::Disk(*id)),
-    };
-    assert!(side.kept.is_some(), "nothing was begun: {what}");
-    side.hold = Hold::default();
-    if !what.starts_with("resync") {
-        pair.pump();
-    }
-    (pair, node)
-}
-
-/// The next write to a node's disk fails. False if there is nobody to write.
-fn lose(pair: &mut Pair, node: usize) -> bool {
-    let Some(writer) = [0, 1]
-        .into_iter()
-        .find(|n| pair.sides[*n].mirror.role() == Role::Primary)
-    else {
-        return false;
-    };
-    pair.sides[node].hold.writes = true;
-    pair.request(writer, write(9));
-    pair.pump();
-    let kept = pair.sides[node].kept;
-    let at = pair.sides[node]
-        .disk
-        .iter()
-        .position(|(id, op)| matches!(op, DiskOp::Write { .. }) && kept != Some(Kept::Disk(*id)));
-    if let Some(at) = at {
-        pair.end_disk(node, at, Err(DiskFault::Io(5)));
-    }
-    pair.sides[node].hold.writes = false;
-    pair.pump();
-    at.is_some()
-}
-
-/// False if it can't happen there.
-fn step(pair: &mut Pair, node: usize, step: &str) -> bool {
-    let has_session = pair.sides[node].session.is_some();
-    match step {
-        "cut" if has_session => pair.cut(),
-        "half a session" if !has_session => {
-            pair.linked = false;
-            pair.meet_at(node);
-        }
-        "link" if !has_session => {
-            pair.linked = true;
-            pair.meet();
-        }
-        "disk lost" => return lose(pair, node),
-        "peer's disk lost" => return lose(pair, 1 - node),
-        "demote" => drop(pair.order(node, Command::Demote { force: true })),
-        "promote" => drop(pair.order(
-            node,
-            Command::Promote {
-                force: false,
-                while_resyncing: false,
-            },
-        )),
-        "force" => drop(pair.order(
-            node,
-            Command::Promote {
-                force: true,
-                while_resyncing: false,
-            },
-        )),
-        "invalidate" => drop(pair.order(node, Command::Invalidate)),
-        "peer forced" => drop(pair.order(
-            1 - node,
-            Command::Promote {
-                force: true,
-                while_resyncing: false,
-            },
-        )),
-        "peer demoted" => drop(pair.order(1 - node, Command::Demote { force: true })),
-        "wait" => pair.elapse(3_000),
-        _ => return false,
-    }
-    pair.pump();
-    true
-}
+use super::pair::{Kept, MS, Pair};
+use super::stands::build;
+use super::ways::{SIMPLE, STEPS, beginnings, say, walk};
 
 /// How what was begun can end.
 fn endings(kept: Kept) -> &'static [&'static str] {
@@ -363,15 +57,6 @@ fn ending(pair: &mut Pair, node: usize, how: &str) -> Option<Event> {
     }
 }
 
-/// Where the way leads: the pair, and the node.
-fn walk(beginning: &str, steps: &[&str]) -> Option<(Pair, usize)> {
-    let (mut pair, node) = begin(beginning);
-    steps
-        .iter()
-        .all(|name| step(&mut pair, node, name))
-        .then_some((pair, node))
-}
-
 /// "event @ stand" and what it does.
 fn end(mut pair: Pair, node: usize, how: &str) -> Option<(String, String)> {
     let stand = pair.stand(node);
@@ -383,48 +68,101 @@ fn end(mut pair: Pair, node: usize, how: &str) -> Option<(String, String)> {
     ))
 }
 
+/// The peer is alive, and nothing else is answered: the deadlines that become due, one after the other, until
+/// one is the one that is sought. What each is, and where.
+fn deadlines(pair: &mut Pair, node: usize, sought: Option<&str>) -> Vec<String> {
+    let end = pair.now + 40_000 * MS;
+    let mut cells = Vec::new();
+    while let Some(at) = pair.sides[node].due().filter(|at| at.0 < end) {
+        // A little late, so that two deadlines do not always fall together.
+        pair.now = pair.now.max(at.0 + 3 * MS);
+        let mirror = &pair.sides[node].mirror;
+        let occasion = mirror.occasion(Time(pair.now), &Event::Timer);
+        cells.push(format!("{occasion} @ {}", pair.stand(node)));
+        if sought.is_some_and(|sought| cells.last().is_some_and(|cell| cell == sought)) {
+            break;
+        }
+        pair.handle(node, Event::Timer);
+        if let Some(session) = pair.sides[node].session {
+            let message = Message::Pong { sent: pair.now };
+            pair.handle(node, Event::Message { session, message });
+        }
+    }
+    cells
+}
+
+/// That deadline is due after all.
+fn due(mut pair: Pair, node: usize, cell: &str) -> Option<(String, String)> {
+    let cells = deadlines(&mut pair, node, Some(cell));
+    (cells.last().map(String::as_str) == Some(cell))
+        .then(|| (cell.to_owned(), told(&mut pair, node, Event::Timer)))
+}
+
+/// None where it fails, which is told.
+fn tried<T>(what: &str, way: &[&str], run: impl FnOnce() -> Option<T>) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
+        eprintln!("{what}: {way:?}: it fails");
+        None
+    })
+}
+
 /// A shortest way to each cell.
 fn search() -> BTreeMap<String, String> {
     let mut found: BTreeMap<String, (usize, String)> = BTreeMap::new();
-    for beginning in BEGINNINGS {
+    for (beginning, most) in beginnings() {
         let mut seen = BTreeSet::new();
         let mut ways: VecDeque<Vec<&str>> = VecDeque::from([vec![]]);
         while let Some(way) = ways.pop_front() {
-            let tried = catch_unwind(AssertUnwindSafe(|| walk(beginning, &way)));
-            let Ok(tried) = tried else {
-                eprintln!("{beginning}: {way:?}: it fails");
+            let Some((mut pair, node)) = tried(&beginning, &way, || walk(&beginning, &way)) else {
                 continue;
             };
-            let Some((pair, node)) = tried else { continue };
-            let Some(kept) = pair.sides[node].kept else {
-                continue;
-            };
-            let at = [pair.stand(node), pair.stand(1 - node)];
-            if !seen.insert(at) {
+            let of_time = beginning.starts_with("time in ");
+            if pair.sides[node].kept.is_none() && !of_time {
                 continue;
             }
-            for how in endings(kept) {
-                let tried = catch_unwind(AssertUnwindSafe(|| {
-                    let (pair, node) = walk(beginning, &way)?;
-                    end(pair, node, how)
-                }));
-                let Ok(tried) = tried else {
-                    eprintln!("{beginning}: {way:?}, {how}: it fails");
-                    continue;
-                };
-                let Some((cell, outcome)) = tried else {
-                    continue;
-                };
-                if found
-                    .get(&cell)
-                    .is_none_or(|(length, _)| *length > way.len())
-                {
+            let is_new = seen.insert([pair.stand(node), pair.stand(1 - node)]);
+            // (What was done may set a deadline, and change nothing else.)
+            if !is_new && !(of_time && way.len() == 1) {
+                continue;
+            }
+            let mut keep = |cell: String, how: &str, outcome: String| {
+                let known = found.get(&cell).map(|(length, _)| *length);
+                if known.is_none_or(|length| length > way.len()) {
                     let line = format!("{beginning} / {} / {how} / {outcome}", way.join(", "));
                     found.insert(cell, (way.len(), line));
                 }
+            };
+            if let Some(kept) = pair.sides[node].kept {
+                for how in endings(kept) {
+                    let ended = tried(&beginning, &way, || {
+                        let (pair, node) = walk(&beginning, &way)?;
+                        end(pair, node, how)
+                    });
+                    if let Some((cell, outcome)) = ended {
+                        keep(cell, how, outcome);
+                    }
+                }
+            } else {
+                let all = tried(&beginning, &way, || Some(deadlines(&mut pair, node, None)));
+                let all: BTreeSet<String> = all.into_iter().flatten().collect();
+                for cell in all {
+                    let ended = tried(&beginning, &way, || {
+                        let (pair, node) = walk(&beginning, &way)?;
+                        due(pair, node, &cell)
+                    });
+                    if let Some((cell, outcome)) = ended {
+                        keep(cell, "due", outcome);
+                    }
+                }
             }
-            if way.len() < 3 {
-                ways.extend(STEPS.iter().map(|step| [way.as_slice(), &[*step]].concat()));
+            if way.len() < most {
+                // (The last of several is a simple one: there are enough of the others.)
+                let steps = if way.len() < 2 {
+                    STEPS
+                } else {
+                    &STEPS[..SIMPLE]
+                };
+                ways.extend(steps.iter().map(|step| [way.as_slice(), &[*step]].concat()));
             }
         }
     }
@@ -453,7 +191,11 @@ fn what_ends_in_another_stand_than_it_began_does_what_the_table_says() {
         };
         let way: Vec<&str> = way.split(", ").filter(|step| !step.is_empty()).collect();
         let (pair, node) = walk(beginning, &way).unwrap_or_else(|| panic!("no such way: {line}"));
-        let (now, does) = end(pair, node, how).unwrap_or_else(|| panic!("it has ended: {line}"));
+        let ended = match how {
+            "due" => due(pair, node, cell),
+            _ => end(pair, node, how),
+        };
+        let (now, does) = ended.unwrap_or_else(|| panic!("it has ended: {line}"));
         assert_eq!((now.as_str(), does.as_str()), (cell, outcome), "{line}");
     }
 }

@@ -9,6 +9,7 @@ mod late;
 mod pair;
 mod resync_end;
 mod stands;
+mod ways;
 
 #[test]
 fn every_stand_can_be_brought_about() {

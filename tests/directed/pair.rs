@@ -27,7 +27,7 @@ use crate::sim::coverage;
 pub const SIZE: u64 = 16 << 20;
 /// More events than that at one moment are a livelock.
 const MOST: usize = 50_000;
-const MS: u64 = 1_000_000;
+pub const MS: u64 = 1_000_000;
 
 /// What is not taken from a node's queues.
 #[derive(Clone, Copy, Debug, Default)]
@@ -443,7 +443,7 @@ impl Pair {
     }
 
     /// The next moment at which something is due, or the end.
-    fn tick(&mut self, end: u64) {
+    pub fn tick(&mut self, end: u64) {
         let due = |side: &Side| {
             let wants = side.wants.filter(|from| self.linked && from.0 > self.now);
             [side.deadline, wants].into_iter().flatten().min()

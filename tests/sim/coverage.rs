@@ -2,15 +2,18 @@
 //! event.
 //!
 //! A *stand* is [`Situation`] without permissions and procedures: role, copy, and what there is
-//! with the peer, in two letters. [`CAN_BE`] says which events a mirror can meet in which stand;
-//! [`report`] compares it with what was reached. What is reached and not in the table is told
-//! too: the table is then to be mended.
+//! with the peer, in two letters. [`CAN_BE`] says which events seeds are known to bring about in which
+//! stand; [`report`] compares it with what was reached. What is reached and not in the table is told
+//! too: the table is then to be mended. Every other pair has a directed test (tests/directed) or is
+//! impossible, for a reason that `impossible` gives; a run that reaches such a pair has failed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use kagami_replicator::core::decide::{Strategy, Verdict};
 use kagami_replicator::core::situation::{Situation, With, Worth};
 
+use super::check::Violation;
+use super::impossible::why_impossible;
 use super::stats::Stats;
 
 /// The stands, by role and copy (P: Primary; D: Primary whose disk is gone; S: Secondary; B:
@@ -233,6 +236,10 @@ pub struct Report {
     pub directed: Vec<String>,
     /// Reached, and not in [`CAN_BE`].
     pub beyond: Vec<String>,
+    /// Can't be: what and where, and why.
+    pub impossible: Vec<(String, &'static str)>,
+    /// Neither reached nor tried nor impossible.
+    pub unexplained: Vec<String>,
     /// Cells of the handshake's table that no seed reached.
     pub missing_verdicts: Vec<&'static str>,
 }
@@ -262,6 +269,14 @@ pub fn report(stats: &Stats) -> Report {
         report.directed.extend(has_test);
         report.missing.extend(none);
         report.beyond.extend(seen.difference(&can_be).map(told));
+        for stand in STANDS.split(' ').filter(|stand| !seen.contains(stand)) {
+            let cell = told(&stand);
+            match why_impossible(event, stand) {
+                Some(why) => report.impossible.push((cell, why)),
+                None if can_be.contains(stand) || directed.contains(&cell) => {}
+                None => report.unexplained.push(cell),
+            }
+        }
     }
     let seen = stats.verdicts();
     report.missing_verdicts = VERDICTS
@@ -270,6 +285,16 @@ pub fn report(stats: &Stats) -> Report {
         .filter(|cell| !seen.contains_key(*cell))
         .collect();
     report
+}
+
+/// A run that came where nothing can come has found a bug, in the core or in the table.
+pub fn reached_the_impossible(stats: &Stats) -> Option<Violation> {
+    stats.cells().keys().find_map(|(situation, event)| {
+        let stand = stand(*situation);
+        let why = why_impossible(event, stand)?;
+        let what = format!("\"{event}\" came in {stand} ({situation}), and can't: {why}");
+        Some(Violation::new("Impossible-pair", what))
+    })
 }
 
 /// What the tables of the directed tests have: "event @ stand".
@@ -334,6 +359,41 @@ pub fn stand(at: Situation) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Pairs that nobody has brought about, nor shown to be impossible. May only become fewer.
+    const LEFT: usize = 160;
+
+    #[test]
+    fn every_pair_is_tried_or_can_not_be() {
+        let report = report(&Stats::default());
+        let left = report.unexplained.len();
+        assert!(left <= LEFT, "{left}: {:?}", report.unexplained);
+        let directed = directed();
+        for (cell, why) in &report.impossible {
+            assert!(!directed.contains(cell), "{cell} is tried, and {why}");
+        }
+        for (event, stands) in CAN_BE {
+            for stand in stands_of(stands) {
+                let why = why_impossible(event, stand);
+                assert_eq!(why, None, "{event} @ {stand} was reached");
+            }
+        }
+    }
+
+    #[test]
+    fn a_run_that_reaches_the_impossible_has_failed() {
+        use super::super::replay::Trace;
+        use super::super::run_seed;
+        let stats = run_seed(1, Trace::off()).stats;
+        assert!(reached_the_impossible(&stats).is_none());
+        let (situation, _) = *stats.cells().keys().next().expect("a situation");
+        let mut nobody = situation;
+        nobody.peer = With::Nobody;
+        let mut wrong = Stats::default();
+        wrong.reached(nobody, "message: Write");
+        let violation = reached_the_impossible(&wrong).expect("no session, no message");
+        assert_eq!(violation.invariant, "Impossible-pair");
+    }
 
     #[test]
     fn the_table_names_stands_that_there_are_and_no_event_twice() {

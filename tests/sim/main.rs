@@ -2,6 +2,7 @@
 //!
 //! Exit status: 0 nothing found; 1 a violation; 2 wrong usage.
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write as _};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -274,6 +275,8 @@ fn cells_json(total: &Stats) -> serde_json::Value {
         "missing": cells.missing,
         "directed": cells.directed,
         "beyond": cells.beyond,
+        "impossible": cells.impossible.iter().map(|(cell, why)| serde_json::json!({ "pair": cell, "because": why })).collect::<Vec<_>>(),
+        "unexplained": cells.unexplained,
         "missing_verdicts": cells.missing_verdicts,
     })
 }
@@ -291,10 +294,21 @@ fn show_cells(total: &Stats) {
         ("not reached", &cells.missing),
         ("not reached, with a directed test", &cells.directed),
         ("reached, and not in the table", &cells.beyond),
+        (
+            "neither reached nor tried nor impossible",
+            &cells.unexplained,
+        ),
     ] {
         if !list.is_empty() {
             println!("{what}: {}", list.join("; "));
         }
+    }
+    let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (cell, why) in &cells.impossible {
+        reasons.entry(why).or_default().push(cell);
+    }
+    for (why, list) in reasons {
+        println!("impossible, because {why}: {}", list.join("; "));
     }
     if !cells.missing_verdicts.is_empty() {
         println!("verdicts not reached: {}", cells.missing_verdicts.join(";"));

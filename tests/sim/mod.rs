@@ -21,6 +21,7 @@ pub mod faults;
 mod guests;
 pub mod history;
 mod host;
+pub mod impossible;
 #[cfg(test)]
 mod kept;
 mod life;
@@ -91,7 +92,9 @@ fn run_world(seed: u64, mut world: World) -> Outcome {
     PANIC.with(|kept| kept.borrow_mut().take());
     let ended = catch_unwind(AssertUnwindSafe(|| world.run()));
     let violation = match ended {
-        Ok(checked) => checked.err(),
+        Ok(checked) => checked
+            .err()
+            .or_else(|| coverage::reached_the_impossible(&world.stats)),
         Err(_) => Some(assertion()),
     };
     world.stats.seeds = 1;

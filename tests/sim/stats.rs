@@ -120,10 +120,14 @@ impl Stats {
         *self.verdicts.entry(name).or_default() += 1;
     }
 
+    /// An event came to a core that stood there.
+    pub fn reached(&mut self, situation: Situation, event: &'static str) {
+        *self.cells.entry((situation, event)).or_default() += 1;
+    }
+
     /// A core is handed an event.
     pub fn event(&mut self, mirror: &Mirror, now: Time, event: &Event) {
-        let cell = (mirror.situation(), mirror.occasion(now, event));
-        *self.cells.entry(cell).or_default() += 1;
+        self.reached(mirror.situation(), mirror.occasion(now, event));
         if mirror.role() == Role::Primary
             && let Event::LinkDown { .. } = event
         {
