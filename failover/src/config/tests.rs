@@ -2,10 +2,13 @@
 
 use std::path::Path;
 
-use super::facts::{ArbiterFacts, Facts, NodeFacts, Program};
+use super::facts::{Facts, NodeFacts};
 use super::monitor::Kind;
 use super::resource::Mode;
 use super::*;
+
+mod arbiter;
+mod nodes;
 
 /// The example of docs/cluster-configuration.md.
 const EXAMPLE: &str = include_str!("example.toml");
@@ -84,6 +87,21 @@ fn added(more: &str, words: &[&str]) {
 fn told(said: &str, words: &[&str]) {
     for word in words.iter().chain(&["next: "]) {
         assert!(said.contains(word), "no `{word}` in:\n{said}");
+    }
+}
+
+/// Two nodes on one network.
+fn facts() -> Facts {
+    let node = |address: &str| NodeFacts {
+        networks: vec![("eth0".to_owned(), address.parse().unwrap())],
+        mirrors: Some(vec!["pg".to_owned()]),
+        ..NodeFacts::default()
+    };
+    Facts {
+        nodes: BTreeMap::from([
+            ("alpha".to_owned(), node("10.0.0.1/24")),
+            ("beta".to_owned(), node("10.0.0.2/24")),
+        ]),
     }
 }
 
@@ -183,21 +201,6 @@ fn nothing_set_means_the_defaults_of_the_specification() {
         cluster.monitors[0].target,
         Target::Resource(server.0, server.1)
     );
-}
-
-#[test]
-fn without_an_arbiter_a_lost_heartbeat_is_waited_for() {
-    let text = small("").replacen(
-        "kind = \"witness\"\nname = \"gamma\"",
-        &format!(
-            "kind = \"none\"\naccepted-risk = \"{}\"",
-            cluster::ACCEPTED_RISK
-        ),
-        1,
-    );
-    let cluster = parse(&text).unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(cluster.heartbeats[0].timeout, Ms::seconds(30));
-    assert!(cluster.may_fail_over());
 }
 
 #[test]
@@ -357,122 +360,6 @@ fn nodes_are_those_of_the_cluster() {
         "[monitor.m]\ntype = \"nic\"\ninterface = \"eth0\"\ntarget = \"pg\"\nnodes = [\"delta\"]\n",
         &["[monitor.m] nodes: \"delta\" is no node"],
     );
-}
-
-#[test]
-fn an_arbiter_is_a_third_machine() {
-    replaced(
-        "name = \"gamma\"",
-        "name = \"beta\"",
-        &[
-            "[arbiter] name: \"beta\" is one of the two nodes",
-            "let a third machine decide",
-        ],
-    );
-    replaced("name = \"gamma\"", "", &["a witness without `name`"]);
-    let etcd = "kind = \"witness\"\nname = \"gamma\"";
-    for endpoint in [
-        "https://10.0.0.2:2379",
-        "http://beta:2379",
-        "http://127.0.0.1:2379",
-        "http://[::1]:2379",
-    ] {
-        let new = format!("kind = \"etcd\"\nname = \"kv\"\nendpoints = [\"{endpoint}\"]");
-        replaced(
-            etcd,
-            &new,
-            &["an arbiter that is one of the two nodes", endpoint],
-        );
-    }
-    replaced(etcd, "kind = \"etcd\"", &["etcd without `name`"]);
-    parse(&small("").replacen(
-        etcd,
-        "kind = \"etcd\"\nname = \"kv\"\nendpoints = [\"http://10.0.0.3:2379\"]",
-        1,
-    ))
-    .unwrap_or_else(|error| panic!("{error}"));
-    // Its addresses are known from the nodes' own configuration.
-    let mut facts = facts();
-    let found = |place: &str, prefix: Option<&str>| {
-        let arbiter = ArbiterFacts {
-            places: vec![place.to_owned()],
-            prefix: prefix.map(str::to_owned),
-        };
-        BTreeMap::from([("gamma".to_owned(), arbiter)])
-    };
-    let arbiters = found("10.0.0.2:7790", None);
-    facts.nodes.entry("alpha".to_owned()).or_default().arbiters = Some(arbiters);
-    told(
-        &refused_with(&small(""), &facts),
-        &["name: 10.0.0.2:7790 is an address of node beta"],
-    );
-    facts.nodes.entry("alpha".to_owned()).or_default().arbiters = Some(BTreeMap::new());
-    told(
-        &refused_with(&small(""), &facts),
-        &["node alpha has no [arbiter.gamma]"],
-    );
-    // What it is, and where an etcd is, too.
-    let at = |place: &str| Some(found(place, Some("/kagami")));
-    facts.nodes.entry("alpha".to_owned()).or_default().arbiters = at("https://10.0.0.3:2379");
-    told(
-        &refused_with(&small(""), &facts),
-        &["kind: [arbiter.gamma] in node alpha's kagami.toml is an etcd"],
-    );
-    let named = small("").replacen(etcd, "kind = \"etcd\"\nname = \"gamma\"", 1);
-    Cluster::parse_with(Path::new("cluster.toml"), &named, &facts)
-        .unwrap_or_else(|error| panic!("{error}"));
-    facts.nodes.entry("alpha".to_owned()).or_default().arbiters = at("https://10.0.0.2:2379");
-    told(
-        &refused_with(&named, &facts),
-        &["name: https://10.0.0.2:2379 is an address of node beta"],
-    );
-    facts.nodes.entry("alpha".to_owned()).or_default().arbiters = at("https://10.0.0.3:2379");
-    let other = Some(found("https://10.0.0.4:2379", Some("/other")));
-    facts.nodes.entry("beta".to_owned()).or_default().arbiters = other;
-    told(
-        &refused_with(&named, &facts),
-        &["the prefix of [arbiter.gamma] is /kagami on node alpha and /other on node beta"],
-    );
-    // Other members of the same etcd are the same etcd.
-    facts.nodes.entry("beta".to_owned()).or_default().arbiters = at("https://10.0.0.4:2379");
-    Cluster::parse_with(Path::new("cluster.toml"), &named, &facts)
-        .unwrap_or_else(|error| panic!("{error}"));
-}
-
-#[test]
-fn without_an_arbiter_the_risk_is_accepted_in_so_many_words() {
-    let witness = "kind = \"witness\"\nname = \"gamma\"";
-    replaced(
-        witness,
-        "kind = \"none\"",
-        &[
-            "without an arbiter nothing decides",
-            "group pg fails over by itself",
-            cluster::ACCEPTED_RISK,
-        ],
-    );
-    replaced(
-        witness,
-        "kind = \"none\"\naccepted-risk = \"yes\"",
-        &[
-            "\"yes\" does not accept the risk in so many words",
-            cluster::ACCEPTED_RISK,
-        ],
-    );
-    replaced(
-        witness,
-        &format!("{witness}\naccepted-risk = \"{}\"", cluster::ACCEPTED_RISK),
-        &["there is no such risk"],
-    );
-    for instead in ["[fence]\nscript = \"/etc/kagami/fence\"\n", ""] {
-        let text = small(instead).replacen(witness, "kind = \"none\"", 1);
-        let text = if instead.is_empty() {
-            text.replacen("[group.pg]\n", "[group.pg]\nfailover = \"manual\"\n", 1)
-        } else {
-            text
-        };
-        parse(&text).unwrap_or_else(|error| panic!("{error}"));
-    }
 }
 
 #[test]
@@ -641,71 +528,6 @@ fn alerts_go_to_somebody() {
         "[webhook.w]\nurl = \"ftp://x\"\n",
         &["is no http or https address"],
     );
-}
-
-/// Two nodes on one network.
-fn facts() -> Facts {
-    let node = |address: &str| NodeFacts {
-        networks: vec![("eth0".to_owned(), address.parse().unwrap())],
-        mirrors: Some(vec!["pg".to_owned()]),
-        ..NodeFacts::default()
-    };
-    Facts {
-        nodes: BTreeMap::from([
-            ("alpha".to_owned(), node("10.0.0.1/24")),
-            ("beta".to_owned(), node("10.0.0.2/24")),
-        ]),
-    }
-}
-
-#[test]
-fn nodes_have_what_the_file_needs() {
-    Cluster::parse_with(Path::new("c"), &small(""), &facts())
-        .unwrap_or_else(|error| panic!("{error}"));
-    let elsewhere = small("").replacen("10.0.0.10/24", "10.0.1.10/24", 1);
-    told(
-        &refused_with(&elsewhere, &facts()),
-        &[
-            "[group.pg.resource.address] address: 10.0.1.10/24 is on no network of node alpha (it has eth0 10.0.0.1/24)",
-            "on no network of node beta",
-        ],
-    );
-    let interface = small("").replacen(
-        "depends = [\"data\"]",
-        "interface = \"eth7\"\ndepends = [\"data\"]",
-        1,
-    );
-    told(
-        &refused_with(&interface, &facts()),
-        &["node alpha has no eth7"],
-    );
-    let heartbeat = small("").replacen("10.0.0.2:7791", "10.0.0.9:7791", 1);
-    told(
-        &refused_with(&heartbeat, &facts()),
-        &["node beta does not have 10.0.0.9"],
-    );
-    let mirror = small("").replacen("mirror = \"pg\"", "mirror = \"pq\"", 1);
-    told(
-        &refused_with(&mirror, &facts()),
-        &["node alpha has no mirror \"pq\"", "did you mean \"pg\"?"],
-    );
-    for (found, words) in [
-        (
-            Program::NotExecutable(0o644),
-            "/etc/kagami/pg/start is not executable on node beta (mode 0644)",
-        ),
-        (Program::Missing, "node beta has no /etc/kagami/pg/start"),
-        (
-            Program::NotAFile,
-            "/etc/kagami/pg/start on node beta is not a file",
-        ),
-    ] {
-        let mut facts = facts();
-        let programs = &mut facts.nodes.entry("beta".to_owned()).or_default().programs;
-        programs.insert(PathBuf::from("/etc/kagami/pg/start"), found);
-        programs.insert(PathBuf::from("/etc/kagami/pg/stop"), Program::Executable);
-        told(&refused_with(&small(""), &facts), &[words]);
-    }
 }
 
 #[test]
