@@ -5,6 +5,7 @@
 //! block's content is undefined then, and differs.
 
 use kagami_bitmap::planted::{Defect, planted};
+use kagami_bitmap::superblock::StoredDisk;
 
 use super::link::Phase;
 use super::write::{Copy, Origin, WriteKey};
@@ -14,7 +15,8 @@ impl Mirror {
     /// True if a full store detaches this copy, as a failed one does: the other copy is good, and goes on
     /// without it. In any other case this may be the last one, and only the write fails (docs/design.md §5.9).
     pub(super) fn gives_way_when_full(&self) -> bool {
-        let is_target = matches!(self.up().map(|up| &up.phase), Some(Phase::Target(_)));
+        let is_target = matches!(self.up().map(|up| &up.phase), Some(Phase::Target(_)))
+            && self.record().disk == StoredDisk::Inconsistent;
         let is_carried_then = self.is_primary() && self.is_in_sync();
         // (What ends on a store that has failed since keeps nothing.)
         let is_gone = self.local.store != Store::Usable;
