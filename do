@@ -97,7 +97,7 @@ check() {
     say "formatting and lints"
     shellcheck --external-sources ./do .ci/run tests/planted/rustc tests/vm/{run,init,mkinitrd,fetch-kernel,fetch-debian,try,in-boot,node-boot,lib.sh,debian.sh,service.sh,faults.sh,cluster.sh,cluster-faults.sh} tests/vm/scenarios/*.sh \
         cli/package/{build,kagami-witness,unmount-at-shutdown} cli/package/debian/{postinst,prerm,postrm} \
-        cli/package/ocf/{kagami,test} failover/src/resource/package.sh
+        cli/package/ocf/{kagami,test,cluster} failover/src/resource/package.sh
     if cargo fmt --version >/dev/null 2>&1; then cargo fmt --all --check; else echo "(no rustfmt here)"; fi
     if cargo clippy --version >/dev/null 2>&1; then
         cargo clippy --quiet --workspace --all-targets -- -D warnings

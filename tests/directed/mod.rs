@@ -3,6 +3,7 @@
 mod another_boot;
 mod carrier;
 mod cells;
+mod demotion;
 mod forced;
 mod full;
 mod late;

@@ -280,6 +280,8 @@ max_wal_size = 16MB
 checkpoint_timeout = 30s
 max_connections = 20
 recovery_init_sync_method = syncfs
+# A client that was about to log in when the address went would keep the server from ending for a minute.
+authentication_timeout = 3s
 END
     on alpha attach "$MIRROR" >/dev/null
     device=$(inside alpha readlink -f "/dev/kagami/$MIRROR")

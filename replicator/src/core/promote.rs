@@ -622,7 +622,11 @@ impl Mirror {
             {
                 self.record_demotion()
             }
-            Demotion::Flushing => self.flush.wanted = true,
+            Demotion::Flushing => {
+                self.flush.wanted = true;
+                // Roles come after flushes in the upkeep, and nothing else need happen for a while.
+                self.advance_flush(out);
+            }
             Demotion::Draining | Demotion::FlushingAlone | Demotion::Recording => {}
         }
     }
