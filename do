@@ -162,33 +162,41 @@ planted() { # [ARG-OF-KAGAMI-SIM]...
         cargo run --quiet --profile sim -p kagami-tests --bin kagami-failover-sim -- planted
 }
 
-# Mutates PART, or shard K of N of it. What the unit tests of bitmap let through is tried with the simulator; core has few
-# unit tests, so its mutants meet both at once. docs/mutants.md has the results.
+# Mutates PART, or shard K of N of it: all that can be switches in one build (tests/mutants), the rest with a build each. What
+# has been tried is not tried again: remove the folder to begin anew. docs/mutants.md has the results.
 mutants() { # PART [K/N]
-    local part=$1 shard=${2:-0/1} out name
-    local survivors=() run=(cargo mutants --no-shuffle --baseline skip --timeout 120 --build-timeout 900 --shard "$shard")
-    out=${CARGO_TARGET_DIR:-target}/mutants-${part//\//-}-${shard//\//-of-}
-    need_rust
-    need_cargo_tool mutants "$MUTANTS_VERSION"
-    export KAGAMI_SEEDS=${KAGAMI_SEEDS:-500}
-    # Status 2 and 3: some survived, or ran out of time.
-    say "mutants of $part, shard $shard: $out"
+    local part=$1 shard=${2:-0/1} out name status=0
+    local names=() select=() tests=()
+    out=${CARGO_TARGET_DIR:-$PWD/target}/mutants/${part//\//-}
     case $part in
         bitmap)
-            "${run[@]}" -p kagami-bitmap --test-package kagami-bitmap --output "$out" || [ $? -lt 4 ]
-            while read -r name; do
-                survivors+=(--re "^$name\$")
-            done < <(sed 's/[][(){}.*+?^$|\\]/\\&/g' "$out/mutants.out/missed.txt")
-            [ ${#survivors[@]} -gt 0 ] || return 0
-            say "those that the unit tests let through, with $KAGAMI_SEEDS seeds"
-            run=(cargo mutants --no-shuffle --baseline skip --timeout 120 --build-timeout 900)
-            "${run[@]}" -p kagami-bitmap --test-package kagami-tests --output "$out-seeds" "${survivors[@]}" -- --test seeds ;;
+            select=(-p kagami-bitmap)
+            tests=(--test-package kagami-bitmap --test-package kagami-tests
+                -- --lib --test bitmap_model --test damage --test format_doc --test growing --test log_crashes
+                --test log_places --test pages --test seeds) ;;
         core | core/*)
-            "${run[@]}" --file "replicator/src/core/$([ "$part" = core ] && echo '*' || echo "${part#core/}").rs" --output "$out" \
-                --test-package kagami-replicator --test-package kagami-tests \
-                -- --lib --test decide_table --test replaced_peer --test seeds ;;
+            select=(--file "replicator/src/core/$([ "$part" = core ] && echo '*' || echo "${part#core/}").rs")
+            tests=(--test-package kagami-replicator --test-package kagami-tests
+                -- --lib --test decide_table --test replaced_peer --test seeds) ;;
         *) die "mutants of bitmap, core or core/FILE, not of $part" ;;
     esac
+    need_rust
+    need_cargo_tool mutants "$MUTANTS_VERSION"
+    mkdir -p "$out"
+    say "mutants of $part, shard $shard: $out"
+    cargo mutants --list --json "${select[@]}" >"$out/list.json"
+    cargo run --quiet --release --manifest-path tests/mutants/Cargo.toml -- "$out" \
+        --shard "$shard" --jobs "$(nproc)" ${KAGAMI_SEEDS:+--seeds "$KAGAMI_SEEDS"} || status=$?
+    [ "$status" -lt 2 ] || return "$status"
+    while read -r name; do
+        names+=(--re "^$name\$")
+    done < <(sed 's/[][(){}.*+?^$|\\]/\\&/g' "$out/alone.txt")
+    [ ${#names[@]} -gt 0 ] || return "$status"
+    say "those that are no switches, each built alone"
+    # Status 2 and 3: some survived, or ran out of time.
+    KAGAMI_SEEDS=${KAGAMI_SEEDS:-500} cargo mutants --no-shuffle --baseline skip --timeout 120 --build-timeout 900 --shard "$shard" \
+        "${select[@]}" --output "$out" "${names[@]}" "${tests[@]}" || return $((status > 0 ? status : $?))
+    return "$status"
 }
 
 # These two need a nightly compiler; nothing else does.

@@ -333,6 +333,105 @@ fn split_brain_policies_choose_only_when_both_nodes_name_them() {
     );
 }
 
+#[test]
+fn a_policy_goes_by_who_has_changed_something() {
+    let set = |h: Hello, rule, after_sb_1pri, marks, role| Hello {
+        split_brain: SplitBrainPolicy {
+            after_sb_0pri: rule,
+            after_sb_1pri,
+            ..SplitBrainPolicy::default()
+        },
+        marks,
+        role,
+        ..h
+    };
+    let secondaries = |rule, marks_a, marks_b| {
+        let (rest, role) = (AfterSb1::Disconnect, Role::Secondary);
+        verdict(
+            &set(ahead(A, 2), rule, rest, marks_a, role),
+            &set(ahead(B, 3), rule, rest, marks_b, role),
+        )
+        .strategy
+    };
+    let refused = Strategy::Refuse(Refused::SplitBrain);
+    let from = |source| Strategy::Marks { source };
+    let zero = AfterSb0::DiscardZeroChanges;
+    assert_eq!(secondaries(zero, 0, 5), from(B));
+    assert_eq!(secondaries(zero, 5, 0), from(A));
+    assert_eq!(secondaries(zero, 1, 5), refused, "both have changes");
+    assert_eq!(secondaries(zero, 0, 0), refused, "neither has");
+    let least = AfterSb0::DiscardLeastChanges;
+    assert_eq!(secondaries(least, 1, 5), from(B));
+    assert_eq!(secondaries(least, 5, 5), refused, "none has fewer");
+
+    let beside_primary = |marks_a, marks_b| {
+        verdict(
+            &set(
+                ahead(A, 2),
+                least,
+                AfterSb1::Consensus,
+                marks_a,
+                Role::Primary,
+            ),
+            &set(
+                ahead(B, 3),
+                least,
+                AfterSb1::Consensus,
+                marks_b,
+                Role::Secondary,
+            ),
+        )
+        .strategy
+    };
+    assert_eq!(beside_primary(5, 1), from(A));
+    assert_eq!(beside_primary(1, 5), refused, "the Primary would lose");
+}
+
+#[test]
+fn a_loser_whose_marks_count_from_elsewhere_is_copied_whole() {
+    let winner = with(A, |h| {
+        h.current = Some(generation(2));
+        h.history = vec![generation(1)];
+        h.base = Some(generation(1));
+        h.keep = Some(A);
+    });
+    // Its marks reach back to a generation that the winner never had.
+    let loser = with(B, |h| {
+        h.current = Some(generation(3));
+        h.history = vec![generation(4), generation(1)];
+        h.base = Some(generation(4));
+    });
+    expect(&winner, &loser, Row::Forked, Strategy::Full { source: A });
+    let whole = Hello {
+        full: true,
+        base: Some(generation(1)),
+        ..loser
+    };
+    expect(&winner, &whole, Row::Forked, Strategy::Full { source: A });
+}
+
+#[test]
+fn nobody_serves_a_primary_without_a_disk_whose_newest_writes_it_lacks() {
+    let without = |h: Hello, role| Hello {
+        diskless: true,
+        role,
+        ..h
+    };
+    let lost = (Row::Diskless, Refused::NewestLost);
+    let primary = without(ahead(A, 2), Role::Primary);
+    refuse(&primary, &copy(B), lost.0, lost.1);
+    expect(&primary, &ahead(B, 2), lost.0, Strategy::Serve);
+    // A Secondary answers nothing, and one with a disk has it still.
+    let secondary = without(ahead(A, 2), Role::Secondary);
+    expect(&secondary, &copy(B), lost.0, Strategy::Serve);
+    let with_disk = Hello {
+        role: Role::Primary,
+        ..ahead(A, 2)
+    };
+    let gone = without(copy(B), Role::Secondary);
+    expect(&with_disk, &gone, lost.0, Strategy::Serve);
+}
+
 /// Every pair of records over a small set of values: symmetric, no row unreached, and a source is
 /// always a good copy.
 #[test]
