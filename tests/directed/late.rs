@@ -122,7 +122,7 @@ fn search() -> BTreeMap<String, String> {
             }
             let is_new = seen.insert([pair.stand(node), pair.stand(1 - node)]);
             // (What was done may set a deadline, and change nothing else.)
-            if !is_new && !(of_time && way.len() == 1) {
+            if !(is_new || of_time && way.len() == 1) {
                 continue;
             }
             let mut keep = |cell: String, how: &str, outcome: String| {

@@ -29,7 +29,7 @@ pub const STANDS: &str = "Pn Pm Pi Ps Pf Pt Pv Dn Dm Dv Sn Sm Si Ss Sf St Sv Bn 
 const CAN_BE: &[(&str, &str)] = &[
     (
         "arbiter: late answer",
-        "Pn Pm Pi Ps Pf Pt Dn Dm Dv Sn Sm Si Ss Sf St Sv Bn Bm Bt Bv Gn Gm Gv",
+        "Pn Pm Pi Ps Pf Pt Pv Dn Dm Dv Sn Sm Si Ss Sf St Sv Bn Bm Bt Bv Gn Gm Gv",
     ),
     ("arbiter: not ours", "Pn Pm Pi Ps Sn Si Sv"),
     ("arbiter: register", "Pn Pm Pi Ps Pf Pv Sn Sm Si Ss Sf Sv"),
@@ -68,7 +68,7 @@ const CAN_BE: &[(&str, &str)] = &[
     ),
     (
         "disk: flush failed",
-        "Pn Pm Pi Ps Pf Pt Dn Dm Dv Sn Sm Si Ss Sf Sv Bn Bm Bt Gn",
+        "Pn Pm Pi Ps Pf Pt Pv Dn Dm Dv Sn Sm Si Ss Sf Sv Bn Bm Bt Gn",
     ),
     (
         "disk: flush for the peer",
@@ -111,7 +111,7 @@ const CAN_BE: &[(&str, &str)] = &[
     ("message: Adopted", "Ps Pf Ss Sf"),
     ("message: ArbiterInstance", "Pi Dv Si Sv"),
     ("message: ArbiterRecorded", "Pi Dv Si Sv"),
-    ("message: Bye", "Pi Ps Pf Pt Dv Si Ss Sf St Sv Bt Gv"),
+    ("message: Bye", "Pi Ps Pf Pt Pv Dv Si Ss Sf St Sv Bt Gv"),
     ("message: Carrying", "Pt Dv Bt Gv"),
     ("message: Cleared", "Pt Bt"),
     ("message: Compare", "Pm Pi Pt Dv Sm Si St Sv Bm Bt"),
