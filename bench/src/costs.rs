@@ -43,15 +43,18 @@ const STEADY: [&str; 3] = ["io_uring_enter", "recvfrom", "writev"];
 /// adds calls (timers fire that are never due otherwise), and never takes any away.
 const ATTEMPTS: usize = 4;
 
+/// In the middle between what a quiet machine counts and what was counted before the link's timers and sockets were
+/// tamed (8.0 and 15.2 for a write, 16.9 and 31.3 with its flush, on the Primary): a slow one has made 6.6 of 5.3, and
+/// 13.3 of 9.7, four times in a row.
 const BOUNDS: [Bound; 8] = [
-    bound(SMALL, Peer::There, 1600, [9.0, 6.4], Some(1.3)),
-    bound(SMALL_FLUSHED, Peer::There, 900, [19.5, 13.0], Some(2.5)),
+    bound(SMALL, Peer::There, 1600, [11.5, 8.0], Some(1.3)),
+    bound(SMALL_FLUSHED, Peer::There, 900, [24.0, 16.5], Some(2.5)),
     bound(SMALL_DEEP, Peer::There, 6500, [1.5, 1.5], None),
     bound(SEQUENTIAL, Peer::There, 400, [42.0, 40.0], None),
-    bound(READ, Peer::There, 1600, [5.9, 0.7], Some(1.3)),
-    bound(READ, Peer::None, 1600, [5.9, 0.0], Some(1.3)),
-    bound(SMALL, Peer::Away, 1600, [5.9, 0.7], Some(1.3)),
-    bound(SMALL, Peer::None, 1600, [5.9, 0.0], Some(1.3)),
+    bound(READ, Peer::There, 1600, [6.5, 0.7], Some(1.3)),
+    bound(READ, Peer::None, 1600, [6.5, 0.0], Some(1.3)),
+    bound(SMALL, Peer::Away, 1600, [7.0, 0.7], Some(1.3)),
+    bound(SMALL, Peer::None, 1600, [7.0, 0.0], Some(1.3)),
 ];
 
 const fn bound(job: Job, peer: Peer, many: u64, most: [f64; 2], steady: Option<f64>) -> Bound {
