@@ -1,14 +1,14 @@
 # shellcheck shell=bash
-# vm: --backend qemu --mem 256 --disk 840M --disk 840M --disk 256M --timeout 600
+# vm: --backend qemu --mem 256 --disk 840M --disk 840M --disk 256M --timeout 1100
 # long
 # Memory pressure, which most userspace block devices do not survive: in a guest of 256 MiB three
-# times that (SHORT=1: twice) is dirtied on the mounted mirror, with limits that let dirty pages fill
+# times that (SHORT=1: half as much again) is dirtied on the mounted mirror, with limits that let dirty pages fill
 # nearly all memory. Only the daemons can make it free again, and must not need memory for that.
 # Both run in it, with 16 MiB of buffers each.
 BUFFERS=16MiB
 # shellcheck source=tests/vm/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
-DIRTIED_MIB=${SHORT:+512}
+DIRTIED_MIB=${SHORT:+384}
 DIRTIED_MIB=${DIRTIED_MIB:-768}
 # An emulated machine on a busy host stands still by itself for a while; a daemon that waits for memory which
 # only it can free stands still for good.
