@@ -4,8 +4,9 @@
 //! A *stand* is [`Situation`] without permissions and procedures: role, copy, and what there is
 //! with the peer, in two letters. [`CAN_BE`] says which events seeds are known to bring about in which
 //! stand; [`report`] compares it with what was reached. What is reached and not in the table is told
-//! too: the table is then to be mended. Every other pair has a directed test (tests/directed) or is
-//! impossible, for a reason that `impossible` gives; a run that reaches such a pair has failed.
+//! too: the table is then to be mended. Of the other pairs some have a directed test (tests/directed), some are
+//! impossible, for a reason that `impossible` gives (a run that reaches such a pair has failed), and the
+//! rest is told and counted: a test lets that number only fall.
 
 use std::collections::{BTreeMap, BTreeSet};
 
