@@ -186,6 +186,8 @@ fn of_two_nodes_that_never_hear_each_other_the_register_lets_one_run_a_group() {
     pair.start(0);
     pair.start(1);
     pair.until("agreed on the register", Pair::have_agreed);
+    // Both boot again, and what ran is forgotten.
+    pair.until("online at home", |pair| pair.is_active(0));
     pair.crash(0);
     pair.crash(1);
     pair.take_apart(&apart);

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use kagami_failover::{clock, manager};
 use kagami_replicator::shell::identity::NodeKeys;
 use tempfile::TempDir;
 
@@ -224,13 +225,29 @@ depends = ["base"]
         child.wait().unwrap();
     }
 
-    /// The node dies: its manager, its guard, and all that it ran.
+    /// The node dies, and would boot again: its manager, its guard, and all that it ran are gone, what a reboot
+    /// clears is cleared, and what is on its disk is of an earlier boot.
     pub fn crash(&mut self, node: usize) {
         self.kill(node);
-        end_guard(&self.path(NODES[node]).join("run/failover/guard.sock"));
+        let run = self.path(NODES[node]).join("run");
+        end_guard(&run.join("failover/guard.sock"));
+        fs::remove_dir_all(&run).unwrap();
         for resource in ["page", "base"] {
             let _ = fs::remove_file(self.active(resource, node));
         }
+        let boot = format!("{:032x}", clock::boot().unwrap());
+        let earlier = format!("{:032x}", 1);
+        let kept = self.path(NODES[node]).join("state/failover");
+        let marks = kept.join("right");
+        for mark in fs::read_dir(marks).into_iter().flatten() {
+            let mark = mark.unwrap().path();
+            let text = fs::read_to_string(&mark).unwrap();
+            fs::write(&mark, text.replace(&boot, &earlier)).unwrap();
+        }
+        let state = kept.join(manager::STATE);
+        let mut durable = manager::store::load(&state).unwrap().unwrap();
+        durable.boot = 1;
+        manager::store::save(&state, &durable).unwrap();
     }
 
     /// Whether the arbiter answers, as a node's status has it.
@@ -314,8 +331,11 @@ depends = ["base"]
             };
             assert!(
                 begun.elapsed() < PATIENCE,
-                "not in time: {what}\n{:?}\nalpha:\n{}\nbeta:\n{}",
+                "not in time: {what}\n{:?}\n{}\nalpha:\n{}\nbeta:\n{}",
                 self.noted(),
+                NODES
+                    .map(|node| self.status(usize::from(node == NODES[1])))
+                    .join("\n"),
                 log("alpha"),
                 log("beta")
             );
