@@ -12,6 +12,7 @@ use kagami_bitmap::planted::{Defect, planted};
 use kagami_bitmap::superblock::Generation;
 use kagami_bitmap::{BLOCK, BLOCKS_PER_EXTENT, Block, Run};
 
+use super::compare::Compared;
 use super::handshake::RUNS;
 use super::link::{Owed, Phase, Up};
 use super::message::{Doing, Message};
@@ -24,13 +25,7 @@ use super::timers::Timer;
 use super::{Action, Actions, DiskOp, DiskResult, DiskWork, Mirror, Notice};
 
 /// Blocks of a chunk.
-const CHUNK: u64 = 256;
-/// So many compared blocks say whether more are worth comparing; of late means twice as many at most.
-const COMPARED_BLOCKS: u64 = 1024;
-/// Comparing is worth it while at least one block in so many is found equal.
-const EQUAL_ONE_IN: u64 = 8;
-/// Where it is not, one chunk in so many is compared all the same: the rest may be another matter.
-const COMPARE_ONE_IN: u32 = 16;
+pub(super) const CHUNK: u64 = 256;
 /// Flush when this many blocks were applied and not flushed.
 const FLUSH_BLOCKS: u64 = 16 * 1024;
 /// Pages are written this often, so that a resync that is broken goes on where it stopped.
@@ -78,35 +73,6 @@ struct Chunk {
     data: Option<Bytes>,
 }
 
-/// What comparing has brought of late.
-#[derive(Debug, Default)]
-struct Compared {
-    blocks: u64,
-    equal: u64,
-    /// Chunks that were not compared since one was.
-    passed_over: u32,
-}
-
-impl Compared {
-    fn found(&mut self, blocks: u64, equal: u64) {
-        self.blocks += blocks;
-        self.equal += equal;
-        if self.blocks > 2 * COMPARED_BLOCKS {
-            self.blocks /= 2;
-            self.equal /= 2;
-        }
-    }
-
-    /// Whether the next chunk is to be compared.
-    fn is_next_worth_it(&mut self) -> bool {
-        let worth = self.blocks < COMPARED_BLOCKS
-            || self.equal * EQUAL_ONE_IN >= self.blocks
-            || self.passed_over + 1 >= COMPARE_ONE_IN;
-        self.passed_over = if worth { 0 } else { self.passed_over + 1 };
-        worth
-    }
-}
-
 /// The source's side.
 #[derive(Debug)]
 pub(super) struct Source {
@@ -120,7 +86,7 @@ pub(super) struct Source {
     acked_blocks: u64,
     /// The pass met blocks that could not be read.
     failed_reads: bool,
-    compared: Compared,
+    pub compared: Compared,
     /// Nothing is sent and nothing asked until then.
     pub wait_until: Option<(Time, Wait)>,
     /// The target asked to be Primary, and is not answered yet.
@@ -358,18 +324,6 @@ impl Mirror {
         let run = self.bitmap.next_run(cursor, CHUNK)?;
         let extent_end = (run.first.0 / BLOCKS_PER_EXTENT + 1) * BLOCKS_PER_EXTENT;
         Some(Run::new(run.first, run.count.min(extent_end - run.first.0)))
-    }
-
-    /// A whole extent is marked when it was hot in a crash, or for a full copy: most of it may be
-    /// equal, and a checksum is cheaper than a block. Or it was written whole: then a comparison
-    /// is a read of the target's disk for nothing, which the last ones tell.
-    fn is_worth_comparing(&mut self, run: Run) -> bool {
-        let extent = self.geometry.extent_run(run.first.extent());
-        self.settings.checksum_first
-            && self.bitmap.count_in(extent) == extent.count
-            && self
-                .source()
-                .is_some_and(|source| source.compared.is_next_worth_it())
     }
 
     pub(super) fn on_resync_read(
@@ -680,33 +634,5 @@ impl Mirror {
             }),
             _ => self.verify_progress(),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn comparing_goes_on_while_it_finds_something_and_is_tried_again_where_it_does_not() {
-        let mut compared = Compared::default();
-        let mut ask = |chunks: u32, equal: u64| {
-            let mut asked = 0;
-            for _ in 0..chunks {
-                if compared.is_next_worth_it() {
-                    asked += 1;
-                    compared.found(CHUNK, equal);
-                }
-            }
-            asked
-        };
-        // Written whole: after the first four, one in sixteen.
-        assert_eq!(ask(4, 0), 4);
-        assert_eq!(ask(160, 0), 10);
-        // The rest is equal: that is noticed within three tries, and from then on all is compared.
-        assert!(ask(48, CHUNK) > 3);
-        assert_eq!(ask(100, CHUNK), 100);
-        // A part is equal all the time: worth it.
-        assert_eq!(ask(100, CHUNK / 4), 100);
     }
 }

@@ -5,15 +5,15 @@
 //! ended on both copies, so both end in the same order. *Marked-before-different*: nothing is
 //! submitted before every extent of it is hot.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
+use kagami_bitmap::Run;
 use kagami_bitmap::planted::{Defect, planted};
-use kagami_bitmap::{Block, Run};
 
 use super::event::IoError;
 use super::message::Message;
 use super::request::JobKey;
 use super::state::{Protocol, Seq, SessionId};
-use super::{Actions, DiskFault, DiskOp, DiskResult, DiskWork, Mirror, Store};
+use super::{Actions, DiskFault, DiskOp, DiskWork, Mirror, Store};
 
 /// Key of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,9 +91,9 @@ pub(super) struct Write {
     pub locked: bool,
     /// It went to the source that answers for this guest, and not to the local disk.
     pub forwarded: bool,
-    edges: [Option<Bytes>; 2],
+    pub edges: [Option<Bytes>; 2],
     /// They are asked of the peer, since this node has no copy to read them from.
-    edges_there: bool,
+    pub edges_there: bool,
 }
 
 impl Mirror {
@@ -182,7 +182,7 @@ impl Mirror {
                 .any(|k| self.writes[k.0].span.overlaps(span))
     }
 
-    fn park(&mut self, key: WriteKey) {
+    pub(super) fn park(&mut self, key: WriteKey) {
         self.writes[key.0].stage = Stage::Parked;
         self.parked.push(key);
     }
@@ -196,124 +196,6 @@ impl Mirror {
         } else {
             self.start_write(key, out);
         }
-    }
-
-    /// Reads the first and last block of the span where the write does not cover them.
-    fn read_edges(&mut self, key: WriteKey, out: &mut Actions) {
-        if !self.may_read() {
-            // Read again, and merged, once this copy may answer.
-            return self.park(key);
-        }
-        let write = &self.writes[key.0];
-        let Work::Partial { at, data } = &write.work else {
-            return;
-        };
-        let span = write.span;
-        let end = at + data.len();
-        let first = *at % 4096 != 0 || end < 4096;
-        let last = end % 4096 != 0 && (span.count > 1 || !first);
-        let mut blocks = Vec::new();
-        if first {
-            blocks.push(span.first);
-        }
-        if last {
-            blocks.push(Block(span.end().0 - 1));
-        }
-        assert!(!blocks.is_empty(), "a partial write has an edge");
-        let here = self.has_copy();
-        let write = &mut self.writes[key.0];
-        write.stage = Stage::Edges(blocks.len() as u8);
-        write.edges_there = !here;
-        for block in blocks {
-            let last = block != span.first || !first;
-            if here {
-                let op = DiskOp::Read {
-                    offset: block.byte_offset(),
-                    len: 4096,
-                };
-                self.submit(DiskWork::Edge { write: key, last }, op, out);
-            } else {
-                self.read_edge_from_peer(key, block, last, out);
-            }
-        }
-    }
-
-    /// A block that the write covers in part was read, here or by the peer: the span's first, or its
-    /// `last`.
-    pub(super) fn on_edge(
-        &mut self,
-        key: WriteKey,
-        last: bool,
-        result: DiskResult,
-        by_peer: bool,
-        out: &mut Actions,
-    ) {
-        let (stage, span) = (self.writes[key.0].stage, self.writes[key.0].span);
-        let (Stage::Edges(left) | Stage::Dropped(left)) = stage else {
-            panic!("an edge was read for a write in {stage:?}");
-        };
-        assert!(left > 0, "no edge was asked for");
-        let gone = matches!(stage, Stage::Dropped(_));
-        let peer_has_it = !by_peer && self.can_read_from_peer();
-        let write = &mut self.writes[key.0];
-        match result {
-            Ok(block) if !gone => {
-                write.edges[usize::from(last)] = Some(block);
-                write.stage = Stage::Edges(left - 1);
-                if left == 1 {
-                    self.merge_edges(key);
-                    self.start_write(key, out);
-                }
-            }
-            Err(_) if !gone && peer_has_it => {
-                // The block can't be read here: the peer's is as good.
-                let block = if last {
-                    Block(span.end().0 - 1)
-                } else {
-                    span.first
-                };
-                self.read_edge_from_peer(key, block, last, out);
-            }
-            _ => {
-                write.stage = Stage::Dropped(left - 1);
-                self.answer_write(key, Err(IoError::Io), out);
-                if left == 1 {
-                    self.end_write(key, out);
-                }
-            }
-        }
-    }
-
-    /// The blocks that a guest asked its source for will not come in this session. True if the
-    /// write waits for the next one, or for this node's own copy that is good by now.
-    pub(super) fn reads_edges_again(&mut self, key: WriteKey) -> bool {
-        let usable = self.local.store == Store::Usable;
-        let write = &mut self.writes[key.0];
-        let again = usable && write.edges_there;
-        if again && matches!(write.stage, Stage::Edges(_)) {
-            write.stage = Stage::Parked;
-            write.edges = [None, None];
-            self.parked.push(key);
-        }
-        again && write.stage == Stage::Parked
-    }
-
-    fn merge_edges(&mut self, key: WriteKey) {
-        let write = &mut self.writes[key.0];
-        let Work::Partial { at, data } = &write.work else {
-            return;
-        };
-        let len = write.span.byte_len() as usize;
-        let mut whole = BytesMut::zeroed(len);
-        if let Some(first) = &write.edges[0] {
-            whole[..4096].copy_from_slice(first);
-        }
-        if let Some(last) = &write.edges[1] {
-            whole[len - 4096..].copy_from_slice(last);
-        }
-        whole[*at..*at + data.len()].copy_from_slice(data);
-        write.work = Work::Whole(whole.freeze());
-        write.edges = [None, None];
     }
 
     /// Submits the write to the local disk and sends it to the peer, as the state demands.
@@ -548,7 +430,12 @@ impl Mirror {
         }
     }
 
-    fn answer_write(&mut self, key: WriteKey, result: Result<(), IoError>, out: &mut Actions) {
+    pub(super) fn answer_write(
+        &mut self,
+        key: WriteKey,
+        result: Result<(), IoError>,
+        out: &mut Actions,
+    ) {
         match std::mem::replace(&mut self.writes[key.0].origin, Origin::Answered) {
             Origin::Front(job) => self.end_piece(job, result.err(), out),
             Origin::Peer { session, seq } => {
@@ -566,7 +453,7 @@ impl Mirror {
     }
 
     /// Nothing of the write is under way any more.
-    fn end_write(&mut self, key: WriteKey, out: &mut Actions) {
+    pub(super) fn end_write(&mut self, key: WriteKey, out: &mut Actions) {
         let write = self.writes.remove(key.0);
         if write.pinned {
             self.heat.unpin(write.span);
