@@ -106,35 +106,36 @@ check() {
         cargo check --quiet --workspace --all-targets
     fi
     say "unit, property and end-to-end tests"
-    cargo test --quiet --workspace
+    # Twice as many at a time as there are processors: the slow ones wait for other processes and for time-outs.
+    RUST_TEST_THREADS=$((2 * $(nproc))) cargo test --quiet --workspace
 }
 
 sim() { # SEEDS
     need_rust
     say "simulation: $1 seeds"
-    cargo run --quiet --profile sim -p kagami-tests --bin kagami-sim -- run --seeds "$1"
+    cargo run --quiet --release -p kagami-tests --bin kagami-sim -- run --seeds "$1"
 }
 
 failover() { # SEEDS
     need_rust
     say "simulation of the failover manager: $1 seeds"
-    cargo run --quiet --profile sim -p kagami-tests --bin kagami-failover-sim -- run --seeds "$1"
+    cargo run --quiet --release -p kagami-tests --bin kagami-failover-sim -- run --seeds "$1"
     say "simulation of leases: $1 seeds"
-    cargo run --quiet --profile sim -p kagami-tests --bin kagami-failover-sim -- run --leases --seeds "$1"
+    cargo run --quiet --release -p kagami-tests --bin kagami-failover-sim -- run --leases --seeds "$1"
 }
 
 # Of each profile of docs/simulation.md the first seeds.
 profiles() {
     local name
     for name in lease-race late-answers early-answers hand-over cooling clean-leave invalidated old-copies forced guests carried full-stores; do
-        cargo run --quiet --profile sim -p kagami-tests --bin kagami-sim -- run --profile "$name" --seeds 60
+        cargo run --quiet --release -p kagami-tests --bin kagami-sim -- run --profile "$name" --seeds 60
     done
 }
 
 model() { # ARG-OF-KAGAMI-MODEL...
     need_rust
     say "the model: $*"
-    cargo run --quiet --profile sim -p kagami-tests --bin kagami-model -- "$@"
+    cargo run --quiet --release -p kagami-tests --bin kagami-model -- "$@"
 }
 
 vm() { # [SCENARIO]...
@@ -155,11 +156,11 @@ soak() { # MINUTES
 planted() { # [ARG-OF-KAGAMI-SIM]...
     need_rust
     say "planted defects"
-    # Of this workspace's crates alone: all others are those of the simulator's build.
+    # Of this workspace's crates alone: all others are those of the release build.
     RUSTC_WORKSPACE_WRAPPER="$PWD/tests/planted/rustc" \
-        cargo run --quiet --profile sim -p kagami-tests --bin kagami-sim -- planted "$@"
+        cargo run --quiet --release -p kagami-tests --bin kagami-sim -- planted "$@"
     [ $# -gt 0 ] || RUSTC_WORKSPACE_WRAPPER="$PWD/tests/planted/rustc" \
-        cargo run --quiet --profile sim -p kagami-tests --bin kagami-failover-sim -- planted
+        cargo run --quiet --release -p kagami-tests --bin kagami-failover-sim -- planted
 }
 
 # Mutates PART, or shard K of N of it: all that can be switches in one build (tests/mutants), the rest with a build each. What

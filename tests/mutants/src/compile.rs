@@ -213,8 +213,7 @@ fn cargo(
         .args([
             "test",
             "--quiet",
-            "--profile",
-            "sim",
+            "--release",
             "--no-run",
             "--message-format",
             "json",
