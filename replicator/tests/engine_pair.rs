@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use engine_support::*;
 use kagami_replicator::core::state::{Role, Solo};
+use kagami_replicator::core::{Command, Reply};
 
 #[test]
 fn what_is_written_is_on_both_copies() {
@@ -94,6 +95,25 @@ fn a_peer_that_died_is_resynchronised_from_the_marks() {
         assert!(a.bytes() == b.bytes(), "both copies are the same");
         assert_eq!((a.bytes()[0], a.bytes()[4096], a.bytes()[8192]), (7, 1, 7));
     });
+}
+
+#[test]
+fn holes_are_told_only_where_reads_are_answered() {
+    run(async {
+        let (mut a, mut b) = pair(Solo::Never).await;
+        let (tell, told) = (a.with_device(holes).await, b.with_device(holes).await);
+        assert!(tell, "most of it was never written");
+        assert!(!told, "the Primary may have written it since");
+        let demoted = a.engine().command("pg", Command::Demote { force: false });
+        assert_eq!(demoted.await, Ok(Reply::Done));
+        assert!(!a.with_device(holes).await, "a client that stayed");
+        a.stop().await;
+        b.stop().await;
+    });
+}
+
+async fn holes(disk: Disk) -> bool {
+    disk.has_holes()
 }
 
 /// The daemon's sign of life: it is the loops that turn, not the process that is there.

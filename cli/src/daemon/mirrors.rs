@@ -50,6 +50,8 @@ const DEVICE_PATIENCE: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Clients may finish what they have begun within.
 const FRONT_END_GRACE: Duration = Duration::from_secs(5);
+/// They are cut off by then; what a mirror holds is left to its stop.
+const FRONT_END_PATIENCE: Duration = Duration::from_secs(6);
 
 /// A running node: engine and front ends. Clones are handles on the same.
 #[derive(Clone, Debug)]
@@ -294,16 +296,22 @@ impl Engine for Mirrors {
         self.inner.attachments.stop().await;
         // Front ends first: what clients have begun is finished, nothing new begins.
         self.inner.closing.send_replace(true);
-        let fronts = std::mem::take(
+        let mut fronts = std::mem::take(
             &mut *self
                 .inner
                 .fronts
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner),
         );
-        for front in fronts {
-            // An error: its thread is gone, and its clients with it.
-            let _ = front.await;
+        let ended = tokio::time::timeout(FRONT_END_PATIENCE, async {
+            for front in &mut fronts {
+                // An error: its thread is gone, and its clients with it.
+                let _ = front.await;
+            }
+        });
+        if ended.await.is_err() {
+            // Stopping fails them; a client that has them neither keeps its own mirror from that nor another.
+            warn!("clients have requests that a mirror holds: they fail as it stops");
         }
         for (mirror, refusal) in self.inner.shell.clone().stop(STOP_PATIENCE).await {
             warn!(
@@ -617,8 +625,10 @@ async fn serve(
     // The starter may have given up; then this is dropped with its thread.
     let _ = tell.send(places);
     let _ = front.closing.wait_for(|closing| *closing).await;
+    let mut closing = tokio::task::JoinSet::new();
     for server in servers {
-        server.shut_down(FRONT_END_GRACE).await;
+        closing.spawn_local(async move { server.shut_down(FRONT_END_GRACE).await });
     }
+    closing.join_all().await;
     let _ = ended.send(());
 }

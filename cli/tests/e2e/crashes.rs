@@ -4,9 +4,10 @@
 use kagami::commands::demo::load::{Journal, Load};
 use kagami::commands::demo::node::{Node, wait_until};
 use kagami::commands::demo::scratch::{MIRROR, Scratch, in_sync};
+use kagami::config::Config;
 use kagami::control::report::Condition;
 
-use crate::support::{DEADLINE, MIB, ok, pair, until, up};
+use crate::support::{DEADLINE, KAGAMI, MIB, finish, laid_out, ok, pair, program, until, up};
 
 const LOADED: std::ops::Range<u64> = 0..32 * MIB;
 
@@ -129,4 +130,36 @@ fn both_killed_under_load_come_back_equal() {
     let found = journal.check(&mut pair.on_beta()).expect("reads");
     assert!(found.promised > 0 && found.broken.is_empty(), "{found:?}");
     pair.stop_and_compare();
+}
+
+/// The one before may have died between a rename and its folder's sync: what memory alone has is not answered for.
+#[test]
+fn a_witness_whose_registers_can_not_be_synced_does_not_begin() {
+    let mut pair = laid_out("arbiter", "16M");
+    let witness = pair.nodes.witness.as_mut().expect("a witness");
+    ok(witness.kill());
+    let config = Config::load(&witness.config()).expect("a configuration");
+    let registers = config.node.state_dir.join("witness/registers");
+    let mut traced = program("strace");
+    traced
+        .args([
+            "-f",
+            "-qq",
+            "-e",
+            "trace=fsync",
+            "-e",
+            "inject=fsync:error=EIO",
+            "-P",
+        ])
+        .arg(&registers)
+        .args([KAGAMI, "--config"])
+        .arg(witness.config())
+        .arg("witness");
+    let ended = finish(&mut traced);
+    let words = String::from_utf8_lossy(&ended.stderr);
+    assert!(!ended.status.success(), "{words}");
+    assert!(
+        words.contains("sync the folder") && words.contains("registers"),
+        "{words}"
+    );
 }

@@ -5,10 +5,11 @@ use std::time::Duration;
 use kagami::commands::bench::client::Client;
 use kagami::commands::demo::node::wait_until;
 use kagami::commands::demo::scratch::{MIRROR, Scratch, in_sync};
-use kagami::control::report::Condition;
+use kagami::control::report::{Condition, MirrorReport};
 
 use crate::support::{
-    DEADLINE, down, get, is_held_until, noise, ok, pair, put, refused, until, up,
+    DEADLINE, MIB, down, get, is_held_until, laid_out, noise, ok, pair, put, quiet, refused, until,
+    up,
 };
 
 #[test]
@@ -47,6 +48,40 @@ fn never_holds_writes_until_the_peer_is_back() {
     }));
     held.join().expect("the client").expect("its write");
     assert_eq!(get(&mut pair.on_alpha(), 0, 4096), data);
+    pair.stop_and_compare();
+}
+
+#[test]
+fn a_held_request_keeps_no_mirror_from_stopping() {
+    let mut pair = laid_out("never", "32M");
+    ok(pair.nodes.add_mirror("second", "16M", &mut quiet));
+    pair.up();
+    pair.promote_alpha();
+    let second = |state: &MirrorReport| state.condition == Condition::InSync;
+    ok(pair
+        .nodes
+        .beta
+        .wait("second", "its meeting", DEADLINE, second));
+    put(&mut pair.on_alpha(), 0, &noise(8192, 2));
+    ok(pair.nodes.beta.kill());
+    let socket = ok(Scratch::socket(&pair.nodes.alpha));
+    let held = std::thread::spawn(move || {
+        Client::connect(&socket, MIRROR, DEADLINE)?.write(MIB, &noise(4096, 1))
+    });
+    until(&mut pair.nodes.alpha, Condition::Held);
+
+    // Clients are cut off first, and what they wait for fails with the mirror's stop.
+    ok(pair.nodes.alpha.stop(DEADLINE));
+    assert!(held.join().expect("the client").is_err());
+    let log = std::fs::read_to_string(pair.nodes.alpha.log()).expect("the log");
+    for mirror in [MIRROR, "second"] {
+        let closed = format!("{mirror}: stopped, its stores are closed");
+        assert!(log.contains(&closed), "{log}");
+    }
+    assert!(!log.contains("not stopped cleanly"), "{log}");
+    pair.up();
+    pair.promote_alpha();
+    assert!(get(&mut pair.on_alpha(), 0, 8192) == noise(8192, 2));
     pair.stop_and_compare();
 }
 

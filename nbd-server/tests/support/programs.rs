@@ -13,6 +13,7 @@ pub fn program(name: &str) -> Command {
         "qemu-img" | "qemu-io" => "qemu-utils",
         "fio" => "fio",
         "openssl" => "openssl",
+        "strace" => "strace",
         other => panic!("which Debian package has {other}?"),
     };
     let found = std::env::var_os("PATH")

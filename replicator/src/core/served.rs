@@ -73,6 +73,11 @@ impl Mirror {
         self.local.store == Store::Usable && !self.is_guest()
     }
 
+    /// True if a read would be answered from the copy here, and now.
+    pub fn reads_here(&self) -> bool {
+        self.has_copy() && self.may_read()
+    }
+
     /// True if the source answers for this guest now.
     pub(super) fn is_served(&self) -> bool {
         self.is_guest()

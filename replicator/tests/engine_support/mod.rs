@@ -346,6 +346,12 @@ impl Disk {
             })
     }
 
+    /// Whether anything is told to be a hole.
+    pub fn has_holes(&self) -> bool {
+        let stretches = self.device.allocation(0, SIZE, 64);
+        stretches.iter().any(|stretch| stretch.is_set)
+    }
+
     pub async fn flush(&self) -> Result<(), IoError> {
         self.ask(Request::Flush).await.map(drop)
     }

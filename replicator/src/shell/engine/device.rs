@@ -229,9 +229,10 @@ impl MirrorDevice {
         let mut out = Stretches::new(max);
         let start = host.stores.data_start;
         let mut at = offset;
-        // The holes of a file are no answer where the other copy answers.
+        // The holes of a file are no answer where the other copy answers, nor where it may have been written since: a
+        // client that stayed through a demotion or the end of a lease would take for zeroes what is not.
         let map = host.stores.map.as_ref();
-        if let Some(file) = map.filter(|_| host.mirror.has_copy()) {
+        if let Some(file) = map.filter(|_| host.mirror.reads_here()) {
             while at < end && !out.is_full() {
                 let Some((until, is_hole)) = next_edge(file, start, at, end) else {
                     break;

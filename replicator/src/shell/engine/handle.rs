@@ -21,6 +21,8 @@ use crate::shell::storage::{Storage, StorageError};
 
 /// Events that a slow listener may be behind; it is told how many it missed.
 const EVENTS: usize = 1024;
+/// Stores close within, and threads end within, once their mirrors have stopped or been given up.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Why the engine can't start.
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +93,8 @@ impl Engine {
                 Ok(thread) => threads.push(thread),
                 Err(error) => {
                     for thread in threads {
-                        thread.end(Order::Abandon);
+                        let _ = thread.orders.send(Order::Abandon);
+                        thread.join();
                     }
                     return Err(error);
                 }
@@ -319,7 +322,9 @@ impl Engine {
     }
 
     /// Stops every mirror cleanly (demoted, everything on both disks, the peer told), closes the stores
-    /// and ends the threads. A mirror that isn't done within `patience` is left as a crash would.
+    /// and ends the threads. A mirror that isn't done within `patience` is left as a crash would; a store that
+    /// the kernel does not let go of within some seconds more is left to the end of the process, and its thread with
+    /// it: what it was given may be written until then, which the next daemon waits for (`shell/fence.rs`).
     ///
     /// Gives the mirrors that were not stopped cleanly, and why.
     pub async fn stop(&self, patience: Duration) -> Vec<(String, Refusal)> {
@@ -342,7 +347,15 @@ impl Engine {
                         next: "nothing is lost: what was not flushed is marked, and resynchronised later".to_owned(),
                     })
                 });
-                engine.forget(&name).await;
+                if tokio::time::timeout(CLOSE_PATIENCE, engine.forget(&name))
+                    .await
+                    .is_err()
+                {
+                    tracing::warn!(
+                        mirror = name,
+                        "its stores are left open: they have not answered what they were given"
+                    );
+                }
                 let _ = reply.send((name, result.err()));
             });
         }
@@ -351,7 +364,12 @@ impl Engine {
         while let Some((name, refusal)) = replies.recv().await {
             left.extend(refusal.map(|refusal| (name, refusal)));
         }
-        self.end(false).await;
+        if tokio::time::timeout(CLOSE_PATIENCE, self.end(false))
+            .await
+            .is_err()
+        {
+            tracing::warn!("a data-plane thread waits for its disks, and is left to do so");
+        }
         left
     }
 
@@ -365,8 +383,14 @@ impl Engine {
         let (done, wait) = oneshot::channel();
         let inner = Arc::clone(&self.inner);
         std::thread::spawn(move || {
+            // All are told first: one that waits for a disk keeps no other one's peers waiting.
             for thread in &inner.threads {
-                thread.end(if abandon { Order::Abandon } else { Order::End });
+                let _ = thread
+                    .orders
+                    .send(if abandon { Order::Abandon } else { Order::End });
+            }
+            for thread in &inner.threads {
+                thread.join();
             }
             let _ = done.send(());
         });
@@ -393,9 +417,8 @@ impl Inner {
 }
 
 impl Thread {
-    /// Gives the last order and waits until the thread is gone.
-    fn end(&self, order: Order) {
-        let _ = self.orders.send(order);
+    /// Waits until the thread, which has its last order, is gone.
+    fn join(&self) {
         let join = self
             .join
             .lock()

@@ -106,6 +106,11 @@ impl Store {
                 registers += 1;
             }
         }
+        // The witness before may have died between a rename and the folder's sync: what is read from here on is
+        // answered for, so it must not be what only memory has.
+        File::open(&folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(at("sync the folder", &folder))?;
         Ok(Self {
             state: state.to_owned(),
             configured: configured.into_iter().collect(),
