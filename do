@@ -326,7 +326,8 @@ case ${1:-help} in
         say "the resource agent under ocf-tester"
         cli/package/ocf/test "$(built)"
         costs
-        # The build that the tests left is another one, to upgrade to. Of what `./do vm` tries at length one of each kind.
+        # The build that the tests left is another one, to upgrade to. The rest of what is tried under a real kernel is
+        # `./do vm`, for half an hour more.
         export SHORT=1
         OTHER=${CARGO_TARGET_DIR:-target}/debug/kagami vm
         say "all of it passed" ;;

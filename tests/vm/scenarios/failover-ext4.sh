@@ -1,5 +1,6 @@
 # shellcheck shell=bash
 # vm: --backend qemu --mem 1536 --disk 256M --disk 256M --disk 256M --timeout 400
+# not when SHORT: an emulated machine
 # long
 # A file system outlives either node: ext4 on the mirror, under Debian's stock kernel, while a tree
 # of files is copied with fsync. The secondary is killed under that load and returns; then the

@@ -6,7 +6,7 @@
 # file system is whole, both copies are equal, byte for byte; and how long nothing was committed.
 # FAULTS=REGEX: only those whose words fit. LONG=1: each for longer, and the slow ones. SHORT=1: one of each kind.
 LONG=${LONG:-}
-FAULTS=${FAULTS:-${SHORT:+SIGKILL of the primary|takes over|to alpha-(data|metadata) fails|dropped|link down|packets lost|power loss}}
+FAULTS=${FAULTS:-${SHORT:+SIGKILL of the primary|to alpha-data fails|dropped|link down|power loss of both}}
 VERIFY=${VERIFY:-$LONG}
 # shellcheck source=tests/vm/faults.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../faults.sh"

@@ -1,5 +1,6 @@
 # shellcheck shell=bash
 # vm: --backend uml --mem 768 --disk 128M --disk 128M --disk 512M --timeout 900
+# not when SHORT: it waits
 # A request is held for minutes, and then answered without an error. Two mirrors, two reasons: the one
 # that is attached on alpha holds its requests since its peer is gone (`solo = "never"`: I/O HELD);
 # the one that is attached on beta waits in the kernel, since beta's daemon is gone.

@@ -1,5 +1,6 @@
 # shellcheck shell=bash
 # vm: --backend qemu --mem 256 --disk 840M --disk 840M --disk 256M --timeout 1100
+# not when SHORT: its machine is emulated, and it needs it for minutes
 # long
 # Memory pressure, which most userspace block devices do not survive: in a guest of 256 MiB three
 # times that (SHORT=1: half as much again) is dirtied on the mounted mirror, with limits that let dirty pages fill

@@ -1,5 +1,6 @@
 # shellcheck shell=bash
 # vm: --backend uml --mem 1024 --mod nbd,dm_mod,dm-log-writes,dm-snapshot,sch_netem,veth --disk 256M --disk 256M --disk 256M --disk 64M --disk 1G --disk 1G --timeout 600
+# not when SHORT: every-flush looks at each write
 # long
 # All that both nodes' four stores are given is recorded (dm-log-writes) while PostgreSQL and fio are at work: in
 # sync, without the link, while beta is brought up to date. Then both machines lose power at each of some moments:

@@ -1,5 +1,6 @@
 # shellcheck shell=bash
 # vm: --backend uml --mem 1024 --mod nbd,sch_netem,veth --disk 256M --disk 256M --disk 256M --timeout 400
+# not when SHORT: the simulator has full stores in all their orders
 # long
 # The stores are sparse files, and the file system that one of them lies on becomes full, under PostgreSQL and fio:
 # beta's, alpha's, and the one with keys and metadata. The service goes on from the other copy; with room again
