@@ -89,8 +89,16 @@ need_cargo_tool() { # NAME VERSION [OPTION-OF-CARGO-INSTALL]...
     cargo install --quiet --locked "${@:3}" "cargo-$1@$2"
 }
 
-build() { cargo build --quiet --release --bin kagami; }
-built() { printf '%s/release/kagami' "${CARGO_TARGET_DIR:-target}"; }
+# A program of the release build. Chosen together, all packages with programs agree on the features of what they stand on,
+# and it is built once.
+release() { # PROGRAM
+    cargo build --quiet --release -p kagami -p kagami-bench -p kagami-tests --bin "$1"
+}
+built() { printf '%s/release/%s' "${CARGO_TARGET_DIR:-target}" "${1:-kagami}"; }
+built_and_run() { # PROGRAM ARG...
+    release "$1"
+    "$(built "$1")" "${@:2}"
+}
 
 check() {
     need_rust
@@ -113,29 +121,29 @@ check() {
 sim() { # SEEDS
     need_rust
     say "simulation: $1 seeds"
-    cargo run --quiet --release -p kagami-tests --bin kagami-sim -- run --seeds "$1"
+    built_and_run kagami-sim run --seeds "$1"
 }
 
 failover() { # SEEDS
     need_rust
     say "simulation of the failover manager: $1 seeds"
-    cargo run --quiet --release -p kagami-tests --bin kagami-failover-sim -- run --seeds "$1"
+    built_and_run kagami-failover-sim run --seeds "$1"
     say "simulation of leases: $1 seeds"
-    cargo run --quiet --release -p kagami-tests --bin kagami-failover-sim -- run --leases --seeds "$1"
+    built_and_run kagami-failover-sim run --leases --seeds "$1"
 }
 
 # Of each profile of docs/simulation.md the first seeds.
 profiles() {
     local name
     for name in lease-race late-answers early-answers hand-over cooling clean-leave invalidated old-copies forced guests carried full-stores; do
-        cargo run --quiet --release -p kagami-tests --bin kagami-sim -- run --profile "$name" --seeds 60
+        built_and_run kagami-sim run --profile "$name" --seeds 60
     done
 }
 
 model() { # ARG-OF-KAGAMI-MODEL...
     need_rust
     say "the model: $*"
-    cargo run --quiet --release -p kagami-tests --bin kagami-model -- "$@"
+    built_and_run kagami-model "$@"
 }
 
 vm() { # [SCENARIO]...
@@ -157,10 +165,10 @@ planted() { # [ARG-OF-KAGAMI-SIM]...
     need_rust
     say "planted defects"
     # Of this workspace's crates alone: all others are those of the release build.
-    RUSTC_WORKSPACE_WRAPPER="$PWD/tests/planted/rustc" \
-        cargo run --quiet --release -p kagami-tests --bin kagami-sim -- planted "$@"
-    [ $# -gt 0 ] || RUSTC_WORKSPACE_WRAPPER="$PWD/tests/planted/rustc" \
-        cargo run --quiet --release -p kagami-tests --bin kagami-failover-sim -- planted
+    export RUSTC_WORKSPACE_WRAPPER="$PWD/tests/planted/rustc"
+    built_and_run kagami-sim planted "$@"
+    [ $# -gt 0 ] || built_and_run kagami-failover-sim planted
+    unset RUSTC_WORKSPACE_WRAPPER
 }
 
 # Mutates PART, or shard K of N of it: all that can be switches in one build (tests/mutants), the rest with a build each. What
@@ -241,18 +249,16 @@ keep_corpus() { # FROM TO
 # What an operation costs in system calls, against its bounds; times are never asserted.
 costs() {
     say "what operations cost, counted"
-    cargo build --quiet --release -p kagami-bench
-    "$(built)-bench" costs
+    built_and_run kagami-bench costs
 }
 
 # Without arguments the main table, about a quarter of an hour; cut, it goes on where it was.
 bench() { # [ARG-OF-KAGAMI-BENCH]...
-    build
-    cargo build --quiet --release -p kagami-bench
+    release kagami
     if [ $# = 0 ]; then
         set -- all --resume --json "${CARGO_TARGET_DIR:-target}/bench.json"
     fi
-    "$(built)-bench" "$@"
+    built_and_run kagami-bench "$@"
 }
 
 miri() {
@@ -264,17 +270,17 @@ miri() {
 }
 
 case ${1:-help} in
-    build) need_rust; build ;;
+    build) need_rust; release kagami ;;
     demo)
         need_rust
         say "building (some minutes the first time)"
-        build
+        release kagami
         exec "$(built)" demo "${@:2}" ;;
     cluster-demo)
         need_packages "${CLUSTER_DEMO_PACKAGES[@]}"
         need_rust
         say "building (some minutes the first time)"
-        build
+        release kagami
         exec "$(built)" cluster demo "${@:2}" ;;
     check) need_packages "${TEST_PACKAGES[@]}"; check ;;
     sim) sim "${2:-$SEEDS}" ;;
@@ -282,19 +288,19 @@ case ${1:-help} in
     package)
         need_packages "${PACKAGE_PACKAGES[@]}"
         need_rust
-        build
+        release kagami
         cli/package/build "$(built)" "${CARGO_TARGET_DIR:-target}/debian" "${@:2}" ;;
     vm)
         need_packages "${VM_PACKAGES[@]}" "${PACKAGE_PACKAGES[@]}"
         need_rust
-        build
+        release kagami
         vm "${@:2}" ;;
     model)
         if [ $# -gt 1 ]; then model "${@:2}"; else model check && model bugs && model table; fi ;;
     soak)
         need_packages "${VM_PACKAGES[@]}"
         need_rust
-        build
+        release kagami
         soak "${2:-60}" ;;
     planted) planted "${@:2}" ;;
     mutants) mutants "${@:2}" ;;
@@ -321,7 +327,7 @@ case ${1:-help} in
         planted
         model check quick
         say "the main job, shown"
-        build
+        release kagami
         "$(built)" demo
         say "the resource agent under ocf-tester"
         cli/package/ocf/test "$(built)"
