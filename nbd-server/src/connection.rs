@@ -4,9 +4,12 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
@@ -93,6 +96,43 @@ macro_rules! delegate {
 
 delegate!(Socket, Tcp, Unix);
 delegate!(Connection, Clear, Tls);
+
+impl Connection {
+    fn socket(&self) -> BorrowedFd<'_> {
+        let socket = match self {
+            Self::Clear(socket) => socket,
+            Self::Tls(stream) => stream.get_ref().0,
+        };
+        match socket {
+            Socket::Tcp(stream) => stream.as_fd(),
+            Socket::Unix(stream) => stream.as_fd(),
+        }
+    }
+}
+
+/// How often a client that is not read from is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Waits until the client's end is closed or reset, without reading: the end of what it sends is none,
+/// since it may still take answers. (A TCP client's close looks like that until keepalive meets its reset.)
+pub async fn hung_up(connection: &RefCell<Connection>) {
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let connection = connection.borrow();
+        let mut socket = [PollFd::from_borrowed_fd(
+            connection.socket(),
+            PollFlags::empty(), // these two are told unasked
+        )];
+        let at_once = Some(&Timespec::default());
+        let is_gone = PollFlags::HUP | PollFlags::ERR;
+        // An error: it is looked at again.
+        if rustix::event::poll(&mut socket, at_once).is_ok()
+            && socket[0].revents().intersects(is_gone)
+        {
+            return;
+        }
+    }
+}
 
 /// Size of the read buffer: sixteen pipelined 4 KiB writes, or thousands of reads, come with one
 /// system call. The heap touches its pages only as far as a client fills them.

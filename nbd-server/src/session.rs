@@ -21,7 +21,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, Sleep};
 
-use crate::connection::{Connection, Filled, Inbox};
+use crate::connection::{self, Connection, Filled, Inbox};
 use crate::control::{Control, Mode};
 use crate::device::{
     BlockDevice, Completion, CompletionSink, DeviceInfo, Errno, IoError, Request, WriteBuffer,
@@ -113,7 +113,9 @@ struct Session<'a, D> {
 impl<D: BlockDevice> Session<'_, D> {
     /// Reader and writer side by side, until the connection's end.
     async fn transmit(&self, inbox: &mut Inbox, limits: &Limits) -> SessionEnd {
-        let mut reader = pin!(self.read_requests(inbox));
+        // Gone as soon as nothing more is read: it may stand in the device's queue for memory, and there
+        // holds up those behind it.
+        let mut reader = pin!(Some(self.read_requests(inbox)));
         let mut reader_end: Option<SessionEnd> = None;
         let mut watchdog = Watchdog::new(limits);
         poll_fn(|cx| {
@@ -125,6 +127,7 @@ impl<D: BlockDevice> Session<'_, D> {
                 reader_end = Some(SessionEnd::Shutdown);
                 self.waits_for_payload.set(false);
                 self.waits_for_room.set(None);
+                reader.set(None);
             }
             self.outbox.set_waker(cx.waker());
             self.outbox.set_running(true);
@@ -155,14 +158,15 @@ impl<D: BlockDevice> Session<'_, D> {
     fn turn(
         &self,
         cx: &mut Context<'_>,
-        reader: &mut Pin<&mut impl Future<Output = SessionEnd>>,
+        reader: &mut Pin<&mut Option<impl Future<Output = SessionEnd>>>,
         reader_end: &mut Option<SessionEnd>,
     ) -> io::Result<Poll<()>> {
         loop {
-            if reader_end.is_none()
-                && let Poll::Ready(end) = reader.as_mut().poll(cx)
+            if let Some(reading) = reader.as_mut().as_pin_mut()
+                && let Poll::Ready(end) = reading.poll(cx)
             {
                 *reader_end = Some(end);
+                reader.set(None);
             }
             let written = match self.outbox.poll_write(cx, self.connection) {
                 Poll::Ready(Ok(())) => Poll::Ready(()),
@@ -265,7 +269,7 @@ impl<D: BlockDevice> Session<'_, D> {
 
     /// Reads a payload to where the device wants it.
     async fn read_payload(&self, inbox: &mut Inbox, len: u32) -> Result<bytes::Bytes, SessionEnd> {
-        let mut buffer = self.device.buffer(len as usize).await;
+        let mut buffer = self.memory(len as usize).await?;
         let memory = buffer.as_mut();
         assert!(
             memory.len() == len as usize,
@@ -279,6 +283,20 @@ impl<D: BlockDevice> Session<'_, D> {
         self.waits_for_payload.set(false);
         whole(filled)?;
         Ok(buffer.freeze())
+    }
+
+    /// Waits for the device's memory, but not longer than the client is there: what it has sent stays
+    /// unread meanwhile, so its end would not be seen.
+    async fn memory(&self, len: usize) -> Result<D::Buffer, SessionEnd> {
+        let mut memory = pin!(self.device.buffer(len));
+        let mut gone = pin!(connection::hung_up(self.connection));
+        poll_fn(|cx| {
+            if let Poll::Ready(buffer) = memory.as_mut().poll(cx) {
+                return Poll::Ready(Ok(buffer));
+            }
+            gone.as_mut().poll(cx).map(|()| Err(SessionEnd::Cut))
+        })
+        .await
     }
 
     /// Waits until a request with `bytes` of payload fits the budget, and takes it in.

@@ -3,10 +3,13 @@
 mod support;
 
 use std::io::Read as _;
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 use kagami_nbd_server::negotiate::Terms;
 use kagami_nbd_server::{ClientSocket, Errno, IoError, Limits, Request, SessionHandle};
+use tokio::sync::Semaphore;
 
 use support::client::{Client, write_bytes};
 use support::{Bench, DEADLINE, TestServer};
@@ -14,6 +17,10 @@ use support::{Bench, DEADLINE, TestServer};
 /// The client's end of a socket that is served.
 fn attach(server: &TestServer) -> Client {
     let (ours, theirs) = UnixStream::pair().expect("a pair");
+    attach_pair(server, ours, theirs)
+}
+
+fn attach_pair(server: &TestServer, ours: UnixStream, theirs: UnixStream) -> Client {
     server.run(move |bench| {
         let socket = ClientSocket::Unix(theirs);
         let adopted = bench
@@ -106,6 +113,79 @@ fn a_session_that_leaves_answers_what_it_began_and_reads_nothing_more() {
     assert_eq!(client.error(1), 0);
     expect_silence(&mut client);
     server.wait_for("its end", |bench| bench.server.sessions().is_empty());
+    assert_eq!(written(&server), [0]);
+}
+
+/// Buffers are given in the order in which they were asked for; who has left is not among those that wait.
+#[test]
+fn a_session_that_leaves_gives_up_its_place_in_the_queue_for_memory() {
+    let server = with_log(true);
+    server.run(|bench| {
+        *bench.device("disk").buffers.borrow_mut() = Arc::new(Semaphore::new(1));
+    });
+    let asked = |count| {
+        server.wait_for("its place", move |bench| {
+            bench.device("disk").asked.get() == count
+        });
+    };
+    let mut leaving = attach(&server);
+    leaving.send(&write_bytes(0, 1, 0, &[1; 512]));
+    leaving.send(&write_bytes(0, 2, 4096, &[2; 512]));
+    asked(2);
+    let left = server.run(|bench| {
+        let session = session(&bench);
+        let id = session.id();
+        session.leave();
+        id
+    });
+    let mut other = attach(&server);
+    other.send(&write_bytes(0, 3, 8192, &[3; 512]));
+    asked(3);
+    server.run(|bench| bench.device("disk").buffers.borrow().add_permits(1));
+    server.wait_for("the other's write", |bench| {
+        bench.device("disk").submitted.get() == 2
+    });
+    server.run(move |bench| {
+        let sessions = bench.server.sessions();
+        assert!(sessions.iter().any(|session| session.id() == left));
+        bench.device("disk").release();
+    });
+    assert_eq!(other.error(3), 0);
+    assert_eq!(leaving.error(1), 0);
+    expect_silence(&mut leaving);
+    assert_eq!(written(&server), [0, 8192]);
+}
+
+/// Its memory may never come, and nobody waits for it.
+#[test]
+fn a_client_that_goes_while_it_waits_for_memory_is_missed() {
+    let server = with_log(false);
+    server.run(|bench| {
+        *bench.device("disk").buffers.borrow_mut() = Arc::new(Semaphore::new(0));
+    });
+    let mut client = attach(&server);
+    client.send(&write_bytes(0, 1, 0, &[1; 512]));
+    server.wait_for("its place", |bench| bench.device("disk").asked.get() == 1);
+    drop(client);
+    server.wait_for("its end", |bench| bench.server.sessions().is_empty());
+    assert!(written(&server).is_empty());
+}
+
+/// The end of what a client sends is not its own end: it may wait for answers.
+#[test]
+fn a_client_that_only_says_no_more_is_served() {
+    let server = with_log(false);
+    server.run(|bench| {
+        *bench.device("disk").buffers.borrow_mut() = Arc::new(Semaphore::new(0));
+    });
+    let (ours, theirs) = UnixStream::pair().expect("a pair");
+    let mut client = attach_pair(&server, ours.try_clone().expect("a second handle"), theirs);
+    client.send(&write_bytes(0, 1, 0, &[1; 512]));
+    ours.shutdown(Shutdown::Write).expect("half closed");
+    server.wait_for("its place", |bench| bench.device("disk").asked.get() == 1);
+    server.run(|bench| bench.device("disk").buffers.borrow().add_permits(1));
+    assert_eq!(client.error(1), 0);
+    expect_silence(&mut client);
     assert_eq!(written(&server), [0]);
 }
 

@@ -23,6 +23,8 @@ pub struct TestDevice {
     pub openings: Rc<Cell<usize>>,
     /// Buffers that may be out at once.
     pub buffers: RefCell<Arc<Semaphore>>,
+    /// How often a buffer was asked for.
+    pub asked: Cell<u64>,
     /// What was submitted, if that is wanted: it keeps the payloads.
     pub log: RefCell<Option<Vec<Request>>>,
 }
@@ -37,6 +39,7 @@ impl TestDevice {
             submitted: Cell::new(0),
             openings: Rc::default(),
             buffers: RefCell::new(Arc::new(Semaphore::new(1 << 20))),
+            asked: Cell::new(0),
             log: RefCell::default(),
         }
     }
@@ -112,6 +115,7 @@ impl BlockDevice for TestDevice {
     }
 
     async fn buffer(&self, len: usize) -> Buffer {
+        self.asked.set(self.asked.get() + 1);
         let buffers = Arc::clone(&self.buffers.borrow());
         buffers.acquire().await.expect("never closed").forget();
         Buffer(BytesMut::zeroed(len), Permit(buffers))

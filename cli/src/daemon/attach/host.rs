@@ -15,8 +15,10 @@ use kagami_replicator::core::event::{Command, Refusal, Reply};
 use kagami_replicator::core::status::Status;
 use kagami_replicator::shell::engine::{DeviceFacts, Engine as Shell, MirrorEvent, Plane};
 use tokio::sync::{broadcast, oneshot, watch};
+use tokio::time::timeout;
 
 use super::super::front_end::Served;
+use super::take_down::LEAVE_PATIENCE;
 
 /// The mirrors of this daemon.
 pub trait Host: Clone + Send + Sync + 'static {
@@ -51,7 +53,7 @@ pub enum Go {
     Cut,
 }
 
-/// A session with the kernel. It leaves when this is dropped.
+/// A session with the kernel. It leaves when this is dropped, and is cut if that takes long.
 #[derive(Debug)]
 pub struct Link {
     go: watch::Sender<Go>,
@@ -213,7 +215,12 @@ async fn serve(
                     Go::Cut => session.abort(),
                 }
                 if changed.is_err() {
-                    return session.ended().await;
+                    // Nobody is left to order the cut.
+                    if timeout(LEAVE_PATIENCE, session.ended()).await.is_err() {
+                        session.abort();
+                        session.ended().await;
+                    }
+                    return;
                 }
             }
         }

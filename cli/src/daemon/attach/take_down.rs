@@ -12,7 +12,7 @@ use super::keeper::Keeper;
 use super::record::RecordFault;
 
 /// Requests that have begun may be answered within, at a stop; the kernel sends the rest again.
-const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Lets a session answer what it has begun; what waits for a peer or a permission is dropped, and the kernel
 /// sends it again, or fails it where the device is taken down.
