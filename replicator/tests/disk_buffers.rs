@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::{future::Future, pin::pin, thread};
 
 use bytes::Bytes;
-use kagami_replicator::shell::buffers::{PAGE, Pool, PoolConfig, Share};
+use kagami_replicator::shell::buffers::{Account, Buffer, PAGE, Pool, PoolConfig, Share};
 
 const MIB: usize = 1 << 20;
 
@@ -167,4 +167,114 @@ fn a_fragmented_region_still_serves_what_the_budget_allows() {
     assert!(pool.alloc(121 * PAGE, Share::FrontEnd).is_none());
     drop(buffer);
     assert_eq!(pool.stats().in_use, 128 * PAGE);
+}
+
+/// Everything that `account` gets of `share`, in buffers of `len` bytes.
+fn take_all(account: &Account, len: usize, share: Share) -> Vec<Buffer> {
+    std::iter::from_fn(|| account.alloc(len, share)).collect()
+}
+
+fn bytes(buffers: &[Buffer]) -> usize {
+    buffers.iter().map(|buffer| buffer.len()).sum()
+}
+
+#[test]
+fn an_account_has_its_part_beside_others_and_all_of_it_alone() {
+    let pool = pool(8 * MIB, 2 * MIB);
+    let one = pool.open_account();
+    let alone = take_all(&one, PAGE, Share::FrontEnd);
+    assert_eq!(bytes(&alone), pool.limit(Share::FrontEnd));
+    drop(alone);
+    let two = pool.open_account();
+    for share in [Share::FrontEnd, Share::Read] {
+        let ones = take_all(&one, PAGE, share);
+        assert_eq!(bytes(&ones), pool.limit(share) / 2);
+        let twos = take_all(&two, PAGE, share);
+        assert_eq!(bytes(&twos), pool.limit(share) / 2);
+    }
+    // Reads count for the account's front ends too.
+    let reads = take_all(&one, PAGE, Share::Read);
+    assert_eq!(bytes(&take_all(&one, PAGE, Share::FrontEnd)), PAGE);
+    assert_eq!(
+        bytes(&take_all(&two, PAGE, Share::FrontEnd)),
+        pool.limit(Share::FrontEnd) / 2
+    );
+    drop(reads);
+    two.close();
+    two.close();
+    let alone = take_all(&one, PAGE, Share::FrontEnd);
+    assert_eq!(bytes(&alone), pool.limit(Share::FrontEnd));
+    drop((alone, one, two));
+    assert_eq!(pool.stats().in_use, 0);
+}
+
+#[test]
+fn memory_outlives_its_account_and_counts_for_no_later_one() {
+    let pool = pool(8 * MIB, 2 * MIB);
+    let one = pool.open_account();
+    let left = take_all(&one, MIB, Share::FrontEnd);
+    one.close();
+    drop(one);
+    let two = pool.open_account();
+    assert!(two.alloc(PAGE, Share::FrontEnd).is_none());
+    drop(left);
+    let all = take_all(&two, PAGE, Share::FrontEnd);
+    assert_eq!(bytes(&all), pool.limit(Share::FrontEnd));
+}
+
+#[test]
+fn who_waits_for_its_own_part_holds_up_no_other_account() {
+    let pool = pool(8 * MIB, 2 * MIB);
+    let (one, two) = (pool.open_account(), pool.open_account());
+    let mut held = take_all(&one, MIB, Share::FrontEnd);
+    assert_eq!(held.len(), 3);
+    let reads = one.alloc(MIB / 2, Share::Read).expect("one read's worth");
+    let woken = Arc::new(Wakes::default());
+    let waker = Waker::from(Arc::clone(&woken));
+    let mut context = Context::from_waker(&waker);
+    let mut first = pin!(one.wait_alloc(2 * MIB, Share::FrontEnd));
+    let mut second = pin!(one.wait_alloc(PAGE, Share::FrontEnd));
+    let mut read = pin!(one.wait_alloc(MIB, Share::Read));
+    assert!(first.as_mut().poll(&mut context).is_pending());
+    assert!(second.as_mut().poll(&mut context).is_pending());
+    assert!(read.as_mut().poll(&mut context).is_pending());
+    // The other one is served, and its memory that returns wakes nobody who has no use for it.
+    drop(two.alloc(3 * MIB, Share::FrontEnd).expect("its part"));
+    drop(two.alloc(3 * MIB, Share::Read).expect("its part"));
+    assert_eq!(woken.0.load(Ordering::SeqCst), 0);
+    // It has one read at a time whatever its front ends hold.
+    drop(reads);
+    assert_eq!(woken.0.load(Ordering::SeqCst), 1);
+    assert!(read.as_mut().poll(&mut context).is_ready());
+    // In one account, the order is that of coming.
+    held.pop();
+    assert!(first.as_mut().poll(&mut context).is_pending());
+    assert!(second.as_mut().poll(&mut context).is_pending());
+    held.clear();
+    assert!(first.as_mut().poll(&mut context).is_ready());
+    assert!(second.as_mut().poll(&mut context).is_ready());
+    assert_eq!(pool.stats().waiting, 0);
+}
+
+#[test]
+fn a_request_longer_than_its_part_gets_its_turn_beside_busy_others() {
+    let pool = pool(8 * MIB, 2 * MIB);
+    let (one, two) = (pool.open_account(), pool.open_account());
+    let mut busy = take_all(&two, MIB, Share::FrontEnd);
+    assert_eq!(busy.len(), 3);
+    let mut context = Context::from_waker(Waker::noop());
+    let mut long = pin!(one.wait_alloc(5 * MIB, Share::FrontEnd));
+    assert!(long.as_mut().poll(&mut context).is_pending());
+    // It leaves 1 MiB: the other one goes on with that.
+    busy.pop();
+    assert!(two.alloc(MIB, Share::FrontEnd).is_none());
+    assert!(long.as_mut().poll(&mut context).is_pending());
+    busy.pop();
+    assert!(two.alloc(MIB, Share::FrontEnd).is_none());
+    let Poll::Ready(Ok(long)) = long.as_mut().poll(&mut context) else {
+        panic!("there is room for it");
+    };
+    assert!(one.alloc(PAGE, Share::FrontEnd).is_none(), "one at a time");
+    drop((busy, long));
+    assert_eq!(pool.stats().in_use, 0);
 }

@@ -126,8 +126,8 @@ fn thousands_in_flight_queue_beyond_the_kernels_rings() {
         );
         assert_eq!(
             rig.storage.pool().stats().in_use,
-            256 << 10,
-            "only the zeroes"
+            0,
+            "nothing is kept of what waits for nobody"
         );
     });
 }
@@ -217,6 +217,85 @@ fn operations_wait_for_memory_and_go_on_when_it_returns() {
             })
             .await;
         assert_eq!(result, Err(DiskFault::Io(libc::ENOMEM)));
+    });
+}
+
+#[test]
+fn a_read_without_memory_holds_up_no_metadata() {
+    let folder = folder();
+    let path = store_file(&folder, "store", 2 * MIB);
+    kagami_replicator::shell::runtime::start(async {
+        let mut rig = Rig::new(&path, 8 << 20);
+        let metadata = rig.add_metadata(Area {
+            start: MIB,
+            len: MIB,
+        });
+        // Replies that clients don't take, as many as reads may hold.
+        let mut held = Vec::new();
+        while let Some(buffer) = rig.storage.pool().alloc(BLOCK as usize, Share::Read) {
+            held.push(buffer);
+        }
+        let read = DiskOp::Read {
+            offset: 0,
+            len: BLOCK as u32,
+        };
+        rig.submit(1, read);
+        let steps = vec![
+            vec![(0, unaligned(4096, 5))],
+            vec![(BLOCK, unaligned(40960, 6))],
+        ];
+        assert_eq!(rig.run_metadata(metadata, steps).await, Ok(()));
+        let unsuited = write(BLOCK, unaligned(1 << 20, 7).slice(..MIB as usize / 2));
+        rig.run(unsuited).await.expect("a good disk");
+        assert!(rig.answers.is_empty(), "the read waits still");
+        drop(held);
+        rig.answer(1).await.expect("a good disk");
+    });
+}
+
+#[test]
+fn replies_that_are_not_taken_hold_up_no_other_disk() {
+    let folder = folder();
+    let path = store_file(&folder, "store", 16 * MIB);
+    kagami_replicator::shell::runtime::start(async {
+        let mut rig = Rig::new(&path, 8 << 20);
+        let one = rig.disk;
+        let two = rig.storage.add_disk(
+            rig.store,
+            Area {
+                start: 8 * MIB,
+                len: 8 * MIB,
+            },
+        );
+        for disk in [one, two] {
+            let account = rig.storage.pool().open_account();
+            rig.storage.charge_reads(disk, account);
+        }
+        let read = |offset| DiskOp::Read {
+            offset,
+            len: 256 << 10,
+        };
+        for id in 0..40 {
+            rig.submit(id, read(id % 20 * (256 << 10)));
+        }
+        // Every answer stays where it is, as in a client that takes none: the disk has its half of what
+        // reads may hold, and the rest of its own reads wait.
+        while rig.answers.len() < 14 {
+            rig.turn().await;
+        }
+        assert_eq!(rig.storage.pool().stats().in_use, 14 * (256 << 10));
+        rig.disk = two;
+        for round in 0..20 {
+            rig.submit(100 + round, read(round * (256 << 10)));
+        }
+        for round in 0..20 {
+            rig.answer(100 + round).await.expect("a good disk");
+        }
+        assert_eq!(rig.answers.len(), 14);
+        rig.disk = one;
+        for id in 0..40 {
+            rig.answer(id).await.expect("a good disk");
+        }
     });
 }
 

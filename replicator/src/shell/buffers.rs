@@ -10,6 +10,9 @@
 //! finish a write must never wait for memory that only finishing a write gives back. So the pool is
 //! taken from the top down by need, each [`Share`] stopping where the deeper ones' reserve begins.
 //!
+//! Mirrors share a pool, and what one of them holds may be held for ever. So each has an [`Account`],
+//! with its part of every share: only its own clients wait when that is used up.
+//!
 //! Bounds: the budget counts every page, so a request within it always succeeds. When no run of the
 //! region is long enough though enough pages are free (a fragmented region), the buffer gets a
 //! mapping of its own, charged to the same budget: memory then exceeds the region by at most the
@@ -18,6 +21,7 @@
 
 #![allow(unsafe_code)] // mmap, and slices over the mapping: the kernel's interface to memory.
 
+mod account;
 mod page_map;
 
 use std::collections::VecDeque;
@@ -32,6 +36,8 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
+pub use account::Account;
+use account::{Accounts, Ask};
 use page_map::PageMap;
 
 /// The unit of allocation and the alignment of every buffer, in bytes.
@@ -51,6 +57,9 @@ pub enum Share {
 }
 
 const SHARES: usize = 4;
+
+/// Pages that each share may bring the whole pool's use up to.
+type Limits = [u32; SHARES];
 
 /// How large a pool is and how it is divided.
 #[derive(Clone, Copy, Debug)]
@@ -117,8 +126,7 @@ pub struct Pool {
 struct Shared {
     region: Mapping,
     locked: bool,
-    /// Pages that each share may bring the whole pool's use up to.
-    limits: [u32; SHARES],
+    limits: Limits,
     state: Mutex<State>,
 }
 
@@ -130,11 +138,13 @@ struct State {
     next_ticket: u64,
     waiters: [VecDeque<Waiter>; SHARES],
     waiting: usize,
+    accounts: Accounts,
 }
 
 #[derive(Debug)]
 struct Waiter {
     ticket: u64,
+    ask: Ask,
     waker: Waker,
 }
 
@@ -169,6 +179,7 @@ impl Pool {
                     next_ticket: 0,
                     waiters: Default::default(),
                     waiting: 0,
+                    accounts: Accounts::new(),
                 }),
             }),
         })
@@ -177,14 +188,17 @@ impl Pool {
     /// A buffer of `len` bytes, aligned to [`PAGE`]; its contents are whatever was there before.
     /// `None` when the share has no room now, or others of this share or a deeper one wait already.
     pub fn alloc(&self, len: usize, share: Share) -> Option<Buffer> {
-        let pages = page_count(len);
+        self.alloc_for(len, Ask::new(page_count(len), share, None))
+    }
+
+    fn alloc_for(&self, len: usize, ask: Ask) -> Option<Buffer> {
         let mut state = self.lock();
-        if state.waiting != 0 && state.someone_waits_before(share, None) {
+        if state.waiting != 0 && state.someone_waits_before(&self.shared.limits, ask, None) {
             return None;
         }
-        let place = self.take(&mut state, pages, share)?;
+        let place = self.take(&mut state, ask)?;
         drop(state);
-        self.buffer(place, pages, len)
+        self.buffer(place, ask, len)
     }
 
     /// Waits until a buffer of `len` bytes can be had; first come, first served within a share.
@@ -196,8 +210,15 @@ impl Pool {
             pool: self.clone(),
             len,
             share,
+            account: None,
             ticket: None,
         }
+    }
+
+    /// A user's own part of the pool, beside those of the others that are open.
+    pub fn open_account(&self) -> Account {
+        let index = self.lock().accounts.open();
+        Account::new(self.clone(), index)
     }
 
     /// Bytes that `share` can hold at most, if nobody else holds any.
@@ -225,12 +246,14 @@ impl Pool {
         self.shared.lock()
     }
 
-    /// Charges `pages` to the budget and finds them a run.
-    fn take(&self, state: &mut State, pages: u32, share: Share) -> Option<Place> {
-        if state.in_use.checked_add(pages)? > self.shared.limits[share as usize] {
+    /// Charges what is asked for to the budget and finds it a run.
+    fn take(&self, state: &mut State, ask: Ask) -> Option<Place> {
+        if !state.has_room(&self.shared.limits, ask) {
             return None;
         }
+        let pages = ask.pages;
         state.in_use += pages;
+        state.accounts.charge(ask);
         Some(if let Some(page) = state.map.take(pages) {
             Place::Region { page }
         } else {
@@ -241,15 +264,15 @@ impl Pool {
 
     /// Makes the buffer of a place already charged. `None` only if the system has no memory for an
     /// overflow mapping; the charge is then given back.
-    fn buffer(&self, place: Place, pages: u32, len: usize) -> Option<Buffer> {
+    fn buffer(&self, place: Place, ask: Ask, len: usize) -> Option<Buffer> {
         let start = match place {
             Place::Region { page } => {
                 // SAFETY: `page` lies within the region, as the map has one bit per page of it.
                 unsafe { self.shared.region.start.add(page as usize * PAGE) }
             }
             Place::Overflow => {
-                let Ok(mapping) = Mapping::new(pages as usize * PAGE) else {
-                    self.shared.give(None, pages);
+                let Ok(mapping) = Mapping::new(ask.pages as usize * PAGE) else {
+                    self.shared.give(None, ask);
                     return None;
                 };
                 mapping.into_start()
@@ -259,7 +282,7 @@ impl Pool {
             shared: Arc::clone(&self.shared),
             start,
             len,
-            pages,
+            ask,
             place,
         })
     }
@@ -271,40 +294,65 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives `pages` back to the budget, and their run if they had one in the region.
-    fn give(&self, page: Option<u32>, pages: u32) {
+    /// Gives what was asked for back to the budget, and its run if it had one in the region.
+    fn give(&self, page: Option<u32>, ask: Ask) {
         let mut state = self.lock();
         if let Some(page) = page {
-            state.map.give(page, pages);
+            state.map.give(page, ask.pages);
         }
-        state.in_use -= pages;
+        state.in_use -= ask.pages;
+        state.accounts.give_back(ask);
         if state.waiting != 0 {
-            let wakers = state.heads();
-            drop(state);
-            wakers.into_iter().flatten().for_each(Waker::wake);
+            self.wake_heads(state);
         }
+    }
+
+    /// Wakes those who may be able to go on now, outside of the lock.
+    fn wake_heads(&self, state: MutexGuard<'_, State>) {
+        let wakers = state.heads(&self.limits);
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
     }
 }
 
 impl State {
-    /// Whether someone of a deeper share waits, or of this one before `ticket` (or at all).
-    fn someone_waits_before(&self, share: Share, ticket: Option<u64>) -> bool {
-        let deeper = self.waiters[share as usize + 1..]
-            .iter()
-            .any(|queue| !queue.is_empty());
-        let before = self.waiters[share as usize]
-            .front()
-            .is_some_and(|first| Some(first.ticket) != ticket);
-        deeper || before
+    /// Whether the budget and the account have room for this.
+    fn has_room(&self, limits: &Limits, ask: Ask) -> bool {
+        let limit = self.accounts.depth(limits, ask);
+        let fits = self.in_use.checked_add(ask.pages);
+        fits.is_some_and(|used| used <= limit) && self.accounts.admit(limits, ask)
     }
 
-    /// The wakers of those first in their queues: one of them may be able to go on.
-    fn heads(&self) -> [Option<Waker>; SHARES] {
-        std::array::from_fn(|share| {
-            self.waiters[share]
-                .front()
-                .map(|waiter| waiter.waker.clone())
-        })
+    /// Whether somebody is to have memory before `ask`, which waits with `ticket` or comes now: of a
+    /// deeper share, or of this one and there before.
+    fn someone_waits_before(&self, limits: &Limits, ask: Ask, ticket: Option<u64>) -> bool {
+        let own = ask.share as usize;
+        let mut deeper = self.waiters[own + 1..].iter().flatten();
+        // Who waits for its own account takes nothing from others when memory comes back.
+        deeper.any(|waiter| {
+            waiter.ask.account == ask.account || self.accounts.admit(limits, waiter.ask)
+        }) || self.waiters[own]
+            .iter()
+            .take_while(|waiter| Some(waiter.ticket) != ticket)
+            .any(|waiter| self.accounts.goes_before(limits, waiter.ask, ask))
+    }
+
+    /// The wakers of those who have room and are first of their account in their queue.
+    fn heads(&self, limits: &Limits) -> Vec<Waker> {
+        let mut wakers = Vec::new();
+        for queue in &self.waiters {
+            let mut seen: Vec<Option<u32>> = Vec::new();
+            for waiter in queue {
+                if seen.contains(&waiter.ask.account) {
+                    continue;
+                }
+                seen.push(waiter.ask.account);
+                if self.has_room(limits, waiter.ask) {
+                    wakers.push(waiter.waker.clone());
+                }
+            }
+        }
+        wakers
     }
 
     fn leave(&mut self, share: Share, ticket: u64) {
@@ -327,6 +375,7 @@ pub struct WaitAlloc {
     pool: Pool,
     len: usize,
     share: Share,
+    account: Option<Account>,
     ticket: Option<u64>,
 }
 
@@ -335,26 +384,27 @@ impl Future for WaitAlloc {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        let pages = page_count(this.len);
+        let account = this.account.as_ref().map(Account::index);
+        let ask = Ask::new(page_count(this.len), this.share, account);
         let limit = this.pool.limit(this.share);
-        if pages as usize > limit / PAGE {
+        if ask.pages as usize > limit / PAGE {
             return Poll::Ready(Err(TooLarge {
                 wanted: this.len,
                 limit,
             }));
         }
         let mut state = this.pool.lock();
-        if !state.someone_waits_before(this.share, this.ticket)
-            && let Some(place) = this.pool.take(&mut state, pages, this.share)
+        let limits = &this.pool.shared.limits;
+        if (state.waiting == 0 || !state.someone_waits_before(limits, ask, this.ticket))
+            && let Some(place) = this.pool.take(&mut state, ask)
         {
-            let mut wakers = Default::default();
             if let Some(ticket) = this.ticket.take() {
                 state.leave(this.share, ticket);
-                wakers = state.heads();
+                this.pool.shared.wake_heads(state);
+            } else {
+                drop(state);
             }
-            drop(state);
-            wakers.into_iter().flatten().for_each(Waker::wake);
-            if let Some(buffer) = this.pool.buffer(place, pages, this.len) {
+            if let Some(buffer) = this.pool.buffer(place, ask, this.len) {
                 return Poll::Ready(Ok(buffer));
             }
             // The system is out of memory for an overflow mapping: queue for a run of the region.
@@ -369,7 +419,7 @@ impl Future for WaitAlloc {
         } else {
             let ticket = state.next_ticket;
             state.next_ticket += 1;
-            state.waiters[this.share as usize].push_back(Waiter { ticket, waker });
+            state.waiters[this.share as usize].push_back(Waiter { ticket, ask, waker });
             state.waiting += 1;
             this.ticket = Some(ticket);
         }
@@ -382,9 +432,7 @@ impl Drop for WaitAlloc {
         if let Some(ticket) = self.ticket {
             let mut state = self.pool.lock();
             state.leave(self.share, ticket);
-            let wakers = state.heads();
-            drop(state);
-            wakers.into_iter().flatten().for_each(Waker::wake);
+            self.pool.shared.wake_heads(state);
         }
     }
 }
@@ -401,7 +449,8 @@ pub struct Buffer {
     shared: Arc<Shared>,
     start: NonNull<u8>,
     len: usize,
-    pages: u32,
+    /// What it is charged as.
+    ask: Ask,
     place: Place,
 }
 
@@ -460,13 +509,13 @@ impl AsMut<[u8]> for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         match self.place {
-            Place::Region { page } => self.shared.give(Some(page), self.pages),
+            Place::Region { page } => self.shared.give(Some(page), self.ask),
             Place::Overflow => {
                 drop(Mapping {
                     start: self.start,
-                    len: self.pages as usize * PAGE,
+                    len: self.ask.pages as usize * PAGE,
                 });
-                self.shared.give(None, self.pages);
+                self.shared.give(None, self.ask);
             }
         }
     }

@@ -13,7 +13,7 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use slab::Slab;
 
-use super::buffers::{Buffer, PAGE, Share};
+use super::buffers::{Buffer, PAGE};
 use super::probe::StoreKind;
 use super::storage::{Answer, Area, DiskId, Io, StorageCompletion, StoreId, Tag, fault};
 use super::uring::{Operation, Payload};
@@ -155,9 +155,9 @@ impl Disk {
                 let offset = self.place(offset, len.into());
                 self.counters.reads += 1;
                 let slot = self.begin(id, Stage::Reading { offset });
-                match io.alloc(len as usize, Share::Read) {
+                match io.alloc_read(len as usize, self.id) {
                     Some(buffer) => self.read(io, slot, offset, buffer),
-                    None => io.starve(Tag::disk(self.id, slot), len as usize, Share::Read),
+                    None => io.starve_read(Tag::disk(self.id, slot), len as usize, self.id),
                 }
             }
             DiskOp::Write { offset, data, fua } => {
@@ -348,11 +348,11 @@ impl Disk {
         };
         let mut len = rest.len().min(BOUNCE_STEP);
         loop {
-            if let Some(buffer) = io.alloc(len, Share::Bounce) {
+            if let Some(buffer) = io.alloc_copy(len) {
                 return self.copy_into(io, slot, buffer);
             }
             if len <= BOUNCE_STARVED {
-                return io.starve(Tag::disk(self.id, slot), len, Share::Bounce);
+                return io.starve_copy(Tag::disk(self.id, slot), len);
             }
             len = (len / 2).next_multiple_of(PAGE);
         }

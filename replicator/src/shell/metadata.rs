@@ -14,7 +14,7 @@ use bytes::Bytes;
 use rustix::io::Errno;
 use slab::Slab;
 
-use super::buffers::{Buffer, PAGE, Share};
+use super::buffers::{Buffer, PAGE};
 use super::storage::{Area, Io, MetadataId, StorageCompletion, StoreId, Tag, fault};
 use super::uring::Payload;
 use crate::core::disk::DiskFault;
@@ -192,10 +192,10 @@ impl MetadataStore {
             io.write(self.store, tag, offset, Payload::Bytes(data), dsync);
         }
         for (offset, data) in unaligned {
-            if let Some(buffer) = io.alloc(data.len(), Share::Bounce) {
+            if let Some(buffer) = io.alloc_copy(data.len()) {
                 self.copy(io, slot, offset, &data, buffer);
             } else {
-                io.starve(tag, data.len(), Share::Bounce);
+                io.starve_copy(tag, data.len());
                 self.submissions[slot].uncopied.push_back((offset, data));
             }
         }

@@ -47,7 +47,7 @@ mod io;
 use bytes::Bytes;
 use slab::Slab;
 
-use super::buffers::{PAGE, Pool, Share};
+use super::buffers::{Account, Pool, PoolConfig, Share};
 use super::disk::{Counters, Disk, DiskCompletion};
 use super::fence::StoreFile;
 use super::metadata::{MetadataCompletion, MetadataStore};
@@ -102,6 +102,9 @@ pub enum StorageError {
         /// Bytes of the pool.
         have: usize,
     },
+    /// The system has no memory beside the pool.
+    #[error("the system has no memory for {} KiB of zeroes", ZERO_STEP >> 10)]
+    NoMemory,
 }
 
 /// The disks of one data-plane thread.
@@ -128,10 +131,19 @@ impl Storage {
     /// Outside a tokio runtime.
     pub fn new(pool: Pool) -> Result<Self, StorageError> {
         let have = pool.stats().total;
-        let mut zeroes = pool
-            .alloc(ZERO_STEP.min(have / 16).max(PAGE), Share::Bounce)
-            .filter(|_| have >= 1 << 20)
-            .ok_or(StorageError::PoolTooSmall { have })?;
+        if have < 1 << 20 {
+            return Err(StorageError::PoolTooSmall { have });
+        }
+        // Beside the pool: what is never given back would be missing from every share's limit.
+        let config = PoolConfig {
+            bytes: ZERO_STEP,
+            reserve: 0,
+            lock: pool.is_locked(),
+        };
+        let mut zeroes = Pool::new(&config)
+            .ok()
+            .and_then(|beside| beside.alloc(ZERO_STEP, Share::Bounce))
+            .ok_or(StorageError::NoMemory)?;
         zeroes.fill(0);
         Ok(Self {
             io: Io::new(Ring::new()?, pool, zeroes.freeze()),
@@ -155,6 +167,12 @@ impl Storage {
         DiskId(id)
     }
 
+    /// Charges the disk's reads to `account`: what clients don't take of them is missing from no other
+    /// account. To be said before the first of them.
+    pub fn charge_reads(&mut self, disk: DiskId, account: Account) {
+        self.io.accounts.insert(disk.0, account);
+    }
+
     /// Serves the metadata in `area` of a store, which may hold a disk's data besides.
     pub fn add_metadata(&mut self, store: StoreId, area: Area) -> MetadataId {
         self.io.use_store(store, area);
@@ -171,6 +189,7 @@ impl Storage {
             disk.is_idle(),
             "{id:?} is removed with operations in flight"
         );
+        self.io.accounts.remove(&id.0);
         self.io.stores[disk.store.0.into()].users -= 1;
     }
 
@@ -246,15 +265,14 @@ impl Storage {
         if !self.done.is_empty() {
             return Ok(());
         }
-        let Some(starved) = self.io.starved.front() else {
+        if self.io.starved.is_empty() {
             return self.io.ring.ready().await;
-        };
-        let wait = self.io.pool.wait_alloc(starved.len, starved.share);
+        }
+        let wait = self.io.wait_for_memory();
         tokio::select! {
             result = self.io.ring.ready() => result,
-            buffer = wait => {
-                // Checked against the share's limit before it was queued.
-                self.io.granted = buffer.ok();
+            granted = wait => {
+                self.io.granted = Some(granted);
                 Ok(())
             }
         }

@@ -17,7 +17,7 @@ use kagami_replicator::core::{Command, Reply};
 use kagami_replicator::shell::boot::Boot;
 use kagami_replicator::shell::buffers::{Pool, PoolConfig};
 use kagami_replicator::shell::engine::{
-    ArbiterConfig, Engine, EngineConfig, MirrorConfig, MirrorDevice, MirrorStatus, Payload,
+    ArbiterConfig, Engine, EngineConfig, MirrorConfig, MirrorDevice, MirrorStatus, Payload, Plane,
     Requester, StartError,
 };
 use kagami_replicator::shell::identity::{Fingerprint, NodeKeys};
@@ -163,10 +163,14 @@ impl Node {
     }
 
     pub async fn promote(&self) {
+        self.promote_mirror("pg").await;
+    }
+
+    pub async fn promote_mirror(&self, name: &str) {
         let reply = self
             .engine()
             .command(
-                "pg",
+                name,
                 Command::Promote {
                     force: false,
                     while_resyncing: false,
@@ -203,11 +207,22 @@ impl Node {
         T: Future<Output = R> + 'static,
         R: Send + 'static,
     {
+        self.on_plane(deadline, |plane| work(Disk::of(&plane, "pg")))
+            .await
+    }
+
+    /// Does something on the data-plane thread.
+    pub async fn on_plane<T, F, R>(&self, deadline: Duration, work: F) -> R
+    where
+        F: FnOnce(Plane) -> T + Send + 'static,
+        T: Future<Output = R> + 'static,
+        R: Send + 'static,
+    {
         let (done, result) = oneshot::channel();
         let spawned = self.engine().spawn_on(0, |plane| {
-            let disk = Disk::new(plane.device("pg").expect("device"));
+            let work = work(plane);
             async move {
-                let _ = done.send(work(disk).await);
+                let _ = done.send(work.await);
             }
         });
         assert!(spawned);
@@ -302,9 +317,10 @@ impl Requester for Waiting {
 }
 
 impl Disk {
-    fn new(device: MirrorDevice) -> Self {
+    /// The mirror `name` on its thread.
+    pub fn of(plane: &Plane, name: &str) -> Self {
         Self {
-            device,
+            device: plane.device(name).expect("device"),
             waiting: Rc::default(),
         }
     }

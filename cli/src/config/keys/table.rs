@@ -76,7 +76,7 @@ pub const KEYS: &[Key] = &[
         },
         Value("64MiB"),
         Restart,
-        "Memory for data in flight, for each data-plane thread.",
+        "Memory for data in flight, for each data-plane thread; its mirrors have equal parts (docs/nbd.md).",
     ),
     key(
         Node,

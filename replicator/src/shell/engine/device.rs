@@ -20,7 +20,7 @@ use crate::core::NodeId;
 use crate::core::event::{IoError, Request};
 use crate::core::register::ArbiterAnswer;
 use crate::core::state::{Attempt, Role};
-use crate::shell::buffers::{Buffer, Pool, Share};
+use crate::shell::buffers::{Account, Buffer, Share};
 
 /// Where answers go: a front end, which gave the ticket with the request.
 pub trait Requester {
@@ -105,7 +105,8 @@ pub struct Stretch {
 pub struct MirrorDevice {
     pub(super) host: Rc<RefCell<Host>>,
     pub(super) inbox: Rc<Inbox>,
-    pub(super) pool: Pool,
+    /// What its payloads are charged to.
+    pub(super) account: Account,
 }
 
 impl std::fmt::Debug for MirrorDevice {
@@ -129,7 +130,7 @@ impl MirrorDevice {
         DeviceFacts {
             size: record.size,
             logical_block: record.logical_block,
-            max_payload: self.pool.limit(Share::FrontEnd),
+            max_payload: self.account.pool().limit(Share::FrontEnd),
             rotational: host.stores.rotational,
         }
     }
@@ -175,13 +176,13 @@ impl MirrorDevice {
     }
 
     /// Memory for the payload of a write, `len` bytes (1 to [`DeviceFacts::max_payload`]). Waits while
-    /// there is none.
+    /// there is none, or this mirror holds its part of what the thread's mirrors share.
     ///
     /// # Panics
     ///
     /// When `len` is 0 or more than that.
     pub async fn buffer(&self, len: usize) -> Buffer {
-        match self.pool.wait_alloc(len, Share::FrontEnd).await {
+        match self.account.wait_alloc(len, Share::FrontEnd).await {
             Ok(buffer) => buffer,
             Err(error) => panic!("the front end was told what fits: {error}"),
         }

@@ -20,6 +20,7 @@ use crate::core::state::{CommandId, RequestId, Time};
 use crate::core::{Event, Mirror};
 use crate::shell::arbiter::Arbiter;
 use crate::shell::boot::Token;
+use crate::shell::buffers::Account;
 use crate::shell::quic::{MirrorId, SessionId};
 use crate::shell::storage::{DiskId, MetadataId, StoreId};
 
@@ -34,6 +35,8 @@ pub(super) struct Host {
     pub(super) token: Token,
     pub(super) arbiter: Rc<dyn Arbiter>,
     pub(super) stores: Stores,
+    /// Its part of the thread's memory.
+    pub(super) account: Account,
     /// When the core wants to be called.
     pub(super) timer: Option<Time>,
     /// From when on the link is to look for the peer: the core backs off.
@@ -103,6 +106,7 @@ impl Host {
         token: Token,
         arbiter: Rc<dyn Arbiter>,
         stores: Stores,
+        account: Account,
         findings: Vec<String>,
         now: Time,
     ) -> Self {
@@ -115,6 +119,7 @@ impl Host {
             token,
             arbiter,
             stores,
+            account,
             timer: None,
             want_from: None,
             wants_session: false,

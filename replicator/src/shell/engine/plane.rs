@@ -103,9 +103,9 @@ impl Plane {
             &*host.name == mirror && !host.is_leaving
         })?;
         Some(MirrorDevice {
+            account: host.borrow().account.clone(),
             host: Rc::clone(host),
             inbox: Rc::clone(&self.shared.inbox),
-            pool: self.shared.pool.clone(),
         })
     }
 

@@ -1,17 +1,22 @@
 //! What disks and metadata stores share: the ring, the open stores, flushes, waiting for memory.
 //!
-//! Keeps one flush of a store under way at a time and gathers those that ask meanwhile, and keeps the
-//! operations that wait for memory in order. Every answer goes back to its asker by [`Tag`].
+//! Keeps one flush of a store under way at a time and gathers those that ask meanwhile. Operations that
+//! wait for memory are in order for each share of the pool and each disk, so that reads whose memory
+//! clients keep hold up neither metadata nor another disk. Every answer goes back to its asker by [`Tag`].
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::Poll;
 
 use bytes::Bytes;
 use rustix::io::Errno;
 use slab::Slab;
 
-use super::super::buffers::{Buffer, PAGE, Pool, Share};
+use super::super::buffers::{Account, Buffer, PAGE, Pool, Share};
 use super::super::fence::StoreFile;
 use super::super::probe::Capabilities;
 use super::super::uring::{Operation, Payload, Ring};
@@ -81,19 +86,37 @@ pub(in crate::shell) struct Io {
     /// Zeroes to write from.
     pub(in crate::shell) zeroes: Bytes,
     pub(super) stores: Slab<OpenStore>,
-    /// Operations that wait for memory, in order.
-    pub(super) starved: VecDeque<Starved>,
-    /// Memory that came for the first of them.
-    pub(super) granted: Option<Buffer>,
+    /// What the reads of a disk are charged to, where it is not the pool alone.
+    pub(super) accounts: HashMap<u16, Account>,
+    /// Operations that wait for memory, in order for each kind; deeper shares first. No queue is empty.
+    pub(super) starved: BTreeMap<Kind, VecDeque<Starved>>,
+    /// Memory that came for the first of a kind.
+    pub(super) granted: Option<(Kind, Buffer)>,
     /// Answers that did not come from the ring.
     pub(super) answers: VecDeque<(Tag, Answer)>,
+}
+
+/// Who waits for memory in one queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Kind {
+    share: Reverse<Share>,
+    /// Whose account is charged.
+    disk: Option<u16>,
+}
+
+impl Kind {
+    fn of(share: Share, disk: Option<DiskId>) -> Self {
+        Self {
+            share: Reverse(share),
+            disk: disk.map(|disk| disk.0),
+        }
+    }
 }
 
 #[derive(Debug)]
 pub(super) struct Starved {
     tag: Tag,
     pub(super) len: usize,
-    pub(super) share: Share,
 }
 
 /// A store and what is known of its flushes.
@@ -138,7 +161,8 @@ impl Io {
             pool,
             zeroes,
             stores: Slab::new(),
-            starved: VecDeque::new(),
+            starved: BTreeMap::new(),
+            accounts: HashMap::new(),
             granted: None,
             answers: VecDeque::new(),
         }
@@ -240,33 +264,93 @@ impl Io {
         }
     }
 
-    /// Queues `tag` for `len` bytes of memory; the owner's `on_memory` gets them. First come, first
-    /// served; whoever wants memory while others wait goes behind them.
-    pub(in crate::shell) fn starve(&mut self, tag: Tag, len: usize, share: Share) {
-        if len > self.pool.limit(share) {
+    /// Memory for a copy, at once, unless somebody waits for some already.
+    pub(in crate::shell) fn alloc_copy(&mut self, len: usize) -> Option<Buffer> {
+        self.alloc(len, Kind::of(Share::Bounce, None))
+    }
+
+    /// Queues `tag` for the memory of a copy; the owner's `on_memory` gets it. First come, first
+    /// served; whoever wants memory while others of its kind or of a deeper share wait goes behind them.
+    pub(in crate::shell) fn starve_copy(&mut self, tag: Tag, len: usize) {
+        self.starve(tag, len, Kind::of(Share::Bounce, None));
+    }
+
+    /// As [`Io::alloc_copy`], for a read of `disk`.
+    pub(in crate::shell) fn alloc_read(&mut self, len: usize, disk: DiskId) -> Option<Buffer> {
+        self.alloc(len, Kind::of(Share::Read, Some(disk)))
+    }
+
+    /// As [`Io::starve_copy`], for a read of `disk`.
+    pub(in crate::shell) fn starve_read(&mut self, tag: Tag, len: usize, disk: DiskId) {
+        self.starve(tag, len, Kind::of(Share::Read, Some(disk)));
+    }
+
+    fn starve(&mut self, tag: Tag, len: usize, kind: Kind) {
+        if len > self.pool.limit(kind.share.0) {
             self.answers.push_back((tag, Err(Errno::NOMEM)));
         } else {
-            self.starved.push_back(Starved { tag, len, share });
+            let queue = self.starved.entry(kind).or_default();
+            queue.push_back(Starved { tag, len });
         }
     }
 
-    /// Memory at once, unless somebody waits for some already.
-    pub(in crate::shell) fn alloc(&mut self, len: usize, share: Share) -> Option<Buffer> {
-        if self.starved.is_empty() {
-            self.pool.alloc(len, share)
-        } else {
-            None
+    fn alloc(&mut self, len: usize, kind: Kind) -> Option<Buffer> {
+        let is_before = |first: &Kind| first.share < kind.share || *first == kind;
+        if !self.starved.is_empty() && self.starved.keys().any(is_before) {
+            return None;
+        }
+        self.take(len, kind)
+    }
+
+    fn take(&self, len: usize, kind: Kind) -> Option<Buffer> {
+        match self.account(kind) {
+            Some(account) => account.alloc(len, kind.share.0),
+            None => self.pool.alloc(len, kind.share.0),
         }
     }
 
-    /// The first of those who wait, with its memory, if there is some.
+    fn account(&self, kind: Kind) -> Option<&Account> {
+        self.accounts.get(&kind.disk?)
+    }
+
+    /// Waits until the first of some kind has its memory.
+    pub(super) fn wait_for_memory(&self) -> impl Future<Output = (Kind, Buffer)> + use<> {
+        let mut waits: Vec<_> = self
+            .starved
+            .iter()
+            .filter_map(|(kind, queue)| {
+                let (len, share) = (queue.front()?.len, kind.share.0);
+                let wait = match self.account(*kind) {
+                    Some(account) => account.wait_alloc(len, share),
+                    None => self.pool.wait_alloc(len, share),
+                };
+                Some((*kind, wait))
+            })
+            .collect();
+        poll_fn(move |context| {
+            for (kind, wait) in &mut waits {
+                // Checked against the share's limit before it was queued.
+                if let Poll::Ready(Ok(buffer)) = Pin::new(wait).poll(context) {
+                    return Poll::Ready((*kind, buffer));
+                }
+            }
+            Poll::Pending
+        })
+    }
+
+    /// The first of a kind that waits, with its memory, if there is some.
     pub(super) fn feed(&mut self) -> Option<(Tag, Buffer)> {
-        let first = self.starved.front()?;
-        let buffer = self
-            .granted
-            .take()
-            .or_else(|| self.pool.alloc(first.len, first.share))?;
-        let first = self.starved.pop_front()?;
+        let (kind, buffer) = self.granted.take().or_else(|| {
+            self.starved.iter().find_map(|(kind, queue)| {
+                let buffer = self.take(queue.front()?.len, *kind)?;
+                Some((*kind, buffer))
+            })
+        })?;
+        let queue = self.starved.get_mut(&kind)?;
+        let first = queue.pop_front()?;
+        if queue.is_empty() {
+            self.starved.remove(&kind);
+        }
         assert!(buffer.len() == first.len, "memory of another's length");
         Some((first.tag, buffer))
     }

@@ -130,6 +130,10 @@ impl Loop {
             let store = self.storage.add_store(file);
             (store, self.storage.add_disk(store, area))
         });
+        let account = self.storage.pool().open_account();
+        if let Ok((_, disk)) = disk {
+            self.storage.charge_reads(disk, account.clone());
+        }
         let metadata_store = metadata_file.map(|file| self.storage.add_store(file));
         let store = match (metadata_store, &disk) {
             (Some(store), _) => store,
@@ -175,6 +179,7 @@ impl Loop {
             token,
             arbiter,
             stores,
+            account,
             findings,
             now,
         );
@@ -293,6 +298,7 @@ impl Loop {
         let (id, slot) = {
             let mut host = host.borrow_mut();
             host.is_leaving = true;
+            host.account.close();
             host.requests.fail_all(&mut self.answers);
             (host.id, host.slot)
         };
