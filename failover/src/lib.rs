@@ -19,6 +19,7 @@ pub mod control;
 pub mod core;
 pub mod guard_process;
 pub mod heartbeat;
+pub mod lives;
 pub mod manager;
 pub mod notify;
 pub mod place;

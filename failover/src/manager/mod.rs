@@ -34,6 +34,7 @@ use crate::core::{
     ResourceState, Start, Time, Work,
 };
 use crate::heartbeat::{Heard, Heartbeats, Listener};
+use crate::lives::Life;
 
 use alerts::Alerts;
 use records::{Begun, Known, Records};
@@ -261,6 +262,14 @@ pub async fn run<H: Hands, R: Rights>(
     inputs: Inputs,
 ) -> Result<Ended, ManagerError> {
     let path = parts.state.join(STATE);
+    let life = {
+        let path = path.clone();
+        let begun = tokio::task::spawn_blocking(move || Life::of(&path)).await;
+        begun.map_err(|error| ManagerError::System {
+            doing: "a thread for its state".to_owned(),
+            source: error.into(),
+        })?
+    };
     let durable = store::load(&path)?;
     if durable.is_none() {
         tracing::info!(
@@ -269,7 +278,7 @@ pub async fn run<H: Hands, R: Rights>(
         );
     }
     let done = handle.clone();
-    let store = Store::start(path, move |seq, done_well| {
+    let store = Store::start(path, life, move |seq, done_well| {
         let done_well = Event::Persisted {
             seq,
             done: done_well,

@@ -4,7 +4,8 @@
 //! synced, so that a crash leaves the old state or the new one. A line before the state says what it
 //! is, how long and with which checksum; a file that does not fit its own line is refused, never
 //! taken for an empty state. A thread of its own writes, since a disk may take its time; of states
-//! that wait, only the newest is written.
+//! that wait, only the newest is written. A manager that begins while an earlier one's thread is at work, after a
+//! reload, waits for what is being written, and nothing of that one is written after it has read the file.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -14,6 +15,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use crate::core::Durable;
+use crate::lives::Life;
 
 /// What the first line begins with.
 const MAGIC: &str = "kagami-failover-state";
@@ -152,16 +154,20 @@ pub struct Store {
 }
 
 impl Store {
-    /// Starts the thread. `done` is called with each number that was written, or could not be; a
-    /// number stands for all before it.
+    /// Starts the thread, for a life of the manager that began before it read the file. `done` is called with each
+    /// number that was written, or could not be; a number stands for all before it.
     ///
     /// # Errors
     /// The system gives no thread.
-    pub fn start(path: PathBuf, done: impl Fn(u64, bool) + Send + 'static) -> io::Result<Self> {
+    pub fn start(
+        path: PathBuf,
+        life: Life,
+        done: impl Fn(u64, bool) + Send + 'static,
+    ) -> io::Result<Self> {
         let (states, queue) = channel();
         thread::Builder::new()
             .name("failover-state".to_owned())
-            .spawn(move || write_all(&path, &queue, done))?;
+            .spawn(move || write_all(&path, &life, &queue, done))?;
         Ok(Self { states })
     }
 
@@ -172,13 +178,20 @@ impl Store {
     }
 }
 
-fn write_all(path: &Path, queue: &Receiver<(u64, Box<Durable>)>, done: impl Fn(u64, bool)) {
+fn write_all(
+    path: &Path,
+    life: &Life,
+    queue: &Receiver<(u64, Box<Durable>)>,
+    done: impl Fn(u64, bool),
+) {
     while let Ok(mut newest) = queue.recv() {
         while let Ok(newer) = queue.try_recv() {
             newest = newer;
         }
         let (seq, state) = newest;
-        let saved = save(path, &state);
+        let Some(saved) = life.carry_out(|| save(path, &state)) else {
+            return;
+        };
         if let Err(error) = &saved {
             tracing::error!("{error}");
         }
@@ -243,7 +256,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("state");
         let (told, heard) = channel();
-        let store = Store::start(path.clone(), move |seq, done| {
+        let life = Life::of(&path);
+        let store = Store::start(path.clone(), life, move |seq, done| {
             let _ = told.send((seq, done));
         });
         let store = store.expect("a thread");
@@ -261,5 +275,37 @@ mod tests {
             last = seq;
         }
         assert_eq!(load(&path).expect("loaded").expect("there").life, 50);
+    }
+
+    #[test]
+    fn what_an_earlier_manager_has_not_written_when_the_next_one_begins_is_never_written() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("state");
+        let with = |life| Box::new(Durable { life, ..state() });
+        // Held after its first state, with another one to be written.
+        let (at, written) = channel();
+        let (go_on, held) = channel::<()>();
+        let earlier = Store::start(path.clone(), Life::of(&path), move |seq, _| {
+            at.send(seq).expect("waited for");
+            held.recv().expect("let go");
+        });
+        let earlier = earlier.expect("a thread");
+        earlier.write(1, with(1));
+        assert_eq!(written.recv(), Ok(1));
+        earlier.write(2, with(2));
+
+        let life = Life::of(&path);
+        assert_eq!(load(&path).expect("loaded").expect("there").life, 1);
+        let (told, heard) = channel();
+        let later = Store::start(path.clone(), life, move |seq, done| {
+            told.send((seq, done)).expect("waited for");
+        });
+        later.expect("a thread").write(1, with(3));
+        assert_eq!(heard.recv(), Ok((1, true)));
+        go_on.send(()).expect("it is held");
+        drop(go_on);
+        drop(earlier);
+        assert!(written.recv().is_err(), "its thread ends");
+        assert_eq!(load(&path).expect("loaded").expect("there").life, 3);
     }
 }

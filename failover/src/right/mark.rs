@@ -9,58 +9,16 @@
 //! the machine that it was written in, and the longest lease that was counted here or promised for, in
 //! milliseconds, and the instance of the register that both nodes have agreed on (`-`: none yet). No file: nothing of either was ever done. Written whole: a new file, sync, rename, sync of the folder.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::planted::{Defect, planted};
+use crate::lives::Life;
 
 use super::lease::{Before, Kept, LONGEST, Left, Mark};
 
 /// The folder of the marks, in the manager's state folder.
 pub const FOLDER: &str = "right";
-
-/// The lives of managers that have used one file, one after the other, in one process: what an earlier one's writer
-/// has not written when the next one begins is never written.
-#[derive(Clone, Debug, Default)]
-pub struct Lives(Arc<Mutex<u64>>);
-
-/// One of them.
-#[derive(Clone, Debug)]
-pub struct Life {
-    lives: Lives,
-    number: u64,
-}
-
-impl Lives {
-    fn now(&self) -> MutexGuard<'_, u64> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Begins the next one. What is being written is waited for.
-    pub fn begin(&self) -> Life {
-        let number = {
-            let mut now = self.now();
-            *now += 1;
-            *now
-        };
-        let lives = self.clone();
-        Life { lives, number }
-    }
-}
-
-impl Life {
-    /// Does that if this life is the last one, and no other begins before it is done; `None`: one has begun.
-    pub fn carry_out<T>(&self, deed: impl FnOnce() -> T) -> Option<T> {
-        let now = self.lives.now();
-        (*now == self.number || planted(Defect::LateMark)).then(deed)
-    }
-}
-
-/// By the file.
-static LIVES: Mutex<BTreeMap<PathBuf, Lives>> = Mutex::new(BTreeMap::new());
 
 /// A group's mark, for one life of a manager.
 #[derive(Clone, Debug)]
@@ -74,12 +32,8 @@ pub struct Marks {
 impl Marks {
     /// For a life that begins now, and what the earlier ones left.
     pub fn take_over(state: &Path, register: u128, boot: u128) -> (Self, Left) {
-        let lives = {
-            let mut all = LIVES.lock().unwrap_or_else(PoisonError::into_inner);
-            all.entry(file(state, register)).or_default().clone()
-        };
         // First: then nothing of an earlier life is written after it was read.
-        let life = lives.begin();
+        let life = Life::of(&file(state, register));
         let left = read(state, register, boot);
         let state = state.to_owned();
         let marks = Self {

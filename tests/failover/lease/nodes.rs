@@ -7,7 +7,7 @@ use kagami_failover::right::lease::{
     Action, Actions, Before, Event, Kept, Lease, Left, Mark, Said, Terms,
 };
 
-use kagami_failover::right::mark::{Life, Lives};
+use kagami_failover::lives::{Life, Lives};
 
 use crate::failover::check::Violation;
 use crate::sim::rng::Rng;

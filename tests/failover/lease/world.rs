@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use kagami_failover::core::Time;
+use kagami_failover::lives::Life;
 use kagami_failover::right::lease::{Event, Kept, Question, Said, Terms, Word};
-use kagami_failover::right::mark::Life;
 use kagami_failover::right::register::{Id, Record};
 
 use crate::failover::check::Violation;
