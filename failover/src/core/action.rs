@@ -59,6 +59,8 @@ pub enum Action {
         group: GroupId,
         /// The fence script has said that the other node is down.
         fenced: bool,
+        /// Something of it is active, from an earlier manager.
+        begun: bool,
     },
     /// Give up the right to run a group, or the question for it. Nothing of it runs any more: its
     /// guard is told so.

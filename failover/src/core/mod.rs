@@ -279,6 +279,7 @@ impl Manager {
                 self.act(Action::AskRight {
                     group,
                     fenced: false,
+                    begun: true,
                 });
             } else {
                 self.groups[group].right = Hold::Releasing;

@@ -75,7 +75,12 @@ impl Manager {
                 }
                 let fenced = self.fence == Fence::Down;
                 self.groups[group].right = Hold::Asked;
-                self.act(Action::AskRight { group, fenced });
+                let begun = self.is_begun(group);
+                self.act(Action::AskRight {
+                    group,
+                    fenced,
+                    begun,
+                });
             }
             Hold::Held if self.should_run(group) => self.activate(group, out),
             Hold::Asked if planted(Defect::StartWithoutTheRight) && self.should_run(group) => {
@@ -186,7 +191,9 @@ impl Manager {
         let hold = self.groups[group].right;
         let object = self.group_object(group);
         match (change, hold) {
-            (Right::Granted, Hold::Asked | Hold::Held | Hold::Frozen) => {
+            // Its lease had ended before it was granted: nothing was frozen for that.
+            (Right::Granted, Hold::Asked | Hold::Held | Hold::Frozen)
+            | (Right::Renewed, Hold::Asked) => {
                 self.groups[group].right = Hold::Held;
                 self.groups[group].refused = None;
                 self.groups[group].unsure = false;

@@ -10,6 +10,7 @@ use super::message::Brief;
 use super::*;
 
 mod pause;
+mod right;
 mod two_nodes;
 
 const CLUSTER: &str = r#"
@@ -152,7 +153,7 @@ impl TestHost {
                     };
                     self.handle(Event::Probed { probe, result });
                 }
-                Action::AskRight { group, fenced } => self.asked.push((group, fenced)),
+                Action::AskRight { group, fenced, .. } => self.asked.push((group, fenced)),
                 Action::ReleaseRight { group } => {
                     let change = Right::Released;
                     self.handle(Event::Right { group, change });

@@ -108,13 +108,17 @@ impl Guards {
 
     /// Has a group watched; waits until it is.
     pub async fn arm(&self, watched: &Watched) -> Armed {
-        self.begin_arm(watched).await
+        self.begin_arm(watched, false).await
     }
 
-    /// The same; it is asked for before this returns, and so in the order of calls.
-    pub fn begin_arm(&self, watched: &Watched) -> impl Future<Output = Armed> + Send + 'static {
+    /// The same; it is asked for before this returns, and so in the order of calls. `held`: the group is active, under a
+    /// right that counts before the daemon has said so.
+    pub fn begin_arm(
+        &self,
+        watched: &Watched,
+        held: bool,
+    ) -> impl Future<Output = Armed> + Send + 'static {
         let watched = watched.clone();
-        let held = false;
         let armed = self.begin(Want::Arm { watched, held });
         async move {
             match armed.await {

@@ -178,6 +178,8 @@ impl<M: Mirrors, D: Deeds> Server<M, D> {
             if let Some(ends) = lease {
                 group.basis.extend(ends);
             }
+            // It is active: the end of its right counts, whatever was seen of it.
+            group.seen_good |= held;
             return group.guard.is_stopping();
         }
         let until = clock::now().after(HELD_GRACE);

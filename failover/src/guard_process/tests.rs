@@ -1,6 +1,8 @@
 //! A guard and a keeper, with mirrors and a machine that are made up: what happens at the end of a
 //! lease, in real time.
 
+mod keeper;
+
 use std::collections::BTreeMap;
 use std::future::{Future, ready};
 use std::io;
@@ -39,6 +41,10 @@ struct Daemon {
     lagging: bool,
     refuses: Option<String>,
     promoted_to: Option<Standing>,
+    /// How often it was told to be Primary.
+    asked: usize,
+    demoted: usize,
+    gone: bool,
 }
 
 /// Mirrors that are made up.
@@ -79,14 +85,42 @@ impl Made {
     }
 }
 
+impl Made {
+    /// The daemon ends; what is attached to it is Primary no more.
+    fn end(&self) {
+        let mut daemon = self.of();
+        daemon.gone = true;
+        (daemon.watchers).retain(|(_, to)| to.send(Word::Gone).is_ok());
+    }
+
+    /// Another one begins.
+    fn begin(&self, standing: Standing) {
+        self.of().gone = false;
+        self.set(standing);
+    }
+
+    async fn becomes(&self, wanted: impl Fn(&Daemon) -> bool) {
+        let wait = async {
+            while !wanted(&self.of()) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, wait).await.expect("it comes to it");
+    }
+}
+
 impl Mirrors for Made {
     fn promote(
         &self,
         _: &str,
         _: bool,
     ) -> impl Future<Output = Result<(), String>> + Send + 'static {
-        let refuses = self.of().refuses.clone();
-        let to = self.of().promoted_to;
+        let (refuses, to) = {
+            let mut daemon = self.of();
+            daemon.asked += 1;
+            let gone = daemon.gone.then(|| "nobody listens".to_owned());
+            (gone.or_else(|| daemon.refuses.clone()), daemon.promoted_to)
+        };
         if let (None, Some(to)) = (&refuses, to) {
             self.change(|says| says.peer_is_primary = false);
             self.set(to);
@@ -99,6 +133,10 @@ impl Mirrors for Made {
         _: &str,
         _: bool,
     ) -> impl Future<Output = Result<(), String>> + Send + 'static {
+        if self.of().gone {
+            return ready(Err("nobody listens".to_owned()));
+        }
+        self.of().demoted += 1;
         self.set(Standing::Secondary);
         ready(Ok(()))
     }
@@ -106,8 +144,12 @@ impl Mirrors for Made {
     fn watch(&self, _: Vec<String>, in_hand: bool) -> UnboundedReceiver<Word> {
         let (to, words) = unbounded_channel();
         let mut daemon = self.of();
-        for says in daemon.says.values() {
-            to.send(Word::Says(says.clone())).expect("just made");
+        if daemon.gone {
+            to.send(Word::Gone).expect("just made");
+        } else {
+            for says in daemon.says.values() {
+                to.send(Word::Says(says.clone())).expect("just made");
+            }
         }
         daemon.watchers.push((in_hand, to));
         words
@@ -295,7 +337,7 @@ async fn a_group_that_was_given_up_before_it_was_armed_is_not_watched_by_the_nex
     let mut scene = Scene::new();
     let (guards, _lost) = scene.guards();
     // Both are on their way before the guard answers either.
-    let armed = guards.begin_arm(&leased("g", clock::now().after(LONG)));
+    let armed = guards.begin_arm(&leased("g", clock::now().after(LONG)), false);
     guards.begin_disarm("g");
     assert_eq!(armed.await, Armed::Watching);
     scene.does(&["thaw", "rest"]).await;
@@ -313,7 +355,7 @@ async fn the_next_guard_knows_an_end_that_was_told_before_the_first_one_answered
     let mut scene = Scene::new();
     let (guards, _lost) = scene.guards();
     let first = clock::now().after(2000);
-    let armed = guards.begin_arm(&leased("g", first));
+    let armed = guards.begin_arm(&leased("g", first), false);
     guards.extend("g", first.after(LONG));
     assert_eq!(armed.await, Armed::Watching);
     scene.kill_guard().await;
@@ -387,9 +429,9 @@ async fn the_right_is_asked_for_renewed_lost_and_given_up() {
     let mut scene = Scene::new();
     let mut kept = Kept::new(&scene);
     scene.mirrors.of().promoted_to = Some(session(LONG));
-    kept.keeper.ask(0, false);
+    kept.keeper.ask(0, false, false);
     assert_eq!(kept.hears().await, (0, Right::Granted));
-    kept.keeper.ask(0, false);
+    kept.keeper.ask(0, false, false);
     assert_eq!(
         kept.hears().await,
         (0, Right::Granted),
@@ -406,7 +448,7 @@ async fn the_right_is_asked_for_renewed_lost_and_given_up() {
     assert_eq!(kept.hears().await, (0, Right::LeaseEnded));
     scene.does(&["freeze", "drop", "thaw"]).await;
     assert_eq!(kept.hears().await, (0, Right::Lost));
-    kept.keeper.ask(0, false);
+    kept.keeper.ask(0, false, false);
     assert_eq!(
         kept.hears().await,
         (0, Right::Lost),
@@ -431,7 +473,7 @@ async fn who_takes_over_waits_until_the_other_node_has_lost_its_address() {
     });
     scene.mirrors.of().promoted_to = Some(Standing::Alone);
     let begun = Instant::now();
-    kept.keeper.ask(0, false);
+    kept.keeper.ask(0, false, false);
     assert_eq!(kept.hears().await, (0, Right::Granted));
     assert!(clock::now() >= ends.after(MARGIN), "{:?}", begun.elapsed());
     // The fence script has said that it is down: nothing to wait for.
@@ -439,7 +481,7 @@ async fn who_takes_over_waits_until_the_other_node_has_lost_its_address() {
     assert_eq!(kept.hears().await, (0, Right::Released));
     let late = clock::now().after(LONG);
     scene.mirrors.change(|says| says.peer_lease_ends = late);
-    kept.keeper.ask(0, true);
+    kept.keeper.ask(0, true, false);
     assert_eq!(kept.hears().await, (0, Right::Granted));
 }
 
@@ -453,7 +495,7 @@ async fn what_was_true_before_a_promotion_does_not_refuse_it() {
     timeout(PATIENCE, heard).await.expect("its first word");
     scene.mirrors.of().promoted_to = Some(session(LONG));
     scene.mirrors.of().lagging = true;
-    kept.keeper.ask(0, false);
+    kept.keeper.ask(0, false, false);
     let early = timeout(Duration::from_millis(300), kept.hears()).await;
     assert!(early.is_err(), "{early:?}");
     scene.mirrors.of().lagging = false;
@@ -471,7 +513,7 @@ async fn a_mirror_that_the_other_node_has_just_given_up_is_waited_for() {
     });
     scene.mirrors.of().refuses = Some("the peer is Primary".to_owned());
     let mut kept = Kept::new(&scene);
-    kept.keeper.ask(0, false);
+    kept.keeper.ask(0, false, false);
     let early = timeout(Duration::from_millis(200), kept.hears()).await;
     assert!(early.is_err(), "{early:?}");
     scene.mirrors.of().refuses = None;
@@ -489,7 +531,7 @@ async fn a_node_that_the_daemon_has_not_lost_yet_is_waited_for() {
     });
     scene.mirrors.of().refuses = Some("the peer is Primary".to_owned());
     let mut kept = Kept::new(&scene);
-    kept.keeper.ask(0, false);
+    kept.keeper.ask(0, false, false);
     let early = timeout(Duration::from_millis(200), kept.hears()).await;
     assert!(early.is_err(), "{early:?}");
     scene.mirrors.of().refuses = None;
@@ -503,11 +545,11 @@ async fn a_refusal_says_why_and_a_group_without_a_mirror_needs_a_lease() {
     let scene = Scene::new();
     let mut kept = Kept::new(&scene);
     scene.mirrors.of().refuses = Some("the peer is Primary".to_owned());
-    kept.keeper.ask(0, false);
+    kept.keeper.ask(0, false, false);
     let refused = kept.hears().await;
     let why = "mirror pg: the peer is Primary".to_owned();
     assert_eq!(refused, (0, Right::Refused(why)));
-    kept.keeper.ask(1, false);
+    kept.keeper.ask(1, false, false);
     let (group, refused) = kept.hears().await;
     assert!(
         group == 1 && matches!(refused, Right::Refused(_)),
@@ -520,7 +562,7 @@ async fn a_daemon_that_was_started_again_is_told_that_this_node_is_primary() {
     let scene = Scene::new();
     let mut kept = Kept::new(&scene);
     scene.mirrors.of().promoted_to = Some(session(LONG));
-    kept.keeper.ask(0, false);
+    kept.keeper.ask(0, false, false);
     assert_eq!(kept.hears().await, (0, Right::Granted));
     scene.mirrors.set(Standing::Secondary);
     let begun = Instant::now();

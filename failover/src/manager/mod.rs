@@ -82,8 +82,9 @@ pub trait Hands: Send + Sync + 'static {
 /// Who asks for the right to run groups. What becomes of it comes back as [`Event::Right`], in
 /// its order.
 pub trait Rights: Send + 'static {
-    /// The right is wanted; `fenced`: the fence script has said that the other node is down.
-    fn ask(&mut self, group: GroupId, fenced: bool);
+    /// The right is wanted; `fenced`: the fence script has said that the other node is down; `begun`: an earlier
+    /// manager has left something of the group active.
+    fn ask(&mut self, group: GroupId, fenced: bool, begun: bool);
     /// The right, or the question for it, is given up; nothing of the group runs here.
     fn release(&mut self, group: GroupId);
     /// Nothing of a group whose right was lost runs here any more.
@@ -421,7 +422,11 @@ impl<H: Hands, R: Rights> Driver<H, R> {
                         handle.event(Event::Probed { probe, result });
                     });
                 }
-                Action::AskRight { group, fenced } => self.parts.rights.ask(group, fenced),
+                Action::AskRight {
+                    group,
+                    fenced,
+                    begun,
+                } => self.parts.rights.ask(group, fenced, begun),
                 Action::ReleaseRight { group } => self.parts.rights.release(group),
                 Action::Stopped { group } => self.parts.rights.stopped(group),
                 Action::CommandDone { id, result } => {

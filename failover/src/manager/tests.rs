@@ -134,7 +134,7 @@ struct FakeRights {
 }
 
 impl Rights for FakeRights {
-    fn ask(&mut self, group: GroupId, _: bool) {
+    fn ask(&mut self, group: GroupId, _: bool, _: bool) {
         let mut world = of(&self.world);
         let holder = *world.holder.entry(group).or_insert(self.node);
         let change = if holder == self.node {

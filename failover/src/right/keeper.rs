@@ -3,7 +3,9 @@
 //! One task for all groups. A group that is asked for is put under guard first, then its mirrors are
 //! promoted, one after the other; a node that takes over waits, after its permission, for as long as
 //! the other one may still be frozen with its address ([`MARGIN`]). To give it up is to demote
-//! them all. A group without a mirror has a lease of its own at the arbiter ([`super::tenancy`]); without
+//! them all, and so it is after it was lost: a mirror that stays Primary would keep the other node from it.
+//! While the daemon is gone nothing is Primary, so the right is given up at once and demoted when it is
+//! back. A group without a mirror has a lease of its own at the arbiter ([`super::tenancy`]); without
 //! an arbiter its right is what the managers tell each other.
 
 use std::sync::Arc;
@@ -23,38 +25,36 @@ use crate::manager::{Handle, Rights};
 
 use super::basis::{Basis, Judged};
 use super::lease;
+use super::promotion::{NOT_SERVED, Question, Refusal, SEEN_WITHIN, promote_all};
 use super::tenancy::Tenancy;
 use super::{MARGIN, Mirrors, Word};
 
-/// A demotion that was refused is tried again after this.
-const DEMOTE_AGAIN: Duration = Duration::from_millis(500);
+/// A demotion that was refused is tried again after this, in milliseconds.
+const DEMOTE_AGAIN: u64 = 500;
 /// A mirror that is not Primary any more, though it should be, is promoted again after this.
 const PROMOTE_AGAIN: Duration = Duration::from_millis(200);
-/// What the managers know, that a mirror was given up or the other node is lost, the daemon may hear a little later.
-const GIVEN_UP_WITHIN: Duration = Duration::from_secs(1);
-/// What a promotion has brought is seen within this.
-const SEEN_WITHIN: u64 = 5000;
+/// A daemon that was only started again is back within this, in milliseconds.
+const BACK_WITHIN: u64 = 5000;
 
 /// Where a group's control group is, if it has one.
 pub type ControlGroupOf = Arc<dyn Fn(&str) -> Option<std::path::PathBuf> + Send + Sync>;
 
 #[derive(Debug)]
 enum Input {
-    Ask(GroupId, bool),
+    Ask(GroupId, Question),
     Release(GroupId),
     Stopped(GroupId),
     Word(Word),
     Lost(String),
     Promoted(GroupId, u64, Result<(), Refusal>),
-    Demoted(GroupId, u64),
+    Demoted(GroupId, u64, Result<(), Stuck>),
 }
 
+/// A mirror that is Primary still.
 #[derive(Debug)]
-enum Refusal {
-    /// The mirror refuses.
-    Mirror(String),
-    /// The guard is stopping the group.
-    Stopping,
+struct Stuck {
+    mirror: String,
+    why: String,
 }
 
 /// The core's word to the keeper.
@@ -71,8 +71,9 @@ impl Drop for Keeper {
 }
 
 impl Rights for Keeper {
-    fn ask(&mut self, group: GroupId, fenced: bool) {
-        let _ = self.inputs.send(Input::Ask(group, fenced));
+    fn ask(&mut self, group: GroupId, fenced: bool, begun: bool) {
+        let question = Question { fenced, begun };
+        let _ = self.inputs.send(Input::Ask(group, question));
     }
 
     fn release(&mut self, group: GroupId) {
@@ -94,7 +95,10 @@ enum At {
     Held,
     /// The lease has ended.
     Ended,
+    /// The mirrors are being demoted, and the core waits for the word.
     Releasing,
+    /// They are being demoted all the same: the right was lost, or refused, or the daemon is gone.
+    Yielding,
 }
 
 struct Group {
@@ -108,6 +112,16 @@ struct Group {
     turn: u64,
     under_way: Option<AbortHandle>,
     promoting_again: bool,
+    /// What it was asked for last.
+    question: Question,
+    /// That came while the mirrors were being demoted: it is taken afterwards.
+    next: Option<Question>,
+    /// Why it is refused, to be told when the mirrors were asked to be demoted.
+    refused: Option<String>,
+    /// A demotion that was refused is tried again then.
+    demote_at: Option<Time>,
+    /// That it was refused was told.
+    told: bool,
 }
 
 struct Task<M> {
@@ -119,6 +133,8 @@ struct Task<M> {
     handle: Handle,
     inputs: mpsc::UnboundedSender<Input>,
     groups: Vec<Group>,
+    /// Since when the daemon is gone.
+    gone: Option<Time>,
 }
 
 impl Keeper {
@@ -146,6 +162,14 @@ impl Keeper {
                 turn: 0,
                 under_way: None,
                 promoting_again: false,
+                question: Question {
+                    fenced: false,
+                    begun: false,
+                },
+                next: None,
+                refused: None,
+                demote_at: None,
+                told: false,
             }
         };
         let groups: Vec<Group> = cluster.groups.iter().map(group).collect();
@@ -158,6 +182,7 @@ impl Keeper {
             handle,
             inputs: inputs.clone(),
             groups,
+            gone: None,
             mirrors: Arc::clone(&mirrors),
         };
         let running = tokio::spawn(async move {
@@ -197,19 +222,24 @@ impl<M: Mirrors> Task<M> {
 
     fn take(&mut self, input: Input) {
         match input {
-            Input::Ask(group, fenced) => self.ask(group, fenced),
+            Input::Ask(group, question) => self.ask(group, question),
             Input::Release(group) => self.release(group),
             Input::Stopped(group) => {
                 if let Some(tenancy) = self.leased(group) {
                     return tenancy.say(group, lease::Event::Stopped);
                 }
-                let guards = self.guards.clone();
-                let name = self.groups[group].name.clone();
-                tokio::spawn(async move { guards.disarm(&name).await });
+                if self.groups[group].mirrors.is_empty() {
+                    self.guards.begin_disarm(&self.groups[group].name);
+                } else {
+                    self.give_up(group, At::Yielding);
+                }
             }
-            Input::Word(Word::Gone) => {}
+            Input::Word(Word::Gone) => {
+                self.gone.get_or_insert(clock::now());
+            }
             Input::Word(Word::Says(says)) => {
                 let now = clock::now();
+                self.gone = None;
                 for group in &mut self.groups {
                     group.basis.take(now, &says);
                 }
@@ -220,17 +250,16 @@ impl<M: Mirrors> Task<M> {
                     if let Some(tenancy) = self.leased(group) {
                         return tenancy.say(group, lease::Event::Lost);
                     }
+                    // The core has given it up itself, or has heard of it already.
+                    if self.groups[group].is_demoting() {
+                        return;
+                    }
                     self.begin(group, At::Idle, None);
                     self.say(group, Right::Lost);
                 }
             }
             Input::Promoted(group, turn, result) => self.promoted(group, turn, result),
-            Input::Demoted(group, turn) => {
-                if self.groups[group].turn == turn {
-                    self.groups[group].at = At::Idle;
-                    self.say(group, Right::Released);
-                }
-            }
+            Input::Demoted(group, turn, result) => self.demoted(group, turn, result),
         }
     }
 
@@ -248,7 +277,7 @@ impl<M: Mirrors> Task<M> {
         self.tenancy.as_ref().filter(|tenancy| tenancy.has(group))
     }
 
-    fn ask(&mut self, group: GroupId, fenced: bool) {
+    fn ask(&mut self, group: GroupId, question: Question) {
         if self.groups[group].mirrors.is_empty() {
             return match self.leased(group) {
                 // Where there is an arbiter no fence script is asked.
@@ -263,19 +292,31 @@ impl<M: Mirrors> Task<M> {
             };
         }
         match self.groups[group].at {
-            At::Held => return self.say(group, Right::Granted),
-            At::Ended => return self.say(group, Right::LeaseEnded),
-            At::Asking | At::Seeing(_) => return,
-            At::Idle | At::Releasing => {}
+            At::Held => self.say(group, Right::Granted),
+            At::Ended => self.say(group, Right::LeaseEnded),
+            At::Asking | At::Seeing(_) => {}
+            At::Releasing | At::Yielding => {
+                self.groups[group].at = At::Yielding;
+                self.groups[group].next = Some(question);
+            }
+            At::Idle => {
+                self.groups[group].question = question;
+                self.promote(group, Duration::ZERO);
+            }
         }
+    }
+
+    /// Has the mirrors promoted, after `pause`.
+    fn promote(&mut self, group: GroupId, pause: Duration) {
         let of = &mut self.groups[group];
         of.turn += 1;
-        let (turn, names) = (of.turn, of.mirrors.clone());
+        let (turn, names, question) = (of.turn, of.mirrors.clone(), of.question);
         let watched = watched(&self.cluster, group, &self.control_group);
         let (mirrors, guards) = (Arc::clone(&self.mirrors), self.guards.clone());
         let inputs = self.inputs.clone();
         let task = tokio::spawn(async move {
-            let result = promote_all(mirrors, guards, watched, names, fenced).await;
+            sleep(pause).await;
+            let result = promote_all(mirrors, guards, watched, names, question).await;
             let _ = inputs.send(Input::Promoted(group, turn, result));
         });
         self.begin(group, At::Asking, Some(task.abort_handle()));
@@ -300,20 +341,15 @@ impl<M: Mirrors> Task<M> {
 
     /// It is not to be had; what was promoted on the way is given back.
     fn refuse(&mut self, group: GroupId, why: String) {
-        self.begin(group, At::Idle, None);
-        let names = self.groups[group].mirrors.clone();
-        let (mirrors, guards) = (Arc::clone(&self.mirrors), self.guards.clone());
-        let (handle, name) = (self.handle.clone(), self.groups[group].name.clone());
-        let task = tokio::spawn(async move {
-            guards.disarm(&name).await;
-            for name in names {
-                // It may never have been Primary.
-                let _ = mirrors.demote(&name, false).await;
-            }
-            let change = Right::Refused(why);
-            handle.event(Event::Right { group, change });
-        });
-        self.groups[group].under_way = Some(task.abort_handle());
+        let of = &mut self.groups[group];
+        if of.question.begun {
+            // The daemon may be on its way back. Nothing is taken away before the guard says so: it
+            // watches this group, and does until nothing of it is active.
+            tracing::debug!("group {}: asked for again: {why}", of.name);
+            return self.promote(group, PROMOTE_AGAIN);
+        }
+        of.refused = Some(why);
+        self.give_up(group, At::Yielding);
     }
 
     fn release(&mut self, group: GroupId) {
@@ -323,32 +359,101 @@ impl<M: Mirrors> Task<M> {
                 None => self.say(group, Right::Released),
             };
         }
+        self.groups[group].refused = None;
+        self.give_up(group, At::Releasing);
+    }
+
+    /// Has the mirrors demoted; nothing of the group runs here. `at`: whether the core waits for it.
+    fn give_up(&mut self, group: GroupId, at: At) {
+        let of = &mut self.groups[group];
+        of.next = None;
+        if of.is_demoting() {
+            // An order that is under way is not given up: the daemon would refuse the next one.
+            of.at = at;
+            return;
+        }
+        of.told = false;
+        self.begin(group, at, None);
+        self.demote(group);
+    }
+
+    fn demote(&mut self, group: GroupId) {
         let of = &mut self.groups[group];
         of.turn += 1;
+        of.demote_at = None;
         let (turn, names, name) = (of.turn, of.mirrors.clone(), of.name.clone());
         // What waits for a permission that does not come can't be finished.
         let force = !matches!(of.basis.judge(clock::now()), Judged::Good(_));
         let (mirrors, guards) = (Arc::clone(&self.mirrors), self.guards.clone());
-        let (inputs, handle) = (self.inputs.clone(), self.handle.clone());
+        let inputs = self.inputs.clone();
         let task = tokio::spawn(async move {
             guards.disarm(&name).await;
-            let mut told = false;
+            let mut result = Ok(());
             for mirror in names {
-                while let Err(why) = mirrors.demote(&mirror, force).await {
-                    if !std::mem::replace(&mut told, true) {
-                        handle.alert(Alert {
-                            severity: Severity::Warning,
-                            object: Object::Group(name.clone()),
-                            what: format!("mirror {mirror} is Primary here still"),
-                            cause: why,
-                        });
-                    }
-                    sleep(DEMOTE_AGAIN).await;
+                if let Err(why) = mirrors.demote(&mirror, force).await {
+                    result = result.and(Err(Stuck { mirror, why }));
                 }
             }
-            let _ = inputs.send(Input::Demoted(group, turn));
+            let _ = inputs.send(Input::Demoted(group, turn, result));
         });
-        self.begin(group, At::Releasing, Some(task.abort_handle()));
+        of.under_way = Some(task.abort_handle());
+    }
+
+    fn demoted(&mut self, group: GroupId, turn: u64, result: Result<(), Stuck>) {
+        let gone = self.gone.is_some();
+        let of = &mut self.groups[group];
+        if of.turn != turn {
+            return;
+        }
+        let refused = of.refused.take();
+        match result {
+            Ok(()) => {
+                let (before, next) = (of.at, of.next.take());
+                of.at = At::Idle;
+                if before == At::Releasing {
+                    self.say(group, Right::Released);
+                }
+                if let Some(question) = next {
+                    self.ask(group, question);
+                }
+            }
+            Err(Stuck { mirror, why }) => {
+                of.demote_at = Some(clock::now().after(DEMOTE_AGAIN));
+                if !gone && refused.is_none() && !std::mem::replace(&mut of.told, true) {
+                    self.handle.alert(Alert {
+                        severity: Severity::Warning,
+                        object: Object::Group(of.name.clone()),
+                        what: format!("mirror {mirror} is Primary here still"),
+                        cause: why,
+                    });
+                }
+            }
+        }
+        if let Some(why) = refused {
+            self.say(group, Right::Refused(why));
+        }
+    }
+
+    /// The daemon was not just started again.
+    fn is_away(&self, now: Time) -> bool {
+        self.gone
+            .is_some_and(|since| now.since(since) >= BACK_WITHIN)
+    }
+
+    /// Nothing is Primary while the daemon is gone: nobody waits for it.
+    fn without_the_daemon(&mut self, group: GroupId) {
+        let of = &mut self.groups[group];
+        match of.at {
+            At::Releasing => {
+                of.at = At::Yielding;
+                self.say(group, Right::Released);
+            }
+            At::Yielding if of.next.take().is_some() => {
+                let why = "the mirrors' daemon is gone".to_owned();
+                self.say(group, Right::Refused(why));
+            }
+            _ => {}
+        }
     }
 
     fn next_deadline(&self) -> Time {
@@ -356,28 +461,40 @@ impl<M: Mirrors> Task<M> {
         let of = |group: &Group| match (group.at, group.basis.judge(now)) {
             (At::Held, Judged::Good(until)) => until,
             (At::Seeing(by), _) => Some(by),
+            (At::Releasing | At::Yielding, _) => group.demote_at,
             _ => None,
         };
+        let away = self.gone.map(|since| since.after(BACK_WITHIN));
         let all = self.groups.iter().filter_map(of);
+        let all = all.chain(away.filter(|at| *at > now));
         all.min().unwrap_or(Time(u64::MAX))
     }
 
     /// Tells the core what has changed.
     fn look(&mut self) {
         let now = clock::now();
+        let away = self.is_away(now);
         for group in 0..self.groups.len() {
             let of = &mut self.groups[group];
             if of.mirrors.is_empty() {
                 continue;
             }
-            let ready = of.basis.is_ready();
+            // What it said of its copies counts no more; what it said of a lease, until that ends.
+            let ready = of.basis.is_ready() && !away;
             if of.ready.replace(ready) != Some(ready) {
                 self.handle.event(Event::Ready { group, ready });
             }
             let of = &mut self.groups[group];
-            let diskless = of.basis.is_diskless();
+            let diskless = of.basis.is_diskless() || away;
             if std::mem::replace(&mut of.diskless, diskless) != diskless {
                 self.handle.event(Event::Diskless { group, diskless });
+            }
+            if away {
+                self.without_the_daemon(group);
+            }
+            let of = &mut self.groups[group];
+            if of.is_demoting() && of.demote_at.is_some_and(|at| at <= now) {
+                self.demote(group);
             }
             let of = &mut self.groups[group];
             let judged = of.basis.judge(now);
@@ -386,7 +503,8 @@ impl<M: Mirrors> Task<M> {
                     of.at = At::Held;
                     self.say(group, Right::Granted);
                 }
-                (At::Seeing(_), Judged::Ended) if of.basis.is_primary() => {
+                // Of a group that is not active nothing is frozen: permission may come yet.
+                (At::Seeing(_), Judged::Ended) if of.basis.is_primary() && of.question.begun => {
                     of.at = At::Ended;
                     self.say(group, Right::LeaseEnded);
                 }
@@ -394,8 +512,7 @@ impl<M: Mirrors> Task<M> {
                 (At::Seeing(by), judged)
                     if (judged == Judged::Refused && of.basis.is_primary()) || by <= now =>
                 {
-                    let why = "the mirror's daemon has promoted it, and does not serve it";
-                    self.refuse(group, why.to_owned());
+                    self.refuse(group, NOT_SERVED.to_owned());
                 }
                 (At::Held, Judged::Ended | Judged::Refused) => {
                     of.at = At::Ended;
@@ -439,26 +556,9 @@ impl<M: Mirrors> Task<M> {
     }
 }
 
-/// Promotes a mirror. Where it is refused while the peer is Primary and connected, as far as the daemon has heard, it
-/// is asked for again when that is so no more: the peer has given it up, or is lost to the daemon, too.
-async fn promote_when_given_up<M: Mirrors>(mirrors: &M, name: &str) -> Result<(), String> {
-    let Err(refused) = mirrors.promote(name, false).await else {
-        return Ok(());
-    };
-    let mut words = mirrors.watch(vec![name.to_owned()], false);
-    let given_up = async {
-        loop {
-            match words.recv().await {
-                Some(Word::Says(says)) if says.mirror != name => {}
-                Some(Word::Says(says)) if says.connected && says.peer_is_primary => {}
-                Some(Word::Says(_)) => return true,
-                Some(Word::Gone) | None => return false,
-            }
-        }
-    };
-    match tokio::time::timeout(GIVEN_UP_WITHIN, given_up).await {
-        Ok(true) => mirrors.promote(name, false).await,
-        Ok(false) | Err(_) => Err(refused),
+impl Group {
+    fn is_demoting(&self) -> bool {
+        matches!(self.at, At::Releasing | At::Yielding)
     }
 }
 
@@ -482,44 +582,4 @@ pub(super) fn watched(
         bound_ms: cluster.stop_bound.0,
         lease_ends_ms: None,
     }
-}
-
-async fn promote_all<M: Mirrors>(
-    mirrors: Arc<M>,
-    guards: Guards,
-    watched: Watched,
-    names: Vec<String>,
-    fenced: bool,
-) -> Result<(), Refusal> {
-    if guards.arm(&watched).await.is_stopping() {
-        return Err(Refusal::Stopping);
-    }
-    for name in &names {
-        let mut promoted = promote_when_given_up(&*mirrors, name).await;
-        if promoted.is_err() && fenced {
-            // The fence script is the permission (docs/protocol.md §3).
-            promoted = mirrors.promote(name, true).await;
-        }
-        promoted.map_err(|why| Refusal::Mirror(format!("mirror {name}: {why}")))?;
-    }
-    if fenced {
-        return Ok(());
-    }
-    // The other node may be frozen with its address until its margin is over.
-    let mut basis = Basis::new(&names);
-    let mut words = mirrors.watch(names, false);
-    while !basis.is_primary() {
-        match words.recv().await {
-            Some(Word::Says(says)) => {
-                basis.take(clock::now(), &says);
-            }
-            Some(Word::Gone) => {}
-            None => break,
-        }
-    }
-    if let Some(ends) = basis.others_lease_ends() {
-        let wait = ends.after(MARGIN).since(clock::now());
-        sleep(Duration::from_millis(wait)).await;
-    }
-    Ok(())
 }

@@ -13,6 +13,7 @@ pub mod basis;
 pub mod keeper;
 pub mod lease;
 pub mod mark;
+mod promotion;
 pub mod register;
 pub mod tenancy;
 

@@ -392,7 +392,7 @@ impl Task {
                     lease_ends_ms: Some(ends.0),
                     ..watched(&self.cluster, group, &self.control_group)
                 };
-                let armed = self.guards.begin_arm(&watched);
+                let armed = self.guards.begin_arm(&watched, false);
                 tokio::spawn(async move {
                     let stopping = armed.await.is_stopping();
                     say(Event::Guarded { attempt, stopping });
