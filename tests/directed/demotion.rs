@@ -5,9 +5,10 @@
 //! event: a ping, or whatever came.
 
 use kagami_replicator::core::Command;
+use kagami_replicator::core::state::CommandId;
 
 use super::pair::{Pair, write};
-use super::stands::{alone, primary};
+use super::stands::{alone, cut, in_sync, primary};
 
 const DEMOTE: Command = Command::Demote { force: false };
 
@@ -78,4 +79,43 @@ fn without_the_peer_the_one_disk_is_flushed() {
     pair.done(0, DEMOTE);
     assert_eq!(pair.stand(0), "Sn");
     assert_eq!(flushes(&pair)[0] - before[0], 1);
+}
+
+/// Node 1 has lost its peer and asks the arbiter, which is silent, whether it may be Primary.
+fn waits_for_permission() -> (Pair, usize, CommandId) {
+    let (mut pair, node) = (cut(in_sync()), 1);
+    pair.sides[node].hold.asks = true;
+    let (id, _) = pair.order(
+        node,
+        Command::Promote {
+            force: false,
+            while_resyncing: false,
+        },
+    );
+    pair.elapse(2_200);
+    assert!(!pair.sides[node].asks.is_empty(), "the arbiter is asked");
+    assert!(pair.answer(node, id).is_none());
+    (pair, node, id)
+}
+
+#[test]
+fn it_takes_back_a_promotion_that_waits() {
+    let (mut pair, node, promoted) = waits_for_permission();
+    pair.done(node, DEMOTE);
+    assert!(matches!(pair.answer(node, promoted), Some(Err(_))));
+    // With the link back there is nothing that it waits for.
+    pair.sides[node].hold.asks = false;
+    pair.linked = true;
+    pair.meet();
+    pair.elapse(8_000);
+    assert_eq!([pair.stand(0), pair.stand(1)], ["Si", "Si"]);
+}
+
+#[test]
+fn permission_that_comes_after_it_makes_nobody_primary() {
+    let (mut pair, node, _) = waits_for_permission();
+    pair.done(node, DEMOTE);
+    pair.sides[node].hold.asks = false;
+    pair.elapse(8_000);
+    assert_eq!(pair.stand(node), "Sn");
 }

@@ -13,7 +13,7 @@
 //!
 //! Where to read on: `request` admits a front end's I/O, `write` and `read` are its life,
 //! `hot` and `flush` what they need of metadata and of the disks' caches. `link` and
-//! `handshake` meet the peer, [`decide`] is the table; `promote`, `solo` and `diskless` say who
+//! `handshake` meet the peer, [`decide`] is the table; `promote`, `demote`, `solo` and `diskless` say who
 //! may go on, `peer` who the other copy is, `served` who answers for a target that is Primary; `secondary`, `resync` and `verify` are the two copies at work. `situation` tells people where it stands. `durable` writes
 //! the record and the pages, `invariant` asserts what must hold between any two events.
 
@@ -23,6 +23,7 @@ mod attempt;
 mod command;
 mod compare;
 pub mod decide;
+mod demote;
 pub mod disk;
 mod diskless;
 mod durable;
@@ -159,7 +160,7 @@ pub struct Mirror {
     flush: flush::Flushing,
 
     promoting: Option<promote::Promoting>,
-    demoting: Option<promote::Demoting>,
+    demoting: Option<demote::Demoting>,
     /// What a Primary that its source answers for remembers.
     guest: served::Guest,
     stopping: Option<CommandId>,
