@@ -126,6 +126,7 @@ impl World {
                 }
                 Action::Stopped { group } => {
                     self.guard(node, group, Word::Stopped);
+                    self.demote(node, group);
                     self.nodes[node].dropped[group] = false;
                     self.nodes[node].frozen[group] = false;
                 }
@@ -378,6 +379,7 @@ impl World {
         for mirror in &mut self.mirrors {
             mirror.hold[node] = super::mirror::Hold::No;
             mirror.ask[node] = None;
+            mirror.lost[node] = false;
         }
         let delay = self.rng.between(2000, 40_000);
         self.later(delay, Item::NodeStart { node });

@@ -39,6 +39,8 @@ pub struct Mirror {
     /// Since when its node keeps away from the session.
     pub apart: Option<u64>,
     pub hold: [Hold; 2],
+    /// The guard has said that the right is lost: the mirror stays as it is until the group has stopped.
+    pub lost: [bool; 2],
     /// The question of a node that wants to go on alone.
     pub ask: [Option<u64>; 2],
 }
@@ -52,6 +54,7 @@ impl Mirror {
             dead: [false; 2],
             apart: None,
             hold: [Hold::No; 2],
+            lost: [false; 2],
             ask: [None; 2],
         }
     }
@@ -59,6 +62,10 @@ impl Mirror {
 
 impl World {
     fn right(&mut self, node: usize, group: usize, change: Right) {
+        if self.mirrors[group].lost[node] && change == Right::Renewed {
+            // What comes now is not for what was lost.
+            return;
+        }
         self.note(|| format!("right of g{group} at {}: {change:?}", name(node)));
         let life = self.nodes[node].life;
         // In order: the daemon has one voice.
@@ -393,9 +400,16 @@ impl World {
     }
 
     pub fn release(&mut self, node: usize, group: usize) {
-        self.mirrors[group].hold[node] = Hold::No;
-        self.mirrors[group].ask[node] = None;
+        self.demote(node, group);
         self.right(node, group, Right::Released);
+    }
+
+    /// Nothing of the group runs there.
+    pub fn demote(&mut self, node: usize, group: usize) {
+        let mirror = &mut self.mirrors[group];
+        mirror.hold[node] = Hold::No;
+        mirror.ask[node] = None;
+        mirror.lost[node] = false;
     }
 
     /// A guard hears a word and does what it does.
@@ -409,8 +423,7 @@ impl World {
                 Deed::Thaw => self.nodes[node].frozen[group] = false,
                 Deed::DropAddresses => self.nodes[node].dropped[group] = true,
                 Deed::SayLost => {
-                    self.mirrors[group].hold[node] = Hold::No;
-                    self.mirrors[group].ask[node] = None;
+                    self.mirrors[group].lost[node] = true;
                     self.nodes[node].lost_at[group] = Some((self.now, self.nodes[node].life));
                     self.right(node, group, Right::Lost);
                 }
