@@ -451,7 +451,9 @@ impl World {
                 }
                 let factor = environment.iter().find(|(key, _)| key == "CLP_FACTOR");
                 let factor = factor.map(|(_, value)| value.as_str()).unwrap_or_default();
-                let holds = matches!(self.mirrors[group].hold[node], Hold::Together | Hold::Alone);
+                let mirror = &self.mirrors[group];
+                let held = matches!(mirror.hold[node], Hold::Together | Hold::Alone);
+                let holds = held && !mirror.lost[node];
                 if factor == "GROUPFAILOVER" && holds && !self.seen.leaving.contains(&(node, group))
                 {
                     let what =
