@@ -62,8 +62,13 @@ pub struct MirrorStatus {
 
 /// Who holds the watchdog's device, which has one holder.
 pub trait Watchdog: Send + Sync {
-    /// User space runs: the watchdog counts to `timeout` anew, and resets the node after that.
-    fn alive<'a>(&'a self, device: &'a Path, timeout: Ms) -> Pending<'a, Result<(), String>>;
+    /// User space runs: the watchdog counts to `timeout` anew, and resets the node after that. It is told
+    /// before this returns: what is told after it is heard after it.
+    fn alive(&self, device: &Path, timeout: Ms) -> Pending<'static, Result<(), String>>;
+
+    /// Nobody looks any more whether user space runs: no node is reset for it before [`Self::alive`] is
+    /// called again.
+    fn rest(&self);
 }
 
 /// Who sends files to the other node.

@@ -47,6 +47,8 @@ use crate::exit::{DONE, Failure, Outcome};
 const PROTOCOL: &[u8] = b"kagami-failover/1";
 /// How often programs that scripts have started to be watched are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A guard that runs has heard a word within.
+const GUARD_WITHIN: Duration = Duration::from_secs(2);
 
 /// Runs managers until one ends for good.
 ///
@@ -198,11 +200,17 @@ fn tls(config: &Config, other: &str) -> Option<Tls> {
 struct GuardsWatchdog(Guards);
 
 impl Watchdog for GuardsWatchdog {
-    fn alive<'a>(&'a self, _device: &'a Path, timeout: Ms) -> Pending<'a, Result<(), String>> {
+    fn alive(&self, _device: &Path, timeout: Ms) -> Pending<'static, Result<(), String>> {
+        let told = self.0.alive(timeout.0);
         Box::pin(async move {
-            self.0.alive(timeout.0).await;
+            told.await;
             Ok(())
         })
+    }
+
+    fn rest(&self) {
+        // In the order of calls; nobody waits for the answer.
+        drop(self.0.alive(0));
     }
 }
 
@@ -312,7 +320,7 @@ async fn live(
         Arc::clone(&cluster),
         daemon,
         tenancy,
-        guards,
+        guards.clone(),
         lost,
         control_group,
         handle.clone(),
@@ -370,6 +378,8 @@ async fn live(
         ended = manager::run(parts, &handle, inputs) => ended,
         () = signals.obey(&handle) => unreachable!("it obeys for ever"),
     };
+    // The guard outlives this manager, and nobody may come to tell it that user space runs.
+    let _ = tokio::time::timeout(GUARD_WITHIN, guards.alive(0)).await;
     stop.send_replace(true);
     // Who asked is told; who watches is cut off.
     let _ = tokio::time::timeout(Duration::from_secs(5), desk).await;

@@ -146,9 +146,14 @@ impl Guards {
     }
 
     /// User space runs: the node is reset if this is not said again within so many milliseconds; 0:
-    /// it need not be said any more.
-    pub async fn alive(&self, within_ms: u64) {
-        self.ask(Want::Alive(within_ms)).await;
+    /// it need not be said any more. It is said before this returns, and so in the order of calls; it is
+    /// heard when the answer is there.
+    pub fn alive(&self, within_ms: u64) -> impl Future<Output = ()> + Send + use<> {
+        let said = self.begin(Want::Alive(within_ms));
+        async move {
+            // The task ends only with its handles.
+            let _ = said.await;
+        }
     }
 }
 

@@ -48,7 +48,8 @@ pub enum Want {
     },
     /// Nothing of a group runs here any more.
     Disarm(String),
-    /// User space runs: if this is not said again within so many milliseconds, the node is reset.
+    /// User space runs: if this is not said again within so many milliseconds, the node is reset; 0: nobody
+    /// will say it.
     Alive(u64),
 }
 

@@ -161,6 +161,7 @@ impl<M: Mirrors, D: Deeds> Server<M, D> {
                     }
                     Want::Alive(within) => {
                         self.alive = (within > 0).then(|| clock::now().after(within));
+                        self.rest_if_idle();
                         false
                     }
                 };
@@ -216,6 +217,11 @@ impl<M: Mirrors, D: Deeds> Server<M, D> {
         if let Err(error) = self.deeds.freeze(&group.watched, false) {
             tracing::debug!("group {name}: {error}");
         }
+        self.rest_if_idle();
+    }
+
+    /// A watchdog that is held must be fed, and nobody feeds it where nothing is watched.
+    fn rest_if_idle(&mut self) {
         if self.groups.is_empty() && self.alive.is_none() && !self.reset {
             self.deeds.rest();
         }

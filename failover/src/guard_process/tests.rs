@@ -371,6 +371,35 @@ async fn the_next_guard_knows_an_end_that_was_told_before_the_first_one_answered
     scene.does(&["thaw", "rest"]).await;
 }
 
+#[tokio::test]
+async fn user_space_that_need_not_be_heard_any_more_resets_nothing_and_gives_the_watchdog_back() {
+    let mut scene = Scene::new();
+    let (guards, _lost) = scene.guards();
+    let until = clock::now().after(200);
+    guards.alive(200).await;
+    guards.alive(0).await;
+    scene.does(&["rest"]).await;
+    while clock::now() <= until {
+        tokio::time::sleep(Duration::from_millis(until.since(clock::now()) + 1)).await;
+    }
+    // Of a group that is watched nothing is given back.
+    let leased = leased("g", clock::now().after(LONG));
+    assert_eq!(guards.arm(&leased).await, Armed::Watching);
+    guards.alive(LONG).await;
+    guards.alive(0).await;
+    guards.disarm("g").await;
+    scene.does(&["thaw", "rest"]).await;
+    // And what is not said resets the node.
+    guards.alive(50).await;
+    scene.does(&["reset"]).await;
+    // A watchdog that is to reset the node is not given back.
+    guards.alive(0).await;
+    guards.arm(&leased).await;
+    guards.disarm("g").await;
+    scene.does(&["thaw"]).await;
+    assert!(scene.deeds.try_recv().is_err());
+}
+
 struct Kept {
     keeper: Keeper,
     inputs: Inputs,

@@ -81,10 +81,18 @@ impl Hands for LocalHands {
         timeout: Ms,
     ) -> impl Future<Output = OpResult> + Send + 'static {
         let place = Arc::clone(&self.place);
+        let alive = probe::alive(&place, &place.cluster.monitors[monitor], timeout);
         async move {
+            if let Some(alive) = alive {
+                return alive.await;
+            }
             let monitor = &place.cluster.monitors[monitor];
             probe::probe(&place, monitor, &[], timeout).await
         }
+    }
+
+    fn rest(&self) {
+        self.place.watchdog.rest();
     }
 
     fn outside(&self) -> impl Future<Output = bool> + Send + 'static {

@@ -12,7 +12,7 @@ pub mod hands;
 pub mod records;
 pub mod store;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::future::Future;
 use std::io;
@@ -25,13 +25,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use crate::clock;
-use crate::config::{Cluster, Ms, Severity};
+use crate::config::{Cluster, Ms, Severity, monitor};
 use crate::control::AlertReport;
 use crate::core::durable::EndKind;
 use crate::core::environment::{Host, fence_check};
 use crate::core::{
-    self, Action, Actions, Alert, Command, Event, GroupId, Node, Object, OpId, OpResult, Refusal,
-    ResourceState, Start, Time, Work,
+    self, Action, Actions, Alert, Command, Event, GroupId, MonitorStatus, Node, Object, OpId,
+    OpResult, Refusal, ResourceState, Start, Time, Work,
 };
 use crate::heartbeat::{Heard, Heartbeats, Listener};
 use crate::lives::Life;
@@ -64,9 +64,13 @@ pub trait Hands: Send + Sync + 'static {
     /// A resource was active when this manager began: what goes on beside it goes on.
     fn resume(&self, group: GroupId, resource: usize);
 
-    /// Lets a monitor look once. `timeout`: 0 for as long as it likes.
+    /// Lets a monitor look once. `timeout`: 0 for as long as it likes. What it tells a watchdog is told
+    /// before this returns.
     fn probe(&self, monitor: usize, timeout: Ms)
     -> impl Future<Output = OpResult> + Send + 'static;
+
+    /// Nobody looks whether user space runs: what resets the node when it is not told so rests.
+    fn rest(&self);
 
     /// True if one of the arbiter's `ping` addresses answers.
     fn outside(&self) -> impl Future<Output = bool> + Send + 'static;
@@ -306,6 +310,7 @@ pub async fn run<H: Hands, R: Rights>(
         timer: None,
         asked: BTreeMap::new(),
         next_command: 0,
+        told_alive: BTreeSet::new(),
     };
     driver.watch_outside();
     driver.watch_fence();
@@ -329,6 +334,8 @@ struct Driver<H, R> {
     timer: Option<Time>,
     asked: BTreeMap<u64, oneshot::Sender<Result<(), Refusal>>>,
     next_command: u64,
+    /// The monitors of user space that look.
+    told_alive: BTreeSet<usize>,
 }
 
 impl<H: Hands, R: Rights> Driver<H, R> {
@@ -342,10 +349,13 @@ impl<H: Hands, R: Rights> Driver<H, R> {
                 }
             }
         }
+        // An earlier manager may have promised looks that this one's configuration or state has none of.
+        self.parts.hands.rest();
         loop {
             if let Some(kind) = self.carry_out(&mut out) {
                 return Ended::For(kind);
             }
+            self.rest_unwatched(&manager);
             while self.tasks.try_join_next().is_some() {}
             let input = match self.timer {
                 Some(at) => {
@@ -384,6 +394,25 @@ impl<H: Hands, R: Rights> Driver<H, R> {
                 self.timer = None;
             }
             manager.handle(clock::now(), event, &mut out);
+        }
+    }
+
+    /// A monitor of user space that looks no more says so: its silence is no sign that user space has stalled.
+    fn rest_unwatched(&mut self, manager: &core::Manager) {
+        for (at, monitor) in self.parts.cluster.monitors.iter().enumerate() {
+            if !matches!(monitor.kind, monitor::Kind::UserSpace(_)) {
+                continue;
+            }
+            let looks = !matches!(
+                manager.monitor_status(at),
+                MonitorStatus::Unused | MonitorStatus::Suspended
+            );
+            if looks {
+                self.told_alive.insert(at);
+            } else if self.told_alive.remove(&at) {
+                // If another one looks, it says so at its next look.
+                self.parts.hands.rest();
+            }
         }
     }
 

@@ -33,6 +33,8 @@ struct World {
     broken: BTreeSet<Node>,
     /// A group was active on two nodes.
     twice: bool,
+    /// What a node's watchdog was told last: user space runs, or nobody will say it.
+    alive: BTreeMap<Node, bool>,
 }
 
 type Shared = Arc<Mutex<World>>;
@@ -110,7 +112,12 @@ impl Hands for FakeHands {
     fn resume(&self, _: GroupId, _: usize) {}
 
     fn probe(&self, _: usize, _: Ms) -> impl Future<Output = OpResult> + Send + 'static {
+        of(&self.world).alive.insert(self.node, true);
         ready(OpResult::Done)
+    }
+
+    fn rest(&self) {
+        of(&self.world).alive.insert(self.node, false);
     }
 
     fn outside(&self) -> impl Future<Output = bool> + Send + 'static {
@@ -200,6 +207,10 @@ retries = 0
 type = "exec"
 start = "/bin/true"
 depends = ["first"]
+[monitor.space]
+type = "user-space"
+interval = "50ms"
+target = "g"
 "#
         );
         let cluster = Cluster::parse(Path::new("cluster.toml"), &text);
@@ -430,6 +441,40 @@ async fn a_group_that_can_not_start_fails_over_and_a_reboot_forgets_what_was_act
         .look(|m| m.durable().groups[0].resources[0].state);
     assert_eq!(first.await, Some(ResourceState::Online));
     assert!(!of(&pair.world).twice);
+}
+
+#[tokio::test]
+async fn a_monitor_of_user_space_that_looks_no_more_says_so() {
+    let pair = Pair::new();
+    let (alpha, beta) = (pair.start(0), pair.start(1));
+    until("online at home", || alpha.is(GroupStatus::Online)).await;
+    let told = |node: Node, alive: bool| {
+        let world = Arc::clone(&pair.world);
+        move || ready(of(&world).alive.get(&node) == Some(&alive))
+    };
+    until("it looks", told(0, true)).await;
+    let suspend = alpha.handle.command(Command::SuspendMonitor(0));
+    suspend.await.expect("taken");
+    until("the monitor is suspended", told(0, false)).await;
+    let resume = alpha.handle.command(Command::ResumeMonitor(0));
+    resume.await.expect("taken");
+    until("it looks again", told(0, true)).await;
+    alpha.handle.command(Command::Suspend).await.expect("taken");
+    until("the cluster is suspended", told(0, false)).await;
+    until("there, too", told(1, false)).await;
+    // One that begins so says it, too: an earlier one may have ended between two looks.
+    of(&pair.world).alive.clear();
+    alpha.kill().await;
+    let alpha = pair.start(0);
+    until("a suspended manager begins", told(0, false)).await;
+    alpha.handle.command(Command::Resume).await.expect("taken");
+    until("resumed", told(0, true)).await;
+    until("resumed there", told(1, true)).await;
+    let end = beta.handle.command(Command::EndNode(EndKind::Manager));
+    end.await.expect("taken");
+    let ended = beta.task.await.expect("no panic").expect("no fault");
+    assert_eq!(ended, Ended::For(EndKind::Manager));
+    assert!(told(1, false)().await, "a manager ends");
 }
 
 #[tokio::test]

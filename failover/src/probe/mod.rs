@@ -33,6 +33,24 @@ pub async fn probe(
     ended(deadline.wait(looked).await.unwrap_or_else(Err))
 }
 
+/// The look of a `user-space` monitor, which tells the watchdog before this returns; `None`: it is of
+/// another kind.
+pub fn alive(
+    place: &Place,
+    monitor: &Monitor,
+    timeout: Ms,
+) -> Option<impl Future<Output = OpResult> + Send + use<>> {
+    let Kind::UserSpace(own) = &monitor.kind else {
+        return None;
+    };
+    let told = place.watchdog.alive(&own.device, monitor.timeout());
+    let deadline = Deadline::after(timeout);
+    Some(async move {
+        let told = deadline.wait(told).await;
+        ended(told.and_then(|told| Ok(told?)))
+    })
+}
+
 async fn look(
     place: &Arc<Place>,
     monitor: &Monitor,

@@ -53,18 +53,22 @@ fn set_timeout(file: &File, mut seconds: i32) -> rustix::io::Result<()> {
 }
 
 impl Watchdog for Devices {
-    fn alive<'a>(&'a self, device: &'a Path, timeout: Ms) -> Pending<'a, Result<(), String>> {
+    fn alive(&self, device: &Path, timeout: Ms) -> Pending<'static, Result<(), String>> {
         Box::pin(std::future::ready(self.pet(device, timeout)))
+    }
+
+    fn rest(&self) {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, mut file) in held.drain() {
+            // Where the kernel does not allow it the node is reset, as it was set up to be.
+            let _ = file.write_all(b"V");
+        }
     }
 }
 
 impl Drop for Devices {
     fn drop(&mut self) {
-        let held = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
-        for file in held.values_mut() {
-            // Where the kernel does not allow it the node is reset, as it was set up to be.
-            let _ = file.write_all(b"V");
-        }
+        self.rest();
     }
 }
 
@@ -82,7 +86,11 @@ mod tests {
         std::fs::write(&device, "").unwrap();
         devices.alive(&device, timeout).await.unwrap();
         devices.alive(&device, timeout).await.unwrap();
-        drop(devices);
+        devices.rest();
         assert_eq!(std::fs::read(&device).unwrap(), b"kkV");
+        std::fs::write(&device, "").unwrap();
+        devices.alive(&device, timeout).await.unwrap();
+        drop(devices);
+        assert_eq!(std::fs::read(&device).unwrap(), b"kV");
     }
 }
