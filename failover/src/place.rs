@@ -102,6 +102,8 @@ pub struct Place {
     pub control_groups: Option<PathBuf>,
     /// The PATH of the programs that resources call themselves (`ip`, `mount`, `systemctl`).
     pub tools: String,
+    /// What begins a script, as itself.
+    pub shell: PathBuf,
     /// Where OCF agents are: `resource.d/PROVIDER/NAME` below it.
     pub ocf_root: PathBuf,
     /// Mirrors.
@@ -148,6 +150,7 @@ impl Place {
             links: run.join("bin"),
             control_groups,
             tools: USUAL_PATH.to_owned(),
+            shell: PathBuf::from("/bin/sh"),
             ocf_root: PathBuf::from("/usr/lib/ocf"),
             cluster,
             me,

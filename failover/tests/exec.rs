@@ -229,3 +229,53 @@ async fn a_script_runs_as_its_user() {
     let why = why(node.start("x").await);
     assert!(why.contains("no user nobody-of-that-name"), "{why}");
 }
+
+#[tokio::test]
+async fn what_the_kernel_is_to_spare_is_not_what_scripts_begin() {
+    let mut node = TestNode::new("[group.g.resource.x]\ntype = \"exec\"\nstart = \"@/start\"\n");
+    let at = node.folder.path().display().to_string();
+    let score = "/proc/self/oom_score_adj";
+    // As low as this process may go, which is 0 for most; then it is raised, which anybody may.
+    let shell = node.script(
+        "sh",
+        &format!(
+            "echo 0 2>/dev/null >{score}; cat {score} >{at}/lowest\necho 1000 >{score}\nexec /bin/sh \"$@\""
+        ),
+    );
+    node.script("start", &format!("cat {score} >{at}/seen"));
+    node.change(|place| place.shell = shell);
+    assert_eq!(node.start("x").await, OpResult::Done);
+    assert_eq!(node.read("seen"), node.read("lowest"));
+    assert!(!node.read("seen").is_empty());
+    assert!(
+        !node.log("x").contains("oom_score_adj"),
+        "{}",
+        node.log("x")
+    );
+}
+
+#[tokio::test]
+async fn a_log_that_can_not_be_cut_or_opened_keeps_nothing_from_being_stopped() {
+    let node = TestNode::new(
+        "[group.g.resource.x]\ntype = \"exec\"\nstart = \"/bin/true\"\nstop = \"@/stop\"\n",
+    );
+    let at = node.folder.path().display().to_string();
+    node.script(
+        "stop",
+        &format!("echo stopped; echo stopped >>{at}/stopped"),
+    );
+    let log = node.place.log("g@x");
+    let old = log.with_extension("log.1");
+    std::fs::create_dir(&old).unwrap();
+    std::fs::write(&log, vec![b'a'; 2 << 20]).unwrap();
+    assert_eq!(node.stop("x").await, OpResult::Done);
+    assert!(node.log("x").ends_with("stopped\n"), "it grows");
+    // It is no file that could be opened.
+    std::fs::remove_file(&log).unwrap();
+    std::fs::create_dir(&log).unwrap();
+    assert_eq!(node.stop("x").await, OpResult::Done);
+    assert_eq!(node.read("stopped").lines().count(), 2);
+    node.script("stop", "echo it does not work; exit 3");
+    let said = why(node.stop("x").await);
+    assert!(said.ends_with("status 3"), "{said}");
+}

@@ -11,25 +11,32 @@ use std::path::Path;
 /// A log that is longer is cut; as much as this is kept beside it.
 pub const BOUND: u64 = 1 << 20;
 
-/// Opens a log to be appended to; a long one is cut first.
+/// Opens a log to be appended to; a long one is cut first. Where that can't be done it grows, or what is
+/// written is lost: a disk that is full or read-only must not keep a service from being started or stopped.
 ///
 /// # Errors
-/// The file can't be opened.
+/// Not even `/dev/null` can be opened.
 pub fn open(path: &Path) -> io::Result<File> {
-    trim(path)?;
-    OpenOptions::new()
-        .append(true)
-        .read(true)
-        .create(true)
-        .mode(0o640)
-        .open(path)
+    trim(path);
+    let mut options = OpenOptions::new();
+    options.append(true).read(true).mode(0o640);
+    match options.clone().create(true).open(path) {
+        Ok(log) => Ok(log),
+        Err(error) => {
+            tracing::warn!(%error, log = %path.display(), "a script's log can't be opened: what it writes is lost");
+            options.open("/dev/null")
+        }
+    }
 }
 
 /// Cuts a log that is too long; its last part is kept as `NAME.1`.
-///
-/// # Errors
-/// It can't be read or written.
-pub fn trim(path: &Path) -> io::Result<()> {
+pub fn trim(path: &Path) {
+    if let Err(error) = cut(path) {
+        tracing::warn!(%error, log = %path.display(), "a script's log can't be cut");
+    }
+}
+
+fn cut(path: &Path) -> io::Result<()> {
     let mut file = match OpenOptions::new().read(true).write(true).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -51,7 +58,7 @@ pub fn trim(path: &Path) -> io::Result<()> {
 /// Notes in the log what follows.
 pub(super) fn note(file: &mut File, what: &str) {
     let now = jiff::Timestamp::now();
-    // A full disk must not keep a service from being started or stopped.
+    // As above: it runs all the same.
     if let Err(error) = writeln!(file, "--- {now:.0} {what}") {
         tracing::warn!(%error, what, "the script's log can't be written");
     }
@@ -86,7 +93,7 @@ mod tests {
             writer.write_all(&line).unwrap();
         }
         writer.write_all(b"the end\n").unwrap();
-        trim(&path).unwrap();
+        trim(&path);
         assert_eq!(fs::metadata(&path).unwrap().len(), 0);
         let kept = fs::read(folder.path().join("x.log.1")).unwrap();
         assert_eq!(kept.len() as u64, BOUND);

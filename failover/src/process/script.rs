@@ -20,10 +20,14 @@ use crate::place::Place;
 
 /// Writes its own number and start down, goes into its control group, and becomes the program.
 /// Whoever can't do that does not run: it could not be found, or frozen, later.
+///
+/// The manager and its guard are to live when memory is short; what they run is as good a choice as any
+/// other process, and counts as one even where this may not be lowered to that.
 pub(crate) const BEGIN: &str = r#"
 record=$0 group=$1 directory=$2; shift 2
 read -r _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ start _ <"/proc/$$/stat" || exit 125
 echo "$$ $start" >"$record" || exit 125
+echo 0 2>/dev/null >/proc/self/oom_score_adj
 if [ -n "$group" ]; then echo $$ >"$group/cgroup.procs" || exit 125; fi
 if [ -n "$directory" ]; then cd "$directory" || exit 125; fi
 unset record group start directory
@@ -136,7 +140,15 @@ impl Script {
         let mut log = log::open(&path)
             .map_err(|error| refused(format!("its log {}: {error}", path.display())))?;
         log::note(&mut log, &self.name());
-        let from = log.metadata().map_or(0, |m| m.len());
+        // What was in a log that can't be written is of others.
+        let end = |about: fs::Metadata| {
+            if about.is_file() {
+                about.len()
+            } else {
+                u64::MAX
+            }
+        };
+        let from = log.metadata().map_or(u64::MAX, end);
         let twice = log
             .try_clone()
             .map_err(|error| refused(error.to_string()))?;
@@ -144,7 +156,7 @@ impl Script {
         let word = |path: &Option<PathBuf>| -> OsString {
             path.as_ref().map_or_else(OsString::new, OsString::from)
         };
-        let child = Command::new("/bin/sh")
+        let child = Command::new(&place.shell)
             .arg("-c")
             .arg(BEGIN)
             .arg(&record)
@@ -274,7 +286,7 @@ impl Running {
                     }
                     return Err(Failure::TimedOut);
                 }
-                () = sleep(Duration::from_secs(10)) => trim(&self.log),
+                () = sleep(Duration::from_secs(10)) => log::trim(&self.log),
             }
         }
     }
@@ -305,13 +317,6 @@ impl Running {
 async fn is_recorded(process: Process, record: &Path) {
     while Process::recorded(record) != Some(process) && process.is_alive() {
         sleep(POLL).await;
-    }
-}
-
-/// Cuts a log that has grown while its writer runs.
-pub(crate) fn trim(log: &Path) {
-    if let Err(error) = log::trim(log) {
-        tracing::warn!(%error, log = %log.display(), "a script's log can't be cut");
     }
 }
 
