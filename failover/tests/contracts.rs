@@ -286,6 +286,43 @@ async fn a_package_starts_its_services_after_its_run_commands() {
 }
 
 #[tokio::test]
+async fn a_package_is_active_once_its_services_can_be_found() {
+    let mut node =
+        TestNode::new("[group.g.resource.p]\ntype = \"package\"\ncontrol-file = \"@/control\"\n");
+    let at = node.folder.path().display().to_string();
+    node.script(
+        "control",
+        "SERVICE_NAME[0]=shop\nSERVICE_CMD[0]=\"sleep 600\"\n",
+    );
+    // A service's shell comes to its work late.
+    let shell = node.script(
+        "sh",
+        &format!(
+            "case $3 in *@service-0) touch {at}/held; until [ -e {at}/go ]; do sleep 0.01; done ;; esac\nexec /bin/sh \"$@\""
+        ),
+    );
+    node.change(|place| place.shell = shell);
+    // What is written there is of a service of before.
+    let record = node.path("run/processes/g@p@service-0");
+    std::fs::write(record, "1 1\n").unwrap();
+    let start = node.start("p");
+    tokio::pin!(start);
+    let held = async { until("it has begun", || node.path("held").exists()).await };
+    tokio::select! {
+        biased;
+        ended = &mut start => panic!("{ended:?}: nobody would find its service"),
+        () = held => {}
+    }
+    // For longer than a service is given to end at once.
+    let early = tokio::time::timeout(std::time::Duration::from_millis(300), &mut start).await;
+    assert!(early.is_err(), "{early:?}: nobody would find its service");
+    std::fs::write(node.path("go"), "").unwrap();
+    assert_eq!(start.await, OpResult::Done);
+    assert_eq!(node.probe("p").await, OpResult::Done);
+    assert_eq!(node.stop("p").await, OpResult::Done);
+}
+
+#[tokio::test]
 async fn files_go_to_the_other_node_and_are_installed_there_as_a_whole() {
     let node = TestNode::new(
         "[group.g.resource.f]\ntype = \"files\"\nfiles = [{ path = \"@/one\", mode = \"0640\" }, { path = \"@/two\" }]\n",

@@ -93,6 +93,9 @@ pub(super) async fn start(subject: Subject<'_>, own: &Package, deadline: Deadlin
             continue;
         }
         let mut begun = script.begin(subject.place).await?;
+        // A monitor looks for it as soon as it is active.
+        let record = script.record(subject.place);
+        begun.recorded(&record, deadline).await?;
         if let Some(ended) = begun.ends_within(Duration::from_millis(50)).await? {
             let name = format!("service {}", one.name);
             return Err(Failure::Failed(ended.failure(&name)));
