@@ -28,7 +28,7 @@ use crate::resource::files::Image;
 use crate::right::lease::{Question, Word};
 
 /// The longest document, in bytes.
-const LINE_MAX: usize = 64 << 20;
+pub(crate) const LINE_MAX: usize = 64 << 20;
 /// A connection, its handshake included, is there within.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// An answer is there within.
@@ -44,14 +44,14 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub enum PeerAsk {
     /// What a command would ask on the control socket.
     Control(Ask),
-    /// Install these files of a group's resource.
-    Files {
+    /// Install this file of a group's resource.
+    File {
         /// The group.
         group: String,
         /// The resource.
         resource: String,
-        /// The files.
-        images: Vec<Image>,
+        /// The file.
+        image: Image,
     },
     /// Promise not to challenge for the right to run a group that has no mirror.
     Lease(LeaseAsk),
@@ -76,7 +76,7 @@ pub enum PeerAnswer {
     /// As the control socket answers.
     Control(Answer),
     /// Installed; or why not.
-    Files(Result<(), String>),
+    File(Result<(), String>),
     /// What became of the question with this nonce.
     Lease(u64, Word),
 }

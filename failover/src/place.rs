@@ -71,17 +71,26 @@ pub trait Watchdog: Send + Sync {
     fn rest(&self);
 }
 
+/// Why a file is not on the other node.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotSent {
+    /// The other node is not there, or does not answer.
+    #[error("{0}")]
+    Away(String),
+    /// It was not installed there.
+    #[error("{0}")]
+    Refused(String),
+}
+
 /// Who sends files to the other node.
 pub trait FileChannel: Send + Sync {
-    /// Has them installed there by [`crate::resource::files::install`]; answers when they are durable.
-    ///
-    /// `Err`: the other node is not there, or refuses.
+    /// Has it installed there by [`crate::resource::files::install`]; answers when it is durable.
     fn send<'a>(
         &'a self,
         group: &'a str,
         resource: &'a str,
-        images: Vec<Image>,
-    ) -> Pending<'a, Result<(), String>>;
+        image: Image,
+    ) -> Pending<'a, Result<(), NotSent>>;
 }
 
 /// What a node has.

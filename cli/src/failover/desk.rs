@@ -59,17 +59,16 @@ impl Office {
                 PeerAnswer::Lease(ask.nonce, Word::Silent(why))
             }
             PeerAsk::Control(ask) => PeerAnswer::Control(answer_peer(self, ask).await),
-            PeerAsk::Files {
+            PeerAsk::File {
                 group,
                 resource,
-                images,
+                image,
             } => {
                 let place = Arc::clone(&self.place);
                 let installed = tokio::task::spawn_blocking(move || {
-                    let mut images = images.iter();
-                    images.try_for_each(|image| files::install(&place, &group, &resource, image))
+                    files::install(&place, &group, &resource, &image)
                 });
-                PeerAnswer::Files(
+                PeerAnswer::File(
                     installed
                         .await
                         .unwrap_or_else(|error| Err(error.to_string())),

@@ -20,7 +20,7 @@ use kagami_failover::manager::hands::LocalHands;
 use kagami_failover::manager::records::Records;
 use kagami_failover::manager::{self, ALERTS, Ended, Handle, Parts};
 use kagami_failover::notify::{self, Trust};
-use kagami_failover::place::{FileChannel, Pending, Place, Watchdog};
+use kagami_failover::place::{FileChannel, NotSent, Pending, Place, Watchdog};
 use kagami_failover::resource::files::Image;
 use kagami_failover::right::keeper::{ControlGroupOf, Keeper};
 use kagami_failover::right::tenancy::{Outside, Tenancy};
@@ -219,17 +219,19 @@ impl FileChannel for Way {
         &'a self,
         group: &'a str,
         resource: &'a str,
-        images: Vec<Image>,
-    ) -> Pending<'a, Result<(), String>> {
-        let ask = PeerAsk::Files {
+        image: Image,
+    ) -> Pending<'a, Result<(), NotSent>> {
+        let ask = PeerAsk::File {
             group: group.to_owned(),
             resource: resource.to_owned(),
-            images,
+            image,
         };
         Box::pin(async move {
-            match self.0.ask(&ask).await? {
-                PeerAnswer::Files(installed) => installed,
-                other => Err(format!("the other node answered something else: {other:?}")),
+            match self.0.ask(&ask).await.map_err(NotSent::Away)? {
+                PeerAnswer::File(installed) => installed.map_err(NotSent::Refused),
+                other => Err(NotSent::Refused(format!(
+                    "the other node answered something else: {other:?}"
+                ))),
             }
         })
     }

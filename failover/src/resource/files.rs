@@ -19,7 +19,7 @@ use super::Subject;
 use crate::config::Group;
 use crate::config::Resource;
 use crate::config::resource::{File, Files};
-use crate::place::{FileChannel, Place};
+use crate::place::{FileChannel, NotSent, Place};
 use crate::process::{Deadline, Step};
 
 /// How often the files are looked at.
@@ -37,6 +37,7 @@ pub struct Image {
     /// Where it is, on both nodes.
     pub path: PathBuf,
     /// What is in it; `None`: it is not there, and is to be removed.
+    #[serde(with = "as_base64")]
     pub content: Option<Vec<u8>>,
     /// BLAKE3 of the content, in hexadecimal; empty without one.
     pub hash: String,
@@ -46,6 +47,29 @@ pub struct Image {
     pub group: String,
     /// Its mode's lower twelve bits.
     pub mode: u32,
+}
+
+/// A list of numbers would be three times as long.
+mod as_base64 {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        content: &Option<Vec<u8>>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        let text = content.as_ref().map(|content| STANDARD.encode(content));
+        text.serialize(to)
+    }
+
+    pub(super) fn deserialize<'d, D: Deserializer<'d>>(
+        from: D,
+    ) -> Result<Option<Vec<u8>>, D::Error> {
+        let text = Option::<String>::deserialize(from)?;
+        let content = text.map(|text| STANDARD.decode(text)).transpose();
+        content.map_err(serde::de::Error::custom)
+    }
 }
 
 /// What tells that a file was not changed, without reading it.
@@ -237,16 +261,16 @@ struct Sender {
 }
 
 impl Sender {
-    /// Sends what is not there yet.
+    /// Sends what is not there yet, each file by itself: one that the other node refuses keeps no other from
+    /// it.
     async fn round(
         &mut self,
         channel: &Arc<dyn FileChannel>,
         group: &str,
         resource: &str,
         files: &[File],
-    ) -> Result<(), String> {
-        let mut images = Vec::new();
-        let mut now = Vec::new();
+    ) -> Result<(), NotSent> {
+        let mut due = Vec::new();
         for file in files {
             let seen = seen(&file.path);
             if self.arrived.get(&file.path) == Some(&seen) {
@@ -256,25 +280,33 @@ impl Sender {
             if seen.is_none() && !self.arrived.contains_key(&file.path) {
                 continue;
             }
-            match image(file) {
-                Ok(image) => {
-                    images.push(image);
-                    now.push((file.path.clone(), seen));
-                    self.failed.remove(&file.path);
-                }
+            due.push((file, seen));
+        }
+        // One for which the way is too slow keeps no smaller one back.
+        due.sort_by_key(|(_, seen)| seen.map_or(0, |seen| seen.size));
+        let mut refused = None;
+        for (file, seen) in due {
+            let image = match image(file) {
+                Ok(image) => image,
                 Err(why) => {
                     if self.failed.insert(file.path.clone(), why.clone()).as_ref() != Some(&why) {
                         tracing::warn!(why, "a file is not synchronised");
                     }
+                    continue;
                 }
+            };
+            self.failed.remove(&file.path);
+            match channel.send(group, resource, image).await {
+                Ok(()) => {
+                    self.arrived.insert(file.path.clone(), seen);
+                }
+                Err(why @ NotSent::Refused(_)) => {
+                    refused.get_or_insert(why);
+                }
+                Err(away @ NotSent::Away(_)) => return Err(away),
             }
         }
-        if images.is_empty() {
-            return Ok(());
-        }
-        channel.send(group, resource, images).await?;
-        self.arrived.extend(now);
-        Ok(())
+        refused.map_or(Ok(()), Err)
     }
 }
 
@@ -285,7 +317,7 @@ pub(super) async fn start(subject: Subject<'_>, own: &Files, deadline: Deadline)
     match deadline.wait(first).await {
         Ok(Ok(())) => {}
         // The other node may be what has failed: the service starts all the same.
-        Ok(Err(why)) => tracing::info!(why, "files are not sent yet"),
+        Ok(Err(why)) => tracing::info!(%why, "files are not sent yet"),
         Err(_) => tracing::info!("files are not sent yet: the other node does not answer"),
     }
     go_on(subject.place, subject.group, subject.resource, own, sender);
@@ -317,9 +349,11 @@ fn go_on(place: &Place, group: &Group, resource: &Resource, own: &Files, mut sen
                 .err();
             if sent != told {
                 if let Some(why) = &sent {
-                    tracing::warn!(group, resource, why, "files are not sent");
-                    // A node that was away may have lost what it had.
-                    sender.arrived.clear();
+                    tracing::warn!(group, resource, %why, "files are not sent");
+                    if matches!(why, NotSent::Away(_)) {
+                        // A node that was away may have lost what it had.
+                        sender.arrived.clear();
+                    }
                 } else {
                     tracing::info!(group, resource, "files are the same on both nodes");
                 }
@@ -331,4 +365,84 @@ fn go_on(place: &Place, group: &Group, resource: &Resource, own: &Files, mut sen
 
 pub(super) async fn stop(subject: Subject<'_>) {
     subject.place.tasks.end(&subject.key()).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::channel::{LINE_MAX, PeerAsk};
+    use crate::place::Pending;
+
+    /// A channel as the real one, without the network; it refuses this path.
+    #[derive(Default)]
+    struct Other {
+        has: Mutex<BTreeMap<PathBuf, Option<Vec<u8>>>>,
+        requests: Mutex<usize>,
+        refuses: Option<PathBuf>,
+    }
+
+    impl FileChannel for Other {
+        fn send<'a>(
+            &'a self,
+            group: &'a str,
+            resource: &'a str,
+            image: Image,
+        ) -> Pending<'a, Result<(), NotSent>> {
+            let ask = PeerAsk::File {
+                group: group.to_owned(),
+                resource: resource.to_owned(),
+                image,
+            };
+            let line = serde_json::to_vec(&ask).unwrap();
+            assert!(line.len() < LINE_MAX, "{} bytes", line.len());
+            let Ok(PeerAsk::File { image, .. }) = serde_json::from_slice(&line) else {
+                panic!("it does not come back as it was sent");
+            };
+            *self.requests.lock().unwrap() += 1;
+            let sent = if self.refuses.as_ref() == Some(&image.path) {
+                Err(NotSent::Refused("there is no such owner".to_owned()))
+            } else {
+                self.has.lock().unwrap().insert(image.path, image.content);
+                Ok(())
+            };
+            Box::pin(std::future::ready(sent))
+        }
+    }
+
+    #[tokio::test]
+    async fn files_that_are_large_together_arrive_one_by_one_and_none_keeps_another_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| File {
+            path: folder.path().join(name),
+            owner: None,
+            group: None,
+            mode: None,
+        };
+        let files: Vec<File> = ["a", "b", "c", "small"].map(file).into();
+        for (at, file) in files.iter().enumerate() {
+            let length = if at < 3 { LARGEST as usize } else { 10 };
+            // The longest as text.
+            fs::write(&file.path, vec![0xff; length]).unwrap();
+        }
+        let other = Arc::new(Other {
+            refuses: Some(files[1].path.clone()),
+            ..Other::default()
+        });
+        let channel: Arc<dyn FileChannel> = other.clone();
+        let mut sender = Sender::default();
+        let sent = sender.round(&channel, "g", "f", &files).await;
+        assert!(matches!(sent, Err(NotSent::Refused(_))), "{sent:?}");
+        for (at, file) in files.iter().enumerate() {
+            let has = other.has.lock().unwrap();
+            let there = has.get(&file.path).cloned().flatten();
+            let here = (at != 1).then(|| fs::read(&file.path).unwrap());
+            assert!(there == here, "{}", file.path.display());
+        }
+        // What has arrived is not sent again because of another one.
+        let again = sender.round(&channel, "g", "f", &files).await;
+        assert!(again.is_err());
+        assert_eq!(*other.requests.lock().unwrap(), files.len() + 1);
+    }
 }

@@ -12,7 +12,7 @@ use kagami_failover::config::{Cluster, Group, Ms, Resource};
 use kagami_failover::core::durable::{Run, Why};
 use kagami_failover::core::environment::{Facts, Host, variables};
 use kagami_failover::core::{Node, OpResult};
-use kagami_failover::place::{FileChannel, MirrorDevice, MirrorStatus, Pending, Place};
+use kagami_failover::place::{FileChannel, MirrorDevice, MirrorStatus, NotSent, Pending, Place};
 use kagami_failover::probe::user_space::Devices;
 use kagami_failover::resource;
 use kagami_failover::resource::files::Image;
@@ -61,13 +61,13 @@ impl FileChannel for Channel {
         &'a self,
         _: &'a str,
         _: &'a str,
-        images: Vec<Image>,
-    ) -> Pending<'a, Result<(), String>> {
+        image: Image,
+    ) -> Pending<'a, Result<(), NotSent>> {
         Box::pin(async move {
             if *self.cut.lock().unwrap() {
-                return Err("the other node is not there".to_owned());
+                return Err(NotSent::Away("the other node is not there".to_owned()));
             }
-            self.sent.lock().unwrap().extend(images);
+            self.sent.lock().unwrap().push(image);
             Ok(())
         })
     }
