@@ -73,6 +73,11 @@ impl Guard {
         }
     }
 
+    /// From now on these times count, as in [`Self::new`]; what is waited for already stays.
+    pub fn set_times(&mut self, margin: u64, bound: u64) {
+        (self.margin, self.bound) = (margin, bound);
+    }
+
     /// Takes in a word.
     pub fn handle(&mut self, now: Time, word: Word) -> Vec<Deed> {
         match (word, self.at) {

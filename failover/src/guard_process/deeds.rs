@@ -16,12 +16,22 @@ use super::message::Watched;
 /// `ip` may take so long.
 const IP_WITHIN: Duration = Duration::from_secs(2);
 
+/// Where systemd reads units from, so far as people and packages put names of units there.
+const UNIT_FILES: [&str; 4] = [
+    "/etc/systemd/system",
+    "/run/systemd/system",
+    "/usr/local/lib/systemd/system",
+    "/usr/lib/systemd/system",
+];
+/// How the names of units end that have processes.
+const UNIT_KINDS: [&str; 6] = ["service", "scope", "slice", "socket", "mount", "swap"];
+
 /// A guard's hands.
 pub trait Deeds: Send + 'static {
     /// No process of the group runs on, or they run again.
     ///
     /// # Errors
-    /// It has no control group, or the kernel refuses.
+    /// It has no control group, or the kernel refuses one; it is done with the others all the same.
     fn freeze(&mut self, group: &Watched, frozen: bool) -> io::Result<()>;
     /// The group's floating addresses are removed, wherever they are.
     fn drop_addresses(&mut self, group: &Watched) -> impl Future<Output = ()> + Send;
@@ -48,6 +58,10 @@ pub struct Machine {
     resetter: Resetter,
     watchdog: Option<File>,
     told: bool,
+    /// Where systemd's slices are.
+    slices: Option<PathBuf>,
+    /// Where its units are read from.
+    unit_files: Vec<PathBuf>,
 }
 
 impl Machine {
@@ -57,20 +71,56 @@ impl Machine {
             resetter,
             watchdog: None,
             told: false,
+            slices: crate::place::control_group_mount(),
+            unit_files: UNIT_FILES.map(PathBuf::from).into(),
         }
+    }
+
+    /// A unit's name, and the one that it is another name of.
+    fn names_of(&self, unit: &str) -> Vec<String> {
+        // As systemctl completes it.
+        let kind = unit.rsplit_once('.').map(|(_, kind)| kind);
+        let name = if kind.is_some_and(|kind| UNIT_KINDS.contains(&kind)) {
+            unit.to_owned()
+        } else {
+            format!("{unit}.service")
+        };
+        let links = self.unit_files.iter().map(|folder| folder.join(&name));
+        let aliases = links.filter_map(|link| {
+            let file = fs::read_link(link).ok()?;
+            Some(file.file_name()?.to_str()?.to_owned())
+        });
+        let mut names: Vec<String> = aliases.collect();
+        names.push(name);
+        names
+    }
+
+    fn freeze_unit(&self, unit: &str, frozen: bool) -> io::Result<()> {
+        let Some(slices) = &self.slices else {
+            return Err(io::Error::other(format!(
+                "unit {unit}: there are no control groups of version 2"
+            )));
+        };
+        let mut found = Vec::new();
+        find_units(slices, &self.names_of(unit), &mut found)?;
+        let mut done = Ok(());
+        for group in found {
+            done = done.and(freeze_group(&group, frozen));
+        }
+        done
     }
 }
 
 impl Deeds for Machine {
     fn freeze(&mut self, group: &Watched, frozen: bool) -> io::Result<()> {
-        let Some(folder) = &group.control_group else {
-            return Err(io::Error::other("it has no control group"));
+        let mut done = match &group.control_group {
+            Some(folder) => freeze_group(folder, frozen),
+            None => Err(io::Error::other("it has no control group")),
         };
-        if !folder.exists() {
-            // No process of it was ever started.
-            return Ok(());
+        for unit in &group.units {
+            done = done.and(self.freeze_unit(unit, frozen));
         }
-        fs::write(folder.join("cgroup.freeze"), if frozen { "1" } else { "0" })
+        done
     }
 
     async fn drop_addresses(&mut self, group: &Watched) {
@@ -126,6 +176,41 @@ impl Deeds for Machine {
             tracing::error!("/proc/sysrq-trigger: {error}: the watchdog is waited for");
         }
     }
+}
+
+fn freeze_group(folder: &Path, frozen: bool) -> io::Result<()> {
+    let written = fs::write(folder.join("cgroup.freeze"), if frozen { "1" } else { "0" });
+    match written {
+        // No process of it was ever started, or none is left.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// The control groups of units with one of these names, in whichever slice each is. They are looked for when
+/// they are needed: a unit has one only while it is active, and systemd may be what does not answer.
+fn find_units(slice: &Path, names: &[String], found: &mut Vec<PathBuf>) -> io::Result<()> {
+    for entry in fs::read_dir(slice)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else {
+            continue;
+        };
+        // Systemd escapes names that would be a file's of the kernel.
+        let is_one = |unit: &String| name == unit || name.strip_prefix('_') == Some(unit);
+        if names.iter().any(is_one) {
+            found.push(entry.path());
+        } else if name
+            .rsplit_once('.')
+            .is_some_and(|(_, kind)| kind == "slice")
+        {
+            match find_units(&entry.path(), names, found) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
 }
 
 async fn ip(arguments: &[&str]) -> io::Result<String> {
@@ -197,6 +282,7 @@ mod tests {
             group: "g".to_owned(),
             mirrors: Vec::new(),
             control_group: Some(group.clone()),
+            units: Vec::new(),
             addresses: Vec::new(),
             margin_ms: 1,
             bound_ms: 1,
@@ -213,5 +299,63 @@ mod tests {
         machine.feed();
         machine.rest();
         assert_eq!(fs::read_to_string(&watchdog).expect("there"), "..V");
+    }
+
+    #[test]
+    fn units_are_frozen_with_their_group_in_whatever_slice_they_are() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (slices, files) = (folder.path().join("slices"), folder.path().join("files"));
+        let units = [
+            "system.slice/postgresql@15-main.service",
+            "system.slice/system-shop.slice/shop@1.service",
+            "system.slice/mariadb.service",
+            "shop.slice",
+            "system.slice/other.service",
+        ];
+        for unit in units {
+            fs::create_dir_all(slices.join(unit)).expect("made");
+        }
+        fs::write(slices.join("cgroup.procs"), "").expect("made");
+        fs::create_dir(&files).expect("made");
+        std::os::unix::fs::symlink("/usr/lib/mariadb.service", files.join("mysql.service"))
+            .expect("made");
+        let mut machine = Machine::new(Resetter::Nothing);
+        machine.slices = Some(slices.clone());
+        machine.unit_files = vec![folder.path().join("none"), files];
+        let group = folder.path().join("g");
+        let names = [
+            "postgresql@15-main",
+            "shop@1.service",
+            "mysql",
+            "shop.slice",
+            "stopped",
+        ];
+        let watched = Watched {
+            group: "g".to_owned(),
+            mirrors: Vec::new(),
+            // A group all of whose processes are units' has none.
+            control_group: Some(group.clone()),
+            units: names.map(str::to_owned).into(),
+            addresses: Vec::new(),
+            margin_ms: 1,
+            bound_ms: 1,
+            lease_ends_ms: None,
+        };
+        for (frozen, word) in [(true, "1"), (false, "0")] {
+            machine.freeze(&watched, frozen).expect("written");
+            for unit in &units[..4] {
+                let found = fs::read_to_string(slices.join(unit).join("cgroup.freeze"));
+                assert_eq!(found.expect(unit), word);
+            }
+        }
+        assert!(!slices.join(units[4]).join("cgroup.freeze").exists());
+        // Where the group's own can't be frozen the units are.
+        let none = Watched {
+            control_group: None,
+            ..watched
+        };
+        assert!(machine.freeze(&none, true).is_err());
+        let found = fs::read_to_string(slices.join(units[0]).join("cgroup.freeze"));
+        assert_eq!(found.expect("there"), "1");
     }
 }

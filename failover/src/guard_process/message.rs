@@ -17,6 +17,9 @@ pub struct Watched {
     pub mirrors: Vec<String>,
     /// The control group of its processes; without it they can't be frozen.
     pub control_group: Option<PathBuf>,
+    /// Its systemd units: their processes are in control groups of their own, while there are some.
+    #[serde(default)]
+    pub units: Vec<String>,
     /// Its floating addresses.
     pub addresses: Vec<IpAddr>,
     /// How long permission is waited for after a lease's end, in milliseconds.
@@ -28,11 +31,31 @@ pub struct Watched {
     pub lease_ends_ms: Option<u64>,
 }
 
+impl Watched {
+    /// What the configuration makes of the group now. What it had before may still be there, so it stays
+    /// on the lists; the times are the new ones.
+    pub fn become_too(&mut self, new: Self) {
+        fn add<T: PartialEq>(to: &mut Vec<T>, new: Vec<T>) {
+            for one in new {
+                if !to.contains(&one) {
+                    to.push(one);
+                }
+            }
+        }
+        add(&mut self.mirrors, new.mirrors);
+        add(&mut self.units, new.units);
+        add(&mut self.addresses, new.addresses);
+        self.control_group = new.control_group.or(self.control_group.take());
+        (self.margin_ms, self.bound_ms) = (new.margin_ms, new.bound_ms);
+        self.lease_ends_ms = new.lease_ends_ms;
+    }
+}
+
 /// What the manager wants.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Want {
-    /// Watch a group from now on; one that is watched stays so.
+    /// Watch a group from now on; one that is watched stays so, with what it has become.
     Arm {
         /// Which.
         watched: Watched,

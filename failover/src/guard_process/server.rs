@@ -46,6 +46,9 @@ struct Group {
     /// What the guard was told last of the lease.
     good: bool,
     words: mpsc::UnboundedReceiver<Word>,
+    /// What its right rests on by a newer configuration. It takes the place of the former from when it is
+    /// good: a mirror that has come to it is promoted only once it is watched.
+    next: Option<(Basis, mpsc::UnboundedReceiver<Word>)>,
 }
 
 struct Server<M, D> {
@@ -151,7 +154,7 @@ impl<M: Mirrors, D: Deeds> Server<M, D> {
                     Want::Extend { group, ends_ms } => {
                         let group = self.groups.get_mut(&group);
                         group.is_some_and(|group| {
-                            group.basis.extend(Time(ends_ms));
+                            group.extend(Time(ends_ms));
                             group.guard.is_stopping()
                         })
                     }
@@ -176,11 +179,9 @@ impl<M: Mirrors, D: Deeds> Server<M, D> {
     fn arm(&mut self, watched: Watched, held: bool) -> bool {
         let lease = watched.lease_ends_ms.map(Time);
         if let Some(group) = self.groups.get_mut(&watched.group) {
-            if let Some(ends) = lease {
-                group.basis.extend(ends);
-            }
             // It is active: the end of its right counts, whatever was seen of it.
             group.seen_good |= held;
+            group.arm_again(watched, &*self.mirrors);
             return group.guard.is_stopping();
         }
         let until = clock::now().after(HELD_GRACE);
@@ -201,6 +202,7 @@ impl<M: Mirrors, D: Deeds> Server<M, D> {
             seen_good: held || lease.is_some(),
             good: true,
             words,
+            next: None,
             watched: watched.clone(),
         };
         self.groups.insert(watched.group, group);
@@ -232,20 +234,27 @@ impl<M: Mirrors, D: Deeds> Server<M, D> {
         if self.groups.is_empty() {
             return std::future::pending().await;
         }
-        let all = self.groups.values_mut();
-        let words = all.map(|group| {
-            Box::pin(async {
-                match group.words.recv().await {
-                    Some(word) => word,
-                    None => std::future::pending().await,
-                }
-            })
-        });
-        let (word, at) = first(words.collect()).await;
+        let mut words = Vec::new();
+        for (at, group) in self.groups.values_mut().enumerate() {
+            let next = group.next.as_mut().map(|(_, words)| words);
+            for queue in std::iter::once(&mut group.words).chain(next) {
+                words.push(Box::pin(async move {
+                    match queue.recv().await {
+                        Some(word) => (at, word),
+                        None => std::future::pending().await,
+                    }
+                }));
+            }
+        }
+        let (at, word) = first(words).await;
         if let Word::Says(says) = word
             && let Some(group) = self.groups.values_mut().nth(at)
         {
-            group.basis.take(clock::now(), &says);
+            let now = clock::now();
+            group.basis.take(now, &says);
+            if let Some((next, _)) = &mut group.next {
+                next.take(now, &says);
+            }
         }
     }
 
@@ -273,6 +282,7 @@ impl<M: Mirrors, D: Deeds> Server<M, D> {
             let Some(mut group) = self.groups.remove(&name) else {
                 continue;
             };
+            group.take_next(now);
             let mut deeds = Vec::new();
             let judged = group.basis.judge(now);
             let good = matches!(judged, Judged::Good(_));
@@ -336,12 +346,49 @@ impl<M: Mirrors, D: Deeds> Server<M, D> {
     }
 }
 
-/// The first of these to be ready, and its place.
-async fn first<F: Future + Unpin>(mut all: Vec<F>) -> (F::Output, usize) {
+impl Group {
+    /// The lease of its own ends then.
+    fn extend(&mut self, ends: Time) {
+        self.basis.extend(ends);
+        if let Some((next, _)) = &mut self.next {
+            next.extend(ends);
+        }
+    }
+
+    /// A manager has begun, perhaps with a newer configuration.
+    fn arm_again<M: Mirrors>(&mut self, new: Watched, mirrors: &M) {
+        let old = self.watched.clone();
+        self.watched.become_too(new);
+        let now = &self.watched;
+        self.guard.set_times(now.margin_ms, now.bound_ms);
+        let lease = now.lease_ends_ms.map(Time);
+        if let Some(ends) = lease {
+            self.extend(ends);
+        }
+        let now = &self.watched;
+        if now.mirrors == old.mirrors && lease.is_some() == old.lease_ends_ms.is_some() {
+            return;
+        }
+        let basis = Basis::new(&now.mirrors).with_lease(lease);
+        let words = mirrors.watch(now.mirrors.clone(), false);
+        self.next = Some((basis, words));
+    }
+
+    /// What it rests on now takes the place of what it rested on before, if it is there.
+    fn take_next(&mut self, now: Time) {
+        let good = |(next, _): &mut (Basis, _)| matches!(next.judge(now), Judged::Good(_));
+        if let Some((basis, words)) = self.next.take_if(good) {
+            (self.basis, self.words) = (basis, words);
+        }
+    }
+}
+
+/// What the first of these to be ready comes to.
+async fn first<F: Future + Unpin>(mut all: Vec<F>) -> F::Output {
     std::future::poll_fn(|context| {
-        for (at, future) in all.iter_mut().enumerate() {
+        for future in &mut all {
             if let std::task::Poll::Ready(output) = std::pin::Pin::new(future).poll(context) {
-                return std::task::Poll::Ready((output, at));
+                return std::task::Poll::Ready(output);
             }
         }
         std::task::Poll::Pending

@@ -64,17 +64,24 @@ impl Made {
     }
 
     fn change(&self, change: impl FnOnce(&mut Says)) {
+        self.change_of("pg", change);
+    }
+
+    fn change_of(&self, mirror: &str, change: impl FnOnce(&mut Says)) {
         let mut daemon = self.of();
-        let says = daemon.says.entry("pg".to_owned()).or_insert_with(|| Says {
-            mirror: "pg".to_owned(),
-            standing: Standing::Secondary,
-            connected: true,
-            peer_is_primary: false,
-            in_sync: true,
-            only_copy: false,
-            diskless: false,
-            peer_lease_ends: Time(0),
-        });
+        let says = daemon
+            .says
+            .entry(mirror.to_owned())
+            .or_insert_with(|| Says {
+                mirror: mirror.to_owned(),
+                standing: Standing::Secondary,
+                connected: true,
+                peer_is_primary: false,
+                in_sync: true,
+                only_copy: false,
+                diskless: false,
+                peer_lease_ends: Time(0),
+            });
         change(says);
         let says = says.clone();
         let word = Word::Says(says);
@@ -172,8 +179,10 @@ impl Deeds for Done {
         Ok(())
     }
 
-    fn drop_addresses(&mut self, _: &Watched) -> impl Future<Output = ()> + Send {
-        self.tell("drop");
+    fn drop_addresses(&mut self, group: &Watched) -> impl Future<Output = ()> + Send {
+        let mut words = vec!["drop".to_owned()];
+        words.extend(group.addresses.iter().map(ToString::to_string));
+        self.tell(&words.join(" "));
         ready(())
     }
 
@@ -248,6 +257,7 @@ fn watched(margin_ms: u64, bound_ms: u64) -> Watched {
         group: "g".to_owned(),
         mirrors: vec!["pg".to_owned()],
         control_group: None,
+        units: Vec::new(),
         addresses: Vec::new(),
         margin_ms,
         bound_ms,
@@ -307,6 +317,78 @@ async fn a_group_that_stops_in_time_resets_nothing() {
     guards.arm(&watched(LONG, 400)).await;
     scene.mirrors.set(session(600));
     scene.does(&["freeze"]).await;
+}
+
+#[tokio::test]
+async fn a_group_that_is_armed_again_is_watched_with_what_it_has_become() {
+    let mut scene = Scene::new();
+    let (guards, mut lost) = scene.guards();
+    let with = |addresses: &[&str], margin, bound| Watched {
+        addresses: addresses.iter().map(|a| a.parse().expect("one")).collect(),
+        ..watched(margin, bound)
+    };
+    scene.mirrors.set(session(LONG));
+    guards.arm(&with(&["10.0.0.1"], LONG, LONG)).await;
+    // The first one may still be there.
+    let again = guards.arm(&with(&["10.0.0.2"], 50, 100)).await;
+    assert_eq!(again, Armed::Watching);
+    scene.mirrors.set(Standing::Sought);
+    scene
+        .does(&["freeze", "drop 10.0.0.1 10.0.0.2", "thaw"])
+        .await;
+    assert_eq!(lost.recv().await.as_deref(), Some("g"));
+    scene.does(&["reset"]).await;
+}
+
+#[tokio::test]
+async fn a_mirror_that_a_running_group_has_got_counts_once_it_is_promoted() {
+    let mut scene = Scene::new();
+    let (guards, _lost) = scene.guards();
+    let both = Watched {
+        mirrors: vec!["pg".to_owned(), "wal".to_owned()],
+        ..watched(LONG, LONG)
+    };
+    let wal = |standing| move |says: &mut Says| says.standing = standing;
+    scene.mirrors.set(session(LONG));
+    scene.mirrors.change_of("wal", wal(Standing::Secondary));
+    guards.arm(&watched(LONG, LONG)).await;
+    guards.arm(&both).await;
+    // Until then what it rested on before counts, and nothing else.
+    scene.mirrors.set(Standing::Sought);
+    scene.does(&["freeze"]).await;
+    scene.mirrors.set(session(LONG));
+    scene.does(&["thaw"]).await;
+    scene.mirrors.change_of("wal", wal(session(LONG)));
+    // It is watched by its words, and by its lease, of which nobody says that it has ended.
+    scene.mirrors.change_of("wal", wal(session(150)));
+    scene.does(&["freeze"]).await;
+    scene.mirrors.change_of("wal", wal(Standing::Alone));
+    scene.does(&["thaw"]).await;
+    scene.mirrors.set(Standing::Sought);
+    scene.does(&["freeze"]).await;
+    guards.disarm("g").await;
+    scene.does(&["thaw", "rest"]).await;
+}
+
+#[tokio::test]
+async fn a_group_that_has_got_its_first_mirror_outlives_the_lease_that_it_had() {
+    let mut scene = Scene::new();
+    let (guards, _lost) = scene.guards();
+    let ends = clock::now().after(300);
+    scene.mirrors.set(session(LONG));
+    guards.arm(&leased("g", ends)).await;
+    guards.arm(&watched(LONG, LONG)).await;
+    while clock::now() <= ends {
+        tokio::time::sleep(Duration::from_millis(ends.since(clock::now()) + 1)).await;
+    }
+    scene.mirrors.set(Standing::Sought);
+    scene.does(&["freeze"]).await;
+    scene.mirrors.set(Standing::Alone);
+    scene.does(&["thaw"]).await;
+    // And back: each lease that is told counts, beside the mirror that may still be there.
+    guards.arm(&leased("g", clock::now().after(LONG))).await;
+    guards.disarm("g").await;
+    scene.does(&["thaw", "rest"]).await;
 }
 
 #[tokio::test]

@@ -55,6 +55,7 @@ mod as_base64 {
     use base64::engine::general_purpose::STANDARD;
     use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
 
+    #[allow(clippy::ref_option)] // as serde hands a field over
     pub(super) fn serialize<S: Serializer>(
         content: &Option<Vec<u8>>,
         to: S,

@@ -1,9 +1,7 @@
 //! A systemd unit as a resource, by `systemctl`.
 //!
-//! Its processes are in the unit's control group, not in the resource's: whoever freezes the group
-//! freezes that, too ([`control_group`]).
-
-use std::path::PathBuf;
+//! Its processes are in the unit's control group, not in the resource's: the guard freezes that, too
+//! ([`crate::guard_process::deeds`]).
 
 use super::Subject;
 use crate::config::resource::Systemd;
@@ -53,16 +51,4 @@ pub(super) async fn probe(subject: Subject<'_>, own: &Systemd, deadline: Deadlin
         "active" | "reloading" | "refreshing" => Ok(()),
         word => Err(Failure::Failed(format!("{} is {word}", own.unit))),
     }
-}
-
-/// The control group of the unit's processes, while there is one.
-///
-/// # Errors
-/// systemd does not answer.
-pub async fn control_group(place: &Place, unit: &str, deadline: Deadline) -> Step<Option<PathBuf>> {
-    let words = ["show", "--property=ControlGroup", "--value", unit];
-    let said = tool::run(place, "systemctl", &words, deadline).await?;
-    let group = said.trim();
-    Ok((!group.is_empty())
-        .then(|| PathBuf::from("/sys/fs/cgroup").join(group.trim_start_matches('/'))))
 }

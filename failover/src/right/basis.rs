@@ -100,6 +100,13 @@ impl Basis {
         }
     }
 
+    /// The same, with a lease of its own besides, if there is one.
+    #[must_use]
+    pub fn with_lease(mut self, until: Option<Time>) -> Self {
+        self.lease = until;
+        self
+    }
+
     /// The lease of a group without a mirror ends then; never earlier than was said before.
     pub fn extend(&mut self, until: Time) {
         if let Some(lease) = &mut self.lease {

@@ -573,8 +573,13 @@ pub(super) fn watched(
         Kind::FloatingIp(ip) => Some(ip.address.address),
         _ => None,
     });
+    let units = config.resources.iter().filter_map(|r| match &r.kind {
+        Kind::Systemd(own) => Some(own.unit.clone()),
+        _ => None,
+    });
     Watched {
         group: config.name.clone(),
+        units: units.collect(),
         mirrors: config.mirrors().map(str::to_owned).collect(),
         control_group: control_group(&config.name),
         addresses: addresses.collect(),
