@@ -152,14 +152,15 @@ impl Manager {
                 Work::Preaction { monitor },
                 timeout.unwrap_or(config.script_timeout),
             )
-        } else if recovering.step == Step::Script {
-            (Work::Script { monitor }, config.script_timeout)
         } else {
-            // Nothing has to run first.
+            // Nothing has to run first. That is recorded: a later configuration may say otherwise.
             if !recovering.prepared {
                 self.prepared(monitor);
             }
-            return;
+            if recovering.step != Step::Script {
+                return;
+            }
+            (Work::Script { monitor }, config.script_timeout)
         };
         let environment = environment::recovery(self, monitor, recovering.step);
         self.act(Action::Run {
@@ -189,9 +190,9 @@ impl Manager {
             return false;
         };
         let config = &self.cluster.monitors[monitor];
-        let before = config.common.preaction.is_some() || self.cluster.preaction.is_some();
         let object = Object::Monitor(config.name.clone());
-        if before && !recovering.prepared {
+        // Whatever the configuration says now, it was the script before.
+        if !recovering.prepared {
             if *result != OpResult::Done {
                 let what =
                     "the script before its recovery failed; the recovery follows all the same";
