@@ -101,7 +101,9 @@ impl Manager {
         };
         let record = &self.durable.groups[group];
         let moves = record.resources.iter().any(|r| r.op.is_some()) || !record.bounce.is_empty();
-        let turning = !self.is_idle(group) && !self.should_run(group);
+        // What could not be deactivated stays as it is until somebody says more.
+        let stuck = (record.resources.iter()).any(|r| r.state == ResourceState::StopFailed);
+        let turning = !self.is_idle(group) && !self.should_run(group) && !stuck;
         if moves || turning {
             return Err(busy(self.me));
         }
@@ -152,7 +154,13 @@ impl Manager {
         let name = self.admitted(group)?;
         let order = self.order(group).clone();
         if let Some(node) = self.place_of(group).filter(|_| order.wanted) {
-            let here = node == self.me && on.is_none_or(|on| on == node);
+            // Something of it may be left here although it should be there.
+            let here = node == self.me && on.is_none_or(|on| on == node || on == order.owner);
+            if here && self.release_stuck(group) {
+                let what = "what could not be deactivated is tried again";
+                self.tell_ordered(out, group, what);
+                return Ok(());
+            }
             if here && self.give_another_try(group) {
                 let what = "what could not be activated is tried again";
                 self.tell_ordered(out, group, what);
@@ -175,6 +183,7 @@ impl Manager {
         let to = on.or(home).unwrap_or(self.me);
         self.can_run_on(group, &name, to)?;
         self.clear_group(group);
+        self.release_stuck(group);
         self.set_order(group, |order| {
             order.wanted = true;
             order.owner = to;
@@ -182,6 +191,9 @@ impl Manager {
             order.from = None;
             order.cause = Cause::Stop;
         });
+        // Whoever is told that the fence script has failed, and starts it all the same, answers for the other node.
+        let fenced = self.cluster.fence.is_some() && !self.fence_failed;
+        self.groups[group].by_hand = self.peer_brief(group).is_none() && !fenced;
         let what = format!("is to start on node {}", self.name(to));
         self.tell_ordered(out, group, what);
         Ok(())
@@ -203,6 +215,21 @@ impl Manager {
         state.intent = None;
         state.failback = false;
         state.again.fill(Time(0));
+    }
+
+    /// What could not be deactivated is tried again: somebody may have put it right. True if there was any.
+    pub(super) fn release_stuck(&mut self, group: GroupId) -> bool {
+        let mut resources = self.durable.groups[group].resources.iter();
+        if !resources.any(|r| r.state == ResourceState::StopFailed) {
+            return false;
+        }
+        for resource in &mut self.group_record(group).resources {
+            if resource.state == ResourceState::StopFailed {
+                resource.state = ResourceState::Failed;
+                resource.stop_tries = 0;
+            }
+        }
+        true
     }
 
     /// Resources whose tries are used up, or that pause between two, are tried again now. True if there were any.
@@ -242,6 +269,7 @@ impl Manager {
             order.cause = Cause::Stop;
         });
         self.groups[group].intent = None;
+        self.release_stuck(group);
         self.tell_ordered(out, group, "is to stop");
         Ok(())
     }
@@ -261,6 +289,7 @@ impl Manager {
         self.at_rest(group, &name)?;
         self.can_run_on(group, &name, to)?;
         self.clear_group(group);
+        self.release_stuck(group);
         self.set_order(group, |order| {
             order.from = Some(at);
             order.owner = to;

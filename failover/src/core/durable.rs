@@ -18,6 +18,9 @@ pub struct Durable {
     pub life: u64,
     /// The manager has taken up its work in this boot.
     pub settled: bool,
+    /// It has heard the other one in this boot.
+    #[serde(default)]
+    pub met: bool,
     /// The next operation's number.
     pub next_op: u64,
     /// Nobody acts. Both nodes', the newer one counts.
@@ -302,7 +305,7 @@ impl Durable {
     #[must_use]
     pub fn rebooted(mut self, boot: u128, me: Node) -> Self {
         self.boot = boot;
-        self.settled = false;
+        (self.settled, self.met) = (false, false);
         self.ending = None;
         self.shutdown.value = None;
         for group in &mut self.groups {

@@ -27,6 +27,10 @@ pub(super) struct Beats {
     life: u64,
     /// It has said that it hears this life of this manager.
     acquainted: bool,
+    /// As [`Snapshot::met`] says it.
+    met: u64,
+    /// Neither had heard the other before, and nothing has followed from that yet.
+    meeting: bool,
     revision_told: bool,
     /// Whether it is there; `None`: not known yet.
     pub up: Option<bool>,
@@ -47,7 +51,7 @@ struct Line {
 }
 
 impl Beats {
-    pub fn new(cluster: &Cluster, now: Time) -> Self {
+    pub fn new(cluster: &Cluster, met: bool, now: Time) -> Self {
         let lines = cluster.heartbeats.iter().map(|heartbeat| Line {
             interval: heartbeat.interval.0,
             timeout: heartbeat.timeout.0,
@@ -64,14 +68,17 @@ impl Beats {
             peer: None,
             life: 0,
             acquainted: false,
+            met: if met { u64::MAX } else { 0 },
+            meeting: false,
             revision_told: false,
             up: None,
             grace: now.after(longest.unwrap_or_default()),
         }
     }
 
-    pub fn next_deadline(&self) -> Time {
-        let sends = self.lines.iter().map(|line| line.next);
+    /// `speaks`: this node sends heartbeats.
+    pub fn next_deadline(&self, speaks: bool) -> Time {
+        let sends = (self.lines.iter()).filter(|_| speaks).map(|line| line.next);
         let silences = (self.lines.iter())
             .filter(|line| !line.silent_told)
             .filter_map(|line| line.heard.map(|heard| heard.after(line.timeout)));
@@ -141,6 +148,11 @@ impl Manager {
             let object = Object::Node(self.name(self.other()));
             self.alert(out, Severity::Error, object, what, cause);
         }
+        if self.beats.met == 0 {
+            self.beats.met = message.incarnation;
+            self.beats.meeting = message.met == 0 || message.met == self.incarnation;
+            self.record().met = true;
+        }
         self.merge(&message, out);
         self.beats.peer = Some(message);
     }
@@ -169,8 +181,10 @@ impl Manager {
                 record.high = record.high.max(record.order.version);
                 record.order = brief.order.clone();
                 record.recover = false;
+                self.release_stuck(group);
                 self.groups[group].dormant = false;
                 self.groups[group].waited_in_vain = false;
+                self.groups[group].waiting_since = None;
                 self.groups[group].failback = false;
             }
         }
@@ -236,6 +250,10 @@ impl Manager {
         match up {
             Some(true) => {
                 self.fence = Fence::Idle;
+                self.fence_failed = false;
+                for group in &mut self.groups {
+                    (group.by_hand, group.blocked_told) = (false, false);
+                }
                 self.alert(out, Severity::Info, other, "heard", "");
                 if was == Some(false) {
                     self.peer_is_back();
@@ -297,6 +315,8 @@ impl Manager {
             // It knows what should run where.
             Some(_) => {}
         }
+        // Whoever has not started alone gives no order where two meet late.
+        self.beats.meeting = false;
         self.phase = Phase::Running;
         self.record().settled = true;
     }
@@ -306,22 +326,59 @@ impl Manager {
         let what = "starts: both nodes are there";
         self.alert(out, Severity::Info, Object::Cluster, what, "");
         for group in 0..self.groups.len() {
-            let attributes = &self.cluster.groups[group].attributes;
-            let automatic = attributes.startup == Automatic::Automatic;
-            let home = attributes.nodes.first();
-            let home = self.cluster.nodes.iter().position(|n| Some(n) == home);
-            let record = self.group_record(group);
-            record.recover = false;
-            record.counts.clear(|_| false);
-            self.set_order(group, |order| {
-                *order = Order {
-                    wanted: automatic,
-                    owner: home.unwrap_or(order.owner),
-                    why: Why::Start,
-                    from: None,
-                    cause: Cause::Stop,
-                };
-            });
+            self.start_with_cluster(group);
+        }
+    }
+
+    fn start_with_cluster(&mut self, group: usize) {
+        let automatic = self.is_automatic(group);
+        let home = self.cluster.groups[group].attributes.nodes.first();
+        let home = self.cluster.nodes.iter().position(|n| Some(n) == home);
+        let record = self.group_record(group);
+        record.recover = false;
+        record.counts.clear(|_| false);
+        // What was refused while it was alone says nothing of now.
+        self.groups[group].refused = None;
+        self.groups[group].ask_again = self.now;
+        self.set_order(group, |order| {
+            *order = Order {
+                wanted: automatic,
+                owner: home.unwrap_or(order.owner),
+                why: Why::Start,
+                from: None,
+                cause: Cause::Stop,
+            };
+        });
+    }
+
+    fn is_automatic(&self, group: usize) -> bool {
+        self.cluster.groups[group].attributes.startup == Automatic::Automatic
+    }
+
+    /// This node has started alone, and here is the other one, which had heard nobody either: the cluster starts
+    /// only now. What this node could not start alone is started as it would have been with both there.
+    pub(super) fn meet_late(&mut self, out: &mut Actions) {
+        if self.phase != Phase::Running || !self.beats.meeting || !self.peer_up() {
+            return;
+        }
+        self.beats.meeting = false;
+        if self.durable.ending.is_some() {
+            return;
+        }
+        let is_left = |group: &usize| {
+            let brief = self.peer_brief(*group);
+            let theirs = brief.is_none_or(|brief| brief.busy || brief.order.value.wanted);
+            let ours = self.order(*group).wanted || self.is_begun(*group);
+            self.is_automatic(*group) && !ours && !theirs
+        };
+        let left: Vec<usize> = (0..self.groups.len()).filter(is_left).collect();
+        if left.is_empty() {
+            return;
+        }
+        let what = "starts: both nodes are there";
+        self.alert(out, Severity::Info, Object::Cluster, what, "");
+        for group in left {
+            self.start_with_cluster(group);
         }
     }
 
@@ -333,9 +390,8 @@ impl Manager {
         self.alert(out, Severity::Warning, other, what, "");
         self.beats.up = Some(false);
         for group in 0..self.groups.len() {
-            let automatic = self.cluster.groups[group].attributes.startup == Automatic::Automatic;
             let order = self.order(group);
-            if !automatic {
+            if !self.is_automatic(group) {
                 self.groups[group].dormant = true;
             } else if !(order.wanted && order.owner == self.me) && self.may_take_over(group) {
                 self.groups[group].intent = Some(Why::Start);
@@ -373,6 +429,7 @@ impl Manager {
             incarnation: self.incarnation,
             seq: 0,
             echo: self.beats.life,
+            met: self.beats.met,
             revision: self.cluster.revision,
             phase,
             suspended: self.told.suspended,

@@ -27,6 +27,9 @@ pub struct Snapshot {
     pub incarnation: u64,
     /// The life of the other manager that it hears; 0: none yet.
     pub echo: u64,
+    /// The first life of the other manager that it has heard since it began to work in this boot; 0: none yet,
+    /// the highest: an earlier life of this manager has.
+    pub met: u64,
     /// Raised with each heartbeat.
     pub seq: u64,
     /// The revision of its configuration.

@@ -90,6 +90,8 @@ pub struct Manager {
     written: u64,
     persisted: u64,
     persist_again: Option<Time>,
+    /// That it could not be written was told.
+    persist_told: bool,
     /// What the other node may be told, once it is durable.
     telling: VecDeque<(u64, Told)>,
     told: Told,
@@ -102,6 +104,8 @@ pub struct Manager {
     /// One of the `ping` addresses answers.
     outside: bool,
     fence: Fence,
+    /// The fence script has failed since the other node was lost.
+    fence_failed: bool,
 
     // What is under way here.
     groups: Vec<Group>,
@@ -152,6 +156,10 @@ struct Group {
     diskless: bool,
     /// Its order is what this node remembers: the other one may know better.
     unsure: bool,
+    /// An operator has started it while the other node was not heard: that node does not run it.
+    by_hand: bool,
+    /// That nothing says that the other node does not run it was told.
+    blocked_told: bool,
     /// Its home has returned, and it goes back there.
     failback: bool,
     /// Other groups are waited for since then.
@@ -186,7 +194,7 @@ impl Manager {
             .is_some_and(|e| e.finished && e.kind == EndKind::Manager)
         {
             durable.ending = None;
-            durable.settled = false;
+            (durable.settled, durable.met) = (false, false);
             durable.shutdown.value = None;
         }
         if planted(Defect::CountsForgotten) {
@@ -196,7 +204,7 @@ impl Manager {
         }
         let incarnation = start.incarnation.max(durable.life + 1);
         durable.life = incarnation;
-        let settled = durable.settled;
+        let (settled, met) = (durable.settled, durable.met);
         let told = Told::of(&durable, vec![true; cluster.groups.len()], Phase::Waiting);
         let groups = cluster.groups.iter().map(Group::new).collect();
         let watches = cluster
@@ -219,13 +227,15 @@ impl Manager {
             written: 0,
             persisted: 0,
             persist_again: None,
+            persist_told: false,
             telling: VecDeque::new(),
             told,
             gate: VecDeque::new(),
             incarnation,
-            beats: heartbeat::Beats::new(&cluster, now),
+            beats: heartbeat::Beats::new(&cluster, met, now),
             outside: cluster.arbiter.ping.is_empty(),
             fence: Fence::Idle,
+            fence_failed: false,
             groups,
             watches,
             next_probe: 1,
@@ -304,6 +314,7 @@ impl Manager {
             self.changed = false;
             self.watch_peer(out);
             self.leave_waiting(out);
+            self.meet_late(out);
             self.place(out);
             for group in 0..self.groups.len() {
                 self.run_group(group, out);
@@ -395,7 +406,9 @@ impl Manager {
 
     fn on_persisted(&mut self, seq: u64, done: bool, out: &mut Actions) {
         if !done {
-            if self.persist_again.is_none() {
+            // What was to be told with it comes again with the next write.
+            self.telling.retain(|(at, _)| *at > seq);
+            if !std::mem::replace(&mut self.persist_told, true) {
                 let what = "the manager's state can't be written: nothing is begun until it can";
                 self.alert(
                     out,
@@ -409,6 +422,7 @@ impl Manager {
             return;
         }
         self.persisted = self.persisted.max(seq);
+        self.persist_told = false;
         while let Some((_, told)) = self.telling.pop_front_if(|(at, _)| *at <= seq) {
             self.told = told;
         }
@@ -460,7 +474,7 @@ impl Manager {
     }
 
     fn next_deadline(&self) -> Time {
-        let (mut next, now) = (self.beats.next_deadline(), self.now);
+        let (mut next, now) = (self.beats.next_deadline(self.persisted > 0), self.now);
         // What has come was looked at.
         let mut by = |at: Time| {
             if at > now {
@@ -537,6 +551,8 @@ impl Group {
             ready: config.mirrors().next().is_none(),
             diskless: false,
             unsure: true,
+            by_hand: false,
+            blocked_told: false,
             failback: false,
             waiting_since: None,
             waited_in_vain: false,

@@ -27,6 +27,9 @@ impl Manager {
                 self.drop_intent(group);
             } else if self.peer_up() {
                 self.drop_intent(group);
+                // That it waited in vain is over where the other node has it.
+                let owner = self.order(group).owner;
+                self.groups[group].waited_in_vain &= owner == self.me;
                 self.pass_on(group, out);
                 self.fail_back(group, out);
             } else if self.peer_lost() {

@@ -62,9 +62,11 @@ impl Manager {
         // whoever ends a node wants its groups stopped.
         let must = right == Hold::Lost || self.durable.ending.is_some();
         if self.durable.suspended.value && !must {
+            self.groups[group].waiting_since = None;
             return;
         }
         if !self.wants(group) {
+            self.groups[group].waiting_since = None;
             self.take_down(group, out);
             return;
         }
@@ -103,10 +105,53 @@ impl Manager {
         if begun {
             return true;
         }
-        if self.groups[group].intent.is_some() && !self.is_fenced(out) {
+        if !self.other_does_not_run(group, out) {
+            self.groups[group].waiting_since = None;
             return false;
         }
         self.others_are_online(group, out)
+    }
+
+    /// Something says that the other node does not run the group: that node, or the right that is asked for. Where
+    /// neither does, the fence script does, or an operator, or the risk is accepted.
+    fn other_does_not_run(&mut self, group: GroupId, out: &mut Actions) -> bool {
+        let cluster = self.cluster.clone();
+        let judged = cluster.arbiter.kind != ArbiterKind::None;
+        if judged || self.peer_brief(group).is_some() || self.groups[group].by_hand {
+            return true;
+        }
+        if self.groups[group].intent.is_none() && self.has_left(group) {
+            return true;
+        }
+        let silent = !self.peer_up();
+        if silent && cluster.fence.is_some() {
+            return self.is_fenced(out);
+        }
+        let mirrored = cluster.groups[group].mirrors().next().is_some();
+        if mirrored || (silent && cluster.arbiter.accepted_risk.is_some()) {
+            return true;
+        }
+        if !std::mem::replace(&mut self.groups[group].blocked_told, true) {
+            let other = self.name(self.other());
+            let what = if silent {
+                format!("not started: node {other} is not heard, and may run it")
+            } else {
+                format!("not started: node {other} has another configuration, and may run it")
+            };
+            let cause = format!(
+                "without an arbiter nothing else can tell; once node {other} surely does not run it, an operator may start it"
+            );
+            self.alert(out, Severity::Error, self.group_object(group), what, cause);
+        }
+        false
+    }
+
+    /// The other manager has said good-bye, and had nothing of the group any more.
+    fn has_left(&self, group: GroupId) -> bool {
+        let peer = self.beats.peer.as_ref();
+        let gone = peer.filter(|peer| peer.phase == Phase::Gone);
+        let brief = gone.and_then(|peer| peer.groups.get(group));
+        brief.is_some_and(|brief| !brief.busy)
     }
 
     /// The groups that it waits for are online, somewhere.
@@ -139,12 +184,10 @@ impl Manager {
         false
     }
 
-    /// Where only a fence script can say that the other node is down, it has said so.
+    /// The fence script has said that the other node is down; else it is asked.
     fn is_fenced(&mut self, out: &mut Actions) -> bool {
         let cluster = self.cluster.clone();
-        // With an arbiter no power switch is needed: who may not go on stops by itself.
-        let needed = cluster.arbiter.kind == ArbiterKind::None;
-        let Some(fence) = cluster.fence.as_ref().filter(|_| needed) else {
+        let Some(fence) = cluster.fence.as_ref() else {
             return true;
         };
         match self.fence {
@@ -182,6 +225,7 @@ impl Manager {
             );
         } else {
             self.fence = Fence::Again(self.now.after(FENCE_AGAIN));
+            self.fence_failed = true;
             let what = "the fence script could not make sure that it is down";
             self.alert(out, Severity::Error, object, what, reason(result));
         }

@@ -9,9 +9,12 @@ use super::guard::{Deed, Guard, Word};
 use super::message::Brief;
 use super::*;
 
+mod meeting;
 mod pause;
 mod right;
+mod stuck;
 mod two_nodes;
+mod without_arbiter;
 
 const CLUSTER: &str = r#"
 [cluster]
@@ -70,6 +73,25 @@ struct TestHost {
     durable: Durable,
     probe_fails: bool,
     probe_warns: bool,
+    persist_fails: bool,
+    /// What became of an operation of an earlier manager.
+    inquiry: fn(OpId) -> Event,
+}
+
+fn start_of(text: &str, durable: Durable, boot: u128) -> Start {
+    let cluster = Cluster::parse(Path::new("cluster.toml"), text);
+    let cluster = Arc::new(cluster.unwrap_or_else(|error| panic!("{error}")));
+    Start {
+        cluster,
+        me: 0,
+        durable,
+        boot,
+        incarnation: 0,
+        host: Host {
+            version: "4.3.2".to_owned(),
+            ..Host::default()
+        },
+    }
 }
 
 impl TestHost {
@@ -78,20 +100,12 @@ impl TestHost {
     }
 
     fn from(text: &str, durable: Durable, boot: u128) -> Self {
-        let cluster = Cluster::parse(Path::new("cluster.toml"), text);
-        let cluster = Arc::new(cluster.unwrap_or_else(|error| panic!("{error}")));
+        Self::after(text, durable, boot, |op| Event::OpNever { op })
+    }
+
+    fn after(text: &str, durable: Durable, boot: u128, inquiry: fn(OpId) -> Event) -> Self {
         let mut out = Actions::new();
-        let start = Start {
-            cluster,
-            me: 0,
-            durable,
-            boot,
-            incarnation: 0,
-            host: Host {
-                version: "4.3.2".to_owned(),
-                ..Host::default()
-            },
-        };
+        let start = start_of(text, durable, boot);
         let manager = Manager::new(start, Time(0), &mut out);
         let mut host = Self {
             manager,
@@ -108,6 +122,8 @@ impl TestHost {
             durable: Durable::default(),
             probe_fails: false,
             probe_warns: false,
+            persist_fails: false,
+            inquiry,
         };
         host.carry_out(out);
         host
@@ -123,8 +139,11 @@ impl TestHost {
         for action in actions {
             match action {
                 Action::Persist { seq, state } => {
-                    self.durable = *state;
-                    self.handle(Event::Persisted { seq, done: true });
+                    let done = !self.persist_fails;
+                    if done {
+                        self.durable = *state;
+                    }
+                    self.handle(Event::Persisted { seq, done });
                 }
                 Action::Beat { message, .. } => self.said = Some(*message),
                 Action::Run {
@@ -142,7 +161,7 @@ impl TestHost {
                     };
                     self.handle(Event::OpDone { op, result });
                 }
-                Action::Inquire { op } => self.handle(Event::OpNever { op }),
+                Action::Inquire { op } => self.handle((self.inquiry)(op)),
                 Action::Probe { probe, .. } => {
                     let result = if self.probe_fails {
                         OpResult::TimedOut
@@ -199,6 +218,7 @@ impl TestHost {
         Snapshot {
             incarnation: 7,
             echo: self.manager.incarnation,
+            met: self.manager.incarnation,
             seq: self.seq,
             revision: 3,
             phase: Phase::Running,

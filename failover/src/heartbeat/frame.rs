@@ -5,7 +5,7 @@
 //! | offset | bytes | |
 //! |---|---|---|
 //! | 0 | 4 | `KGHB` |
-//! | 4 | 1 | version, 1 |
+//! | 4 | 1 | version, 2 |
 //! | 5 | 1 | the sender: its place in `[cluster] nodes` |
 //! | 6 | 2 | length of the words |
 //! | 8 | 8 | the cluster: the first bytes of the SHA-256 of its name |
@@ -25,7 +25,7 @@ use crate::core::{Node, Snapshot};
 use super::key::Key;
 
 const MAGIC: &[u8; 4] = b"KGHB";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const HEAD: usize = 32;
 const TAG: usize = 32;
 /// The longest frame, in bytes: what a datagram holds.
@@ -211,6 +211,7 @@ mod tests {
         Snapshot {
             incarnation,
             echo: 7,
+            met: 0,
             seq,
             revision: 3,
             phase: Phase::Running,

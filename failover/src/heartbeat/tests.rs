@@ -21,6 +21,7 @@ fn snapshot(incarnation: u64, seq: u64) -> Snapshot {
     Snapshot {
         incarnation,
         echo: 0,
+        met: 0,
         seq,
         revision: 1,
         phase: Phase::Running,

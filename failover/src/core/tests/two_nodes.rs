@@ -97,6 +97,41 @@ fn a_group_waits_for_another_one_and_not_for_ever() {
 }
 
 #[test]
+fn a_wait_for_another_group_that_is_over_does_not_count_later() {
+    let text = CLUSTER.to_owned()
+        + "[group.web]\nnodes = [\"alpha\", \"beta\"]\nwait-for = [\"pg\"]\nwait-timeout = \"1m\"\n\
+           resource.u = { type = \"systemd\", unit = \"nginx\" }\n";
+    // Beta is heard for so long, and has both groups.
+    let hear_beta_until = |host: &mut TestHost, ms: u64| {
+        while host.now < ms {
+            let mut message = host.snapshot(2);
+            for brief in &mut message.groups {
+                brief.order.version = 5;
+                brief.order.value.wanted = true;
+                brief.order.value.owner = 1;
+                (brief.busy, brief.active, brief.online) = (true, true, true);
+            }
+            host.beat(0, message);
+            host.until((host.now + 500).min(ms));
+        }
+    };
+    let not_started = "group web: not started: group pg is not online";
+    for lost_for in [5_000, 70_000] {
+        let mut host = TestHost::new(&text);
+        hear_beta_until(&mut host, 1_000);
+        host.until(1_000 + lost_for);
+        // Only where the silence is as long as that it has waited in vain.
+        assert_eq!(host.told(not_started), usize::from(lost_for > 60_000));
+        host.right(0, Right::Refused("beta has it".to_owned()));
+        hear_beta_until(&mut host, 200_000);
+        host.until(205_000);
+        host.right(0, Right::Granted);
+        assert_eq!(host.asked.last(), Some(&(1, false)), "{:?}", host.alerts);
+        assert_eq!(host.told(not_started), usize::from(lost_for > 60_000));
+    }
+}
+
+#[test]
 fn heartbeats_of_strangers_replays_and_old_lives_count_for_nothing() {
     let mut host = TestHost::new(CLUSTER);
     // It does not say that it hears this life: it could be of yesterday.

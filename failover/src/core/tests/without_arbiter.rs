@@ -1,0 +1,135 @@
+//! Without an arbiter: who says that the other node does not run a group, where a group has no mirror that would.
+
+use super::*;
+
+fn web(arbiter: &str, group: &str, more: &str) -> String {
+    format!(
+        r#"
+[cluster]
+name = "shop"
+revision = 3
+nodes = ["alpha", "beta"]
+[arbiter]
+kind = "none"
+{arbiter}
+[heartbeat.lan]
+type = "lan"
+priority = 1
+addresses = {{ alpha = "10.0.0.1:7791", beta = "10.0.0.2:7791" }}
+[group.web]
+nodes = ["alpha", "beta"]
+{group}
+[group.web.resource.proxy]
+type = "systemd"
+unit = "haproxy"
+{more}
+"#
+    )
+}
+
+fn fenced() -> String {
+    web("", "", "[fence]\nscript = \"/fence\"\n")
+}
+
+fn manual() -> String {
+    web("", "failover = \"manual\"", "")
+}
+
+const START: Command = Command::Start { group: 0, on: None };
+
+/// This node has run the group when it went down, and boots.
+fn booted(text: &str) -> TestHost {
+    let mut host = TestHost::new(text);
+    host.hear();
+    assert_eq!(host.command(START), Ok(()));
+    host.right(0, Right::Granted);
+    assert_eq!(host.manager.group_status(0), GroupStatus::Online);
+    let order = &host.durable.groups[0].order.value;
+    assert!(order.wanted && order.owner == 0);
+    TestHost::from(text, host.durable, 2)
+}
+
+#[test]
+fn a_node_that_boots_alone_fences_before_it_starts_its_own_group() {
+    let mut host = booted(&fenced());
+    host.fails = vec!["Fence"];
+    host.until(310_000);
+    assert!(matches!(host.runs[0].0, Work::Fence { node: 1 }));
+    assert_eq!(host.asked, []);
+    host.fails.clear();
+    host.until(316_000);
+    assert_eq!(host.asked, [(0, true)]);
+    // Where the script can't tell, an operator's word stands in for it: not before that is known.
+    let mut host = booted(&fenced());
+    host.fails = vec!["Fence"];
+    host.until(310_000);
+    assert_eq!(host.command(START), Ok(()));
+    assert_eq!(host.asked, [(0, false)]);
+}
+
+#[test]
+fn without_a_fence_a_node_that_boots_alone_waits_for_the_other_one_or_an_operator() {
+    let may_run = "not started: node beta is not heard, and may run it";
+    let mut host = booted(&manual());
+    host.until(900_000);
+    assert_eq!(host.asked, []);
+    assert_eq!(host.told(may_run), 1, "{:?}", host.alerts);
+    assert_eq!(host.command(START), Ok(()));
+    assert_eq!(host.asked, [(0, false)]);
+
+    let mut host = booted(&manual());
+    host.until(400_000);
+    host.hear();
+    assert_eq!(
+        host.asked,
+        [(0, false)],
+        "the other node says that it does not run it"
+    );
+
+    let risk = crate::config::cluster::ACCEPTED_RISK;
+    let mut host = booted(&web(&format!("accepted-risk = \"{risk}\""), "", ""));
+    host.until(300_000);
+    assert_eq!(host.asked, [(0, false)]);
+    assert_eq!(host.told(may_run), 0);
+
+    // The word of an operator is about now: once the other node was heard, it knows better.
+    let mut host = booted(&manual());
+    host.until(400_000);
+    assert_eq!(host.command(START), Ok(()));
+    host.right(0, Right::Refused("not yet".to_owned()));
+    let mut message = host.snapshot(1);
+    message.groups[0].busy = true;
+    host.beat(0, message);
+    host.until(500_000);
+    assert_eq!(host.asked.len(), 1);
+}
+
+#[test]
+fn whoever_has_said_good_bye_with_nothing_left_is_not_fenced() {
+    for busy in [false, true] {
+        let mut host = booted(&fenced());
+        let mut message = host.snapshot(1);
+        message.phase = Phase::Gone;
+        message.groups[0].busy = busy;
+        host.beat(0, message);
+        host.until(300_000);
+        assert_eq!(host.asked, [(0, busy)]);
+    }
+}
+
+#[test]
+fn whoever_has_another_configuration_is_not_fenced_and_may_run_it() {
+    let mut host = booted(&fenced());
+    let mut message = host.snapshot(1);
+    message.revision = 4;
+    host.beat(0, message);
+    assert_eq!(host.manager.phase(), Phase::Running);
+    host.until(10_000);
+    assert_eq!(host.asked, []);
+    assert_eq!(host.runs.len(), 0);
+    let what = "not started: node beta has another configuration, and may run it";
+    assert_eq!(host.told(what), 1, "{:?}", host.alerts);
+    let message = host.snapshot(1);
+    host.beat(0, message);
+    assert_eq!(host.asked, [(0, false)]);
+}
