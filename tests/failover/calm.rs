@@ -95,7 +95,14 @@ impl World {
             let manual = config.attributes.startup == kagami_failover::config::Start::Manual;
             let waits = !config.attributes.wait_for.is_empty() && !self.is_online_somewhere(0);
             let wanted = manager.order_of(group).wanted;
-            if status != GroupStatus::Online && wanted && may && !failed && !manual && !waits {
+            if status != GroupStatus::Online
+                && wanted
+                && may
+                && !failed
+                && !manual
+                && !waits
+                && !self.seen.in_vain[group]
+            {
                 let order = manager.order_of(group);
                 let what = format!(
                     "{}: {status:?} at {}, the only node, {order:?}",
@@ -152,6 +159,7 @@ impl World {
                 || failed(at_b)
                 || manual
                 || ended
+                || self.seen.in_vain[group]
                 || config.resources.iter().any(|r| {
                     // A group that can't be stopped may have taken its node down just now.
                     r.common.stop_final != Final::Nothing && self.seen.stop_failed_in_calm
@@ -162,6 +170,10 @@ impl World {
                     .iter()
                     .any(|_| !self.is_online_somewhere(0));
             if !a.order_of(group).wanted {
+                if !manual && !ended && !self.seen.stopped[group] {
+                    let what = format!("{}: {:?}", config.name, a.order_of(group));
+                    return Err(Violation::new("Starts-with-the-cluster", what));
+                }
                 continue;
             }
             let online = [at_a, at_b]

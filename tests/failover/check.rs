@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use kagami_failover::config::{Cluster, Final};
-use kagami_failover::core::{Alert, Command, Object, OpId, OpResult, Work};
+use kagami_failover::core::{Alert, Command, GroupStatus, Object, OpId, OpResult, Work};
 
 use super::mirror::{Hold, name};
 use super::world::{Live, Op, World};
@@ -72,6 +72,12 @@ pub struct Seen {
     /// A failover from this node was decided and is on its way: (node, group).
     leaving: Vec<(usize, usize)>,
     pub stop_failed_in_calm: bool,
+    /// An operator, or a final action, has stopped a group.
+    pub stopped: Vec<bool>,
+    /// A group has waited for another one in vain.
+    pub in_vain: Vec<bool>,
+    /// Since when a group is about to start, by node and group.
+    pending: [Vec<Option<u64>>; 2],
     pub unneeded_reset: Option<String>,
 }
 
@@ -90,6 +96,9 @@ impl Seen {
             spoken: vec![0; cluster.groups.len()],
             leaving: Vec::new(),
             stop_failed_in_calm: false,
+            stopped: vec![false; cluster.groups.len()],
+            in_vain: vec![false; cluster.groups.len()],
+            pending: [(); 2].map(|()| vec![None; cluster.groups.len()]),
             unneeded_reset: None,
         }
     }
@@ -123,6 +132,9 @@ impl Seen {
 
     /// An operator's start and move begin with counts at 0.
     pub fn obeyed(&mut self, command: Command, now: u64) {
+        if let Command::Stop { group } = command {
+            self.stopped[group] = true;
+        }
         let (Command::Start { group, .. } | Command::Move { group, .. }) = command else {
             return;
         };
@@ -329,7 +341,40 @@ impl World {
             && host.live[group].iter().any(|live| *live != Live::Off)
     }
 
+    /// Who gives up waiting for another group has waited for its time.
+    pub fn check_alert(&mut self, node: usize, alert: &Alert) -> Result<(), Violation> {
+        let Some(group) = self.group_of(&alert.object) else {
+            return Ok(());
+        };
+        if alert.what.starts_with("final action: the group stops") {
+            self.seen.stopped[group] = true;
+        }
+        if alert.what != "not started" {
+            return Ok(());
+        }
+        self.seen.in_vain[group] = true;
+        let since = self.seen.pending[node][group].unwrap_or(self.now);
+        let attributes = &self.options.cluster.groups[group].attributes;
+        if self.now - since < attributes.wait_timeout.0 {
+            let what = format!("{}: {alert}: it waits since {since} ms", name(node));
+            return Err(Violation::new("Waits", what));
+        }
+        Ok(())
+    }
+
+    fn see_pending(&mut self) {
+        for (node, pending) in self.seen.pending.iter_mut().enumerate() {
+            let manager = self.nodes[node].manager.as_ref();
+            for (group, since) in pending.iter_mut().enumerate() {
+                let is =
+                    manager.is_some_and(|m| m.group_status(group) == GroupStatus::OnlinePending);
+                *since = is.then(|| since.unwrap_or(self.now));
+            }
+        }
+    }
+
     pub fn check_step(&mut self) -> Result<(), Violation> {
+        self.see_pending();
         if let Some(what) = self.seen.unneeded_reset.take() {
             return Err(Violation::new("Stops-in-time", what));
         }

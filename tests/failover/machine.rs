@@ -181,6 +181,7 @@ impl World {
                 }
                 Action::Alert(alert) => {
                     self.note(|| format!("{}: {alert}", name(node)));
+                    self.check_alert(node, &alert)?;
                     let monitor = match &alert.object {
                         Object::Monitor(name) => self.monitor_of(&format!("monitor {name}")),
                         _ => None,
@@ -282,6 +283,7 @@ impl World {
             }
         };
         match (work, &result) {
+            (Work::Fence { node: other }, OpResult::Done) => self.crash_node(other, true),
             (Work::Start { group, resource }, OpResult::Done) => {
                 self.nodes[node].live[group][resource] = Live::On;
             }

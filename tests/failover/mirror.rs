@@ -174,6 +174,9 @@ impl World {
 
     /// The disk of a node fails, where both copies are the same. False: it is not that time.
     pub fn fail_disk(&mut self, node: usize, group: usize) -> bool {
+        if self.options.fenced {
+            return false;
+        }
         let carries = self.arbiter_up && self.arbiter_reached[1 - node];
         let in_sync = self.joined(group) && self.mirrors[group].equal;
         if !in_sync || !carries || self.dead_of(group).is_some() {
@@ -363,6 +366,11 @@ impl World {
 
     /// The manager asks for the right.
     pub fn ask(&mut self, node: usize, group: usize) {
+        if self.options.fenced {
+            self.mirrors[group].hold[node] = Hold::Alone;
+            self.right(node, group, Right::Granted);
+            return;
+        }
         if self.nodes[node].guards[group].is_stopping() {
             self.right(node, group, Right::Lost);
             return;
@@ -445,6 +453,10 @@ impl World {
 
     /// Copies in sync are what the managers call ready, and the only one of two.
     pub fn tell_ready(&mut self) {
+        // Without a mirror nothing has to be ready.
+        if self.options.fenced {
+            return;
+        }
         for group in 0..self.mirrors.len() {
             for node in 0..2 {
                 let mirror = &self.mirrors[group];

@@ -12,6 +12,8 @@ use crate::sim::rng::Rng;
 #[derive(Clone, Debug)]
 pub struct Options {
     pub cluster: Arc<Cluster>,
+    /// Nothing but a fence script decides who goes on, and no group has a mirror.
+    pub fenced: bool,
     /// The mirror link's time-out, in milliseconds.
     pub link_timeout: u64,
     /// How long a guard waits for permission after a lease's end.
@@ -41,10 +43,12 @@ impl Options {
                 0
             }
         };
-        let cluster = Arc::new(cluster(rng));
+        let fenced = rng.one_in(6);
+        let cluster = Arc::new(cluster(rng, fenced));
         let margin = rng.between(200, 1000);
         Self {
             cluster,
+            fenced,
             link_timeout: rng.between(500, 3000),
             margin,
             fault_every: if rng.percent(90) {
@@ -67,20 +71,25 @@ impl Options {
 }
 
 /// The cluster's file, as an operator could have written it.
-fn cluster(rng: &mut Rng) -> Cluster {
+fn cluster(rng: &mut Rng, fenced: bool) -> Cluster {
     let mut text = String::new();
     let wait = rng.between(5, 60);
     let stop_bound = rng.between(10, 60);
+    let arbiter = if fenced {
+        "kind = \"none\"\n[fence]\nscript = \"/f\"\ntimeout = \"5s\""
+    } else {
+        "kind = \"witness\"\nname = \"w\""
+    };
     let _ = write!(
         text,
         "[cluster]\nname = \"sim\"\nrevision = 1\nnodes = [\"a\", \"b\"]\nwait-for-node = \"{wait}s\"\n\
          stop-bound = \"{stop_bound}s\"\nclear-after = \"300d\"\n\
-         [arbiter]\nkind = \"witness\"\nname = \"w\"\n"
+         [arbiter]\n{arbiter}\n"
     );
     for heartbeat in 0..rng.between(1, 2) {
         let _ = write!(
             text,
-            "[heartbeat.h{heartbeat}]\ntype = \"serial\"\npriority = {heartbeat}\n\
+            "[heartbeat.h{heartbeat}]\ntype = \"serial\"\npriority = {heartbeat}\ntimeout = \"2s\"\n\
              devices = {{ a = \"/dev/ttyS{heartbeat}\", b = \"/dev/ttyS{heartbeat}\" }}\n"
         );
     }
@@ -98,6 +107,9 @@ fn cluster(rng: &mut Rng) -> Cluster {
         );
         if group == 1 && rng.one_in(3) {
             text += "wait-for = [\"g0\"]\n";
+            if rng.coin() {
+                let _ = writeln!(text, "wait-timeout = \"{}s\"", rng.between(5, 90));
+            }
         }
         let thresholds = |rng: &mut Rng| {
             format!(
@@ -116,11 +128,18 @@ fn cluster(rng: &mut Rng) -> Cluster {
                 rng.pick(&["shutdown", "shutdown", "nothing", "reboot"]),
             )
         };
+        let data = if fenced {
+            "type = \"exec\"\nstart = \"/s\"\nstop = \"/t\"\nstart-timeout = \"8s\"\nstop-timeout = \"6s\"".to_owned()
+        } else {
+            format!(
+                "type = \"mirror\"\nmirror = \"m{group}\"\nmount-timeout = \"4s\"\nfsck-timeout = \"4s\"\n\
+                 unmount-timeout = \"3s\"\nunmount-retries = 1\nmount-retries = 0"
+            )
+        };
+        let thresholds_of_data = thresholds(rng);
         let _ = write!(
             text,
-            "[group.g{group}.resource.data]\ntype = \"mirror\"\nmirror = \"m{group}\"\nmount-timeout = \"4s\"\n\
-             fsck-timeout = \"4s\"\nunmount-timeout = \"3s\"\nunmount-retries = 1\nmount-retries = 0\n{}",
-            thresholds(rng)
+            "[group.g{group}.resource.data]\n{data}\n{thresholds_of_data}"
         );
         let _ = write!(
             text,

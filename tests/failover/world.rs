@@ -237,8 +237,21 @@ impl World {
         let shown = format!("{:#?}", world.options);
         world.note(|| shown);
         for node in 0..2 {
-            let delay = world.rng.below(8000);
+            // So late that the other one has started alone.
+            let most = if world.rng.one_in(8) { 120_000 } else { 8000 };
+            let delay = world.rng.below(most);
             world.later(delay, Item::NodeStart { node });
+        }
+        if world.rng.one_in(8) {
+            world.arbiter_up = false;
+            let delay = world.rng.between(5_000, 120_000);
+            world.later(delay, Item::Heal(Heal::Arbiter));
+        }
+        if world.rng.one_in(16) {
+            world.link_up = false;
+            world.beats_up.fill([false; 2]);
+            let delay = world.rng.between(5_000, 120_000);
+            world.later(delay, Item::Heal(Heal::Network));
         }
         if world.options.fault_every > 0 {
             let first = world.rng.between(5_000, 40_000);
