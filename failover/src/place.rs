@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::config::resource::Driver;
 use crate::config::{Cluster, Group, Ms};
 use crate::core::Node;
+use crate::resource::apart::Apart;
 use crate::resource::files::Image;
 
 /// What a trait object of this module answers, later.
@@ -56,6 +57,8 @@ pub struct MirrorStatus {
     pub paused: bool,
     /// Two copies have gone on alone.
     pub split_brain: bool,
+    /// The kernel's device, where it is attached.
+    pub device: Option<PathBuf>,
     /// In words, for people.
     pub words: String,
 }
@@ -123,6 +126,8 @@ pub struct Place {
     pub files: Arc<dyn FileChannel>,
     /// What goes on beside an active resource, by its key.
     pub(crate) tasks: Tasks,
+    /// What may never return, and is not done twice at a time.
+    pub(crate) apart: Apart,
     /// Shared disks that are held.
     pub(crate) held: Mutex<HashMap<PathBuf, fs::File>>,
 }
@@ -170,6 +175,7 @@ impl Place {
             watchdog,
             files,
             tasks: Tasks::default(),
+            apart: Apart::default(),
             held: Mutex::default(),
         })
     }

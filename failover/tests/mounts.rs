@@ -2,8 +2,12 @@
 
 mod common;
 
-use std::path::PathBuf;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use common::{TestNode, runs, until, why};
 use kagami_failover::core::OpResult;
@@ -66,10 +70,13 @@ struct Loop(PathBuf);
 
 impl Loop {
     fn new(node: &TestNode) -> Self {
-        let file = node.path("disk");
-        std::fs::File::create(&file)
+        Self::of(&node.path("disk"), 64)
+    }
+
+    fn of(file: &Path, mib: u64) -> Self {
+        std::fs::File::create(file)
             .unwrap()
-            .set_len(64 << 20)
+            .set_len(mib << 20)
             .unwrap();
         Self(run(&format!("losetup -f --show {}", file.display())).into())
     }
@@ -230,4 +237,196 @@ async fn a_shared_disk_is_held_while_it_is_active() {
     assert_eq!(first.stop("lun").await, OpResult::Done);
     assert_eq!(second.start("lun").await, OpResult::Done);
     assert_eq!(second.stop("lun").await, OpResult::Done);
+}
+
+/// A node with a shared disk that has a file system.
+fn disk(device: &Loop, unmount_timeout: &str) -> TestNode {
+    let path = device.0.display();
+    run(&format!("mkfs.ext4 -q {path}"));
+    TestNode::new(&format!(
+        "[group.g.resource.lun]\ntype = \"disk\"\ndevice = \"{path}\"\nmount = \"@/mnt\"\n\
+         unmount-timeout = \"{unmount_timeout}\"\nunmount-retries = 0\n"
+    ))
+}
+
+/// A folder for what lies below the node of a test.
+fn folder() -> TestNode {
+    TestNode::new("[group.g.resource.x]\ntype = \"exec\"\nstart = \"/bin/true\"\n")
+}
+
+/// What is mounted below a node's folder.
+fn mounted(node: &TestNode) -> Vec<String> {
+    let at = node.folder.path().display().to_string();
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let lines = table.lines().filter(|line| line.contains(&at));
+    lines.map(str::to_owned).collect()
+}
+
+/// Writes to the file system wait until this ends.
+struct Frozen(PathBuf);
+
+impl Frozen {
+    fn new(point: PathBuf) -> Self {
+        run(&format!("fsfreeze -f {}", point.display()));
+        Self(point)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = Command::new("fsfreeze").arg("-u").arg(&self.0).status();
+    }
+}
+
+#[tokio::test]
+async fn a_disk_whose_last_writes_wait_is_not_let_go() {
+    if !inside("a_disk_whose_last_writes_wait_is_not_let_go") {
+        return;
+    }
+    let under = folder();
+    let outer = Loop::new(&under);
+    let at = under.path("outer").display().to_string();
+    run(&format!(
+        "mkfs.ext4 -q {0}; mkdir {at}; mount {0} {at}",
+        outer.0.display()
+    ));
+    let inner = Loop::of(&under.path("outer/disk"), 32);
+    let node = disk(&inner, "1s");
+    assert_eq!(node.start("lun").await, OpResult::Done);
+    std::fs::write(node.path("mnt/row"), vec![7; 4 << 20]).unwrap();
+    let frozen = Frozen::new(under.path("outer"));
+    let reason = why(node.stop("lun").await);
+    assert!(reason.contains("still in use on this node"), "{reason}");
+    assert_eq!(mounted(&node), [""; 0], "the kernel's table shows nothing");
+    let reason = why(node.stop("lun").await);
+    assert!(reason.contains("still in use on this node"), "{reason}");
+    drop(frozen);
+    let until = Instant::now() + Duration::from_secs(60);
+    while node.stop("lun").await != OpResult::Done {
+        assert!(Instant::now() < until, "what waited is written");
+    }
+    run(&format!("e2fsck -fn {}", inner.0.display()));
+}
+
+#[tokio::test]
+async fn what_is_mounted_elsewhere_too_is_not_let_go() {
+    if !inside("what_is_mounted_elsewhere_too_is_not_let_go") {
+        return;
+    }
+    let (node, device) = mirror("unmount-timeout = \"1s\"\n");
+    run(&format!("mkfs.ext4 -q {}", device.0.display()));
+    assert_eq!(node.start("md").await, OpResult::Done);
+    let at = node.folder.path().display().to_string();
+    run(&format!(
+        "mkdir {at}/other; mount --bind {at}/mnt {at}/other"
+    ));
+    let reason = why(node.stop("md").await);
+    assert!(
+        reason.contains(&format!("mounted on {at}/other")),
+        "{reason}"
+    );
+    let calls = node.mirrors.calls.lock().unwrap().clone();
+    assert_eq!(calls, ["attach pg"], "it is not detached");
+    run(&format!("umount {at}/other"));
+    assert_eq!(node.stop("md").await, OpResult::Done);
+    // A namespace of somebody's own has it for itself.
+    assert_eq!(node.start("md").await, OpResult::Done);
+    let line = format!("exec unshare -m sh -c 'echo >{at}/ready; exec sleep 600'");
+    let private = User::new(&line);
+    until("it has its own", || !node.read("ready").is_empty()).await;
+    let reason = why(node.stop("md").await);
+    let whose = format!("in the mount namespace of sleep ({})", private.0.id());
+    assert!(reason.contains(&whose), "{reason}");
+    drop(private);
+    assert_eq!(node.stop("md").await, OpResult::Done);
+}
+
+#[tokio::test]
+async fn who_uses_a_mount_in_a_namespace_that_follows_is_ended() {
+    if !inside("who_uses_a_mount_in_a_namespace_that_follows_is_ended") {
+        return;
+    }
+    run("mount --make-rshared /");
+    let (node, device) = mirror("");
+    run(&format!("mkfs.ext4 -q {}", device.0.display()));
+    assert_eq!(node.start("md").await, OpResult::Done);
+    let at = node.folder.path().display().to_string();
+    let line = format!(
+        "exec unshare -m --propagation slave sh -c 'exec 3>{at}/mnt/open; echo >{at}/ready; exec sleep 600'"
+    );
+    let service = User::new(&line);
+    until("it has a file open", || !node.read("ready").is_empty()).await;
+    assert_eq!(node.stop("md").await, OpResult::Done);
+    assert!(!runs(&service.0.id().to_string()));
+}
+
+#[tokio::test]
+async fn a_mount_point_that_is_a_link_is_found_again() {
+    if !inside("a_mount_point_that_is_a_link_is_found_again") {
+        return;
+    }
+    let under = folder();
+    let device = Loop::new(&under);
+    let node = disk(&device, "10s");
+    std::fs::create_dir(node.path("real")).unwrap();
+    std::os::unix::fs::symlink("real", node.path("mnt")).unwrap();
+    assert_eq!(node.start("lun").await, OpResult::Done);
+    assert_eq!(mounted(&node).len(), 1);
+    assert_eq!(node.start("lun").await, OpResult::Done, "it is there");
+    assert_eq!(node.probe("lun").await, OpResult::Done);
+    assert_eq!(node.stop("lun").await, OpResult::Done);
+    assert_eq!(mounted(&node), [""; 0]);
+    assert!(why(node.probe("lun").await).contains("nothing is mounted"));
+}
+
+#[tokio::test]
+async fn a_file_system_that_never_answers_holds_nobody_who_stops_another() {
+    if !inside("a_file_system_that_never_answers_holds_nobody_who_stops_another") {
+        return;
+    }
+    if !Path::new("/dev/fuse").exists() {
+        eprintln!("left out: there is no /dev/fuse");
+        return;
+    }
+    let under = folder();
+    let device = Loop::new(&under);
+    let node = disk(&device, "10s");
+    assert_eq!(node.start("lun").await, OpResult::Done);
+    // Whoever has its other end reads no question.
+    let silent = under.path("silent").display().to_string();
+    let line = format!(
+        "mkdir {silent}; exec 3<>/dev/fuse; \
+         mount -i -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0 silent {silent}; \
+         echo >{}; exec sleep 60",
+        under.path("ready").display()
+    );
+    let _server = User::new(&line);
+    until("it is mounted", || !under.read("ready").is_empty()).await;
+    assert_eq!(mounted(&under).len(), 1);
+    let open = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH)
+        .open(&silent)
+        .unwrap();
+    let child = Command::new("sleep").arg("600").stdin(open).spawn();
+    let user = User(child.unwrap());
+    // No process uses this one, and it can't be unmounted.
+    let busy = Loop::of(&node.path("mnt/disk"), 8);
+    let ticks = Arc::new(AtomicU32::new(0));
+    let counted = ticks.clone();
+    let timer = tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let begun = Instant::now();
+    let reason = why(node.stop("lun").await);
+    assert!(begun.elapsed() < Duration::from_secs(30), "it is held");
+    assert!(reason.contains("no process uses it"), "{reason}");
+    assert!(ticks.load(Ordering::Relaxed) > 10, "others go on");
+    assert!(runs(&user.0.id().to_string()));
+    timer.abort();
+    drop(busy);
+    assert_eq!(node.stop("lun").await, OpResult::Done);
 }

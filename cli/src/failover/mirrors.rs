@@ -220,6 +220,7 @@ impl MirrorDevice for Daemon {
                 connected: found.connection == Connection::Connected,
                 paused: found.condition == Condition::StandAlone,
                 split_brain: found.condition == Condition::SplitBrain,
+                device: found.device.as_ref().map(|device| (&device.path).into()),
                 words: found.condition.to_string(),
             })
         })

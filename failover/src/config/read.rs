@@ -418,6 +418,7 @@ impl<'t> Reader<'t> {
                 let device: DiskDevice = self.take(own, &at, &[keys, Mount::KEYS].concat())?;
                 Kind::Disk(resource::Disk {
                     device: device.device,
+                    reserve: device.reserve,
                     mount: self.take(mount, &at, &[])?,
                 })
             }

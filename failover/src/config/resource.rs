@@ -410,8 +410,23 @@ pub enum Driver {
 pub struct Disk {
     /// The device.
     pub device: PathBuf,
+    /// Whether it is reserved against the other node.
+    pub reserve: Reserve,
     /// Its file system.
     pub mount: Mount,
+}
+
+/// Whether a shared disk is reserved against the other node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reserve {
+    /// Where it knows reservations. Not every disk says in so many words that it knows none.
+    #[default]
+    IfKnown,
+    /// It has to be.
+    Always,
+    /// Never.
+    Never,
 }
 
 /// A shared block device's own fields.
@@ -419,6 +434,8 @@ pub struct Disk {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct DiskDevice {
     pub device: PathBuf,
+    #[serde(default)]
+    pub reserve: Reserve,
 }
 
 /// How long starting, stopping and checking may take.

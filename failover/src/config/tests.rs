@@ -387,6 +387,29 @@ fn what_is_one_is_used_once() {
 }
 
 #[test]
+fn a_mount_point_is_a_path_that_the_kernel_shows() {
+    for point in ["srv/pg", "/srv/../pg"] {
+        replaced(
+            "mount = \"/srv/pg\"",
+            &format!("mount = \"{point}\""),
+            &[&format!(
+                "[group.pg.resource.data] mount: {point} is not an absolute path without `..`"
+            )],
+        );
+    }
+    let disk = |rest: &str| {
+        format!("[group.pg.resource.lun]\ntype = \"disk\"\ndevice = \"/dev/sdb\"\n{rest}\n")
+    };
+    added(&disk("mount = \"lun\""), &["mount: lun is not"]);
+    added(&disk("reserve = \"maybe\""), &["maybe", "if-known"]);
+    let cluster = parse(&small(&disk("reserve = \"always\""))).unwrap();
+    let resource::Kind::Disk(lun) = &cluster.groups[0].resources[3].kind else {
+        panic!("{cluster:?}");
+    };
+    assert_eq!(lun.reserve, resource::Reserve::Always);
+}
+
+#[test]
 fn groups_can_be_run_and_waited_for() {
     added(
         "[group.web]\nnodes = [\"beta\"]\n",

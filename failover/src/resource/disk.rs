@@ -6,7 +6,8 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
@@ -14,9 +15,9 @@ use rustix::fs::{FlockOperation, flock};
 use tokio::time::sleep;
 
 use super::reservation::{self, Held};
-use super::{Subject, mount};
+use super::{Subject, apart, mount};
 use crate::config::Ms;
-use crate::config::resource::Disk;
+use crate::config::resource::{Disk, Reserve};
 use crate::process::{Deadline, Failure, Step};
 
 /// How long a lock of another program is waited for.
@@ -26,7 +27,7 @@ const AGAIN: Duration = Duration::from_millis(100);
 
 pub(super) async fn start(subject: Subject<'_>, own: &Disk, deadline: Deadline) -> Step {
     hold(subject, &own.device, deadline).await?;
-    if let Err(failure) = reserve(subject, &own.device, deadline).await {
+    if let Err(failure) = reserve(subject, own, deadline).await {
         let_go(subject, &own.device);
         return Err(failure);
     }
@@ -35,9 +36,27 @@ pub(super) async fn start(subject: Subject<'_>, own: &Disk, deadline: Deadline) 
 
 pub(super) async fn stop(subject: Subject<'_>, own: &Disk, deadline: Deadline) -> Step {
     mount::down(subject, &own.mount, deadline).await?;
-    release(subject, &own.device, deadline).await?;
+    mount::quiet(subject, Some(&own.device), deadline).await?;
+    // A reservation that was given up may still be on its way, and must not come when another node
+    // has the disk.
+    let under_way = reserving(&own.device);
+    subject.place.apart.returned(&under_way, deadline).await?;
+    if own.reserve != Reserve::Never {
+        release(subject, &own.device, deadline).await?;
+    }
     let_go(subject, &own.device);
     Ok(())
+}
+
+/// What is asked of one device, one at a time.
+fn reserving(device: &Path) -> String {
+    format!("reserving {}", device.display())
+}
+
+/// Opens it, which may wait for a disk that recovers from an error.
+async fn open(device: &Path, deadline: Deadline) -> Step<std::io::Result<fs::File>> {
+    let owned = device.to_owned();
+    apart::call(deadline, move || fs::File::open(owned)).await
 }
 
 /// Nothing else on this node that asks holds it.
@@ -51,7 +70,8 @@ async fn hold(subject: Subject<'_>, device: &Path, deadline: Deadline) -> Step {
         return Ok(());
     }
     let shown = device.display();
-    let file = fs::File::open(device).map_err(|error| format!("{shown}: {error}"))?;
+    let file = open(device, deadline).await?;
+    let file = file.map_err(|error| format!("{shown}: {error}"))?;
     // udev holds a device that it looks at, for a moment.
     let patience = deadline.within(PATIENCE);
     while let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -90,16 +110,49 @@ fn handle(subject: Subject<'_>, device: &Path) -> Step<fs::File> {
     Ok(file.try_clone().map_err(|error| error.to_string())?)
 }
 
-async fn reserve(subject: Subject<'_>, device: &Path, deadline: Deadline) -> Step {
+/// What is not waited for any more goes no further.
+struct GiveUp(Arc<AtomicBool>);
+
+impl Drop for GiveUp {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+async fn reserve(subject: Subject<'_>, own: &Disk, deadline: Deadline) -> Step {
+    if own.reserve == Reserve::Never {
+        return Ok(());
+    }
     let place = subject.place;
-    let file = handle(subject, device)?;
+    let file = handle(subject, &own.device)?;
     let mine = reservation::key(&place.cluster.name, &place.cluster.nodes[place.me]);
     let theirs = reservation::key(&place.cluster.name, place.other());
-    let hold = tokio::task::spawn_blocking(move || reservation::hold(&file, mine, theirs));
-    let held = deadline.wait(hold).await?.map_err(|e| e.to_string())?;
-    let shown = device.display();
+    let given_up = GiveUp(Arc::default());
+    let flag = given_up.0.clone();
+    let hold = move || reservation::hold(&file, mine, theirs, &flag);
+    let name = reserving(&own.device);
+    let held = place.apart.run(&name, deadline, hold).await?;
+    let shown = own.device.display();
+    let known = place.state.join("reserved").join(subject.key());
     match held {
-        Ok(Held::Reserved) => Ok(()),
+        Ok(Held::Reserved) => {
+            // Noted once: what a disk could do it has to do.
+            if !known.exists() {
+                let parent = place.state.join("reserved");
+                let noted = fs::create_dir_all(parent)
+                    .and_then(|()| fs::write(&known, format!("{shown}\n")));
+                noted.map_err(|error| format!("{}: {error}", known.display()))?;
+            }
+            Ok(())
+        }
+        Ok(Held::NotKnown(why)) if own.reserve == Reserve::Always => Err(Failure::Failed(format!(
+            "{shown} can't be reserved ({why}), and `reserve` is \"always\"\n  next: see `sg_persist -k {shown}`"
+        ))),
+        Ok(Held::NotKnown(why)) if known.exists() => Err(Failure::Failed(format!(
+            "{shown} was reserved by this resource before, and can't be now: {why}\n  next: see `sg_persist -k {shown}`; \
+             if the disk is another one that knows no reservations, remove {}",
+            known.display()
+        ))),
         Ok(Held::NotKnown(why)) => {
             tracing::warn!(
                 device = %shown,
@@ -116,15 +169,20 @@ async fn reserve(subject: Subject<'_>, device: &Path, deadline: Deadline) -> Ste
 
 async fn release(subject: Subject<'_>, device: &Path, deadline: Deadline) -> Step {
     let place = subject.place;
-    // A manager that has just started does not hold what an earlier one reserved.
-    let Ok(file) = handle(subject, device)
-        .or_else(|_| fs::File::open(device).map_err(|error| Failure::Failed(error.to_string())))
-    else {
-        return Ok(());
+    let file = match handle(subject, device) {
+        Ok(file) => file,
+        // A manager that has just started does not hold what an earlier one reserved.
+        Err(_) => match open(device, deadline).await? {
+            Ok(file) => file,
+            Err(_) => return Ok(()),
+        },
     };
     let mine = reservation::key(&place.cluster.name, &place.cluster.nodes[place.me]);
-    let release = tokio::task::spawn_blocking(move || reservation::release(&file, mine));
-    let released = deadline.wait(release).await?.map_err(|e| e.to_string())?;
+    let release = move || reservation::release(&file, mine);
+    let released = place
+        .apart
+        .run(&reserving(device), deadline, release)
+        .await?;
     if let Err(error) = released {
         // The other node takes what could not be given up.
         tracing::warn!(device = %device.display(), error, "the disk's reservation is not given up");

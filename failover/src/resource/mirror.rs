@@ -20,6 +20,12 @@ pub(super) async fn start(subject: Subject<'_>, own: &Mirror, deadline: Deadline
 
 pub(super) async fn stop(subject: Subject<'_>, own: &Mirror, deadline: Deadline) -> Step {
     mount::down(subject, &own.mount, deadline).await?;
+    // A daemon that does not say refuses to detach what is in use, or is not there to do it.
+    let asked = deadline
+        .wait(subject.place.mirrors.status(&own.disk.mirror))
+        .await?;
+    let device = asked.ok().and_then(|status| status.device);
+    mount::quiet(subject, device.as_deref(), deadline).await?;
     let detach = subject.place.mirrors.detach(&own.disk.mirror);
     Ok(deadline.wait(detach).await??)
 }

@@ -5,6 +5,7 @@
 //! when, and in which order; the right to run is held by whoever calls.
 
 pub mod action;
+pub(crate) mod apart;
 pub mod disk;
 pub mod exec;
 pub mod files;
@@ -204,8 +205,8 @@ pub async fn probe(
     ended(match &resource.kind {
         Kind::FloatingIp(own) => floating_ip::probe(subject, own, deadline).await,
         Kind::Exec(own) => exec::probe(subject, own),
-        Kind::Mirror(own) => mount::probe(&own.mount),
-        Kind::Disk(own) => mount::probe(&own.mount),
+        Kind::Mirror(own) => mount::probe(&own.mount, deadline).await,
+        Kind::Disk(own) => mount::probe(&own.mount, deadline).await,
         Kind::Ocf(own) => ocf::probe(subject, own, deadline).await,
         Kind::Systemd(own) => systemd::probe(subject, own, deadline).await,
         Kind::Action(own) => action::probe(subject, own, deadline).await,

@@ -1,24 +1,39 @@
 //! A file system on a group's device: made once where it is asked for and nothing is there, checked,
-//! mounted; unmounted, whoever still uses it.
+//! mounted; unmounted, whoever still uses it, and waited for until nothing of it is written any more.
 
-use std::fs::{self, File};
-use std::io::Read;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+mod first;
+mod program;
+mod table;
+mod users;
+
+use std::ffi::OsString;
+use std::fs::{self, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 use tokio::time::sleep;
 
-use super::Subject;
+pub(super) use first::make_file_system;
+
+use super::{Subject, apart};
+use crate::config::Ms;
 use crate::config::resource::{Fsck, Mount};
-use crate::process::{Deadline, Failure, Process, Step, all, describe, tool};
+use crate::process::{Deadline, Failure, Step, describe, tool};
+use table::{below, mounts, number};
 
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// From TERM to KILL of those who use a mount.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// From TERM to KILL of those who use a mount; as long may looking for them take.
+const PATIENCE: Ms = Ms(5000);
+
+/// How long a device may take to say whether it is free, each time that it is asked.
+const LOOK: Ms = Ms(1000);
 
 /// How often those who use a mount are killed before it is given up.
 const KILLS: u32 = 10;
@@ -26,155 +41,19 @@ const KILLS: u32 = 10;
 /// Between two of these.
 const BREATH: Duration = Duration::from_millis(50);
 
-/// What is made where the configuration does not say.
-const USUAL: &str = "ext4";
-
-/// This much of a device has to be empty before a file system is made on it, in bytes.
-const EMPTY: u64 = 1 << 20;
-
-/// A line of /proc/self/mountinfo.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Mounted {
-    device: String,
-    point: PathBuf,
-}
-
-/// What `\040` and the like stand for.
-fn plain(text: &str) -> PathBuf {
-    let mut out = Vec::new();
-    let bytes = text.as_bytes();
-    let mut at = 0;
-    while at < bytes.len() {
-        let octal = text
-            .get(at + 1..at + 4)
-            .and_then(|o| u8::from_str_radix(o, 8).ok());
-        match octal {
-            Some(byte) if bytes[at] == b'\\' => {
-                out.push(byte);
-                at += 4;
-            }
-            _ => {
-                out.push(bytes[at]);
-                at += 1;
-            }
+/// The mount point as the kernel has it in its table: without links. `None`: it is not there, and so
+/// nothing is mounted on it.
+async fn resolved(point: &Path, deadline: Deadline) -> Step<Option<PathBuf>> {
+    let shown = point.display();
+    let owned = point.to_owned();
+    let found = apart::call(deadline, move || fs::canonicalize(&owned)).await?;
+    match found {
+        Ok(point) => Ok(Some(point)),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Ok(None)
         }
+        Err(error) => Err(Failure::Failed(format!("{shown}: {error}"))),
     }
-    PathBuf::from(<std::ffi::OsString as std::os::unix::ffi::OsStringExt>::from_vec(out))
-}
-
-fn mounts() -> Result<Vec<Mounted>, String> {
-    let text = fs::read_to_string("/proc/self/mountinfo")
-        .map_err(|error| format!("/proc/self/mountinfo: {error}"))?;
-    let of = |line: &str| {
-        let mut fields = line.split(' ');
-        Some(Mounted {
-            device: fields.nth(2)?.to_owned(),
-            point: plain(fields.nth(1)?),
-        })
-    };
-    Ok(text.lines().filter_map(of).collect())
-}
-
-/// The device's number as mountinfo has it; a file's is that of no mount.
-fn number(device: &Path) -> Result<Option<String>, String> {
-    let about = fs::metadata(device).map_err(|error| format!("{}: {error}", device.display()))?;
-    if !about.file_type().is_block_device() {
-        return Ok(None);
-    }
-    let number = about.rdev();
-    Ok(Some(format!(
-        "{}:{}",
-        rustix::fs::major(number),
-        rustix::fs::minor(number)
-    )))
-}
-
-/// The type that a device shows; `None`: it shows nothing at all.
-async fn shown(subject: Subject<'_>, device: &Path, deadline: Deadline) -> Step<Option<String>> {
-    let path = device.display().to_string();
-    let words = ["-p", "-o", "export", &path];
-    let said = tool::ask(subject.place, "blkid", &words, &[], deadline).await?;
-    match said.status {
-        0 => {
-            let value = |name: &str| {
-                let lines = said.output.lines();
-                lines
-                    .filter_map(|l| l.split_once('='))
-                    .find_map(|(n, v)| (n == name).then_some(v))
-            };
-            match value("TYPE") {
-                Some(kind) => Ok(Some(kind.to_owned())),
-                None => Err(Failure::Failed(format!(
-                    "{path} has a partition table ({}) and no file system\n  next: name a partition, or set `filesystem`",
-                    value("PTTYPE").unwrap_or("unknown")
-                ))),
-            }
-        }
-        2 => Ok(None),
-        status => Err(Failure::Failed(format!(
-            "{path}: what is on it is not clear (blkid: status {status}: {})\n  next: look at it with `wipefs {path}`",
-            said.error
-        ))),
-    }
-}
-
-/// Makes the first file system of a device that has nothing on it.
-///
-/// # Errors
-/// The device shows nothing, and is not empty, or had a file system that was made here before.
-pub(super) async fn make_file_system(
-    subject: Subject<'_>,
-    device: &Path,
-    mount: &Mount,
-    deadline: Deadline,
-) -> Step {
-    let path = device.display();
-    let made = subject.place.state.join("made").join(subject.key());
-    if shown(subject, device, deadline).await?.is_some() {
-        return Ok(());
-    }
-    if made.exists() {
-        return Err(Failure::Failed(format!(
-            "{path}: a file system was made on it before ({}), and there is none now: it is not made again\n  \
-             next: find out where it has gone; remove {} to have a new one made",
-            fs::read_to_string(&made).unwrap_or_default().trim(),
-            made.display()
-        )));
-    }
-    if !is_empty(device.to_owned(), deadline).await? {
-        return Err(Failure::Failed(format!(
-            "{path} shows no file system, and its first MiB is not empty: none is made on it\n  \
-             next: `wipefs` and `hexdump` show what it is; clear its first MiB to have one made"
-        )));
-    }
-    let kind = mount.filesystem.as_deref().unwrap_or(USUAL);
-    let program = format!("mkfs.{kind}");
-    tracing::info!(device = %path, kind, "the first file system is made");
-    tool::run(
-        subject.place,
-        &program,
-        &[device.as_os_str()],
-        deadline.within(mount.fsck_timeout),
-    )
-    .await?;
-    let note = format!("{kind} {:.0}\n", jiff::Timestamp::now());
-    let parent = subject.place.state.join("made");
-    let noted = fs::create_dir_all(parent).and_then(|()| fs::write(&made, note));
-    noted.map_err(|error| format!("{}: {error}", made.display()))?;
-    Ok(())
-}
-
-async fn is_empty(device: PathBuf, deadline: Deadline) -> Step<bool> {
-    let look = tokio::task::spawn_blocking(move || -> std::io::Result<bool> {
-        let mut start = Vec::new();
-        File::open(&device)?.take(EMPTY).read_to_end(&mut start)?;
-        Ok(start.iter().all(|byte| *byte == 0))
-    });
-    let found = deadline
-        .wait(look)
-        .await?
-        .map_err(|error| error.to_string())?;
-    Ok(found.map_err(|error| format!("the device can't be read: {error}"))?)
 }
 
 /// Checks and mounts; what is mounted there already stays so.
@@ -184,58 +63,50 @@ pub(super) async fn up(
     mount: &Mount,
     deadline: Deadline,
 ) -> Step {
-    let Some(point) = &mount.mount else {
+    let Some(named) = &mount.mount else {
         return Ok(());
     };
-    let number = number(device)?;
-    let path = device.display();
-    for other in mounts()? {
-        if other.point == *point {
-            if number.as_ref().is_none_or(|number| *number == other.device) {
-                return Ok(());
-            }
-            return Err(Failure::Failed(format!(
-                "{}: another device ({}) is mounted there\n  next: `findmnt {}`, and unmount it",
-                point.display(),
-                other.device,
-                point.display()
-            )));
-        }
-        if number
-            .as_ref()
-            .is_some_and(|number| *number == other.device)
-        {
-            return Err(Failure::Failed(format!(
-                "{path} is mounted on {} already\n  next: unmount it there: it is the group's",
-                other.point.display()
-            )));
-        }
+    let shown = named.display();
+    let owned = named.clone();
+    let made = apart::call(deadline, move || fs::create_dir_all(&owned)).await?;
+    made.map_err(|error| format!("{shown}: {error}"))?;
+    let point = resolved(named, deadline).await?;
+    let point = point.ok_or_else(|| format!("{shown} was removed while it was begun"))?;
+    if is_mounted(device, &point)? {
+        return Ok(());
     }
+    let path = device.display();
     let kind = match &mount.filesystem {
         Some(kind) => kind.clone(),
-        None => shown(subject, device, deadline).await?.ok_or_else(|| {
+        None => first::shown(subject, device, deadline).await?.ok_or_else(|| {
             format!("{path} has no file system on it\n  next: make one, or set `initial-mkfs` for a new mirror")
         })?,
     };
     check(subject, device, &kind, mount, deadline).await?;
-    fs::create_dir_all(point).map_err(|error| format!("{}: {error}", point.display()))?;
-    let mut words = vec!["-t".into(), kind.clone().into()];
+    let mut words: Vec<OsString> = vec!["-t".into(), kind.into()];
     if !mount.options.is_empty() {
         words.extend(["-o".into(), mount.options.join(",").into()]);
     }
-    words.extend([
-        "--".into(),
-        device.as_os_str().to_owned(),
-        point.as_os_str().to_owned(),
-    ]);
+    words.extend(["--".into(), device.into(), point.clone().into()]);
     let mut last = Failure::TimedOut;
     for again in 0..=mount.mount_retries {
         if again > 0 {
             deadline.wait(sleep(PAUSE)).await?;
+            // One that was given up may have been carried out since.
+            if is_mounted(device, &point)? {
+                return Ok(());
+            }
         }
         let patience = deadline.within(mount.mount_timeout);
-        match tool::run(subject.place, "mount", &words, patience).await {
-            Ok(_) => return Ok(()),
+        match program::run(subject, "mount", words.clone(), patience).await {
+            Ok(()) if is_mounted(device, &point)? => return Ok(()),
+            Ok(()) => {
+                // What can't be found would never be unmounted.
+                let why = format!("{shown}: mounted, and /proc/self/mountinfo does not show it");
+                let words = vec!["--".into(), point.clone().into()];
+                program::run(subject, "umount", words, deadline).await?;
+                return Err(Failure::Failed(why));
+            }
             Err(failure) => last = failure,
         }
         if deadline.passed() {
@@ -243,6 +114,39 @@ pub(super) async fn up(
         }
     }
     Err(last)
+}
+
+/// The device is mounted there.
+///
+/// # Errors
+/// Another one is, or it is mounted elsewhere.
+fn is_mounted(device: &Path, point: &Path) -> Step<bool> {
+    let path = device.display();
+    let number = number(device)?;
+    let number_of = |source: &Path| table::number(source).ok().flatten();
+    let is_it = |other: &table::Mounted| {
+        let number = number.as_ref();
+        number.map(|number| other.is_of(number, number_of))
+    };
+    let table = mounts()?;
+    // The last one covers those before it.
+    if let Some(there) = table.iter().rfind(|m| m.point == point) {
+        if is_it(there).unwrap_or(true) {
+            return Ok(true);
+        }
+        return Err(Failure::Failed(format!(
+            "{0}: another device ({1}) is mounted there\n  next: `findmnt {0}`, and unmount it",
+            point.display(),
+            there.device,
+        )));
+    }
+    match table.iter().find(|m| is_it(m).unwrap_or(false)) {
+        None => Ok(false),
+        Some(other) => Err(Failure::Failed(format!(
+            "{path} is mounted on {} already\n  next: unmount it there: it is the group's",
+            other.point.display()
+        ))),
+    }
 }
 
 async fn check(
@@ -294,20 +198,13 @@ async fn check(
     )))
 }
 
-/// Everything that is mounted there or below, the last first.
-fn below(point: &Path) -> Result<Vec<PathBuf>, String> {
-    let mut all: Vec<PathBuf> = mounts()?
-        .into_iter()
-        .map(|m| m.point)
-        .filter(|p| p.starts_with(point))
-        .collect();
-    all.reverse();
-    Ok(all)
-}
-
-/// Unmounts, and ends whoever uses it where that is what it takes.
+/// Unmounts, and ends whoever uses it where that is what it takes. The device may still be written
+/// afterwards: [`quiet`] says when it is not.
 pub(super) async fn down(subject: Subject<'_>, mount: &Mount, deadline: Deadline) -> Step {
-    let Some(point) = &mount.mount else {
+    let Some(named) = &mount.mount else {
+        return Ok(());
+    };
+    let Some(point) = resolved(named, deadline).await? else {
         return Ok(());
     };
     let mut last = Failure::TimedOut;
@@ -315,15 +212,21 @@ pub(super) async fn down(subject: Subject<'_>, mount: &Mount, deadline: Deadline
     // The tries after that come after its users were asked to end, and then killed: again and again,
     // since those who are killed may have begun others.
     for again in 0..=tries + 1 + KILLS {
+        // One that took too long may have been carried out since; then nobody has to end for it.
+        if below(&point)?.is_empty() {
+            return Ok(());
+        }
         if again == tries + 1 {
-            end_users(point, Signal::TERM).await;
+            end_users(&point, Signal::TERM, deadline).await;
         } else if again > tries {
-            end_users(point, Signal::KILL).await;
+            end_users(&point, Signal::KILL, deadline).await;
         } else if again > 0 {
             sleep(PAUSE).await;
         }
-        match unmount(subject, point, deadline.within(mount.unmount_timeout)).await {
+        match unmount(subject, &point, deadline.within(mount.unmount_timeout)).await {
             Ok(()) => return Ok(()),
+            // What the tries before said tells more than that time is over.
+            Err(Failure::TimedOut) if deadline.passed() && again > 0 => {}
             Err(failure) => last = failure,
         }
         if deadline.passed() {
@@ -336,11 +239,12 @@ pub(super) async fn down(subject: Subject<'_>, mount: &Mount, deadline: Deadline
     let Failure::Failed(why) = last else {
         return Err(last);
     };
-    let users: Vec<String> = users(point).into_iter().map(|p| describe(p.pid)).collect();
-    let who = if users.is_empty() {
-        "no process uses it: a loop device, a swap file, an NFS export or another mount namespace may".to_owned()
-    } else {
-        format!("used by {}", users.join(", "))
+    let found = users::of(&point, deadline.within(PATIENCE)).await;
+    let names: Vec<String> = found.users.iter().map(|p| describe(p.pid)).collect();
+    let who = match (names.is_empty(), found.whole) {
+        (false, _) => format!("used by {}", names.join(", ")),
+        (true, true) => "no process uses it: a loop device, a swap file, an NFS export or another mount namespace may".to_owned(),
+        (true, false) => "who uses it was not found in time".to_owned(),
     };
     Err(Failure::Failed(format!(
         "{why}\n  {who}\n  next: `lsof +f -- {0}`, `findmnt -R {0}`",
@@ -351,66 +255,86 @@ pub(super) async fn down(subject: Subject<'_>, mount: &Mount, deadline: Deadline
 async fn unmount(subject: Subject<'_>, point: &Path, deadline: Deadline) -> Step {
     for point in below(point)? {
         // Never lazily: what is only out of sight is still written to.
-        tool::run(
-            subject.place,
-            "umount",
-            &["--".as_ref(), point.as_os_str()],
-            deadline,
-        )
-        .await?;
+        program::run(subject, "umount", vec!["--".into(), point.into()], deadline).await?;
     }
     Ok(())
 }
 
-/// Processes that use a mount: by their folders, open files and mapped files.
-fn users(point: &Path) -> Vec<Process> {
-    let device = fs::metadata(point).map(|about| about.dev()).ok();
-    let own = std::process::id().cast_signed();
-    let uses = |pid: &i32| -> bool {
-        let root = PathBuf::from(format!("/proc/{pid}"));
-        let inside = |link: &Path| {
-            fs::read_link(link).is_ok_and(|target| target.starts_with(point))
-                // Seen from another root it may have another name.
-                || (fs::read_link(link).is_ok_and(|target| target.is_absolute())
-                    && device.is_some()
-                    && is_local(link)
-                    && fs::metadata(link).map(|about| about.dev()).ok() == device)
-        };
-        if ["cwd", "root", "exe"]
-            .iter()
-            .any(|name| inside(&root.join(name)))
-        {
-            return true;
-        }
-        let Ok(open) = fs::read_dir(root.join("fd")) else {
-            return false;
-        };
-        if open.flatten().any(|entry| inside(&entry.path())) {
-            return true;
-        }
-        let maps = fs::read_to_string(root.join("maps")).unwrap_or_default();
-        maps.lines().any(|line| {
-            let path = line.splitn(6, ' ').nth(5).unwrap_or_default().trim();
-            path.starts_with('/') && Path::new(path).starts_with(point)
-        })
-    };
-    // The first process and the manager itself are never ended.
-    let candidates = all().into_iter().filter(|pid| *pid > 1 && *pid != own);
-    candidates.filter(uses).filter_map(Process::of).collect()
+/// What a device says to who wants it alone.
+enum Alone {
+    Yes,
+    /// Somebody has it; where it is mounted, as far as that is known.
+    No(Vec<String>),
+    /// It does not say.
+    Unknown(String),
 }
 
-/// A target that can be asked without waiting for another machine.
-fn is_local(link: &Path) -> bool {
-    // Of devices, sockets and pipes nothing is asked.
-    fs::read_link(link)
-        .is_ok_and(|target| !target.starts_with("/dev") && !target.starts_with("/net"))
+fn alone(device: &Path) -> Alone {
+    // A file, or a device that has gone.
+    let Ok(Some(number)) = number(device) else {
+        return Alone::Yes;
+    };
+    let flags = OFlags::EXCL.bits().cast_signed();
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags)
+        .open(device);
+    let Err(error) = opened else {
+        return Alone::Yes;
+    };
+    match Errno::from_io_error(&error) {
+        Some(Errno::BUSY) => {
+            let number_of = |source: &Path| table::number(source).ok().flatten();
+            Alone::No(users::mounted(|m| m.is_of(&number, number_of)))
+        }
+        // The kernel asks whether it is free before it asks the device.
+        Some(Errno::NOENT | Errno::NXIO | Errno::NODEV | Errno::NOMEDIUM | Errno::IO) => Alone::Yes,
+        _ => Alone::Unknown(error.to_string()),
+    }
 }
 
-async fn end_users(point: &Path, signal: Signal) {
-    let owned = point.to_owned();
-    let Ok(found) = tokio::task::spawn_blocking(move || users(&owned)).await else {
-        return;
+/// Waits until nothing on this node has the device for itself any more: no file system of it is mounted,
+/// in whatever namespace, or is still being written after it was unmounted, or being mounted by a
+/// program that was given up.
+///
+/// # Errors
+/// Something has when the deadline passes.
+pub(super) async fn quiet(subject: Subject<'_>, device: Option<&Path>, deadline: Deadline) -> Step {
+    let under_way = program::ended(subject, deadline).await;
+    let Some(device) = device else {
+        return under_way;
     };
+    loop {
+        let owned = device.to_owned();
+        // Once in any case, when the deadline has passed, too: it says who has it.
+        let name = format!("opening {}", device.display());
+        let apart = &subject.place.apart;
+        let asked = apart
+            .run(&name, Deadline::after(LOOK), move || alone(&owned))
+            .await;
+        let why = match asked {
+            Ok(Alone::Yes) => return under_way,
+            Ok(Alone::No(places)) if places.is_empty() => {
+                "what was unmounted is still being written, or another device or program has it"
+                    .to_owned()
+            }
+            Ok(Alone::No(places)) => format!("mounted on {}", places.join(", ")),
+            Ok(Alone::Unknown(error)) => error,
+            Err(_) => "it does not answer".to_owned(),
+        };
+        if deadline.passed() {
+            return Err(Failure::Failed(format!(
+                "{0} is still in use on this node: {why}\n  next: `lsblk {0}` and `grep -s \"$(lsblk -dno MAJ:MIN {0})\" /proc/*/mountinfo` \
+                 show by whom; end that, or wait for its disk, and stop it again",
+                device.display()
+            )));
+        }
+        sleep(PAUSE.min(deadline.left())).await;
+    }
+}
+
+async fn end_users(point: &Path, signal: Signal, deadline: Deadline) {
+    let found = users::of(point, deadline.within(PATIENCE)).await.users;
     for process in &found {
         tracing::warn!(mount = %point.display(), process = describe(process.pid), ?signal, "ended: it keeps the mount from being unmounted");
         if let Some(pid) = Pid::from_raw(process.pid) {
@@ -418,35 +342,25 @@ async fn end_users(point: &Path, signal: Signal) {
             let _ = rustix::process::kill_process(pid, signal);
         }
     }
-    let until = tokio::time::Instant::now() + PATIENCE;
-    while found.iter().any(|p| p.is_alive()) && tokio::time::Instant::now() < until {
+    let until = deadline.within(PATIENCE);
+    while found.iter().any(|p| p.is_alive()) && !until.passed() {
         sleep(Duration::from_millis(20)).await;
     }
 }
 
 /// It is mounted.
-pub(super) fn probe(mount: &Mount) -> Step {
-    let Some(point) = &mount.mount else {
+pub(super) async fn probe(mount: &Mount, deadline: Deadline) -> Step {
+    let Some(named) = &mount.mount else {
         return Ok(());
     };
-    if mounts()?.iter().any(|m| m.point == *point) {
+    let point = resolved(named, deadline).await?;
+    if let Some(point) = point
+        && mounts()?.iter().any(|m| m.point == point)
+    {
         return Ok(());
     }
     Err(Failure::Failed(format!(
         "nothing is mounted on {}",
-        point.display()
+        named.display()
     )))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::plain;
-    use std::path::Path;
-
-    #[test]
-    fn mount_points_with_blanks_are_read() {
-        assert_eq!(plain("/srv/a\\040b\\134c"), Path::new("/srv/a b\\c"));
-        assert_eq!(plain("/srv/pg"), Path::new("/srv/pg"));
-        assert_eq!(plain("/end\\04"), Path::new("/end\\04"));
-    }
 }

@@ -5,6 +5,7 @@
 //! registered, and takes the other node's registration away.
 
 use std::fs::File;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl, opcode};
 
@@ -77,24 +78,71 @@ fn call<T>(device: &File, opcode: Opcode, words: T) -> rustix::io::Result<i32> {
     unsafe { ioctl(device, request) }
 }
 
-fn register(device: &File, old_key: u64, new_key: u64, flags: u32) -> rustix::io::Result<i32> {
-    let words = Registration {
-        old_key,
-        new_key,
-        flags,
-        pad: 0,
-    };
-    call(device, REGISTER, words)
+/// A device that may be reserved. Each request waits for it, and answers 0 or the device's refusal.
+pub trait Reservable {
+    /// Gives this node the key `new_key`, 0 for none, in place of `old_key`.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn register(&self, old_key: u64, new_key: u64, flags: u32) -> rustix::io::Result<i32>;
+
+    /// Reserves it for those who are registered.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn reserve(&self, key: u64) -> rustix::io::Result<i32>;
+
+    /// Ends the reservation.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn release(&self, key: u64) -> rustix::io::Result<i32>;
+
+    /// Takes `old_key`'s registration, and its reservation, away for `new_key`.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn preempt(&self, old_key: u64, new_key: u64) -> rustix::io::Result<i32>;
 }
 
-fn preempt(device: &File, old_key: u64, new_key: u64) -> rustix::io::Result<i32> {
-    let words = Preemption {
-        old_key,
-        new_key,
-        kind: KIND,
-        flags: 0,
-    };
-    call(device, PREEMPT, words)
+impl Reservable for File {
+    fn register(&self, old_key: u64, new_key: u64, flags: u32) -> rustix::io::Result<i32> {
+        let words = Registration {
+            old_key,
+            new_key,
+            flags,
+            pad: 0,
+        };
+        call(self, REGISTER, words)
+    }
+
+    fn reserve(&self, key: u64) -> rustix::io::Result<i32> {
+        let words = Reservation {
+            key,
+            kind: KIND,
+            flags: 0,
+        };
+        call(self, RESERVE, words)
+    }
+
+    fn release(&self, key: u64) -> rustix::io::Result<i32> {
+        let words = Reservation {
+            key,
+            kind: KIND,
+            flags: 0,
+        };
+        call(self, RELEASE, words)
+    }
+
+    fn preempt(&self, old_key: u64, new_key: u64) -> rustix::io::Result<i32> {
+        let words = Preemption {
+            old_key,
+            new_key,
+            kind: KIND,
+            flags: 0,
+        };
+        call(self, PREEMPT, words)
+    }
 }
 
 /// What became of a reservation.
@@ -114,40 +162,90 @@ pub fn key(cluster: &str, node: &str) -> u64 {
     u64::from_be_bytes(eight).max(1)
 }
 
-/// Reserves the device for `mine`, and takes it from `theirs`. It waits for the device.
+/// What a device's answer to a registration means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    Registered,
+    /// The device knows registrations, or could not be asked.
+    Refused,
+    /// It knows no registrations, or has something else to tell first.
+    NotKnown,
+}
+
+/// The kernel's `pr_status`, of older kernels SCSI's result (status in the lowest byte, then message,
+/// host and driver) or that of an `NVMe` disk.
+fn judge(answer: i32) -> Answer {
+    let status = answer & 0xff;
+    match (answer, status) {
+        (0, _) => Answer::Registered,
+        // The path or the host's adapter has failed.
+        _ if answer & 0xff_0000 != 0 => Answer::Refused,
+        // SCSI's and NVMe's reservation conflict; busy, reserved in the old way, the queue is full.
+        (_, 0x18 | 0x83 | 0x08 | 0x22 | 0x28) => Answer::Refused,
+        // A check condition is all that is left of "no such command" (`PR_STS_IOERR`).
+        _ => Answer::NotKnown,
+    }
+}
+
+/// A node whose registration was taken away, or whose disk was reset, is told so in place of the answer
+/// to its next command; the one after that is answered.
+const TOLD: u32 = 3;
+
+/// Reserves the device for `mine`, and takes it from `theirs`. It waits for the device, and asks nothing
+/// more of it once it is given up.
 ///
 /// # Errors
-/// Somebody else holds it; in words.
-pub fn hold(device: &File, mine: u64, theirs: u64) -> Result<Held, String> {
-    match register(device, 0, mine, IGNORE_KEY) {
-        Ok(0) => {}
-        Ok(refused) => return Err(format!("not registered: the device says {refused:#x}")),
-        // A partition, a loop device, a driver without it; a device that fails says EIO.
-        Err(error @ (rustix::io::Errno::IO | rustix::io::Errno::NODEV)) => {
-            return Err(format!("not registered: {error}"));
-        }
-        Err(error) => return Ok(Held::NotKnown(error.to_string())),
-    }
-    let words = Reservation {
-        key: mine,
-        kind: KIND,
-        flags: 0,
+/// Somebody else holds it, or it was given up; in words.
+pub fn hold(
+    device: &impl Reservable,
+    mine: u64,
+    theirs: u64,
+    given_up: &AtomicBool,
+) -> Result<Held, String> {
+    let go_on = || {
+        let over = given_up.load(Ordering::SeqCst);
+        (!over).then_some(()).ok_or("it took too long".to_owned())
     };
-    match call(device, RESERVE, words) {
+    for told in 1.. {
+        go_on()?;
+        match device.register(0, mine, IGNORE_KEY) {
+            Ok(answer) => match judge(answer) {
+                Answer::Registered => break,
+                Answer::Refused => {
+                    return Err(format!("not registered: the device says {answer:#x}"));
+                }
+                Answer::NotKnown if told < TOLD => {}
+                Answer::NotKnown => {
+                    return Ok(Held::NotKnown(format!("the device says {answer:#x}")));
+                }
+            },
+            // A partition, a loop device, a driver without it; a device that fails says EIO.
+            Err(error @ (rustix::io::Errno::IO | rustix::io::Errno::NODEV)) => {
+                return Err(format!("not registered: {error}"));
+            }
+            Err(error) => return Ok(Held::NotKnown(error.to_string())),
+        }
+    }
+    go_on()?;
+    match device.reserve(mine) {
         Ok(0) => {
+            go_on()?;
             // The other node's registration, of a time when it ran there, would let it write. Where
             // it has none this is refused, and all is well.
-            let _ = preempt(device, theirs, mine);
+            let _ = device.preempt(theirs, mine);
             Ok(Held::Reserved)
         }
         // The other node holds it. The right to run says that it may not.
-        Ok(conflict) => match preempt(device, theirs, mine) {
-            Ok(0) => Ok(Held::Reserved),
-            Ok(_) => Err(format!(
-                "somebody who is not of this cluster holds it ({conflict:#x})"
-            )),
-            Err(error) => Err(format!("the other node's hold was not taken: {error}")),
-        },
+        Ok(conflict) => {
+            go_on()?;
+            match device.preempt(theirs, mine) {
+                Ok(0) => Ok(Held::Reserved),
+                Ok(_) => Err(format!(
+                    "somebody who is not of this cluster holds it ({conflict:#x})"
+                )),
+                Err(error) => Err(format!("the other node's hold was not taken: {error}")),
+            }
+        }
         Err(error) => Err(format!("not reserved: {error}")),
     }
 }
@@ -156,19 +254,14 @@ pub fn hold(device: &File, mine: u64, theirs: u64) -> Result<Held, String> {
 ///
 /// # Errors
 /// The device fails; in words.
-pub fn release(device: &File, mine: u64) -> Result<(), String> {
-    let words = Reservation {
-        key: mine,
-        kind: KIND,
-        flags: 0,
-    };
+pub fn release(device: &impl Reservable, mine: u64) -> Result<(), String> {
     // What is not held can't be released: refused is as good as done.
     let failed = |error: rustix::io::Errno| error == rustix::io::Errno::IO;
-    match call(device, RELEASE, words) {
+    match device.release(mine) {
         Err(error) if failed(error) => return Err(error.to_string()),
         _ => {}
     }
-    match register(device, mine, 0, 0) {
+    match device.register(mine, 0, 0) {
         Err(error) if failed(error) => Err(error.to_string()),
         _ => Ok(()),
     }
@@ -177,6 +270,8 @@ pub fn release(device: &File, mine: u64) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::RefCell;
+    use std::collections::VecDeque;
 
     #[test]
     fn requests_are_those_of_the_kernels_header() {
@@ -198,7 +293,94 @@ mod tests {
         assert_ne!(key("shop", "alpha"), key("shop", "beta"));
         assert_ne!(key("shop", "alpha"), key("till", "alpha"));
         let file = tempfile::tempfile().unwrap();
-        assert!(matches!(hold(&file, 1, 2), Ok(Held::NotKnown(_))));
+        let go_on = AtomicBool::new(false);
+        assert!(matches!(hold(&file, 1, 2, &go_on), Ok(Held::NotKnown(_))));
         assert_eq!(release(&file, 1), Ok(()));
+    }
+
+    /// A device with answers to come, which keeps what it was asked.
+    #[derive(Default)]
+    struct Scripted {
+        answers: RefCell<VecDeque<i32>>,
+        asked: RefCell<Vec<&'static str>>,
+        /// The path comes back only after whoever waits has given up.
+        hangs_at: Option<&'static str>,
+        given_up: AtomicBool,
+    }
+
+    impl Scripted {
+        fn with(answers: &[i32]) -> Self {
+            Self {
+                answers: RefCell::new(answers.iter().copied().collect()),
+                ..Self::default()
+            }
+        }
+
+        #[allow(clippy::unnecessary_wraps)] // as the device's own answers are
+        fn ask(&self, what: &'static str) -> rustix::io::Result<i32> {
+            self.asked.borrow_mut().push(what);
+            if self.hangs_at == Some(what) {
+                self.given_up.store(true, Ordering::SeqCst);
+            }
+            Ok(self.answers.borrow_mut().pop_front().unwrap_or(0))
+        }
+
+        fn held(&self) -> Result<Held, String> {
+            hold(self, 1, 2, &self.given_up)
+        }
+    }
+
+    impl Reservable for Scripted {
+        fn register(&self, _: u64, _: u64, _: u32) -> rustix::io::Result<i32> {
+            self.ask("register")
+        }
+        fn reserve(&self, _: u64) -> rustix::io::Result<i32> {
+            self.ask("reserve")
+        }
+        fn release(&self, _: u64) -> rustix::io::Result<i32> {
+            self.ask("release")
+        }
+        fn preempt(&self, _: u64, _: u64) -> rustix::io::Result<i32> {
+            self.ask("preempt")
+        }
+    }
+
+    #[test]
+    fn a_disk_that_knows_no_reservations_is_told_from_one_that_refuses() {
+        for answer in [2, 0x0800_0002, 0x4001] {
+            let device = Scripted::with(&[answer; 3]);
+            let Ok(Held::NotKnown(why)) = device.held() else {
+                panic!("{answer:#x}");
+            };
+            assert!(why.contains(&format!("{answer:#x}")), "{why}");
+            assert_eq!(*device.asked.borrow(), ["register"; 3]);
+        }
+        for answer in [0x18, 0x83, 0x4083, 0x08, 0x1_0000, 0xe_0000, 0xf_0000] {
+            let refused = Scripted::with(&[answer]).held();
+            let why = refused.expect_err("it is refused");
+            assert!(why.contains(&format!("{answer:#x}")), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_disk_that_tells_of_its_reset_first_is_reserved_all_the_same() {
+        let device = Scripted::with(&[2, 0, 0x18, 0]);
+        assert_eq!(device.held(), Ok(Held::Reserved));
+        let asked = ["register", "register", "reserve", "preempt"];
+        assert_eq!(*device.asked.borrow(), asked);
+    }
+
+    #[test]
+    fn what_was_given_up_takes_nothing_from_the_other_node() {
+        let asked = ["register", "reserve", "preempt"];
+        for (at, last) in asked.iter().enumerate().take(2) {
+            let device = Scripted {
+                hangs_at: Some(last),
+                ..Scripted::with(&[0, 0x18, 0])
+            };
+            let why = device.held().expect_err("nobody waits for it");
+            assert!(why.contains("too long"), "{why}");
+            assert_eq!(*device.asked.borrow(), asked[..=at]);
+        }
     }
 }

@@ -44,7 +44,11 @@ impl MirrorDevice for Mirrors {
     }
 
     fn status<'a>(&'a self, _: &'a str) -> Pending<'a, Result<MirrorStatus, String>> {
-        let status = self.status.lock().unwrap().clone();
+        let device = self.device.lock().unwrap().clone();
+        let status = MirrorStatus {
+            device,
+            ..self.status.lock().unwrap().clone()
+        };
         Box::pin(async move { Ok(status) })
     }
 }

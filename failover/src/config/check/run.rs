@@ -329,5 +329,29 @@ impl Check<'_> {
                 );
             }
         }
+        for group in &self.cluster.groups {
+            for resource in &group.resources {
+                let mount = match &resource.kind {
+                    Kind::Mirror(mirror) => &mirror.mount.mount,
+                    Kind::Disk(disk) => &disk.mount.mount,
+                    _ => continue,
+                };
+                let Some(point) = mount else {
+                    continue;
+                };
+                let up = std::path::Component::ParentDir;
+                if !point.is_absolute() || point.components().any(|part| part == up) {
+                    let what = format!(
+                        "mount: {} is not an absolute path without `..`",
+                        point.display()
+                    );
+                    self.fault(
+                        format!("group.{}.resource.{}", group.name, resource.name),
+                        what,
+                        "write the path from `/` on, the same on both nodes",
+                    );
+                }
+            }
+        }
     }
 }
