@@ -58,7 +58,7 @@ impl Status {
         ),
         (
             Self::System,
-            "The system refused something: a file, a permission, a socket, a disk. What was done before is said.",
+            "The system refused something: a file, a permission, a socket, a disk. Also where a later step of a command was refused. What was done before is said.",
         ),
         (
             Self::Different,

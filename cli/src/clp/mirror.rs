@@ -94,19 +94,37 @@ pub async fn clpmdctrl(context: &Context, arguments: &[String]) -> Outcome {
         "-c" => &[Order::PauseSync],
         _ => return recovered(context, &mirror, seconds.map(Duration::from_secs)).await,
     };
+    let mut done = String::new();
     for one in orders {
-        carry_out(context, &mirror, one.clone()).await?;
+        let carried = carry_out(context, &mirror, one.clone()).await;
+        if carried.map_err(|failure| after(failure, &done))? {
+            done = one.to_string();
+        }
     }
     DONE
 }
 
-async fn carry_out(context: &Context, mirror: &str, order: Order) -> Result<(), Failure> {
+/// A refusal that leaves something changed is no mere refusal.
+fn after(failure: Failure, done: &str) -> Failure {
+    if done.is_empty() || failure.status != Status::Refused {
+        return failure;
+    }
+    let said = format!("\n  done before that: {done}\n  next:");
+    let words = failure.words.replacen("\n  next:", &said, 1);
+    Failure::new(Status::System, words)
+}
+
+/// True: something is another than before.
+async fn carry_out(context: &Context, mirror: &str, order: Order) -> Result<bool, Failure> {
     let connect = order == Order::Connect;
     let resync = matches!(order, Order::Resync { .. });
     if let Order::Attach { .. } = order {
         return match order::ask(context, mirror, order, PATIENCE).await? {
-            crate::control::message::Answer::Attached { device, .. } => {
-                print_out(&format!("mirror {mirror}: {device}\n"))
+            crate::control::message::Answer::Attached {
+                device, already, ..
+            } => {
+                print_out(&format!("mirror {mirror}: {device}\n"))?;
+                Ok(!already)
             }
             crate::control::message::Answer::Refused(refusal) => {
                 Err(Failure::of_refusal(mirror, &refusal))
@@ -118,15 +136,19 @@ async fn carry_out(context: &Context, mirror: &str, order: Order) -> Result<(), 
         // What was connected just now first finds out who lacks what, and begins by itself.
         let report = context.mirror(mirror).await?;
         if report.condition == Condition::InSync || report.connection != Connection::Connected {
-            return print_out(&format!("mirror {mirror}: {}\n", status(&report)));
+            print_out(&format!("mirror {mirror}: {}\n", status(&report)))?;
+            return Ok(false);
         }
     }
-    match order::give(context, mirror, order, PATIENCE).await? {
-        Carried::Nothing(why) => print_out(&format!("mirror {mirror}: {why}\n")),
-        Carried::Done | Carried::Started if connect => Ok(()),
-        Carried::Done => print_out(&format!("mirror {mirror}: done\n")),
-        Carried::Started => print_out(&format!("mirror {mirror}: begun\n")),
-    }
+    let carried = order::give(context, mirror, order, PATIENCE).await?;
+    let words = match &carried {
+        Carried::Nothing(why) => why,
+        Carried::Done | Carried::Started if connect => return Ok(true),
+        Carried::Done => "done",
+        Carried::Started => "begun",
+    };
+    print_out(&format!("mirror {mirror}: {words}\n"))?;
+    Ok(!matches!(carried, Carried::Nothing(_)))
 }
 
 /// `--rwait`: until both copies are the same.

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::report::{EventReport, RightReport, StatusReport};
 
-/// The version of this protocol; both sides are usually the same binary.
+/// The version of this protocol; both sides are usually the same binary. At an upgrade the failover manager and its
+/// guard are replaced after the daemon: where it is raised they hear nothing for so long.
 pub const PROTOCOL: u32 = 1;
 
 /// A request.
@@ -65,8 +66,9 @@ pub enum Ask {
         mirrors: Vec<String>,
         /// Milliseconds between two of a mirror, at most; at least 20.
         every_ms: u64,
-        /// For as long as this connection lasts the roles of these mirrors are the asker's business: a
-        /// promotion or demotion by anybody else is refused, unless it is forced.
+        /// For as long as this connection lasts the roles and devices of these mirrors are the asker's business: a
+        /// promotion (an attach that needs one, too), a demotion or a detach by anybody else is refused, unless it
+        /// is forced.
         take_in_hand: bool,
     },
     /// Read the configuration again: [`Answer::Reloaded`] or [`Answer::Refused`].

@@ -66,12 +66,14 @@ pub trait Engine: Clone + Send + Sync + 'static {
     fn events(&self) -> broadcast::Receiver<Noticed>;
 
     /// Makes a mirror a block device of this machine's kernel: `/dev/nbdN` of that number, or a free one.
+    /// `unless_primary`: why this node is not made Primary for that, if it is not.
     fn attach(
         &self,
         mirror: &str,
         device: Option<u32>,
+        unless_primary: Option<Refusal>,
     ) -> impl Future<Output = Result<Attached, Refusal>> + Send {
-        let _ = (mirror, device);
+        let _ = (mirror, device, unless_primary);
         async { Err(no_devices()) }
     }
 

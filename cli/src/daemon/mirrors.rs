@@ -171,7 +171,12 @@ impl Engine for Mirrors {
         self.inner.shell.command(mirror, command).await
     }
 
-    async fn attach(&self, mirror: &str, device: Option<u32>) -> Result<Attached, Refusal> {
+    async fn attach(
+        &self,
+        mirror: &str,
+        device: Option<u32>,
+        unless_primary: Option<Refusal>,
+    ) -> Result<Attached, Refusal> {
         if let Some(why) = self.inner.refused.get(mirror) {
             return Err(Refusal {
                 what: "not attached: its stores are not open".to_owned(),
@@ -179,7 +184,8 @@ impl Engine for Mirrors {
                 next: "put it right and start kagami again".to_owned(),
             });
         }
-        self.inner.attachments.attach(mirror, device).await
+        let attachments = &self.inner.attachments;
+        attachments.attach(mirror, device, unless_primary).await
     }
 
     async fn detach(&self, mirror: &str, force: bool) -> Result<Reply, Refusal> {

@@ -1,17 +1,18 @@
 //! What being Primary rests on, for a failover manager and its guard, and whose business it is.
 //!
 //! A manager takes the mirrors of its groups in hand for as long as it is connected: then nobody
-//! else changes their roles by mistake. That is no protection against who may use the control
-//! socket, and not meant as one: `--force` goes past it.
+//! else changes their roles, or takes their devices away, by mistake. That is no protection against
+//! who may use the control socket, and not meant as one: `--force` goes past it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use kagami_replicator::core::event::Refusal;
 use kagami_replicator::core::state::{Connection, DiskState, Replication, Role, Time};
 use kagami_replicator::core::status::{Standing, Status};
 
 use super::engine::MirrorStatus;
-use crate::control::message::{Order, RefusalReport};
+use crate::control::message::Order;
 use crate::control::report::{RightReport, Standing as Word};
 
 /// Mirrors that managers have taken in hand, and how many of them.
@@ -38,18 +39,25 @@ impl InHand {
         }
     }
 
-    /// Why an order of anybody else is refused; `None`: it is not.
-    pub fn refusal(&self, mirror: &str, order: &Order) -> Option<RefusalReport> {
+    /// Why an order of anybody else is refused; `None`: it is not. An [`Order::Attach`] is only where this node
+    /// is not Primary: it would promote.
+    pub fn refusal(&self, mirror: &str, order: &Order) -> Option<Refusal> {
         let (what, go_past) = match order {
-            Order::Promote { force: false, .. } => ("not promoted", "promote"),
-            Order::Demote { force: false } => ("not demoted", "demote"),
+            Order::Promote { force: false, .. } => ("promoted", "promote"),
+            Order::Attach { .. } => ("attached", "promote"),
+            Order::Demote { force: false } => ("demoted", "demote"),
+            Order::Detach { force: false } => ("detached", "detach"),
             _ => return None,
         };
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.contains_key(mirror).then(|| RefusalReport {
-            what: format!("{what}: the failover manager decides where it is Primary"),
+        let decides = match order {
+            Order::Detach { .. } => "whether it is a device here",
+            _ => "where it is Primary",
+        };
+        all.contains_key(mirror).then(|| Refusal {
+            what: format!("not {what}: the failover manager decides {decides}"),
             facts: vec!["it belongs to a failover group".to_owned()],
-            next: format!("`kagami group move` moves the group; `kagami {go_past} {mirror} --force` goes past the manager (and overrides the mirror's own rules)"),
+            next: format!("`kagami group start`, `stop` and `move` are for groups; `kagami {go_past} {mirror} --force` goes past the manager (and overrides the mirror's own rules)"),
         })
     }
 }

@@ -103,14 +103,12 @@ async fn client<E: Engine>(shared: &Shared<E>, mut stream: UnixStream) -> Result
         Ask::Watch { every_ms } => watch(shared, &mut stream, every_ms).await,
         Ask::Events => events(shared, &mut stream).await,
         Ask::Mirror { mirror, order } => {
-            let answer = match shared.in_hand.refusal(&mirror, &order) {
-                Some(refusal) => Answer::Refused(refusal),
-                None => order_mirror(shared, &mirror, order).await,
-            };
+            let held = shared.in_hand.refusal(&mirror, &order);
+            let answer = order_mirror(shared, &mirror, order, held).await;
             say(&mut stream, &answer).await
         }
         Ask::Managed { mirror, order } => {
-            let answer = order_mirror(shared, &mirror, order).await;
+            let answer = order_mirror(shared, &mirror, order, None).await;
             say(&mut stream, &answer).await
         }
         Ask::Rights {
@@ -260,7 +258,13 @@ async fn rights<E: Engine>(
     }
 }
 
-async fn order_mirror<E: Engine>(shared: &Shared<E>, mirror: &str, order: Order) -> Answer {
+/// `held`: why this order is refused, by [`super::rights::InHand::refusal`].
+async fn order_mirror<E: Engine>(
+    shared: &Shared<E>,
+    mirror: &str,
+    order: Order,
+    held: Option<Refusal>,
+) -> Answer {
     let known: Vec<String> = {
         let config = shared.config.lock().await;
         config.mirrors.iter().map(|m| m.name.clone()).collect()
@@ -277,7 +281,7 @@ async fn order_mirror<E: Engine>(shared: &Shared<E>, mirror: &str, order: Order)
         });
     }
     info!(mirror, "an operator's order: {order}");
-    match carry_out(shared, mirror, &order).await {
+    match carry_out(shared, mirror, &order, held).await {
         Ok(answer) => answer,
         Err(Refusal { what, facts, next }) => Answer::Refused(RefusalReport { what, facts, next }),
     }
@@ -287,15 +291,22 @@ async fn carry_out<E: Engine>(
     shared: &Shared<E>,
     mirror: &str,
     order: &Order,
+    held: Option<Refusal>,
 ) -> Result<Answer, Refusal> {
     let engine = &shared.engine;
+    let mut unless_primary = None;
+    match (held, order) {
+        (Some(held), Order::Attach { .. }) => unless_primary = Some(held),
+        (Some(held), _) => return Err(held),
+        (None, _) => {}
+    }
     let reply = match *order {
         Order::Attach { device } => {
             let Attached {
                 device,
                 link,
                 already,
-            } = engine.attach(mirror, device).await?;
+            } = engine.attach(mirror, device, unless_primary).await?;
             return Ok(Answer::Attached {
                 device,
                 link,

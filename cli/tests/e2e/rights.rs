@@ -109,6 +109,14 @@ fn the_other_node_takes_over_after_the_lease_and_the_old_one_is_refused() {
         refused.err.contains("failover manager decides"),
         "{refused:?}"
     );
+    // Neither is an attach, which would promote, nor a detach.
+    for order in ["attach", "detach"] {
+        let refused = ok(pair.nodes.beta.try_run(&[order, MIRROR]));
+        assert!(
+            refused.err.contains("failover manager decides"),
+            "{refused:?}"
+        );
+    }
     let refused = run(beta.promote(MIRROR, false)).expect_err("alpha is Primary");
     assert!(refused.contains("Primary"), "{refused}");
 

@@ -117,6 +117,11 @@ impl Engine for Fake {
         script(self, &command)
     }
 
+    async fn detach(&self, mirror: &str, _: bool) -> Result<Reply, Refusal> {
+        assert_eq!(mirror, "pg");
+        Ok(Reply::Done)
+    }
+
     async fn status(&self) -> Vec<MirrorStatus> {
         vec![MirrorStatus {
             name: "pg".to_owned(),

@@ -152,6 +152,8 @@ pub(super) struct Mirror {
     pub(super) status: Status,
     /// How a promotion ends.
     pub(super) promotes: Result<(), &'static str>,
+    /// A promotion waits for ever, as for an arbiter that is away.
+    pub(super) waits: bool,
     pub(super) promotions: usize,
     pub(super) sessions: usize,
     /// Ends the running session from the mirror's side.
@@ -203,6 +205,7 @@ impl Made {
         let mirror = Mirror {
             status: status(Role::Secondary),
             promotes: Ok(()),
+            waits: false,
             promotions: 0,
             sessions: 0,
             cut: watch::Sender::new(0),
@@ -244,8 +247,14 @@ impl Host for Made {
     }
 
     async fn promote(&self, _: &str) -> Result<Reply, Refusal> {
-        self.change(|mirror| {
+        let waits = self.change(|mirror| {
             mirror.promotions += 1;
+            mirror.waits
+        });
+        if waits {
+            std::future::pending::<()>().await;
+        }
+        self.change(|mirror| {
             mirror.promotes.map_err(refusal)?;
             mirror.status.role = Role::Primary;
             Ok(Reply::Done)
@@ -310,19 +319,46 @@ impl Machine {
         }
         fs::create_dir_all(path.join("dev")).expect("made");
         fs::create_dir_all(path.join("proc/self")).expect("made");
-        // Written by another process: a program that this one has open for writing, in any thread's
-        // child, could not be run.
-        let write = "printf '#!/bin/sh\\necho done\\nexec cat >/dev/null\\n' >$0 && chmod 755 $0";
-        let written = std::process::Command::new("sh")
-            .args(["-c", write])
-            .arg(path.join("helper"))
-            .status();
-        assert!(written.expect("a shell").success());
-        Self {
+        let machine = Self {
             driver: Arc::default(),
             mirror: Made::new(),
             folder,
+        };
+        machine.helper("echo done\nexec cat >/dev/null\n");
+        machine
+    }
+
+    /// Every device's helper is a shell that does this.
+    fn helper(&self, script: &str) {
+        // Written by another process: a program that this one has open for writing, in any thread's
+        // child, could not be run.
+        let write = "printf '#!/bin/sh\\n%s' \"$1\" >$0 && chmod 755 $0";
+        let written = std::process::Command::new("sh")
+            .args(["-c", write])
+            .arg(self.path().join("helper"))
+            .arg(script)
+            .status();
+        assert!(written.expect("a shell").success());
+    }
+
+    /// Every device has to be set up by the helper, which waits until it is released.
+    pub(super) fn helper_waits(&self) {
+        for index in 0..4 {
+            let queue = format!("sys/block/nbd{index}/queue");
+            fs::write(self.path().join(queue).join("io_timeout"), "30000\n").expect("written");
         }
+        let at = self.path().display();
+        self.helper(&format!(
+            ": >{at}/begun\nuntil [ -e {at}/released ]; do sleep 0.01; done\necho done\nexec cat >/dev/null\n"
+        ));
+    }
+
+    pub(super) fn helper_has_begun(&self) -> bool {
+        self.path().join("begun").exists()
+    }
+
+    pub(super) fn release_helper(&self) {
+        fs::write(self.path().join("released"), "").expect("written");
     }
 
     pub(super) fn path(&self) -> &Path {

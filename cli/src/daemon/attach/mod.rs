@@ -15,7 +15,7 @@ use std::time::Duration;
 use kagami_nbd_server::kernel::{Events, Nbd};
 use kagami_replicator::core::event::{Refusal, Reply};
 use kagami_replicator::core::state::Role;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
@@ -46,6 +46,9 @@ use record::{Record, Records};
 
 /// A keeper stops within; what it still waits for is dropped, and sent again by the kernel.
 const STOP_PATIENCE: Duration = Duration::from_secs(8);
+/// An attach that is under way at a stop has its device within: longer than all that it waits for after this
+/// node is Primary. What is left then, the next daemon holds for stale.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(30);
 /// How often the kernel's driver is looked for while a device is waited for.
 const DRIVER_EVERY: Duration = Duration::from_secs(5);
 
@@ -65,9 +68,17 @@ struct Inner<H> {
     keepers: Mutex<BTreeMap<String, Entry>>,
     /// What happens to mirrors from before they are open, until they are looked at.
     moves: Mutex<BTreeMap<String, Moves>>,
-    /// Mirrors that are being attached or detached.
-    changing: Mutex<BTreeSet<String>>,
+    changing: watch::Sender<Changing>,
     listener: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What is on its way to another state.
+#[derive(Debug, Default)]
+struct Changing {
+    /// Mirrors that are being attached or detached.
+    mirrors: BTreeSet<String>,
+    /// The daemon stops: no more of them.
+    closed: bool,
 }
 
 #[derive(Debug)]
@@ -92,12 +103,22 @@ pub fn identifier(mirror: &[u8; 16], node: u64) -> String {
 /// While it lives, nobody else attaches or detaches that mirror.
 struct Change<'a> {
     mirror: String,
-    changing: &'a Mutex<BTreeSet<String>>,
+    changing: &'a watch::Sender<Changing>,
 }
 
 impl Drop for Change<'_> {
     fn drop(&mut self) {
-        lock(self.changing).remove(&self.mirror);
+        self.changing.send_modify(|changing| {
+            changing.mirrors.remove(&self.mirror);
+        });
+    }
+}
+
+fn stops() -> Refusal {
+    Refusal {
+        what: "refused: the daemon stops".to_owned(),
+        facts: Vec::new(),
+        next: "start it, and try again".to_owned(),
     }
 }
 
@@ -133,7 +154,7 @@ impl<H: Host> Attachments<H> {
                 mirrors: mirrors.collect(),
                 keepers: Mutex::default(),
                 moves,
-                changing: Mutex::default(),
+                changing: watch::Sender::default(),
                 listener: Mutex::default(),
             }),
         }
@@ -199,11 +220,16 @@ impl<H: Host> Attachments<H> {
         }
     }
 
-    /// Attaches a mirror.
+    /// Attaches a mirror. `unless_primary`: why this node is not made Primary for that, if it is not.
     ///
     /// # Errors
     /// Why not, and what to do.
-    pub async fn attach(&self, mirror: &str, device: Option<u32>) -> Result<Attached, Refusal> {
+    pub async fn attach(
+        &self,
+        mirror: &str,
+        device: Option<u32>,
+        unless_primary: Option<Refusal>,
+    ) -> Result<Attached, Refusal> {
         let inner = &*self.inner;
         let _change = self.change(mirror)?;
         if let Some(kept) = self.kept(mirror) {
@@ -217,12 +243,22 @@ impl<H: Host> Attachments<H> {
                 next: "restart the daemon".to_owned(),
             });
         };
+        if let Some(refusal) = &unless_primary
+            && !self.is_primary(mirror).await
+        {
+            return Err(refusal.clone());
+        }
         let kernel = inner.kernel.clone();
         // Before anything is changed: a node that can't attach needn't be Primary.
         blocking(move || kernel.check(device))
             .await
             .map_err(refusal_of)?;
-        let promoted = self.promote(mirror).await?;
+        let mut changing = inner.changing.subscribe();
+        let promoted = tokio::select! {
+            promoted = self.promote(mirror, unless_primary) => promoted?,
+            // It may wait for an arbiter as long as that is away. What it comes to is demoted with all mirrors.
+            _ = changing.wait_for(|changing| changing.closed) => return Err(stops()),
+        };
         let (host, kernel) = (&inner.host, &inner.kernel);
         let made = bring_up::connect(host, kernel, mirror, &identifier, device).await;
         let (mut link, socket, index) = match made {
@@ -257,14 +293,24 @@ impl<H: Host> Attachments<H> {
         Ok(self.attached(mirror, index, false))
     }
 
-    /// Makes this node Primary; true if it was not.
-    async fn promote(&self, mirror: &str) -> Result<bool, Refusal> {
-        let host = &self.inner.host;
-        let status = host.status(mirror).await;
-        if status.is_some_and(|status| status.role == Role::Primary) {
+    async fn is_primary(&self, mirror: &str) -> bool {
+        let status = self.inner.host.status(mirror).await;
+        status.is_some_and(|status| status.role == Role::Primary)
+    }
+
+    /// Makes this node Primary, if it may be; true if it was not.
+    async fn promote(
+        &self,
+        mirror: &str,
+        unless_primary: Option<Refusal>,
+    ) -> Result<bool, Refusal> {
+        if self.is_primary(mirror).await {
             return Ok(false);
         }
-        match host.promote(mirror).await {
+        if let Some(refusal) = unless_primary {
+            return Err(refusal);
+        }
+        match self.inner.host.promote(mirror).await {
             Ok(reply) => Ok(reply == Reply::Done),
             Err(refusal) => Err(Refusal {
                 what: format!(
@@ -397,6 +443,16 @@ impl<H: Host> Attachments<H> {
 
     /// Leaves all devices to the next daemon: they stay, and the kernel keeps what was not answered.
     pub async fn stop(&self) {
+        let inner = &self.inner;
+        inner
+            .changing
+            .send_modify(|changing| changing.closed = true);
+        // What has begun comes to a device with a keeper, which then leaves it as it should be left, or to none.
+        let mut changing = inner.changing.subscribe();
+        let ended = changing.wait_for(|changing| changing.mirrors.is_empty());
+        if tokio::time::timeout(CHANGE_PATIENCE, ended).await.is_err() {
+            warn!("a device is still being attached or detached: it is left in the middle of that");
+        }
         let entries = std::mem::take(&mut *lock(&self.inner.keepers));
         let mut stopping = Vec::new();
         for (mirror, entry) in entries {
@@ -418,7 +474,15 @@ impl<H: Host> Attachments<H> {
     }
 
     fn change(&self, mirror: &str) -> Result<Change<'_>, Refusal> {
-        if !lock(&self.inner.changing).insert(mirror.to_owned()) {
+        let (mut closed, mut begun) = (false, false);
+        self.inner.changing.send_modify(|changing| {
+            closed = changing.closed;
+            begun = !closed && changing.mirrors.insert(mirror.to_owned());
+        });
+        if closed {
+            return Err(stops());
+        }
+        if !begun {
             return Err(Refusal {
                 what: "refused: it is being attached or detached".to_owned(),
                 facts: Vec::new(),

@@ -12,7 +12,7 @@ use kagami_replicator::core::notice::Notice;
 use kagami_replicator::core::state::{Connection, Replication, Role};
 
 use super::lock;
-use super::made::{Asking, Machine, UUID, shown, until};
+use super::made::{Asking, Machine, UUID, refusal, shown, until};
 use super::record::Record;
 use crate::control::report::DeviceState;
 
@@ -20,12 +20,21 @@ use crate::control::report::DeviceState;
 async fn attached_found_again_after_a_stop_and_detached() {
     let machine = Machine::new();
     let daemon = machine.daemon().await;
-    let attached = daemon.attach("pg", Some(2)).await.expect("attached");
+    let attached = daemon.attach("pg", Some(2), None).await.expect("attached");
     assert!(attached.device.ends_with("/dev/nbd2") && !attached.already);
     let link = machine.path().join("dev/kagami/pg");
     assert_eq!(fs::read_link(&link).expect("a link"), Path::new("../nbd2"));
-    assert!(daemon.attach("pg", None).await.expect("there").already);
-    let other = daemon.attach("pg", Some(1)).await.expect_err("refused");
+    assert!(
+        daemon
+            .attach("pg", None, None)
+            .await
+            .expect("there")
+            .already
+    );
+    let other = daemon
+        .attach("pg", Some(1), None)
+        .await
+        .expect_err("refused");
     assert!(other.what.contains("already") && other.what.contains("nbd2"));
 
     daemon.stop().await;
@@ -57,13 +66,13 @@ async fn what_is_refused_leaves_the_roles_as_they_were() {
     fs::write(device.join("pid"), "99\n").expect("written");
     fs::create_dir_all(machine.path().join("proc/99")).expect("made");
     fs::write(machine.path().join("proc/99/comm"), "nbd-client\n").expect("written");
-    let refused = daemon.attach("pg", Some(1)).await.expect_err("taken");
+    let refused = daemon.attach("pg", Some(1), None).await.expect_err("taken");
     assert!(refused.what.contains("nbd1 is in use by another program"));
     assert!(refused.facts[0].contains("process 99 (nbd-client)"));
     // Without the right.
     let capabilities = machine.path().join("proc/self/status");
     fs::write(&capabilities, "Name:\tkagami\nCapEff:\t0000000000000400\n").expect("written");
-    let refused = daemon.attach("pg", None).await.expect_err("no right");
+    let refused = daemon.attach("pg", None, None).await.expect_err("no right");
     assert!(refused.what.contains("CAP_SYS_ADMIN"), "{}", refused.what);
     assert_eq!(machine.mirror.change(|mirror| mirror.promotions), 0);
     fs::write(&capabilities, "CapEff:\t000001ffffffffff\n").expect("written");
@@ -72,7 +81,7 @@ async fn what_is_refused_leaves_the_roles_as_they_were() {
     let (theirs, _ours) = UnixStream::pair().expect("a pair");
     let hidden = ("of a program that is not seen".to_owned(), theirs);
     lock(&machine.driver).devices.insert(1, hidden);
-    let refused = daemon.attach("pg", Some(1)).await.expect_err("busy");
+    let refused = daemon.attach("pg", Some(1), None).await.expect_err("busy");
     assert!(refused.what.contains("in use"), "{}", refused.what);
     let role = machine.mirror.change(|mirror| mirror.status.role);
     assert_eq!(role, Role::Secondary);
@@ -80,16 +89,85 @@ async fn what_is_refused_leaves_the_roles_as_they_were() {
     machine
         .mirror
         .change(|mirror| mirror.promotes = Err("the peer is Primary"));
-    let refused = daemon.attach("pg", None).await.expect_err("not Primary");
+    let refused = daemon
+        .attach("pg", None, None)
+        .await
+        .expect_err("not Primary");
     assert!(refused.what.contains("the peer is Primary"));
     assert!(machine.record().is_none());
+}
+
+/// A failover manager says where it is Primary: an attach is no way around it.
+#[tokio::test]
+async fn a_mirror_in_other_hands_is_attached_where_it_is_primary_and_not_promoted() {
+    let machine = Machine::new();
+    let daemon = machine.daemon().await;
+    let held = || Some(refusal("not attached: another decides"));
+    let refused = daemon.attach("pg", None, held()).await.expect_err("held");
+    assert!(refused.what.contains("another decides"), "{}", refused.what);
+    assert_eq!(machine.mirror.change(|mirror| mirror.promotions), 0);
+    machine
+        .mirror
+        .change(|mirror| mirror.status.role = Role::Primary);
+    daemon.attach("pg", None, held()).await.expect("attached");
+    assert_eq!(machine.mirror.change(|mirror| mirror.promotions), 0);
+}
+
+#[tokio::test]
+async fn an_attach_under_way_at_a_stop_leaves_a_device_that_the_next_daemon_serves() {
+    let machine = Machine::new();
+    machine.helper_waits();
+    let daemon = machine.daemon().await;
+    let attaching = tokio::spawn({
+        let daemon = daemon.clone();
+        async move { daemon.attach("pg", Some(1), None).await }
+    });
+    until("the helper runs", || machine.helper_has_begun()).await;
+    let stopping = tokio::spawn({
+        let daemon = daemon.clone();
+        async move { daemon.stop().await }
+    });
+    // Of the same mirror: what is refused by a change becomes what is refused by the stop.
+    let mut refused = String::new();
+    while !refused.contains("stops") {
+        refused = daemon.detach("pg", false).await.expect_err("refused").what;
+        tokio::task::yield_now().await;
+    }
+    machine.release_helper();
+    attaching.await.expect("ended").expect("attached");
+    stopping.await.expect("stopped");
+    machine
+        .mirror
+        .change(|mirror| mirror.status.role = Role::Secondary);
+    assert_eq!(machine.record().expect("remembered").stopped_at, Some(9));
+
+    let next = machine.daemon().await;
+    until("attached", || shown(&next) == Some(DeviceState::Attached)).await;
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_a_promotion_that_waits_for_an_arbiter() {
+    let machine = Machine::new();
+    machine.mirror.change(|mirror| mirror.waits = true);
+    let daemon = machine.daemon().await;
+    let attaching = tokio::spawn({
+        let daemon = daemon.clone();
+        async move { daemon.attach("pg", None, None).await }
+    });
+    let mirror = machine.mirror.clone();
+    until("an attempt", || mirror.change(|m| m.promotions) > 0).await;
+    daemon.stop().await;
+    let refused = attaching.await.expect("ended").expect_err("refused");
+    assert!(refused.what.contains("stops"), "{}", refused.what);
+    assert!(machine.record().is_none());
+    assert!(!(0..4).any(|index| machine.is_set_up(index)));
 }
 
 #[tokio::test]
 async fn a_session_that_ends_is_followed_by_another_on_the_same_device() {
     let machine = Machine::new();
     let daemon = machine.daemon().await;
-    daemon.attach("pg", Some(0)).await.expect("attached");
+    daemon.attach("pg", Some(0), None).await.expect("attached");
     for round in 1..=3 {
         // The kernel has its end of the socket before the mirror has the other.
         let served = || machine.mirror.change(|mirror| mirror.sessions) == round;
@@ -104,7 +182,7 @@ async fn a_session_that_ends_is_followed_by_another_on_the_same_device() {
 async fn another_program_that_takes_it_down_ends_it() {
     let machine = Machine::new();
     let daemon = machine.daemon().await;
-    daemon.attach("pg", Some(0)).await.expect("attached");
+    daemon.attach("pg", Some(0), None).await.expect("attached");
     let mut asking = Asking {
         driver: Arc::clone(&machine.driver),
         sysfs: machine.path().join("sys"),
@@ -123,7 +201,7 @@ async fn a_dead_primary_takes_its_device_back_and_a_stranger_to_its_data_does_no
     // Neither was it Primary when it died, nor did it stop at this generation.
     let daemon = machine.daemon().await;
     until("it is stale", || shown(&daemon) == Some(DeviceState::Stale)).await;
-    let refused = daemon.attach("pg", None).await.expect_err("stale");
+    let refused = daemon.attach("pg", None, None).await.expect_err("stale");
     assert!(refused.next.contains("umount"), "{}", refused.next);
     assert_eq!((machine.reconfigured(), machine.is_set_up(3)), (0, true));
     daemon.stop().await;
