@@ -4,7 +4,8 @@
 //! A program is begun by whoever loads it, in the script's own control group, and belongs to nobody
 //! after that. The list is files in `run/watch`, one for each name, so it outlives the manager, which
 //! looks through it again and again ([`WatchList::poll`]). Whatever changes the list holds its lock.
-//! That a name is not used on the other node either is asked by the manager, which knows that node.
+//! A name is one on its node; the other node's list is not asked: a group that fails over loads its programs
+//! there under the same names, also while what is left here can't be ended.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -38,7 +39,7 @@ pub struct Restart {
 /// What is to be loaded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Load {
-    /// Its name, unique in the cluster.
+    /// Its name, unique on this node.
     pub id: String,
     /// `/M`: its unexpected end stops this node's groups, which fail over.
     pub monitored: bool,

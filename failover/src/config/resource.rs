@@ -401,7 +401,7 @@ pub enum Driver {
     /// The kernel's nbd driver.
     #[default]
     Nbd,
-    /// ublk.
+    /// ublk: a word that is kept, and refused; it is not built in.
     Ublk,
 }
 

@@ -230,6 +230,11 @@ fn unknown_words_are_refused_where_they_are() {
         ],
     );
     replaced(
+        "mount = \"/srv/pg\"",
+        "mount = \"/srv/pg\"\ndriver = \"ublk\"",
+        &["driver: ublk is not built in", "write \"nbd\""],
+    );
+    replaced(
         "type = \"exec\"",
         "type = \"exek\"",
         &["there is no kind \"exek\"", "did you mean \"exec\"?"],

@@ -7,7 +7,7 @@ use super::Check;
 use crate::config::fault::choose;
 use crate::config::group::Group;
 use crate::config::monitor::{self, Monitor, Target};
-use crate::config::resource::{Kind, Mode};
+use crate::config::resource::{Driver, Kind, Mode};
 
 impl Check<'_> {
     pub(super) fn group(&mut self, group: &Group) {
@@ -57,6 +57,10 @@ impl Check<'_> {
                             "add files = [{ path = \"/…\" }]",
                         );
                     }
+                }
+                Kind::Mirror(mirror) if mirror.disk.driver == Driver::Ublk => {
+                    let what = "driver: ublk is not built in";
+                    self.fault(&at, what, "write \"nbd\", or leave it out");
                 }
                 Kind::Ocf(ocf) if !ocf.agent.contains(':') => {
                     let what = format!("agent: \"{}\" has no provider", ocf.agent);
