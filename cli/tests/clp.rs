@@ -12,7 +12,7 @@ use kagami_failover::control::message::{Reach, Refused};
 use kagami_failover::control::status::{RunState, WatchState};
 use kagami_failover::core::Command;
 use kagami_failover::core::durable::EndKind;
-use kagami_replicator::core::event::{Command as MirrorCommand, Reply};
+use kagami_replicator::core::event::{Command as MirrorCommand, Refusal, Reply};
 use kagami_replicator::core::state::{Connection, DiskState, Replication};
 use support::desk::Managed;
 use support::{Ended, Node};
@@ -230,6 +230,14 @@ fn the_cluster_and_its_machines_end_as_they_are_told() {
         managed.desk.commands.lock().unwrap().pop(),
         Some(Command::EndNode(EndKind::Manager))
     );
+    // Its socket is gone, and its process, this one, is not.
+    let path = managed.node.folder.path().join("run/failover.sock");
+    *managed.desk.script.lock().unwrap() = Box::new(move |_, _| {
+        std::fs::remove_file(&path).unwrap();
+        Ok(())
+    });
+    let ended = called(&managed.node, "clpcl -t -w 1");
+    assert_eq!(ended.code, 4, "{ended:?}");
 }
 
 #[test]
@@ -358,7 +366,22 @@ fn a_mirror_is_told_in_colours() {
     );
     assert_eq!(called(&managed.node, "clpmdstat -m nope").code, 1);
 
+    // A part of it was done: not "nothing was changed".
+    managed.node.engine.answers(|_, _| {
+        Err(Refusal {
+            what: "not demoted: requests wait for the peer".to_owned(),
+            facts: Vec::new(),
+            next: "connect the peer".to_owned(),
+        })
+    });
+    let ended = called(&managed.node, "clpmdctrl -d pg");
+    assert_eq!(ended.code, 6, "{ended:?}");
+    assert!(ended.err.contains("requests wait"), "{ended:?}");
+    assert!(ended.err.contains("done before that: detach"), "{ended:?}");
+
     managed.node.engine.answers(|_, _| Ok(Reply::Done));
+    assert_eq!(called(&managed.node, "clpmdctrl -d pg").code, 0);
+    managed.node.engine.orders.lock().unwrap().clear();
     assert_eq!(called(&managed.node, "clpmdctrl -b pg").code, 0);
     assert_eq!(called(&managed.node, "clpmdctrl -r pg").code, 0);
     let orders = managed.node.engine.orders.lock().unwrap().clone();

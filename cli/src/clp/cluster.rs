@@ -1,15 +1,20 @@
 //! `clpcl`, `clpdown`, `clpstdn`: the managers and machines of the cluster. They ask nothing: scripts
 //! call them.
 
+use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use kagami_failover::control::{Client, Order};
 use kagami_failover::core::durable::EndKind;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::net::UnixStream;
 
 use super::options::{Known, parse};
 use crate::commands::cluster::{known_node, socket, suspend};
 use crate::commands::{Context, print_out};
+use crate::config::Config;
 use crate::exit::{DONE, Failure, Outcome, Status};
 
 /// The unit of the failover manager.
@@ -105,6 +110,19 @@ fn systemctl(verb: &str) -> Result<(), Failure> {
     }
 }
 
+/// The process of this node's manager. None: it is not seen from here.
+async fn process(config: &Config) -> Option<OwnedFd> {
+    let stream = UnixStream::connect(socket(config)).await.ok()?;
+    let pid = Pid::from_raw(stream.peer_cred().ok()?.pid()?)?;
+    pidfd_open(pid, PidfdFlags::empty()).ok()
+}
+
+fn runs(process: &OwnedFd) -> bool {
+    let mut ended = [PollFd::new(process, PollFlags::IN)];
+    // An error: it is not known, and the socket is asked.
+    matches!(poll(&mut ended, Some(&Timespec::default())), Ok(0))
+}
+
 async fn stop(context: &Context, all: bool, host: Option<&str>, limit: Duration) -> Outcome {
     let config = context.config()?;
     let kind = EndKind::Manager;
@@ -117,13 +135,14 @@ async fn stop(context: &Context, all: bool, host: Option<&str>, limit: Duration)
     if let Some(host) = host {
         known_node(&context.cluster().await?, host)?;
     }
+    let manager = if here { process(&config).await } else { None };
     context.order(host.map(str::to_owned), order).await?;
     if !here {
         return DONE;
     }
-    // Gone when nobody answers any more.
+    // Gone with its process, not with its socket: until then its unit is active, and starting that does nothing.
     let end = Instant::now() + limit;
-    while Client::connect(&socket(&config)).await.is_ok() {
+    while manager.as_ref().is_some_and(runs) || Client::connect(&socket(&config)).await.is_ok() {
         if Instant::now() >= end {
             return Err(Failure::new(
                 Status::TimedOut,
