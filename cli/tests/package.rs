@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use clap::Parser as _;
 use kagami::args::Cli;
@@ -49,4 +50,108 @@ fn the_example_is_a_configuration() {
     let config = Config::parse(&file, &text("kagami.toml"), &Places::of_root());
     let config = config.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(config.mirrors.len(), 1);
+}
+
+/// A machine that goes down, as `unmount-at-shutdown` sees it: /dev/nbd7 is mounted on /srv. Every sleep of the
+/// script is so many seconds of its clock. Gives what it said.
+struct GoesDown {
+    folder: tempfile::TempDir,
+}
+
+impl GoesDown {
+    /// `umount` and `sleep`: what these commands do, with `$at` for the folder of all and `$up` for the clock.
+    fn new(umount: &str, sleep: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let at = folder.path();
+        for inner in ["sys/block/nbd7/holders", "proc/self", "bin"] {
+            fs::create_dir_all(at.join(inner)).expect("made");
+        }
+        let files = [
+            ("sys/block/nbd7/dev", "43:7\n"),
+            ("sys/block/nbd7/stat", "1 0 8 0 1 0 8 0\n"),
+            ("proc/self/mountinfo", "40 1 43:7 / /srv rw - ext4 x rw\n"),
+            ("proc/uptime", "100.50 0\n"),
+        ];
+        for (name, text) in files {
+            fs::write(at.join(name), text).expect("written");
+        }
+        let clock = "read -r up _ <$at/proc/uptime; up=${up%.*}";
+        let commands = [
+            ("systemctl", "echo stopping".to_owned()),
+            ("kagami", r#"echo '{"path":"/dev/nbd7"}'"#.to_owned()),
+            ("systemd-notify", "echo \"$@\" >>$at/notified".to_owned()),
+            ("umount", format!("echo \"$@\" >>$at/tried\n{umount}")),
+            ("sleep", format!("{clock}\n{sleep}")),
+        ];
+        for (name, does) in commands {
+            let text = format!("#!/bin/sh\nat={}\n{does}\n", at.display());
+            // Another process writes it: no child of a thread of this one has it open for writing.
+            let written = Command::new("sh")
+                .args(["-c", "printf %s \"$1\" >\"$0\" && chmod 755 \"$0\""])
+                .arg(at.join("bin").join(name))
+                .arg(text)
+                .status();
+            assert!(written.expect("a shell").success());
+        }
+        Self { folder }
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path().join(name)).unwrap_or_default()
+    }
+
+    fn run(&self) -> String {
+        let ended = Command::new("sh")
+            .arg(folder().join("unmount-at-shutdown"))
+            .args([self.path().join("sys"), self.path().join("proc")])
+            .env(
+                "PATH",
+                format!("{}/bin:/usr/bin:/bin", self.path().display()),
+            )
+            .output()
+            .expect("run");
+        assert!(ended.status.success(), "{ended:?}");
+        String::from_utf8(ended.stdout).expect("text")
+    }
+}
+
+/// Waits until a test says that it may end.
+const HANGS: &str = "until [ -e $at/end ]; do /bin/sleep 0.01; done";
+
+#[test]
+fn an_umount_that_writes_back_for_minutes_gets_the_time_and_the_unit_hears_of_it() {
+    let goes_down = GoesDown::new(
+        &format!("{HANGS}\n: >$at/proc/self/mountinfo"),
+        "up=$((up + 1)); echo $up.00 0 >$at/proc/uptime; echo 1 0 8 0 $up 0 8 0 >$at/sys/block/nbd7/stat
+         [ $up -lt 220 ] || : >$at/end",
+    );
+    assert_eq!(goes_down.run(), "");
+    assert_eq!(goes_down.read("tried"), "-- /srv\n", "once");
+    let notified = goes_down.read("notified");
+    assert!(notified.lines().count() > 60, "{notified}");
+    assert!(
+        notified
+            .lines()
+            .all(|line| line.starts_with("EXTEND_TIMEOUT_USEC="))
+    );
+}
+
+#[test]
+fn what_stays_in_use_and_an_umount_that_gets_nowhere_end_by_the_clock() {
+    let later = "up=$((up + 10)); echo $up.00 0 >$at/proc/uptime";
+    for umount in ["exit 32", HANGS] {
+        let goes_down = GoesDown::new(umount, later);
+        let said = goes_down.run();
+        assert!(
+            said.starts_with("still in use") && said.ends_with("/srv\n"),
+            "{said}"
+        );
+        let tried = goes_down.read("tried");
+        assert!((1..20).contains(&tried.lines().count()), "{tried}");
+        fs::write(goes_down.path().join("end"), "").expect("written");
+    }
 }
