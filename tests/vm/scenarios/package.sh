@@ -4,7 +4,8 @@
 # long
 # kagami's package, installed, upgraded and removed: an upgrade while files are written to a mounted mirror,
 # one in the middle of a resynchronisation, one whose new version refuses the configuration; a removal
-# that is refused while a mirror is mounted; a purge that leaves the data.
+# that is refused while a mirror is mounted; a purge that leaves the data. A group of the failover manager runs on
+# through an upgrade, and keeps the package from being removed until the manager is stopped.
 # shellcheck source=tests/vm/debian.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../debian.sh"
 
@@ -41,6 +42,51 @@ upgrade() { # PACKAGE
     dpkg -i "$1" >/var/log/upgrade 2>&1 || fail "dpkg -i: $(cat /var/log/upgrade)"
 }
 is_held() { on alpha pause-sync pg >/dev/null 2>&1 && is alpha paused; }
+# A group that is one process, and no mirror. The other node has no manager.
+make_group() {
+    cat >/etc/kagami/cluster.toml <<END
+[cluster]
+name = "shop"
+revision = 1
+nodes = ["alpha", "beta"]
+wait-for-node = "1s"
+[arbiter]
+kind = "none"
+accepted-risk = "both nodes may run a group at once and their data may differ"
+[heartbeat.lan]
+type = "lan"
+priority = 1
+timeout = "2s"
+addresses = { alpha = "127.0.0.1:7791", beta = "127.0.0.1:7792" }
+[group.shop]
+nodes = ["alpha", "beta"]
+[group.shop.resource.till]
+type = "exec"
+mode = "async"
+start = "/usr/local/bin/till"
+END
+    printf '#!/bin/sh\necho $$ >>/run/till\nexec sleep infinity\n' >/usr/local/bin/till
+    chmod 755 /usr/local/bin/till
+    # Nothing here is to reset the guest.
+    mkdir -p /etc/systemd/system/kagami-failover.service.d
+    printf '[Service]\nExecStart=\nExecStart=/usr/bin/kagami failover --no-reset\n' \
+        >/etc/systemd/system/kagami-failover.service.d/test.conf
+    systemctl daemon-reload
+    kagami failover init-key >/dev/null
+    systemctl --quiet enable --now kagami-failover
+    wait_until 150 'the group runs' group_is online
+}
+group_is() { kagami cluster status --json 2>/dev/null | grep -q "\"name\":\"shop\",\"state\":\"$1\""; } # WORD
+manager_pid() { systemctl show -P MainPID kagami-failover.service; }
+# Of the program that is installed, not of one that it has replaced.
+guard_pid() {
+    local process
+    for process in /proc/[0-9]*; do
+        [ "$(readlink "$process/exe")" = /usr/bin/kagami ] || continue
+        if tr '\0' ' ' <"$process/cmdline" | grep -qF ' guard --socket '; then echo "${process#/proc/}"; fi
+    done 2>/dev/null
+}
+is_guarded() { [ -n "$(guard_pid)" ]; }
 still_there() {
     is_mounted || fail 'an upgrade unmounted /srv'
     is_unit kagami-attach@pg.service ActiveState active || fail 'an upgrade stopped the template'
@@ -111,6 +157,29 @@ step_all() {
     on alpha verify pg --wait >/tmp/verify 2>&1 || fail "kagami verify: $(cat /tmp/verify)"
     proof "upgraded in the middle of a resynchronisation: the next daemon sent the other $((sent >> 20)) MiB; verified"
 
+    # A group of the failover manager: it runs on, under another manager and another guard.
+    make_group
+    local till manager guard
+    till=$(cat /run/till) manager=$(manager_pid) guard=$(guard_pid)
+    [ -n "$guard" ] || fail 'nothing guards the group'
+    upgrade "$NEW"
+    grep -q 'the failover manager and its guard were replaced' /var/log/upgrade || fail "not said: $(cat /var/log/upgrade)"
+    [ "$(manager_pid)" != "$manager" ] || fail 'the failover manager was not replaced'
+    wait_until 60 'a guard of the new program' is_guarded
+    [ "$(guard_pid)" != "$guard" ] || fail 'the guard was not replaced'
+    wait_until 60 'the group is online still' group_is online
+    [ "$(cat /run/till)" = "$till" ] || fail "the group's process was started again: $(cat /run/till)"
+    kill -0 "$till" || fail "the group's process has ended"
+    proof 'a group ran on through an upgrade, under another failover manager and guard'
+    # They keep the package, whose mirror nobody uses for them.
+    ! dpkg -r kagami >/var/log/remove 2>&1 || fail 'removed under a group'
+    grep -q 'not removed: failover groups may run on this node' /var/log/remove || fail "not said: $(cat /var/log/remove)"
+    kill -0 "$till" || fail "a removal that was refused ended the group's process"
+    kagami node stop --yes >/var/log/stop 2>&1 || fail "kagami node stop: $(cat /var/log/stop)"
+    wait_until 150 'the failover manager has ended' is_unit kagami-failover.service MainPID 0
+    ! kill -0 "$till" 2>/dev/null || fail "the group's process runs on"
+    proof "a removal is refused while a group runs: $(grep -m 1 'not removed' /var/log/remove)"
+
     # A configuration that the new version refuses: the old daemon serves on.
     cp /etc/kagami/kagami.toml /tmp/good.toml
     echo 'no-such-key = 1' >>/etc/kagami/kagami.toml
@@ -140,6 +209,7 @@ step_all() {
     for file in /var/lib/kagami/pg.meta /var/lib/kagami/keys /etc/kagami/kagami.toml; do
         [ -s "$file" ] || fail "a purge took $file"
     done
+    [ ! -L /etc/systemd/system/multi-user.target.wants/kagami-failover.service ] || fail 'a purge left the failover manager enabled'
     systemctl stop kagami-beta
     cmp /dev/disk0 /dev/disk1 || fail 'the copies differ'
     e2fsck -fn /dev/disk0 >/tmp/fsck 2>&1 || fail "e2fsck: $(cat /tmp/fsck)"
