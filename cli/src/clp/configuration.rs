@@ -7,6 +7,7 @@ use kagami_failover::control::{Answer, Ask};
 use super::options::{Known, parse};
 use crate::commands::cluster::{file, push, unexpected};
 use crate::commands::{Context, print_out};
+use crate::config::edit::replace;
 use crate::exit::{DONE, Failure, Outcome};
 
 const NAME: &str = "clpcfctrl";
@@ -39,7 +40,8 @@ async fn pull(context: &Context, path: &Path) -> Outcome {
         Answer::Configuration { text, .. } => text,
         other => return Err(unexpected(&other)),
     };
-    std::fs::write(path, text).map_err(|error| {
+    // It may be the file in force: nobody reads half of it.
+    replace(path, text.as_bytes()).map_err(|error| {
         Failure::system(format!(
             "{}: not written: {error}\n  next: name a folder that this user may write (-x)",
             path.display()

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -237,25 +237,58 @@ impl Editor {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let mode = fs::metadata(&self.file).map_or(0o644, |facts| facts.permissions().mode());
-        let written = (|| {
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(&temporary)?;
-            file.write_all(text.as_bytes())?;
-            file.set_permissions(fs::Permissions::from_mode(mode & 0o7777))?;
-            file.sync_all()?;
-            fs::rename(&temporary, &self.file)
-        })();
-        if written.is_err() {
-            // Best effort: the error that matters is the first one.
-            let _ = fs::remove_file(&temporary);
-        }
-        written?;
+        write_whole(&self.file, &temporary, text.as_bytes(), 0o644)?;
         self.folder.sync_all()
     }
+}
+
+/// Puts these bytes in a file's place, whole and durably; its permissions and owner stay. A new one is its owner's alone.
+///
+/// # Errors
+/// The file is as it was.
+pub fn replace(file: &Path, bytes: &[u8]) -> io::Result<()> {
+    // A link is followed, so that the rename replaces the file and not the link.
+    let file = file.canonicalize().unwrap_or_else(|_| file.to_owned());
+    let name = file.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let mut temporary = std::ffi::OsString::from(".");
+    temporary.push(name);
+    // A manager and a command may do so at once.
+    temporary.push(format!(".{}.new", std::process::id()));
+    let temporary = file.with_file_name(temporary);
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    write_whole(&file, &temporary, bytes, 0o600)?;
+    let folder = file
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+fn write_whole(file: &Path, temporary: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let before = fs::metadata(file).ok();
+    let mode = before.as_ref().map_or(mode, |facts| facts.mode() & 0o7777);
+    let written = (|| {
+        let mut new = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(temporary)?;
+        new.write_all(bytes)?;
+        let mine = new.metadata()?;
+        if let Some(old) = before.filter(|old| (old.uid(), old.gid()) != (mine.uid(), mine.gid())) {
+            std::os::unix::fs::fchown(&new, Some(old.uid()), Some(old.gid()))?;
+        }
+        new.set_permissions(fs::Permissions::from_mode(mode))?;
+        new.sync_all()?;
+        fs::rename(temporary, file)
+    })();
+    if written.is_err() {
+        // Best effort: the error that matters is the first one.
+        let _ = fs::remove_file(temporary);
+    }
+    written
 }
 
 /// Takes the folder's lock, which another command has for a moment. Any user who may read the folder can
@@ -278,6 +311,33 @@ mod tests {
 
     fn places() -> Places {
         Places::of_root()
+    }
+
+    #[test]
+    fn a_file_that_is_replaced_keeps_its_permissions_and_the_link_to_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("cluster.toml");
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        replace(&file, b"new").unwrap();
+        let mode = || fs::metadata(&file).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode(), 0o600, "secrets may be in it");
+        for kept in [0o600, 0o640, 0o644] {
+            fs::set_permissions(&file, fs::Permissions::from_mode(kept)).unwrap();
+            replace(&link, format!("{kept}").as_bytes()).unwrap();
+            assert_eq!(mode(), kept);
+            assert_eq!(fs::read_to_string(&file).unwrap(), format!("{kept}"));
+        }
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        // root may give files away; anybody else has the one owner.
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&file, Some(12), Some(34)).unwrap();
+            replace(&file, b"again").unwrap();
+            let facts = fs::metadata(&file).unwrap();
+            assert_eq!((facts.uid(), facts.gid()), (12, 34));
+        }
+        let left = fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(left, 2, "nothing is left beside it");
     }
 
     const FILE: &str = "\

@@ -1,8 +1,7 @@
 //! What people, their commands and the other manager reach of a manager: its [`Desk`].
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use kagami_failover::channel::{Channel, PeerAnswer, PeerAsk};
@@ -19,6 +18,8 @@ use kagami_failover::resource::files;
 use kagami_failover::right::lease::Word;
 use kagami_failover::right::tenancy::{Answers, Promises};
 use tokio::sync::broadcast;
+
+use crate::config::edit::replace;
 
 /// The desk of one life of a manager.
 #[derive(Debug)]
@@ -180,14 +181,4 @@ impl Desk for Office {
             Err(why) => Err(Unreached(why)),
         }
     }
-}
-
-/// Puts a file in another's place, whole and durably.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let new = path.with_extension("toml.new");
-    let mut file = File::create(&new)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
 }
