@@ -148,13 +148,10 @@ impl Place {
         watchdog: Arc<dyn Watchdog>,
         files: Arc<dyn FileChannel>,
     ) -> std::io::Result<Self> {
-        for folder in [
-            state.join("logs"),
-            run.join("processes"),
-            run.join("bin"),
-            run.join("watch"),
-        ] {
-            fs::create_dir_all(folder)?;
+        // Scripts run as any user, and find the compatible commands there.
+        fs::create_dir_all(run.join("bin"))?;
+        for folder in [state.join("logs"), run.join("processes"), run.join("watch")] {
+            private_folder(&folder)?;
         }
         let control_groups = control_group_root(&cluster.name);
         if control_groups.is_none() {
@@ -237,6 +234,23 @@ fn control_group_root(cluster: &str) -> Option<PathBuf> {
         rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXISTS,
     );
     writable.ok().map(|()| root)
+}
+
+/// Makes a folder that nobody but this user may look into, or makes it one.
+pub(crate) fn private_folder(folder: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+    if let Some(above) = folder.parent() {
+        fs::create_dir_all(above)?;
+    }
+    match fs::DirBuilder::new().mode(0o700).create(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let mode = fs::metadata(folder)?.permissions().mode();
+    if mode & 0o077 != 0 {
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
 }
 
 /// Where control groups of version 2 are mounted.

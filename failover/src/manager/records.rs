@@ -9,12 +9,14 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::core::{OpId, OpResult, Work};
+use crate::place::private_folder;
 
 /// Records this far behind the newest are forgotten: the core asks only for what was under way when
 /// its predecessor died.
@@ -62,10 +64,12 @@ impl Records {
         if fs::read_to_string(&mark).ok().as_ref() != Some(&boot) {
             match fs::remove_dir_all(folder) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => fs::create_dir_all(folder)?,
+                _ => private_folder(folder)?,
             }
             fs::write(&mark, &boot)?;
         }
+        // What scripts see is nobody else's, and who could open a record could lock it.
+        private_folder(folder)?;
         Ok(Self {
             folder: folder.to_owned(),
         })
@@ -103,6 +107,7 @@ impl Records {
             .write(true)
             .create(true)
             .truncate(true)
+            .mode(0o600)
             .open(&new)?;
         flock(&file, FlockOperation::NonBlockingLockExclusive)?;
         serde_json::to_writer(&mut file, begun)?;
@@ -122,7 +127,9 @@ impl Records {
     /// It can't be recorded.
     pub fn end(&self, op: OpId, result: &OpResult) -> io::Result<()> {
         let new = self.path(op, "ending");
-        let mut file = File::create(&new)?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let mut file = options.open(&new)?;
         file.write_all(&serde_json::to_vec(result)?)?;
         fs::rename(&new, self.path(op, "ended"))
     }
