@@ -9,8 +9,9 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
+use crate::place::private_folder;
 use crate::process::script::BEGIN;
 use crate::process::{Deadline, Family, Process};
 
@@ -68,6 +70,12 @@ pub struct Entry {
     pub restarted: Vec<u64>,
     /// Nobody looks whether it runs.
     pub paused: bool,
+    /// It has ended, and this node's groups are to leave.
+    #[serde(default)]
+    pub failed: bool,
+    /// Those of them that do, or that were not here since.
+    #[serde(default)]
+    pub left: Vec<String>,
     /// The group whose script loaded it; empty: no script did.
     pub group: String,
     /// The resource whose script loaded it.
@@ -89,6 +97,11 @@ impl Entry {
         }
     }
 
+    /// Its own group leaves because of it: until the others do, too, there is no end to it.
+    fn has_moved_its_group(&self) -> bool {
+        self.failed && self.left.contains(&self.group)
+    }
+
     fn family(&self) -> Family {
         Family {
             leader: Some(self.process()),
@@ -102,7 +115,8 @@ impl Entry {
 pub enum Seen {
     /// It ended unexpectedly and runs again.
     Restarted(Entry),
-    /// It ended unexpectedly, and is off the list. If it was `monitored`, this node's groups have to stop.
+    /// It ended unexpectedly. It is off the list, or, if it was `monitored`, stays there as failed until this node's groups
+    /// have left.
     Ended(Entry),
 }
 
@@ -180,8 +194,9 @@ impl WatchList {
 
     /// Held until it is dropped.
     fn lock(&self) -> Result<File, WatchError> {
-        let lock = fs::create_dir_all(&self.folder)
-            .and_then(|()| File::create(self.folder.join(".lock")))
+        // Who could open it could lock it, and hold up every script that loads or ends a program.
+        let lock = private_folder(&self.folder)
+            .and_then(|()| private_file(&self.folder.join(".lock")))
             .map_err(|error| self.wrong(error))?;
         flock(&lock, FlockOperation::LockExclusive).map_err(|e| self.wrong(e.into()))?;
         Ok(lock)
@@ -208,7 +223,9 @@ impl WatchList {
         let path = self.path(&entry.id)?;
         let new = self.folder.join(format!(".{}.new", std::process::id()));
         let text = serde_json::to_vec(entry).map_err(|e| self.wrong(e.into()))?;
-        fs::write(&new, text)
+        // It has the script's whole environment.
+        private_file(&new)
+            .and_then(|mut file| file.write_all(&text))
             .and_then(|()| fs::rename(&new, path))
             .map_err(|error| self.wrong(error))
     }
@@ -265,6 +282,8 @@ impl WatchList {
             restart: load.restart,
             restarted: Vec::new(),
             paused: false,
+            failed: false,
+            left: Vec::new(),
             group: text("CLP_GROUPNAME"),
             resource: text("CLP_RESOURCENAME"),
             program: load.program.clone(),
@@ -382,9 +401,42 @@ impl WatchList {
         let lock = self.lock()?;
         let entry = self.read(id)?;
         let entry = entry.ok_or_else(|| WatchError::Unknown(id.to_owned()))?;
-        self.remove(id)?;
+        if !entry.has_moved_its_group() {
+            self.remove(id)?;
+        }
         drop(lock);
         Ok(entry)
+    }
+
+    /// The programs whose end is to take this node's groups away, and has not yet.
+    ///
+    /// # Errors
+    /// The list can't be read.
+    pub fn failed(&self) -> Result<Vec<Entry>, WatchError> {
+        let mut all = self.entries()?;
+        all.retain(|entry| entry.failed);
+        Ok(all)
+    }
+
+    /// These groups leave because of a program that has failed, or are not here; with `all` of them gone it is off the list.
+    ///
+    /// # Errors
+    /// The list can't be read or written.
+    pub fn leave(&self, failed: &Entry, groups: &[String], all: bool) -> Result<(), WatchError> {
+        let lock = self.lock()?;
+        // The name may be another program's by now.
+        let still = self.read(&failed.id)?;
+        let still = still.filter(|entry| entry.failed && entry.process() == failed.process());
+        if let Some(mut entry) = still {
+            if all {
+                self.remove(&entry.id)?;
+            } else {
+                entry.left.extend_from_slice(groups);
+                self.write(&entry)?;
+            }
+        }
+        drop(lock);
+        Ok(())
     }
 
     /// `ARMKILL ID [/T SEC]`: ends it, by force after `time`.
@@ -433,7 +485,7 @@ impl WatchList {
     }
 
     /// Looks at all of them; the manager does so about every second. Those that have ended are
-    /// begun again where that was asked for; `log` opens the log of a resource.
+    /// begun again where that was asked for; `log` opens the log of a resource. One that has failed is seen once.
     ///
     /// # Errors
     /// The list can't be read or written.
@@ -442,7 +494,7 @@ impl WatchList {
         now: u64,
         log: impl Fn(&Entry) -> Option<File>,
     ) -> Result<Vec<Seen>, WatchError> {
-        let over = |entry: &Entry| !entry.paused && !entry.process().is_alive();
+        let over = |entry: &Entry| !entry.paused && !entry.failed && !entry.process().is_alive();
         // Most of the time there is nothing to do, and the lock is left to the scripts.
         if !self.entries()?.iter().any(over) {
             return Ok(Vec::new());
@@ -467,7 +519,12 @@ impl WatchList {
                     Err(error) => tracing::error!(%error, "it can't be begun again"),
                 }
             }
-            self.remove(&entry.id)?;
+            if entry.monitored {
+                entry.failed = true;
+                self.write(&entry)?;
+            } else {
+                self.remove(&entry.id)?;
+            }
             seen.push(Seen::Ended(entry));
         }
         drop(lock);
@@ -515,6 +572,13 @@ pub async fn respond(
         }
         tokio::time::sleep(interval).await;
     }
+}
+
+/// A file that nobody else may open, empty.
+fn private_file(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    let options = options.write(true).create(true).truncate(true).mode(0o600);
+    options.open(path)
 }
 
 /// Looked for as a shell does.

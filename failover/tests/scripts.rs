@@ -291,6 +291,16 @@ async fn a_loaded_program_is_watched_restarted_and_missed() {
         matches!(&seen[..], [Seen::Ended(entry)] if entry.monitored),
         "{seen:?}"
     );
+    // It is not forgotten before this node's groups have left, and seen once.
+    assert_eq!(list.poll(1000 + 3600, |_| None).unwrap(), []);
+    let [failed] = &list.failed().unwrap()[..] else {
+        panic!("{:?}", list.entries());
+    };
+    list.leave(failed, &["g".to_owned()], false).unwrap();
+    // The script that stops its group does not make it forgotten either.
+    list.kill("app-watch", Duration::ZERO).unwrap();
+    assert_eq!(list.failed().unwrap()[0].left, ["g"]);
+    list.leave(failed, &["h".to_owned()], true).unwrap();
     assert_eq!(list.entries().unwrap(), []);
     // Loaded again, and stopped in order: nobody misses it.
     assert_eq!(node.start("app").await, OpResult::Done);
