@@ -22,9 +22,29 @@ mod panics;
 pub mod render;
 pub mod up;
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+
+/// This program's file, by the name that it has had: the kernel says of one that was replaced that it is deleted.
+///
+/// # Errors
+/// The kernel does not say.
+fn program() -> Result<PathBuf, exit::Failure> {
+    let found = std::env::current_exe().map_err(|error| {
+        exit::Failure::system(format!(
+            "this program's own path is not known: {error}\n  next: mount /proc"
+        ))
+    })?;
+    let text = found.as_os_str().as_bytes();
+    Ok(match text.strip_suffix(b" (deleted)") {
+        Some(name) if !found.exists() => OsStr::from_bytes(name).into(),
+        _ => found,
+    })
+}
 
 /// What the binary does.
 pub fn main() -> ExitCode {

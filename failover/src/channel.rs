@@ -8,8 +8,8 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustls::pki_types::ServerName;
 use serde::{Deserialize, Serialize};
@@ -35,6 +35,8 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 /// Connections at a time; more wait.
 const CONNECTIONS_MAX: usize = 32;
+/// Keys are looked for anew this often at most: often in the time of a lease, which may rest on the other node's word.
+const ANEW: Duration = Duration::from_millis(500);
 /// An address that is not there yet is tried again after this.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -99,12 +101,92 @@ pub fn addresses(cluster: &Cluster, me: Node) -> Vec<(SocketAddr, SocketAddr)> {
         .collect()
 }
 
+/// The settings of connections: this node's key, and the other one's, pinned.
+pub type Settings = (rustls::ClientConfig, rustls::ServerConfig);
+
+/// What connections are made and taken with. Clones are the same.
+///
+/// Keys are replaced while a manager runs, the other node's as well as this one's: where a handshake fails, and where the
+/// nodes were not paired, they are looked for anew.
+#[derive(Clone)]
+pub struct Keys(Arc<Inside>);
+
+struct Inside {
+    look: Box<dyn Fn() -> Option<Settings> + Send + Sync>,
+    known: Mutex<Known>,
+}
+
+struct Known {
+    settings: Option<(TlsConnector, TlsAcceptor)>,
+    looked: Instant,
+}
+
+fn both_ends(settings: Settings) -> (TlsConnector, TlsAcceptor) {
+    let (client, server) = settings;
+    (Arc::new(client).into(), Arc::new(server).into())
+}
+
+impl Keys {
+    /// These; `look` says what they are later, `None` where that can't be said. It may block.
+    pub fn new(
+        now: Option<Settings>,
+        look: impl Fn() -> Option<Settings> + Send + Sync + 'static,
+    ) -> Self {
+        let known = Known {
+            settings: now.map(both_ends),
+            looked: Instant::now(),
+        };
+        Self(Arc::new(Inside {
+            look: Box::new(look),
+            known: Mutex::new(known),
+        }))
+    }
+
+    fn known(&self) -> Option<(TlsConnector, TlsAcceptor)> {
+        let known = self.0.known.lock();
+        let known = known.unwrap_or_else(PoisonError::into_inner);
+        known.settings.clone()
+    }
+
+    /// They may be others by now: whoever asks next finds those.
+    async fn look_anew(&self) {
+        {
+            let known = self.0.known.lock();
+            let mut known = known.unwrap_or_else(PoisonError::into_inner);
+            if known.looked.elapsed() < ANEW {
+                return;
+            }
+            known.looked = Instant::now();
+        }
+        let keys = self.clone();
+        // What waits for it may be given up: it is put in place all the same.
+        let looked = tokio::task::spawn_blocking(move || {
+            let Some(found) = (keys.0.look)() else {
+                return;
+            };
+            let known = keys.0.known.lock();
+            let mut known = known.unwrap_or_else(PoisonError::into_inner);
+            known.settings = Some(both_ends(found));
+        });
+        if let Err(error) = looked.await {
+            tracing::warn!("the keys of the channel between the managers: {error}");
+        }
+    }
+
+    async fn connector(&self) -> Option<TlsConnector> {
+        if self.known().is_none() {
+            self.look_anew().await;
+        }
+        Some(self.known()?.0)
+    }
+}
+
 /// The way to the other manager.
 #[derive(Clone)]
 pub struct Channel {
     node: String,
     others: Vec<SocketAddr>,
-    connector: Option<TlsConnector>,
+    keys: Keys,
 }
 
 impl std::fmt::Debug for Channel {
@@ -114,13 +196,13 @@ impl std::fmt::Debug for Channel {
 }
 
 impl Channel {
-    /// To the other node of this cluster; without `settings` it is never reached.
-    pub fn new(cluster: &Cluster, me: Node, settings: Option<rustls::ClientConfig>) -> Self {
+    /// To the other node of this cluster.
+    pub fn new(cluster: &Cluster, me: Node, keys: Keys) -> Self {
         let others = addresses(cluster, me);
         Self {
             node: cluster.nodes[1 - me].clone(),
             others: others.into_iter().map(|(_, other)| other).collect(),
-            connector: settings.map(|settings| TlsConnector::from(Arc::new(settings))),
+            keys,
         }
     }
 
@@ -130,15 +212,17 @@ impl Channel {
     /// It does not answer; in words.
     pub async fn ask(&self, ask: &PeerAsk) -> Result<PeerAnswer, String> {
         let node = &self.node;
-        let Some(connector) = &self.connector else {
+        let Some(connector) = self.keys.connector().await else {
             return Err(format!("node {node} is not paired with this one"));
         };
         let mut why = "no heartbeat has an address of it".to_owned();
         for address in &self.others {
-            match timeout(CONNECT_WITHIN, connect(connector, *address)).await {
+            let connected = connect(&self.keys, &connector, *address);
+            match timeout(CONNECT_WITHIN, connected).await {
                 Ok(Ok(stream)) => {
                     // What was sent may have been carried out: it is not sent again elsewhere.
-                    let asked = timeout(ANSWER_WITHIN, exchange(stream, ask)).await;
+                    let asked = exchange(&self.keys, stream, ask);
+                    let asked = timeout(ANSWER_WITHIN, asked).await;
                     let said = asked.unwrap_or_else(|_| Err("no answer in time".to_owned()));
                     return said.map_err(|why| format!("node {node} does not answer: {why}"));
                 }
@@ -160,16 +244,16 @@ impl Channel {
         within: Duration,
     ) -> Result<PeerAnswer, String> {
         let node = &self.node;
-        let Some(connector) = &self.connector else {
+        let Some(connector) = self.keys.connector().await else {
             return Err(format!("node {node} is not paired with this one"));
         };
         let mut ways = JoinSet::new();
         for address in self.others.iter().copied() {
-            let (connector, ask) = (connector.clone(), ask.clone());
+            let (keys, connector, ask) = (self.keys.clone(), connector.clone(), ask.clone());
             ways.spawn(async move {
-                let stream = connect(&connector, address).await;
+                let stream = connect(&keys, &connector, address).await;
                 let stream = stream.map_err(|error| format!("{address}: {error}"))?;
-                exchange(stream, &ask).await
+                exchange(&keys, stream, &ask).await
             });
         }
         let first = async {
@@ -192,42 +276,53 @@ impl Channel {
 
 type Client = tokio_rustls::client::TlsStream<TcpStream>;
 
-async fn connect(connector: &TlsConnector, address: SocketAddr) -> io::Result<Client> {
+async fn connect(keys: &Keys, connector: &TlsConnector, address: SocketAddr) -> io::Result<Client> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     // Certificates count by their keys: the name is compared with nothing.
     let name = ServerName::try_from("kagami").map_err(io::Error::other)?;
-    connector.connect(name, stream).await
+    let connected = connector.connect(name, stream).await;
+    if connected.is_err() {
+        keys.look_anew().await;
+    }
+    connected
 }
 
-async fn exchange(mut stream: Client, ask: &PeerAsk) -> Result<PeerAnswer, String> {
-    line::write(&mut stream, ask)
-        .await
-        .map_err(|e| e.to_string())?;
-    let mut received = Received::default();
-    let answer = received.next(&mut stream, LINE_MAX).await;
-    let answer = answer.map_err(|error| error.to_string())?;
-    let _ = stream.shutdown().await;
-    answer.ok_or_else(|| "it hung up".to_owned())
+async fn exchange(keys: &Keys, mut stream: Client, ask: &PeerAsk) -> Result<PeerAnswer, String> {
+    let exchanged = async {
+        line::write(&mut stream, ask).await?;
+        let mut received = Received::default();
+        received.next(&mut stream, LINE_MAX).await
+    };
+    match exchanged.await {
+        Ok(answer) => {
+            let _ = stream.shutdown().await;
+            answer.ok_or_else(|| "it hung up".to_owned())
+        }
+        Err(error) => {
+            // Whoever does not know this node's key says so after the handshake.
+            keys.look_anew().await;
+            Err(error.to_string())
+        }
+    }
 }
 
 /// Answers the other manager on these addresses for as long as the future is polled.
-pub async fn serve<A, F>(own: Vec<SocketAddr>, settings: rustls::ServerConfig, answer: A)
+pub async fn serve<A, F>(own: Vec<SocketAddr>, keys: Keys, answer: A)
 where
     A: Fn(PeerAsk) -> F + Clone + Send + 'static,
     F: Future<Output = PeerAnswer> + Send + 'static,
 {
-    let acceptor = TlsAcceptor::from(Arc::new(settings));
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut listeners = JoinSet::new();
     for address in own {
-        let (acceptor, places) = (acceptor.clone(), Arc::clone(&places));
-        listeners.spawn(listen(address, acceptor, places, answer.clone()));
+        let (keys, places) = (keys.clone(), Arc::clone(&places));
+        listeners.spawn(listen(address, keys, places, answer.clone()));
     }
     while listeners.join_next().await.is_some() {}
 }
 
-async fn listen<A, F>(address: SocketAddr, acceptor: TlsAcceptor, places: Arc<Semaphore>, answer: A)
+async fn listen<A, F>(address: SocketAddr, keys: Keys, places: Arc<Semaphore>, answer: A)
 where
     A: Fn(PeerAsk) -> F + Clone + Send + 'static,
     F: Future<Output = PeerAnswer> + Send + 'static,
@@ -253,9 +348,9 @@ where
             sleep(AGAIN / 10).await;
             continue;
         };
-        let (acceptor, answer) = (acceptor.clone(), answer.clone());
+        let (keys, answer) = (keys.clone(), answer.clone());
         clients.spawn(async move {
-            if let Err(error) = client(stream, &acceptor, answer).await {
+            if let Err(error) = client(stream, &keys, answer).await {
                 tracing::debug!("{from}: {error}");
             }
             drop(place);
@@ -263,14 +358,24 @@ where
     }
 }
 
-async fn client<A, F>(stream: TcpStream, acceptor: &TlsAcceptor, answer: A) -> Result<(), String>
+async fn client<A, F>(stream: TcpStream, keys: &Keys, answer: A) -> Result<(), String>
 where
     A: Fn(PeerAsk) -> F,
     F: Future<Output = PeerAnswer>,
 {
+    let Some((_, acceptor)) = keys.known() else {
+        keys.look_anew().await;
+        return Err("the nodes are not paired".to_owned());
+    };
     let accepted = timeout(CONNECT_WITHIN, acceptor.accept(stream)).await;
     let accepted = accepted.map_err(|_| "no handshake in time".to_owned())?;
-    let mut stream = accepted.map_err(|error| error.to_string())?;
+    let mut stream = match accepted {
+        Ok(stream) => stream,
+        Err(error) => {
+            keys.look_anew().await;
+            return Err(error.to_string());
+        }
+    };
     let mut received = Received::default();
     let asked = timeout(ANSWER_WITHIN, received.next(&mut stream, LINE_MAX)).await;
     let asked = asked.map_err(|_| "no request in time".to_owned())?;

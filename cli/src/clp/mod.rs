@@ -117,11 +117,7 @@ fn links(arguments: &[String]) -> Outcome {
             "links: name one folder\n  next: kagami clp links /usr/local/sbin",
         ));
     };
-    let program = std::env::current_exe().map_err(|error| {
-        Failure::system(format!(
-            "this program's own path is not known: {error}\n  next: make the links by hand"
-        ))
-    })?;
+    let program = crate::program()?;
     make_links(Path::new(folder), &program).map_err(|error| {
         Failure::system(format!(
             "{folder}: {error}\n  next: name a folder that this user may write"

@@ -3,13 +3,16 @@
 //!
 //! [`mirrors`] asks the daemon, [`desk`] answers commands and the other node's manager, [`life`] runs a
 //! manager after the other for as long as one begins with the groups as they are, [`guard`] is the
-//! guard's process, [`registers`] asks the arbiter for groups without a mirror.
+//! guard's process, [`registers`] asks the arbiter for groups without a mirror, [`settings`] is what each manager begins with,
+//! [`programs`] looks after what scripts have loaded.
 
 pub mod desk;
 pub mod guard;
 pub mod life;
 pub mod mirrors;
+pub mod programs;
 pub mod registers;
+pub mod settings;
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt as _;

@@ -1,8 +1,10 @@
 //! The registers of the cluster's groups at its arbiter, a witness or an etcd, asked from a thread of
 //! their own: an arbiter's connections stay on one.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -20,6 +22,8 @@ use tokio::task::LocalSet;
 use crate::commands::key_folder;
 use crate::config::{Arbiter, Config};
 use crate::daemon::mirrors;
+
+use super::settings::own_anew;
 
 /// An arbiter that gave no answer is looked for anew (its addresses, this node's key), this often at
 /// most.
@@ -41,9 +45,19 @@ pub struct AtArbiter {
     asks: mpsc::UnboundedSender<(u128, Wanted)>,
 }
 
+/// What tells a file from another in its place.
+type Stamp = (u64, i64, i64);
+
+fn stamp(file: &Path) -> Option<Stamp> {
+    let facts = std::fs::metadata(file).ok()?;
+    Some((facts.ino(), facts.mtime(), facts.mtime_nsec()))
+}
+
 /// What the thread knows.
 struct Asker {
-    config: Config,
+    /// This node's own, and of which file it was read.
+    config: RefCell<Rc<Config>>,
+    read_of: Cell<Option<Stamp>>,
     /// The NAME of `[arbiter.NAME]`.
     name: String,
     other: String,
@@ -79,7 +93,8 @@ impl AtArbiter {
         let thread = std::thread::Builder::new().name("registers".to_owned());
         thread.spawn(move || {
             let asker = Asker {
-                config,
+                config: RefCell::new(Rc::new(config)),
+                read_of: Cell::new(None),
                 name,
                 other,
                 within,
@@ -179,7 +194,25 @@ impl Asker {
         why.to_string()
     }
 
+    /// Another key of the other node, to which registers are bound, is no fault that an arbiter would tell.
+    fn notice_changes(&self) {
+        let config = Rc::clone(&self.config.borrow());
+        let now = stamp(&config.file);
+        if self.read_of.replace(now) == now {
+            return;
+        }
+        match own_anew(&config) {
+            Ok(config) => {
+                *self.config.borrow_mut() = Rc::new(config);
+                self.clients.borrow_mut().clear();
+                self.way.borrow_mut().take();
+            }
+            Err(failure) => tracing::warn!("the arbiter is asked as before: {}", failure.words),
+        }
+    }
+
     async fn client(&self, register: u128) -> Result<Rc<dyn RawRegister>, String> {
+        self.notice_changes();
         if let Some(client) = self.clients.borrow().get(&register) {
             return Ok(Rc::clone(client));
         }
@@ -198,28 +231,29 @@ impl Asker {
             return Ok(way.clone());
         }
         let name = &self.name;
-        let arbiter = self.config.arbiter(name);
-        let arbiter = arbiter.ok_or_else(|| missing(&self.config, name))?;
+        let config = Rc::clone(&self.config.borrow());
+        let arbiter = config.arbiter(name);
+        let arbiter = arbiter.ok_or_else(|| missing(&config, name))?;
         *self.looked.borrow_mut() = Some(Instant::now());
         let way = match arbiter.as_etcd() {
             Some(mut config) => {
                 config.timeout = config.timeout.min(self.within);
                 Way::Etcd(etcd::Remote::new(config))
             }
-            None => self.witness(arbiter).await?,
+            None => self.witness(&config, arbiter).await?,
         };
         *self.way.borrow_mut() = Some(way.clone());
         Ok(way)
     }
 
-    async fn witness(&self, arbiter: &Arbiter) -> Result<Way, String> {
-        let keys = NodeKeys::load(&key_folder(&self.config)).map_err(|e| e.to_string())?;
-        let mut config = mirrors::witness(arbiter).await;
-        config.timeout = config.timeout.min(self.within);
-        let remote = witness::Remote::new(&keys.current, config).map_err(|e| e.to_string())?;
+    async fn witness(&self, config: &Config, arbiter: &Arbiter) -> Result<Way, String> {
+        let keys = NodeKeys::load(&key_folder(config)).map_err(|e| e.to_string())?;
+        let mut settings = mirrors::witness(arbiter).await;
+        settings.timeout = settings.timeout.min(self.within);
+        let remote = witness::Remote::new(&keys.current, settings).map_err(|e| e.to_string())?;
         let mine = [Some(&keys.current), keys.next.as_ref()];
         let mine = mine.into_iter().flatten().map(NodeKey::fingerprint);
-        let peer = self.config.peer(&self.other);
+        let peer = config.peer(&self.other);
         let theirs = peer.map(|peer| mirrors::fingerprints(&peer.fingerprints));
         let members = mine.chain(theirs.into_iter().flatten().take(2)).collect();
         Ok(Way::Witness(remote, members))

@@ -3,6 +3,7 @@
 
 mod etcd;
 mod pair;
+mod reload;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

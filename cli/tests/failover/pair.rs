@@ -20,6 +20,8 @@ pub struct Pair {
     folder: TempDir,
     pub managers: [Option<Child>; 2],
     witness: Option<Child>,
+    /// What the managers are.
+    pub program: PathBuf,
 }
 
 /// What the two managers stand on.
@@ -45,6 +47,7 @@ impl Pair {
             folder: tempfile::tempdir().unwrap(),
             managers: [None, None],
             witness: None,
+            program: env!("CARGO_BIN_EXE_kagami").into(),
         };
         let sockets = [0, 1].map(|_| UdpSocket::bind("127.0.0.1:0").unwrap());
         let [a, b] = sockets.map(|socket| socket.local_addr().unwrap());
@@ -268,7 +271,7 @@ depends = ["base"]
     }
 
     fn command(&self, node: usize) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_kagami"));
+        let mut command = Command::new(&self.program);
         command
             .arg("--config")
             .arg(self.path(NODES[node]).join("kagami.toml"))
@@ -300,6 +303,17 @@ depends = ["base"]
         let mut child = self.managers[node].take().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    pub fn signal(&self, node: usize, signal: rustix::process::Signal) {
+        let child = self.managers[node].as_ref().unwrap();
+        let pid = rustix::process::Pid::from_child(child);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    pub fn end_guard(&self, node: usize) {
+        let run = self.path(NODES[node]).join("run");
+        end_guard(&run.join("failover/guard.sock"));
     }
 
     pub fn active(&self, resource: &str, node: usize) -> PathBuf {

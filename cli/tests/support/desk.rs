@@ -248,7 +248,7 @@ impl Managed {
             runtime.block_on(async {
                 let socket = Socket::bind(&path).unwrap();
                 ready.send(()).unwrap();
-                serve(served, socket, stopped).await;
+                serve(served, Arc::new(socket), stopped).await;
             });
         });
         is_ready.recv().unwrap();

@@ -5,7 +5,7 @@
 //! this node alone, so that no question comes back.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -84,7 +84,11 @@ impl Socket {
             .write(true)
             .create(true)
             .truncate(false)
+            // Who could open it could lock it, and keep the manager from starting.
+            .mode(0o600)
             .open(&lock_path)
+            .map_err(failed(&lock_path))?;
+        lock.set_permissions(std::fs::Permissions::from_mode(0o600))
             .map_err(failed(&lock_path))?;
         match lock.try_lock() {
             Ok(()) => {}
@@ -114,8 +118,9 @@ impl Socket {
     }
 }
 
-/// Serves clients until `stop` says true, and those that are being answered to their end.
-pub async fn serve<D: Desk>(desk: Arc<D>, socket: Socket, stop: watch::Receiver<bool>) {
+/// Serves clients until `stop` says true, and those that are being answered to their end, or its own: a client may
+/// be slow, and is cut off with the task. Clients that come between two lives of a manager wait for the next.
+pub async fn serve<D: Desk>(desk: Arc<D>, socket: Arc<Socket>, stop: watch::Receiver<bool>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut clients = JoinSet::new();
     let mut stopped = stop.clone();

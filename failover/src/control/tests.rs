@@ -220,7 +220,7 @@ fn served(desk: &Arc<Fake>) -> Served {
     let socket = Socket::bind(&path).unwrap();
     let (stop, stopped) = watch::channel(false);
     Served {
-        server: tokio::spawn(serve(Arc::clone(desk), socket, stopped)),
+        server: tokio::spawn(serve(Arc::clone(desk), Arc::new(socket), stopped)),
         path,
         stop,
         _folder: folder,

@@ -401,12 +401,15 @@ async fn first<F: Future + Unpin>(mut all: Vec<F>) -> F::Output {
 /// # Errors
 /// The system refuses.
 pub fn bind(path: &Path) -> std::io::Result<Option<(UnixListener, std::fs::File)>> {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
     let lock = std::fs::File::options()
         .write(true)
         .create(true)
         .truncate(false)
+        // Who could open it could lock it, and keep a guard from starting.
+        .mode(0o600)
         .open(path.with_extension("lock"))?;
+    lock.set_permissions(std::fs::Permissions::from_mode(0o600))?;
     match lock.try_lock() {
         Ok(()) => {}
         Err(std::fs::TryLockError::WouldBlock) => return Ok(None),
