@@ -256,7 +256,7 @@ fn open_to_others(folder: &Path, found: &mut Vec<PathBuf>) {
             continue;
         }
         // Whoever may not look into it reaches nothing in it.
-        if facts.permissions().mode() & 0o077 == 0 {
+        if facts.permissions().mode().trailing_zeros() >= 6 {
             continue;
         }
         found.push(path.clone());
