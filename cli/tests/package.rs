@@ -105,6 +105,8 @@ impl GoesDown {
     }
 
     fn run(&self) -> String {
+        // Files: an umount that hangs keeps them open.
+        let file = |name: &str| fs::File::create(self.path().join(name)).expect("made");
         let ended = Command::new("sh")
             .arg(folder().join("unmount-at-shutdown"))
             .args([self.path().join("sys"), self.path().join("proc")])
@@ -112,10 +114,12 @@ impl GoesDown {
                 "PATH",
                 format!("{}/bin:/usr/bin:/bin", self.path().display()),
             )
-            .output()
+            .stdout(file("said"))
+            .stderr(file("errors"))
+            .status()
             .expect("run");
-        assert!(ended.status.success(), "{ended:?}");
-        String::from_utf8(ended.stdout).expect("text")
+        assert!(ended.success(), "{ended}: {}", self.read("errors"));
+        self.read("said")
     }
 }
 
@@ -130,7 +134,9 @@ fn an_umount_that_writes_back_for_minutes_gets_the_time_and_the_unit_hears_of_it
          [ $up -lt 220 ] || : >$at/end",
     );
     assert_eq!(goes_down.run(), "");
-    assert_eq!(goes_down.read("tried"), "-- /srv\n", "once");
+    // Once more, perhaps, where it ended between two looks.
+    let tried = goes_down.read("tried");
+    assert!((1..3).contains(&tried.lines().count()), "{tried}");
     let notified = goes_down.read("notified");
     assert!(notified.lines().count() > 60, "{notified}");
     assert!(
