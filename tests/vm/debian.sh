@@ -27,7 +27,7 @@ prepare() {
 boot() { # STEP [STATUS]
     local status=0
     printf '  -- boot: %s\n' "$1"
-    "$here/run" --backend "${BACKEND:-uml}" --mem 1024 --timeout 600 --root "$work/root" \
+    "$here/run" --backend "${BACKEND:-uml}" --mem 1024 --timeout 900 --root "$work/root" \
         --disk "FILE:$work/alpha" --disk "FILE:$work/beta" \
         -- env KAGAMI=/usr/bin/kagami OLD="/host$OLD" NEW="/host$NEW" bash "/host$(realpath "$0")" guest "$1" \
         2>"$work/console" || status=$?
