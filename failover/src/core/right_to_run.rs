@@ -117,7 +117,12 @@ impl Manager {
     fn other_does_not_run(&mut self, group: GroupId, out: &mut Actions) -> bool {
         let cluster = self.cluster.clone();
         let judged = cluster.arbiter.kind != ArbiterKind::None;
-        if judged || self.peer_brief(group).is_some() || self.groups[group].by_hand {
+        let mirrored = cluster.groups[group].mirrors().next().is_some();
+        if let Some(brief) = self.peer_brief(group) {
+            // Its word counts from when it knows this order: an earlier one may have just let it start the group.
+            return judged || mirrored || brief.order == self.durable.groups[group].order;
+        }
+        if judged || self.groups[group].by_hand {
             return true;
         }
         if self.groups[group].intent.is_none() && self.has_left(group) {
@@ -127,7 +132,6 @@ impl Manager {
         if silent && cluster.fence.is_some() {
             return self.is_fenced(out);
         }
-        let mirrored = cluster.groups[group].mirrors().next().is_some();
         if mirrored || (silent && cluster.arbiter.accepted_risk.is_some()) {
             return true;
         }

@@ -238,6 +238,22 @@ impl TestHost {
         self.beat(0, message);
     }
 
+    /// What the other node tells that has taken over this one's orders.
+    fn agreed(&mut self) -> Snapshot {
+        let mut message = self.snapshot(self.manager.groups.len());
+        for (brief, group) in message.groups.iter_mut().zip(&self.durable.groups) {
+            brief.order = group.order.clone();
+            brief.unsure = false;
+        }
+        message
+    }
+
+    /// Hears it.
+    fn agree(&mut self) {
+        let message = self.agreed();
+        self.beat(0, message);
+    }
+
     /// Hears the other node for so long.
     fn hear_until(&mut self, ms: u64) {
         while self.now < ms {

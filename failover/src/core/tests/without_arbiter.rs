@@ -42,6 +42,7 @@ fn booted(text: &str) -> TestHost {
     let mut host = TestHost::new(text);
     host.hear();
     assert_eq!(host.command(START), Ok(()));
+    host.agree();
     host.right(0, Right::Granted);
     assert_eq!(host.manager.group_status(0), GroupStatus::Online);
     let order = &host.durable.groups[0].order.value;
@@ -79,7 +80,7 @@ fn without_a_fence_a_node_that_boots_alone_waits_for_the_other_one_or_an_operato
 
     let mut host = booted(&manual());
     host.until(400_000);
-    host.hear();
+    host.agree();
     assert_eq!(
         host.asked,
         [(0, false)],
@@ -129,7 +130,22 @@ fn whoever_has_another_configuration_is_not_fenced_and_may_run_it() {
     assert_eq!(host.runs.len(), 0);
     let what = "not started: node beta has another configuration, and may run it";
     assert_eq!(host.told(what), 1, "{:?}", host.alerts);
-    let message = host.snapshot(1);
-    host.beat(0, message);
+    host.agree();
+    assert_eq!(host.asked, [(0, false)]);
+}
+
+#[test]
+fn an_order_is_carried_out_once_the_other_node_knows_it() {
+    let mut host = TestHost::new(&manual());
+    host.hear();
+    assert_eq!(host.command(START), Ok(()));
+    // What it told last is from before: it may have begun by an earlier order.
+    host.hear();
+    assert_eq!(host.asked, []);
+    let mut begun = host.agreed();
+    begun.groups[0].busy = true;
+    host.beat(0, begun);
+    assert_eq!(host.asked, []);
+    host.agree();
     assert_eq!(host.asked, [(0, false)]);
 }
