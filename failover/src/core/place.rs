@@ -176,6 +176,10 @@ impl Manager {
     /// This manager ends: its groups stop, and the other node takes them unless all ends.
     pub(super) fn begin_end(&mut self, kind: EndKind, cluster: bool, out: &mut Actions) {
         if let Some(ending) = &mut self.durable.ending {
+            if ending.finished {
+                // It has ended, and what it left to be done is decided: who starts it again wants it to work.
+                return;
+            }
             // What follows the end may become more, not less.
             ending.kind = ending.kind.max(kind);
             ending.cluster |= cluster;
