@@ -361,18 +361,23 @@ impl Manager {
         if self.phase != Phase::Running || !self.beats.meeting || !self.peer_up() {
             return;
         }
-        self.beats.meeting = false;
-        if self.durable.ending.is_some() {
+        let ours = |group: usize| self.order(group).wanted || self.is_begun(group);
+        let is_asking = |group: usize| {
+            let brief = self.peer_brief(group);
+            brief.is_some_and(|brief| brief.busy && !brief.active && !brief.order.value.wanted)
+        };
+        if (0..self.groups.len()).any(|group| !ours(group) && is_asking(group)) {
+            // It gives up what it had in an earlier life, or is about to start something by itself: that is seen soon.
             return;
         }
         let is_left = |group: &usize| {
             let brief = self.peer_brief(*group);
             let theirs = brief.is_none_or(|brief| brief.busy || brief.order.value.wanted);
-            let ours = self.order(*group).wanted || self.is_begun(*group);
-            self.is_automatic(*group) && !ours && !theirs
+            self.is_automatic(*group) && !ours(*group) && !theirs
         };
         let left: Vec<usize> = (0..self.groups.len()).filter(is_left).collect();
-        if left.is_empty() {
+        self.beats.meeting = false;
+        if left.is_empty() || self.durable.ending.is_some() {
             return;
         }
         let what = "starts: both nodes are there";
