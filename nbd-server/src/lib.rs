@@ -33,6 +33,7 @@ pub mod request;
 pub mod server;
 mod session;
 pub mod tls;
+pub mod ublk;
 
 pub use control::SessionHandle;
 pub use device::{
