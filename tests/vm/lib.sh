@@ -73,12 +73,15 @@ END
 
 # Starts what runs on a node (`up` or `witness`) and waits for its first answer.
 start() { # NODE VERB [PROGRAM...]
+    start_unwatched "$@"
+    [ "$2" != up ] || wait_until 60 "an answer of the daemon on $1" answers "$1"
+}
+start_unwatched() { # NODE VERB [PROGRAM...]
     local -a program=("${@:3}")
     [ ${#program[@]} -gt 0 ] || program=("$KAGAMI")
     # shellcheck disable=SC2086 # words
     setsid ${INSIDE[$1]:-} "${program[@]}" --config "$NODES/$1/kagami.toml" "$2" >>"$NODES/$1/log" 2>&1 </dev/null &
     DAEMON[$1]=$!
-    [ "$2" != up ] || wait_until 60 "an answer of the daemon on $1" answers "$1"
 }
 answers() { on "$1" status --json >/dev/null 2>&1; }
 

@@ -24,9 +24,10 @@ dd if=/dev/zero of=/dev/disk1 bs=1M count=4 status=none
 
 make_pair 128M
 refused "alpha attach $MIRROR" 'not attached' "module \`nbd\` is not loaded" 'modprobe nbd' linux-image
+refused "alpha attach $MIRROR --ublk" 'not attached' "module \`ublk_drv\` is not loaded" 'modprobe ublk_drv'
 [ "$(role alpha)" = Secondary ] || fail 'alpha is Primary after an attach that was refused'
 modprobe nbd max_part=8
-proof 'without the module attach names it and its package, and changes no role'
+proof 'without the module attach names it and its package, and changes no role; nor with --ublk'
 
 stop alpha
 start alpha up setpriv --bounding-set=-sys_admin --inh-caps=-sys_admin "$KAGAMI"
