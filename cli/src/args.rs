@@ -9,12 +9,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
-use kagami_nbd_server::kernel::sysfs::parse_device;
 
 use crate::commands::bench::BenchArgs;
 use crate::commands::demo::DemoArgs;
 use crate::config::value;
 use crate::control::message::Source;
+use crate::daemon::attach::driver::{DeviceId, Driver};
 pub use arbiter::{ArbiterVerb, WitnessArgs, WitnessVerb};
 pub use cluster::{
     AckArgs, AlertsArgs, ClusterStatusArgs, ClusterVerb, EndArgs, GroupVerb, GroupWaitArgs,
@@ -195,8 +195,9 @@ fn logical_block(text: &str) -> Result<u32, String> {
     }
 }
 
-fn nbd_device(text: &str) -> Result<u32, String> {
-    parse_device(text).ok_or_else(|| "write it as /dev/nbd0".to_owned())
+fn device_id(text: &str) -> Result<DeviceId, String> {
+    let id = DeviceId::parse(text).filter(|id| id.driver == Driver::Nbd);
+    id.ok_or_else(|| "write it as /dev/nbd0".to_owned())
 }
 
 fn name(text: &str) -> Result<String, String> {
@@ -435,8 +436,8 @@ pub struct AttachArgs {
     #[allow(missing_docs)]
     pub order: OrderArgs,
     /// Be this device [default: the first free one]
-    #[arg(long, value_name = "DEVICE", value_parser = nbd_device)]
-    pub device: Option<u32>,
+    #[arg(long, value_name = "DEVICE", value_parser = device_id)]
+    pub device: Option<DeviceId>,
     /// Wait up to so long for what may come by itself: the daemon, the peer, a device that is being
     /// taken back; what needs a person, or another Primary, ends it at once
     #[arg(long, value_name = "TIME", value_parser = time)]
@@ -473,13 +474,14 @@ pub enum KernelDeviceVerb {
         flush: bool,
     },
     /// Make a device's settings
-    #[command(after_help = "Example:\n  kagami kernel-device tune 0 32768")]
+    #[command(after_help = "Example:\n  kagami kernel-device tune /dev/nbd0 32768")]
     Tune {
         /// The tree of settings
         #[arg(long, default_value = "/sys")]
         sysfs: PathBuf,
-        /// N of /dev/nbdN
-        index: u32,
+        /// The device
+        #[arg(value_parser = device_id)]
+        device: DeviceId,
         /// The longest request that is taken, KiB
         max_kb: u32,
     },
@@ -487,8 +489,8 @@ pub enum KernelDeviceVerb {
     #[command(after_help = "Example:\n  kagami kernel-device name /dev/nbd0")]
     Name {
         /// The device
-        #[arg(value_parser = nbd_device)]
-        device: u32,
+        #[arg(value_parser = device_id)]
+        device: DeviceId,
     },
 }
 

@@ -25,7 +25,7 @@ const SEARCH: Duration = Duration::from_secs(5);
 pub async fn attach(context: &Context, args: &AttachArgs) -> Outcome {
     let mirror = &args.order.mirror;
     let order = Order::Attach {
-        device: args.device,
+        device: args.device.map(|id| id.index),
     };
     let limit = args.order.timeout;
     let answer = match args.wait {
@@ -187,9 +187,9 @@ pub fn kernel_device(verb: KernelDeviceVerb) -> Outcome {
         KernelDeviceVerb::Hold { device, flush } => helper::hold_here(&device, flush),
         KernelDeviceVerb::Tune {
             sysfs,
-            index,
+            device,
             max_kb,
-        } => helper::tune_here(sysfs, index, max_kb),
+        } => helper::tune_here(sysfs, device, max_kb),
         KernelDeviceVerb::Name { device } => {
             if let Some(name) = Kernel::default().name(device) {
                 print_out(&format!("KAGAMI_MIRROR={name}\n"))?;

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, timeout};
 use tracing::{debug, info};
 
+use super::attach::driver::Wanted;
 use super::engine::{Attached, Engine};
 use super::notice::present;
 use super::reload::reload;
@@ -302,11 +303,15 @@ async fn carry_out<E: Engine>(
     }
     let reply = match *order {
         Order::Attach { device } => {
+            let wanted = Wanted {
+                driver: None,
+                index: device,
+            };
             let Attached {
                 device,
                 link,
                 already,
-            } = engine.attach(mirror, device, unless_primary).await?;
+            } = engine.attach(mirror, wanted, unless_primary).await?;
             return Ok(Answer::Attached {
                 device,
                 link,

@@ -8,13 +8,13 @@ use kagami_failover::core::Time;
 use kagami_failover::place::{MirrorDevice, MirrorStatus, Pending};
 use kagami_failover::right::basis::{Says, Standing};
 use kagami_failover::right::{Mirrors, SAYS_EVERY, Word};
-use kagami_nbd_server::kernel::sysfs::parse_device;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::sleep;
 
 use crate::control::client::Client;
 use crate::control::message::{Answer, Ask, Order};
 use crate::control::report::{Condition, Connection, Disk, RightReport, Standing as Told};
+use crate::daemon::attach::driver::DeviceId;
 
 /// A daemon that is gone is looked for this often.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -180,7 +180,8 @@ impl MirrorDevice for Daemon {
                 Some(path) => {
                     let text = path.display().to_string();
                     let no_device = || format!("{text} is no /dev/nbdN");
-                    Some(parse_device(&text).ok_or_else(no_device)?)
+                    let id = DeviceId::parse(&text).filter(|id| id.driver.is_nbd());
+                    Some(id.ok_or_else(no_device)?.index)
                 }
             };
             let mut client = Client::connect(&self.control).await.map_err(words)?;

@@ -13,6 +13,7 @@ use kagami_replicator::core::state::{Connection, Role};
 use tracing::error;
 
 use super::device::{DeviceFault, Kernel};
+use super::driver::DeviceId;
 use super::host::{Go, Host, Link};
 use super::keeper::{Keeper, Order};
 use super::moved::Moved;
@@ -68,21 +69,22 @@ pub async fn connect<H: Host>(
     mirror: &str,
     identifier: &str,
     device: Option<u32>,
-) -> Result<(Link, UnixStream, u32), Wait> {
+) -> Result<(Link, UnixStream, DeviceId), Wait> {
     let (theirs, ours, probe) = pair().map_err(no_socket)?;
     let (mut link, facts) = host.serve(mirror, ours).await?;
     let (kernel, name) = (kernel.clone(), mirror.to_owned());
     let identifier = identifier.to_owned();
     let made = blocking(move || {
         let made = kernel.connect(device, &identifier, &facts, &theirs);
-        if let Ok(index) = made {
-            kernel.dress(&name, index, &facts);
+        let made = made.map(DeviceId::nbd);
+        if let Ok(id) = made {
+            kernel.dress(&name, id, &facts);
         }
         made
     })
     .await;
     match made {
-        Ok(index) => Ok((link, probe, index)),
+        Ok(id) => Ok((link, probe, id)),
         Err(fault) => {
             link.set(Go::Cut);
             link.ended().await;
@@ -108,8 +110,8 @@ fn no_socket(error: io::Error) -> Refusal {
 
 impl<H: Host> Keeper<H> {
     pub(super) async fn owner(&self) -> Owner {
-        let (kernel, index) = (self.kernel.clone(), self.kept.record.device);
-        blocking(move || kernel.sysfs().owner(index)).await
+        let (kernel, id) = (self.kernel.clone(), self.kept.record.id());
+        blocking(move || kernel.owner(id)).await
     }
 
     pub(super) fn is_ours(&self, owner: &Owner) -> bool {
@@ -134,21 +136,21 @@ impl<H: Host> Keeper<H> {
         if waits_there && let Some(moved) = self.moves.so_far() {
             return Err(Wait::Moved(moved));
         }
-        let index = self.kept.record.device;
+        let id = self.kept.record.id();
         let (session, socket) = if waits_there {
             let (kernel, identifier) = (self.kernel.clone(), self.kept.identifier.clone());
             let ours =
-                blocking(move || kernel.reconfigure(index, &identifier, &socket_pair)).await?;
+                blocking(move || kernel.reconfigure(id.index, &identifier, &socket_pair)).await?;
             let probe = ours.try_clone().map_err(no_socket)?;
             let (session, facts) = self.host.serve(&mirror, ours).await?;
             let (kernel, name) = (self.kernel.clone(), mirror.clone());
-            blocking(move || kernel.dress(&name, index, &facts)).await;
+            blocking(move || kernel.dress(&name, id, &facts)).await;
             (session, probe)
         } else {
             let (host, kernel) = (&self.host, &self.kernel);
             let identifier = &self.kept.identifier;
             let (session, probe, _) =
-                connect(host, kernel, &mirror, identifier, Some(index)).await?;
+                connect(host, kernel, &mirror, identifier, Some(id.index)).await?;
             (session, probe)
         };
         self.kept.record.stopped_at = None;

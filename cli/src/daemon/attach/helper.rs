@@ -15,6 +15,8 @@ use kagami_nbd_server::kernel::Sysfs;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use super::driver::DeviceId;
+
 /// What the child says when it is done.
 const DONE: &str = "done";
 /// Somebody else has the device exclusively.
@@ -106,7 +108,7 @@ pub fn hold(
 pub fn tune(
     program: &Path,
     sysfs: &Path,
-    index: u32,
+    id: DeviceId,
     max_kb: u32,
     patience: Duration,
 ) -> Result<(), HelperFault> {
@@ -114,7 +116,7 @@ pub fn tune(
     command
         .args(["kernel-device", "tune", "--sysfs"])
         .arg(sysfs)
-        .args([index.to_string(), max_kb.to_string()]);
+        .args([id.to_string(), max_kb.to_string()]);
     run(command, patience).map(reap)
 }
 
@@ -188,8 +190,8 @@ fn open_exclusively(device: &Path) -> Result<std::os::fd::OwnedFd, Errno> {
 }
 
 /// The child's side of [`tune`].
-pub fn tune_here(sysfs: PathBuf, index: u32, max_kb: u32) {
-    match Sysfs::new(sysfs).tune(index, max_kb) {
+pub fn tune_here(sysfs: PathBuf, id: DeviceId, max_kb: u32) {
+    match Sysfs::new(sysfs, id.driver.kind()).tune(id.index, max_kb) {
         Ok(()) => say(DONE),
         Err(fault) => say(&fault.to_string()),
     }

@@ -150,8 +150,8 @@ impl<H: Host> Keeper<H> {
     }
 
     pub(super) fn device(&self) -> String {
-        let index = self.kept.record.device;
-        self.kernel.path(index).display().to_string()
+        let id = self.kept.record.id();
+        self.kernel.path(id).display().to_string()
     }
 
     fn serves(&mut self, socket: UnixStream) {

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::driver::DeviceId;
+
 /// The version of the file.
 const VERSION: u32 = 1;
 
@@ -32,15 +34,25 @@ pub struct Record {
 
 impl Record {
     /// A mirror that was attached now.
-    pub fn new(mirror: &str, device: u32, since_ms: u64) -> Self {
+    pub fn new(mirror: &str, id: DeviceId, since_ms: u64) -> Self {
         Self {
             version: VERSION,
             mirror: mirror.to_owned(),
-            device,
+            device: id.index,
             since_ms,
             stopped_at: None,
             stale: None,
         }
+    }
+
+    /// The device.
+    pub fn id(&self) -> DeviceId {
+        DeviceId::nbd(self.device)
+    }
+
+    /// It is that device now.
+    pub fn set_id(&mut self, id: DeviceId) {
+        self.device = id.index;
     }
 }
 
@@ -159,7 +171,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let records = Records::of(dir.path());
         assert_eq!(records.read("pg").expect("read"), None);
-        let mut record = Record::new("00ff", 3, 17);
+        let mut record = Record::new("00ff", DeviceId::nbd(3), 17);
         records.write("pg", &record).expect("written");
         record.stopped_at = Some(u64::MAX);
         records.write("pg", &record).expect("written");
@@ -175,7 +187,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let records = Records::of(dir.path());
         records
-            .write("pg", &Record::new("00ff", 3, 17))
+            .write("pg", &Record::new("00ff", DeviceId::nbd(3), 17))
             .expect("written");
         let path = dir.path().join("attached/pg.json");
         for text in ["", "{", "{\"version\":2}", "[]"] {

@@ -50,12 +50,12 @@ impl<H: Host> Keeper<H> {
         session: Option<&mut Link>,
     ) -> Result<(), Refusal> {
         let mirror = self.kept.mirror.clone();
-        let index = self.kept.record.device;
+        let id = self.kept.record.id();
         let is_served = session.is_some();
         let is_ours = self.is_ours(&self.owner().await);
         let held = if is_ours && !force {
             let kernel = self.kernel.clone();
-            let held = blocking(move || kernel.hold(index, is_served)).await;
+            let held = blocking(move || kernel.hold(id, is_served)).await;
             Some(held.map_err(|fault| gone(fault, &self.device()))?)
         } else {
             None
@@ -73,7 +73,7 @@ impl<H: Host> Keeper<H> {
         removed.map_err(|fault| unrecorded(&fault))?;
         if is_ours {
             let kernel = self.kernel.clone();
-            match blocking(move || kernel.disconnect(index)).await {
+            match blocking(move || kernel.disconnect(id.index)).await {
                 Ok(()) | Err(DeviceFault::Gone) => {}
                 Err(DeviceFault::Refused(refusal)) => {
                     self.write().await;
@@ -91,7 +91,7 @@ impl<H: Host> Keeper<H> {
                 // Until it is closed the device can't be set up again.
                 held.release();
             }
-            kernel.remove_link(&name, index);
+            kernel.remove_link(&name, id);
         })
         .await;
         info!(mirror, device = self.device(), "detached");
@@ -103,9 +103,9 @@ impl<H: Host> Keeper<H> {
         let mirror = self.kept.mirror.clone();
         warn!(mirror, device = self.device(), "no longer attached: {why}");
         let (records, kernel) = (self.records.clone(), self.kernel.clone());
-        let index = self.kept.record.device;
+        let id = self.kept.record.id();
         let removed = blocking(move || {
-            kernel.remove_link(&mirror, index);
+            kernel.remove_link(&mirror, id);
             records.remove(&mirror)
         })
         .await;

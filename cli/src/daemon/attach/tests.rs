@@ -11,28 +11,33 @@ use kagami_replicator::core::event::Reply;
 use kagami_replicator::core::notice::Notice;
 use kagami_replicator::core::state::{Connection, Replication, Role};
 
+use super::driver::{DeviceId, Wanted};
 use super::lock;
 use super::made::{Asking, Machine, UUID, refusal, shown, until};
 use super::record::Record;
 use crate::control::report::DeviceState;
 
+const fn nbd(index: u32) -> Wanted {
+    Wanted::exactly(DeviceId::nbd(index))
+}
+
 #[tokio::test]
 async fn attached_found_again_after_a_stop_and_detached() {
     let machine = Machine::new();
     let daemon = machine.daemon().await;
-    let attached = daemon.attach("pg", Some(2), None).await.expect("attached");
+    let attached = daemon.attach("pg", nbd(2), None).await.expect("attached");
     assert!(attached.device.ends_with("/dev/nbd2") && !attached.already);
     let link = machine.path().join("dev/kagami/pg");
     assert_eq!(fs::read_link(&link).expect("a link"), Path::new("../nbd2"));
     assert!(
         daemon
-            .attach("pg", None, None)
+            .attach("pg", Wanted::default(), None)
             .await
             .expect("there")
             .already
     );
     let other = daemon
-        .attach("pg", Some(1), None)
+        .attach("pg", nbd(1), None)
         .await
         .expect_err("refused");
     assert!(other.what.contains("already") && other.what.contains("nbd2"));
@@ -66,13 +71,16 @@ async fn what_is_refused_leaves_the_roles_as_they_were() {
     fs::write(device.join("pid"), "99\n").expect("written");
     fs::create_dir_all(machine.path().join("proc/99")).expect("made");
     fs::write(machine.path().join("proc/99/comm"), "nbd-client\n").expect("written");
-    let refused = daemon.attach("pg", Some(1), None).await.expect_err("taken");
+    let refused = daemon.attach("pg", nbd(1), None).await.expect_err("taken");
     assert!(refused.what.contains("nbd1 is in use by another program"));
     assert!(refused.facts[0].contains("process 99 (nbd-client)"));
     // Without the right.
     let capabilities = machine.path().join("proc/self/status");
     fs::write(&capabilities, "Name:\tkagami\nCapEff:\t0000000000000400\n").expect("written");
-    let refused = daemon.attach("pg", None, None).await.expect_err("no right");
+    let refused = daemon
+        .attach("pg", Wanted::default(), None)
+        .await
+        .expect_err("no right");
     assert!(refused.what.contains("CAP_SYS_ADMIN"), "{}", refused.what);
     assert_eq!(machine.mirror.change(|mirror| mirror.promotions), 0);
     fs::write(&capabilities, "CapEff:\t000001ffffffffff\n").expect("written");
@@ -81,7 +89,7 @@ async fn what_is_refused_leaves_the_roles_as_they_were() {
     let (theirs, _ours) = UnixStream::pair().expect("a pair");
     let hidden = ("of a program that is not seen".to_owned(), theirs);
     lock(&machine.driver).devices.insert(1, hidden);
-    let refused = daemon.attach("pg", Some(1), None).await.expect_err("busy");
+    let refused = daemon.attach("pg", nbd(1), None).await.expect_err("busy");
     assert!(refused.what.contains("in use"), "{}", refused.what);
     let role = machine.mirror.change(|mirror| mirror.status.role);
     assert_eq!(role, Role::Secondary);
@@ -90,7 +98,7 @@ async fn what_is_refused_leaves_the_roles_as_they_were() {
         .mirror
         .change(|mirror| mirror.promotes = Err("the peer is Primary"));
     let refused = daemon
-        .attach("pg", None, None)
+        .attach("pg", Wanted::default(), None)
         .await
         .expect_err("not Primary");
     assert!(refused.what.contains("the peer is Primary"));
@@ -103,13 +111,19 @@ async fn a_mirror_in_other_hands_is_attached_where_it_is_primary_and_not_promote
     let machine = Machine::new();
     let daemon = machine.daemon().await;
     let held = || Some(refusal("not attached: another decides"));
-    let refused = daemon.attach("pg", None, held()).await.expect_err("held");
+    let refused = daemon
+        .attach("pg", Wanted::default(), held())
+        .await
+        .expect_err("held");
     assert!(refused.what.contains("another decides"), "{}", refused.what);
     assert_eq!(machine.mirror.change(|mirror| mirror.promotions), 0);
     machine
         .mirror
         .change(|mirror| mirror.status.role = Role::Primary);
-    daemon.attach("pg", None, held()).await.expect("attached");
+    daemon
+        .attach("pg", Wanted::default(), held())
+        .await
+        .expect("attached");
     assert_eq!(machine.mirror.change(|mirror| mirror.promotions), 0);
 }
 
@@ -120,7 +134,7 @@ async fn an_attach_under_way_at_a_stop_leaves_a_device_that_the_next_daemon_serv
     let daemon = machine.daemon().await;
     let attaching = tokio::spawn({
         let daemon = daemon.clone();
-        async move { daemon.attach("pg", Some(1), None).await }
+        async move { daemon.attach("pg", nbd(1), None).await }
     });
     until("the helper runs", || machine.helper_has_begun()).await;
     let stopping = tokio::spawn({
@@ -152,7 +166,7 @@ async fn a_stop_does_not_wait_for_a_promotion_that_waits_for_an_arbiter() {
     let daemon = machine.daemon().await;
     let attaching = tokio::spawn({
         let daemon = daemon.clone();
-        async move { daemon.attach("pg", None, None).await }
+        async move { daemon.attach("pg", Wanted::default(), None).await }
     });
     let mirror = machine.mirror.clone();
     until("an attempt", || mirror.change(|m| m.promotions) > 0).await;
@@ -167,7 +181,7 @@ async fn a_stop_does_not_wait_for_a_promotion_that_waits_for_an_arbiter() {
 async fn a_session_that_ends_is_followed_by_another_on_the_same_device() {
     let machine = Machine::new();
     let daemon = machine.daemon().await;
-    daemon.attach("pg", Some(0), None).await.expect("attached");
+    daemon.attach("pg", nbd(0), None).await.expect("attached");
     for round in 1..=3 {
         // The kernel has its end of the socket before the mirror has the other.
         let served = || machine.mirror.change(|mirror| mirror.sessions) == round;
@@ -182,7 +196,7 @@ async fn a_session_that_ends_is_followed_by_another_on_the_same_device() {
 async fn another_program_that_takes_it_down_ends_it() {
     let machine = Machine::new();
     let daemon = machine.daemon().await;
-    daemon.attach("pg", Some(0), None).await.expect("attached");
+    daemon.attach("pg", nbd(0), None).await.expect("attached");
     let mut asking = Asking {
         driver: Arc::clone(&machine.driver),
         sysfs: machine.path().join("sys"),
@@ -197,17 +211,20 @@ async fn another_program_that_takes_it_down_ends_it() {
 #[tokio::test]
 async fn a_dead_primary_takes_its_device_back_and_a_stranger_to_its_data_does_not() {
     let machine = Machine::new();
-    machine.left_behind(&Record::new(UUID, 3, 1));
+    machine.left_behind(&Record::new(UUID, DeviceId::nbd(3), 1));
     // Neither was it Primary when it died, nor did it stop at this generation.
     let daemon = machine.daemon().await;
     until("it is stale", || shown(&daemon) == Some(DeviceState::Stale)).await;
-    let refused = daemon.attach("pg", None, None).await.expect_err("stale");
+    let refused = daemon
+        .attach("pg", Wanted::default(), None)
+        .await
+        .expect_err("stale");
     assert!(refused.next.contains("umount"), "{}", refused.next);
     assert_eq!((machine.reconfigured(), machine.is_set_up(3)), (0, true));
     daemon.stop().await;
 
     let machine = Machine::new();
-    machine.left_behind(&Record::new(UUID, 3, 1));
+    machine.left_behind(&Record::new(UUID, DeviceId::nbd(3), 1));
     machine
         .mirror
         .change(|mirror| mirror.status.was_primary = true);
@@ -221,7 +238,7 @@ async fn a_dead_primary_takes_its_device_back_and_a_stranger_to_its_data_does_no
 async fn a_device_whose_copy_was_overwritten_gets_no_socket() {
     for before_resume in [true, false] {
         let machine = Machine::new();
-        machine.left_behind(&Record::new(UUID, 3, 1));
+        machine.left_behind(&Record::new(UUID, DeviceId::nbd(3), 1));
         machine.mirror.change(|mirror| {
             mirror.status.was_primary = true;
             mirror.promotes = Err("this copy is being resynchronised");
@@ -256,7 +273,7 @@ async fn after_a_reboot_it_is_the_same_device_once_the_copy_is_caught_up() {
     let machine = Machine::new();
     machine
         .records()
-        .write("pg", &Record::new(UUID, 3, 1))
+        .write("pg", &Record::new(UUID, DeviceId::nbd(3), 1))
         .expect("written");
     machine.mirror.change(|mirror| {
         mirror.promotes = Err("this copy is being resynchronised");
@@ -286,7 +303,7 @@ async fn after_a_takeover_it_does_not_come_back_by_itself() {
     let machine = Machine::new();
     machine
         .records()
-        .write("pg", &Record::new(UUID, 3, 1))
+        .write("pg", &Record::new(UUID, DeviceId::nbd(3), 1))
         .expect("written");
     machine.mirror.change(|mirror| {
         mirror.promotes = Err("the peer is Primary");
@@ -300,7 +317,7 @@ async fn after_a_takeover_it_does_not_come_back_by_itself() {
 #[tokio::test]
 async fn a_daemon_that_begins_looks_for_the_peer_before_it_goes_on_without() {
     let machine = Machine::new();
-    machine.left_behind(&Record::new(UUID, 3, 1));
+    machine.left_behind(&Record::new(UUID, DeviceId::nbd(3), 1));
     machine.mirror.change(|mirror| {
         mirror.status.was_primary = true;
         mirror.status.connection = Connection::Connecting;
