@@ -14,7 +14,7 @@ use crate::commands::bench::BenchArgs;
 use crate::commands::demo::DemoArgs;
 use crate::config::value;
 use crate::control::message::Source;
-use crate::daemon::attach::driver::{DeviceId, Driver};
+use crate::daemon::attach::driver::DeviceId;
 pub use arbiter::{ArbiterVerb, WitnessArgs, WitnessVerb};
 pub use cluster::{
     AckArgs, AlertsArgs, ClusterStatusArgs, ClusterVerb, EndArgs, GroupVerb, GroupWaitArgs,
@@ -74,7 +74,7 @@ pub enum Verb {
     Promote(PromoteArgs),
     /// Make this node Secondary, when everything is on both disks
     Demote(DemoteArgs),
-    /// Make a mirror a block device of this machine: /dev/nbdN, and /dev/kagami/NAME
+    /// Make a mirror a block device of this machine: /dev/nbdN or /dev/ublkbN, and /dev/kagami/NAME
     Attach(AttachArgs),
     /// Take that block device away again
     Detach(DetachArgs),
@@ -196,8 +196,7 @@ fn logical_block(text: &str) -> Result<u32, String> {
 }
 
 fn device_id(text: &str) -> Result<DeviceId, String> {
-    let id = DeviceId::parse(text).filter(|id| id.driver == Driver::Nbd);
-    id.ok_or_else(|| "write it as /dev/nbd0".to_owned())
+    DeviceId::parse(text).ok_or_else(|| "write it as /dev/nbd0 or /dev/ublkb0".to_owned())
 }
 
 fn name(text: &str) -> Result<String, String> {
@@ -429,15 +428,19 @@ pub struct PromoteArgs {
 #[command(after_help = "Examples:\n\
     \x20 kagami attach pg                      # the first free /dev/nbdN; promotes where permitted\n\
     \x20 kagami attach pg --device /dev/nbd0\n\
+    \x20 kagami attach pg --ublk               # /dev/ublkbN: faster, needs Linux 6.12\n\
     \x20 kagami attach pg --wait 75s           # as it is done while a machine starts\n\
     \x20 mkfs.ext4 /dev/kagami/pg && mount /dev/kagami/pg /srv")]
 pub struct AttachArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub order: OrderArgs,
-    /// Be this device [default: the first free one]
+    /// Be this device [default: the first free one]; /dev/ublkbN is one of --ublk
     #[arg(long, value_name = "DEVICE", value_parser = device_id)]
     pub device: Option<DeviceId>,
+    /// By the kernel's ublk driver, as /dev/ublkbN, and not by its NBD client; needs Linux 6.12 or newer
+    #[arg(long)]
+    pub ublk: bool,
     /// Wait up to so long for what may come by itself: the daemon, the peer, a device that is being
     /// taken back; what needs a person, or another Primary, ends it at once
     #[arg(long, value_name = "TIME", value_parser = time)]

@@ -10,6 +10,7 @@ use crate::args::{AttachArgs, DetachArgs, KernelDeviceVerb};
 use crate::control::message::{Answer, Order};
 use crate::control::report::{Condition, DeviceState, MirrorReport, Role};
 use crate::daemon::attach::device::Kernel;
+use crate::daemon::attach::driver::Driver;
 use crate::daemon::attach::helper;
 use crate::exit::{DONE, Failure, Outcome, Status};
 
@@ -24,8 +25,23 @@ const SEARCH: Duration = Duration::from_secs(5);
 /// See [`give`].
 pub async fn attach(context: &Context, args: &AttachArgs) -> Outcome {
     let mirror = &args.order.mirror;
+    let driver = match args.device {
+        Some(id) if args.ublk && id.driver != Driver::Ublk => {
+            return Err(Failure::new(
+                Status::Usage,
+                format!(
+                    "--ublk: {id} is a device of {}\nnext: name a /dev/ublkbN, or leave one of both away",
+                    id.driver
+                ),
+            ));
+        }
+        Some(id) => Some(id.driver),
+        None => args.ublk.then_some(Driver::Ublk),
+    };
     let order = Order::Attach {
         device: args.device.map(|id| id.index),
+        // A number without a driver is nbd's: so it is for an older daemon, too.
+        driver: driver.filter(|driver| !driver.is_nbd()),
     };
     let limit = args.order.timeout;
     let answer = match args.wait {

@@ -122,7 +122,7 @@ pub struct PeerLink {
 /// A mirror that is a device of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attached {
-    /// `/dev/nbdN`
+    /// `/dev/nbdN` or `/dev/ublkbN`
     pub device: String,
     /// `/dev/kagami/NAME`
     pub link: String,

@@ -302,9 +302,9 @@ async fn carry_out<E: Engine>(
         (None, _) => {}
     }
     let reply = match *order {
-        Order::Attach { device } => {
+        Order::Attach { device, driver } => {
             let wanted = Wanted {
-                driver: None,
+                driver,
                 index: device,
             };
             let Attached {

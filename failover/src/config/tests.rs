@@ -231,8 +231,11 @@ fn unknown_words_are_refused_where_they_are() {
     );
     replaced(
         "mount = \"/srv/pg\"",
-        "mount = \"/srv/pg\"\ndriver = \"ublk\"",
-        &["driver: ublk is not built in", "write \"nbd\""],
+        "mount = \"/srv/pg\"\ndriver = \"ublk\"\ndevice = \"/dev/nbd0\"",
+        &[
+            "device: /dev/nbd0 is none of driver ublk",
+            "write /dev/ublkbN",
+        ],
     );
     replaced(
         "type = \"exec\"",

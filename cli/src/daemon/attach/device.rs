@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use kagami_nbd_server::kernel::client::is_hung_up;
 use kagami_nbd_server::kernel::holders::Procfs;
-use kagami_nbd_server::kernel::sysfs::Owner;
+use kagami_nbd_server::kernel::sysfs::Owner as ByNbd;
 use kagami_nbd_server::kernel::{
     Connect, KernelFault, Nbd, NetlinkSocket, Reconfigure, Sysfs, Transport,
 };
@@ -24,8 +24,10 @@ use kagami_replicator::core::event::Refusal;
 use kagami_replicator::shell::engine::DeviceFacts;
 use tracing::{debug, warn};
 
-use super::driver::{DeviceId, Driver};
+use super::driver::{DeviceId, Driver, Wanted};
 use super::helper::{self, Held, HelperFault};
+use super::over_ublk::told as told_by_ublk;
+use super::ublk::{ByChild, Mark, UblkControl};
 
 /// Seconds for which the kernel keeps requests while no daemon answers: thirty days. At its end they
 /// fail, so it is longer than anybody lets a service hang.
@@ -42,11 +44,13 @@ const PROBE_PATIENCE: Duration = Duration::from_secs(3);
 /// Opens a way to the driver.
 pub type Open = dyn Fn() -> io::Result<Box<dyn Transport>> + Send + Sync;
 
-/// The kernel as the daemon reaches it: the driver and three trees of files.
+/// The kernel as the daemon reaches it: two drivers and three trees of files.
 #[derive(Clone)]
 pub struct Kernel {
-    /// Opens a socket to ask the driver with.
+    /// Opens a socket to ask the nbd driver with.
     pub open: Arc<Open>,
+    /// The ublk driver.
+    pub ublk: Arc<dyn UblkControl>,
     /// `/sys`
     pub sysfs: PathBuf,
     /// `/proc`
@@ -68,15 +72,32 @@ impl fmt::Debug for Kernel {
 
 impl Default for Kernel {
     fn default() -> Self {
+        // The very file that runs, also after another was put in its place.
+        let helper = PathBuf::from("/proc/self/exe");
+        let sysfs = PathBuf::from("/sys");
         Self {
             open: Arc::new(|| Ok(Box::new(NetlinkSocket::new()?))),
-            sysfs: "/sys".into(),
+            ublk: Arc::new(ByChild {
+                program: helper.clone(),
+                sysfs: sysfs.clone(),
+            }),
+            sysfs,
             procfs: "/proc".into(),
             dev: "/dev".into(),
-            // The very file that runs, also after another was put in its place.
-            helper: "/proc/self/exe".into(),
+            helper,
         }
     }
+}
+
+/// Who has a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// It is not set up.
+    Nobody,
+    /// The mirror on this node; served or not.
+    Ours,
+    /// Somebody else.
+    Another,
 }
 
 /// What was asked of a device and not done.
@@ -104,18 +125,33 @@ impl Kernel {
     }
 
     /// The files of a driver's devices.
-    fn sysfs(&self, driver: Driver) -> Sysfs {
+    pub(super) fn sysfs(&self, driver: Driver) -> Sysfs {
         Sysfs::new(&self.sysfs, driver.kind())
     }
 
-    /// The device that is set up under an identifier.
-    pub fn find(&self, identifier: &str) -> Option<DeviceId> {
-        self.sysfs(Driver::Nbd).find(identifier).map(DeviceId::nbd)
+    /// The device that is set up under an identifier; `remembered` may be, where the kernel does not say.
+    pub fn find(&self, identifier: &str, remembered: Option<DeviceId>) -> Option<DeviceId> {
+        let found = self.sysfs(Driver::Nbd).find(identifier).map(DeviceId::nbd);
+        found.or_else(|| self.find_by_ublk(Mark::of(identifier), remembered))
     }
 
     /// Who has a device.
-    pub fn owner(&self, id: DeviceId) -> Owner {
-        self.sysfs(id.driver).owner(id.index)
+    ///
+    /// # Errors
+    /// It can't be told.
+    pub fn owner(&self, id: DeviceId, identifier: &str) -> Result<Owner, DeviceFault> {
+        if id.driver == Driver::Ublk {
+            let owner = self.owner_by_ublk(id.index, Mark::of(identifier));
+            return owner.map_err(|fault| told_by_ublk("not looked at", fault));
+        }
+        Ok(match self.sysfs(id.driver).owner(id.index) {
+            ByNbd::Nobody => Owner::Nobody,
+            ByNbd::Connected {
+                backend: Some(backend),
+                ..
+            } if backend == identifier => Owner::Ours,
+            ByNbd::Connected { .. } => Owner::Another,
+        })
     }
 
     /// The device's path.
@@ -142,15 +178,18 @@ impl Kernel {
     ///
     /// # Errors
     /// No module, no right, the device is another's.
-    pub fn check(&self, wanted: Option<DeviceId>) -> Result<(), DeviceFault> {
+    pub fn check(&self, wanted: Wanted, identifier: &str) -> Result<(), DeviceFault> {
+        if wanted.driver() == Driver::Ublk {
+            return self.check_ublk(wanted.index, Mark::of(identifier));
+        }
         self.nbd().map_err(|fault| told(&fault, Vec::new()))?;
         if self.lacks_admin() {
             return Err(told(&KernelFault::NotPermitted, Vec::new()));
         }
-        if let Some(id) = wanted
-            && let Owner::Connected { pid, backend } = self.owner(id)
+        if let Some(index) = wanted.index
+            && let ByNbd::Connected { pid, backend } = self.sysfs(Driver::Nbd).owner(index)
         {
-            return Err(self.taken(id, pid, backend.as_deref()));
+            return Err(self.taken(DeviceId::nbd(index), pid, backend.as_deref()));
         }
         Ok(())
     }
@@ -200,7 +239,7 @@ impl Kernel {
         };
         if let Some(index) = wanted {
             let id = DeviceId::nbd(index);
-            if let Owner::Connected { pid, backend } = self.owner(id) {
+            if let ByNbd::Connected { pid, backend } = self.sysfs(Driver::Nbd).owner(index) {
                 return Err(self.taken(id, pid, backend.as_deref()));
             }
             return connect(Some(index)).map_err(|fault| {
@@ -216,7 +255,7 @@ impl Kernel {
         }
         let sysfs = self.sysfs(Driver::Nbd);
         for index in sysfs.devices() {
-            let is_free = sysfs.owner(index) == Owner::Nobody && sysfs.size(index) == 0;
+            let is_free = sysfs.owner(index) == ByNbd::Nobody && sysfs.size(index) == 0;
             if !is_free {
                 continue;
             }
@@ -231,7 +270,12 @@ impl Kernel {
         connect(None).map_err(|fault| told(&fault, Vec::new()))
     }
 
-    fn taken(&self, id: DeviceId, pid: Option<u32>, backend: Option<&str>) -> DeviceFault {
+    pub(super) fn taken(
+        &self,
+        id: DeviceId,
+        pid: Option<u32>,
+        backend: Option<&str>,
+    ) -> DeviceFault {
         let mut facts = Vec::new();
         if let Some(pid) = pid {
             let comm = self.procfs.join(pid.to_string()).join("comm");

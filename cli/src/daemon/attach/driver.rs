@@ -56,6 +56,12 @@ impl DeviceId {
         Self { driver, index }
     }
 
+    /// One of ublk's.
+    pub const fn ublk(index: u32) -> Self {
+        let driver = Driver::Ublk;
+        Self { driver, index }
+    }
+
     /// The one of that path or name.
     pub fn parse(text: &str) -> Option<Self> {
         let (kind, index) = parse_device(text)?;

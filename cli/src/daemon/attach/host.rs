@@ -10,6 +10,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use kagami_nbd_server::negotiate::Terms;
+pub use kagami_nbd_server::ublk::Go;
+use kagami_nbd_server::ublk::Shape;
 use kagami_nbd_server::{ClientSocket, Export, Exports, Limits, Server};
 use kagami_replicator::core::event::{Command, Refusal, Reply};
 use kagami_replicator::core::status::Status;
@@ -38,24 +40,26 @@ pub trait Host: Clone + Send + Sync + 'static {
         socket: UnixStream,
     ) -> impl Future<Output = Result<(Link, DeviceFacts), Refusal>> + Send;
 
+    /// What a device of the mirror is to be.
+    fn facts(&self, mirror: &str) -> impl Future<Output = Result<DeviceFacts, Refusal>> + Send;
+
+    /// Opens the queues of that device of ublk, all at once, and serves them.
+    fn serve_queues(
+        &self,
+        mirror: &str,
+        id: u32,
+        shape: Shape,
+    ) -> impl Future<Output = Result<Link, Refusal>> + Send;
+
     /// What happens to mirrors from now on. What led to an answer is there before the answer is.
     fn events(&self) -> broadcast::Receiver<MirrorEvent>;
-}
-
-/// How far a session is to go on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Go {
-    /// Serve.
-    On,
-    /// Read nothing more, answer what is in flight, close.
-    Leave,
-    /// Close at once; what is in flight is not answered.
-    Cut,
 }
 
 /// A session with the kernel. It leaves when this is dropped, and is cut if that takes long.
 #[derive(Debug)]
 pub struct Link {
+    /// Whether the session holds requests that the mirror does not take now. One of nbd never does.
+    pub parked: watch::Receiver<bool>,
     go: watch::Sender<Go>,
     ended: oneshot::Receiver<()>,
     has_ended: bool,
@@ -66,7 +70,9 @@ impl Link {
     pub fn new() -> (Self, watch::Receiver<Go>, oneshot::Sender<()>) {
         let (go, order) = watch::channel(Go::On);
         let (end, ended) = oneshot::channel();
+        let (_, parked) = watch::channel(false);
         let link = Self {
+            parked,
             go,
             ended,
             has_ended: false,
@@ -161,6 +167,20 @@ impl Host for Engine {
         Ok((link, facts))
     }
 
+    async fn facts(&self, mirror: &str) -> Result<DeviceFacts, Refusal> {
+        let (thread, _) = self.places.get(mirror).ok_or_else(not_open)?.clone();
+        let (tell, told) = oneshot::channel();
+        let name = mirror.to_owned();
+        self.shell.spawn_on(thread, move |plane| async move {
+            let _ = tell.send(plane.device(&name).map(|device| device.facts()));
+        });
+        told.await.ok().flatten().ok_or_else(not_open)
+    }
+
+    async fn serve_queues(&self, _: &str, _: u32, _: Shape) -> Result<Link, Refusal> {
+        Err(not_open())
+    }
+
     fn events(&self) -> broadcast::Receiver<MirrorEvent> {
         self.shell.events()
     }
@@ -212,7 +232,7 @@ async fn serve(
                 match go {
                     Go::On => {}
                     Go::Leave => session.leave(),
-                    Go::Cut => session.abort(),
+                    Go::Cut | Go::Refuse | Go::Close => session.abort(),
                 }
                 if changed.is_err() {
                     // Nobody is left to order the cut.

@@ -3,7 +3,7 @@
 //!
 //! Each attached mirror has a [`keeper`]: a task that serves the device whenever the mirror may be Primary
 //! here ([`bring_up`], [`take_down`]), and never again once the mirror has [`moved`]. [`device`] is the
-//! kernel's side, [`helper`] what is done to a device by another process, [`record`] what is remembered
+//! kernel's side, [`over_ublk`] what is different where its driver is ublk, [`helper`] what is done to a device by another process, [`record`] what is remembered
 //! on disk, [`host`] the mirror's side. Only a daemon that has the stores of a mirror, behind their
 //! fence, keeps its device.
 
@@ -27,18 +27,24 @@ pub mod host;
 pub mod keeper;
 #[cfg(test)]
 mod made;
+#[cfg(test)]
+mod made_ublk;
 pub mod moved;
+mod over_ublk;
 pub mod record;
 mod take_down;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_ublk;
+pub mod ublk;
 
 use super::engine::Attached;
 use super::report::wall_ms;
 use crate::config::Config;
 use crate::config::value::spell_hex;
 use crate::control::report::{DeviceReport, DeviceState};
-use bring_up::{Wait, blocking};
+use bring_up::{Session, Wait, blocking};
 use device::Kernel;
 use driver::{DeviceId, Driver, Wanted};
 use host::Host;
@@ -127,7 +133,7 @@ fn stops() -> Refusal {
 fn refusal_of(fault: impl Into<Wait>) -> Refusal {
     match fault.into() {
         Wait::Refused(refusal) => refusal,
-        Wait::Gone | Wait::Moved(_) | Wait::Ordered(_) => Refusal {
+        Wait::Gone | Wait::Moved(_) | Wait::Stale(_) | Wait::Ordered(_) => Refusal {
             what: "not attached: the device was taken down at once by another program".to_owned(),
             facts: Vec::new(),
             next: "attach it again".to_owned(),
@@ -178,8 +184,13 @@ impl<H: Host> Attachments<H> {
             };
             let (kernel, records) = (self.inner.kernel.clone(), self.inner.records.clone());
             let (name, known_by) = (mirror.clone(), identifier.clone());
-            let (found, read) =
-                blocking(move || (kernel.find(&known_by), records.read(&name))).await;
+            let (found, read) = blocking(move || {
+                let read = records.read(&name);
+                let remembered = read.as_ref().ok().and_then(Option::as_ref);
+                let remembered = remembered.map(Record::id);
+                (kernel.find(&known_by, remembered), read)
+            })
+            .await;
             let mut record = match (read, found) {
                 (Ok(Some(record)), _) if record.mirror == *uuid => record,
                 (Ok(_), None) => continue,
@@ -252,7 +263,8 @@ impl<H: Host> Attachments<H> {
         }
         let kernel = inner.kernel.clone();
         // Before anything is changed: a node that can't attach needn't be Primary.
-        blocking(move || kernel.check(wanted.id()))
+        let known_by = identifier.clone();
+        blocking(move || kernel.check(wanted, &known_by))
             .await
             .map_err(refusal_of)?;
         let mut changing = inner.changing.subscribe();
@@ -262,8 +274,8 @@ impl<H: Host> Attachments<H> {
             _ = changing.wait_for(|changing| changing.closed) => return Err(stops()),
         };
         let (host, kernel) = (&inner.host, &inner.kernel);
-        let made = bring_up::connect(host, kernel, mirror, &identifier, wanted.index).await;
-        let (mut link, socket, id) = match made {
+        let made = bring_up::connect(host, kernel, mirror, &identifier, wanted).await;
+        let (session, id) = match made {
             Ok(made) => made,
             Err(wait) => {
                 self.give_up(mirror, promoted).await;
@@ -274,10 +286,7 @@ impl<H: Host> Attachments<H> {
         let (records, name, written) = (inner.records.clone(), mirror.to_owned(), record.clone());
         if let Err(fault) = blocking(move || records.write(&name, &written)).await {
             // Nobody uses it yet: better none than one that a crash forgets.
-            let kernel = inner.kernel.clone();
-            let _ = blocking(move || kernel.disconnect(id.index)).await;
-            link.set(host::Go::Cut);
-            link.ended().await;
+            bring_up::undo(kernel, session, id).await;
             self.give_up(mirror, promoted).await;
             return Err(Refusal {
                 what: format!("not attached: it can't be remembered: {fault}"),
@@ -291,7 +300,7 @@ impl<H: Host> Attachments<H> {
             identifier,
             record,
         };
-        self.keep(kept, Some((link, socket)));
+        self.keep(kept, Some(session));
         Ok(self.attached(mirror, id, false))
     }
 
@@ -495,7 +504,7 @@ impl<H: Host> Attachments<H> {
         })
     }
 
-    fn keep(&self, kept: Kept, session: Option<(host::Link, std::os::unix::net::UnixStream)>) {
+    fn keep(&self, kept: Kept, session: Option<Session>) {
         self.listen();
         let inner = &self.inner;
         let (orders, received) = mpsc::unbounded_channel();

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::driver::DeviceId;
+use super::driver::{DeviceId, Driver};
 
 /// The version of the file.
 const VERSION: u32 = 1;
@@ -22,7 +22,10 @@ pub struct Record {
     pub version: u32,
     /// The mirror's uuid, 32 hexadecimal digits: a mirror of the same name may be another one.
     pub mirror: String,
-    /// N of /dev/nbdN.
+    /// By which driver. nbd's is not written: older builds know no other, and understand its records.
+    #[serde(default, skip_serializing_if = "Driver::is_nbd")]
+    pub driver: Driver,
+    /// N of /dev/nbdN or /dev/ublkbN.
     pub device: u32,
     /// When it was attached, milliseconds since 1970.
     pub since_ms: u64,
@@ -38,6 +41,7 @@ impl Record {
         Self {
             version: VERSION,
             mirror: mirror.to_owned(),
+            driver: id.driver,
             device: id.index,
             since_ms,
             stopped_at: None,
@@ -47,11 +51,15 @@ impl Record {
 
     /// The device.
     pub fn id(&self) -> DeviceId {
-        DeviceId::nbd(self.device)
+        DeviceId {
+            driver: self.driver,
+            index: self.device,
+        }
     }
 
     /// It is that device now.
     pub fn set_id(&mut self, id: DeviceId) {
+        self.driver = id.driver;
         self.device = id.index;
     }
 }
@@ -180,6 +188,26 @@ mod tests {
         records.remove("pg").expect("removed");
         records.remove("pg").expect("nothing to remove");
         assert_eq!(records.read("pg").expect("read"), None);
+    }
+
+    /// A build from before ublk reads and writes the first; it refuses the second, and leaves the device alone.
+    #[test]
+    fn of_nbd_it_is_what_it_was_before_there_was_another_driver() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let records = Records::of(dir.path());
+        let path = dir.path().join("attached/pg.json");
+        let before =
+            r#"{"version":1,"mirror":"00ff","device":3,"since_ms":17,"stopped_at":9,"stale":null}"#;
+        let mut record = Record::new("00ff", DeviceId::nbd(3), 17);
+        record.stopped_at = Some(9);
+        records.write("pg", &record).expect("written");
+        assert_eq!(fs::read_to_string(&path).expect("there"), before);
+        assert_eq!(records.read("pg").expect("read"), Some(record.clone()));
+        record.set_id(DeviceId::ublk(4));
+        records.write("pg", &record).expect("written");
+        let text = fs::read_to_string(&path).expect("there");
+        assert!(text.contains(r#""driver":"ublk","device":4"#), "{text}");
+        assert_eq!(records.read("pg").expect("read"), Some(record));
     }
 
     #[test]
