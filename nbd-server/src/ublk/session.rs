@@ -300,7 +300,7 @@ impl<'a, D: BlockDevice, E: Endpoint> Session<'a, D, E> {
 
     /// Takes what the kernel has for the session. Gives whether there was nothing.
     fn arrivals(&mut self, cx: &mut Context<'_>) -> bool {
-        let is_over = matches!(self.mode, Mode::Leaving | Mode::Cut | Mode::Closing);
+        let is_over = matches!(self.mode, Mode::Cut | Mode::Closing);
         if is_over || self.broken.is_some() {
             return true;
         }
