@@ -31,6 +31,7 @@ pub mod record;
 mod take_down;
 #[cfg(test)]
 mod tests;
+pub mod ublk_child;
 
 use super::engine::Attached;
 use super::report::wall_ms;
