@@ -13,6 +13,7 @@ use kagami_bitmap::superblock::Generation;
 use kagami_nbd_server::kernel::Transport;
 use kagami_nbd_server::kernel::client::is_hung_up;
 use kagami_nbd_server::kernel::wire::{Attribute, Builder, ERROR, Messages};
+use kagami_nbd_server::ublk::Shape;
 use kagami_replicator::core::event::{Refusal, Reply};
 use kagami_replicator::core::notice::Notice;
 use kagami_replicator::core::state::{Connection, DiskState, Replication, Role, Time};
@@ -160,6 +161,13 @@ pub(super) struct Mirror {
     pub(super) cut: watch::Sender<usize>,
 }
 
+pub(super) const FACTS: DeviceFacts = DeviceFacts {
+    size: 1 << 20,
+    logical_block: 512,
+    max_payload: 1 << 20,
+    rotational: false,
+};
+
 #[derive(Clone, Debug)]
 pub(super) struct Made {
     pub(super) mirror: Arc<Mutex<Mirror>>,
@@ -284,13 +292,15 @@ impl Host for Made {
             drop(socket);
             drop(end);
         });
-        let facts = DeviceFacts {
-            size: 1 << 20,
-            logical_block: 512,
-            max_payload: 1 << 20,
-            rotational: false,
-        };
-        Ok((link, facts))
+        Ok((link, FACTS))
+    }
+
+    async fn facts(&self, _: &str) -> Result<DeviceFacts, Refusal> {
+        Ok(FACTS)
+    }
+
+    async fn serve_queues(&self, _: &str, id: u32, _: Shape) -> Result<Link, Refusal> {
+        Err(refusal(&format!("ublkb{id} is not made up")))
     }
 
     fn events(&self) -> broadcast::Receiver<MirrorEvent> {
