@@ -4,6 +4,7 @@ mod arbiter;
 mod cluster;
 mod failover;
 mod life;
+mod ublk;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -22,6 +23,7 @@ pub use cluster::{
 };
 pub use failover::{FailoverArgs, FailoverVerb, GuardArgs};
 pub use life::{PeerVerb, RemovePeerArgs, ReplaceDiskArgs, ReplacePeerArgs, ResizeArgs};
+pub use ublk::UblkVerb;
 
 /// A mirror disk in userspace.
 #[derive(Debug, Parser)]
@@ -495,6 +497,9 @@ pub enum KernelDeviceVerb {
         #[arg(value_parser = device_id)]
         device: DeviceId,
     },
+    /// Ask the kernel's ublk driver
+    #[command(subcommand, after_help = "Example:\n  kagami kernel-device ublk list")]
+    Ublk(UblkVerb),
 }
 
 /// `kagami demote`

@@ -11,7 +11,7 @@ use crate::control::message::{Answer, Order};
 use crate::control::report::{Condition, DeviceState, MirrorReport, Role};
 use crate::daemon::attach::device::Kernel;
 use crate::daemon::attach::driver::Driver;
-use crate::daemon::attach::helper;
+use crate::daemon::attach::{helper, ublk_child};
 use crate::exit::{DONE, Failure, Outcome, Status};
 
 /// How often a mirror that can't be attached yet is tried.
@@ -211,6 +211,7 @@ pub fn kernel_device(verb: KernelDeviceVerb) -> Outcome {
                 print_out(&format!("KAGAMI_MIRROR={name}\n"))?;
             }
         }
+        KernelDeviceVerb::Ublk(verb) => ublk_child::answer(&verb),
     }
     DONE
 }

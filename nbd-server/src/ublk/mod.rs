@@ -7,8 +7,13 @@
 //! Where this follows from and what the kernel does when a daemon dies: docs/decisions/0012-ublk.md.
 
 pub mod abi;
+pub mod control;
 pub mod endpoint;
+pub mod fault;
+pub mod queues;
 pub mod session;
 
 pub use endpoint::{Endpoint, Shape, Tag};
+pub use fault::UblkFault;
+pub use queues::Queues;
 pub use session::{Go, SessionEnd};

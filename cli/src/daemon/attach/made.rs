@@ -168,19 +168,19 @@ pub(super) struct Mirror {
     pub(super) cut: watch::Sender<usize>,
 }
 
+pub(super) const FACTS: DeviceFacts = DeviceFacts {
+    size: 1 << 20,
+    logical_block: 512,
+    max_payload: 1 << 20,
+    rotational: false,
+};
+
 #[derive(Clone, Debug)]
 pub(super) struct Made {
     pub(super) mirror: Arc<Mutex<Mirror>>,
     pub(super) ublk: Ublk,
     pub(super) events: broadcast::Sender<MirrorEvent>,
 }
-
-const FACTS: DeviceFacts = DeviceFacts {
-    size: 1 << 20,
-    logical_block: 512,
-    max_payload: 1 << 20,
-    rotational: false,
-};
 
 pub(super) fn status(role: Role) -> Status {
     Status {
@@ -313,9 +313,8 @@ impl Host for Made {
     async fn serve_queues(&self, _: &str, id: u32, shape: Shape) -> Result<Link, Refusal> {
         assert_eq!(shape, SHAPE);
         self.change(|mirror| mirror.opens).map_err(refusal)?;
-        let (park, parked) = watch::channel(false);
-        let (mut link, mut order, end) = Link::new();
-        link.parked = parked;
+        let (link, ends) = Link::of_queues();
+        let (mut order, park) = (ends.order, ends.parked);
         let (mut cut, mut refuses) = self.change(|mirror| {
             mirror.sessions += 1;
             (mirror.cut.subscribe(), mirror.refuses.subscribe())
@@ -349,7 +348,7 @@ impl Host for Made {
                     _ = cut.changed() => break,
                 }
             }
-            drop(end);
+            drop(ends.end);
         });
         Ok(link)
     }

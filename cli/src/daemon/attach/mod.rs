@@ -38,6 +38,7 @@ mod tests;
 #[cfg(test)]
 mod tests_ublk;
 pub mod ublk;
+pub mod ublk_child;
 
 use super::engine::Attached;
 use super::report::wall_ms;

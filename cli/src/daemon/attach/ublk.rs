@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use kagami_nbd_server::ublk::Shape;
+use kagami_nbd_server::ublk::{Shape, fault};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -152,6 +152,22 @@ pub enum FaultKind {
     Failed,
 }
 
+impl FaultKind {
+    /// As the child spells it.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::InUse => "in-use",
+            Self::Gone => "gone",
+            Self::Busy => "busy",
+            Self::NoModule => "no-module",
+            Self::NotPermitted => "not-permitted",
+            Self::TooOld => "too-old",
+            Self::Lost => "lost",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// What the driver did not do.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{words}")]
@@ -173,22 +189,7 @@ impl UblkFault {
 
     /// What a person can do about it.
     pub fn next(&self) -> &'static str {
-        match self.kind {
-            FaultKind::NoModule => {
-                "load it: `modprobe ublk_drv` (as root; a line `ublk_drv` in /etc/modules-load.d/ does it at every boot), or attach without --ublk"
-            }
-            FaultKind::NotPermitted => {
-                "run the daemon as root, or give it CAP_SYS_ADMIN (systemd: AmbientCapabilities=CAP_SYS_ADMIN)"
-            }
-            FaultKind::TooOld => "attach it without --ublk; or boot Linux 6.12 or newer",
-            FaultKind::InUse => {
-                "name another device with --device, or none: then a free one is taken"
-            }
-            FaultKind::Busy => "end the process that has it open; this one tries again by itself",
-            FaultKind::Gone => "see `kagami status`, and attach it again",
-            FaultKind::Lost => "unmount what uses it, `kagami detach --force`, and attach it again",
-            FaultKind::Failed => "the kernel's log says more: `dmesg | grep ublk`",
-        }
+        fault::next(self.kind.name())
     }
 }
 
@@ -441,6 +442,24 @@ mod tests {
             (fault.kind, fault.words.as_str()),
             (FaultKind::InUse, "it is another's")
         );
+    }
+
+    #[test]
+    fn every_fault_of_the_child_is_known() {
+        for name in [
+            "in-use",
+            "gone",
+            "busy",
+            "no-module",
+            "not-permitted",
+            "too-old",
+            "lost",
+            "failed",
+        ] {
+            let line = format!(r#"{{"fault":"{name}","words":"so"}}"#);
+            let fault = understand::<()>("done", &line).expect_err("a fault");
+            assert_eq!((fault.kind.name(), fault.words.as_str()), (name, "so"));
+        }
     }
 
     #[test]

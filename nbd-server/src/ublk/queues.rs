@@ -1,0 +1,456 @@
+//! A device's queues, fetched by this thread over a ring of its own.
+//!
+//! Decides how requests and answers get from the kernel and back: a place (tag) is given to the kernel by a command
+//! that completes when a request is in it; the next command answers that request and gives the place again. Keeps
+//! which places are ours: only those are read, copied from and committed.
+//!
+//! Three things are as they are because of what the kernel does when a daemon dies in the middle
+//! (docs/decisions/0012-ublk.md):
+//!
+//! - **All places of all queues are given in one batch**, so that a queue is never fetched while another is not.
+//! - **The descriptors are mapped after it**: a map without a fetched queue keeps every other process out.
+//! - **Queues that are dropped stay open** until the thread ends, and only [`Queues::close`] closes them: without
+//!   them a device whose daemon lives can't be served by anybody.
+#![allow(unsafe_code)] // Commands, a map that the kernel writes to, and a registered descriptor: the interface demands them.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::pin::Pin;
+use std::ptr::NonNull;
+use std::task::{Context, Poll, Waker, ready};
+use std::thread;
+use std::time::Duration;
+
+use io_uring::{IoUring, opcode, squeue, types};
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::param::page_size;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::time::Sleep;
+use tracing::warn;
+
+use super::abi::{self, DEPTH_MAX, Descriptor, QUEUES_MAX};
+use super::{Endpoint, Shape, Tag};
+
+/// The largest ring that the kernel makes.
+const ENTRIES_MAX: u32 = 32_768;
+/// How long to wait before trying again when the kernel takes nothing for want of memory.
+const REFUSED_PAUSE: Duration = Duration::from_millis(1);
+
+/// The queues of one device, all fetched by this thread.
+pub struct Queues {
+    opened: ManuallyDrop<Opened>,
+}
+
+/// Dropped in this order: what the kernel may complete ends before the file's last user does.
+struct Opened {
+    watched: AsyncFd<RingFd>,
+    maps: Vec<Map>,
+    file: File,
+    shape: Shape,
+    /// Which places hold a request that is not answered, by [`Opened::place`].
+    ours: Vec<bool>,
+    /// What came while the queues were opened.
+    early: Vec<(Tag, i32)>,
+    /// Wakes the task when the thread's sleep was interrupted: a request is there before the ring's descriptor says so.
+    wake_when_interrupted: fn(&Waker),
+    /// Set while the kernel took nothing for want of memory: then it is offered again.
+    refused: Option<Pin<Box<Sleep>>>,
+}
+
+struct RingFd(IoUring);
+
+impl AsRawFd for RingFd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl AsFd for RingFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the ring owns the descriptor and keeps it open as long as it lives, and the borrow is of the ring.
+        unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
+    }
+}
+
+impl std::fmt::Debug for Queues {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Queues")
+            .field("shape", &self.opened.shape)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Queues {
+    /// Opens the queues of `/dev/ublkcN` on this thread, which serves them from now on and for the rest of its life,
+    /// if they are not closed: requests may come at once. `wake_when_interrupted` wakes a task once when the thread
+    /// has slept and was woken by anything.
+    ///
+    /// **The command that lets the device's users go on must wait in the kernel already**
+    /// ([`control::begin`](super::control::begin)).
+    ///
+    /// # Errors
+    /// Another process has it open (`EBUSY`), it is not there, or there can be no ring. Nothing is open then.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn open(id: u32, shape: Shape, wake_when_interrupted: fn(&Waker)) -> io::Result<Self> {
+        // The standard library opens with O_CLOEXEC: a child never keeps the device from the next daemon.
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(format!("/dev/ublkc{id}"))?;
+        let mut opened = Opened::over(file, shape, wake_when_interrupted)?;
+        opened.fetch_all()?;
+        opened.maps = Map::all(&opened.file, shape)?;
+        Ok(Self {
+            opened: ManuallyDrop::new(opened),
+        })
+    }
+
+    /// Closes them: what the kernel had given and was not answered it sends again, or fails if the device was stopped.
+    /// Only to take the device down: as long as this thread lives, no other daemon could have it in order.
+    pub fn close(self) {
+        drop(ManuallyDrop::into_inner(self.opened));
+    }
+}
+
+impl Opened {
+    /// A ring for the queues of `file`, of which none is fetched yet.
+    fn over(file: File, shape: Shape, wake_when_interrupted: fn(&Waker)) -> io::Result<Self> {
+        let places = u32::from(shape.queues) * u32::from(shape.depth);
+        if places == 0
+            || shape.queues > QUEUES_MAX
+            || shape.depth > DEPTH_MAX
+            || places > ENTRIES_MAX
+        {
+            let words = format!("a device of {shape:?} can't be served");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, words));
+        }
+        // The completion queue is twice as long, and a place has one command: it can't overflow.
+        let ring = IoUring::builder()
+            .dontfork()
+            .setup_submit_all()
+            .setup_single_issuer()
+            .setup_coop_taskrun()
+            .setup_taskrun_flag()
+            .build(places.next_power_of_two())?;
+        // SAFETY: `RingFd` owns its descriptor, always names the same one, and closes it only when it is dropped,
+        // after the `AsyncFd` around it has taken it out of the runtime's set.
+        let watched = unsafe { AsyncFd::register_with_interest(RingFd(ring), Interest::READABLE) }
+            .map_err(|refused| refused.into_parts().1)?;
+        Ok(Self {
+            watched,
+            maps: Vec::new(),
+            file,
+            shape,
+            ours: vec![false; places as usize],
+            early: Vec::new(),
+            wake_when_interrupted,
+            refused: None,
+        })
+    }
+
+    /// Gives the kernel all places of all queues, in one batch.
+    fn fetch_all(&mut self) -> io::Result<()> {
+        for queue in 0..self.shape.queues {
+            for tag in 0..self.shape.depth {
+                self.push(Tag { queue, tag }, abi::io::FETCH, 0);
+            }
+        }
+        loop {
+            match self.enter() {
+                Ok(()) => {}
+                // Half of it must not stay: the kernel has no way back from a queue that is fetched beside one
+                // that is not. So it is tried for as long as it takes.
+                Err(Errno::AGAIN | Errno::BUSY | Errno::NOMEM) => thread::sleep(REFUSED_PAUSE),
+                Err(errno) => return Err(errno.into()),
+            }
+            let left = self.ring().submission().len();
+            if left == 0 {
+                break;
+            }
+            warn!(
+                left,
+                "the kernel had no memory to take all places of a ublk device at once; until it has, it must not be killed"
+            );
+        }
+        let mut early = Vec::new();
+        self.drain(&mut early)?;
+        let failed = |result: i32| result < 0 && result != abi::io::ABORT;
+        if let Some((_, result)) = early.iter().find(|(_, result)| failed(*result)) {
+            return Err(io::Error::from_raw_os_error(-result));
+        }
+        self.early = early;
+        Ok(())
+    }
+
+    fn ring(&mut self) -> &mut IoUring {
+        &mut self.watched.get_mut().0
+    }
+
+    fn place(&self, tag: Tag) -> usize {
+        let Tag { queue, tag } = tag;
+        assert!(
+            queue < self.shape.queues && tag < self.shape.depth,
+            "no place {tag} of queue {queue} in {:?}",
+            self.shape
+        );
+        usize::from(queue) * usize::from(self.shape.depth) + usize::from(tag)
+    }
+
+    fn assert_ours(&self, tag: Tag) {
+        assert!(
+            self.ours[self.place(tag)],
+            "{tag:?} holds no request of ours: it would be another one's"
+        );
+    }
+
+    /// Queues a command about a place.
+    fn push(&mut self, tag: Tag, command: u32, result: i32) {
+        let file = types::Fd(self.file.as_raw_fd());
+        let entry: squeue::Entry = opcode::UringCmd16::new(file, command)
+            .cmd(abi::io_command(tag, result))
+            .build()
+            .user_data(u64::from(tag.queue) << 16 | u64::from(tag.tag));
+        // SAFETY: the entry points to no memory of ours, and its file is open as long as the ring lives.
+        let pushed = unsafe { self.ring().submission().push(&entry) };
+        assert!(pushed.is_ok(), "a place had two commands: {tag:?}");
+    }
+
+    /// Hands over what is queued, and takes what is held back.
+    fn enter(&mut self) -> Result<(), Errno> {
+        loop {
+            match self.ring().submit() {
+                Ok(_) => return Ok(()),
+                Err(error) => match Errno::from_io_error(&error) {
+                    Some(Errno::INTR) => {}
+                    errno => return Err(errno.unwrap_or(Errno::IO)),
+                },
+            }
+        }
+    }
+
+    /// As [`enter`](Self::enter); what the kernel has no memory for is offered again a moment later.
+    fn submit(&mut self) -> io::Result<()> {
+        self.refused = None;
+        loop {
+            if self.ring().submission().is_empty() {
+                return Ok(());
+            }
+            match self.enter() {
+                Ok(()) => {}
+                Err(Errno::AGAIN | Errno::BUSY | Errno::NOMEM) => {
+                    self.refused = Some(Box::pin(tokio::time::sleep(REFUSED_PAUSE)));
+                    return Ok(());
+                }
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// Appends what has come; never blocks.
+    fn drain(&mut self, arrived: &mut Vec<(Tag, i32)>) -> io::Result<()> {
+        // Requests held back by cooperative task work are posted when the thread asks for them.
+        let (held_back, overflown) = {
+            let queue = self.ring().submission();
+            (queue.taskrun(), queue.cq_overflow())
+        };
+        if held_back || overflown {
+            match self.enter() {
+                Ok(()) | Err(Errno::AGAIN | Errno::BUSY | Errno::NOMEM) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        let (shape, ours) = (self.shape, &mut self.ours);
+        for entry in self.watched.get_mut().0.completion() {
+            let tag = Tag {
+                queue: (entry.user_data() >> 16) as u16,
+                tag: entry.user_data() as u16,
+            };
+            let result = entry.result();
+            if result > 0 {
+                // What such an answer asks for, a device of ours was not made for.
+                let words = format!("the kernel answered {result} to a command of {tag:?}");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, words));
+            }
+            let place = usize::from(tag.queue) * usize::from(shape.depth) + usize::from(tag.tag);
+            assert!(!ours[place], "{tag:?} came twice");
+            ours[place] = result == 0;
+            arrived.push((tag, result));
+        }
+        Ok(())
+    }
+
+    fn poll_arrived(
+        &mut self,
+        context: &mut Context<'_>,
+        arrived: &mut Vec<(Tag, i32)>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            arrived.append(&mut self.early);
+            self.drain(arrived)?;
+            if !arrived.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            if let Some(pause) = &mut self.refused
+                && pause.as_mut().poll(context).is_ready()
+            {
+                self.submit()?;
+                continue;
+            }
+            (self.wake_when_interrupted)(context.waker());
+            // What is there is looked at again after the readiness is cleared, so no wake-up is lost.
+            ready!(self.watched.poll_read_ready(context))?.clear_ready();
+        }
+    }
+
+    fn descriptor(&self, tag: Tag) -> Descriptor {
+        self.assert_ours(tag);
+        self.maps[usize::from(tag.queue)].descriptor(tag.tag)
+    }
+
+    fn commit(&mut self, tag: Tag, result: i32) {
+        self.assert_ours(tag);
+        let place = self.place(tag);
+        self.ours[place] = false;
+        self.push(tag, abi::io::COMMIT_AND_FETCH, result);
+    }
+
+    fn copy_in(&self, tag: Tag, into: &mut [u8]) -> io::Result<()> {
+        self.assert_ours(tag);
+        let mut done = 0;
+        while done < into.len() {
+            let position = abi::payload_position(tag, done as u64);
+            match rustix::io::pread(&self.file, &mut into[done..], position) {
+                Ok(0) => return Err(too_short(tag, into.len())),
+                Ok(bytes) => done += bytes,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_out(&self, tag: Tag, offset: usize, from: &[u8]) -> io::Result<()> {
+        self.assert_ours(tag);
+        let mut done = 0;
+        while done < from.len() {
+            let position = abi::payload_position(tag, (offset + done) as u64);
+            match rustix::io::pwrite(&self.file, &from[done..], position) {
+                Ok(0) => return Err(too_short(tag, offset + from.len())),
+                Ok(bytes) => done += bytes,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn too_short(tag: Tag, wanted: usize) -> io::Error {
+    let words = format!("the payload of {tag:?} has less than {wanted} bytes");
+    io::Error::new(io::ErrorKind::UnexpectedEof, words)
+}
+
+impl Endpoint for Queues {
+    fn shape(&self) -> Shape {
+        self.opened.shape
+    }
+
+    fn poll_arrived(
+        &mut self,
+        context: &mut Context<'_>,
+        arrived: &mut Vec<(Tag, i32)>,
+    ) -> Poll<io::Result<()>> {
+        self.opened.poll_arrived(context, arrived)
+    }
+
+    fn descriptor(&self, tag: Tag) -> Descriptor {
+        self.opened.descriptor(tag)
+    }
+
+    fn copy_in(&self, tag: Tag, into: &mut [u8]) -> io::Result<()> {
+        self.opened.copy_in(tag, into)
+    }
+
+    fn copy_out(&self, tag: Tag, offset: usize, from: &[u8]) -> io::Result<()> {
+        self.opened.copy_out(tag, offset, from)
+    }
+
+    fn commit(&mut self, tag: Tag, result: i32) {
+        self.opened.commit(tag, result);
+    }
+
+    fn submit(&mut self) -> io::Result<()> {
+        self.opened.submit()
+    }
+}
+
+/// The descriptors of one queue, which the kernel writes and this process reads.
+struct Map {
+    begin: NonNull<u8>,
+    len: usize,
+    depth: u16,
+}
+
+impl Map {
+    /// A map for each queue.
+    fn all(file: &File, shape: Shape) -> io::Result<Vec<Self>> {
+        (0..shape.queues)
+            .map(|queue| Self::new(file, queue, shape.depth))
+            .collect()
+    }
+
+    fn new(file: &File, queue: u16, depth: u16) -> io::Result<Self> {
+        let page = page_size();
+        let len = abi::map_len(depth, page);
+        // SAFETY: a new map at a place of the kernel's choice; no memory of ours is touched.
+        let begin = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                len,
+                ProtFlags::READ,
+                MapFlags::SHARED,
+                file,
+                abi::map_offset(queue, page),
+            )
+        }?;
+        let begin = NonNull::new(begin.cast::<u8>()).ok_or(Errno::NOMEM)?;
+        let map = Self { begin, len, depth };
+        // A child that is being started would hold the device open as long as it has the map.
+        // SAFETY: the range is the map just made; what is set concerns children alone.
+        unsafe { rustix::mm::madvise(begin.as_ptr().cast(), len, Advice::LinuxDontFork) }?;
+        Ok(map)
+    }
+
+    /// The descriptor in a place that the kernel has given.
+    fn descriptor(&self, tag: u16) -> Descriptor {
+        assert!(tag < self.depth, "no place {tag} of {}", self.depth);
+        let at = usize::from(tag) * Descriptor::LEN;
+        assert!(at + Descriptor::LEN <= self.len, "a map of {}", self.len);
+        // SAFETY: within the map, which lives as long as `self`; bytes need no alignment, and any are valid. The
+        // kernel writes them before it completes the place's command, and again after it is committed: in between,
+        // which is when this is called, they don't change.
+        let bytes = unsafe {
+            let begin = self.begin.as_ptr().add(at);
+            begin.cast::<[u8; Descriptor::LEN]>().read_volatile()
+        };
+        Descriptor::decode(&bytes)
+    }
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        // SAFETY: the range is a map of ours, and no reference into it exists: descriptors are copies.
+        if let Err(errno) = unsafe { rustix::mm::munmap(self.begin.as_ptr().cast(), self.len) } {
+            warn!(%errno, "the descriptors of a ublk device can't be unmapped");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
