@@ -1,8 +1,10 @@
 //! How a session ends.
 
+use bytes::Bytes;
+
 use super::super::{Go, SessionEnd};
 use super::made::{Machine, ask, flush, tag};
-use crate::device::Errno;
+use crate::device::{Answer, Errno, ReadData};
 use crate::ublk::abi::op;
 
 #[test]
@@ -87,6 +89,39 @@ fn a_session_that_refuses_fails_everything_and_waits_for_the_end_of_the_device()
         "whatever the device still has"
     );
     machine.disk.does(0);
+}
+
+#[test]
+fn the_end_of_a_device_that_is_taken_down_is_ordered() {
+    let mut machine = Machine::new();
+    machine.goes(Go::Refuse);
+    machine.kernel.stops();
+    machine.runs();
+    assert!(machine.end.is_none(), "it was not another program");
+    machine.goes(Go::Close);
+    assert!(matches!(machine.end, Some(SessionEnd::Ordered)));
+}
+
+#[test]
+fn what_the_device_answers_after_the_end_is_not_kept() {
+    let mut machine = Machine::new();
+    machine.disk.holds();
+    machine.asks(tag(0), ask(op::READ, 0, 4096), &[]);
+    machine.asks(tag(1), flush(), &[]);
+    machine.goes(Go::Close);
+    let bytes = Bytes::from(vec![1; 4096]);
+    let answer = Answer::Data(ReadData::Whole(bytes.clone()));
+    machine.disk.answers(0, answer);
+    assert!(bytes.is_unique());
+}
+
+#[test]
+fn an_order_that_is_there_before_the_session_is_heard() {
+    let mut machine = Machine::ordered(Go::Leave);
+    machine.kernel.asks(tag(0), flush(), &[]);
+    machine.runs();
+    assert!(matches!(machine.end, Some(SessionEnd::Ordered)));
+    assert_eq!(machine.disk.log(), []);
 }
 
 #[test]

@@ -440,12 +440,23 @@ impl Machine {
     }
 
     pub(super) fn with_info(info: DeviceInfo) -> Self {
+        let mut machine = Self::not_run(info, Go::On);
+        machine.runs();
+        machine
+    }
+
+    /// One that is given its order before it runs.
+    pub(super) fn ordered(go: Go) -> Self {
+        Self::not_run(DeviceInfo::new(SIZE), go)
+    }
+
+    fn not_run(info: DeviceInfo, go: Go) -> Self {
         let kernel = Kernel::new();
         let disk = Rc::new(Disk::new(info));
-        let (order, go) = watch::channel(Go::On);
+        let (order, orders) = watch::channel(go);
         let (tell, parked) = watch::channel(false);
-        let session = serve(Rc::clone(&disk), kernel.clone(), go, tell);
-        let mut machine = Self {
+        let session = serve(Rc::clone(&disk), kernel.clone(), orders, tell);
+        Self {
             kernel,
             disk,
             order: Some(order),
@@ -453,9 +464,7 @@ impl Machine {
             session: Box::pin(session),
             woken: Arc::new(Woken(AtomicBool::new(true))),
             end: None,
-        };
-        machine.runs();
-        machine
+        }
     }
 
     /// Polls the session once, if it was woken. Gives whether it was.
