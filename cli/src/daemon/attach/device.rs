@@ -349,7 +349,8 @@ impl Kernel {
 
     /// Settings and link; what fails is a warning, the device works without.
     pub fn dress(&self, mirror: &str, id: DeviceId, facts: &DeviceFacts) {
-        if !self.sysfs(id.driver).is_tuned(id.index) {
+        let is_new = !self.sysfs(id.driver).is_tuned(id.index);
+        if is_new {
             let max_kb = u32::try_from(facts.max_payload / 1024).unwrap_or(u32::MAX);
             let (program, sysfs) = (&self.helper, &self.sysfs);
             if let Err(fault) = helper::tune(program, sysfs, id, max_kb, HELPER_PATIENCE) {
@@ -360,6 +361,9 @@ impl Kernel {
                 );
             }
         }
+        if id.driver == Driver::Ublk {
+            self.find_partitions(mirror, id, is_new);
+        }
         match self.make_link(mirror, id) {
             Ok(false) => {}
             Ok(true) => self.announce(id),
@@ -368,6 +372,25 @@ impl Kernel {
                 "{} could not be made: {error}",
                 self.link(mirror).display()
             ),
+        }
+    }
+
+    /// Of a device that was served before none are looked for again, where there are some.
+    fn find_partitions(&self, mirror: &str, id: DeviceId, is_new: bool) {
+        let patience = match (
+            is_new,
+            self.sysfs(id.driver).partitions(id.index).is_empty(),
+        ) {
+            (true, _) => HELPER_PATIENCE,
+            (false, true) => PROBE_PATIENCE,
+            (false, false) => return,
+        };
+        if let Err(fault) = self.ublk.partitions(id.index, patience) {
+            warn!(
+                mirror,
+                "whether {} has partitions is not known: {fault}; `partx --update {id}` looks for them",
+                self.path(id).display()
+            );
         }
     }
 

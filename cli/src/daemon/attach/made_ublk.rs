@@ -178,6 +178,13 @@ impl UblkControl for Ublk {
         Ok(self.going(id))
     }
 
+    fn partitions(&self, id: u32, _: Duration) -> Result<(), UblkFault> {
+        let mut driver = lock(&self.0);
+        driver.note("partitions", id)?;
+        assert_eq!(driver.device(id)?.state, State::Live, "it is to be read");
+        Ok(())
+    }
+
     fn stop(&self, id: u32) -> Result<(), UblkFault> {
         let mut driver = lock(&self.0);
         driver.note("stop", id)?;

@@ -506,7 +506,9 @@ impl<H: Host> Attachments<H> {
     }
 
     fn keep(&self, kept: Kept, session: Option<Session>) {
-        self.listen();
+        if kept.record.driver == Driver::Nbd {
+            self.listen();
+        }
         let inner = &self.inner;
         let (orders, received) = mpsc::unbounded_channel();
         let begin = if session.is_some() {
@@ -536,7 +538,7 @@ impl<H: Host> Attachments<H> {
         lock(&inner.keepers).insert(mirror, entry);
     }
 
-    /// Hears from the kernel which connections it holds for dead, from the first device on.
+    /// Hears from the kernel which connections of nbd it holds for dead, from the first device on.
     fn listen(&self) {
         let mut listener = lock(&self.inner.listener);
         if listener.as_ref().is_some_and(|task| !task.is_finished()) {

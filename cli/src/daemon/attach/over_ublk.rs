@@ -377,6 +377,11 @@ impl<H: Host> Keeper<H> {
     async fn go_on(&mut self, id: DeviceId, mut link: Link) -> Result<Session, Wait> {
         match self.is_live(id).await {
             Ok(true) => {
+                // The last moment, once more.
+                if let Some(moved) = self.moves.so_far() {
+                    self.idle = Some(link);
+                    return Err(Wait::Moved(moved));
+                }
                 link.parked.mark_unchanged();
                 link.set(Go::On);
                 Ok(Session::queues(link))

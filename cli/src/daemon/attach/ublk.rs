@@ -232,6 +232,13 @@ pub trait UblkControl: fmt::Debug + Send + Sync {
     /// It could not be begun.
     fn recover(&self, id: u32, mark: Mark) -> Result<Box<dyn Going>, UblkFault>;
 
+    /// Lets the kernel know the partitions of one that is served: it does not look for them by itself. Reads the
+    /// device; blocks up to `patience`.
+    ///
+    /// # Errors
+    /// It could not be tried, or the device does not answer.
+    fn partitions(&self, id: u32, patience: Duration) -> Result<(), UblkFault>;
+
     /// Stops one: it is no block device any more, and what waits in it fails. A daemon that serves it must answer
     /// what it has taken while this waits.
     ///
@@ -276,8 +283,16 @@ impl ByChild {
 
     /// One command with one answer.
     fn ask<T: DeserializeOwned>(&self, arguments: &[&str]) -> Result<T, UblkFault> {
+        self.ask_within(PATIENCE, arguments)
+    }
+
+    fn ask_within<T: DeserializeOwned>(
+        &self,
+        patience: Duration,
+        arguments: &[&str],
+    ) -> Result<T, UblkFault> {
         let mut talk = self.begin(arguments)?;
-        understand("done", &talk.line(PATIENCE)?)
+        understand("done", &talk.line(patience)?)
     }
 
     fn go(&self, arguments: &[&str]) -> Result<Box<dyn Going>, UblkFault> {
@@ -361,6 +376,10 @@ impl UblkControl for ByChild {
     fn recover(&self, id: u32, mark: Mark) -> Result<Box<dyn Going>, UblkFault> {
         let (id, me) = (id.to_string(), std::process::id().to_string());
         self.go(&["recover", &id, &me, "--mark", &mark.to_string()])
+    }
+
+    fn partitions(&self, id: u32, patience: Duration) -> Result<(), UblkFault> {
+        self.ask_within(patience, &["partitions", &id.to_string()])
     }
 
     fn stop(&self, id: u32) -> Result<(), UblkFault> {
