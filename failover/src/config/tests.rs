@@ -261,7 +261,7 @@ fn unknown_words_are_refused_where_they_are() {
     replaced(
         "mount = \"/srv/pg\"",
         "mount = \"/srv/pg\"\ndriver = \"ublc\"",
-        &["\"ublc\" is not one of its words", "`nbd`, `ublk`"],
+        &["\"ublc\" is not one of its words", "did you mean `ublk`?"],
     );
     replaced(
         "depends = [\"data\"]",
