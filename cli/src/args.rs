@@ -10,12 +10,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
-use kagami_nbd_server::kernel::sysfs::parse_device;
 
 use crate::commands::bench::BenchArgs;
 use crate::commands::demo::DemoArgs;
 use crate::config::value;
 use crate::control::message::Source;
+use crate::daemon::attach::driver::DeviceId;
 pub use arbiter::{ArbiterVerb, WitnessArgs, WitnessVerb};
 pub use cluster::{
     AckArgs, AlertsArgs, ClusterStatusArgs, ClusterVerb, EndArgs, GroupVerb, GroupWaitArgs,
@@ -76,7 +76,7 @@ pub enum Verb {
     Promote(PromoteArgs),
     /// Make this node Secondary, when everything is on both disks
     Demote(DemoteArgs),
-    /// Make a mirror a block device of this machine: /dev/nbdN, and /dev/kagami/NAME
+    /// Make a mirror a block device of this machine: /dev/nbdN or /dev/ublkbN, and /dev/kagami/NAME
     Attach(AttachArgs),
     /// Take that block device away again
     Detach(DetachArgs),
@@ -197,8 +197,8 @@ fn logical_block(text: &str) -> Result<u32, String> {
     }
 }
 
-fn nbd_device(text: &str) -> Result<u32, String> {
-    parse_device(text).ok_or_else(|| "write it as /dev/nbd0".to_owned())
+fn device_id(text: &str) -> Result<DeviceId, String> {
+    DeviceId::parse(text).ok_or_else(|| "write it as /dev/nbd0 or /dev/ublkb0".to_owned())
 }
 
 fn name(text: &str) -> Result<String, String> {
@@ -430,15 +430,19 @@ pub struct PromoteArgs {
 #[command(after_help = "Examples:\n\
     \x20 kagami attach pg                      # the first free /dev/nbdN; promotes where permitted\n\
     \x20 kagami attach pg --device /dev/nbd0\n\
+    \x20 kagami attach pg --ublk               # /dev/ublkbN: faster, needs Linux 6.12\n\
     \x20 kagami attach pg --wait 75s           # as it is done while a machine starts\n\
     \x20 mkfs.ext4 /dev/kagami/pg && mount /dev/kagami/pg /srv")]
 pub struct AttachArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub order: OrderArgs,
-    /// Be this device [default: the first free one]
-    #[arg(long, value_name = "DEVICE", value_parser = nbd_device)]
-    pub device: Option<u32>,
+    /// Be this device [default: the first free one]; /dev/ublkbN is one of --ublk
+    #[arg(long, value_name = "DEVICE", value_parser = device_id)]
+    pub device: Option<DeviceId>,
+    /// By the kernel's ublk driver, as /dev/ublkbN, and not by its NBD client; needs Linux 6.12 or newer
+    #[arg(long)]
+    pub ublk: bool,
     /// Wait up to so long for what may come by itself: the daemon, the peer, a device that is being
     /// taken back; what needs a person, or another Primary, ends it at once
     #[arg(long, value_name = "TIME", value_parser = time)]
@@ -475,13 +479,14 @@ pub enum KernelDeviceVerb {
         flush: bool,
     },
     /// Make a device's settings
-    #[command(after_help = "Example:\n  kagami kernel-device tune 0 32768")]
+    #[command(after_help = "Example:\n  kagami kernel-device tune /dev/nbd0 32768")]
     Tune {
         /// The tree of settings
         #[arg(long, default_value = "/sys")]
         sysfs: PathBuf,
-        /// N of /dev/nbdN
-        index: u32,
+        /// The device
+        #[arg(value_parser = device_id)]
+        device: DeviceId,
         /// The longest request that is taken, KiB
         max_kb: u32,
     },
@@ -489,8 +494,8 @@ pub enum KernelDeviceVerb {
     #[command(after_help = "Example:\n  kagami kernel-device name /dev/nbd0")]
     Name {
         /// The device
-        #[arg(value_parser = nbd_device)]
-        device: u32,
+        #[arg(value_parser = device_id)]
+        device: DeviceId,
     },
     /// Ask the kernel's ublk driver
     #[command(subcommand, after_help = "Example:\n  kagami kernel-device ublk list")]

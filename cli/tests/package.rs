@@ -52,7 +52,7 @@ fn the_example_is_a_configuration() {
     assert_eq!(config.mirrors.len(), 1);
 }
 
-/// A machine that goes down, as `unmount-at-shutdown` sees it: /dev/nbd7 is mounted on /srv. Every sleep of the
+/// A machine that goes down, as `unmount-at-shutdown` sees it: a device is mounted on /srv. Every sleep of the
 /// script is so many seconds of its clock. Gives what it said.
 struct GoesDown {
     folder: tempfile::TempDir,
@@ -60,15 +60,23 @@ struct GoesDown {
 
 impl GoesDown {
     /// `umount` and `sleep`: what these commands do, with `$at` for the folder of all and `$up` for the clock.
-    fn new(umount: &str, sleep: &str) -> Self {
+    fn new(device: &str, umount: &str, sleep: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let at = folder.path();
-        for inner in ["sys/block/nbd7/holders", "proc/self", "bin"] {
+        let block = format!("sys/block/{device}");
+        for inner in [
+            &format!("{block}/holders"),
+            "proc/self",
+            "bin",
+            "dev/kagami",
+        ] {
             fs::create_dir_all(at.join(inner)).expect("made");
         }
+        let target = Path::new("..").join(device);
+        std::os::unix::fs::symlink(target, at.join("dev/kagami/pg")).expect("linked");
         let files = [
-            ("sys/block/nbd7/dev", "43:7\n"),
-            ("sys/block/nbd7/stat", "1 0 8 0 1 0 8 0\n"),
+            (&*format!("{block}/dev"), "43:7\n"),
+            (&*format!("{block}/stat"), "1 0 8 0 1 0 8 0\n"),
             ("proc/self/mountinfo", "40 1 43:7 / /srv rw - ext4 x rw\n"),
             ("proc/uptime", "100.50 0\n"),
         ];
@@ -78,7 +86,10 @@ impl GoesDown {
         let clock = "read -r up _ <$at/proc/uptime; up=${up%.*}";
         let commands = [
             ("systemctl", "echo stopping".to_owned()),
-            ("kagami", r#"echo '{"path":"/dev/nbd7"}'"#.to_owned()),
+            (
+                "kagami",
+                format!("echo '{{\"path\":\"/dev/{device}\"}}'\n[ ! -e $at/silent ] || exit 124"),
+            ),
             ("systemd-notify", "echo \"$@\" >>$at/notified".to_owned()),
             ("umount", format!("echo \"$@\" >>$at/tried\n{umount}")),
             ("sleep", format!("{clock}\n{sleep}")),
@@ -109,7 +120,7 @@ impl GoesDown {
         let file = |name: &str| fs::File::create(self.path().join(name)).expect("made");
         let ended = Command::new("sh")
             .arg(folder().join("unmount-at-shutdown"))
-            .args([self.path().join("sys"), self.path().join("proc")])
+            .args(["sys", "proc", "dev"].map(|tree| self.path().join(tree)))
             .env(
                 "PATH",
                 format!("{}/bin:/usr/bin:/bin", self.path().display()),
@@ -129,6 +140,7 @@ const HANGS: &str = "until [ -e $at/end ]; do /bin/sleep 0.01; done";
 #[test]
 fn an_umount_that_writes_back_for_minutes_gets_the_time_and_the_unit_hears_of_it() {
     let goes_down = GoesDown::new(
+        "nbd7",
         &format!("{HANGS}\n: >$at/proc/self/mountinfo"),
         "up=$((up + 1)); echo $up.00 0 >$at/proc/uptime; echo 1 0 8 0 $up 0 8 0 >$at/sys/block/nbd7/stat
          [ $up -lt 220 ] || : >$at/end",
@@ -150,7 +162,7 @@ fn an_umount_that_writes_back_for_minutes_gets_the_time_and_the_unit_hears_of_it
 fn what_stays_in_use_and_an_umount_that_gets_nowhere_end_by_the_clock() {
     let later = "up=$((up + 10)); echo $up.00 0 >$at/proc/uptime";
     for umount in ["exit 32", HANGS] {
-        let goes_down = GoesDown::new(umount, later);
+        let goes_down = GoesDown::new("nbd7", umount, later);
         let said = goes_down.run();
         assert!(
             said.starts_with("still in use") && said.ends_with("/srv\n"),
@@ -159,5 +171,27 @@ fn what_stays_in_use_and_an_umount_that_gets_nowhere_end_by_the_clock() {
         let tried = goes_down.read("tried");
         assert!((1..20).contains(&tried.lines().count()), "{tried}");
         fs::write(goes_down.path().join("end"), "").expect("written");
+    }
+}
+
+/// nbd's devices say themselves whose they are, ublk's don't.
+#[test]
+fn a_device_of_either_driver_is_unmounted_also_where_the_daemon_does_not_answer() {
+    for device in ["nbd7", "ublkb7"] {
+        for is_silent in [false, true] {
+            let later = "up=$((up + 10)); echo $up.00 0 >$at/proc/uptime";
+            let goes_down = GoesDown::new(device, ": >$at/proc/self/mountinfo", later);
+            let at = goes_down.path();
+            if device == "nbd7" {
+                let backend = at.join("sys/block/nbd7/backend");
+                fs::write(backend, "kagami-x\n").expect("written");
+            }
+            if is_silent {
+                fs::write(at.join("silent"), "").expect("written");
+            }
+            assert_eq!(goes_down.run(), "", "{device} {is_silent}");
+            let tried = goes_down.read("tried");
+            assert_eq!(tried, "-- /srv\n", "{device} {is_silent}");
+        }
     }
 }

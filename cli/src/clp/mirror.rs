@@ -71,7 +71,10 @@ pub async fn clpmdctrl(context: &Context, arguments: &[String]) -> Outcome {
         seconds => seconds,
     };
     let orders: &[Order] = match short {
-        "-a" => &[Order::Attach { device: None }],
+        "-a" => &[Order::Attach {
+            device: None,
+            driver: None,
+        }],
         "-d" => &[
             Order::Detach { force: false },
             Order::Demote { force: false },
@@ -82,7 +85,10 @@ pub async fn clpmdctrl(context: &Context, arguments: &[String]) -> Outcome {
                 force: true,
                 while_resyncing: false,
             },
-            Order::Attach { device: None },
+            Order::Attach {
+                device: None,
+                driver: None,
+            },
         ],
         "-r" => &[
             Order::Connect,

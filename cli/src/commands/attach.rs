@@ -10,6 +10,7 @@ use crate::args::{AttachArgs, DetachArgs, KernelDeviceVerb};
 use crate::control::message::{Answer, Order};
 use crate::control::report::{Condition, DeviceState, MirrorReport, Role};
 use crate::daemon::attach::device::Kernel;
+use crate::daemon::attach::driver::Driver;
 use crate::daemon::attach::{helper, ublk_child};
 use crate::exit::{DONE, Failure, Outcome, Status};
 
@@ -24,9 +25,7 @@ const SEARCH: Duration = Duration::from_secs(5);
 /// See [`give`].
 pub async fn attach(context: &Context, args: &AttachArgs) -> Outcome {
     let mirror = &args.order.mirror;
-    let order = Order::Attach {
-        device: args.device,
-    };
+    let order = order_of(args)?;
     let limit = args.order.timeout;
     let answer = match args.wait {
         None => ask(context, mirror, order, limit).await?,
@@ -54,6 +53,31 @@ pub async fn attach(context: &Context, args: &AttachArgs) -> Outcome {
         print_out(&format!("mirror {mirror}: attached as {device} ({link})\n"))?;
     }
     DONE
+}
+
+/// What the daemon is asked for.
+///
+/// # Errors
+/// A device that is none of ublk's, with `--ublk`.
+fn order_of(args: &AttachArgs) -> Result<Order, Failure> {
+    let driver = match args.device {
+        Some(id) if args.ublk && id.driver != Driver::Ublk => {
+            return Err(Failure::new(
+                Status::Usage,
+                format!(
+                    "--ublk: {id} is a device of {}\nnext: name a /dev/ublkbN, or leave one of both away",
+                    id.driver
+                ),
+            ));
+        }
+        Some(id) => Some(id.driver),
+        None => args.ublk.then_some(Driver::Ublk),
+    };
+    Ok(Order::Attach {
+        device: args.device.map(|id| id.index),
+        // A number without a driver is nbd's: so it is for an older daemon, too.
+        driver: driver.filter(|driver| !driver.is_nbd()),
+    })
 }
 
 /// Asks again and again for up to `wait`, as long as the answer may become another by itself. Gives the
@@ -187,9 +211,9 @@ pub fn kernel_device(verb: KernelDeviceVerb) -> Outcome {
         KernelDeviceVerb::Hold { device, flush } => helper::hold_here(&device, flush),
         KernelDeviceVerb::Tune {
             sysfs,
-            index,
+            device,
             max_kb,
-        } => helper::tune_here(sysfs, index, max_kb),
+        } => helper::tune_here(sysfs, device, max_kb),
         KernelDeviceVerb::Name { device } => {
             if let Some(name) = Kernel::default().name(device) {
                 print_out(&format!("KAGAMI_MIRROR={name}\n"))?;
@@ -198,4 +222,71 @@ pub fn kernel_device(verb: KernelDeviceVerb) -> Outcome {
         KernelDeviceVerb::Ublk(verb) => ublk_child::answer(&verb),
     }
     DONE
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::args::{Cli, Verb};
+
+    /// The order of `kagami attach pg WORDS`, as the daemon gets it.
+    fn order(words: &str) -> Result<String, Failure> {
+        let line = format!("kagami attach pg {words}");
+        let cli = Cli::try_parse_from(line.split_whitespace()).expect("right usage");
+        let Verb::Attach(args) = cli.verb else {
+            panic!("another verb: {:?}", cli.verb);
+        };
+        order_of(&args).map(|order| serde_json::to_string(&order).expect("spelled"))
+    }
+
+    /// A daemon from before ublk understands what it can do, and refuses the rest: it knows no `driver`.
+    #[test]
+    fn what_nbd_can_do_is_asked_for_as_before() {
+        for (words, expected) in [
+            ("", r#"{"attach":{"device":null}}"#),
+            ("--device /dev/nbd3", r#"{"attach":{"device":3}}"#),
+            ("--ublk", r#"{"attach":{"device":null,"driver":"ublk"}}"#),
+            (
+                "--device ublkb3",
+                r#"{"attach":{"device":3,"driver":"ublk"}}"#,
+            ),
+            (
+                "--device /dev/ublkb3 --ublk",
+                r#"{"attach":{"device":3,"driver":"ublk"}}"#,
+            ),
+        ] {
+            let said = order(words).expect("an order");
+            assert_eq!(said, expected, "{words}");
+            let order: Order = serde_json::from_str(&said).expect("understood");
+            assert_eq!(serde_json::to_string(&order).expect("spelled"), expected);
+        }
+        let failure = order("--ublk --device /dev/nbd3").expect_err("both");
+        assert_eq!(failure.status, Status::Usage);
+        assert!(
+            failure.words.contains("/dev/nbd3 is a device of nbd"),
+            "{}",
+            failure.words
+        );
+    }
+
+    #[test]
+    fn an_order_is_spelled_as_on_the_command_line() {
+        for (json, words) in [
+            (r#"{"attach":{"device":null}}"#, "attach"),
+            (r#"{"attach":{"device":3}}"#, "attach --device /dev/nbd3"),
+            (
+                r#"{"attach":{"device":null,"driver":"ublk"}}"#,
+                "attach --ublk",
+            ),
+            (
+                r#"{"attach":{"device":3,"driver":"ublk"}}"#,
+                "attach --device /dev/ublkb3",
+            ),
+        ] {
+            let order: Order = serde_json::from_str(json).expect("understood");
+            assert_eq!(order.to_string(), words);
+        }
+    }
 }

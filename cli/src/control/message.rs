@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::report::{EventReport, RightReport, StatusReport};
+use crate::daemon::attach::driver::{Driver, Wanted};
 
 /// The version of this protocol; both sides are usually the same binary. At an upgrade the failover manager and its
 /// guard are replaced after the daemon: where it is raised they hear nothing for so long.
@@ -137,8 +138,11 @@ pub enum Order {
     },
     /// Become a block device of this machine: [`Answer::Attached`].
     Attach {
-        /// N of /dev/nbdN; none: a free one.
+        /// N of /dev/nbdN or /dev/ublkbN; none: a free one.
         device: Option<u32>,
+        /// By which driver; none: nbd, or as it is attached already. A daemon that knows no other refuses one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        driver: Option<Driver>,
     },
     /// Be one no longer.
     Detach {
@@ -177,10 +181,20 @@ impl std::fmt::Display for Order {
             Self::Connect => f.write_str("connect"),
             Self::SetPeer { peer: None } => f.write_str("remove-peer"),
             Self::SetPeer { peer: Some(id) } => write!(f, "replace-peer (node {id})"),
-            Self::Attach { device: None } => f.write_str("attach"),
-            Self::Attach {
-                device: Some(index),
-            } => write!(f, "attach --device /dev/nbd{index}"),
+            Self::Attach { device, driver } => {
+                let wanted = Wanted {
+                    driver: *driver,
+                    index: *device,
+                };
+                match wanted.id() {
+                    Some(id) => write!(f, "attach --device {id}"),
+                    None => write!(
+                        f,
+                        "attach{}",
+                        flag(*driver == Some(Driver::Ublk), " --ublk")
+                    ),
+                }
+            }
             Self::Detach { force } => write!(f, "detach{}", flag(*force, " --force")),
         }
     }
@@ -207,7 +221,7 @@ pub enum Answer {
     Started,
     /// It is a block device now.
     Attached {
-        /// `/dev/nbdN`
+        /// `/dev/nbdN` or `/dev/ublkbN`
         device: String,
         /// `/dev/kagami/NAME`, which leads there.
         link: String,

@@ -277,7 +277,7 @@ words! {
 /// A mirror's device in this machine's kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceReport {
-    /// `/dev/nbdN`
+    /// `/dev/nbdN` or `/dev/ublkbN`
     pub path: String,
     /// `/dev/kagami/NAME`, which leads there.
     pub link: String,

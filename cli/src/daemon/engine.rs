@@ -14,6 +14,7 @@ use kagami_replicator::shell::identity::Fingerprint;
 use kagami_replicator::shell::quic::Note;
 use tokio::sync::broadcast;
 
+use super::attach::driver::Wanted;
 use crate::config::Config;
 use crate::control::report::DeviceReport;
 
@@ -65,15 +66,15 @@ pub trait Engine: Clone + Send + Sync + 'static {
     /// Everything that happens from now on. A receiver that lags misses the oldest.
     fn events(&self) -> broadcast::Receiver<Noticed>;
 
-    /// Makes a mirror a block device of this machine's kernel: `/dev/nbdN` of that number, or a free one.
+    /// Makes a mirror a block device of this machine's kernel.
     /// `unless_primary`: why this node is not made Primary for that, if it is not.
     fn attach(
         &self,
         mirror: &str,
-        device: Option<u32>,
+        wanted: Wanted,
         unless_primary: Option<Refusal>,
     ) -> impl Future<Output = Result<Attached, Refusal>> + Send {
-        let _ = (mirror, device, unless_primary);
+        let _ = (mirror, wanted, unless_primary);
         async { Err(no_devices()) }
     }
 
@@ -121,7 +122,7 @@ pub struct PeerLink {
 /// A mirror that is a device of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attached {
-    /// `/dev/nbdN`
+    /// `/dev/nbdN` or `/dev/ublkbN`
     pub device: String,
     /// `/dev/kagami/NAME`
     pub link: String,

@@ -31,6 +31,7 @@ use tracing::{error, info, warn};
 
 use super::attach::Attachments;
 use super::attach::device::Kernel;
+use super::attach::driver::Wanted;
 use super::attach::host;
 use super::engine::{Attached, Engine, MirrorStatus, Noticed, PeerLink, WriteLatency};
 use super::front_end::Served;
@@ -174,7 +175,7 @@ impl Engine for Mirrors {
     async fn attach(
         &self,
         mirror: &str,
-        device: Option<u32>,
+        wanted: Wanted,
         unless_primary: Option<Refusal>,
     ) -> Result<Attached, Refusal> {
         if let Some(why) = self.inner.refused.get(mirror) {
@@ -185,7 +186,7 @@ impl Engine for Mirrors {
             });
         }
         let attachments = &self.inner.attachments;
-        attachments.attach(mirror, device, unless_primary).await
+        attachments.attach(mirror, wanted, unless_primary).await
     }
 
     async fn detach(&self, mirror: &str, force: bool) -> Result<Reply, Refusal> {

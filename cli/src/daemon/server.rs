@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, timeout};
 use tracing::{debug, info};
 
+use super::attach::driver::Wanted;
 use super::engine::{Attached, Engine};
 use super::notice::present;
 use super::reload::reload;
@@ -301,12 +302,16 @@ async fn carry_out<E: Engine>(
         (None, _) => {}
     }
     let reply = match *order {
-        Order::Attach { device } => {
+        Order::Attach { device, driver } => {
+            let wanted = Wanted {
+                driver,
+                index: device,
+            };
             let Attached {
                 device,
                 link,
                 already,
-            } = engine.attach(mirror, device, unless_primary).await?;
+            } = engine.attach(mirror, wanted, unless_primary).await?;
             return Ok(Answer::Attached {
                 device,
                 link,

@@ -8,13 +8,13 @@ use kagami_failover::core::Time;
 use kagami_failover::place::{MirrorDevice, MirrorStatus, Pending};
 use kagami_failover::right::basis::{Says, Standing};
 use kagami_failover::right::{Mirrors, SAYS_EVERY, Word};
-use kagami_nbd_server::kernel::sysfs::parse_device;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::sleep;
 
 use crate::control::client::Client;
 use crate::control::message::{Answer, Ask, Order};
 use crate::control::report::{Condition, Connection, Disk, RightReport, Standing as Told};
+use crate::daemon::attach::driver::{DeviceId, Driver as ByDriver};
 
 /// A daemon that is gone is looked for this often.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -172,21 +172,27 @@ impl MirrorDevice for Daemon {
         device: Option<&'a Path>,
     ) -> Pending<'a, Result<PathBuf, String>> {
         Box::pin(async move {
-            if driver != Driver::Nbd {
-                return Err("ublk is not built in: write driver = \"nbd\"".to_owned());
-            }
+            let by = match driver {
+                Driver::Nbd => ByDriver::Nbd,
+                Driver::Ublk => ByDriver::Ublk,
+            };
             let device = match device {
                 None => None,
                 Some(path) => {
                     let text = path.display().to_string();
-                    let no_device = || format!("{text} is no /dev/nbdN");
-                    Some(parse_device(&text).ok_or_else(no_device)?)
+                    let id = DeviceId::parse(&text).filter(|id| id.driver == by);
+                    let no_device = || format!("{text} is no device of {by}");
+                    Some(id.ok_or_else(no_device)?.index)
                 }
             };
             let mut client = Client::connect(&self.control).await.map_err(words)?;
             let ask = Ask::Managed {
                 mirror: mirror.to_owned(),
-                order: Order::Attach { device },
+                order: Order::Attach {
+                    device,
+                    // nbd is what every daemon takes where none is named.
+                    driver: Some(by).filter(|by| !by.is_nbd()),
+                },
             };
             match client.ask(ask).await.map_err(words)? {
                 Answer::Attached { device, .. } => Ok(device.into()),

@@ -2,7 +2,8 @@
 //! can't be activated or deactivated.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
@@ -401,8 +402,42 @@ pub enum Driver {
     /// The kernel's nbd driver.
     #[default]
     Nbd,
-    /// ublk: a word that is kept, and refused; it is not built in.
+    /// Its ublk driver.
     Ublk,
+}
+
+impl Driver {
+    const fn prefix(self) -> &'static str {
+        match self {
+            Self::Nbd => "/dev/nbd",
+            Self::Ublk => "/dev/ublkb",
+        }
+    }
+
+    /// Whether a device is one of its devices, by its name.
+    pub fn has(self, device: &Path) -> bool {
+        let digits = device
+            .to_str()
+            .and_then(|text| text.strip_prefix(self.prefix()));
+        digits.is_some_and(|digits| {
+            !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
+        })
+    }
+
+    /// How its devices are called.
+    pub fn devices(self) -> String {
+        format!("{}N", self.prefix())
+    }
+}
+
+impl fmt::Display for Driver {
+    /// As it is configured.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nbd => "nbd",
+            Self::Ublk => "ublk",
+        })
+    }
 }
 
 /// A shared block device.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::facts::{Facts, NodeFacts};
 use super::monitor::Kind;
-use super::resource::Mode;
+use super::resource::{Driver, Kind as Resource, Mode};
 use super::*;
 
 mod arbiter;
@@ -220,7 +220,49 @@ fn resources_come_after_what_they_depend_on() {
 }
 
 #[test]
+fn a_device_is_one_of_its_driver() {
+    let with = |more: &str| {
+        let mount = "mount = \"/srv/pg\"";
+        small("").replacen(mount, &format!("{mount}\n{more}"), 1)
+    };
+    for (good, expected) in [
+        ("driver = \"ublk\"", (Driver::Ublk, None)),
+        (
+            "driver = \"ublk\"\ndevice = \"/dev/ublkb3\"",
+            (Driver::Ublk, Some("/dev/ublkb3")),
+        ),
+        ("device = \"/dev/nbd12\"", (Driver::Nbd, Some("/dev/nbd12"))),
+    ] {
+        let cluster = parse(&with(good)).unwrap_or_else(|error| panic!("{good}: {error}"));
+        let Resource::Mirror(mirror) = &cluster.groups[0].resources[0].kind else {
+            panic!("another kind");
+        };
+        let device = mirror.disk.device.as_deref().and_then(Path::to_str);
+        assert_eq!((mirror.disk.driver, device), expected);
+    }
+    for (wrong, word) in [
+        (
+            "driver = \"ublk\"\ndevice = \"/dev/nbd0\"",
+            "none of driver ublk",
+        ),
+        (
+            "driver = \"nbd\"\ndevice = \"/dev/ublkb0\"",
+            "none of driver nbd",
+        ),
+        ("device = \"/dev/nbd0p1\"", "write /dev/nbdN"),
+        ("device = \"/dev/nbd\"", "write /dev/nbdN"),
+    ] {
+        told(&refused(&with(wrong)), &[word, "group.pg.resource.data"]);
+    }
+}
+
+#[test]
 fn unknown_words_are_refused_where_they_are() {
+    replaced(
+        "mount = \"/srv/pg\"",
+        "mount = \"/srv/pg\"\ndriver = \"ublc\"",
+        &["\"ublc\" is not one of its words", "did you mean `ublk`?"],
+    );
     replaced(
         "depends = [\"data\"]",
         "dependz = [\"data\"]",
@@ -228,11 +270,6 @@ fn unknown_words_are_refused_where_they_are() {
             "cluster.toml:27: [group.pg.resource.address] there is no key `dependz`",
             "did you mean `depends`?",
         ],
-    );
-    replaced(
-        "mount = \"/srv/pg\"",
-        "mount = \"/srv/pg\"\ndriver = \"ublk\"",
-        &["driver: ublk is not built in", "write \"nbd\""],
     );
     replaced(
         "type = \"exec\"",

@@ -38,7 +38,7 @@ impl Procfs {
             .collect()
     }
 
-    /// Who uses `/dev/nbdN` or a partition of it, in words, a line each.
+    /// Who uses a device or a partition of it, in words, a line each.
     pub fn users(&self, sysfs: &Sysfs, index: u32) -> Vec<String> {
         let names = names(sysfs, index);
         let mut found: Vec<String> = self
@@ -117,7 +117,7 @@ impl Procfs {
 
 /// The paths of a device and of its partitions.
 fn names(sysfs: &Sysfs, index: u32) -> Vec<String> {
-    let mut names = vec![format!("/dev/nbd{index}")];
+    let mut names = vec![format!("/dev/{}", sysfs.name(index))];
     let partitions = sysfs.partitions(index);
     names.extend(partitions.iter().map(|name| format!("/dev/{name}")));
     names
@@ -158,12 +158,13 @@ fn unescape(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::sysfs::Kind;
     use super::*;
 
     #[test]
     fn users_are_named() {
         let dir = tempfile::tempdir().expect("a folder");
-        let sysfs = Sysfs::new(dir.path().join("sys"));
+        let sysfs = Sysfs::new(dir.path().join("sys"), Kind::Nbd);
         fs::create_dir_all(sysfs.device(0).join("holders/dm-1")).expect("made");
         fs::create_dir_all(sysfs.device(0).join("nbd0p2")).expect("made");
         fs::write(sysfs.device(0).join("nbd0p2/partition"), "2").expect("written");

@@ -1,4 +1,4 @@
-//! What the kernel shows and lets be set about an NBD device: files below /sys/block/nbdN.
+//! What the kernel shows and lets be set about a device of ours: files below /sys/block/nbdN or ublkbN.
 
 use std::fs;
 use std::io;
@@ -10,10 +10,43 @@ pub const IO_TIMEOUT_MS: u32 = 1000;
 /// KiB in one request: what every kernel's driver was seen to send in one piece.
 pub const MAX_SECTORS_KB: u32 = 1024;
 
-/// The tree; `/sys`, but for tests.
+/// The driver that a device belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// nbd: `/dev/nbdN`
+    Nbd,
+    /// `ublk_drv`: `/dev/ublkbN`
+    Ublk,
+}
+
+impl Kind {
+    const ALL: [Self; 2] = [Self::Nbd, Self::Ublk];
+
+    const fn prefix(self) -> &'static str {
+        match self {
+            Self::Nbd => "nbd",
+            Self::Ublk => "ublkb",
+        }
+    }
+
+    /// The name of its device of that number.
+    pub fn name(self, index: u32) -> String {
+        format!("{}{index}", self.prefix())
+    }
+
+    /// The number in `nbd12`, of a device and not of a partition.
+    fn index_of(self, name: &str) -> Option<u32> {
+        let digits = name.strip_prefix(self.prefix())?;
+        (!digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
+            .then(|| digits.parse().ok())?
+    }
+}
+
+/// One driver's devices in the tree; that is `/sys`, but for tests.
 #[derive(Clone, Debug)]
 pub struct Sysfs {
     root: PathBuf,
+    kind: Kind,
 }
 
 /// Who has a device.
@@ -40,31 +73,31 @@ pub struct SettingFault {
     pub error: io::Error,
 }
 
-impl Default for Sysfs {
-    fn default() -> Self {
-        Self::new("/sys")
-    }
-}
-
 impl Sysfs {
-    /// The tree at `root`.
-    pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+    /// The devices of `kind` in the tree at `root`.
+    pub fn new(root: impl Into<PathBuf>, kind: Kind) -> Self {
+        let root = root.into();
+        Self { root, kind }
+    }
+
+    /// The name of a device, as `nbd12`.
+    pub fn name(&self, index: u32) -> String {
+        self.kind.name(index)
     }
 
     /// The folder of a device.
     pub fn device(&self, index: u32) -> PathBuf {
-        self.root.join("block").join(format!("nbd{index}"))
+        self.root.join("block").join(self.name(index))
     }
 
-    /// The numbers of all NBD devices, in order.
+    /// The numbers of all devices, in order.
     pub fn devices(&self) -> Vec<u32> {
         let Ok(entries) = fs::read_dir(self.root.join("block")) else {
             return Vec::new();
         };
         let mut found: Vec<u32> = entries
             .filter_map(Result::ok)
-            .filter_map(|entry| index_of(entry.file_name().to_str()?))
+            .filter_map(|entry| self.kind.index_of(entry.file_name().to_str()?))
             .collect();
         found.sort_unstable();
         found
@@ -75,7 +108,7 @@ impl Sysfs {
         self.device(index).is_dir()
     }
 
-    /// Who has a device. `pid` and `backend` exist while it is set up, its connection dead or not.
+    /// Who has a device of nbd: `pid` and `backend` exist while it is set up, its connection dead or not.
     pub fn owner(&self, index: u32) -> Owner {
         let pid = self.text(index, "pid");
         let backend = self.text(index, "backend");
@@ -94,7 +127,7 @@ impl Sysfs {
         sectors.unwrap_or(0u64).saturating_mul(512)
     }
 
-    /// The device that is set up under an identifier.
+    /// The device of nbd that is set up under an identifier.
     pub fn find(&self, identifier: &str) -> Option<u32> {
         self.devices().into_iter().find(|index| {
             matches!(self.owner(*index), Owner::Connected { backend: Some(found), .. } if found == identifier)
@@ -188,21 +221,17 @@ impl Sysfs {
     }
 }
 
-/// The number in `nbd12`, of a device and not of a partition.
-fn index_of(name: &str) -> Option<u32> {
-    let digits = name.strip_prefix("nbd")?;
-    (!digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
-        .then(|| digits.parse().ok())?
-}
-
-/// The number in `/dev/nbd12` or `nbd12`.
-pub fn parse_device(text: &str) -> Option<u32> {
+/// Driver and number of `/dev/nbd12` or `nbd12`.
+pub fn parse_device(text: &str) -> Option<(Kind, u32)> {
     let path = Path::new(text);
     let folder = path.parent().filter(|folder| folder != &Path::new(""));
     if folder.is_some_and(|folder| folder != Path::new("/dev")) {
         return None;
     }
-    index_of(path.file_name()?.to_str()?)
+    let name = path.file_name()?.to_str()?;
+    Kind::ALL
+        .into_iter()
+        .find_map(|kind| Some((kind, kind.index_of(name)?)))
 }
 
 #[cfg(test)]
@@ -212,7 +241,7 @@ mod tests {
     /// A tree of two devices, the second set up.
     fn tree() -> (tempfile::TempDir, Sysfs) {
         let dir = tempfile::tempdir().expect("a folder");
-        let sysfs = Sysfs::new(dir.path());
+        let sysfs = Sysfs::new(dir.path(), Kind::Nbd);
         for index in [0, 1] {
             let device = sysfs.device(index);
             fs::create_dir_all(device.join("queue")).expect("made");
@@ -278,10 +307,34 @@ mod tests {
 
     #[test]
     fn devices_by_name() {
-        assert_eq!(parse_device("/dev/nbd0"), Some(0));
-        assert_eq!(parse_device("nbd12"), Some(12));
-        for wrong in ["/dev/nbd0p1", "/dev/sda", "nbd", "/tmp/nbd0", "", "nbd-1"] {
+        assert_eq!(parse_device("/dev/nbd0"), Some((Kind::Nbd, 0)));
+        assert_eq!(parse_device("nbd12"), Some((Kind::Nbd, 12)));
+        assert_eq!(parse_device("/dev/ublkb3"), Some((Kind::Ublk, 3)));
+        for wrong in [
+            "/dev/nbd0p1",
+            "/dev/ublkb0p1",
+            "/dev/ublkc0",
+            "/dev/sda",
+            "nbd",
+            "ublkb",
+            "/tmp/nbd0",
+            "",
+            "nbd-1",
+        ] {
             assert_eq!(parse_device(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn each_driver_has_its_own_devices() {
+        let (dir, nbd) = tree();
+        for name in ["ublkb4/ublkb4p1", "ublkb0/holders/dm-1"] {
+            fs::create_dir_all(dir.path().join("block").join(name)).expect("made");
+        }
+        fs::write(dir.path().join("block/ublkb4/ublkb4p1/partition"), "1").expect("written");
+        let ublk = Sysfs::new(dir.path(), Kind::Ublk);
+        assert_eq!((nbd.devices(), ublk.devices()), (vec![0, 1], vec![0, 4]));
+        assert_eq!(ublk.partitions(4), ["ublkb4p1"]);
+        assert_eq!(ublk.holders(0), ["dm-1"]);
     }
 }

@@ -6,8 +6,8 @@
 //! - Everything is a task of the one run queue, the root too ([`run`]). A future given to `block_on` is polled
 //!   only after the sockets were looked at, which is a system call each time that another task wakes it.
 //! - A thread that sleeps is interrupted when a disk operation completes, before the ring's descriptor says
-//!   anything. Who waits for the ring is woken then ([`wake_when_interrupted`]) and finds the completion
-//!   without a second sleep.
+//!   anything. Who waits for a ring is woken then ([`wake_when_interrupted`]) and finds the completion
+//!   without a second sleep. A thread may have several: the disks', and those of ublk's devices.
 //! - [`step_back`] lets the tasks go first that are ready now, and asks the kernel for nothing.
 
 use std::cell::RefCell;
@@ -18,8 +18,8 @@ use std::task::{Poll, Waker};
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 
 thread_local! {
-    /// Who looks at the ring when the thread's sleep ends, whatever ended it.
-    static INTERRUPTED: RefCell<Option<Waker>> = const { RefCell::new(None) };
+    /// Who looks at a ring when the thread's sleep ends, whatever ended it.
+    static INTERRUPTED: RefCell<Vec<Waker>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A runtime for this thread.
@@ -30,11 +30,7 @@ thread_local! {
 pub fn build() -> io::Result<LocalRuntime> {
     Builder::new_current_thread()
         .enable_all()
-        .on_thread_unpark(|| {
-            if let Some(waker) = INTERRUPTED.take() {
-                waker.wake();
-            }
-        })
+        .on_thread_unpark(wake_interrupted)
         .build_local(LocalOptions::default())
 }
 
@@ -64,11 +60,27 @@ pub fn start<F: Future>(future: F) -> F::Output {
     runtime.block_on(future)
 }
 
-/// Wakes this task once, when the thread has slept and was woken by anything.
-pub(super) fn wake_when_interrupted(waker: &Waker) {
-    INTERRUPTED.with_borrow_mut(|waiting| match waiting {
-        Some(known) if known.will_wake(waker) => {}
-        _ => *waiting = Some(waker.clone()),
+/// Wakes this task once, when the thread has slept and was woken by anything. Each task that asks is woken, on
+/// a thread whose runtime is [ours](build).
+pub fn wake_when_interrupted(waker: &Waker) {
+    INTERRUPTED.with_borrow_mut(|waiting| {
+        if !waiting.iter().any(|known| known.will_wake(waker)) {
+            waiting.push(waker.clone());
+        }
+    });
+}
+
+fn wake_interrupted() {
+    // Taken out first: a task may end by being woken, and whatever it drops may ask.
+    let mut woken = INTERRUPTED.take();
+    for waker in woken.drain(..) {
+        waker.wake();
+    }
+    INTERRUPTED.with_borrow_mut(|waiting| {
+        // Kept for its memory.
+        if waiting.is_empty() {
+            *waiting = woken;
+        }
     });
 }
 
@@ -85,4 +97,53 @@ pub(super) async fn step_back() {
         Poll::Pending
     })
     .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    /// Asks to be woken, says so, and ends when it is polled again.
+    async fn interrupted(asked: mpsc::Sender<()>) {
+        let mut has_asked = false;
+        poll_fn(|cx| {
+            if has_asked {
+                return Poll::Ready(());
+            }
+            // Twice is once.
+            wake_when_interrupted(cx.waker());
+            wake_when_interrupted(cx.waker());
+            has_asked = true;
+            asked.send(()).expect("heard");
+            Poll::Pending
+        })
+        .await;
+    }
+
+    #[test]
+    fn everyone_who_asked_is_woken_whatever_ends_the_sleep() {
+        let runtime = build().expect("a runtime");
+        let (asked, hears) = mpsc::channel();
+        let (wake, woken) = oneshot::channel();
+        // Something else that this thread sleeps for, once all three have asked.
+        let other = thread::spawn(move || {
+            hears.iter().take(3).for_each(drop);
+            wake.send(()).expect("awaited");
+        });
+        run(&runtime, async move {
+            let tasks = [asked.clone(), asked.clone(), asked]
+                .map(|asked| tokio::task::spawn_local(interrupted(asked)));
+            woken.await.expect("sent");
+            for task in tasks {
+                task.await.expect("woken");
+            }
+        });
+        other.join().expect("ended");
+        INTERRUPTED.with_borrow(|waiting| assert!(waiting.is_empty()));
+    }
 }

@@ -1,21 +1,23 @@
-//! A device is given to a mirror, or a mirror's device a new socket.
+//! A device is given to a mirror, or a mirror's device is served again.
 //!
-//! Both begin with this node being Primary, and with a session that serves our end of a socket pair.
+//! Both begin with this node being Primary. Of nbd a session serves our end of a socket pair; how it is with
+//! ublk is in [`super::over_ublk`].
 
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use kagami_nbd_server::kernel::client::socket_pair;
-use kagami_nbd_server::kernel::sysfs::Owner;
 use kagami_replicator::core::event::Refusal;
 use kagami_replicator::core::state::{Connection, Role};
 use tracing::error;
 
-use super::device::{DeviceFault, Kernel};
+use super::device::{DeviceFault, Kernel, Owner};
+use super::driver::{DeviceId, Driver, Wanted};
 use super::host::{Go, Host, Link};
 use super::keeper::{Keeper, Order};
 use super::moved::Moved;
+use super::over_ublk;
 
 /// A peer that lives is met within. A daemon that has just started waits so long before it is made Primary
 /// without the peer: that one may be Primary by now.
@@ -30,6 +32,8 @@ pub enum Wait {
     Gone,
     /// What the kernel holds is not what the mirror holds.
     Moved(Moved),
+    /// It will never be served again, and why.
+    Stale(String),
     /// An order came first; `None`: nobody gives any more.
     Ordered(Option<Order>),
 }
@@ -46,6 +50,22 @@ impl From<DeviceFault> for Wait {
             DeviceFault::Refused(refusal) => Self::Refused(refusal),
             DeviceFault::Gone => Self::Gone,
         }
+    }
+}
+
+/// A device that is served.
+#[derive(Debug)]
+pub struct Session {
+    /// To whom serves it.
+    pub link: Link,
+    /// Of nbd, our end of the socket: tells whether the kernel's is closed.
+    pub socket: Option<UnixStream>,
+}
+
+impl Session {
+    /// One of ublk.
+    pub fn queues(link: Link) -> Self {
+        Self { link, socket: None }
     }
 }
 
@@ -67,22 +87,52 @@ pub async fn connect<H: Host>(
     kernel: &Kernel,
     mirror: &str,
     identifier: &str,
+    wanted: Wanted,
+) -> Result<(Session, DeviceId), Wait> {
+    match wanted.driver() {
+        Driver::Nbd => connect_nbd(host, kernel, mirror, identifier, wanted.index).await,
+        Driver::Ublk => over_ublk::make(host, kernel, mirror, identifier, wanted.index).await,
+    }
+}
+
+/// Takes a device down that was connected just now.
+pub async fn undo(kernel: &Kernel, mut session: Session, id: DeviceId) {
+    match id.driver {
+        Driver::Nbd => {
+            let kernel = kernel.clone();
+            let _ = blocking(move || kernel.disconnect(id.index)).await;
+            session.link.set(Go::Cut);
+            session.link.ended().await;
+        }
+        Driver::Ublk => over_ublk::unmake(kernel, Some(session.link), id).await,
+    }
+}
+
+async fn connect_nbd<H: Host>(
+    host: &H,
+    kernel: &Kernel,
+    mirror: &str,
+    identifier: &str,
     device: Option<u32>,
-) -> Result<(Link, UnixStream, u32), Wait> {
+) -> Result<(Session, DeviceId), Wait> {
     let (theirs, ours, probe) = pair().map_err(no_socket)?;
     let (mut link, facts) = host.serve(mirror, ours).await?;
     let (kernel, name) = (kernel.clone(), mirror.to_owned());
     let identifier = identifier.to_owned();
     let made = blocking(move || {
         let made = kernel.connect(device, &identifier, &facts, &theirs);
-        if let Ok(index) = made {
-            kernel.dress(&name, index, &facts);
+        let made = made.map(DeviceId::nbd);
+        if let Ok(id) = made {
+            kernel.dress(&name, id, &facts);
         }
         made
     })
     .await;
     match made {
-        Ok(index) => Ok((link, probe, index)),
+        Ok(id) => {
+            let socket = Some(probe);
+            Ok((Session { link, socket }, id))
+        }
         Err(fault) => {
             link.set(Go::Cut);
             link.ended().await;
@@ -107,24 +157,21 @@ fn no_socket(error: io::Error) -> Refusal {
 }
 
 impl<H: Host> Keeper<H> {
-    pub(super) async fn owner(&self) -> Owner {
-        let (kernel, index) = (self.kernel.clone(), self.kept.record.device);
-        blocking(move || kernel.sysfs().owner(index)).await
+    pub(super) async fn owner(&self) -> Result<Owner, DeviceFault> {
+        let (kernel, id) = (self.kernel.clone(), self.kept.record.id());
+        let identifier = self.kept.identifier.clone();
+        blocking(move || kernel.owner(id, &identifier)).await
     }
 
-    pub(super) fn is_ours(&self, owner: &Owner) -> bool {
-        matches!(owner, Owner::Connected { backend: Some(found), .. } if *found == self.kept.identifier)
-    }
-
-    /// Promotes, and gives the kernel a socket: of the device that waits, or of a new one.
-    pub(super) async fn attempt(&mut self) -> Result<(Link, UnixStream), Wait> {
+    /// Promotes, and serves the device that waits, or a new one.
+    pub(super) async fn attempt(&mut self) -> Result<Session, Wait> {
         let mirror = self.kept.mirror.clone();
         self.moves.begin();
-        let owner = self.owner().await;
+        let owner = self.owner().await?;
         if owner == Owner::Nobody && self.was_served {
             return Err(Wait::Gone);
         }
-        let waits_there = self.is_ours(&owner);
+        let waits_there = owner == Owner::Ours;
         if !waits_there {
             self.moves.forget();
         }
@@ -134,26 +181,35 @@ impl<H: Host> Keeper<H> {
         if waits_there && let Some(moved) = self.moves.so_far() {
             return Err(Wait::Moved(moved));
         }
-        let index = self.kept.record.device;
-        let (session, socket) = if waits_there {
-            let (kernel, identifier) = (self.kernel.clone(), self.kept.identifier.clone());
-            let ours =
-                blocking(move || kernel.reconfigure(index, &identifier, &socket_pair)).await?;
-            let probe = ours.try_clone().map_err(no_socket)?;
-            let (session, facts) = self.host.serve(&mirror, ours).await?;
-            let (kernel, name) = (self.kernel.clone(), mirror.clone());
-            blocking(move || kernel.dress(&name, index, &facts)).await;
-            (session, probe)
-        } else {
-            let (host, kernel) = (&self.host, &self.kernel);
-            let identifier = &self.kept.identifier;
-            let (session, probe, _) =
-                connect(host, kernel, &mirror, identifier, Some(index)).await?;
-            (session, probe)
+        let id = self.kept.record.id();
+        let session = match id.driver {
+            Driver::Nbd if waits_there => self.reconnect(id).await?,
+            Driver::Ublk if waits_there => self.take_over(id).await?,
+            Driver::Nbd | Driver::Ublk => {
+                let (host, kernel) = (&self.host, &self.kernel);
+                let identifier = &self.kept.identifier;
+                let wanted = Wanted::exactly(id);
+                let (session, _) = connect(host, kernel, &mirror, identifier, wanted).await?;
+                session
+            }
         };
         self.kept.record.stopped_at = None;
         self.write().await;
-        Ok((session, socket))
+        Ok(session)
+    }
+
+    /// Gives the kernel a socket for a device of nbd that waits.
+    async fn reconnect(&self, id: DeviceId) -> Result<Session, Wait> {
+        let mirror = self.kept.mirror.clone();
+        let (kernel, identifier) = (self.kernel.clone(), self.kept.identifier.clone());
+        let ours =
+            blocking(move || kernel.reconfigure(id.index, &identifier, &socket_pair)).await?;
+        let probe = ours.try_clone().map_err(no_socket)?;
+        let (link, facts) = self.host.serve(&mirror, ours).await?;
+        let (kernel, name) = (self.kernel.clone(), mirror);
+        blocking(move || kernel.dress(&name, id, &facts)).await;
+        let socket = Some(probe);
+        Ok(Session { link, socket })
     }
 
     async fn become_primary(&mut self) -> Result<(), Wait> {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use kagami_nbd_server::kernel::client::is_hung_up;
 use kagami_nbd_server::kernel::holders::Procfs;
-use kagami_nbd_server::kernel::sysfs::Owner;
+use kagami_nbd_server::kernel::sysfs::Owner as ByNbd;
 use kagami_nbd_server::kernel::{
     Connect, KernelFault, Nbd, NetlinkSocket, Reconfigure, Sysfs, Transport,
 };
@@ -24,7 +24,10 @@ use kagami_replicator::core::event::Refusal;
 use kagami_replicator::shell::engine::DeviceFacts;
 use tracing::{debug, warn};
 
+use super::driver::{DeviceId, Driver, Wanted};
 use super::helper::{self, Held, HelperFault};
+use super::over_ublk::told as told_by_ublk;
+use super::ublk::{ByChild, Mark, UblkControl};
 
 /// Seconds for which the kernel keeps requests while no daemon answers: thirty days. At its end they
 /// fail, so it is longer than anybody lets a service hang.
@@ -41,11 +44,13 @@ const PROBE_PATIENCE: Duration = Duration::from_secs(3);
 /// Opens a way to the driver.
 pub type Open = dyn Fn() -> io::Result<Box<dyn Transport>> + Send + Sync;
 
-/// The kernel as the daemon reaches it: the driver and three trees of files.
+/// The kernel as the daemon reaches it: two drivers and three trees of files.
 #[derive(Clone)]
 pub struct Kernel {
-    /// Opens a socket to ask the driver with.
+    /// Opens a socket to ask the nbd driver with.
     pub open: Arc<Open>,
+    /// The ublk driver.
+    pub ublk: Arc<dyn UblkControl>,
     /// `/sys`
     pub sysfs: PathBuf,
     /// `/proc`
@@ -67,15 +72,32 @@ impl fmt::Debug for Kernel {
 
 impl Default for Kernel {
     fn default() -> Self {
+        // The very file that runs, also after another was put in its place.
+        let helper = PathBuf::from("/proc/self/exe");
+        let sysfs = PathBuf::from("/sys");
         Self {
             open: Arc::new(|| Ok(Box::new(NetlinkSocket::new()?))),
-            sysfs: "/sys".into(),
+            ublk: Arc::new(ByChild {
+                program: helper.clone(),
+                sysfs: sysfs.clone(),
+            }),
+            sysfs,
             procfs: "/proc".into(),
             dev: "/dev".into(),
-            // The very file that runs, also after another was put in its place.
-            helper: "/proc/self/exe".into(),
+            helper,
         }
     }
+}
+
+/// Who has a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// It is not set up.
+    Nobody,
+    /// The mirror on this node; served or not.
+    Ours,
+    /// Somebody else.
+    Another,
 }
 
 /// What was asked of a device and not done.
@@ -102,14 +124,39 @@ impl Kernel {
         Nbd::new(transport)
     }
 
-    /// The files of the devices.
-    pub fn sysfs(&self) -> Sysfs {
-        Sysfs::new(&self.sysfs)
+    /// The files of a driver's devices.
+    pub(super) fn sysfs(&self, driver: Driver) -> Sysfs {
+        Sysfs::new(&self.sysfs, driver.kind())
+    }
+
+    /// The device that is set up under an identifier; `remembered` may be, where the kernel does not say.
+    pub fn find(&self, identifier: &str, remembered: Option<DeviceId>) -> Option<DeviceId> {
+        let found = self.sysfs(Driver::Nbd).find(identifier).map(DeviceId::nbd);
+        found.or_else(|| self.find_by_ublk(Mark::of(identifier), remembered))
+    }
+
+    /// Who has a device.
+    ///
+    /// # Errors
+    /// It can't be told.
+    pub fn owner(&self, id: DeviceId, identifier: &str) -> Result<Owner, DeviceFault> {
+        if id.driver == Driver::Ublk {
+            let owner = self.owner_by_ublk(id.index, Mark::of(identifier));
+            return owner.map_err(|fault| told_by_ublk("not looked at", fault));
+        }
+        Ok(match self.sysfs(id.driver).owner(id.index) {
+            ByNbd::Nobody => Owner::Nobody,
+            ByNbd::Connected {
+                backend: Some(backend),
+                ..
+            } if backend == identifier => Owner::Ours,
+            ByNbd::Connected { .. } => Owner::Another,
+        })
     }
 
     /// The device's path.
-    pub fn path(&self, index: u32) -> PathBuf {
-        self.dev.join(format!("nbd{index}"))
+    pub fn path(&self, id: DeviceId) -> PathBuf {
+        self.dev.join(id.name())
     }
 
     /// The link that is named for the mirror.
@@ -118,28 +165,31 @@ impl Kernel {
     }
 
     /// Where a device is mounted, as `ext4 on /srv`.
-    pub fn mounted(&self, index: u32) -> Vec<String> {
-        Procfs::new(&self.procfs).mounted(&self.sysfs(), index)
+    pub fn mounted(&self, id: DeviceId) -> Vec<String> {
+        Procfs::new(&self.procfs).mounted(&self.sysfs(id.driver), id.index)
     }
 
     /// Who uses a device, a line each.
-    pub fn users(&self, index: u32) -> Vec<String> {
-        Procfs::new(&self.procfs).users(&self.sysfs(), index)
+    pub fn users(&self, id: DeviceId) -> Vec<String> {
+        Procfs::new(&self.procfs).users(&self.sysfs(id.driver), id.index)
     }
 
     /// Whether a device could be set up as far as can be told without doing it.
     ///
     /// # Errors
     /// No module, no right, the device is another's.
-    pub fn check(&self, wanted: Option<u32>) -> Result<(), DeviceFault> {
+    pub fn check(&self, wanted: Wanted, identifier: &str) -> Result<(), DeviceFault> {
+        if wanted.driver() == Driver::Ublk {
+            return self.check_ublk(wanted.index, Mark::of(identifier));
+        }
         self.nbd().map_err(|fault| told(&fault, Vec::new()))?;
         if self.lacks_admin() {
             return Err(told(&KernelFault::NotPermitted, Vec::new()));
         }
-        if let Some(index) = wanted
-            && let Owner::Connected { pid, backend } = self.sysfs().owner(index)
+        if let Some(index) = wanted.index
+            && let ByNbd::Connected { pid, backend } = self.sysfs(Driver::Nbd).owner(index)
         {
-            return Err(self.taken(index, pid, backend.as_deref()));
+            return Err(self.taken(DeviceId::nbd(index), pid, backend.as_deref()));
         }
         Ok(())
     }
@@ -155,8 +205,8 @@ impl Kernel {
         effective.is_some_and(|set| set & (1 << CAP_SYS_ADMIN) == 0)
     }
 
-    /// Sets up a device under `identifier`: the one of that number, else a free one. The number says
-    /// which it became.
+    /// Sets up a device of nbd under `identifier`: the one of that number, else a free one. The number
+    /// says which it became.
     ///
     /// # Errors
     /// In use, no module, no right, ...
@@ -188,23 +238,24 @@ impl Kernel {
             })
         };
         if let Some(index) = wanted {
-            if let Owner::Connected { pid, backend } = self.sysfs().owner(index) {
-                return Err(self.taken(index, pid, backend.as_deref()));
+            let id = DeviceId::nbd(index);
+            if let ByNbd::Connected { pid, backend } = self.sysfs(Driver::Nbd).owner(index) {
+                return Err(self.taken(id, pid, backend.as_deref()));
             }
             return connect(Some(index)).map_err(|fault| {
-                let mut users = self.users(index);
+                let mut users = self.users(id);
                 if users.is_empty() && matches!(fault, KernelFault::Busy) {
                     users.push(format!(
                         "{} is not set up, but a program that this daemon can't see has it open, or it was taken down while in use",
-                        self.path(index).display()
+                        self.path(id).display()
                     ));
                 }
                 told(&fault, users)
             });
         }
-        for index in self.sysfs().devices() {
-            let is_free =
-                self.sysfs().owner(index) == Owner::Nobody && self.sysfs().size(index) == 0;
+        let sysfs = self.sysfs(Driver::Nbd);
+        for index in sysfs.devices() {
+            let is_free = sysfs.owner(index) == ByNbd::Nobody && sysfs.size(index) == 0;
             if !is_free {
                 continue;
             }
@@ -219,7 +270,12 @@ impl Kernel {
         connect(None).map_err(|fault| told(&fault, Vec::new()))
     }
 
-    fn taken(&self, index: u32, pid: Option<u32>, backend: Option<&str>) -> DeviceFault {
+    pub(super) fn taken(
+        &self,
+        id: DeviceId,
+        pid: Option<u32>,
+        backend: Option<&str>,
+    ) -> DeviceFault {
         let mut facts = Vec::new();
         if let Some(pid) = pid {
             let comm = self.procfs.join(pid.to_string()).join("comm");
@@ -231,18 +287,18 @@ impl Kernel {
         if let Some(backend) = backend {
             facts.push(format!("its backend is `{backend}`"));
         }
-        facts.extend(self.users(index));
+        facts.extend(self.users(id));
         refused(
             format!(
                 "not attached: {} is in use by another program",
-                self.path(index).display()
+                self.path(id).display()
             ),
             facts,
             "name another device with --device, or none: then a free one is taken",
         )
     }
 
-    /// Gives a device a new socket, when the kernel holds the old connection for dead. Waits for that.
+    /// Gives a device of nbd a new socket, when the kernel holds the old connection for dead. Waits for that.
     ///
     /// `ours` is the end that is served, `kernel` the other.
     ///
@@ -281,7 +337,7 @@ impl Kernel {
                 return Err(refused(
                     format!(
                         "{}: the kernel holds to another connection",
-                        self.path(index).display()
+                        self.path(DeviceId::nbd(index)).display()
                     ),
                     vec!["a process that serves it lives on".to_owned()],
                     "end the other daemon; this one tries again by itself",
@@ -292,21 +348,25 @@ impl Kernel {
     }
 
     /// Settings and link; what fails is a warning, the device works without.
-    pub fn dress(&self, mirror: &str, index: u32, facts: &DeviceFacts) {
-        if !self.sysfs().is_tuned(index) {
+    pub fn dress(&self, mirror: &str, id: DeviceId, facts: &DeviceFacts) {
+        let is_new = !self.sysfs(id.driver).is_tuned(id.index);
+        if is_new {
             let max_kb = u32::try_from(facts.max_payload / 1024).unwrap_or(u32::MAX);
             let (program, sysfs) = (&self.helper, &self.sysfs);
-            if let Err(fault) = helper::tune(program, sysfs, index, max_kb, HELPER_PATIENCE) {
+            if let Err(fault) = helper::tune(program, sysfs, id, max_kb, HELPER_PATIENCE) {
                 warn!(
                     mirror,
                     "{}: a setting could not be made: {fault}; after a restart of the daemon its requests wait up to 30 s",
-                    self.path(index).display()
+                    self.path(id).display()
                 );
             }
         }
-        match self.make_link(mirror, index) {
+        if id.driver == Driver::Ublk {
+            self.find_partitions(mirror, id, is_new);
+        }
+        match self.make_link(mirror, id) {
             Ok(false) => {}
-            Ok(true) => self.announce(index),
+            Ok(true) => self.announce(id),
             Err(error) => warn!(
                 mirror,
                 "{} could not be made: {error}",
@@ -315,17 +375,36 @@ impl Kernel {
         }
     }
 
+    /// Of a device that was served before none are looked for again, where there are some.
+    fn find_partitions(&self, mirror: &str, id: DeviceId, is_new: bool) {
+        let patience = match (
+            is_new,
+            self.sysfs(id.driver).partitions(id.index).is_empty(),
+        ) {
+            (true, _) => HELPER_PATIENCE,
+            (false, true) => PROBE_PATIENCE,
+            (false, false) => return,
+        };
+        if let Err(fault) = self.ublk.partitions(id.index, patience) {
+            warn!(
+                mirror,
+                "whether {} has partitions is not known: {fault}; `partx --update {id}` looks for them",
+                self.path(id).display()
+            );
+        }
+    }
+
     /// Lets udev look at a device again: its rule takes the mirror's name from the link, and makes the
     /// unit `dev-kagami-NAME.device` that a line of fstab waits for.
-    fn announce(&self, index: u32) {
-        if let Err(fault) = self.sysfs().announce(index) {
+    fn announce(&self, id: DeviceId) {
+        if let Err(fault) = self.sysfs(id.driver).announce(id.index) {
             debug!("udev is not told of a change: {fault}");
         }
     }
 
     /// The name of the mirror that a device is, by the link that was made for it.
-    pub fn name(&self, index: u32) -> Option<String> {
-        let target = Path::new("..").join(format!("nbd{index}"));
+    pub fn name(&self, id: DeviceId) -> Option<String> {
+        let target = Path::new("..").join(id.name());
         let links = fs::read_dir(self.dev.join("kagami")).ok()?;
         links.filter_map(Result::ok).find_map(|link| {
             let leads_there = fs::read_link(link.path()).is_ok_and(|now| now == target);
@@ -336,9 +415,9 @@ impl Kernel {
     }
 
     /// Whether the link is new, or led elsewhere.
-    fn make_link(&self, mirror: &str, index: u32) -> io::Result<bool> {
+    fn make_link(&self, mirror: &str, id: DeviceId) -> io::Result<bool> {
         let link = self.link(mirror);
-        let target = Path::new("..").join(format!("nbd{index}"));
+        let target = Path::new("..").join(id.name());
         if fs::read_link(&link).is_ok_and(|now| now == target) {
             return Ok(false);
         }
@@ -358,13 +437,13 @@ impl Kernel {
     }
 
     /// Removes the link, if it is this device's.
-    pub fn remove_link(&self, mirror: &str, index: u32) {
+    pub fn remove_link(&self, mirror: &str, id: DeviceId) {
         let link = self.link(mirror);
-        let target = Path::new("..").join(format!("nbd{index}"));
+        let target = Path::new("..").join(id.name());
         if fs::read_link(&link).is_ok_and(|now| now == target) {
             // It stays, and leads nowhere: the next attach replaces it.
             let _ = fs::remove_file(link);
-            self.announce(index);
+            self.announce(id);
         }
     }
 
@@ -373,15 +452,15 @@ impl Kernel {
     ///
     /// # Errors
     /// Who uses it.
-    pub fn hold(&self, index: u32, served: bool) -> Result<Held, DeviceFault> {
-        let path = self.path(index);
+    pub fn hold(&self, id: DeviceId, served: bool) -> Result<Held, DeviceFault> {
+        let path = self.path(id);
         let next =
             "end that use first (`umount`, `vgchange -an`, `swapoff`, ...), then detach again";
         let in_use = |facts| {
             let what = format!("not detached: {} is in use", path.display());
             refused(what, facts, next)
         };
-        let users = self.users(index);
+        let users = self.users(id);
         if !users.is_empty() {
             return Err(in_use(users));
         }
@@ -392,7 +471,7 @@ impl Kernel {
         };
         helper::hold(&self.helper, &path, served, patience).map_err(|fault| match fault {
             HelperFault::Busy => {
-                let mut users = self.users(index);
+                let mut users = self.users(id);
                 if users.is_empty() {
                     users.push("another program has it for itself (a mount in another namespace, perhaps)".to_owned());
                 }
@@ -411,7 +490,7 @@ impl Kernel {
         })
     }
 
-    /// Takes a device down.
+    /// Takes a device of nbd down.
     ///
     /// # Errors
     /// The kernel's refusal.

@@ -8,17 +8,22 @@
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use kagami_nbd_server::kernel::Sysfs;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use super::driver::DeviceId;
+
 /// What the child says when it is done.
 const DONE: &str = "done";
 /// Somebody else has the device exclusively.
 const BUSY: &str = "busy";
+
+/// A child says at most, bytes.
+const SAYS_MAX: u64 = 1 << 20;
 
 /// A child that has nothing to wait for is gone within.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
@@ -59,15 +64,9 @@ impl Held {
             return;
         };
         drop(child.stdin.take());
-        let deadline = Instant::now() + CLOSE_PATIENCE;
-        while Instant::now() < deadline {
-            match child.try_wait() {
-                Ok(None) => std::thread::sleep(Duration::from_millis(2)),
-                // An error: it was waited for already.
-                Ok(Some(_)) | Err(_) => return,
-            }
+        if !has_ended_within(&mut child, CLOSE_PATIENCE) {
+            reap(child);
         }
-        reap(child);
     }
 }
 
@@ -106,7 +105,7 @@ pub fn hold(
 pub fn tune(
     program: &Path,
     sysfs: &Path,
-    index: u32,
+    id: DeviceId,
     max_kb: u32,
     patience: Duration,
 ) -> Result<(), HelperFault> {
@@ -114,52 +113,120 @@ pub fn tune(
     command
         .args(["kernel-device", "tune", "--sysfs"])
         .arg(sysfs)
-        .args([index.to_string(), max_kb.to_string()]);
+        .args([id.to_string(), max_kb.to_string()]);
     run(command, patience).map(reap)
 }
 
 /// Runs a child until it says that it is done.
-fn run(mut command: Command, patience: Duration) -> Result<Child, HelperFault> {
-    let failed = |error: io::Error| HelperFault::Failed(format!("no process can be made: {error}"));
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .current_dir("/")
-        .spawn()
-        .map_err(failed)?;
-    let Some(output) = child.stdout.take() else {
-        reap(child);
-        return Err(HelperFault::Failed("its output is lost".to_owned()));
-    };
-    let (tell, told) = mpsc::channel();
-    let reader = std::thread::Builder::new().name("kagami-helper".to_owned());
-    let reading = reader.spawn(move || {
-        let mut line = String::new();
-        let read = BufReader::new(output.take(4096)).read_line(&mut line);
-        let _ = tell.send(read.map(|_| line));
-    });
-    let said = match reading {
-        Ok(_) => told.recv_timeout(patience),
-        Err(error) => {
+fn run(command: Command, patience: Duration) -> Result<Child, HelperFault> {
+    let mut talk = Talk::begin(command)?;
+    let line = talk.line(patience)?;
+    match line.as_str() {
+        DONE => Ok(talk.into_child()),
+        BUSY => Err(HelperFault::Busy),
+        _ => Err(HelperFault::Failed(line)),
+    }
+}
+
+/// A child that says line by line how it goes. Killed when this is dropped.
+#[derive(Debug)]
+pub struct Talk {
+    // Its standard input is open as long as it is wanted.
+    child: Option<Child>,
+    lines: mpsc::Receiver<io::Result<String>>,
+}
+
+impl Drop for Talk {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             reap(child);
-            return Err(failed(error));
         }
-    };
-    let fault = match said {
-        Ok(Ok(line)) if line.trim() == DONE => return Ok(child),
-        Ok(Ok(line)) if line.trim() == BUSY => HelperFault::Busy,
-        Ok(Ok(line)) if line.is_empty() => {
-            HelperFault::Failed("it ended without a word".to_owned())
+    }
+}
+
+impl Talk {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// [`HelperFault::Failed`]
+    pub fn begin(mut command: Command) -> Result<Self, HelperFault> {
+        let failed =
+            |error: io::Error| HelperFault::Failed(format!("no process can be made: {error}"));
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .current_dir("/")
+            .spawn()
+            .map_err(failed)?;
+        let output = child.stdout.take();
+        let (tell, lines) = mpsc::channel();
+        let talk = Self {
+            child: Some(child),
+            lines,
+        };
+        let Some(output) = output else {
+            return Err(HelperFault::Failed("its output is lost".to_owned()));
+        };
+        let reader = std::thread::Builder::new().name("kagami-helper".to_owned());
+        let reading = reader.spawn(move || {
+            for line in BufReader::new(output.take(SAYS_MAX)).lines() {
+                if tell.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        reading.map_err(failed)?;
+        Ok(talk)
+    }
+
+    /// What it says next. Blocks up to `patience`.
+    ///
+    /// # Errors
+    /// [`HelperFault::NoAnswer`]: nothing yet. [`HelperFault::Failed`]: it has ended.
+    pub fn line(&mut self, patience: Duration) -> Result<String, HelperFault> {
+        match self.lines.recv_timeout(patience) {
+            Ok(Ok(line)) => Ok(line.trim().to_owned()),
+            Ok(Err(error)) => Err(HelperFault::Failed(error.to_string())),
+            Err(RecvTimeoutError::Timeout) => Err(HelperFault::NoAnswer),
+            Err(RecvTimeoutError::Disconnected) => {
+                Err(HelperFault::Failed("it ended without a word".to_owned()))
+            }
         }
-        Ok(Ok(line)) => HelperFault::Failed(line.trim().to_owned()),
-        Ok(Err(error)) => HelperFault::Failed(error.to_string()),
-        Err(_) => HelperFault::NoAnswer,
-    };
-    let _ = child.kill();
-    reap(child);
-    Err(fault)
+    }
+
+    fn into_child(mut self) -> Child {
+        let child = self.child.take();
+        child.expect("a child that is talked with is there until it is dropped")
+    }
+
+    /// Kills it, and waits until it has ended: what it had asked of the kernel is over then. False if that
+    /// takes longer than `patience`.
+    pub fn end(mut self, patience: Duration) -> bool {
+        let Some(mut child) = self.child.take() else {
+            return true;
+        };
+        let _ = child.kill();
+        let has_ended = has_ended_within(&mut child, patience);
+        if !has_ended {
+            reap(child);
+        }
+        has_ended
+    }
+}
+
+/// Whether a child ended, and was waited for, within `patience`.
+fn has_ended_within(child: &mut Child, patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
+    loop {
+        match child.try_wait() {
+            // An error: it was waited for already.
+            Ok(Some(_)) | Err(_) => return true,
+            Ok(None) if Instant::now() >= deadline => return false,
+            Ok(None) => std::thread::sleep(Duration::from_millis(2)),
+        }
+    }
 }
 
 /// The child's side of [`hold`]: says how it went, and keeps the device until its input ends.
@@ -188,8 +255,8 @@ fn open_exclusively(device: &Path) -> Result<std::os::fd::OwnedFd, Errno> {
 }
 
 /// The child's side of [`tune`].
-pub fn tune_here(sysfs: PathBuf, index: u32, max_kb: u32) {
-    match Sysfs::new(sysfs).tune(index, max_kb) {
+pub fn tune_here(sysfs: PathBuf, id: DeviceId, max_kb: u32) {
+    match Sysfs::new(sysfs, id.driver.kind()).tune(id.index, max_kb) {
         Ok(()) => say(DONE),
         Err(fault) => say(&fault.to_string()),
     }

@@ -3,6 +3,8 @@
 //!
 //! A trait, so that attaching is tried without disks, link and kernel.
 
+mod queues;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::os::unix::net::UnixStream;
@@ -10,6 +12,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use kagami_nbd_server::negotiate::Terms;
+pub use kagami_nbd_server::ublk::Go;
+use kagami_nbd_server::ublk::Shape;
 use kagami_nbd_server::{ClientSocket, Export, Exports, Limits, Server};
 use kagami_replicator::core::event::{Command, Refusal, Reply};
 use kagami_replicator::core::status::Status;
@@ -38,40 +42,69 @@ pub trait Host: Clone + Send + Sync + 'static {
         socket: UnixStream,
     ) -> impl Future<Output = Result<(Link, DeviceFacts), Refusal>> + Send;
 
+    /// What a device of the mirror is to be.
+    fn facts(&self, mirror: &str) -> impl Future<Output = Result<DeviceFacts, Refusal>> + Send;
+
+    /// Opens the queues of this device of ublk, all at once, and serves them. They are closed when it is stopped by
+    /// another program, or at [`Go::Close`]; else they are open as long as this process lives, whatever becomes of
+    /// the session.
+    fn serve_queues(
+        &self,
+        mirror: &str,
+        id: u32,
+        shape: Shape,
+    ) -> impl Future<Output = Result<Link, Refusal>> + Send;
+
     /// What happens to mirrors from now on. What led to an answer is there before the answer is.
     fn events(&self) -> broadcast::Receiver<MirrorEvent>;
-}
-
-/// How far a session is to go on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Go {
-    /// Serve.
-    On,
-    /// Read nothing more, answer what is in flight, close.
-    Leave,
-    /// Close at once; what is in flight is not answered.
-    Cut,
 }
 
 /// A session with the kernel. It leaves when this is dropped, and is cut if that takes long.
 #[derive(Debug)]
 pub struct Link {
+    /// Whether the session holds requests that the mirror does not take now, until [`Go::On`]. One of nbd never does:
+    /// it ends.
+    pub parked: watch::Receiver<bool>,
     go: watch::Sender<Go>,
     ended: oneshot::Receiver<()>,
     has_ended: bool,
 }
 
+/// The other end of a [`Link`].
+#[derive(Debug)]
+pub struct Ends {
+    /// How far to go on; without a sender, as [`Go::Leave`].
+    pub order: watch::Receiver<Go>,
+    /// To be told of what is parked.
+    pub parked: watch::Sender<bool>,
+    /// Dropped at the end.
+    pub end: oneshot::Sender<()>,
+}
+
 impl Link {
     /// A session that looks at the first and sends or drops the second at its end.
     pub fn new() -> (Self, watch::Receiver<Go>, oneshot::Sender<()>) {
+        let (link, ends) = Self::of_queues();
+        (link, ends.order, ends.end)
+    }
+
+    /// A session of ublk.
+    pub fn of_queues() -> (Self, Ends) {
         let (go, order) = watch::channel(Go::On);
+        let (tell, parked) = watch::channel(false);
         let (end, ended) = oneshot::channel();
         let link = Self {
+            parked,
             go,
             ended,
             has_ended: false,
         };
-        (link, order, end)
+        let ends = Ends {
+            order,
+            parked: tell,
+            end,
+        };
+        (link, ends)
     }
 
     /// Orders how far it goes on.
@@ -79,8 +112,11 @@ impl Link {
         self.go.send_replace(go);
     }
 
-    /// Waits until the socket is closed and nothing of this session can reach the disks any more: what
-    /// the kernel was not answered may be sent again. May be given up and asked again.
+    /// Waits until nothing of this session can reach the disks any more, and a socket is closed: what the kernel was
+    /// not answered may be sent again. May be given up and asked again.
+    ///
+    /// After [`Go::Close`] it waits for the queues to be closed, and not for requests that the mirror still holds:
+    /// they failed before.
     pub async fn ended(&mut self) {
         if !self.has_ended {
             // An error: its thread is gone, and everything on it.
@@ -161,6 +197,30 @@ impl Host for Engine {
         Ok((link, facts))
     }
 
+    async fn facts(&self, mirror: &str) -> Result<DeviceFacts, Refusal> {
+        let (thread, _) = self.places.get(mirror).ok_or_else(not_open)?;
+        let (tell, told) = oneshot::channel();
+        let name = mirror.to_owned();
+        self.shell.spawn_on(*thread, move |plane| async move {
+            let _ = tell.send(plane.device(&name).map(|device| device.facts()));
+        });
+        // An error: the thread is gone.
+        told.await.ok().flatten().ok_or_else(not_open)
+    }
+
+    async fn serve_queues(&self, mirror: &str, id: u32, shape: Shape) -> Result<Link, Refusal> {
+        let (thread, peer) = self.places.get(mirror).ok_or_else(not_open)?.clone();
+        let (link, ends) = Link::of_queues();
+        let (tell, told) = oneshot::channel();
+        let name = mirror.to_owned();
+        self.shell.spawn_on(thread, move |plane| {
+            queues::serve(plane, name, peer, (id, shape), ends, tell)
+        });
+        // An error: the thread is gone.
+        told.await.map_err(|_| not_open())??;
+        Ok(link)
+    }
+
     fn events(&self) -> broadcast::Receiver<MirrorEvent> {
         self.shell.events()
     }
@@ -212,7 +272,8 @@ async fn serve(
                 match go {
                     Go::On => {}
                     Go::Leave => session.leave(),
-                    Go::Cut => session.abort(),
+                    // The kernel fails what it was not answered.
+                    Go::Cut | Go::Refuse | Go::Close => session.abort(),
                 }
                 if changed.is_err() {
                     // Nobody is left to order the cut.

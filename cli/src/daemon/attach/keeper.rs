@@ -1,11 +1,12 @@
 //! One attached mirror, from `attach` to `detach`: the kernel's device is served whenever the mirror may
 //! be Primary here.
 //!
-//! A connection that ends is followed by another on the same device. Before the kernel gets a new
+//! A connection of nbd that ends is followed by another on the same device. Before the kernel gets a new
 //! socket the old session is over, with everything that it had given to the disks: what the kernel
-//! sends again can't be overtaken by its older self (*Once*).
+//! sends again can't be overtaken by its older self (*Once*). A session of ublk does not end while this
+//! daemon lives: it parks what the mirror refuses, and goes on with it when the mirror is Primary again.
 //!
-//! A device whose mirror has [moved](super::moved) is **never** given a socket again.
+//! A device whose mirror has [moved](super::moved) is **never** served again.
 //!
 //! Here is the loop: serve, else wait for what keeps it from that. [`super::bring_up`] is how a device
 //! comes to be served, [`super::take_down`] how that ends.
@@ -15,13 +16,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use kagami_nbd_server::kernel::client::is_hung_up;
-use kagami_nbd_server::kernel::sysfs::Owner;
 use kagami_replicator::core::event::Refusal;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
-use super::bring_up::Wait;
-use super::device::Kernel;
+use super::bring_up::{Session, Wait};
+use super::device::{Kernel, Owner};
+use super::driver::Driver;
 use super::host::{Go, Host, Link};
 use super::moved::{Moved, Moves, by_status};
 use super::record::{Record, Records};
@@ -86,6 +87,11 @@ pub struct Keeper<H> {
     pub(super) moves: Moves,
     /// Our end of the socket: tells whether the kernel's is closed.
     pub(super) socket: Option<UnixStream>,
+    /// Of ublk, a session that serves nothing now and has the queues: nobody else can have them before this
+    /// process ends.
+    pub(super) idle: Option<Link>,
+    /// When it was last begun to be served.
+    served_at: Option<Instant>,
     /// It was served by this daemon.
     pub(super) was_served: bool,
     pub(super) began: Instant,
@@ -100,6 +106,19 @@ fn words(refusal: &Refusal) -> String {
         words.push_str(&format!(" ({})", refusal.facts.join("; ")));
     }
     words
+}
+
+/// Waits until a session parks what it is given. An nbd session never does.
+async fn is_parked(parked: &mut watch::Receiver<bool>) {
+    loop {
+        if parked.changed().await.is_err() {
+            // Of its end is told otherwise.
+            return std::future::pending().await;
+        }
+        if *parked.borrow_and_update() {
+            return;
+        }
+    }
 }
 
 impl<H: Host> Keeper<H> {
@@ -120,6 +139,8 @@ impl<H: Host> Keeper<H> {
             orders,
             moves,
             socket: None,
+            idle: None,
+            served_at: None,
             was_served: false,
             began: Instant::now(),
             pause: LOOK_EVERY,
@@ -128,12 +149,8 @@ impl<H: Host> Keeper<H> {
 
     /// Keeps the mirror attached until it is detached or the daemon stops. `session`: it was
     /// connected just now.
-    pub async fn run(mut self, session: Option<(Link, UnixStream)>) {
-        let mut link = None;
-        if let Some((session, socket)) = session {
-            self.serves(socket);
-            link = Some(session);
-        }
+    pub async fn run(mut self, session: Option<Session>) {
+        let mut link = session.map(|session| self.serves(session));
         loop {
             let go_on = match link.take() {
                 Some(session) => self.serve(session).await,
@@ -150,26 +167,37 @@ impl<H: Host> Keeper<H> {
     }
 
     pub(super) fn device(&self) -> String {
-        let index = self.kept.record.device;
-        self.kernel.path(index).display().to_string()
+        let id = self.kept.record.id();
+        self.kernel.path(id).display().to_string()
     }
 
-    fn serves(&mut self, socket: UnixStream) {
-        self.socket = Some(socket);
+    fn serves(&mut self, session: Session) -> Link {
+        self.socket = session.socket;
         self.was_served = true;
+        self.served_at = Some(Instant::now());
         self.pause = LOOK_EVERY;
         self.show(Shown::Attached);
+        session.link
     }
 
     /// Until the session ends or an order is carried out. False: the keeper is done.
     async fn serve(&mut self, mut session: Link) -> bool {
         let mirror = self.kept.mirror.clone();
+        let mut parked = session.parked.clone();
         loop {
             let order = tokio::select! {
                 () = session.ended() => {
                     // Now the kernel sees the end, too.
                     self.socket = None;
-                    warn!(mirror, device = self.device(), "the kernel's connection ended; it gets another");
+                    let next = match self.kept.record.driver {
+                        Driver::Nbd => "the kernel's connection ended; it gets another",
+                        Driver::Ublk => "its session with the kernel ended",
+                    };
+                    warn!(mirror, device = self.device(), "{next}");
+                    return true;
+                }
+                () = is_parked(&mut parked) => {
+                    self.idle = Some(session);
                     return true;
                 }
                 order = self.orders.recv() => order,
@@ -191,6 +219,11 @@ impl<H: Host> Keeper<H> {
                     if is_done {
                         return false;
                     }
+                    if self.kept.record.stale.is_some() {
+                        // Half of it was done: it refuses all requests from now on.
+                        self.idle = Some(session);
+                        return true;
+                    }
                 }
                 Some(Order::Stop { reply }) => {
                     self.leave(&mut session).await;
@@ -206,16 +239,20 @@ impl<H: Host> Keeper<H> {
     async fn wait(&mut self, link: &mut Option<Link>) -> bool {
         let mirror = self.kept.mirror.clone();
         if let Some(why) = self.kept.record.stale.clone() {
-            if self.owner().await == Owner::Nobody {
+            if matches!(self.owner().await, Ok(Owner::Nobody)) {
                 return self.forget("nothing is left of the device").await;
             }
             self.show(Shown::Stale(why));
+        } else if self.has_just_parked() {
+            self.waits("the mirror takes no requests now".to_owned());
+            if !self.look().await {
+                return false;
+            }
         } else {
             match self.attempt().await {
-                Ok((session, socket)) => {
+                Ok(session) => {
                     info!(mirror, device = self.device(), "attached again");
-                    self.serves(socket);
-                    *link = Some(session);
+                    *link = Some(self.serves(session));
                     return true;
                 }
                 Err(Wait::Ordered(order)) => return self.ordered(order).await,
@@ -226,7 +263,8 @@ impl<H: Host> Keeper<H> {
                     "{} was taken down while it was in use; end that use, and it is attached anew",
                     self.device()
                 )),
-                Err(Wait::Moved(moved)) => self.is_stale(moved).await,
+                Err(Wait::Moved(moved)) => self.is_stale(moved.words()).await,
+                Err(Wait::Stale(why)) => self.is_stale(why).await,
                 Err(Wait::Refused(refusal)) => {
                     if !self.look().await {
                         return false;
@@ -250,6 +288,11 @@ impl<H: Host> Keeper<H> {
                 self.look().await
             }
         }
+    }
+
+    /// A session that parks as soon as it goes on rests before the next attempt.
+    fn has_just_parked(&self) -> bool {
+        self.idle.is_some() && self.served_at.is_some_and(|at| at.elapsed() < LOOK_EVERY)
     }
 
     fn waits(&self, why: String) {
@@ -279,6 +322,7 @@ impl<H: Host> Keeper<H> {
                 if self.look().await && self.kept.record.stale.is_none() {
                     self.note_stop().await;
                 }
+                self.leave_idle().await;
                 let _ = reply.send(());
                 false
             }
@@ -296,8 +340,9 @@ impl<H: Host> Keeper<H> {
         let Some(moved) = heard.or_else(|| status.as_ref().and_then(by_status)) else {
             return true;
         };
-        if self.is_ours(&self.owner().await) {
-            self.is_stale(moved).await;
+        // Where it can't be told, the kernel may hold what is no longer true.
+        if matches!(self.owner().await, Ok(Owner::Ours) | Err(_)) {
+            self.is_stale(moved.words()).await;
             return true;
         }
         match moved {
@@ -309,8 +354,7 @@ impl<H: Host> Keeper<H> {
         }
     }
 
-    async fn is_stale(&mut self, moved: Moved) {
-        let why = moved.words();
+    async fn is_stale(&mut self, why: String) {
         let mirror = &self.kept.mirror;
         error!(mirror, device = self.device(), "not attached again: {why}");
         self.kept.record.stale = Some(why.clone());

@@ -1,4 +1,4 @@
-//! A kernel, a mirror and a machine that are made up, for [`super::tests`].
+//! A kernel, a mirror and a machine that are made up, for [`super::tests`] and [`super::tests_ublk`].
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
@@ -13,6 +13,7 @@ use kagami_bitmap::superblock::Generation;
 use kagami_nbd_server::kernel::Transport;
 use kagami_nbd_server::kernel::client::is_hung_up;
 use kagami_nbd_server::kernel::wire::{Attribute, Builder, ERROR, Messages};
+use kagami_nbd_server::ublk::Shape;
 use kagami_replicator::core::event::{Refusal, Reply};
 use kagami_replicator::core::notice::Notice;
 use kagami_replicator::core::state::{Connection, DiskState, Replication, Role, Time};
@@ -22,8 +23,11 @@ use tokio::io::AsyncReadExt as _;
 use tokio::sync::{broadcast, watch};
 
 use super::device::Kernel;
+use super::driver::{DeviceId, Driver};
 use super::host::{Go, Host, Link};
+use super::made_ublk::{Driver as UblkDriver, SHAPE, Ublk};
 use super::record::{Record, Records};
+use super::ublk::{Mark, State};
 use super::{Attachments, lock};
 use crate::config::Config;
 use crate::control::report::DeviceState;
@@ -36,14 +40,14 @@ pub(super) const IDENTIFIER: &str = "kagami-00112233445566778899aabbccddeeff-000
 
 /// The nbd driver: what it holds for each device that is set up.
 #[derive(Debug, Default)]
-pub(super) struct Driver {
+pub(super) struct NbdDriver {
     pub(super) devices: BTreeMap<u32, (String, UnixStream)>,
     pub(super) reconfigured: usize,
 }
 
 /// One netlink socket to it.
 pub(super) struct Asking {
-    pub(super) driver: Arc<Mutex<Driver>>,
+    pub(super) driver: Arc<Mutex<NbdDriver>>,
     pub(super) sysfs: PathBuf,
     pub(super) answers: VecDeque<Vec<u8>>,
 }
@@ -156,13 +160,25 @@ pub(super) struct Mirror {
     pub(super) waits: bool,
     pub(super) promotions: usize,
     pub(super) sessions: usize,
+    /// Queues can't be opened, and why.
+    pub(super) opens: Result<(), &'static str>,
+    /// Requests are refused that only a Primary may answer.
+    pub(super) refuses: watch::Sender<bool>,
     /// Ends the running session from the mirror's side.
     pub(super) cut: watch::Sender<usize>,
 }
 
+pub(super) const FACTS: DeviceFacts = DeviceFacts {
+    size: 1 << 20,
+    logical_block: 512,
+    max_payload: 1 << 20,
+    rotational: false,
+};
+
 #[derive(Clone, Debug)]
 pub(super) struct Made {
     pub(super) mirror: Arc<Mutex<Mirror>>,
+    pub(super) ublk: Ublk,
     pub(super) events: broadcast::Sender<MirrorEvent>,
 }
 
@@ -208,10 +224,13 @@ impl Made {
             waits: false,
             promotions: 0,
             sessions: 0,
+            opens: Ok(()),
+            refuses: watch::Sender::new(false),
             cut: watch::Sender::new(0),
         };
         Self {
             mirror: Arc::new(Mutex::new(mirror)),
+            ublk: Ublk::default(),
             events: broadcast::Sender::new(64),
         }
     }
@@ -284,13 +303,54 @@ impl Host for Made {
             drop(socket);
             drop(end);
         });
-        let facts = DeviceFacts {
-            size: 1 << 20,
-            logical_block: 512,
-            max_payload: 1 << 20,
-            rotational: false,
-        };
-        Ok((link, facts))
+        Ok((link, FACTS))
+    }
+
+    async fn facts(&self, _: &str) -> Result<DeviceFacts, Refusal> {
+        Ok(FACTS)
+    }
+
+    async fn serve_queues(&self, _: &str, id: u32, shape: Shape) -> Result<Link, Refusal> {
+        assert_eq!(shape, SHAPE);
+        self.change(|mirror| mirror.opens).map_err(refusal)?;
+        let (link, ends) = Link::of_queues();
+        let (mut order, park) = (ends.order, ends.parked);
+        let (mut cut, mut refuses) = self.change(|mirror| {
+            mirror.sessions += 1;
+            (mirror.cut.subscribe(), mirror.refuses.subscribe())
+        });
+        let ublk = self.ublk.clone();
+        let fetched = lock(&ublk.0).fetch(id, order.clone());
+        fetched.map_err(|fault| refusal(&fault.words))?;
+        tokio::spawn(async move {
+            let mut go = Go::On;
+            loop {
+                match go {
+                    Go::On => park.send_replace(*refuses.borrow_and_update()),
+                    Go::Refuse => false,
+                    // The queues stay open.
+                    Go::Leave | Go::Cut => break,
+                    Go::Close => {
+                        lock(&ublk.0).close(id);
+                        break;
+                    }
+                };
+                tokio::select! {
+                    changed = order.changed() => {
+                        go = if changed.is_ok() { *order.borrow_and_update() } else { Go::Leave };
+                        if matches!(go, Go::On | Go::Leave) {
+                            let word = format!("{go:?} {id}").to_lowercase();
+                            lock(&ublk.0).log.push(word);
+                        }
+                    }
+                    _ = refuses.wait_for(|refuses| *refuses), if go == Go::On && !*park.borrow() => {}
+                    // The kernel's end of it is gone, or it broke.
+                    _ = cut.changed() => break,
+                }
+            }
+            drop(ends.end);
+        });
+        Ok(link)
     }
 
     fn events(&self) -> broadcast::Receiver<MirrorEvent> {
@@ -300,10 +360,26 @@ impl Host for Made {
 
 // ---- a machine ------------------------------------------------------------------------------
 
-/// A machine with four devices and one mirror.
+/// Those that the machine's tree has files of.
+const DEVICES: [[DeviceId; 4]; 2] = [
+    [
+        DeviceId::nbd(0),
+        DeviceId::nbd(1),
+        DeviceId::nbd(2),
+        DeviceId::nbd(3),
+    ],
+    [
+        DeviceId::ublk(0),
+        DeviceId::ublk(1),
+        DeviceId::ublk(2),
+        DeviceId::ublk(3),
+    ],
+];
+
+/// A machine with four devices of each driver and one mirror.
 pub(super) struct Machine {
     pub(super) folder: tempfile::TempDir,
-    pub(super) driver: Arc<Mutex<Driver>>,
+    pub(super) driver: Arc<Mutex<NbdDriver>>,
     pub(super) mirror: Made,
 }
 
@@ -311,8 +387,8 @@ impl Machine {
     pub(super) fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path();
-        for index in 0..4 {
-            let device = path.join(format!("sys/block/nbd{index}"));
+        for name in DEVICES.iter().flat_map(|kind| kind.map(|id| id.name())) {
+            let device = path.join("sys/block").join(name);
             fs::create_dir_all(device.join("queue")).expect("made");
             fs::write(device.join("size"), "0\n").expect("written");
             fs::write(device.join("queue/io_timeout"), "1000\n").expect("written");
@@ -343,8 +419,8 @@ impl Machine {
 
     /// Every device has to be set up by the helper, which waits until it is released.
     pub(super) fn helper_waits(&self) {
-        for index in 0..4 {
-            let queue = format!("sys/block/nbd{index}/queue");
+        for name in DEVICES.iter().flat_map(|kind| kind.map(|id| id.name())) {
+            let queue = format!("sys/block/{name}/queue");
             fs::write(self.path().join(queue).join("io_timeout"), "30000\n").expect("written");
         }
         let at = self.path().display();
@@ -390,6 +466,7 @@ impl Machine {
                     answers: VecDeque::new(),
                 }))
             }),
+            ublk: Arc::new(self.mirror.ublk.clone()),
             sysfs: self.path().join("sys"),
             procfs: self.path().join("proc"),
             dev: self.path().join("dev"),
@@ -411,6 +488,11 @@ impl Machine {
 
     /// A device that a daemon before this one set up, and left dead.
     pub(super) fn left_behind(&self, record: &Record) {
+        self.records().write("pg", record).expect("written");
+        if record.driver == Driver::Ublk {
+            let mark = Mark::of(IDENTIFIER);
+            return self.ublk(|ublk| ublk.leave_behind(record.device, mark, State::Quiesced));
+        }
         let (theirs, ours) = UnixStream::pair().expect("a pair");
         drop(ours);
         let asking = Asking {
@@ -421,15 +503,46 @@ impl Machine {
         asking.set_up(record.device, Some(IDENTIFIER));
         let device = (IDENTIFIER.to_owned(), theirs);
         lock(&self.driver).devices.insert(record.device, device);
-        self.records().write("pg", record).expect("written");
     }
 
-    pub(super) fn reconfigured(&self) -> usize {
-        lock(&self.driver).reconfigured
+    pub(super) fn ublk<T>(&self, change: impl FnOnce(&mut UblkDriver) -> T) -> T {
+        change(&mut lock(&self.mirror.ublk.0))
     }
 
-    pub(super) fn is_set_up(&self, index: u32) -> bool {
-        lock(&self.driver).devices.contains_key(&index)
+    /// How often a device that was there was served by another session.
+    pub(super) fn served_again(&self) -> usize {
+        lock(&self.driver).reconfigured + self.ublk(|ublk| ublk.count("recover"))
+    }
+
+    pub(super) fn is_set_up(&self, id: DeviceId) -> bool {
+        match id.driver {
+            Driver::Nbd => lock(&self.driver).devices.contains_key(&id.index),
+            Driver::Ublk => self.ublk(|ublk| ublk.devices.contains_key(&id.index)),
+        }
+    }
+
+    /// Another program takes a device down.
+    pub(super) fn taken_down(&self, id: DeviceId) {
+        match id.driver {
+            Driver::Nbd => {
+                let mut asking = Asking {
+                    driver: Arc::clone(&self.driver),
+                    sysfs: self.path().join("sys"),
+                    answers: VecDeque::new(),
+                };
+                let down = Builder::new(0x22, 1, 2, 1).u32(1, id.index).finish();
+                assert_eq!(asking.carry_out(&down), (1, 0));
+            }
+            Driver::Ublk => {
+                self.ublk(|ublk| ublk.devices.remove(&id.index));
+                self.mirror.cut_session();
+            }
+        }
+    }
+
+    /// The daemon's process ends: only now the kernel knows of it.
+    pub(super) fn process_ends(&self) {
+        self.ublk(UblkDriver::process_ends);
     }
 }
 

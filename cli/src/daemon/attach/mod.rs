@@ -3,7 +3,7 @@
 //!
 //! Each attached mirror has a [`keeper`]: a task that serves the device whenever the mirror may be Primary
 //! here ([`bring_up`], [`take_down`]), and never again once the mirror has [`moved`]. [`device`] is the
-//! kernel's side, [`helper`] what is done to a device by another process, [`record`] what is remembered
+//! kernel's side, [`over_ublk`] what is different where its driver is ublk, [`helper`] what is done to a device by another process, [`record`] what is remembered
 //! on disk, [`host`] the mirror's side. Only a daemon that has the stores of a mirror, behind their
 //! fence, keeps its device.
 
@@ -21,16 +21,23 @@ use tracing::{debug, error, info, warn};
 
 pub mod bring_up;
 pub mod device;
+pub mod driver;
 pub mod helper;
 pub mod host;
 pub mod keeper;
 #[cfg(test)]
 mod made;
+#[cfg(test)]
+mod made_ublk;
 pub mod moved;
+mod over_ublk;
 pub mod record;
 mod take_down;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_ublk;
+pub mod ublk;
 pub mod ublk_child;
 
 use super::engine::Attached;
@@ -38,8 +45,9 @@ use super::report::wall_ms;
 use crate::config::Config;
 use crate::config::value::spell_hex;
 use crate::control::report::{DeviceReport, DeviceState};
-use bring_up::{Wait, blocking};
+use bring_up::{Session, Wait, blocking};
 use device::Kernel;
+use driver::{DeviceId, Driver, Wanted};
 use host::Host;
 use keeper::{Keeper, Kept, Order, Shown};
 use moved::{Moved, Moves};
@@ -84,7 +92,7 @@ struct Changing {
 
 #[derive(Debug)]
 struct Entry {
-    device: u32,
+    device: DeviceId,
     since_ms: u64,
     shown: Arc<Mutex<Shown>>,
     orders: mpsc::UnboundedSender<Order>,
@@ -126,7 +134,7 @@ fn stops() -> Refusal {
 fn refusal_of(fault: impl Into<Wait>) -> Refusal {
     match fault.into() {
         Wait::Refused(refusal) => refusal,
-        Wait::Gone | Wait::Moved(_) | Wait::Ordered(_) => Refusal {
+        Wait::Gone | Wait::Moved(_) | Wait::Stale(_) | Wait::Ordered(_) => Refusal {
             what: "not attached: the device was taken down at once by another program".to_owned(),
             facts: Vec::new(),
             next: "attach it again".to_owned(),
@@ -177,13 +185,18 @@ impl<H: Host> Attachments<H> {
             };
             let (kernel, records) = (self.inner.kernel.clone(), self.inner.records.clone());
             let (name, known_by) = (mirror.clone(), identifier.clone());
-            let (found, read) =
-                blocking(move || (kernel.sysfs().find(&known_by), records.read(&name))).await;
+            let (found, read) = blocking(move || {
+                let read = records.read(&name);
+                let remembered = read.as_ref().ok().and_then(Option::as_ref);
+                let remembered = remembered.map(Record::id);
+                (kernel.find(&known_by, remembered), read)
+            })
+            .await;
             let mut record = match (read, found) {
                 (Ok(Some(record)), _) if record.mirror == *uuid => record,
                 (Ok(_), None) => continue,
                 // The kernel's word is enough: a crash came between it and the file.
-                (Ok(_), Some(index)) => Record::new(uuid, index, wall_ms()),
+                (Ok(_), Some(id)) => Record::new(uuid, id, wall_ms()),
                 (Err(fault), None) => {
                     error!(
                         mirror,
@@ -191,16 +204,16 @@ impl<H: Host> Attachments<H> {
                     );
                     continue;
                 }
-                (Err(fault), Some(index)) => {
+                (Err(fault), Some(id)) => {
                     warn!(
                         mirror,
                         "what was attached is found in the kernel alone: {fault}"
                     );
-                    Record::new(uuid, index, wall_ms())
+                    Record::new(uuid, id, wall_ms())
                 }
             };
-            if let Some(index) = found {
-                record.device = index;
+            if let Some(id) = found {
+                record.set_id(id);
                 if !moved::is_current(&record, &status) && record.stale.is_none() {
                     record.stale = Some(Moved::Unseen.words());
                 }
@@ -210,7 +223,7 @@ impl<H: Host> Attachments<H> {
                 record.stopped_at = None;
             }
             if let Some(why) = &record.stale {
-                error!(mirror, device = record.device, "not attached again: {why}");
+                error!(mirror, device = %record.id(), "not attached again: {why}");
             }
             let kept = Kept {
                 mirror: mirror.clone(),
@@ -228,13 +241,13 @@ impl<H: Host> Attachments<H> {
     pub async fn attach(
         &self,
         mirror: &str,
-        device: Option<u32>,
+        wanted: Wanted,
         unless_primary: Option<Refusal>,
     ) -> Result<Attached, Refusal> {
         let inner = &*self.inner;
         let _change = self.change(mirror)?;
         if let Some(kept) = self.kept(mirror) {
-            return self.again(mirror, device, &kept);
+            return self.again(mirror, wanted, &kept);
         }
         let Some((identifier, uuid)) = inner.mirrors.get(mirror).cloned() else {
             return Err(Refusal {
@@ -251,7 +264,8 @@ impl<H: Host> Attachments<H> {
         }
         let kernel = inner.kernel.clone();
         // Before anything is changed: a node that can't attach needn't be Primary.
-        blocking(move || kernel.check(device))
+        let known_by = identifier.clone();
+        blocking(move || kernel.check(wanted, &known_by))
             .await
             .map_err(refusal_of)?;
         let mut changing = inner.changing.subscribe();
@@ -261,22 +275,19 @@ impl<H: Host> Attachments<H> {
             _ = changing.wait_for(|changing| changing.closed) => return Err(stops()),
         };
         let (host, kernel) = (&inner.host, &inner.kernel);
-        let made = bring_up::connect(host, kernel, mirror, &identifier, device).await;
-        let (mut link, socket, index) = match made {
+        let made = bring_up::connect(host, kernel, mirror, &identifier, wanted).await;
+        let (session, id) = match made {
             Ok(made) => made,
             Err(wait) => {
                 self.give_up(mirror, promoted).await;
                 return Err(refusal_of(wait));
             }
         };
-        let record = Record::new(&uuid, index, wall_ms());
+        let record = Record::new(&uuid, id, wall_ms());
         let (records, name, written) = (inner.records.clone(), mirror.to_owned(), record.clone());
         if let Err(fault) = blocking(move || records.write(&name, &written)).await {
             // Nobody uses it yet: better none than one that a crash forgets.
-            let kernel = inner.kernel.clone();
-            let _ = blocking(move || kernel.disconnect(index)).await;
-            link.set(host::Go::Cut);
-            link.ended().await;
+            bring_up::undo(kernel, session, id).await;
             self.give_up(mirror, promoted).await;
             return Err(Refusal {
                 what: format!("not attached: it can't be remembered: {fault}"),
@@ -284,14 +295,14 @@ impl<H: Host> Attachments<H> {
                 next: "make room there, or put the folder right, and attach again".to_owned(),
             });
         }
-        info!(mirror, device = %inner.kernel.path(index).display(), "attached");
+        info!(mirror, device = %inner.kernel.path(id).display(), "attached");
         let kept = Kept {
             mirror: mirror.to_owned(),
             identifier,
             record,
         };
-        self.keep(kept, Some((link, socket)));
-        Ok(self.attached(mirror, index, false))
+        self.keep(kept, Some(session));
+        Ok(self.attached(mirror, id, false))
     }
 
     async fn is_primary(&self, mirror: &str) -> bool {
@@ -333,9 +344,9 @@ impl<H: Host> Attachments<H> {
         }
     }
 
-    fn attached(&self, mirror: &str, index: u32, already: bool) -> Attached {
+    fn attached(&self, mirror: &str, id: DeviceId, already: bool) -> Attached {
         Attached {
-            device: self.inner.kernel.path(index).display().to_string(),
+            device: self.inner.kernel.path(id).display().to_string(),
             link: self.inner.kernel.link(mirror).display().to_string(),
             already,
         }
@@ -345,19 +356,17 @@ impl<H: Host> Attachments<H> {
     fn again(
         &self,
         mirror: &str,
-        device: Option<u32>,
-        (index, shown): &(u32, Shown),
+        wanted: Wanted,
+        (id, shown): &(DeviceId, Shown),
     ) -> Result<Attached, Refusal> {
-        let path = self.inner.kernel.path(*index);
+        let path = self.inner.kernel.path(*id);
         let path = path.display();
         let refused = |what: String, facts, next: &str| {
             let next = next.to_owned();
             Err(Refusal { what, facts, next })
         };
         match shown {
-            Shown::Attached if device.is_none_or(|device| device == *index) => {
-                Ok(self.attached(mirror, *index, true))
-            }
+            Shown::Attached if wanted.is(*id) => Ok(self.attached(mirror, *id, true)),
             Shown::Attached => refused(
                 format!("not attached: it is attached already, as {path}"),
                 Vec::new(),
@@ -407,7 +416,7 @@ impl<H: Host> Attachments<H> {
     }
 
     /// Device and state of a mirror that is kept.
-    fn kept(&self, mirror: &str) -> Option<(u32, Shown)> {
+    fn kept(&self, mirror: &str) -> Option<(DeviceId, Shown)> {
         let keepers = lock(&self.inner.keepers);
         let entry = keepers
             .get(mirror)
@@ -418,13 +427,13 @@ impl<H: Host> Attachments<H> {
 
     /// The device of a mirror that is kept, as `/dev/nbdN`.
     pub fn device_of(&self, mirror: &str) -> Option<String> {
-        let (index, _) = self.kept(mirror)?;
-        Some(self.inner.kernel.path(index).display().to_string())
+        let (id, _) = self.kept(mirror)?;
+        Some(self.inner.kernel.path(id).display().to_string())
     }
 
     /// The device of a mirror, for its status.
     pub fn report(&self, mirror: &str) -> Option<DeviceReport> {
-        let (index, shown) = self.kept(mirror)?;
+        let (id, shown) = self.kept(mirror)?;
         let since_ms = lock(&self.inner.keepers).get(mirror)?.since_ms;
         let (state, why) = match shown {
             Shown::Attached => (DeviceState::Attached, None),
@@ -433,11 +442,11 @@ impl<H: Host> Attachments<H> {
         };
         let kernel = &self.inner.kernel;
         Some(DeviceReport {
-            path: kernel.path(index).display().to_string(),
+            path: kernel.path(id).display().to_string(),
             link: kernel.link(mirror).display().to_string(),
             state,
             why,
-            mounted: kernel.mounted(index),
+            mounted: kernel.mounted(id),
             since_ms,
         })
     }
@@ -496,8 +505,10 @@ impl<H: Host> Attachments<H> {
         })
     }
 
-    fn keep(&self, kept: Kept, session: Option<(host::Link, std::os::unix::net::UnixStream)>) {
-        self.listen();
+    fn keep(&self, kept: Kept, session: Option<Session>) {
+        if kept.record.driver == Driver::Nbd {
+            self.listen();
+        }
         let inner = &self.inner;
         let (orders, received) = mpsc::unbounded_channel();
         let begin = if session.is_some() {
@@ -506,7 +517,7 @@ impl<H: Host> Attachments<H> {
             Shown::Waiting("it is being taken back".to_owned())
         };
         let shown = Arc::new(Mutex::new(begin));
-        let (mirror, device) = (kept.mirror.clone(), kept.record.device);
+        let (mirror, device) = (kept.mirror.clone(), kept.record.id());
         let since_ms = kept.record.since_ms;
         let moves = lock(&inner.moves)
             .remove(&mirror)
@@ -527,7 +538,7 @@ impl<H: Host> Attachments<H> {
         lock(&inner.keepers).insert(mirror, entry);
     }
 
-    /// Hears from the kernel which connections it holds for dead, from the first device on.
+    /// Hears from the kernel which connections of nbd it holds for dead, from the first device on.
     fn listen(&self) {
         let mut listener = lock(&self.inner.listener);
         if listener.as_ref().is_some_and(|task| !task.is_finished()) {
@@ -558,7 +569,8 @@ impl<H: Host> Attachments<H> {
                     let keepers = lock(&self.inner.keepers);
                     let dead = keepers
                         .values()
-                        .filter(|entry| devices.contains(&entry.device));
+                        .filter(|entry| entry.device.driver == Driver::Nbd)
+                        .filter(|entry| devices.contains(&entry.device.index));
                     for entry in dead {
                         // Its keeper may have ended: then nobody minds.
                         let _ = entry.orders.send(Order::LinkDead);

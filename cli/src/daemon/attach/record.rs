@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::driver::{DeviceId, Driver};
+
 /// The version of the file.
 const VERSION: u32 = 1;
 
@@ -20,7 +22,10 @@ pub struct Record {
     pub version: u32,
     /// The mirror's uuid, 32 hexadecimal digits: a mirror of the same name may be another one.
     pub mirror: String,
-    /// N of /dev/nbdN.
+    /// By which driver. nbd's is not written: older builds know no other, and understand its records.
+    #[serde(default, skip_serializing_if = "Driver::is_nbd")]
+    pub driver: Driver,
+    /// N of /dev/nbdN or /dev/ublkbN.
     pub device: u32,
     /// When it was attached, milliseconds since 1970.
     pub since_ms: u64,
@@ -32,15 +37,30 @@ pub struct Record {
 
 impl Record {
     /// A mirror that was attached now.
-    pub fn new(mirror: &str, device: u32, since_ms: u64) -> Self {
+    pub fn new(mirror: &str, id: DeviceId, since_ms: u64) -> Self {
         Self {
             version: VERSION,
             mirror: mirror.to_owned(),
-            device,
+            driver: id.driver,
+            device: id.index,
             since_ms,
             stopped_at: None,
             stale: None,
         }
+    }
+
+    /// The device.
+    pub fn id(&self) -> DeviceId {
+        DeviceId {
+            driver: self.driver,
+            index: self.device,
+        }
+    }
+
+    /// It is that device now.
+    pub fn set_id(&mut self, id: DeviceId) {
+        self.driver = id.driver;
+        self.device = id.index;
     }
 }
 
@@ -159,7 +179,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let records = Records::of(dir.path());
         assert_eq!(records.read("pg").expect("read"), None);
-        let mut record = Record::new("00ff", 3, 17);
+        let mut record = Record::new("00ff", DeviceId::nbd(3), 17);
         records.write("pg", &record).expect("written");
         record.stopped_at = Some(u64::MAX);
         records.write("pg", &record).expect("written");
@@ -170,12 +190,32 @@ mod tests {
         assert_eq!(records.read("pg").expect("read"), None);
     }
 
+    /// A build from before ublk reads and writes the first; it refuses the second, and leaves the device alone.
+    #[test]
+    fn of_nbd_it_is_what_it_was_before_there_was_another_driver() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let records = Records::of(dir.path());
+        let path = dir.path().join("attached/pg.json");
+        let before =
+            r#"{"version":1,"mirror":"00ff","device":3,"since_ms":17,"stopped_at":9,"stale":null}"#;
+        let mut record = Record::new("00ff", DeviceId::nbd(3), 17);
+        record.stopped_at = Some(9);
+        records.write("pg", &record).expect("written");
+        assert_eq!(fs::read_to_string(&path).expect("there"), before);
+        assert_eq!(records.read("pg").expect("read"), Some(record.clone()));
+        record.set_id(DeviceId::ublk(4));
+        records.write("pg", &record).expect("written");
+        let text = fs::read_to_string(&path).expect("there");
+        assert!(text.contains(r#""driver":"ublk","device":4"#), "{text}");
+        assert_eq!(records.read("pg").expect("read"), Some(record));
+    }
+
     #[test]
     fn damage_is_named_and_stays_untouched() {
         let dir = tempfile::tempdir().expect("a folder");
         let records = Records::of(dir.path());
         records
-            .write("pg", &Record::new("00ff", 3, 17))
+            .write("pg", &Record::new("00ff", DeviceId::nbd(3), 17))
             .expect("written");
         let path = dir.path().join("attached/pg.json");
         for text in ["", "{", "{\"version\":2}", "[]"] {

@@ -6,9 +6,12 @@ use kagami_replicator::core::event::Refusal;
 use tracing::{error, info, warn};
 
 use super::bring_up::blocking;
-use super::device::DeviceFault;
+use super::device::{DeviceFault, Owner};
+use super::driver::Driver;
+use super::helper::Held;
 use super::host::{Go, Host, Link};
 use super::keeper::Keeper;
+use super::over_ublk::{self, told};
 use super::record::RecordFault;
 
 /// Requests that have begun may be answered within, at a stop; the kernel sends the rest again.
@@ -32,6 +35,14 @@ impl<H: Host> Keeper<H> {
         self.socket = None;
     }
 
+    /// The same where a session has the queues and serves nothing.
+    pub(super) async fn leave_idle(&mut self) {
+        if let Some(mut idle) = self.idle.take() {
+            idle.set(Go::Leave);
+            end(&mut idle).await;
+        }
+    }
+
     /// The next daemon knows by the generation whether the mirror moved in between.
     pub(super) async fn note_stop(&mut self) {
         let status = self.host.status(&self.kept.mirror).await;
@@ -47,15 +58,36 @@ impl<H: Host> Keeper<H> {
     pub(super) async fn detach(
         &mut self,
         force: bool,
-        session: Option<&mut Link>,
+        served: Option<&mut Link>,
+    ) -> Result<(), Refusal> {
+        let is_served = served.is_some();
+        let mut idle = self.idle.take();
+        let detached = self
+            .take_down(force, is_served, served.or(idle.as_mut()))
+            .await;
+        if detached.is_err() {
+            self.idle = idle;
+        }
+        detached
+    }
+
+    async fn take_down(
+        &mut self,
+        force: bool,
+        is_served: bool,
+        mut session: Option<&mut Link>,
     ) -> Result<(), Refusal> {
         let mirror = self.kept.mirror.clone();
-        let index = self.kept.record.device;
-        let is_served = session.is_some();
-        let is_ours = self.is_ours(&self.owner().await);
+        let id = self.kept.record.id();
+        let is_ours = match self.owner().await {
+            Ok(owner) => owner == Owner::Ours,
+            // By force it is tried.
+            Err(_) if force => true,
+            Err(fault) => return Err(gone(fault, &self.device())),
+        };
         let held = if is_ours && !force {
             let kernel = self.kernel.clone();
-            let held = blocking(move || kernel.hold(index, is_served)).await;
+            let held = blocking(move || kernel.hold(id, is_served)).await;
             Some(held.map_err(|fault| gone(fault, &self.device()))?)
         } else {
             None
@@ -71,41 +103,82 @@ impl<H: Host> Keeper<H> {
         // First: a crash in between must not attach it again.
         let removed = blocking(move || records.remove(&name)).await;
         removed.map_err(|fault| unrecorded(&fault))?;
-        if is_ours {
-            let kernel = self.kernel.clone();
-            match blocking(move || kernel.disconnect(index)).await {
-                Ok(()) | Err(DeviceFault::Gone) => {}
-                Err(DeviceFault::Refused(refusal)) => {
-                    self.write().await;
-                    return Err(refusal);
+        match id.driver {
+            Driver::Nbd => {
+                if is_ours {
+                    let kernel = self.kernel.clone();
+                    match blocking(move || kernel.disconnect(id.index)).await {
+                        Ok(()) | Err(DeviceFault::Gone) => {}
+                        Err(DeviceFault::Refused(refusal)) => {
+                            self.write().await;
+                            return Err(refusal);
+                        }
+                    }
                 }
+                if let Some(session) = session {
+                    end(session).await;
+                    self.socket = None;
+                }
+                // Until it is closed the device can't be set up again.
+                release(held).await;
             }
-        }
-        if let Some(session) = session {
-            end(session).await;
-            self.socket = None;
+            Driver::Ublk => {
+                if is_ours {
+                    self.stop_queues(session.as_deref_mut()).await?;
+                }
+                release(held).await;
+                if is_ours {
+                    over_ublk::delete(&self.kernel, session, id).await;
+                } else if let Some(session) = session {
+                    session.set(Go::Close);
+                    end(session).await;
+                }
+                self.sweep().await;
+            }
         }
         let (kernel, name) = (self.kernel.clone(), mirror.clone());
-        blocking(move || {
-            if let Some(held) = held {
-                // Until it is closed the device can't be set up again.
-                held.release();
-            }
-            kernel.remove_link(&name, index);
-        })
-        .await;
+        blocking(move || kernel.remove_link(&name, id)).await;
         info!(mirror, device = self.device(), "detached");
         Ok(())
+    }
+
+    /// Stops a device of ublk. Its record is removed already, and comes back if this fails.
+    async fn stop_queues(&mut self, session: Option<&mut Link>) -> Result<(), Refusal> {
+        let is_refusing = session.is_some();
+        let id = self.kept.record.id();
+        let Err(fault) = over_ublk::stop(&self.kernel, session, id).await else {
+            return Ok(());
+        };
+        if is_refusing {
+            // Its session fails all requests by now: nobody may take it for served again.
+            let why = format!("it was being detached, and the kernel did not let it go: {fault}");
+            self.kept.record.stale = Some(why);
+        }
+        self.write().await;
+        Err(gone(told("not detached", fault), &self.device()))
+    }
+
+    /// Removes what is left of a device of ublk that is none any more.
+    async fn sweep(&self) {
+        let (kernel, mark) = (self.kernel.clone(), self.mark());
+        blocking(move || kernel.sweep(mark)).await;
     }
 
     /// The mirror is no longer attached here. Gives false, for the keeper's end.
     pub(super) async fn forget(&mut self, why: &str) -> bool {
         let mirror = self.kept.mirror.clone();
         warn!(mirror, device = self.device(), "no longer attached: {why}");
+        if let Some(mut idle) = self.idle.take() {
+            idle.set(Go::Close);
+            end(&mut idle).await;
+        }
+        if self.kept.record.driver == Driver::Ublk {
+            self.sweep().await;
+        }
         let (records, kernel) = (self.records.clone(), self.kernel.clone());
-        let index = self.kept.record.device;
+        let id = self.kept.record.id();
         let removed = blocking(move || {
-            kernel.remove_link(&mirror, index);
+            kernel.remove_link(&mirror, id);
             records.remove(&mirror)
         })
         .await;
@@ -113,6 +186,12 @@ impl<H: Host> Keeper<H> {
             error!("what is attached can't be remembered: {fault}");
         }
         false
+    }
+}
+
+async fn release(held: Option<Held>) {
+    if let Some(held) = held {
+        blocking(move || held.release()).await;
     }
 }
 

@@ -1,44 +1,98 @@
 //! Keepers with a kernel and a mirror that are made up: what is given a socket, and what never is.
 
-use std::collections::VecDeque;
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
 
-use kagami_nbd_server::kernel::wire::Builder;
 use kagami_replicator::core::event::Reply;
 use kagami_replicator::core::notice::Notice;
 use kagami_replicator::core::state::{Connection, Replication, Role};
 
+use super::driver::{DeviceId, Driver, Wanted};
 use super::lock;
-use super::made::{Asking, Machine, UUID, refusal, shown, until};
+use super::made::{Machine, UUID, refusal, shown, until};
 use super::record::Record;
 use crate::control::report::DeviceState;
 
-#[tokio::test]
-async fn attached_found_again_after_a_stop_and_detached() {
+const fn nbd(index: u32) -> Wanted {
+    Wanted::exactly(DeviceId::nbd(index))
+}
+
+const fn id(driver: Driver, index: u32) -> DeviceId {
+    DeviceId { driver, index }
+}
+
+const fn exactly(driver: Driver, index: u32) -> Wanted {
+    Wanted::exactly(id(driver, index))
+}
+
+const fn any(driver: Driver) -> Wanted {
+    let driver = Some(driver);
+    Wanted {
+        driver,
+        index: None,
+    }
+}
+
+/// What holds for the devices of either driver.
+macro_rules! with_either_driver {
+    ($($name:ident)*) => {
+        mod of_nbd {
+            use super::Driver;
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(Driver::Nbd).await;
+            })*
+        }
+        mod of_ublk {
+            use super::Driver;
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(Driver::Ublk).await;
+            })*
+        }
+    };
+}
+
+with_either_driver! {
+    attached_found_again_after_a_stop_and_detached
+    a_mirror_in_other_hands_is_attached_where_it_is_primary_and_not_promoted
+    an_attach_under_way_at_a_stop_leaves_a_device_that_the_next_daemon_serves
+    a_stop_does_not_wait_for_a_promotion_that_waits_for_an_arbiter
+    another_program_that_takes_it_down_ends_it
+    a_dead_primary_takes_its_device_back_and_a_stranger_to_its_data_does_not
+    a_device_whose_copy_was_overwritten_is_not_served
+    after_a_reboot_it_is_the_same_device_once_the_copy_is_caught_up
+    after_a_takeover_it_does_not_come_back_by_itself
+    one_that_is_mounted_is_detached_by_force_alone
+    a_daemon_that_begins_looks_for_the_peer_before_it_goes_on_without
+}
+
+async fn attached_found_again_after_a_stop_and_detached(driver: Driver) {
     let machine = Machine::new();
     let daemon = machine.daemon().await;
-    let attached = daemon.attach("pg", Some(2), None).await.expect("attached");
-    assert!(attached.device.ends_with("/dev/nbd2") && !attached.already);
+    let attached = daemon
+        .attach("pg", exactly(driver, 2), None)
+        .await
+        .expect("attached");
+    let name = id(driver, 2).name();
+    assert!(attached.device.ends_with(&format!("/dev/{name}")) && !attached.already);
     let link = machine.path().join("dev/kagami/pg");
-    assert_eq!(fs::read_link(&link).expect("a link"), Path::new("../nbd2"));
-    assert!(
-        daemon
-            .attach("pg", None, None)
-            .await
-            .expect("there")
-            .already
-    );
+    let target = Path::new("..").join(&name);
+    assert_eq!(fs::read_link(&link).expect("a link"), target);
+    for wanted in [any(driver), Wanted::default()] {
+        let there = daemon.attach("pg", wanted, None).await.expect("there");
+        assert!(there.already);
+    }
     let other = daemon
-        .attach("pg", Some(1), None)
+        .attach("pg", exactly(driver, 1), None)
         .await
         .expect_err("refused");
-    assert!(other.what.contains("already") && other.what.contains("nbd2"));
+    assert!(other.what.contains("already") && other.what.contains(&name));
 
     daemon.stop().await;
-    assert!(machine.is_set_up(2), "the kernel keeps it");
+    machine.process_ends();
+    assert!(machine.is_set_up(id(driver, 2)), "the kernel keeps it");
     assert_eq!(machine.record().expect("remembered").stopped_at, Some(9));
     machine
         .mirror
@@ -49,10 +103,10 @@ async fn attached_found_again_after_a_stop_and_detached() {
         shown(&next) == Some(DeviceState::Attached)
     })
     .await;
-    assert_eq!(machine.reconfigured(), 1);
+    assert_eq!(machine.served_again(), 1);
     assert_eq!(machine.record().expect("remembered").stopped_at, None);
     next.detach("pg", false).await.expect("detached");
-    assert!(!machine.is_set_up(2) && machine.record().is_none() && !link.exists());
+    assert!(!machine.is_set_up(id(driver, 2)) && machine.record().is_none() && !link.exists());
     let nothing = next.detach("pg", false).await.expect("nothing to do");
     assert!(matches!(nothing, Reply::Nothing(_)));
 }
@@ -66,13 +120,16 @@ async fn what_is_refused_leaves_the_roles_as_they_were() {
     fs::write(device.join("pid"), "99\n").expect("written");
     fs::create_dir_all(machine.path().join("proc/99")).expect("made");
     fs::write(machine.path().join("proc/99/comm"), "nbd-client\n").expect("written");
-    let refused = daemon.attach("pg", Some(1), None).await.expect_err("taken");
+    let refused = daemon.attach("pg", nbd(1), None).await.expect_err("taken");
     assert!(refused.what.contains("nbd1 is in use by another program"));
     assert!(refused.facts[0].contains("process 99 (nbd-client)"));
     // Without the right.
     let capabilities = machine.path().join("proc/self/status");
     fs::write(&capabilities, "Name:\tkagami\nCapEff:\t0000000000000400\n").expect("written");
-    let refused = daemon.attach("pg", None, None).await.expect_err("no right");
+    let refused = daemon
+        .attach("pg", Wanted::default(), None)
+        .await
+        .expect_err("no right");
     assert!(refused.what.contains("CAP_SYS_ADMIN"), "{}", refused.what);
     assert_eq!(machine.mirror.change(|mirror| mirror.promotions), 0);
     fs::write(&capabilities, "CapEff:\t000001ffffffffff\n").expect("written");
@@ -81,7 +138,7 @@ async fn what_is_refused_leaves_the_roles_as_they_were() {
     let (theirs, _ours) = UnixStream::pair().expect("a pair");
     let hidden = ("of a program that is not seen".to_owned(), theirs);
     lock(&machine.driver).devices.insert(1, hidden);
-    let refused = daemon.attach("pg", Some(1), None).await.expect_err("busy");
+    let refused = daemon.attach("pg", nbd(1), None).await.expect_err("busy");
     assert!(refused.what.contains("in use"), "{}", refused.what);
     let role = machine.mirror.change(|mirror| mirror.status.role);
     assert_eq!(role, Role::Secondary);
@@ -90,7 +147,7 @@ async fn what_is_refused_leaves_the_roles_as_they_were() {
         .mirror
         .change(|mirror| mirror.promotes = Err("the peer is Primary"));
     let refused = daemon
-        .attach("pg", None, None)
+        .attach("pg", Wanted::default(), None)
         .await
         .expect_err("not Primary");
     assert!(refused.what.contains("the peer is Primary"));
@@ -98,29 +155,33 @@ async fn what_is_refused_leaves_the_roles_as_they_were() {
 }
 
 /// A failover manager says where it is Primary: an attach is no way around it.
-#[tokio::test]
-async fn a_mirror_in_other_hands_is_attached_where_it_is_primary_and_not_promoted() {
+async fn a_mirror_in_other_hands_is_attached_where_it_is_primary_and_not_promoted(driver: Driver) {
     let machine = Machine::new();
     let daemon = machine.daemon().await;
     let held = || Some(refusal("not attached: another decides"));
-    let refused = daemon.attach("pg", None, held()).await.expect_err("held");
+    let refused = daemon
+        .attach("pg", any(driver), held())
+        .await
+        .expect_err("held");
     assert!(refused.what.contains("another decides"), "{}", refused.what);
     assert_eq!(machine.mirror.change(|mirror| mirror.promotions), 0);
     machine
         .mirror
         .change(|mirror| mirror.status.role = Role::Primary);
-    daemon.attach("pg", None, held()).await.expect("attached");
+    daemon
+        .attach("pg", any(driver), held())
+        .await
+        .expect("attached");
     assert_eq!(machine.mirror.change(|mirror| mirror.promotions), 0);
 }
 
-#[tokio::test]
-async fn an_attach_under_way_at_a_stop_leaves_a_device_that_the_next_daemon_serves() {
+async fn an_attach_under_way_at_a_stop_leaves_a_device_that_the_next_daemon_serves(driver: Driver) {
     let machine = Machine::new();
     machine.helper_waits();
     let daemon = machine.daemon().await;
     let attaching = tokio::spawn({
         let daemon = daemon.clone();
-        async move { daemon.attach("pg", Some(1), None).await }
+        async move { daemon.attach("pg", exactly(driver, 1), None).await }
     });
     until("the helper runs", || machine.helper_has_begun()).await;
     let stopping = tokio::spawn({
@@ -136,6 +197,7 @@ async fn an_attach_under_way_at_a_stop_leaves_a_device_that_the_next_daemon_serv
     machine.release_helper();
     attaching.await.expect("ended").expect("attached");
     stopping.await.expect("stopped");
+    machine.process_ends();
     machine
         .mirror
         .change(|mirror| mirror.status.role = Role::Secondary);
@@ -145,14 +207,13 @@ async fn an_attach_under_way_at_a_stop_leaves_a_device_that_the_next_daemon_serv
     until("attached", || shown(&next) == Some(DeviceState::Attached)).await;
 }
 
-#[tokio::test]
-async fn a_stop_does_not_wait_for_a_promotion_that_waits_for_an_arbiter() {
+async fn a_stop_does_not_wait_for_a_promotion_that_waits_for_an_arbiter(driver: Driver) {
     let machine = Machine::new();
     machine.mirror.change(|mirror| mirror.waits = true);
     let daemon = machine.daemon().await;
     let attaching = tokio::spawn({
         let daemon = daemon.clone();
-        async move { daemon.attach("pg", None, None).await }
+        async move { daemon.attach("pg", any(driver), None).await }
     });
     let mirror = machine.mirror.clone();
     until("an attempt", || mirror.change(|m| m.promotions) > 0).await;
@@ -160,68 +221,84 @@ async fn a_stop_does_not_wait_for_a_promotion_that_waits_for_an_arbiter() {
     let refused = attaching.await.expect("ended").expect_err("refused");
     assert!(refused.what.contains("stops"), "{}", refused.what);
     assert!(machine.record().is_none());
-    assert!(!(0..4).any(|index| machine.is_set_up(index)));
+    assert!(!(0..4).any(|index| machine.is_set_up(id(driver, index))));
+}
+
+async fn one_that_is_mounted_is_detached_by_force_alone(driver: Driver) {
+    let machine = Machine::new();
+    let daemon = machine.daemon().await;
+    let attached = daemon.attach("pg", exactly(driver, 1), None).await;
+    attached.expect("attached");
+    let mounts = format!("{} /srv ext4 rw 0 0\n", id(driver, 1));
+    fs::write(machine.path().join("proc/mounts"), mounts).expect("written");
+    let refused = daemon.detach("pg", false).await.expect_err("in use");
+    assert!(refused.what.contains("is in use"), "{}", refused.what);
+    assert!(refused.facts[0].contains("is mounted on /srv (ext4)"));
+    assert!(machine.is_set_up(id(driver, 1)) && machine.record().is_some());
+    assert_eq!(shown(&daemon), Some(DeviceState::Attached));
+    daemon.detach("pg", true).await.expect("detached");
+    assert!(!machine.is_set_up(id(driver, 1)) && machine.record().is_none());
 }
 
 #[tokio::test]
 async fn a_session_that_ends_is_followed_by_another_on_the_same_device() {
     let machine = Machine::new();
     let daemon = machine.daemon().await;
-    daemon.attach("pg", Some(0), None).await.expect("attached");
+    daemon.attach("pg", nbd(0), None).await.expect("attached");
     for round in 1..=3 {
         // The kernel has its end of the socket before the mirror has the other.
         let served = || machine.mirror.change(|mirror| mirror.sessions) == round;
         until("a session to cut", served).await;
         machine.mirror.cut_session();
-        until("another socket", || machine.reconfigured() == round).await;
+        until("another socket", || machine.served_again() == round).await;
     }
     until("attached", || shown(&daemon) == Some(DeviceState::Attached)).await;
 }
 
-#[tokio::test]
-async fn another_program_that_takes_it_down_ends_it() {
+async fn another_program_that_takes_it_down_ends_it(driver: Driver) {
     let machine = Machine::new();
     let daemon = machine.daemon().await;
-    daemon.attach("pg", Some(0), None).await.expect("attached");
-    let mut asking = Asking {
-        driver: Arc::clone(&machine.driver),
-        sysfs: machine.path().join("sys"),
-        answers: VecDeque::new(),
-    };
-    let down = Builder::new(0x22, 1, 2, 1).u32(1, 0).finish();
-    assert_eq!(asking.carry_out(&down), (1, 0));
+    daemon
+        .attach("pg", exactly(driver, 0), None)
+        .await
+        .expect("attached");
+    machine.taken_down(id(driver, 0));
     until("it is forgotten", || shown(&daemon).is_none()).await;
     assert!(machine.record().is_none());
 }
 
-#[tokio::test]
-async fn a_dead_primary_takes_its_device_back_and_a_stranger_to_its_data_does_not() {
+async fn a_dead_primary_takes_its_device_back_and_a_stranger_to_its_data_does_not(driver: Driver) {
     let machine = Machine::new();
-    machine.left_behind(&Record::new(UUID, 3, 1));
+    machine.left_behind(&Record::new(UUID, id(driver, 3), 1));
     // Neither was it Primary when it died, nor did it stop at this generation.
     let daemon = machine.daemon().await;
     until("it is stale", || shown(&daemon) == Some(DeviceState::Stale)).await;
-    let refused = daemon.attach("pg", None, None).await.expect_err("stale");
+    let refused = daemon
+        .attach("pg", any(driver), None)
+        .await
+        .expect_err("stale");
     assert!(refused.next.contains("umount"), "{}", refused.next);
-    assert_eq!((machine.reconfigured(), machine.is_set_up(3)), (0, true));
+    assert_eq!(
+        (machine.served_again(), machine.is_set_up(id(driver, 3))),
+        (0, true)
+    );
     daemon.stop().await;
 
     let machine = Machine::new();
-    machine.left_behind(&Record::new(UUID, 3, 1));
+    machine.left_behind(&Record::new(UUID, id(driver, 3), 1));
     machine
         .mirror
         .change(|mirror| mirror.status.was_primary = true);
     let daemon = machine.daemon().await;
     until("attached", || shown(&daemon) == Some(DeviceState::Attached)).await;
-    assert_eq!(machine.reconfigured(), 1);
+    assert_eq!(machine.served_again(), 1);
 }
 
 /// However soon this node is Primary again: between, its copy was the other's.
-#[tokio::test]
-async fn a_device_whose_copy_was_overwritten_gets_no_socket() {
+async fn a_device_whose_copy_was_overwritten_is_not_served(driver: Driver) {
     for before_resume in [true, false] {
         let machine = Machine::new();
-        machine.left_behind(&Record::new(UUID, 3, 1));
+        machine.left_behind(&Record::new(UUID, id(driver, 3), 1));
         machine.mirror.change(|mirror| {
             mirror.status.was_primary = true;
             mirror.promotes = Err("this copy is being resynchronised");
@@ -240,23 +317,23 @@ async fn a_device_whose_copy_was_overwritten_gets_no_socket() {
             machine.mirror.change(|mirror| mirror.promotes = Ok(()));
         }
         until("it is stale", || shown(&daemon) == Some(DeviceState::Stale)).await;
-        assert_eq!(machine.reconfigured(), 0);
+        assert_eq!(machine.served_again(), 0);
         let why = machine.record().expect("remembered").stale;
         assert!(why.expect("why").contains("overwritten"));
         daemon.stop().await;
+        machine.process_ends();
         // The next daemon knows as well.
         let next = machine.daemon().await;
         until("still stale", || shown(&next) == Some(DeviceState::Stale)).await;
-        assert_eq!(machine.reconfigured(), 0);
+        assert_eq!(machine.served_again(), 0);
     }
 }
 
-#[tokio::test]
-async fn after_a_reboot_it_is_the_same_device_once_the_copy_is_caught_up() {
+async fn after_a_reboot_it_is_the_same_device_once_the_copy_is_caught_up(driver: Driver) {
     let machine = Machine::new();
     machine
         .records()
-        .write("pg", &Record::new(UUID, 3, 1))
+        .write("pg", &Record::new(UUID, id(driver, 3), 1))
         .expect("written");
     machine.mirror.change(|mirror| {
         mirror.promotes = Err("this copy is being resynchronised");
@@ -277,16 +354,15 @@ async fn after_a_reboot_it_is_the_same_device_once_the_copy_is_caught_up() {
         to: Replication::Established,
     });
     until("attached", || shown(&daemon) == Some(DeviceState::Attached)).await;
-    assert!(machine.is_set_up(3));
+    assert!(machine.is_set_up(id(driver, 3)));
     assert_eq!(machine.record().expect("remembered").device, 3);
 }
 
-#[tokio::test]
-async fn after_a_takeover_it_does_not_come_back_by_itself() {
+async fn after_a_takeover_it_does_not_come_back_by_itself(driver: Driver) {
     let machine = Machine::new();
     machine
         .records()
-        .write("pg", &Record::new(UUID, 3, 1))
+        .write("pg", &Record::new(UUID, id(driver, 3), 1))
         .expect("written");
     machine.mirror.change(|mirror| {
         mirror.promotes = Err("the peer is Primary");
@@ -294,13 +370,12 @@ async fn after_a_takeover_it_does_not_come_back_by_itself() {
     });
     let daemon = machine.daemon().await;
     until("it is forgotten", || shown(&daemon).is_none()).await;
-    assert!(machine.record().is_none() && !machine.is_set_up(3));
+    assert!(machine.record().is_none() && !machine.is_set_up(id(driver, 3)));
 }
 
-#[tokio::test]
-async fn a_daemon_that_begins_looks_for_the_peer_before_it_goes_on_without() {
+async fn a_daemon_that_begins_looks_for_the_peer_before_it_goes_on_without(driver: Driver) {
     let machine = Machine::new();
-    machine.left_behind(&Record::new(UUID, 3, 1));
+    machine.left_behind(&Record::new(UUID, id(driver, 3), 1));
     machine.mirror.change(|mirror| {
         mirror.status.was_primary = true;
         mirror.status.connection = Connection::Connecting;

@@ -7,7 +7,7 @@ use super::Check;
 use crate::config::fault::choose;
 use crate::config::group::Group;
 use crate::config::monitor::{self, Monitor, Target};
-use crate::config::resource::{Driver, Kind, Mode};
+use crate::config::resource::{Kind, Mode};
 
 impl Check<'_> {
     pub(super) fn group(&mut self, group: &Group) {
@@ -58,9 +58,19 @@ impl Check<'_> {
                         );
                     }
                 }
-                Kind::Mirror(mirror) if mirror.disk.driver == Driver::Ublk => {
-                    let what = "driver: ublk is not built in";
-                    self.fault(&at, what, "write \"nbd\", or leave it out");
+                Kind::Mirror(mirror) => {
+                    let driver = mirror.disk.driver;
+                    if let Some(device) = &mirror.disk.device
+                        && !driver.has(device)
+                    {
+                        let what =
+                            format!("device: {} is none of driver {driver}", device.display());
+                        let next = format!(
+                            "write {}, or leave it out: then a free one is taken",
+                            driver.devices()
+                        );
+                        self.fault(&at, what, &next);
+                    }
                 }
                 Kind::Ocf(ocf) if !ocf.agent.contains(':') => {
                     let what = format!("agent: \"{}\" has no provider", ocf.agent);

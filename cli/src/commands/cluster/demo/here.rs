@@ -4,6 +4,7 @@ use std::fs;
 
 use crate::commands::demo::fault::DemoError;
 use crate::daemon::attach::device::{DeviceFault, Kernel};
+use crate::daemon::attach::driver::Wanted;
 
 /// What is needed to make networks and devices: `CAP_NET_ADMIN`, `CAP_SYS_ADMIN`.
 const RIGHTS: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN")];
@@ -38,7 +39,7 @@ pub fn lacking() -> Option<String> {
             rights.join(" and ")
         ));
     }
-    match Kernel::default().check(None) {
+    match Kernel::default().check(Wanted::default(), "") {
         Ok(()) => None,
         Err(DeviceFault::Refused(refusal)) => {
             let what = refusal.what.strip_prefix("not attached: ");

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use kagami_failover::control::{Answer, Ask, Client, ClusterReport};
 use kagami_nbd_server::kernel::Sysfs;
-use kagami_nbd_server::kernel::sysfs::Owner;
+use kagami_nbd_server::kernel::sysfs::{Kind, Owner};
 use tokio::runtime::Runtime;
 
 use super::network::Network;
@@ -215,7 +215,7 @@ impl Machine {
     fn device(&self) -> Option<u32> {
         let config = Config::load(&self.node.config()).ok()?;
         let mirror = config.mirror(MIRROR)?;
-        let sysfs = Sysfs::new("/sys");
+        let sysfs = Sysfs::new("/sys", Kind::Nbd);
         let index = sysfs.find(&identifier(&mirror.uuid, config.node.id))?;
         matches!(sysfs.owner(index), Owner::Connected { .. }).then_some(index)
     }
