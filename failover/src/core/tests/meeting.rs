@@ -75,3 +75,20 @@ fn what_an_operator_has_stopped_is_not_started_by_a_reconnect() {
     come(&mut host, Phase::Waiting, 0);
     assert!(!host.manager.order_of(0).wanted);
 }
+
+#[test]
+fn what_the_other_node_is_giving_up_is_not_taken_for_its_own() {
+    let mut host = refused(CLUSTER);
+    let come_busy = |host: &mut TestHost, busy: bool| {
+        let mut message = host.snapshot(1);
+        (message.phase, message.met) = (Phase::Running, 0);
+        message.groups[0].busy = busy;
+        host.beat(0, message);
+    };
+    // The right of its earlier life is on its way back.
+    come_busy(&mut host, true);
+    assert!(!host.manager.order_of(0).wanted);
+    come_busy(&mut host, false);
+    let order = host.manager.order_of(0);
+    assert!(order.wanted && order.owner == 0, "{:?}", host.alerts);
+}
