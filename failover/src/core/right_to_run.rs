@@ -143,11 +143,28 @@ impl Manager {
                 format!("not started: node {other} has another configuration, and may run it")
             };
             let cause = format!(
-                "without an arbiter nothing else can tell; once node {other} surely does not run it, an operator may start it"
+                "without an arbiter nothing else can tell; once node {other} surely does not run it: kagami group start {} --not-elsewhere",
+                self.cluster.groups[group].name
             );
             self.alert(out, Severity::Error, self.group_object(group), what, cause);
         }
         false
+    }
+
+    /// Nothing but an operator can say that the other node does not run the group: no arbiter, no word of that node, no fence
+    /// script that works, and nobody has accepted the risk.
+    pub(super) fn is_only_known_by_hand(&self, group: GroupId) -> bool {
+        let arbiter = &self.cluster.arbiter;
+        let judged = arbiter.kind != ArbiterKind::None;
+        if judged || self.peer_brief(group).is_some() || self.has_left(group) {
+            return false;
+        }
+        let silent = !self.peer_up();
+        if silent && self.cluster.fence.is_some() {
+            return self.fence_failed;
+        }
+        let mirrored = self.cluster.groups[group].mirrors().next().is_some();
+        !mirrored && !(silent && arbiter.accepted_risk.is_some())
     }
 
     /// The other manager has said good-bye, and had nothing of the group any more.

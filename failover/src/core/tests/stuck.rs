@@ -58,7 +58,11 @@ fn unstopped() -> TestHost {
 
 #[test]
 fn what_could_not_be_deactivated_is_tried_again_at_an_operators_word() {
-    let start = Command::Start { group: 0, on: None };
+    let start = Command::Start {
+        group: 0,
+        on: None,
+        sure: false,
+    };
     let mut host = unstopped();
     assert_eq!(host.command(Command::Stop { group: 0 }), Ok(()));
     assert_eq!(host.manager.group_status(0), GroupStatus::Offline);

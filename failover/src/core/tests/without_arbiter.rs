@@ -35,7 +35,24 @@ fn manual() -> String {
     web("", "failover = \"manual\"", "")
 }
 
-const START: Command = Command::Start { group: 0, on: None };
+const START: Command = Command::Start {
+    group: 0,
+    on: None,
+    sure: false,
+};
+const SURE: Command = Command::Start {
+    group: 0,
+    on: None,
+    sure: true,
+};
+
+/// An operator who has not looked is refused, and told what to do; one who has is believed.
+fn start_by_hand(host: &mut TestHost) {
+    let refusal = host.command(START).expect_err("the other node may run it");
+    assert!(matches!(refusal, Refusal::Unsure { .. }), "{refusal}");
+    assert!(refusal.to_string().contains("--not-elsewhere"), "{refusal}");
+    assert_eq!(host.command(SURE), Ok(()));
+}
 
 /// This node has run the group when it went down, and boots.
 fn booted(text: &str) -> TestHost {
@@ -64,7 +81,7 @@ fn a_node_that_boots_alone_fences_before_it_starts_its_own_group() {
     let mut host = booted(&fenced());
     host.fails = vec!["Fence"];
     host.until(310_000);
-    assert_eq!(host.command(START), Ok(()));
+    start_by_hand(&mut host);
     assert_eq!(host.asked, [(0, false)]);
 }
 
@@ -75,7 +92,7 @@ fn without_a_fence_a_node_that_boots_alone_waits_for_the_other_one_or_an_operato
     host.until(900_000);
     assert_eq!(host.asked, []);
     assert_eq!(host.told(may_run), 1, "{:?}", host.alerts);
-    assert_eq!(host.command(START), Ok(()));
+    start_by_hand(&mut host);
     assert_eq!(host.asked, [(0, false)]);
 
     let mut host = booted(&manual());
@@ -96,7 +113,7 @@ fn without_a_fence_a_node_that_boots_alone_waits_for_the_other_one_or_an_operato
     // The word of an operator is about now: once the other node was heard, it knows better.
     let mut host = booted(&manual());
     host.until(400_000);
-    assert_eq!(host.command(START), Ok(()));
+    start_by_hand(&mut host);
     host.right(0, Right::Refused("not yet".to_owned()));
     let mut message = host.snapshot(1);
     message.groups[0].busy = true;
