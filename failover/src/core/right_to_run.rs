@@ -164,7 +164,8 @@ impl Manager {
             return self.fence_failed;
         }
         let mirrored = self.cluster.groups[group].mirrors().next().is_some();
-        !mirrored && !(silent && arbiter.accepted_risk.is_some())
+        let risked = silent && arbiter.accepted_risk.is_some();
+        !(mirrored || risked)
     }
 
     /// The other manager has said good-bye, and had nothing of the group any more.
