@@ -274,6 +274,7 @@ impl Manager {
             order.wanted = false;
             order.cause = Cause::Stop;
         });
+        self.group_record(group).stopped = true;
         self.groups[group].intent = None;
         self.release_stuck(group);
         self.tell_ordered(out, group, "is to stop");
