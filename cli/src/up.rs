@@ -43,7 +43,8 @@ pub fn run(context: &Context, args: &UpArgs) -> Outcome {
     for fault in disks::check(&config) {
         warn!("{}: {}; {}", config.file.display(), fault.what, fault.next);
     }
-    runtime()?.block_on(async {
+    let runtime = runtime()?;
+    let ended = runtime.block_on(async {
         // Before its stores and ports are tried: they are taken, and that would be all that is said.
         if let Some(pid) = answers(&config).await {
             return Err(runs_already(&config, pid));
@@ -58,7 +59,10 @@ pub fn run(context: &Context, args: &UpArgs) -> Outcome {
         daemon::run(mirrors, config, socket, name, levels, service, signal()).await;
         log::write_repeats();
         DONE
-    })
+    });
+    // A thread that waits for a disk that does not answer would be waited for without an end.
+    runtime.shutdown_background();
+    ended
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {

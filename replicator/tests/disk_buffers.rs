@@ -278,3 +278,20 @@ fn a_request_longer_than_its_part_gets_its_turn_beside_busy_others() {
     drop((busy, long));
     assert_eq!(pool.stats().in_use, 0);
 }
+
+#[test]
+fn a_long_read_that_waits_for_memory_leaves_others_their_part() {
+    let pool = pool(8 * MIB, 2 * MIB);
+    let [one, two, three] = [(); 3].map(|()| pool.open_account());
+    // Held for as long as one's peer is away.
+    let held = one.alloc(5 * MIB, Share::FrontEnd).expect("all is free");
+    let mut context = Context::from_waker(Waker::noop());
+    let mut read = pin!(two.wait_alloc(3 * MIB, Share::Read));
+    assert!(read.as_mut().poll(&mut context).is_pending());
+    assert!(three.alloc(PAGE, Share::FrontEnd).is_some());
+    assert!(three.alloc(PAGE, Share::Read).is_some());
+    // In its own account it comes first.
+    assert!(two.alloc(PAGE, Share::FrontEnd).is_none());
+    drop(held);
+    assert!(read.as_mut().poll(&mut context).is_ready());
+}

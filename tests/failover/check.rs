@@ -208,6 +208,10 @@ impl World {
         let key = alert.cause.as_str();
         let monitor = self.monitor_of(key);
         let by_operator = self.now.saturating_sub(self.seen.spoken[group]) < 10_000;
+        if alert.what == "final action: the group stops" {
+            // What the rest of its stop is for changes with an older failover that is heard of meanwhile.
+            self.seen.leaving.push((node, group));
+        }
         if alert.what.starts_with("fails over to node") {
             self.stats.failovers += 1;
             self.seen.leaving.push((node, group));

@@ -154,7 +154,10 @@ impl World {
             .weighted(&[8, 4, 8, 1, 2, 1, 1, 1, 1, 1])
             .unwrap_or_default()
         {
-            0 => Command::Start { group, on },
+            0 => {
+                let sure = self.has_looked(node);
+                Command::Start { group, on, sure }
+            }
             1 => Command::Stop { group },
             2 => Command::Move { group, to },
             3 => Command::Suspend,
@@ -166,20 +169,13 @@ impl World {
             8 => Command::EndNode(kind),
             _ => Command::EndCluster(kind),
         };
-        if let Command::Start { group, .. } = command
-            && self.would_have_to_answer(node, group)
-        {
-            return Ok(());
-        }
         self.command(node, command)
     }
 
-    /// Where only a fence script decides, and it has failed, an operator's start is the word that the other node does
-    /// not run the group. Who gives it has looked.
-    fn would_have_to_answer(&self, node: usize, group: usize) -> bool {
-        let manager = self.nodes[node].manager.as_ref();
-        let hears = manager.is_some_and(|manager| manager.other_says(group).is_some());
-        self.options.fenced && !hears && self.nodes[1 - node].up
+    /// Where nothing else decides, an operator's start is the word that the other node does not run the group. Who
+    /// says so has looked, and whoever starts it without looking is refused.
+    fn has_looked(&mut self, node: usize) -> bool {
+        !self.nodes[1 - node].up && self.rng.coin()
     }
 
     pub(super) fn command(&mut self, node: usize, command: Command) -> Result<(), Violation> {

@@ -145,13 +145,18 @@ pub enum GroupVerb {
     /// Start a group, and wait until it is online
     #[command(after_help = "Examples:\n\
         \x20 kagami group start pg\n\
-        \x20 kagami group start pg --on beta --timeout 2m")]
+        \x20 kagami group start pg --on beta --timeout 2m\n\
+        \x20 kagami group start pg --not-elsewhere   # no arbiter, and the other node is surely off")]
     Start {
         /// The group
         group: String,
         /// Where [default: its home where that can run it, else this node]
         #[arg(long, value_name = "NODE")]
         on: Option<String>,
+        /// I have made sure that it does not run on the other node (asked for where neither an arbiter, nor that
+        /// node, nor the fence script can say so; a group that runs on both destroys its data)
+        #[arg(long)]
+        not_elsewhere: bool,
         #[command(flatten)]
         #[allow(missing_docs)]
         wait: GroupWaitArgs,

@@ -107,6 +107,7 @@ fn order(report: &ClusterReport, given: &Given, verb: &str, host: &str, group: &
         "-s" => Order::StartGroup {
             group,
             on: Some(named.unwrap_or_else(|| host.to_owned())),
+            not_elsewhere: given.has("-f"),
         },
         "-t" => Order::StopGroup { group },
         _ => Order::MoveGroup {

@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
@@ -242,6 +243,8 @@ impl Editor {
     }
 }
 
+static REPLACING: Mutex<()> = Mutex::new(());
+
 /// Puts these bytes in a file's place, whole and durably; its permissions and owner stay. A new one is its owner's alone.
 ///
 /// # Errors
@@ -252,7 +255,8 @@ pub fn replace(file: &Path, bytes: &[u8]) -> io::Result<()> {
     let name = file.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let mut temporary = std::ffi::OsString::from(".");
     temporary.push(name);
-    // A manager and a command may do so at once.
+    // Two threads of a manager may do so at once, and a manager and a command.
+    let _one = REPLACING.lock().unwrap_or_else(PoisonError::into_inner);
     temporary.push(format!(".{}.new", std::process::id()));
     let temporary = file.with_file_name(temporary);
     match fs::remove_file(&temporary) {
@@ -277,9 +281,13 @@ fn write_whole(file: &Path, temporary: &Path, bytes: &[u8], mode: u32) -> io::Re
             .open(temporary)?;
         new.write_all(bytes)?;
         let mine = new.metadata()?;
-        if let Some(old) = before.filter(|old| (old.uid(), old.gid()) != (mine.uid(), mine.gid())) {
-            std::os::unix::fs::fchown(&new, Some(old.uid()), Some(old.gid()))?;
-        }
+        let old = before.filter(|old| (old.uid(), old.gid()) != (mine.uid(), mine.gid()));
+        let mode = match old {
+            Some(old) => keep_owner((old.uid(), old.gid()), mode, |uid, gid| {
+                std::os::unix::fs::fchown(&new, uid, gid)
+            })?,
+            None => mode,
+        };
         new.set_permissions(fs::Permissions::from_mode(mode))?;
         new.sync_all()?;
         fs::rename(temporary, file)
@@ -289,6 +297,24 @@ fn write_whole(file: &Path, temporary: &Path, bytes: &[u8], mode: u32) -> io::Re
         let _ = fs::remove_file(temporary);
     }
     written
+}
+
+/// Gives a new file the owner and the group of the old one, as far as this process may; gives its permissions. A group
+/// that can't be kept has none.
+fn keep_owner(
+    (uid, gid): (u32, u32),
+    mode: u32,
+    chown: impl Fn(Option<u32>, Option<u32>) -> io::Result<()>,
+) -> io::Result<u32> {
+    let denied = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+    match chown(Some(uid), Some(gid)) {
+        // Whoever may write the folder may put another file there, but not in another's name.
+        Err(error) if denied(&error) => match chown(None, Some(gid)) {
+            Err(error) if denied(&error) => Ok(mode & !0o070),
+            kept => kept.map(|()| mode),
+        },
+        kept => kept.map(|()| mode),
+    }
 }
 
 /// Takes the folder's lock, which another command has for a moment. Any user who may read the folder can
@@ -338,6 +364,46 @@ mod tests {
         }
         let left = fs::read_dir(folder.path()).unwrap().count();
         assert_eq!(left, 2, "nothing is left beside it");
+    }
+
+    #[test]
+    fn two_threads_replace_a_file_one_after_the_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("cluster.toml");
+        let texts = ["a".repeat(64 << 10), "b".repeat(48 << 10)];
+        replace(&file, texts[0].as_bytes()).unwrap();
+        std::thread::scope(|scope| {
+            for text in &texts {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        replace(&file, text.as_bytes()).unwrap();
+                    }
+                });
+            }
+            for _ in 0..200 {
+                let found = fs::read_to_string(&file).unwrap();
+                assert!(texts.contains(&found), "{} bytes", found.len());
+            }
+        });
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_only_root_may_keep_is_kept_by_root_alone() {
+        let denied = || Err(io::ErrorKind::PermissionDenied.into());
+        let keep = |answers: fn(Option<u32>) -> bool| {
+            keep_owner(
+                (1, 2),
+                0o640,
+                |uid, _| {
+                    if answers(uid) { Ok(()) } else { denied() }
+                },
+            )
+            .unwrap()
+        };
+        assert_eq!(keep(|_| true), 0o640);
+        assert_eq!(keep(|uid| uid.is_none()), 0o640, "a member of the group");
+        assert_eq!(keep(|_| false), 0o600);
     }
 
     const FILE: &str = "\

@@ -12,6 +12,8 @@ use kagami_failover::place::Place;
 use kagami_failover::watch_list::{Entry, Seen, WatchError, WatchList};
 use tracing::warn;
 
+use super::settings::first_line;
+
 /// How often they are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -126,12 +128,7 @@ async fn leave(
                             "stays here for now, though watched program {} has ended",
                             failed.id
                         ),
-                        cause: why
-                            .to_string()
-                            .lines()
-                            .next()
-                            .unwrap_or_default()
-                            .to_owned(),
+                        cause: first_line(&why.to_string()),
                     });
                 }
             }

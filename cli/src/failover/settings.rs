@@ -117,13 +117,13 @@ pub fn stays(failure: &Failure) -> Alert {
         severity: Severity::Error,
         object: Object::Cluster,
         what: "the configuration is not taken over: what was in force stays".to_owned(),
-        cause: first_line(failure),
+        cause: first_line(&failure.words),
     }
 }
 
 /// What went wrong: what to do next is in the log.
-pub fn first_line(failure: &Failure) -> String {
-    let line = failure.words.lines().next();
+pub fn first_line(words: &str) -> String {
+    let line = words.lines().next();
     line.unwrap_or_default().to_owned()
 }
 

@@ -487,6 +487,19 @@ fn groups_can_be_run_and_waited_for() {
 }
 
 #[test]
+fn a_watchdog_is_fed_in_time() {
+    let with = |times: &str| {
+        small(&format!(
+            "[monitor.node]\ntype = \"user-space\"\ntarget = \"cluster\"\n{times}\n"
+        ))
+    };
+    let said = refused(&with("interval = \"1m\""));
+    let words = "timeout: the watchdog resets the node after 90s, and is told of it each 60s";
+    assert!(said.contains(words), "{said}");
+    assert!(Cluster::parse(Path::new("cluster.toml"), &with("interval = \"45s\"")).is_ok());
+}
+
+#[test]
 fn heartbeats_have_two_ends() {
     replaced(
         "[heartbeat.lan]\ntype = \"lan\"\npriority = 1\naddresses = { alpha = \"10.0.0.1:7791\", beta = \"10.0.0.2:7791\" }",

@@ -132,6 +132,9 @@ pub enum Order {
         /// Where.
         #[serde(default)]
         on: Option<String>,
+        /// An operator has made sure that it does not run on the other node.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        not_elsewhere: bool,
     },
     /// Stop a group.
     StopGroup {

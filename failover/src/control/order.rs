@@ -56,9 +56,14 @@ pub fn command(
 ) -> Result<Command, Refused> {
     let place = |name: &Option<String>| name.as_deref().map(|name| node(cluster, name)).transpose();
     Ok(match order {
-        Order::StartGroup { group: name, on } => Command::Start {
+        Order::StartGroup {
+            group: name,
+            on,
+            not_elsewhere,
+        } => Command::Start {
             group: group(cluster, name)?,
             on: place(on)?,
+            sure: *not_elsewhere,
         },
         Order::StopGroup { group: name } => Command::Stop {
             group: group(cluster, name)?,

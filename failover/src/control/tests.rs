@@ -369,6 +369,7 @@ async fn orders_go_to_the_node_that_is_named() {
     let start = Order::StartGroup {
         group: "pg".to_owned(),
         on: None,
+        not_elsewhere: false,
     };
     let said = refusal(answer(alpha.as_ref(), order(None, start)).await);
     assert!(said.contains("the cluster is suspended"), "{said}");

@@ -31,7 +31,7 @@ impl Manager {
         }
         let monitors = self.durable.monitors.len();
         match command {
-            Command::Start { group, on } => self.start(group, on, out)?,
+            Command::Start { group, on, sure } => self.start(group, on, sure, out)?,
             Command::Stop { group } => self.stop(group, out)?,
             Command::Move { group, to } => self.move_to(group, to, out)?,
             Command::Suspend | Command::Resume => {
@@ -149,6 +149,7 @@ impl Manager {
         &mut self,
         group: GroupId,
         on: Option<Node>,
+        sure: bool,
         out: &mut Actions,
     ) -> Result<(), Refusal> {
         let name = self.admitted(group)?;
@@ -182,6 +183,13 @@ impl Manager {
         let home = home.filter(|home| self.can_run_on(group, &name, *home).is_ok());
         let to = on.or(home).unwrap_or(self.me);
         self.can_run_on(group, &name, to)?;
+        let by_hand = self.is_only_known_by_hand(group);
+        if by_hand && !sure {
+            return Err(Refusal::Unsure {
+                group: name,
+                node: self.name(self.other()),
+            });
+        }
         self.clear_group(group);
         self.release_stuck(group);
         self.set_order(group, |order| {
@@ -191,9 +199,7 @@ impl Manager {
             order.from = None;
             order.cause = Cause::Stop;
         });
-        // Whoever is told that the fence script has failed, and starts it all the same, answers for the other node.
-        let fenced = self.cluster.fence.is_some() && !self.fence_failed;
-        self.groups[group].by_hand = self.peer_brief(group).is_none() && !fenced;
+        self.groups[group].by_hand = by_hand;
         let what = format!("is to start on node {}", self.name(to));
         self.tell_ordered(out, group, what);
         Ok(())
@@ -268,6 +274,7 @@ impl Manager {
             order.wanted = false;
             order.cause = Cause::Stop;
         });
+        self.group_record(group).stopped = true;
         self.groups[group].intent = None;
         self.release_stuck(group);
         self.tell_ordered(out, group, "is to stop");

@@ -182,6 +182,9 @@ pub struct GroupRecord {
     pub run: Run,
     /// It ran here when the machine went down.
     pub recover: bool,
+    /// An operator or a final action has stopped it since this node began to work: it does not start by itself.
+    #[serde(default)]
+    pub stopped: bool,
     /// Resources that are deactivated and activated again.
     pub bounce: BTreeSet<usize>,
     /// Its resources, in the configuration's order.
@@ -315,6 +318,7 @@ impl Durable {
                 .any(|r| r.state != ResourceState::Offline);
             let order = &group.order.value;
             group.recover = ran && order.wanted && order.owner == me;
+            group.stopped = false;
             group.bounce.clear();
             for resource in &mut group.resources {
                 let name = std::mem::take(&mut resource.name);

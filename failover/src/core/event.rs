@@ -120,6 +120,8 @@ pub enum Command {
         group: GroupId,
         /// Where.
         on: Option<Node>,
+        /// An operator has made sure that it does not run on the other node: counts where nothing else can say.
+        sure: bool,
     },
     /// Stop a group.
     Stop {
@@ -210,6 +212,18 @@ pub enum Refusal {
         node: String,
         /// Why.
         why: &'static str,
+    },
+    /// Nothing says that the other node does not run it.
+    #[error(
+        "group {group}: node {node} may run it: it is not heard, or has another configuration, and neither an arbiter nor the fence \
+         script says that it does not\n  next: make sure that node {node} does not run it (power it off), then \
+         `kagami group start {group} --not-elsewhere`"
+    )]
+    Unsure {
+        /// Which.
+        group: String,
+        /// Where.
+        node: String,
     },
     /// The other node runs it, or did, and is not heard.
     #[error(

@@ -148,10 +148,13 @@ impl Manager {
             let object = Object::Node(self.name(self.other()));
             self.alert(out, Severity::Error, object, what, cause);
         }
-        if self.beats.met == 0 {
+        // What one of them could not start alone is seen once both know the same groups.
+        if ours && self.beats.met == 0 {
             self.beats.met = message.incarnation;
             self.beats.meeting = message.met == 0 || message.met == self.incarnation;
-            self.record().met = true;
+            if !self.beats.meeting {
+                self.record().met = true;
+            }
         }
         self.merge(&message, out);
         self.beats.peer = Some(message);
@@ -166,6 +169,8 @@ impl Manager {
                 self.group_record(group).counts = counts;
             }
             let order = &self.durable.groups[group].order;
+            // An operator's word about the other node is over where that speaks itself.
+            self.groups[group].by_hand = false;
             let mine = self.is_begun(group);
             let unsure = self.groups[group].unsure;
             let counts = if unsure && brief.active && !mine {
@@ -181,6 +186,7 @@ impl Manager {
                 record.high = record.high.max(record.order.version);
                 record.order = brief.order.clone();
                 record.recover = false;
+                record.stopped &= !brief.order.value.wanted;
                 self.release_stuck(group);
                 self.groups[group].dormant = false;
                 self.groups[group].waited_in_vain = false;
@@ -317,6 +323,7 @@ impl Manager {
         }
         // Whoever has not started alone gives no order where two meet late.
         self.beats.meeting = false;
+        self.record().met = self.beats.met != 0;
         self.phase = Phase::Running;
         self.record().settled = true;
     }
@@ -361,6 +368,11 @@ impl Manager {
         if self.phase != Phase::Running || !self.beats.meeting || !self.peer_up() {
             return;
         }
+        let knows = self.beats.peer.as_ref().map(|peer| peer.groups.len());
+        if knows != Some(self.groups.len()) {
+            // It has another configuration now.
+            return;
+        }
         let ours = |group: usize| self.order(group).wanted || self.is_begun(group);
         let is_asking = |group: usize| {
             let brief = self.peer_brief(group);
@@ -373,10 +385,12 @@ impl Manager {
         let is_left = |group: &usize| {
             let brief = self.peer_brief(*group);
             let theirs = brief.is_none_or(|brief| brief.busy || brief.order.value.wanted);
-            self.is_automatic(*group) && !ours(*group) && !theirs
+            let stopped = self.durable.groups[*group].stopped;
+            self.is_automatic(*group) && !ours(*group) && !theirs && !stopped
         };
         let left: Vec<usize> = (0..self.groups.len()).filter(is_left).collect();
         self.beats.meeting = false;
+        self.record().met = true;
         if left.is_empty() || self.durable.ending.is_some() {
             return;
         }

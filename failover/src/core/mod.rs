@@ -165,6 +165,8 @@ struct Group {
     /// Other groups are waited for since then.
     waiting_since: Option<Time>,
     waited_in_vain: bool,
+    /// The other node has not taken over the order since then.
+    not_taken_over: Option<Time>,
     /// All of it is active since then.
     online_since: Option<Time>,
     /// That nobody takes it over was told.
@@ -195,6 +197,9 @@ impl Manager {
         {
             durable.ending = None;
             (durable.settled, durable.met) = (false, false);
+            for group in &mut durable.groups {
+                group.stopped = false;
+            }
             durable.shutdown.value = None;
         }
         if planted(Defect::CountsForgotten) {
@@ -361,6 +366,7 @@ impl Manager {
         order.version = order.version.max(record.high);
         let mut value = order.value.clone();
         change(&mut value);
+        record.stopped &= !value.wanted;
         order.set(me, value);
         self.groups[group].unsure = false;
         self.groups[group].waited_in_vain = false;
@@ -552,6 +558,7 @@ impl Group {
             diskless: false,
             unsure: true,
             by_hand: false,
+            not_taken_over: None,
             blocked_told: false,
             failback: false,
             waiting_since: None,

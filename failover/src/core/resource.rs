@@ -400,10 +400,13 @@ impl Manager {
         self.alert(out, Severity::Error, object, what, key);
         match action {
             Final::Nothing | Final::ActivateNext => {}
-            Final::StopGroup => self.set_order(group, |order| {
-                order.wanted = false;
-                order.cause = Cause::Stop;
-            }),
+            Final::StopGroup => {
+                self.set_order(group, |order| {
+                    order.wanted = false;
+                    order.cause = Cause::Stop;
+                });
+                self.group_record(group).stopped = true;
+            }
             Final::StopManager => self.begin_end(EndKind::Manager, false, out),
             Final::Shutdown => self.begin_end(EndKind::Shutdown, false, out),
             Final::Reboot => self.begin_end(EndKind::Reboot, false, out),

@@ -15,6 +15,9 @@ use super::{Fence, Manager};
 const ASK_AGAIN: u64 = 1000;
 /// A node that was refused counts as unable for this long, in milliseconds, so that the other one tries.
 pub(super) const REFUSED_FOR: u64 = 5000;
+/// The other node has this node's orders after so long, in milliseconds.
+const ORDER_PATIENCE: u64 = 10_000;
+
 /// A fence script that failed is run again after this long, in milliseconds.
 const FENCE_AGAIN: u64 = 5000;
 
@@ -120,13 +123,22 @@ impl Manager {
         let mirrored = cluster.groups[group].mirrors().next().is_some();
         if let Some(brief) = self.peer_brief(group) {
             // Its word counts from when it knows this order: an earlier one may have just let it start the group.
-            return judged || mirrored || brief.order == self.durable.groups[group].order;
+            if judged || mirrored || brief.order == self.durable.groups[group].order {
+                self.groups[group].not_taken_over = None;
+                return true;
+            }
+            self.wait_for_its_word(group, out);
+            return false;
         }
         if judged || self.groups[group].by_hand {
             return true;
         }
         if self.groups[group].intent.is_none() && self.has_left(group) {
             return true;
+        }
+        if self.beats.up.is_none() {
+            // It has not had the time to be heard: a manager that begins anew on a healthy pair begins so.
+            return false;
         }
         let silent = !self.peer_up();
         if silent && cluster.fence.is_some() {
@@ -143,11 +155,47 @@ impl Manager {
                 format!("not started: node {other} has another configuration, and may run it")
             };
             let cause = format!(
-                "without an arbiter nothing else can tell; once node {other} surely does not run it, an operator may start it"
+                "without an arbiter nothing else can tell; once node {other} surely does not run it: kagami group start {} --not-elsewhere",
+                self.cluster.groups[group].name
             );
             self.alert(out, Severity::Error, self.group_object(group), what, cause);
         }
         false
+    }
+
+    /// The other node is heard, and has not taken this node's order over. That takes a moment; where it takes long it
+    /// is told.
+    fn wait_for_its_word(&mut self, group: GroupId, out: &mut Actions) {
+        let now = self.now;
+        let since = *self.groups[group].not_taken_over.get_or_insert(now);
+        if now.since(since) < ORDER_PATIENCE
+            || std::mem::replace(&mut self.groups[group].blocked_told, true)
+        {
+            return;
+        }
+        let other = self.name(self.other());
+        let what =
+            format!("not started: node {other} does not take over the order, and may run it");
+        let cause = format!("perhaps it can't write its state: see node {other}, or power it off");
+        self.alert(out, Severity::Error, self.group_object(group), what, cause);
+    }
+
+    /// Nothing but an operator can say that the other node does not run the group: no arbiter, no word of that node, no fence
+    /// script that works, and nobody has accepted the risk.
+    pub(super) fn is_only_known_by_hand(&self, group: GroupId) -> bool {
+        let arbiter = &self.cluster.arbiter;
+        let judged = arbiter.kind != ArbiterKind::None;
+        let is_known = self.peer_brief(group).is_some() || self.has_left(group);
+        if judged || is_known || self.beats.up.is_none() {
+            return false;
+        }
+        let silent = !self.peer_up();
+        if silent && self.cluster.fence.is_some() {
+            return self.fence_failed;
+        }
+        let mirrored = self.cluster.groups[group].mirrors().next().is_some();
+        let risked = silent && arbiter.accepted_risk.is_some();
+        !(mirrored || risked)
     }
 
     /// The other manager has said good-bye, and had nothing of the group any more.

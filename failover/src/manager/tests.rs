@@ -381,7 +381,11 @@ async fn a_new_manager_begins_nothing_twice_that_the_old_one_has_begun() {
 async fn commands_are_carried_out_or_refused_with_the_reason() {
     let pair = Pair::new();
     let (alpha, beta) = (pair.start(0), pair.start(1));
-    let early = alpha.handle.command(Command::Start { group: 0, on: None });
+    let early = alpha.handle.command(Command::Start {
+        group: 0,
+        on: None,
+        sure: false,
+    });
     let early = early.await.expect_err("it waits for the other node");
     assert!(early.to_string().contains("next:"), "{early}");
     until("online at home", || alpha.is(GroupStatus::Online)).await;
@@ -392,6 +396,7 @@ async fn commands_are_carried_out_or_refused_with_the_reason() {
     let there = beta.handle.command(Command::Start {
         group: 0,
         on: Some(1),
+        sure: false,
     });
     let there = there.await.expect_err("it runs there already");
     assert!(matches!(

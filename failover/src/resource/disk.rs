@@ -14,6 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use tokio::time::sleep;
 
+use super::note::Note;
 use super::reservation::{self, Held};
 use super::{Subject, apart, mount};
 use crate::config::Ms;
@@ -133,25 +134,22 @@ async fn reserve(subject: Subject<'_>, own: &Disk, deadline: Deadline) -> Step {
     let name = reserving(&own.device);
     let held = place.apart.run(&name, deadline, hold).await?;
     let shown = own.device.display();
-    let known = place.state.join("reserved").join(subject.key());
+    let known = Note::of(&place.state, "reserved", &subject.key());
     match held {
         Ok(Held::Reserved) => {
             // Noted once: what a disk could do it has to do.
-            if !known.exists() {
-                let parent = place.state.join("reserved");
-                let noted = fs::create_dir_all(parent)
-                    .and_then(|()| fs::write(&known, format!("{shown}\n")));
-                noted.map_err(|error| format!("{}: {error}", known.display()))?;
+            if !known.is_there() {
+                known.write(&shown.to_string())?;
             }
             Ok(())
         }
         Ok(Held::NotKnown(why)) if own.reserve == Reserve::Always => Err(Failure::Failed(format!(
             "{shown} can't be reserved ({why}), and `reserve` is \"always\"\n  next: see `sg_persist -k {shown}`"
         ))),
-        Ok(Held::NotKnown(why)) if known.exists() => Err(Failure::Failed(format!(
+        Ok(Held::NotKnown(why)) if known.is_there() => Err(Failure::Failed(format!(
             "{shown} was reserved by this resource before, and can't be now: {why}\n  next: see `sg_persist -k {shown}`; \
              if the disk is another one that knows no reservations, remove {}",
-            known.display()
+            known.path().display()
         ))),
         Ok(Held::NotKnown(why)) => {
             tracing::warn!(

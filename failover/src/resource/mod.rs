@@ -13,6 +13,7 @@ pub mod floating_ip;
 pub mod mirror;
 pub mod mount;
 pub mod neighbour;
+mod note;
 pub mod ocf;
 pub mod package;
 pub mod reservation;

@@ -327,13 +327,12 @@ impl State {
     /// deeper share, or of this one and there before.
     fn someone_waits_before(&self, limits: &Limits, ask: Ask, ticket: Option<u64>) -> bool {
         let own = ask.share as usize;
-        let mut deeper = self.waiters[own + 1..].iter().flatten();
-        // Who waits for its own account takes nothing from others when memory comes back.
-        deeper.any(|waiter| {
-            waiter.ask.account == ask.account || self.accounts.admit(limits, waiter.ask)
-        }) || self.waiters[own]
+        let deeper = self.waiters[own + 1..].iter().flatten();
+        let earlier = self.waiters[own]
             .iter()
-            .take_while(|waiter| Some(waiter.ticket) != ticket)
+            .take_while(|waiter| Some(waiter.ticket) != ticket);
+        deeper
+            .chain(earlier)
             .any(|waiter| self.accounts.goes_before(limits, waiter.ask, ask))
     }
 

@@ -170,7 +170,11 @@ impl Storage {
     /// Charges the disk's reads to `account`: what clients don't take of them is missing from no other
     /// account. To be said before the first of them.
     pub fn charge_reads(&mut self, disk: DiskId, account: Account) {
-        self.io.accounts.insert(disk.0, account);
+        let (accounts, index) = (&mut self.io.accounts, usize::from(disk.0));
+        if accounts.len() <= index {
+            accounts.resize_with(index + 1, || None);
+        }
+        accounts[index] = Some(account);
     }
 
     /// Serves the metadata in `area` of a store, which may hold a disk's data besides.
@@ -189,7 +193,9 @@ impl Storage {
             disk.is_idle(),
             "{id:?} is removed with operations in flight"
         );
-        self.io.accounts.remove(&id.0);
+        if let Some(account) = self.io.accounts.get_mut(usize::from(id.0)) {
+            *account = None;
+        }
         self.io.stores[disk.store.0.into()].users -= 1;
     }
 

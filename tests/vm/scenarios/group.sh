@@ -3,13 +3,29 @@
 # A group of the failover manager on a mirror: ext4 on the kernel's device, and a service on it. It starts at
 # home, moves and comes back by an order, lives through the death of its manager, and is taken over when all
 # of its node is killed at once; nothing that was synced is lost.
+ARBITER=${ARBITER:-witness}
+[ "$ARBITER" = witness ] || SOLO=never
 # shellcheck source=tests/vm/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 VM=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 MOUNT=/srv/shop
 declare -A MANAGER=()
 
+if [ "$ARBITER" = etcd ]; then
+    before_start() {
+        ETCD_UNSUPPORTED_ARCH=$(uname -m) setsid etcd --data-dir "$NODES/etcd" --listen-client-urls http://127.0.0.1:2379 \
+            --advertise-client-urls http://127.0.0.1:2379 --listen-peer-urls http://127.0.0.1:2380 >"$NODES/etcd.log" 2>&1 </dev/null &
+        ETCD=$!
+        for node in alpha beta; do
+            printf '\n[arbiter.etcd]\nkind = "etcd"\nendpoints = ["http://127.0.0.1:2379"]\n' >>"$NODES/$node/kagami.toml"
+        done
+    }
+fi
 make_pair 96M
+if [ "$ARBITER" = etcd ]; then
+    for node in alpha beta; do on "$node" arbiter use etcd --mirror "$MIRROR" >/dev/null; done
+    proof 'the mirror has an etcd as its arbiter'
+fi
 mkdir -p "$MOUNT" /var/shop
 cat >/var/shop/start <<END
 #!/bin/sh
@@ -27,8 +43,8 @@ name = "shop"
 revision = 1
 nodes = ["alpha", "beta"]
 [arbiter]
-kind = "witness"
-name = "witness"
+kind = "$ARBITER"
+name = "$ARBITER"
 [heartbeat.lan]
 type = "lan"
 priority = 1
@@ -73,6 +89,7 @@ show_more() {
     for node in alpha beta; do cat "$NODES/$node/failover/guard.log" 2>/dev/null || :; done
     cat "$MOUNT/starts" 2>/dev/null || :
     findmnt "$MOUNT" || :
+    tail -n 5 "$NODES/etcd.log" 2>/dev/null || :
 }
 
 start_manager alpha
@@ -152,3 +169,4 @@ stop alpha
 stop beta
 cmp /dev/disk0 /dev/disk1 || fail 'the copies differ'
 proof 'both copies are equal'
+if [ -n "${ETCD:-}" ]; then kill "$ETCD"; fi

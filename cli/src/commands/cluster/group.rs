@@ -37,10 +37,16 @@ enum Way {
 /// Refused, it came to another end, timed out, interrupted, no failover manager.
 pub async fn run(context: &Context, verb: GroupVerb) -> Outcome {
     let (group, wait, order, goal) = match verb {
-        GroupVerb::Start { group, on, wait } => {
+        GroupVerb::Start {
+            group,
+            on,
+            not_elsewhere,
+            wait,
+        } => {
             let order = Order::StartGroup {
                 group: group.clone(),
                 on: on.clone(),
+                not_elsewhere,
             };
             (group, wait, order, Goal::Online(on))
         }

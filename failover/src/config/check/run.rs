@@ -250,6 +250,17 @@ impl Check<'_> {
                     self.fault(&at, what, choose(&m.mirror, used));
                 }
             }
+            monitor::Kind::UserSpace(_)
+                if monitor.timeout().0 < monitor.interval().0.saturating_mul(2) =>
+            {
+                let what = format!(
+                    "timeout: the watchdog resets the node after {}, and is told of it each {}",
+                    monitor.timeout(),
+                    monitor.interval()
+                );
+                let next = "let the time-out be at least twice the interval, better many times";
+                self.fault(&at, what, next);
+            }
             _ => {}
         }
     }

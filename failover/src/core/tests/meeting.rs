@@ -69,9 +69,47 @@ fn what_an_operator_has_stopped_is_not_started_by_a_reconnect() {
     come(&mut host, Phase::Waiting, 0);
     assert!(host.manager.peer_up() && !host.manager.order_of(0).wanted);
 
+    // Nor by a first meeting: it was stopped for a reason.
+    let mut host = TestHost::alone_and_online(CLUSTER);
+    assert_eq!(host.command(Command::Stop { group: 0 }), Ok(()));
+    assert_eq!(host.manager.group_status(0), GroupStatus::Offline);
+    come(&mut host, Phase::Waiting, 0);
+    assert!(host.manager.peer_up() && !host.manager.order_of(0).wanted);
+
     // A group that an operator starts is left to one.
     let manual = replaced("[group.pg]\n", "[group.pg]\nstartup = \"manual\"\n");
     let mut host = refused(&manual);
     come(&mut host, Phase::Waiting, 0);
     assert!(!host.manager.order_of(0).wanted);
+}
+
+#[test]
+fn what_the_other_node_is_giving_up_is_not_taken_for_its_own() {
+    let mut host = refused(CLUSTER);
+    let come_busy = |host: &mut TestHost, busy: bool| {
+        let mut message = host.snapshot(1);
+        (message.phase, message.met) = (Phase::Running, 0);
+        message.groups[0].busy = busy;
+        host.beat(0, message);
+    };
+    // The right of its earlier life is on its way back.
+    come_busy(&mut host, true);
+    assert!(!host.manager.order_of(0).wanted);
+    come_busy(&mut host, false);
+    let order = host.manager.order_of(0);
+    assert!(order.wanted && order.owner == 0, "{:?}", host.alerts);
+}
+
+#[test]
+fn nodes_with_different_configurations_have_not_met_yet() {
+    let mut host = refused(CLUSTER);
+    let mut message = host.snapshot(1);
+    (message.phase, message.met, message.revision) = (Phase::Waiting, 0, 4);
+    host.beat(0, message);
+    assert!(host.manager.peer_up() && !host.manager.order_of(0).wanted);
+    // It is pushed to it, and both managers begin anew.
+    let mut host = TestHost::from(CLUSTER, host.durable, 1);
+    come(&mut host, Phase::Running, 0);
+    let order = host.manager.order_of(0);
+    assert!(order.wanted && order.owner == 0, "{:?}", host.alerts);
 }

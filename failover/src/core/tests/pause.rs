@@ -42,7 +42,14 @@ fn what_was_in_the_way_and_has_gone_costs_one_pause() {
     assert_eq!(host.manager.group_status(0), GroupStatus::Online);
     // The next activation begins with its tries, and without a pause.
     assert_eq!(host.command(Command::Stop { group: 0 }), Ok(()));
-    assert_eq!(host.command(Command::Start { group: 0, on: None }), Ok(()));
+    assert_eq!(
+        host.command(Command::Start {
+            group: 0,
+            on: None,
+            sure: false
+        }),
+        Ok(())
+    );
     host.right(0, Right::Granted);
     assert_eq!(host.now, 305_000);
     assert_eq!(host.manager.group_status(0), GroupStatus::Online);
@@ -58,7 +65,14 @@ fn a_stop_does_not_wait_for_a_pause() {
     let stop = |resource| Work::Stop { group: 0, resource };
     assert_eq!(stops, [stop(1), stop(0)]);
     // Nor does the start after it.
-    assert_eq!(host.command(Command::Start { group: 0, on: None }), Ok(()));
+    assert_eq!(
+        host.command(Command::Start {
+            group: 0,
+            on: None,
+            sure: false
+        }),
+        Ok(())
+    );
     host.right(0, Right::Granted);
     assert_eq!((host.now, host.runs.len()), (300_000, 6));
 }
@@ -68,7 +82,11 @@ fn an_operators_start_in_a_pause_tries_at_once() {
     let mut host = pausing(CLUSTER);
     host.until(302_000);
     host.fails.clear();
-    let start = Command::Start { group: 0, on: None };
+    let start = Command::Start {
+        group: 0,
+        on: None,
+        sure: false,
+    };
     assert_eq!(host.command(start), Ok(()));
     assert_eq!(
         host.told("what could not be activated is tried again: an operator"),

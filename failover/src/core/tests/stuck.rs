@@ -58,7 +58,11 @@ fn unstopped() -> TestHost {
 
 #[test]
 fn what_could_not_be_deactivated_is_tried_again_at_an_operators_word() {
-    let start = Command::Start { group: 0, on: None };
+    let start = Command::Start {
+        group: 0,
+        on: None,
+        sure: false,
+    };
     let mut host = unstopped();
     assert_eq!(host.command(Command::Stop { group: 0 }), Ok(()));
     assert_eq!(host.manager.group_status(0), GroupStatus::Offline);
@@ -112,4 +116,26 @@ fn a_recovery_goes_on_whose_script_before_it_is_configured_no_more() {
     );
     assert_eq!(host.durable.monitors[0].recovering, None);
     assert_eq!(host.manager.group_status(0), GroupStatus::Online);
+}
+
+#[test]
+fn an_order_that_comes_after_the_end_is_not_kept_for_the_next_manager() {
+    let mut host = TestHost::alone_and_online(CLUSTER);
+    host.hear();
+    assert_eq!(host.command(Command::Stop { group: 0 }), Ok(()));
+    host.agree();
+    // Nothing is left to be stopped: it has ended once that is written.
+    host.persist_fails = true;
+    let command = Command::EndNode(EndKind::Manager);
+    host.handle(Event::Command { id: 1, command });
+    assert_eq!(host.ended, None);
+    let mut message = host.agreed();
+    message.shutdown.set(1, Some(EndKind::Reboot));
+    host.beat(0, message);
+    host.persist_fails = false;
+    host.until(host.now + 10_000);
+    assert_eq!(host.ended, Some(EndKind::Manager));
+    let mut next = TestHost::from(CLUSTER, host.durable, 1);
+    next.until(300_000);
+    assert_eq!(next.ended, None, "{:?}", next.alerts);
 }

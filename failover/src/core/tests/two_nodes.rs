@@ -91,7 +91,11 @@ fn a_group_waits_for_another_one_and_not_for_ever() {
     host.right(0, Right::Granted);
     assert_eq!(host.asked.len(), 1);
     // An operator's word, and now that the other one is online, it starts.
-    let start = Command::Start { group: 1, on: None };
+    let start = Command::Start {
+        group: 1,
+        on: None,
+        sure: false,
+    };
     assert_eq!(host.command(start), Ok(()));
     assert_eq!(host.asked.len(), 2);
 }
@@ -202,7 +206,11 @@ fn a_node_is_lost_when_all_heartbeats_are_silent() {
 #[test]
 fn commands_are_refused_with_the_reason_and_nothing_changes() {
     let mut host = TestHost::new(CLUSTER);
-    let start = Command::Start { group: 0, on: None };
+    let start = Command::Start {
+        group: 0,
+        on: None,
+        sure: false,
+    };
     let refused = |host: &mut TestHost, command, words: &[&str]| {
         let before = host.durable.clone();
         let refusal = host

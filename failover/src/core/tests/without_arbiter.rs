@@ -35,7 +35,24 @@ fn manual() -> String {
     web("", "failover = \"manual\"", "")
 }
 
-const START: Command = Command::Start { group: 0, on: None };
+const START: Command = Command::Start {
+    group: 0,
+    on: None,
+    sure: false,
+};
+const SURE: Command = Command::Start {
+    group: 0,
+    on: None,
+    sure: true,
+};
+
+/// An operator who has not looked is refused, and told what to do; one who has is believed.
+fn start_by_hand(host: &mut TestHost) {
+    let refusal = host.command(START).expect_err("the other node may run it");
+    assert!(matches!(refusal, Refusal::Unsure { .. }), "{refusal}");
+    assert!(refusal.to_string().contains("--not-elsewhere"), "{refusal}");
+    assert_eq!(host.command(SURE), Ok(()));
+}
 
 /// This node has run the group when it went down, and boots.
 fn booted(text: &str) -> TestHost {
@@ -64,7 +81,7 @@ fn a_node_that_boots_alone_fences_before_it_starts_its_own_group() {
     let mut host = booted(&fenced());
     host.fails = vec!["Fence"];
     host.until(310_000);
-    assert_eq!(host.command(START), Ok(()));
+    start_by_hand(&mut host);
     assert_eq!(host.asked, [(0, false)]);
 }
 
@@ -75,7 +92,7 @@ fn without_a_fence_a_node_that_boots_alone_waits_for_the_other_one_or_an_operato
     host.until(900_000);
     assert_eq!(host.asked, []);
     assert_eq!(host.told(may_run), 1, "{:?}", host.alerts);
-    assert_eq!(host.command(START), Ok(()));
+    start_by_hand(&mut host);
     assert_eq!(host.asked, [(0, false)]);
 
     let mut host = booted(&manual());
@@ -96,7 +113,7 @@ fn without_a_fence_a_node_that_boots_alone_waits_for_the_other_one_or_an_operato
     // The word of an operator is about now: once the other node was heard, it knows better.
     let mut host = booted(&manual());
     host.until(400_000);
-    assert_eq!(host.command(START), Ok(()));
+    start_by_hand(&mut host);
     host.right(0, Right::Refused("not yet".to_owned()));
     let mut message = host.snapshot(1);
     message.groups[0].busy = true;
@@ -146,6 +163,79 @@ fn an_order_is_carried_out_once_the_other_node_knows_it() {
     begun.groups[0].busy = true;
     host.beat(0, begun);
     assert_eq!(host.asked, []);
+    host.agree();
+    assert_eq!(host.asked, [(0, false)]);
+}
+
+#[test]
+fn a_manager_that_begins_anew_gives_the_other_node_the_time_to_be_heard() {
+    let risk = crate::config::cluster::ACCEPTED_RISK;
+    let risky = web(&format!("accepted-risk = \"{risk}\""), "", "");
+    for text in [fenced(), risky] {
+        let mut host = TestHost::new(&text);
+        host.hear();
+        assert_eq!(host.command(START), Ok(()));
+        // The other node has not taken the order over yet.
+        assert_eq!(host.asked, []);
+        let mut host = TestHost::from(&text, host.durable, 1);
+        host.until(1_000);
+        assert_eq!((host.runs.len(), host.asked.len()), (0, 0));
+        host.agree();
+        host.until(20_000);
+        assert_eq!(host.runs.len(), 0, "{:?}", host.alerts);
+        assert_eq!(host.asked, [(0, false)]);
+    }
+}
+
+#[test]
+fn an_operators_word_about_the_other_node_ends_where_that_speaks() {
+    // It has another configuration.
+    let mut host = booted(&manual());
+    let mut message = host.snapshot(1);
+    message.revision = 4;
+    host.beat(0, message);
+    start_by_hand(&mut host);
+    assert_eq!(host.asked, [(0, false)]);
+    host.right(0, Right::Granted);
+    host.agree();
+    assert_eq!(host.command(Command::Stop { group: 0 }), Ok(()));
+    host.agree();
+    let asked = host.asked.len();
+    // The other node runs it, gives it back, and is lost before that has ended.
+    let mut message = host.agreed();
+    let order = &mut message.groups[0].order;
+    let mut there = order.value.clone();
+    (there.wanted, there.owner) = (true, 1);
+    order.set(1, there.clone());
+    there.owner = 0;
+    order.set(1, there);
+    message.groups[0].busy = true;
+    host.beat(0, message);
+    host.until(host.now + 60_000);
+    assert!(host.manager.peer_lost());
+    assert_eq!(host.asked.len(), asked, "{:?}", host.alerts);
+}
+
+#[test]
+fn an_operators_word_counts_for_a_node_with_another_configuration_beside_a_fence() {
+    let mut host = booted(&fenced());
+    let mut message = host.snapshot(1);
+    message.revision = 4;
+    host.beat(0, message);
+    start_by_hand(&mut host);
+    assert_eq!(host.asked, [(0, false)]);
+    assert_eq!(host.runs.len(), 0);
+}
+
+#[test]
+fn a_node_that_does_not_take_over_an_order_is_told() {
+    let mut host = TestHost::new(&manual());
+    host.hear();
+    assert_eq!(host.command(START), Ok(()));
+    host.hear_until(60_000);
+    assert_eq!(host.asked, []);
+    let what = "node beta does not take over the order";
+    assert_eq!(host.told(what), 1, "{:?}", host.alerts);
     host.agree();
     assert_eq!(host.asked, [(0, false)]);
 }

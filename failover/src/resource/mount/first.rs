@@ -1,11 +1,12 @@
 //! What is on a device, and the first file system on one that has nothing.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::config::resource::Mount;
 use crate::process::{Deadline, Failure, Step, tool};
+use crate::resource::note::Note;
 use crate::resource::{Subject, apart};
 
 /// What is made where the configuration does not say.
@@ -58,16 +59,16 @@ pub(in crate::resource) async fn make_file_system(
     deadline: Deadline,
 ) -> Step {
     let path = device.display();
-    let made = subject.place.state.join("made").join(subject.key());
+    let made = Note::of(&subject.place.state, "made", &subject.key());
     if shown(subject, device, deadline).await?.is_some() {
         return Ok(());
     }
-    if made.exists() {
+    if made.is_there() {
         return Err(Failure::Failed(format!(
             "{path}: a file system was made on it before ({}), and there is none now: it is not made again\n  \
              next: find out where it has gone; remove {} to have a new one made",
-            fs::read_to_string(&made).unwrap_or_default().trim(),
-            made.display()
+            made.words(),
+            made.path().display()
         )));
     }
     if !is_empty(device.to_owned(), deadline).await? {
@@ -86,10 +87,7 @@ pub(in crate::resource) async fn make_file_system(
         deadline.within(mount.fsck_timeout),
     )
     .await?;
-    let note = format!("{kind} {:.0}\n", jiff::Timestamp::now());
-    let parent = subject.place.state.join("made");
-    let noted = fs::create_dir_all(parent).and_then(|()| fs::write(&made, note));
-    noted.map_err(|error| format!("{}: {error}", made.display()))?;
+    made.write(&format!("{kind} {:.0}", jiff::Timestamp::now()))?;
     Ok(())
 }
 

@@ -201,16 +201,22 @@ impl Accounts {
         })
     }
 
-    /// Whether `first`, which waits, is to have memory before `ask`, which came later to the same share.
+    /// Whether `first`, which waits, is to have memory before `ask`, which came later to its share, or asks of a
+    /// shallower one.
     pub(super) fn goes_before(&self, limits: &Limits, first: Ask, ask: Ask) -> bool {
-        let (Some(index), Some(_), true) =
-            (ask.account, first.account, first.account != ask.account)
-        else {
+        if first.account == ask.account {
+            return true;
+        }
+        // Who waits for its own account takes nothing from others when memory comes back.
+        if !self.admit(limits, first) {
+            return false;
+        }
+        let (Some(index), Some(_)) = (ask.account, first.account) else {
             return true;
         };
         // What it leaves is at least their parts, unless it is longer than its own.
-        let limit = limits[ask.share as usize];
+        let limit = limits[first.share as usize];
         let left = limit.saturating_sub(first.pages) / self.open.saturating_sub(1).max(1);
-        self.admit(limits, first) && !self.held[index as usize].admits(ask, left)
+        !self.held[index as usize].admits(ask, left)
     }
 }

@@ -92,10 +92,7 @@ impl Engine {
             match start_thread(config, index, (&events, &peer_events)) {
                 Ok(thread) => threads.push(thread),
                 Err(error) => {
-                    for thread in threads {
-                        let _ = thread.orders.send(Order::Abandon);
-                        thread.join();
-                    }
+                    end_all(&threads, true);
                     return Err(error);
                 }
             }
@@ -383,15 +380,7 @@ impl Engine {
         let (done, wait) = oneshot::channel();
         let inner = Arc::clone(&self.inner);
         std::thread::spawn(move || {
-            // All are told first: one that waits for a disk keeps no other one's peers waiting.
-            for thread in &inner.threads {
-                let _ = thread
-                    .orders
-                    .send(if abandon { Order::Abandon } else { Order::End });
-            }
-            for thread in &inner.threads {
-                thread.join();
-            }
+            end_all(&inner.threads, abandon);
             let _ = done.send(());
         });
         let _ = wait.await;
@@ -413,6 +402,19 @@ impl Inner {
     fn thread_of(&self, mirror: &str) -> Option<&Thread> {
         self.place(mirror)
             .and_then(|thread| self.threads.get(usize::from(thread)))
+    }
+}
+
+/// Ends data-plane threads, and waits until they are gone.
+fn end_all(threads: &[Thread], abandon: bool) {
+    // All are told first: one that waits for a disk keeps no other one's peers waiting.
+    for thread in threads {
+        let _ = thread
+            .orders
+            .send(if abandon { Order::Abandon } else { Order::End });
+    }
+    for thread in threads {
+        thread.join();
     }
 }
 

@@ -5,7 +5,7 @@
 //! clients keep hold up neither metadata nor another disk. Every answer goes back to its asker by [`Tag`].
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -87,7 +87,7 @@ pub(in crate::shell) struct Io {
     pub(in crate::shell) zeroes: Bytes,
     pub(super) stores: Slab<OpenStore>,
     /// What the reads of a disk are charged to, where it is not the pool alone.
-    pub(super) accounts: HashMap<u16, Account>,
+    pub(super) accounts: Vec<Option<Account>>,
     /// Operations that wait for memory, in order for each kind; deeper shares first. No queue is empty.
     pub(super) starved: BTreeMap<Kind, VecDeque<Starved>>,
     /// Memory that came for the first of a kind.
@@ -162,7 +162,7 @@ impl Io {
             zeroes,
             stores: Slab::new(),
             starved: BTreeMap::new(),
-            accounts: HashMap::new(),
+            accounts: Vec::new(),
             granted: None,
             answers: VecDeque::new(),
         }
@@ -310,7 +310,7 @@ impl Io {
     }
 
     fn account(&self, kind: Kind) -> Option<&Account> {
-        self.accounts.get(&kind.disk?)
+        self.accounts.get(usize::from(kind.disk?))?.as_ref()
     }
 
     /// Waits until the first of some kind has its memory.

@@ -23,13 +23,16 @@ const FORGOTTEN: &str = "forgotten";
 /// Introduces the key whose place another takes.
 const AFTER: &str = "after ";
 
+/// The folders of a witness.
+const FOLDERS: [&str; 3] = ["registers", CLIENTS, FORGOTTEN];
+
 /// Makes the folders of a witness.
 ///
 /// # Errors
 ///
 /// The system refuses.
 pub(super) fn make_folders(state: &Path) -> Result<(), StoreError> {
-    for folder in ["registers", CLIENTS, FORGOTTEN].map(|folder| state.join(folder)) {
+    for folder in FOLDERS.map(|folder| state.join(folder)) {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -83,6 +86,17 @@ fn take(state: &Path, folder: &str, key: &Fingerprint) -> Result<(), StoreError>
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at("remove", &path)(error)),
         _ => sync(state, folder),
     }
+}
+
+/// Makes durable which files the folders have.
+///
+/// # Errors
+///
+/// The system refuses.
+pub(super) fn sync_folders(state: &Path) -> Result<(), StoreError> {
+    FOLDERS
+        .into_iter()
+        .try_for_each(|folder| sync(state, folder))
 }
 
 fn sync(state: &Path, folder: &str) -> Result<(), StoreError> {

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 
 use super::RegisterId;
-use super::clients::{self, make_folders, write_synced};
+use super::clients::{self, make_folders, sync_folders, write_synced};
 pub use super::clients::{enrol, enrolled, forget, is_forgotten};
 use super::wire::{Content, MAX_MEMBERS, Op, Outcome, Reason, Request};
 use crate::shell::arbiter::kept::{Kept, KeptFault, MAX_KEPT};
@@ -108,9 +108,7 @@ impl Store {
         }
         // The witness before may have died between a rename and the folder's sync: what is read from here on is
         // answered for, so it must not be what only memory has.
-        File::open(&folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(at("sync the folder", &folder))?;
+        sync_folders(state)?;
         Ok(Self {
             state: state.to_owned(),
             configured: configured.into_iter().collect(),

@@ -1,0 +1,53 @@
+//! What a resource has done once and is to know for good, whatever its configuration becomes: a small file below
+//! the node's state.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+/// A resource's note of one kind.
+#[derive(Debug)]
+pub(super) struct Note(PathBuf);
+
+impl Note {
+    /// Of the resource `key` ([`super::Subject::key`]), in the folder `kind` below `state`.
+    pub(super) fn of(state: &Path, kind: &str, key: &str) -> Self {
+        Self(state.join(kind).join(key))
+    }
+
+    /// Its file, for a person.
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Whether it was done.
+    pub(super) fn is_there(&self) -> bool {
+        self.0.exists()
+    }
+
+    /// What is written there, in a line.
+    pub(super) fn words(&self) -> String {
+        let text = fs::read_to_string(&self.0).unwrap_or_default();
+        text.trim().to_owned()
+    }
+
+    /// Writes it down: on disk when this returns.
+    ///
+    /// # Errors
+    /// Why not, and to which file.
+    pub(super) fn write(&self, words: &str) -> Result<(), String> {
+        self.put(words)
+            .map_err(|error| format!("{}: {error}", self.0.display()))
+    }
+
+    fn put(&self, words: &str) -> io::Result<()> {
+        // It has both: a folder for its kind below the state's.
+        let folder = self.0.parent().unwrap_or(Path::new("/"));
+        fs::create_dir_all(folder)?;
+        let mut file = File::create(&self.0)?;
+        writeln!(file, "{words}")?;
+        file.sync_all()?;
+        File::open(folder)?.sync_all()?;
+        File::open(folder.parent().unwrap_or(folder))?.sync_all()
+    }
+}
