@@ -58,7 +58,7 @@ check 8
 check 16
 
 hold 24
-on alpha detach "$MIRROR" --force >/dev/null
+on alpha detach "$MIRROR" --force --yes >/dev/null
 if wait "$waiter"; then fail 'a write that waited at a forced detach was told to be done'; fi
 [ ! -e "$DEV" ] || fail "$DEV is still there"
 proof 'detached by force: what waited failed, and the device is gone'

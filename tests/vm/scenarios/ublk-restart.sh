@@ -1,5 +1,6 @@
 # shellcheck shell=bash
 # vm: --backend qemu --mem 1536 --mod ublk_drv --disk 256M --disk 256M --disk 256M --timeout 1500
+# long
 # /dev/ublkb0 outlives its daemon: killed time and again, with every place of a queue taken, at random moments of
 # its start, replaced by another build, dead in the middle of taking the device back, all under a mounted
 # ext4 while fio writes and verifies what it wrote. No request fails, no write is lost.
@@ -85,7 +86,11 @@ took=$(($(now_ms) - began))
 wait "$writer" || fail "fio: $(cat "$work/deep")"
 proof "killed with every place of a queue taken: served after $took ms, every block verified"
 
-refused "alpha detach $MIRROR" 'not detached' "$DEV is mounted"
+refused "alpha detach $MIRROR" "$DEV is in use" 'is mounted on /mnt/alpha'
+refused "alpha demote $MIRROR" 'it is attached' "$DEV is served from here"
+umount /mnt/alpha
+mount "$DEV" /mnt/alpha
+fio "${VERIFIED[@]}" --size=16M --randseed=4711 --verify_only >"$work/last" || fail "$(cat "$work/last")"
 umount /mnt/alpha
 e2fsck -fn "$DEV" >"$work/fsck" 2>&1 || fail "e2fsck: $(cat "$work/fsck")"
 # What the file system of before does not need.
@@ -99,8 +104,21 @@ blkdiscard --offset 4M --length 4M "$DEV"
 proof 'requests of 512 bytes, durable at once, verified; zeroed and discarded'
 no_kernel_errors
 detach_device alpha
-[ ! -e "$DEV" ] || fail "$DEV is still there"
+if [ -e "$DEV" ] || [ -e /dev/ublkc0 ]; then fail 'the kernel has the device still'; fi
+no_kernel_errors
+proof 'detached: the kernel has no such device any more'
+
+attach_device alpha /dev/ublkb3
+mkfs.ext4 -q -b 4096 /dev/ublkb3
+mount /dev/ublkb3 /mnt/alpha
+on alpha detach "$MIRROR" --force --yes >/dev/null
+[ ! -e /dev/ublkb3 ] || fail 'the kernel has the device still'
+umount /mnt/alpha
+attach_device alpha /dev/ublkb3
+e2fsck -fp /dev/ublkb3 >"$work/fsck" 2>&1 || [ $? = 1 ] || fail "e2fsck: $(cat "$work/fsck")"
+detach_device alpha
+proof 'detached by force under a mounted ext4, attached again, and detached'
 stop alpha
 stop beta
 cmp /dev/disk0 /dev/disk1 || fail 'the copies differ'
-proof 'detached; both disks are equal, byte for byte'
+proof 'both disks are equal, byte for byte'
