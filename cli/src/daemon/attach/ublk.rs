@@ -1,6 +1,6 @@
 //! The control commands of the kernel's ublk driver, given by another process.
 //!
-//! They take locks of the kernel's that can't be interrupted, and START_DEV and END_USER_RECOVERY wait for
+//! They take locks of the kernel's that can't be interrupted, and `START_DEV` and `END_USER_RECOVERY` wait for
 //! what this daemon does meanwhile. So each is a run of `kagami kernel-device ublk`, whose answer is a line
 //! of JSON; a child that is not wanted any more is killed, and what it asked for is over with it.
 
