@@ -17,7 +17,7 @@ pub enum UblkVerb {
     List,
     /// Make a device that nobody sees yet
     Add(UblkAddArgs),
-    /// Start a device, when a process has opened its queues, unless the input ends
+    /// Start a device; its users go on when a process has opened its queues, unless the input ends
     #[command(after_help = "Example:\n  kagami kernel-device ublk start 0 4711")]
     Start {
         /// N of /dev/ublkbN
@@ -25,6 +25,12 @@ pub enum UblkVerb {
         /// The process that opens its queues
         #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
         pid: u32,
+    },
+    /// Let the kernel know the partitions of a device, as it does not look for them itself
+    #[command(after_help = "Example:\n  kagami kernel-device ublk partitions 0")]
+    Partitions {
+        /// N of /dev/ublkbN
+        id: u32,
     },
     /// Take a device from its users
     #[command(after_help = "Example:\n  kagami kernel-device ublk stop 0")]

@@ -11,6 +11,7 @@ mod ring;
 use std::fs;
 use std::num::NonZeroU32;
 use std::path::Path;
+use std::process;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -52,6 +53,15 @@ pub trait Control {
     /// # Errors
     /// The driver's answer, or the ring's.
     fn answer(&mut self) -> Result<i32, Errno>;
+
+    /// Fetches all queues of a device, as one who serves it would.
+    ///
+    /// # Errors
+    /// The system's answer.
+    fn stand_in(&mut self, id: u32, shape: Shape) -> Result<(), Errno>;
+
+    /// Leaves what [`stand_in`](Self::stand_in) fetched.
+    fn dismiss(&mut self);
 
     /// Whether a process has `/dev/ublkcN` open.
     fn is_held(&mut self, id: u32) -> bool;
@@ -99,24 +109,6 @@ pub struct Ready {
     pub shape: Shape,
     /// What its users see.
     pub params: Params,
-}
-
-/// Which command lets a device's users go on, once all its places are fetched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Begin {
-    /// A new device is shown to its users.
-    Start,
-    /// The users of a device whose daemon died go on.
-    Recovered,
-}
-
-impl Begin {
-    fn op(self) -> Op {
-        match self {
-            Self::Start => Op::StartDev,
-            Self::Recovered => Op::EndUserRecovery,
-        }
-    }
 }
 
 /// What the driver can do: it is asked, and judged together with the kernel's release.
@@ -261,19 +253,30 @@ pub fn list(control: &mut impl Control, sysfs: &Path) -> Result<Vec<Listed>, Ubl
     Ok(listed)
 }
 
-/// What a new device's queues are to be opened with.
+/// Starts a new device, and takes it over: its users see it from now on, and wait. What is there for a device whose
+/// daemon died is there for this one (see [`super::stand_in`]).
 ///
 /// # Errors
 /// [`UblkFault::InUse`] where it was started before, [`UblkFault::Gone`].
-pub fn prepare(control: &mut impl Control, id: u32) -> Result<Ready, UblkFault> {
+pub fn start(control: &mut impl Control, id: u32) -> Result<Ready, UblkFault> {
     let found = info(control, id)?;
     if found.state != State::Dead {
         let by = format!("process {} serves it", found.pid);
         return Err(UblkFault::InUse { id, by });
     }
-    let params = params(control, id)?;
+    params(control, id)?;
+    // It waits for the queues in the kernel: they are never fetched by anybody before it is under way.
+    let given = control.give(Op::StartDev, id, process::id().into());
+    given.map_err(|errno| fault(Op::StartDev, id, errno))?;
     let shape = shape(&found);
-    Ok(Ready { shape, params })
+    control.stand_in(id, shape).map_err(|errno| UblkFault::Io {
+        doing: "FETCH_REQ",
+        error: errno.into(),
+    })?;
+    let started = control.answer();
+    control.dismiss();
+    started.map_err(|errno| fault(Op::StartDev, id, errno))?;
+    begin_recovery(control, id, found.mark)
 }
 
 /// Takes a device whose daemon died: afterwards it waits for another one to open its queues. Waits for the dead
@@ -340,26 +343,21 @@ pub fn begin_recovery(control: &mut impl Control, id: u32, mark: u64) -> Result<
 ///
 /// # Errors
 /// The ring's.
-pub fn begin(control: &mut impl Control, id: u32, pid: u32, begin: Begin) -> Result<(), UblkFault> {
-    let op = begin.op();
-    let given = control.give(op, id, pid.into());
-    given.map_err(|errno| fault(op, id, errno))
+pub fn end_recovery(control: &mut impl Control, id: u32, pid: u32) -> Result<(), UblkFault> {
+    let given = control.give(Op::EndUserRecovery, id, pid.into());
+    given.map_err(|errno| fault(Op::EndUserRecovery, id, errno))
 }
 
-/// Waits until the command of [`begin`] is carried out: a new device's partitions have been read then.
+/// Waits until the command of [`end_recovery`] is carried out.
 ///
 /// # Errors
 /// The driver's answer.
-pub fn begun(control: &mut impl Control, id: u32, begin: Begin) -> Result<(), UblkFault> {
+pub fn recovered(control: &mut impl Control, id: u32) -> Result<(), UblkFault> {
     match control.answer() {
         Ok(_) => Ok(()),
         // The command of a child before this one, which its daemon did not outlive, was quicker.
-        Err(Errno::BUSY)
-            if begin == Begin::Recovered && info(control, id)?.state == State::Live =>
-        {
-            Ok(())
-        }
-        Err(errno) => Err(fault(begin.op(), id, errno)),
+        Err(Errno::BUSY) if info(control, id)?.state == State::Live => Ok(()),
+        Err(errno) => Err(fault(Op::EndUserRecovery, id, errno)),
     }
 }
 

@@ -12,6 +12,7 @@ pub mod endpoint;
 pub mod fault;
 pub mod queues;
 pub mod session;
+pub mod stand_in;
 
 pub use endpoint::{Endpoint, Shape, Tag};
 pub use fault::UblkFault;

@@ -13,6 +13,8 @@
 //!   them a device whose daemon lives can't be served by anybody.
 #![allow(unsafe_code)] // Commands, a map that the kernel writes to, and a registered descriptor: the interface demands them.
 
+pub(super) mod fetch;
+
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::mem::ManuallyDrop;
@@ -20,10 +22,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::pin::Pin;
 use std::ptr::NonNull;
 use std::task::{Context, Poll, Waker, ready};
-use std::thread;
 use std::time::Duration;
 
-use io_uring::{IoUring, opcode, squeue, types};
+use io_uring::IoUring;
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use rustix::param::page_size;
@@ -32,11 +33,9 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::Sleep;
 use tracing::warn;
 
-use super::abi::{self, DEPTH_MAX, Descriptor, QUEUES_MAX};
+use super::abi::{self, Descriptor};
 use super::{Endpoint, Shape, Tag};
 
-/// The largest ring that the kernel makes.
-const ENTRIES_MAX: u32 = 32_768;
 /// How long to wait before trying again when the kernel takes nothing for want of memory.
 const REFUSED_PAUSE: Duration = Duration::from_millis(1);
 
@@ -121,23 +120,7 @@ impl Queues {
 impl Opened {
     /// A ring for the queues of `file`, of which none is fetched yet.
     fn over(file: File, shape: Shape, wake_when_interrupted: fn(&Waker)) -> io::Result<Self> {
-        let places = u32::from(shape.queues) * u32::from(shape.depth);
-        if places == 0
-            || shape.queues > QUEUES_MAX
-            || shape.depth > DEPTH_MAX
-            || places > ENTRIES_MAX
-        {
-            let words = format!("a device of {shape:?} can't be served");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, words));
-        }
-        // The completion queue is twice as long, and a place has one command: it can't overflow.
-        let ring = IoUring::builder()
-            .dontfork()
-            .setup_submit_all()
-            .setup_single_issuer()
-            .setup_coop_taskrun()
-            .setup_taskrun_flag()
-            .build(places.next_power_of_two())?;
+        let ring = fetch::ring(shape)?;
         // SAFETY: `RingFd` owns its descriptor, always names the same one, and closes it only when it is dropped,
         // after the `AsyncFd` around it has taken it out of the runtime's set.
         let watched = unsafe { AsyncFd::register_with_interest(RingFd(ring), Interest::READABLE) }
@@ -147,7 +130,7 @@ impl Opened {
             maps: Vec::new(),
             file,
             shape,
-            ours: vec![false; places as usize],
+            ours: vec![false; usize::from(shape.queues) * usize::from(shape.depth)],
             early: Vec::new(),
             wake_when_interrupted,
             refused: None,
@@ -156,28 +139,7 @@ impl Opened {
 
     /// Gives the kernel all places of all queues, in one batch.
     fn fetch_all(&mut self) -> io::Result<()> {
-        for queue in 0..self.shape.queues {
-            for tag in 0..self.shape.depth {
-                self.push(Tag { queue, tag }, abi::io::FETCH, 0);
-            }
-        }
-        loop {
-            match self.enter() {
-                Ok(()) => {}
-                // Half of it must not stay: the kernel has no way back from a queue that is fetched beside one
-                // that is not. So it is tried for as long as it takes.
-                Err(Errno::AGAIN | Errno::BUSY | Errno::NOMEM) => thread::sleep(REFUSED_PAUSE),
-                Err(errno) => return Err(errno.into()),
-            }
-            let left = self.ring().submission().len();
-            if left == 0 {
-                break;
-            }
-            warn!(
-                left,
-                "the kernel had no memory to take all places of a ublk device at once; until it has, it must not be killed"
-            );
-        }
+        fetch::all(&mut self.watched.get_mut().0, &self.file, self.shape)?;
         let mut early = Vec::new();
         self.drain(&mut early)?;
         let failed = |result: i32| result < 0 && result != abi::io::ABORT;
@@ -209,29 +171,9 @@ impl Opened {
         );
     }
 
-    /// Queues a command about a place.
-    fn push(&mut self, tag: Tag, command: u32, result: i32) {
-        let file = types::Fd(self.file.as_raw_fd());
-        let entry: squeue::Entry = opcode::UringCmd16::new(file, command)
-            .cmd(abi::io_command(tag, result))
-            .build()
-            .user_data(u64::from(tag.queue) << 16 | u64::from(tag.tag));
-        // SAFETY: the entry points to no memory of ours, and its file is open as long as the ring lives.
-        let pushed = unsafe { self.ring().submission().push(&entry) };
-        assert!(pushed.is_ok(), "a place had two commands: {tag:?}");
-    }
-
     /// Hands over what is queued, and takes what is held back.
     fn enter(&mut self) -> Result<(), Errno> {
-        loop {
-            match self.ring().submit() {
-                Ok(_) => return Ok(()),
-                Err(error) => match Errno::from_io_error(&error) {
-                    Some(Errno::INTR) => {}
-                    errno => return Err(errno.unwrap_or(Errno::IO)),
-                },
-            }
-        }
+        fetch::enter(self.ring())
     }
 
     /// As [`enter`](Self::enter); what the kernel has no memory for is offered again a moment later.
@@ -317,7 +259,8 @@ impl Opened {
         self.assert_ours(tag);
         let place = self.place(tag);
         self.ours[place] = false;
-        self.push(tag, abi::io::COMMIT_AND_FETCH, result);
+        let ring = &mut self.watched.get_mut().0;
+        fetch::push(ring, &self.file, tag, abi::io::COMMIT_AND_FETCH, result);
     }
 
     fn copy_in(&self, tag: Tag, into: &mut [u8]) -> io::Result<()> {

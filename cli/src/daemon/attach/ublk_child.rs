@@ -6,16 +6,16 @@
 //! | line | meaning |
 //! |---|---|
 //! | `{"done":...}` | it is done, and this is what came of it |
-//! | `{"waiting":...}` | `start`, `recover`: the queues can be opened now; another line comes when users are let in |
+//! | `{"waiting":...}` | `start`, `recover`: the queues can be opened now; another line comes when users are let go on |
 //! | `{"fault":"busy","words":"..."}` | it is not done; [`UblkFault::name`] and why |
 
 use std::io::{self, Read as _, Write as _};
 use std::path::Path;
-use std::process;
+use std::process::{self, Command, Stdio};
 use std::thread;
 
 use kagami_nbd_server::ublk::abi::{DeviceInfo, State};
-use kagami_nbd_server::ublk::control::{self, Begin, Control, ControlRing, Listed, New, Ready};
+use kagami_nbd_server::ublk::control::{self, Control, ControlRing, Listed, New, Ready};
 use kagami_nbd_server::ublk::fault::UblkFault;
 use serde_json::{Value, json};
 
@@ -25,14 +25,8 @@ use crate::exit::Status;
 /// Carries out one verb, and says how it went.
 pub fn answer(verb: &UblkVerb) {
     let (dev, sysfs) = (Path::new("/dev"), Path::new("/sys"));
-    let done = match verb {
-        // Nothing is undone by leaving: what is begun ends in the kernel.
-        UblkVerb::Start { .. } | UblkVerb::Recover { .. } => end_with_the_input(),
-        _ => Ok(()),
-    };
-    let done = done
-        .and_then(|()| ControlRing::open(dev, sysfs))
-        .and_then(|mut control| carry_out(verb, &mut control, sysfs, &mut |line| say(line)));
+    let done = ControlRing::open(dev, sysfs)
+        .and_then(|mut control| carry_out(verb, &mut control, sysfs, end_with_the_input, &mut say));
     say(&line(done));
 }
 
@@ -53,6 +47,7 @@ fn carry_out(
     verb: &UblkVerb,
     control: &mut impl Control,
     sysfs: &Path,
+    end_with_the_input: fn() -> Result<(), UblkFault>,
     say: &mut impl FnMut(&Value),
 ) -> Result<Value, UblkFault> {
     match verb {
@@ -83,13 +78,17 @@ fn carry_out(
             }))
         }
         UblkVerb::Start { id, pid } => {
-            let ready = control::prepare(control, *id)?;
-            wait(control, *id, *pid, Begin::Start, ready, say)
+            // Until it is started it waits for nobody, and must not be left half-way.
+            let ready = control::start(control, *id)?;
+            end_with_the_input()?;
+            wait(control, *id, *pid, ready, say)
         }
         UblkVerb::Recover { id, pid, mark } => {
+            end_with_the_input()?;
             let ready = control::begin_recovery(control, *id, *mark)?;
-            wait(control, *id, *pid, Begin::Recovered, ready, say)
+            wait(control, *id, *pid, ready, say)
         }
+        UblkVerb::Partitions { id } => partitions(*id).map(|()| Value::Null),
         UblkVerb::Stop { id } => control::stop(control, *id).map(|()| Value::Null),
         UblkVerb::Delete { id } => control::delete(control, *id).map(|()| Value::Null),
     }
@@ -101,17 +100,31 @@ fn wait(
     control: &mut impl Control,
     id: u32,
     pid: u32,
-    begin: Begin,
     ready: Ready,
     say: &mut impl FnMut(&Value),
 ) -> Result<Value, UblkFault> {
-    control::begin(control, id, pid, begin)?;
+    control::end_recovery(control, id, pid)?;
     let Ready { shape, params } = ready;
     say(&json!({ "waiting": {
         "queues": shape.queues, "depth": shape.depth, "max_io": shape.max_io,
         "size": params.size, "logical_block": params.logical_block,
     } }));
-    control::begun(control, id, begin).map(|()| Value::Null)
+    control::recovered(control, id).map(|()| Value::Null)
+}
+
+/// Adds the partitions that a device has; one without any is no fault. Reads the device.
+fn partitions(id: u32) -> Result<(), UblkFault> {
+    let doing = "adding partitions (partx)";
+    let device = format!("/dev/ublkb{id}");
+    // Its status says nothing: it is the same for a device without a table and for one that can't be read.
+    Command::new("partx")
+        .args(["--update", &device])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .map(drop)
+        .map_err(|error| UblkFault::Io { doing, error })
 }
 
 fn shown(listed: &Listed) -> Value {
@@ -160,6 +173,7 @@ mod tests {
     use std::time::Duration;
 
     use clap::Parser as _;
+    use kagami_nbd_server::ublk::Shape;
     use kagami_nbd_server::ublk::abi::{Op, Params, feature};
     use rustix::io::Errno;
 
@@ -201,6 +215,12 @@ mod tests {
             let (op, _) = self.given.take().expect("given");
             self.next(op).map(|_| 0)
         }
+
+        fn stand_in(&mut self, _: u32, _: Shape) -> Result<(), Errno> {
+            Ok(())
+        }
+
+        fn dismiss(&mut self) {}
 
         fn is_held(&mut self, _: u32) -> bool {
             false
@@ -257,7 +277,7 @@ mod tests {
         let node = sysfs.path().join("class/ublk-char/ublkc3");
         std::fs::create_dir_all(node).expect("made");
         let mut say = |line: &Value| said.push(line.to_string());
-        let done = carry_out(&verb, &mut script, sysfs.path(), &mut say);
+        let done = carry_out(&verb, &mut script, sysfs.path(), || Ok(()), &mut say);
         said.push(line(done).to_string());
         assert!(script.answers.is_empty(), "not asked: {:?}", script.answers);
         said
@@ -293,7 +313,11 @@ mod tests {
         let script = Script::default()
             .then(Op::GetDevInfo, Ok(&device(State::Dead)))
             .then(Op::GetParams, Ok(&params()))
-            .then(Op::StartDev, Ok(&[]));
+            .then(Op::StartDev, Ok(&[]))
+            .then(Op::GetDevInfo, Ok(&device(State::Quiesced)))
+            .then(Op::StartUserRecovery, Ok(&[]))
+            .then(Op::GetParams, Ok(&params()))
+            .then(Op::EndUserRecovery, Ok(&[]));
         assert_eq!(
             said("start 3 4711", script),
             [

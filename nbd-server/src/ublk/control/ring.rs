@@ -14,8 +14,10 @@ use io_uring::{IoUring, cqueue, opcode, types};
 use rustix::io::Errno;
 
 use super::Control;
+use crate::ublk::Shape;
 use crate::ublk::abi::{Op, control_command};
 use crate::ublk::fault::UblkFault;
+use crate::ublk::stand_in::StandIn;
 
 /// The longest memory of a command.
 const MEMORY: usize = 256;
@@ -30,6 +32,7 @@ pub struct ControlRing {
     memory: Box<[u8; MEMORY]>,
     /// A command is in the kernel.
     running: bool,
+    stand_in: Option<StandIn>,
     dev: PathBuf,
     sysfs: PathBuf,
     since: Instant,
@@ -69,6 +72,7 @@ impl ControlRing {
             file,
             memory: Box::new([0; MEMORY]),
             running: false,
+            stand_in: None,
             dev: dev.to_owned(),
             sysfs: sysfs.to_owned(),
             since: Instant::now(),
@@ -154,6 +158,17 @@ impl Control for ControlRing {
 
     fn answer(&mut self) -> Result<i32, Errno> {
         self.wait()
+    }
+
+    fn stand_in(&mut self, id: u32, shape: Shape) -> Result<(), Errno> {
+        let path = self.dev.join(format!("ublkc{id}"));
+        let begun = StandIn::begin(&path, shape).map_err(|error| errno(&error))?;
+        self.stand_in = Some(begun);
+        Ok(())
+    }
+
+    fn dismiss(&mut self) {
+        self.stand_in = None;
     }
 
     fn is_held(&mut self, id: u32) -> bool {

@@ -32,6 +32,9 @@ struct Kernel {
     asked: Vec<Op>,
     /// `SET_PARAMS` fails.
     picky: bool,
+    /// No memory for queues.
+    full: bool,
+    standing: Option<u32>,
     request_timeout: Duration,
 }
 
@@ -175,6 +178,36 @@ impl Control for Kernel {
         Ok(0)
     }
 
+    fn stand_in(&mut self, id: u32, shape: Shape) -> Result<(), Errno> {
+        let waits = matches!(self.waiting, Some((Op::StartDev, waiting, _)) if waiting == id);
+        assert!(waits, "fetched before START_DEV was given");
+        if self.full {
+            return Err(Errno::NOMEM);
+        }
+        let device = self.devices.get_mut(&id).ok_or(Errno::NODEV)?;
+        assert_eq!((shape.queues, shape.depth), (device.info.queues, DEPTH));
+        device.fetched = shape.queues;
+        device.held = true;
+        self.standing = Some(id);
+        Ok(())
+    }
+
+    fn dismiss(&mut self) {
+        let device = self
+            .standing
+            .take()
+            .and_then(|id| self.devices.get_mut(&id));
+        let device = device.expect("standing");
+        device.held = false;
+        // Of a device that was not started nothing is kept.
+        if device.info.state == State::Live {
+            self.later
+                .push((self.time + Duration::from_millis(15), |device| {
+                    device.info.state = State::Quiesced;
+                }));
+        }
+    }
+
     fn is_held(&mut self, id: u32) -> bool {
         self.devices.get(&id).is_some_and(|device| device.held)
     }
@@ -231,7 +264,7 @@ fn a_device_is_made_and_described() {
     assert_eq!((made.id, made.queues, made.depth), (0, 2, DEPTH));
     assert_eq!((made.mark, made.max_io), (MARK, MAX_PAYLOAD));
     assert_eq!(kernel.asked, [Op::AddDev, Op::SetParams]);
-    let ready = prepare(&mut kernel, 0).expect("not started");
+    let ready = start(&mut kernel, 0).expect("started");
     assert_eq!(ready.shape.queues, 2);
     assert_eq!(ready.params.size, 64 << 20);
     assert_eq!(ready.params.max_payload, MAX_PAYLOAD);
@@ -244,7 +277,7 @@ fn a_payload_is_never_longer_than_the_kernel_takes() {
     let mut odd = new();
     odd.params.max_payload = 10_000;
     let made = add(&mut kernel, &odd).expect("made");
-    let ready = prepare(&mut kernel, made.id).expect("not started");
+    let ready = start(&mut kernel, made.id).expect("started");
     assert_eq!((ready.shape.max_io, ready.params.max_payload), (8192, 8192));
 }
 
@@ -280,22 +313,31 @@ fn without_the_right_nothing_is_done() {
 }
 
 #[test]
-fn a_device_starts_once_its_places_are_fetched() {
+fn a_device_is_started_by_a_stand_in_and_taken_over() {
     let mut kernel = kernel();
     add(&mut kernel, &new()).expect("made");
-    begin(&mut kernel, 0, 4711, Begin::Start).expect("given");
+    kernel.asked.clear();
+    let ready = start(&mut kernel, 0).expect("started");
+    assert_eq!(ready.shape.queues, 2);
+    assert_eq!(ready.params.size, 64 << 20);
+    assert_eq!(kernel.device().info.state, State::Quiesced);
+    assert_eq!(kernel.device().fetched, 0, "free for the daemon");
+    end_recovery(&mut kernel, 0, 4711).expect("given");
     kernel.device().fetched = 2;
-    begun(&mut kernel, 0, Begin::Start).expect("started");
+    recovered(&mut kernel, 0).expect("goes on");
     assert_eq!(kernel.device().info.pid, 4711);
-    let fault = prepare(&mut kernel, 0).expect_err("started");
+    let fault = start(&mut kernel, 0).expect_err("started");
     assert_eq!(fault.name(), "in-use");
-    begin(&mut kernel, 0, 4711, Begin::Start).expect("given");
-    assert_eq!(
-        begun(&mut kernel, 0, Begin::Start)
-            .expect_err("twice")
-            .name(),
-        "failed"
-    );
+}
+
+#[test]
+fn a_device_that_can_not_be_fetched_is_not_started() {
+    let mut kernel = kernel();
+    kernel.full = true;
+    add(&mut kernel, &new()).expect("made");
+    let fault = start(&mut kernel, 0).expect_err("no memory");
+    assert!(fault.to_string().contains("FETCH_REQ"), "{fault}");
+    assert_eq!(kernel.device().info.state, State::Dead);
 }
 
 #[test]
@@ -308,9 +350,9 @@ fn a_device_is_taken_over_from_a_daemon_that_died() {
     assert_eq!((ready.shape.queues, ready.shape.depth), (2, DEPTH));
     assert_eq!(ready.params.size, 64 << 20);
     assert_eq!(kernel.time, Duration::ZERO);
-    begin(&mut kernel, 0, 8, Begin::Recovered).expect("given");
+    end_recovery(&mut kernel, 0, 8).expect("given");
     kernel.device().fetched = 2;
-    begun(&mut kernel, 0, Begin::Recovered).expect("goes on");
+    recovered(&mut kernel, 0).expect("goes on");
     assert_eq!(kernel.device().info.pid, 8);
 }
 
@@ -349,9 +391,9 @@ fn a_recovery_that_nobody_fetched_after_stands() {
     begin_recovery(&mut kernel, 0, MARK).expect("free");
     // Its daemon died here: the kernel says EINVAL from now on.
     begin_recovery(&mut kernel, 0, MARK).expect("still free");
-    begin(&mut kernel, 0, 9, Begin::Recovered).expect("given");
+    end_recovery(&mut kernel, 0, 9).expect("given");
     kernel.device().fetched = 2;
-    begun(&mut kernel, 0, Begin::Recovered).expect("goes on");
+    recovered(&mut kernel, 0).expect("goes on");
 }
 
 #[test]
@@ -361,10 +403,10 @@ fn the_command_of_an_older_child_may_be_quicker() {
         device.info.state = State::Quiesced;
     });
     begin_recovery(&mut kernel, 0, MARK).expect("free");
-    begin(&mut kernel, 0, 9, Begin::Recovered).expect("given");
+    end_recovery(&mut kernel, 0, 9).expect("given");
     kernel.device().fetched = 2;
     kernel.device().info.state = State::Live;
-    begun(&mut kernel, 0, Begin::Recovered).expect("goes on");
+    recovered(&mut kernel, 0).expect("goes on");
 }
 
 #[test]

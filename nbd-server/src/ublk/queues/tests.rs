@@ -6,7 +6,7 @@ use std::future::poll_fn;
 use std::os::unix::fs::FileExt as _;
 
 use super::*;
-use crate::ublk::abi::op;
+use crate::ublk::abi::{DEPTH_MAX, op};
 
 const SHAPE: Shape = Shape {
     queues: 2,
@@ -103,7 +103,9 @@ fn what_comes_while_one_waits_wakes_it() {
                 first = false;
                 // As the kernel does on its own: nobody looks at the ring but who was woken by its descriptor.
                 for tag in 0..SHAPE.depth {
-                    queues.push(Tag { queue: 0, tag }, abi::io::FETCH, 0);
+                    let tag = Tag { queue: 0, tag };
+                    let ring = &mut queues.watched.get_mut().0;
+                    fetch::push(ring, &queues.file, tag, abi::io::FETCH, 0);
                 }
                 queues.enter().expect("submitted");
             }
