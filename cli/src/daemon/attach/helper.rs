@@ -119,7 +119,7 @@ pub fn tune(
 
 /// Runs a child until it says that it is done.
 fn run(command: Command, patience: Duration) -> Result<Child, HelperFault> {
-    let mut talk = Talk::begin(command)?;
+    let mut talk = Talk::begin(command, true)?;
     let line = talk.line(patience)?;
     match line.as_str() {
         DONE => Ok(talk.into_child()),
@@ -128,29 +128,33 @@ fn run(command: Command, patience: Duration) -> Result<Child, HelperFault> {
     }
 }
 
-/// A child that says line by line how it goes. Killed when this is dropped.
+/// A child that says line by line how it goes. Its input is closed when this is dropped.
 #[derive(Debug)]
 pub struct Talk {
     // Its standard input is open as long as it is wanted.
     child: Option<Child>,
+    /// It is killed, too.
+    is_killed: bool,
     lines: mpsc::Receiver<io::Result<String>>,
 }
 
 impl Drop for Talk {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
+            if self.is_killed {
+                let _ = child.kill();
+            }
             reap(child);
         }
     }
 }
 
 impl Talk {
-    /// Starts it.
+    /// Starts it. `is_killed`: nothing comes of killing it, should it not be wanted any more.
     ///
     /// # Errors
     /// [`HelperFault::Failed`]
-    pub fn begin(mut command: Command) -> Result<Self, HelperFault> {
+    pub fn begin(mut command: Command, is_killed: bool) -> Result<Self, HelperFault> {
         let failed =
             |error: io::Error| HelperFault::Failed(format!("no process can be made: {error}"));
         let mut child = command
@@ -164,6 +168,7 @@ impl Talk {
         let (tell, lines) = mpsc::channel();
         let talk = Self {
             child: Some(child),
+            is_killed,
             lines,
         };
         let Some(output) = output else {
@@ -201,13 +206,13 @@ impl Talk {
         child.expect("a child that is talked with is there until it is dropped")
     }
 
-    /// Kills it, and waits until it has ended: what it had asked of the kernel is over then. False if that
-    /// takes longer than `patience`.
+    /// Closes its input, and waits until it has ended: what it had asked of the kernel is over then. False if
+    /// that takes longer than `patience`.
     pub fn end(mut self, patience: Duration) -> bool {
         let Some(mut child) = self.child.take() else {
             return true;
         };
-        let _ = child.kill();
+        drop(child.stdin.take());
         let has_ended = has_ended_within(&mut child, patience);
         if !has_ended {
             reap(child);

@@ -25,7 +25,7 @@ pub(super) struct Device {
     pub(super) form: Form,
     /// A process has its queues; what that was told last, if it is a session.
     pub(super) served: Option<watch::Receiver<Go>>,
-    /// START_DEV or END_USER_RECOVERY waits for the queues.
+    /// `START_DEV` or `END_USER_RECOVERY` waits for the queues.
     pub(super) is_waited_for: bool,
 }
 
@@ -153,7 +153,7 @@ impl UblkControl for Ublk {
 
     fn add(&self, new: &New) -> Result<(u32, Shape), UblkFault> {
         let mut driver = lock(&self.0);
-        let free = || (0..).find(|id| !driver.devices.contains_key(id));
+        let free = || (0..64).find(|id| !driver.devices.contains_key(id));
         let id = new.id.or_else(free).expect("a number");
         driver.note("add", id)?;
         assert!(!driver.devices.contains_key(&id), "checked before");
@@ -207,7 +207,7 @@ impl UblkControl for Ublk {
     }
 }
 
-/// START_DEV or END_USER_RECOVERY, in another process.
+/// `START_DEV` or `END_USER_RECOVERY`, in another process.
 struct Command {
     driver: Arc<Mutex<Driver>>,
     id: u32,

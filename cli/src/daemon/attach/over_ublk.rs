@@ -106,7 +106,9 @@ impl Kernel {
         for known in known {
             if known.mark == mark && known.state == State::Dead {
                 let path = self.path(DeviceId::ublk(known.id));
-                match self.ublk.delete(known.id) {
+                // It may be about to be started by a child of a daemon that is no more: a stop waits for that.
+                let stopped = self.ublk.stop(known.id);
+                match stopped.and_then(|()| self.ublk.delete(known.id)) {
                     Ok(()) => debug!("{} was left unfinished, and is removed", path.display()),
                     Err(fault) => warn!("{} was left unfinished: {fault}", path.display()),
                 }
@@ -242,7 +244,7 @@ async fn start<H: Host>(
     match said.unwrap_or_else(|| Err(silent("start it", START_PATIENCE))) {
         Ok(()) => Ok(link),
         Err(fault) => {
-            // What the kernel reads of it must not wait for the mirror: the command could not end.
+            // Nobody uses it: what comes all the same fails.
             link.set(Go::Refuse);
             give_up(going).await;
             Err((Some(link), not_attached(fault)))

@@ -129,6 +129,7 @@ async fn one_that_was_never_started_is_removed_and_made_anew() {
     assert_eq!(
         log(&machine),
         [
+            "stop 3",
             "delete 3",
             "add 3",
             "start 3",
@@ -143,7 +144,7 @@ async fn one_that_was_never_started_is_removed_and_made_anew() {
     let daemon = machine.daemon().await;
     assert!(shown(&daemon).is_none());
     daemon.attach("pg", UBLK, None).await.expect("attached");
-    assert_eq!(log(&machine)[..2], ["delete 0", "add 0"]);
+    assert_eq!(log(&machine)[..3], ["stop 0", "delete 0", "add 0"]);
 }
 
 #[tokio::test]

@@ -1,8 +1,9 @@
 //! The control commands of the kernel's ublk driver, given by another process.
 //!
-//! They take locks of the kernel's that can't be interrupted, and START_DEV and END_USER_RECOVERY wait for
+//! They take locks of the kernel's that can't be interrupted, and `START_DEV` and `END_USER_RECOVERY` wait for
 //! what this daemon does meanwhile. So each is a run of `kagami kernel-device ublk`, whose answer is a line
-//! of JSON; a child that is not wanted any more is killed, and what it asked for is over with it.
+//! of JSON. A child that is not wanted any more is told so by its input's end, and is never killed: in the middle of
+//! `START_DEV` that could be the kernel's end.
 
 use std::fmt;
 use std::fs;
@@ -20,7 +21,7 @@ use super::helper::{HelperFault, Talk};
 
 /// A command that has nobody to wait for is answered within.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// A child that was killed is gone within: it may be in the middle of a command that can't be interrupted.
+/// A child that is not wanted any more is gone within: it may be in the middle of a command that can't be interrupted.
 const END_PATIENCE: Duration = Duration::from_secs(20);
 
 /// What the kernel keeps with a device to say whose it is: this mirror on this node.
@@ -278,7 +279,7 @@ impl ByChild {
     fn begin(&self, arguments: &[&str]) -> Result<Talk, UblkFault> {
         let mut command = Command::new(&self.program);
         command.args(["kernel-device", "ublk"]).args(arguments);
-        Ok(Talk::begin(command)?)
+        Ok(Talk::begin(command, false)?)
     }
 
     /// One command with one answer.
