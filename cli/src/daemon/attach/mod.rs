@@ -295,6 +295,22 @@ impl<H: Host> Attachments<H> {
                 next: "make room there, or put the folder right, and attach again".to_owned(),
             });
         }
+        // Until its keeper is there nobody who demotes the mirror sees the device; from then on nobody can.
+        if !self.is_primary(mirror).await {
+            bring_up::undo(kernel, session, id).await;
+            let (records, name) = (inner.records.clone(), mirror.to_owned());
+            if let Err(fault) = blocking(move || records.remove(&name)).await {
+                warn!(
+                    mirror,
+                    "what was not attached is remembered as attached: {fault}"
+                );
+            }
+            return Err(Refusal {
+                what: "not attached: it was demoted meanwhile".to_owned(),
+                facts: Vec::new(),
+                next: "see `kagami status`, and attach it again where it is to be used".to_owned(),
+            });
+        }
         info!(mirror, device = %inner.kernel.path(id).display(), "attached");
         let kept = Kept {
             mirror: mirror.to_owned(),
@@ -470,9 +486,11 @@ impl<H: Host> Attachments<H> {
             let told = entry.orders.send(Order::Stop { reply }).is_ok();
             stopping.push((mirror, entry, told.then_some(done)));
         }
+        // For all together: a state folder that does not answer holds up each of them.
+        let deadline = tokio::time::Instant::now() + STOP_PATIENCE;
         for (mirror, entry, done) in stopping {
             if let Some(done) = done
-                && tokio::time::timeout(STOP_PATIENCE, done).await.is_err()
+                && tokio::time::timeout_at(deadline, done).await.is_err()
             {
                 warn!(mirror, "its device was left in the middle of a change");
             }

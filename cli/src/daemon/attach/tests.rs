@@ -58,6 +58,7 @@ with_either_driver! {
     attached_found_again_after_a_stop_and_detached
     a_mirror_in_other_hands_is_attached_where_it_is_primary_and_not_promoted
     an_attach_under_way_at_a_stop_leaves_a_device_that_the_next_daemon_serves
+    what_is_demoted_while_it_is_attached_is_not_promoted_again
     a_stop_does_not_wait_for_a_promotion_that_waits_for_an_arbiter
     another_program_that_takes_it_down_ends_it
     a_dead_primary_takes_its_device_back_and_a_stranger_to_its_data_does_not
@@ -205,6 +206,29 @@ async fn an_attach_under_way_at_a_stop_leaves_a_device_that_the_next_daemon_serv
 
     let next = machine.daemon().await;
     until("attached", || shown(&next) == Some(DeviceState::Attached)).await;
+}
+
+async fn what_is_demoted_while_it_is_attached_is_not_promoted_again(driver: Driver) {
+    let machine = Machine::new();
+    machine.helper_waits();
+    let daemon = machine.daemon().await;
+    let attaching = tokio::spawn({
+        let daemon = daemon.clone();
+        async move { daemon.attach("pg", exactly(driver, 1), None).await }
+    });
+    until("the helper runs", || machine.helper_has_begun()).await;
+    let mirror = machine.mirror.clone();
+    mirror.change(|mirror| mirror.status.role = Role::Secondary);
+    machine.release_helper();
+    let refused = attaching.await.expect("ended").expect_err("demoted");
+    assert!(
+        refused.what.contains("demoted meanwhile"),
+        "{}",
+        refused.what
+    );
+    assert_eq!(mirror.change(|mirror| mirror.promotions), 1);
+    assert!(machine.record().is_none());
+    assert!(!machine.is_set_up(id(driver, 1)));
 }
 
 async fn a_stop_does_not_wait_for_a_promotion_that_waits_for_an_arbiter(driver: Driver) {
