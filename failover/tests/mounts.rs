@@ -239,6 +239,28 @@ async fn a_shared_disk_is_held_while_it_is_active() {
     assert_eq!(second.stop("lun").await, OpResult::Done);
 }
 
+#[tokio::test]
+async fn what_was_reserved_is_given_up_by_whatever_configuration() {
+    let node = TestNode::new(
+        "[group.g.resource.lun]\ntype = \"disk\"\ndevice = \"@/disk\"\nreserve = \"never\"\n",
+    );
+    // Who opens one end waits for the other one: so it is seen whether the disk is asked.
+    let device = node.path("disk");
+    run(&format!("mkfifo {}", device.display()));
+    std::fs::create_dir(node.path("state/reserved")).unwrap();
+    std::fs::write(node.path("state/reserved/g@lun"), "as another one said").unwrap();
+    let (asked, is_asked) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let end = std::fs::OpenOptions::new().write(true).open(device);
+        let _ = asked.send(end.is_ok());
+    });
+    assert_eq!(node.stop("lun").await, OpResult::Done);
+    assert_eq!(is_asked.recv_timeout(Duration::from_secs(10)), Ok(true));
+    // Nothing is left to be given up, and nobody has the other end any more.
+    assert!(!node.path("state/reserved/g@lun").exists());
+    assert_eq!(node.stop("lun").await, OpResult::Done);
+}
+
 /// A node with a shared disk that has a file system.
 fn disk(device: &Loop, unmount_timeout: &str) -> TestNode {
     let path = device.0.display();

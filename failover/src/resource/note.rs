@@ -40,6 +40,16 @@ impl Note {
             .map_err(|error| format!("{}: {error}", self.0.display()))
     }
 
+    /// It is to be known no more. One that can't be taken away is told, and keeps nobody from what comes next.
+    pub(super) fn forget(&self) {
+        match fs::remove_file(&self.0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(note = %self.0.display(), %error, "a note is not taken away");
+            }
+            _ => {}
+        }
+    }
+
     fn put(&self, words: &str) -> io::Result<()> {
         // It has both: a folder for its kind below the state's.
         let folder = self.0.parent().unwrap_or(Path::new("/"));
