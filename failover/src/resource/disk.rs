@@ -14,6 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use tokio::time::sleep;
 
+use super::mount::Known;
 use super::note::Note;
 use super::reservation::{self, Held};
 use super::{Subject, apart, mount};
@@ -37,7 +38,9 @@ pub(super) async fn start(subject: Subject<'_>, own: &Disk, deadline: Deadline) 
 
 pub(super) async fn stop(subject: Subject<'_>, own: &Disk, deadline: Deadline) -> Step {
     mount::down(subject, &own.mount, deadline).await?;
-    mount::quiet(subject, Some(&own.device), deadline).await?;
+    let taken = taken(subject);
+    let was = Known::from_words(&taken.words());
+    mount::quiet(subject, Some(&own.device), was.as_ref(), deadline).await?;
     // A reservation that was given up may still be on its way, and must not come when another node
     // has the disk.
     let under_way = reserving(&own.device);
@@ -45,13 +48,19 @@ pub(super) async fn stop(subject: Subject<'_>, own: &Disk, deadline: Deadline) -
     // The configuration may have come after the reservation, which would keep the other node's writes away.
     let known = reserved(subject);
     if own.reserve != Reserve::Never || known.is_there() {
-        let given_up = release(subject, &own.device, deadline).await?;
+        let given_up = release(subject, &own.device, was.as_ref(), deadline).await?;
         if given_up && own.reserve == Reserve::Never {
             known.forget();
         }
     }
     let_go(subject, &own.device);
+    taken.forget();
     Ok(())
+}
+
+/// The device that the resource has taken, by what it is to the kernel.
+fn taken(subject: Subject<'_>) -> Note {
+    Note::of(&subject.place.run, "disks", &subject.key())
 }
 
 /// That the resource has reserved its disk on this node.
@@ -92,6 +101,9 @@ async fn hold(subject: Subject<'_>, device: &Path, deadline: Deadline) -> Step {
             )));
         }
         sleep(AGAIN).await;
+    }
+    if let Some(known) = Known::of(&file) {
+        taken(subject).write(&known.words())?;
     }
     held.lock()
         .unwrap_or_else(PoisonError::into_inner)
@@ -176,14 +188,23 @@ async fn reserve(subject: Subject<'_>, own: &Disk, deadline: Deadline) -> Step {
 }
 
 /// Gives the reservation up; whether the device has heard it.
-async fn release(subject: Subject<'_>, device: &Path, deadline: Deadline) -> Step<bool> {
+async fn release(
+    subject: Subject<'_>,
+    device: &Path,
+    was: Option<&Known>,
+    deadline: Deadline,
+) -> Step<bool> {
     let place = subject.place;
     let file = match handle(subject, device) {
         Ok(file) => file,
         // A manager that has just started does not hold what an earlier one reserved.
-        Err(_) => match open(device, deadline).await? {
-            Ok(file) => file,
-            Err(_) => return Ok(false),
+        Err(_) => match (open(device, deadline).await?, was) {
+            (Ok(file), _) => file,
+            (Err(_), None) => return Ok(false),
+            (Err(_), Some(was)) => match open(&was.path, deadline).await? {
+                Ok(file) => file,
+                Err(_) => return Ok(false),
+            },
         },
     };
     let mine = reservation::key(&place.cluster.name, &place.cluster.nodes[place.me]);

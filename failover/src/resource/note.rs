@@ -1,5 +1,5 @@
-//! What a resource has done once and is to know for good, whatever its configuration becomes: a small file below
-//! the node's state.
+//! What a resource has done once and is to know later, whatever its configuration becomes: a small file below
+//! the node's state, or below what a reboot clears.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 pub(super) struct Note(PathBuf);
 
 impl Note {
-    /// Of the resource `key` ([`super::Subject::key`]), in the folder `kind` below `state`.
+    /// Of the resource `key` ([`super::Subject::key`]), in the folder `kind` below `state`, a folder of its node.
     pub(super) fn of(state: &Path, kind: &str, key: &str) -> Self {
         Self(state.join(kind).join(key))
     }
