@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::config::resource::Driver;
+use crate::config::resource::{Driver, Kind};
 use crate::config::{Cluster, Group, Ms};
 use crate::core::Node;
 use crate::resource::apart::Apart;
@@ -125,15 +125,49 @@ pub struct Place {
     /// The other node's files.
     pub files: Arc<dyn FileChannel>,
     /// What goes on beside an active resource, by its key.
-    pub(crate) tasks: Tasks,
+    pub(crate) tasks: Arc<Tasks>,
     /// What may never return, and is not done twice at a time.
     pub(crate) apart: Apart,
     /// Shared disks that are held.
-    pub(crate) held: Mutex<HashMap<PathBuf, fs::File>>,
+    pub(crate) held: Arc<Mutex<HashMap<PathBuf, fs::File>>>,
+}
+
+/// What is one for all managers of a process: an operation goes on when its manager is replaced, in the place that it was
+/// begun in, and what the next manager does has to know of it.
+#[derive(Clone, Default)]
+pub struct Lasting {
+    tasks: Arc<Tasks>,
+    apart: Apart,
+    held: Arc<Mutex<HashMap<PathBuf, fs::File>>>,
+}
+
+impl Lasting {
+    /// Nothing goes on beside active resources before the next manager has it go on ([`crate::resource::resume`]).
+    pub fn pause(&self) {
+        self.tasks.abort();
+    }
+
+    /// Disks that no resource of the configuration has are nobody's.
+    fn let_go_of_others(&self, cluster: &Cluster) {
+        let resources = cluster.groups.iter().flat_map(|group| &group.resources);
+        let disks = resources.filter_map(|resource| match &resource.kind {
+            Kind::Disk(disk) => Some(&disk.device),
+            _ => None,
+        });
+        let disks: Vec<_> = disks.collect();
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.retain(|device, _| disks.contains(&device));
+    }
+}
+
+impl std::fmt::Debug for Lasting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lasting").finish_non_exhaustive()
+    }
 }
 
 impl Place {
-    /// A node's place; its folders are made.
+    /// A node's place; its folders are made. `lasting`: what the places of this process share.
     ///
     /// # Errors
     /// A folder that can't be made.
@@ -147,7 +181,10 @@ impl Place {
         mirrors: Arc<dyn MirrorDevice>,
         watchdog: Arc<dyn Watchdog>,
         files: Arc<dyn FileChannel>,
+        lasting: &Lasting,
     ) -> std::io::Result<Self> {
+        lasting.let_go_of_others(&cluster);
+        let Lasting { tasks, apart, held } = lasting.clone();
         // Scripts run as any user, and find the compatible commands there.
         fs::create_dir_all(run.join("bin"))?;
         for folder in [state.join("logs"), run.join("processes"), run.join("watch")] {
@@ -171,9 +208,9 @@ impl Place {
             mirrors,
             watchdog,
             files,
-            tasks: Tasks::default(),
-            apart: Apart::default(),
-            held: Mutex::default(),
+            tasks,
+            apart,
+            held,
         })
     }
 
@@ -291,11 +328,144 @@ impl Tasks {
     }
 }
 
-impl Drop for Tasks {
-    fn drop(&mut self) {
-        let all = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+impl Tasks {
+    /// Ends them all, soon; each that is ended under its key later is waited for.
+    fn abort(&self) {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for task in all.values() {
             task.abort();
         }
+    }
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::user_space::Devices;
+    use crate::process::Deadline;
+    use std::sync::mpsc;
+    use tokio::sync::oneshot::error::TryRecvError::{Closed, Empty};
+
+    struct Nobody;
+
+    impl MirrorDevice for Nobody {
+        fn attach<'a>(
+            &'a self,
+            _: &'a str,
+            _: Driver,
+            _: Option<&'a Path>,
+        ) -> Pending<'a, Result<PathBuf, String>> {
+            unreachable!("nothing is attached")
+        }
+
+        fn detach<'a>(&'a self, _: &'a str) -> Pending<'a, Result<(), String>> {
+            unreachable!("nothing is attached")
+        }
+
+        fn status<'a>(&'a self, _: &'a str) -> Pending<'a, Result<MirrorStatus, String>> {
+            unreachable!("nothing is attached")
+        }
+    }
+
+    impl FileChannel for Nobody {
+        fn send<'a>(
+            &'a self,
+            _: &'a str,
+            _: &'a str,
+            _: Image,
+        ) -> Pending<'a, Result<(), NotSent>> {
+            unreachable!("nothing is sent")
+        }
+    }
+
+    /// The place of a manager's life, with a disk by this name.
+    fn place(folder: &Path, lasting: &Lasting, disk: &str) -> Place {
+        let text = format!(
+            "[cluster]\nname = \"lives\"\nrevision = 1\nnodes = [\"alpha\", \"beta\"]\n\
+             [arbiter]\nkind = \"witness\"\nname = \"gamma\"\n\
+             [heartbeat.lan]\ntype = \"lan\"\npriority = 1\n\
+             addresses = {{ alpha = \"10.0.0.1:7791\", beta = \"10.0.0.2:7791\" }}\n\
+             [group.g]\nnodes = [\"alpha\", \"beta\"]\n\
+             [group.g.resource.lun]\ntype = \"disk\"\ndevice = \"{disk}\"\n"
+        );
+        let cluster = Cluster::parse(Path::new("cluster.toml"), &text).expect("right");
+        let place = Place::new(
+            Arc::new(cluster),
+            0,
+            folder.join("state"),
+            folder.join("run"),
+            PathBuf::from("/bin/true"),
+            Arc::new(Nobody),
+            Arc::new(Devices::default()),
+            Arc::new(Nobody),
+            lasting,
+        );
+        place.expect("made")
+    }
+
+    /// Control groups are the machine's.
+    fn clear(place: &Place) {
+        if let Some(root) = &place.control_groups {
+            let _ = fs::remove_dir(root);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_outlives_a_manager_is_known_to_the_next_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let lasting = Lasting::default();
+        let [first, second] = [(); 2].map(|()| place(folder.path(), &lasting, "/dev/lun"));
+        // A call that hangs.
+        let (go, wait) = mpsc::channel::<()>();
+        let short = || Deadline::after(Ms(20));
+        let hangs = first.apart.run("x", short(), move || wait.recv().is_ok());
+        assert!(hangs.await.is_err());
+        assert!(second.apart.returned("x", short()).await.is_err());
+        go.send(()).expect("it waits");
+        let patience = Deadline::after(Ms::seconds(20));
+        assert_eq!(second.apart.returned("x", patience).await, Ok(()));
+        // A task: whoever has its other end hears of its end.
+        let goes_on = || {
+            let (sign, end) = tokio::sync::oneshot::channel::<()>();
+            first.tasks.begin("g@files".to_owned(), async move {
+                let _sign = sign;
+                std::future::pending().await
+            });
+            end
+        };
+        let mut end = goes_on();
+        assert!(end.try_recv().is_err_and(|e| e == Empty));
+        second.tasks.end("g@files").await;
+        assert!(end.try_recv().is_err_and(|e| e == Closed), "it has ended");
+        let end = goes_on();
+        lasting.pause();
+        drop(first);
+        assert!(patience.wait(end).await.expect("in time").is_err());
+        second.tasks.end("g@files").await;
+        clear(&second);
+    }
+
+    #[tokio::test]
+    async fn a_disk_stays_locked_until_no_resource_has_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let lasting = Lasting::default();
+        let first = place(folder.path(), &lasting, "/dev/lun");
+        let file = tempfile::tempfile().expect("a file");
+        let holds = |place: &Place| {
+            let held = place.held.lock().unwrap_or_else(PoisonError::into_inner);
+            held.contains_key(Path::new("/dev/lun"))
+        };
+        (first.held.lock().expect("whole")).insert("/dev/lun".into(), file);
+        drop(first);
+        assert!(holds(&place(folder.path(), &lasting, "/dev/lun")));
+        let third = place(folder.path(), &lasting, "/dev/other");
+        assert!(!holds(&third));
+        clear(&third);
     }
 }

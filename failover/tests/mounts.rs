@@ -239,9 +239,36 @@ async fn a_shared_disk_is_held_while_it_is_active() {
     assert_eq!(second.stop("lun").await, OpResult::Done);
 }
 
+#[tokio::test]
+async fn what_was_reserved_is_given_up_by_whatever_configuration() {
+    let node = TestNode::new(
+        "[group.g.resource.lun]\ntype = \"disk\"\ndevice = \"@/disk\"\nreserve = \"never\"\n",
+    );
+    // Who opens one end waits for the other one: so it is seen whether the disk is asked.
+    let device = node.path("disk");
+    run(&format!("mkfifo {}", device.display()));
+    std::fs::create_dir(node.path("state/reserved")).unwrap();
+    std::fs::write(node.path("state/reserved/g@lun"), "as another one said").unwrap();
+    let (asked, is_asked) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let end = std::fs::OpenOptions::new().write(true).open(device);
+        let _ = asked.send(end.is_ok());
+    });
+    assert_eq!(node.stop("lun").await, OpResult::Done);
+    assert_eq!(is_asked.recv_timeout(Duration::from_secs(10)), Ok(true));
+    // Nothing is left to be given up, and nobody has the other end any more.
+    assert!(!node.path("state/reserved/g@lun").exists());
+    assert_eq!(node.stop("lun").await, OpResult::Done);
+}
+
 /// A node with a shared disk that has a file system.
 fn disk(device: &Loop, unmount_timeout: &str) -> TestNode {
-    let path = device.0.display();
+    disk_at(&device.0, unmount_timeout)
+}
+
+/// The same, by a name of it.
+fn disk_at(device: &Path, unmount_timeout: &str) -> TestNode {
+    let path = device.display();
     run(&format!("mkfs.ext4 -q {path}"));
     TestNode::new(&format!(
         "[group.g.resource.lun]\ntype = \"disk\"\ndevice = \"{path}\"\nmount = \"@/mnt\"\n\
@@ -339,6 +366,36 @@ async fn what_is_mounted_elsewhere_too_is_not_let_go() {
     assert!(reason.contains(&whose), "{reason}");
     drop(private);
     assert_eq!(node.stop("md").await, OpResult::Done);
+}
+
+#[tokio::test]
+async fn a_disk_whose_name_has_gone_is_waited_for_all_the_same() {
+    if !inside("a_disk_whose_name_has_gone_is_waited_for_all_the_same") {
+        return;
+    }
+    let under = folder();
+    let device = Loop::new(&under);
+    let link = under.path("by-id");
+    std::os::unix::fs::symlink(&device.0, &link).unwrap();
+    let mut node = disk_at(&link, "1s");
+    assert_eq!(node.start("lun").await, OpResult::Done);
+    let at = node.folder.path().display().to_string();
+    let line = format!("exec unshare -m sh -c 'echo >{at}/ready; exec sleep 600'");
+    let private = User::new(&line);
+    until("it has its own", || !node.read("ready").is_empty()).await;
+    std::fs::remove_file(&link).unwrap();
+    let whose = format!("in the mount namespace of sleep ({})", private.0.id());
+    let reason = why(node.stop("lun").await);
+    assert!(reason.contains(&whose), "{reason}");
+    // A manager that has just started knows it, too.
+    node.restart();
+    let reason = why(node.stop("lun").await);
+    assert!(reason.contains(&whose), "{reason}");
+    drop(private);
+    assert_eq!(node.stop("lun").await, OpResult::Done);
+    // What can't be started for want of its disk does not have to be stopped.
+    assert!(why(node.start("lun").await).contains("No such file"));
+    assert_eq!(node.stop("lun").await, OpResult::Done);
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ use kagami_failover::manager::hands::LocalHands;
 use kagami_failover::manager::records::Records;
 use kagami_failover::manager::{self, ALERTS, Ended, Handle, Parts};
 use kagami_failover::notify::{self, Trust};
-use kagami_failover::place::{FileChannel, NotSent, Pending, Place, Watchdog};
+use kagami_failover::place::{FileChannel, Lasting, NotSent, Pending, Place, Watchdog};
 use kagami_failover::resource::files::Image;
 use kagami_failover::right::keeper::{ControlGroupOf, Keeper};
 use kagami_failover::right::tenancy::{Outside, Tenancy};
@@ -57,6 +57,7 @@ struct Process<'p> {
     /// This program, by the name that it was started by.
     program: PathBuf,
     control: Arc<Socket>,
+    lasting: Lasting,
     service: Service,
 }
 
@@ -82,6 +83,7 @@ pub async fn run(context: &Context, config: &Config, args: &FailoverArgs) -> Out
         args,
         program,
         control: Arc::new(control),
+        lasting: Lasting::default(),
         service: service.clone(),
     };
     let mut told = Vec::new();
@@ -276,6 +278,7 @@ async fn live(
         Arc::clone(&daemon) as Arc<dyn kagami_failover::place::MirrorDevice>,
         Arc::new(GuardsWatchdog(guards.clone())),
         Arc::new(Way(channel.clone())),
+        &process.lasting,
     );
     let place = Arc::new(place.map_err(|e| system("its folders", &e))?);
     crate::clp::make_links(&place.links, program)
@@ -382,6 +385,7 @@ async fn live(
         ended = manager::run(parts, &handle, inputs) => ended,
         () = signals.obey(&handle, settings, context) => unreachable!("it obeys for ever"),
     };
+    process.lasting.pause();
     if !matches!(ended, Ok(Ended::Again)) {
         // The guard outlives this manager, and nobody may come to tell it that user space runs.
         let _ = tokio::time::timeout(GUARD_WITHIN, guards.alive(0)).await;

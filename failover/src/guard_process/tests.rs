@@ -21,7 +21,7 @@ use super::message::Watched;
 use super::server;
 use crate::clock;
 use crate::config::Cluster;
-use crate::core::{Event, Right, Time};
+use crate::core::{Event, Object, Right, Time};
 use crate::manager::{Inputs, Rights, channel};
 use crate::right::basis::{Says, Standing};
 use crate::right::keeper::Keeper;

@@ -172,6 +172,17 @@ impl Inputs {
             }
         }
     }
+
+    /// The next alert, without a manager.
+    pub(crate) async fn alert(&mut self) -> Alert {
+        loop {
+            match self.0.recv().await {
+                Some(Input::Alert(alert)) => return alert,
+                Some(_) => {}
+                None => std::future::pending().await,
+            }
+        }
+    }
 }
 
 impl Handle {

@@ -14,6 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use tokio::time::sleep;
 
+use super::mount::Known;
 use super::note::Note;
 use super::reservation::{self, Held};
 use super::{Subject, apart, mount};
@@ -37,16 +38,34 @@ pub(super) async fn start(subject: Subject<'_>, own: &Disk, deadline: Deadline) 
 
 pub(super) async fn stop(subject: Subject<'_>, own: &Disk, deadline: Deadline) -> Step {
     mount::down(subject, &own.mount, deadline).await?;
-    mount::quiet(subject, Some(&own.device), deadline).await?;
+    let taken = taken(subject);
+    let was = Known::from_words(&taken.words());
+    mount::quiet(subject, Some(&own.device), was.as_ref(), deadline).await?;
     // A reservation that was given up may still be on its way, and must not come when another node
     // has the disk.
     let under_way = reserving(&own.device);
     subject.place.apart.returned(&under_way, deadline).await?;
-    if own.reserve != Reserve::Never {
-        release(subject, &own.device, deadline).await?;
+    // The configuration may have come after the reservation, which would keep the other node's writes away.
+    let known = reserved(subject);
+    if own.reserve != Reserve::Never || known.is_there() {
+        let given_up = release(subject, &own.device, was.as_ref(), deadline).await?;
+        if given_up && own.reserve == Reserve::Never {
+            known.forget();
+        }
     }
     let_go(subject, &own.device);
+    taken.forget();
     Ok(())
+}
+
+/// The device that the resource has taken, by what it is to the kernel.
+fn taken(subject: Subject<'_>) -> Note {
+    Note::of(&subject.place.run, "disks", &subject.key())
+}
+
+/// That the resource has reserved its disk on this node.
+fn reserved(subject: Subject<'_>) -> Note {
+    Note::of(&subject.place.state, "reserved", &subject.key())
 }
 
 /// What is asked of one device, one at a time.
@@ -82,6 +101,9 @@ async fn hold(subject: Subject<'_>, device: &Path, deadline: Deadline) -> Step {
             )));
         }
         sleep(AGAIN).await;
+    }
+    if let Some(known) = Known::of(&file) {
+        taken(subject).write(&known.words())?;
     }
     held.lock()
         .unwrap_or_else(PoisonError::into_inner)
@@ -134,7 +156,7 @@ async fn reserve(subject: Subject<'_>, own: &Disk, deadline: Deadline) -> Step {
     let name = reserving(&own.device);
     let held = place.apart.run(&name, deadline, hold).await?;
     let shown = own.device.display();
-    let known = Note::of(&place.state, "reserved", &subject.key());
+    let known = reserved(subject);
     match held {
         Ok(Held::Reserved) => {
             // Noted once: what a disk could do it has to do.
@@ -165,14 +187,24 @@ async fn reserve(subject: Subject<'_>, own: &Disk, deadline: Deadline) -> Step {
     }
 }
 
-async fn release(subject: Subject<'_>, device: &Path, deadline: Deadline) -> Step {
+/// Gives the reservation up; whether the device has heard it.
+async fn release(
+    subject: Subject<'_>,
+    device: &Path,
+    was: Option<&Known>,
+    deadline: Deadline,
+) -> Step<bool> {
     let place = subject.place;
     let file = match handle(subject, device) {
         Ok(file) => file,
         // A manager that has just started does not hold what an earlier one reserved.
-        Err(_) => match open(device, deadline).await? {
-            Ok(file) => file,
-            Err(_) => return Ok(()),
+        Err(_) => match (open(device, deadline).await?, was) {
+            (Ok(file), _) => file,
+            (Err(_), None) => return Ok(false),
+            (Err(_), Some(was)) => match open(&was.path, deadline).await? {
+                Ok(file) => file,
+                Err(_) => return Ok(false),
+            },
         },
     };
     let mine = reservation::key(&place.cluster.name, &place.cluster.nodes[place.me]);
@@ -181,9 +213,9 @@ async fn release(subject: Subject<'_>, device: &Path, deadline: Deadline) -> Ste
         .apart
         .run(&reserving(device), deadline, release)
         .await?;
-    if let Err(error) = released {
+    if let Err(error) = &released {
         // The other node takes what could not be given up.
         tracing::warn!(device = %device.display(), error, "the disk's reservation is not given up");
     }
-    Ok(())
+    Ok(released.is_ok())
 }

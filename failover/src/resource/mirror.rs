@@ -25,7 +25,7 @@ pub(super) async fn stop(subject: Subject<'_>, own: &Mirror, deadline: Deadline)
         .wait(subject.place.mirrors.status(&own.disk.mirror))
         .await?;
     let device = asked.ok().and_then(|status| status.device);
-    mount::quiet(subject, device.as_deref(), deadline).await?;
+    mount::quiet(subject, device.as_deref(), None, deadline).await?;
     let detach = subject.place.mirrors.detach(&own.disk.mirror);
     Ok(deadline.wait(detach).await??)
 }

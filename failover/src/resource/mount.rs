@@ -2,6 +2,7 @@
 //! mounted; unmounted, whoever still uses it, and waited for until nothing of it is written any more.
 
 mod first;
+mod known;
 mod program;
 mod table;
 mod users;
@@ -19,6 +20,7 @@ use rustix::process::{Pid, Signal};
 use tokio::time::sleep;
 
 pub(super) use first::make_file_system;
+pub(super) use known::Known;
 
 use super::{Subject, apart};
 use crate::config::Ms;
@@ -269,10 +271,17 @@ enum Alone {
     Unknown(String),
 }
 
-fn alone(device: &Path) -> Alone {
-    // A file, or a device that has gone.
-    let Ok(Some(number)) = number(device) else {
-        return Alone::Yes;
+fn alone(named: &Path, known: Option<&Known>) -> Alone {
+    let (device, number) = match (number(named), known) {
+        (Ok(Some(number)), _) => (named, number),
+        // Its name says nothing of it any more.
+        (Err(_), Some(known)) => (known.path.as_path(), known.number.clone()),
+        // A file, or a device that was not there to be taken.
+        (Ok(None), _) | (Err(_), None) => return Alone::Yes,
+    };
+    let places = || {
+        let number_of = |source: &Path| table::number(source).ok().flatten();
+        users::mounted(|m| m.is_of(&number, number_of))
     };
     let flags = OFlags::EXCL.bits().cast_signed();
     let opened = OpenOptions::new()
@@ -283,34 +292,43 @@ fn alone(device: &Path) -> Alone {
         return Alone::Yes;
     };
     match Errno::from_io_error(&error) {
-        Some(Errno::BUSY) => {
-            let number_of = |source: &Path| table::number(source).ok().flatten();
-            Alone::No(users::mounted(|m| m.is_of(&number, number_of)))
-        }
+        Some(Errno::BUSY) => Alone::No(places()),
+        // A device that has gone may be mounted still.
+        Some(Errno::NOENT) => match places() {
+            places if places.is_empty() => Alone::Yes,
+            places => Alone::No(places),
+        },
         // The kernel asks whether it is free before it asks the device.
-        Some(Errno::NOENT | Errno::NXIO | Errno::NODEV | Errno::NOMEDIUM | Errno::IO) => Alone::Yes,
+        Some(Errno::NXIO | Errno::NODEV | Errno::NOMEDIUM | Errno::IO) => Alone::Yes,
         _ => Alone::Unknown(error.to_string()),
     }
 }
 
 /// Waits until nothing on this node has the device for itself any more: no file system of it is mounted,
 /// in whatever namespace, or is still being written after it was unmounted, or being mounted by a
-/// program that was given up.
+/// program that was given up. `known`: what the device was when it was taken, should its name have gone.
 ///
 /// # Errors
 /// Something has when the deadline passes.
-pub(super) async fn quiet(subject: Subject<'_>, device: Option<&Path>, deadline: Deadline) -> Step {
+pub(super) async fn quiet(
+    subject: Subject<'_>,
+    device: Option<&Path>,
+    known: Option<&Known>,
+    deadline: Deadline,
+) -> Step {
     let under_way = program::ended(subject, deadline).await;
     let Some(device) = device else {
         return under_way;
     };
     loop {
-        let owned = device.to_owned();
+        let (owned, of) = (device.to_owned(), known.cloned());
         // Once in any case, when the deadline has passed, too: it says who has it.
         let name = format!("opening {}", device.display());
         let apart = &subject.place.apart;
         let asked = apart
-            .run(&name, Deadline::after(LOOK), move || alone(&owned))
+            .run(&name, Deadline::after(LOOK), move || {
+                alone(&owned, of.as_ref())
+            })
             .await;
         let why = match asked {
             Ok(Alone::Yes) => return under_way,
@@ -323,6 +341,8 @@ pub(super) async fn quiet(subject: Subject<'_>, device: Option<&Path>, deadline:
             Err(_) => "it does not answer".to_owned(),
         };
         if deadline.passed() {
+            let gone = known.filter(|_| !device.exists());
+            let device = gone.map_or(device, |known| &known.path);
             return Err(Failure::Failed(format!(
                 "{0} is still in use on this node: {why}\n  next: `lsblk {0}` and `grep -s \"$(lsblk -dno MAJ:MIN {0})\" /proc/*/mountinfo` \
                  show by whom; end that, or wait for its disk, and stop it again",

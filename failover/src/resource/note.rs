@@ -1,5 +1,5 @@
-//! What a resource has done once and is to know for good, whatever its configuration becomes: a small file below
-//! the node's state.
+//! What a resource has done once and is to know later, whatever its configuration becomes: a small file below
+//! the node's state, or below what a reboot clears.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 pub(super) struct Note(PathBuf);
 
 impl Note {
-    /// Of the resource `key` ([`super::Subject::key`]), in the folder `kind` below `state`.
+    /// Of the resource `key` ([`super::Subject::key`]), in the folder `kind` below `state`, a folder of its node.
     pub(super) fn of(state: &Path, kind: &str, key: &str) -> Self {
         Self(state.join(kind).join(key))
     }
@@ -38,6 +38,16 @@ impl Note {
     pub(super) fn write(&self, words: &str) -> Result<(), String> {
         self.put(words)
             .map_err(|error| format!("{}: {error}", self.0.display()))
+    }
+
+    /// It is to be known no more. One that can't be taken away is told, and keeps nobody from what comes next.
+    pub(super) fn forget(&self) {
+        match fs::remove_file(&self.0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(note = %self.0.display(), %error, "a note is not taken away");
+            }
+            _ => {}
+        }
     }
 
     fn put(&self, words: &str) -> io::Result<()> {

@@ -226,28 +226,59 @@ pub fn hold(
             Err(error) => return Ok(Held::NotKnown(error.to_string())),
         }
     }
-    go_on()?;
-    match device.reserve(mine) {
-        Ok(0) => {
-            go_on()?;
-            // The other node's registration, of a time when it ran there, would let it write. Where
-            // it has none this is refused, and all is well.
-            let _ = device.preempt(theirs, mine);
-            Ok(Held::Reserved)
+    let mut taken = false;
+    loop {
+        let conflict = match answered(go_on, || device.reserve(mine))? {
+            Ok(0) => break,
+            Ok(conflict) if is_conflict(conflict) => conflict,
+            Ok(answer) => return Err(format!("not reserved: the device says {answer:#x}")),
+            Err(error) => return Err(format!("not reserved: {error}")),
+        };
+        let foreign = || format!("somebody who is not of this cluster holds it ({conflict:#x})");
+        if taken {
+            return Err(foreign());
         }
         // The other node holds it. The right to run says that it may not.
-        Ok(conflict) => {
-            go_on()?;
-            match device.preempt(theirs, mine) {
-                Ok(0) => Ok(Held::Reserved),
-                Ok(_) => Err(format!(
-                    "somebody who is not of this cluster holds it ({conflict:#x})"
-                )),
-                Err(error) => Err(format!("the other node's hold was not taken: {error}")),
-            }
+        let not_taken = |why: String| format!("the other node's hold was not taken: {why}");
+        match answered(go_on, || device.preempt(theirs, mine))? {
+            // Whether it held it, or was only registered, the device says when it is asked again.
+            Ok(0) => taken = true,
+            Ok(answer) if is_conflict(answer) => return Err(foreign()),
+            Ok(answer) => return Err(not_taken(format!("the device says {answer:#x}"))),
+            Err(error) => return Err(not_taken(error.to_string())),
         }
-        Err(error) => Err(format!("not reserved: {error}")),
     }
+    if !taken {
+        // The other node's registration, of a time when it ran there, would let it write. Where it has
+        // none this is refused, and all is well.
+        let _ = answered(go_on, || device.preempt(theirs, mine))?;
+    }
+    Ok(Held::Reserved)
+}
+
+/// SCSI's and `NVMe`'s reservation conflict, from the device itself.
+fn is_conflict(answer: i32) -> bool {
+    answer & 0xff_0000 == 0 && matches!(answer & 0xff, 0x18 | 0x83)
+}
+
+/// What a device that is registered with answers to the question, and not what it tells first: it is asked
+/// again where it neither does it nor tells of a conflict, [`TOLD`] times at most.
+///
+/// # Errors
+/// It was given up.
+fn answered(
+    go_on: impl Fn() -> Result<(), String>,
+    ask: impl Fn() -> rustix::io::Result<i32>,
+) -> Result<rustix::io::Result<i32>, String> {
+    for _ in 1..TOLD {
+        go_on()?;
+        match ask() {
+            Ok(answer) if answer != 0 && !is_conflict(answer) => {}
+            other => return Ok(other),
+        }
+    }
+    go_on()?;
+    Ok(ask())
 }
 
 /// Gives it up. It waits for the device.
@@ -366,7 +397,46 @@ mod tests {
     fn a_disk_that_tells_of_its_reset_first_is_reserved_all_the_same() {
         let device = Scripted::with(&[2, 0, 0x18, 0]);
         assert_eq!(device.held(), Ok(Held::Reserved));
-        let asked = ["register", "register", "reserve", "preempt"];
+        let asked = ["register", "register", "reserve", "preempt", "reserve"];
+        assert_eq!(*device.asked.borrow(), asked);
+    }
+
+    #[test]
+    fn what_is_told_first_is_no_conflict_and_no_refusal() {
+        let told_at_reserve = ["register", "reserve", "reserve", "preempt"];
+        let told_at_preempt = ["register", "reserve", "preempt", "preempt"];
+        for (answers, asked) in [
+            ([0, 2, 0, 0], told_at_reserve),
+            ([0, 8, 0, 0x18], told_at_reserve),
+            ([0, 0, 2, 0], told_at_preempt),
+        ] {
+            let device = Scripted::with(&answers);
+            assert_eq!(device.held(), Ok(Held::Reserved));
+            assert_eq!(*device.asked.borrow(), asked);
+        }
+        // The one that holds it is told first, too.
+        let device = Scripted::with(&[0, 0x83, 2, 0, 2, 0]);
+        assert_eq!(device.held(), Ok(Held::Reserved));
+        let asked = [
+            "register", "reserve", "preempt", "preempt", "reserve", "reserve",
+        ];
+        assert_eq!(*device.asked.borrow(), asked);
+        for busy in [2, 0x08, 0x28, 0x1_0018] {
+            let device = Scripted::with(&[0, busy, busy, busy]);
+            let why = device.held().expect_err("it is not reserved");
+            assert!(why.contains(&format!("{busy:#x}")), "{why}");
+            let asked = ["register", "reserve", "reserve", "reserve"];
+            assert_eq!(*device.asked.borrow(), asked, "nothing is taken away");
+        }
+    }
+
+    #[test]
+    fn a_registration_that_was_taken_away_is_no_reservation() {
+        // A third one has it, and the other node was only registered.
+        let device = Scripted::with(&[0, 0x18, 0, 0x18]);
+        let why = device.held().expect_err("it is not reserved");
+        assert!(why.contains("not of this cluster"), "{why}");
+        let asked = ["register", "reserve", "preempt", "reserve"];
         assert_eq!(*device.asked.borrow(), asked);
     }
 

@@ -25,7 +25,7 @@ use crate::manager::{Handle, Rights};
 
 use super::basis::{Basis, Judged};
 use super::lease;
-use super::promotion::{NOT_SERVED, Question, Refusal, SEEN_WITHIN, promote_all};
+use super::promotion::{NOT_SERVED, Question, Refusal, Refusals, SEEN_WITHIN, promote_all};
 use super::tenancy::Tenancy;
 use super::{MARGIN, Mirrors, Word};
 
@@ -116,6 +116,8 @@ struct Group {
     question: Question,
     /// That came while the mirrors were being demoted: it is taken afterwards.
     next: Option<Question>,
+    /// Of a group that is active already: it is asked for again after each.
+    refusals: Refusals,
     /// Why it is refused, to be told when the mirrors were asked to be demoted.
     refused: Option<String>,
     /// A demotion that was refused is tried again then.
@@ -167,6 +169,7 @@ impl Keeper {
                     begun: false,
                 },
                 next: None,
+                refusals: Refusals::default(),
                 refused: None,
                 demote_at: None,
                 told: false,
@@ -301,6 +304,7 @@ impl<M: Mirrors> Task<M> {
             }
             At::Idle => {
                 self.groups[group].question = question;
+                self.groups[group].refusals = Refusals::default();
                 self.promote(group, Duration::ZERO);
             }
         }
@@ -346,6 +350,14 @@ impl<M: Mirrors> Task<M> {
             // The daemon may be on its way back. Nothing is taken away before the guard says so: it
             // watches this group, and does until nothing of it is active.
             tracing::debug!("group {}: asked for again: {why}", of.name);
+            if of.refusals.is_news(clock::now(), &why) {
+                self.handle.alert(Alert {
+                    severity: Severity::Warning,
+                    object: Object::Group(of.name.clone()),
+                    what: "it is active here, and a mirror of it is not made Primary".to_owned(),
+                    cause: why,
+                });
+            }
             return self.promote(group, PROMOTE_AGAIN);
         }
         of.refused = Some(why);

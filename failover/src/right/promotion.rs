@@ -1,12 +1,14 @@
 //! The promotion of a group's mirrors: put under guard first, then promoted one after the other, and
 //! seen to be Primary. Whoever takes over waits until the other node has lost its address.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
 use crate::clock;
+use crate::core::Time;
 use crate::guard_process::client::Guards;
 use crate::guard_process::message::Watched;
 
@@ -19,6 +21,12 @@ const GIVEN_UP_WITHIN: Duration = Duration::from_secs(1);
 pub(super) const SEEN_WITHIN: u64 = 5000;
 /// Why a promotion that was done is refused all the same.
 pub(super) const NOT_SERVED: &str = "the mirror's daemon has promoted it, and does not serve it";
+
+/// A promotion that is asked for again and again is told of once it was refused for so long, in milliseconds: a daemon that was only
+/// started again is back by then.
+const TELL_AFTER: u64 = 5000;
+/// Reasons may have numbers in them that differ each time.
+const REASONS: usize = 8;
 
 /// How the right is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +44,25 @@ pub(super) enum Refusal {
     Mirror(String),
     /// The guard is stopping the group.
     Stopping,
+}
+
+/// The refusals of a promotion that is asked for again and again.
+#[derive(Debug, Default)]
+pub(super) struct Refusals {
+    tell_at: Option<Time>,
+    told: BTreeSet<String>,
+}
+
+impl Refusals {
+    /// One more. Whether people are to be told: of each reason once, of [`REASONS`] at most, and of one in [`TELL_AFTER`].
+    pub(super) fn is_news(&mut self, now: Time, why: &str) -> bool {
+        let at = *self.tell_at.get_or_insert(now.after(TELL_AFTER));
+        if now < at || self.told.len() >= REASONS || !self.told.insert(why.to_owned()) {
+            return false;
+        }
+        self.tell_at = Some(now.after(TELL_AFTER));
+        true
+    }
 }
 
 /// Promotes them all.
@@ -112,5 +139,39 @@ async fn promote_when_given_up<M: Mirrors>(mirrors: &M, name: &str) -> Result<()
     match timeout(GIVEN_UP_WITHIN, given_up).await {
         Ok(true) => mirrors.promote(name, false).await,
         Ok(false) | Err(_) => Err(refused),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_told_once_for_each_reason_and_seldom() {
+        let mut refusals = Refusals::default();
+        let mut told = Vec::new();
+        for ms in (0..60_000).step_by(200) {
+            let why = match ms {
+                20_000..20_200 => "the daemon does not answer",
+                0..40_000 => "no such mirror",
+                _ => "not ready",
+            };
+            if refusals.is_news(Time(ms), why) {
+                told.push((ms, why));
+            }
+        }
+        let wanted = [
+            (5000, "no such mirror"),
+            (20_000, "the daemon does not answer"),
+            (40_000, "not ready"),
+        ];
+        assert_eq!(told, wanted);
+        let mut refusals = Refusals::default();
+        let mut is_news = |ms| refusals.is_news(Time(ms), &format!("{ms} blocks are missing"));
+        let told: Vec<u64> = (0..600_000)
+            .step_by(200)
+            .filter(|ms| is_news(*ms))
+            .collect();
+        assert_eq!((told.len(), told[1] - told[0]), (REASONS, TELL_AFTER));
     }
 }

@@ -12,7 +12,9 @@ use kagami_failover::config::{Cluster, Group, Ms, Resource};
 use kagami_failover::core::durable::{Run, Why};
 use kagami_failover::core::environment::{Facts, Host, variables};
 use kagami_failover::core::{Node, OpResult};
-use kagami_failover::place::{FileChannel, MirrorDevice, MirrorStatus, NotSent, Pending, Place};
+use kagami_failover::place::{
+    FileChannel, Lasting, MirrorDevice, MirrorStatus, NotSent, Pending, Place,
+};
 use kagami_failover::probe::user_space::Devices;
 use kagami_failover::resource;
 use kagami_failover::resource::files::Image;
@@ -131,6 +133,7 @@ impl TestNode {
                 mirrors.clone(),
                 Arc::new(Devices::default()),
                 channel.clone(),
+                &Lasting::default(),
             )
             .unwrap(),
         )

@@ -136,6 +136,28 @@ async fn an_active_group_that_is_not_to_be_primary_again_is_stopped_under_guard(
 }
 
 #[tokio::test]
+async fn an_active_group_whose_promotion_is_refused_again_and_again_is_told_of() {
+    let mut scene = Scene::new();
+    scene.mirrors.set(session(LONG));
+    // What runs here rests on other mirrors, and the guard takes nothing away.
+    let (earlier, _lost) = scene.guards();
+    assert_eq!(earlier.arm(&watched(LONG, LONG)).await, Armed::Watching);
+    let mut kept = Kept::new(&scene);
+    scene.mirrors.of().refuses = Some("there is no such mirror".to_owned());
+    kept.keeper.ask(0, false, true);
+    let alert = timeout(PATIENCE, kept.inputs.alert()).await.expect("told");
+    assert_eq!(alert.object, Object::Group("g".to_owned()));
+    assert_eq!(alert.cause, "mirror pg: there is no such mirror");
+    assert!(scene.mirrors.of().asked > 1, "not at the first refusal");
+    // It is asked for still.
+    scene.mirrors.of().refuses = None;
+    scene.mirrors.of().promoted_to = Some(session(LONG));
+    assert_eq!(kept.hears().await, (0, Right::Granted));
+    let deed = scene.deeds.try_recv();
+    assert!(deed.is_err(), "{deed:?}");
+}
+
+#[tokio::test]
 async fn a_promotion_that_does_not_show_is_refused() {
     let scene = Scene::new();
     let mut kept = Kept::new(&scene);

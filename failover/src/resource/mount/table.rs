@@ -93,15 +93,17 @@ pub(super) fn below(point: &Path) -> Result<Vec<PathBuf>, String> {
 /// The device's number as mountinfo has it; a file's is that of no mount.
 pub(super) fn number(device: &Path) -> Result<Option<String>, String> {
     let about = fs::metadata(device).map_err(|error| format!("{}: {error}", device.display()))?;
+    Ok(number_in(&about))
+}
+
+/// The same, by what is known of it.
+pub(super) fn number_in(about: &fs::Metadata) -> Option<String> {
     if !about.file_type().is_block_device() {
-        return Ok(None);
+        return None;
     }
     let number = about.rdev();
-    Ok(Some(format!(
-        "{}:{}",
-        rustix::fs::major(number),
-        rustix::fs::minor(number)
-    )))
+    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+    Some(format!("{major}:{minor}"))
 }
 
 #[cfg(test)]
