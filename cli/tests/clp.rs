@@ -148,7 +148,9 @@ fn clpgrp_moves_and_is_1_when_that_fails() {
             };
         };
         match *command {
-            Command::Start { group, on: Some(0) } => order(view, group, true),
+            Command::Start {
+                group, on: Some(0), ..
+            } => order(view, group, true),
             Command::Stop { group } => order(view, group, false),
             _ => return Err(Refused::new("group pg: node beta can't run it now", "wait")),
         }
