@@ -350,6 +350,10 @@ impl Kernel {
     /// Settings and link; what fails is a warning, the device works without.
     pub fn dress(&self, mirror: &str, id: DeviceId, facts: &DeviceFacts) {
         let is_new = !self.sysfs(id.driver).is_tuned(id.index);
+        // Before the settings: they say that this was done. What was found outlives the daemon.
+        if is_new && id.driver == Driver::Ublk {
+            self.find_partitions(mirror, id);
+        }
         if is_new {
             let max_kb = u32::try_from(facts.max_payload / 1024).unwrap_or(u32::MAX);
             let (program, sysfs) = (&self.helper, &self.sysfs);
@@ -360,9 +364,6 @@ impl Kernel {
                     self.path(id).display()
                 );
             }
-        }
-        if id.driver == Driver::Ublk {
-            self.find_partitions(mirror, id, is_new);
         }
         match self.make_link(mirror, id) {
             Ok(false) => {}
@@ -375,17 +376,8 @@ impl Kernel {
         }
     }
 
-    /// Of a device that was served before none are looked for again, where there are some.
-    fn find_partitions(&self, mirror: &str, id: DeviceId, is_new: bool) {
-        let patience = match (
-            is_new,
-            self.sysfs(id.driver).partitions(id.index).is_empty(),
-        ) {
-            (true, _) => HELPER_PATIENCE,
-            (false, true) => PROBE_PATIENCE,
-            (false, false) => return,
-        };
-        if let Err(fault) = self.ublk.partitions(id.index, patience) {
+    fn find_partitions(&self, mirror: &str, id: DeviceId) {
+        if let Err(fault) = self.ublk.partitions(id.index, HELPER_PATIENCE) {
             warn!(
                 mirror,
                 "whether {} has partitions is not known: {fault}; `partx --update {id}` looks for them",
