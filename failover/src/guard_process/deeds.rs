@@ -33,6 +33,8 @@ pub trait Deeds: Send + 'static {
     /// # Errors
     /// It has no control group, or the kernel refuses one; it is done with the others all the same.
     fn freeze(&mut self, group: &Watched, frozen: bool) -> io::Result<()>;
+    /// Whether anything of the group is frozen: by a guard that has died since, for one.
+    fn is_frozen(&self, group: &Watched) -> bool;
     /// The group's floating addresses are removed, wherever they are.
     fn drop_addresses(&mut self, group: &Watched) -> impl Future<Output = ()> + Send;
     /// The watchdog counts anew; it is held from the first call on.
@@ -121,6 +123,25 @@ impl Deeds for Machine {
             done = done.and(self.freeze_unit(unit, frozen));
         }
         done
+    }
+
+    fn is_frozen(&self, group: &Watched) -> bool {
+        let of_units = || {
+            let slices = self.slices.as_deref()?;
+            let mut found = Vec::new();
+            for unit in &group.units {
+                // What can't be looked at can't be frozen either.
+                let _ = find_units(slices, &self.names_of(unit), &mut found);
+            }
+            Some(found)
+        };
+        let is_frozen = |folder: &Path| {
+            let said = fs::read_to_string(folder.join("cgroup.freeze"));
+            said.is_ok_and(|said| said.trim() == "1")
+        };
+        let own = group.control_group.as_deref();
+        own.is_some_and(is_frozen)
+            || of_units().is_some_and(|found| found.iter().any(|folder| is_frozen(folder)))
     }
 
     async fn drop_addresses(&mut self, group: &Watched) {

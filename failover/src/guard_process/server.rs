@@ -184,12 +184,18 @@ impl<M: Mirrors, D: Deeds> Server<M, D> {
             group.arm_again(watched, &*self.mirrors);
             return group.guard.is_stopping();
         }
-        let until = clock::now().after(HELD_GRACE);
+        let now = clock::now();
+        // The guard before may have died after it froze the group: whoever thaws it has to know that the right is there.
+        let frozen = self.deeds.is_frozen(&watched);
         let basis = match lease {
             Some(ends) => Basis::leased(ends),
-            None if held => Basis::held_until(&watched.mirrors, until),
+            None if held && !frozen => Basis::held_until(&watched.mirrors, now.after(HELD_GRACE)),
             None => Basis::new(&watched.mirrors),
         };
+        let mut guard = Guard::new(watched.margin_ms, watched.bound_ms);
+        if frozen {
+            let _ = guard.handle(now, GuardWord::LeaseEnded);
+        }
         let words = if lease.is_some() {
             // Nothing is asked of a daemon.
             mpsc::unbounded_channel().1
@@ -197,10 +203,10 @@ impl<M: Mirrors, D: Deeds> Server<M, D> {
             self.mirrors.watch(watched.mirrors.clone(), false)
         };
         let group = Group {
-            guard: Guard::new(watched.margin_ms, watched.bound_ms),
+            guard,
             basis,
-            seen_good: held || lease.is_some(),
-            good: true,
+            seen_good: held || frozen || lease.is_some(),
+            good: !frozen,
             words,
             next: None,
             watched: watched.clone(),

@@ -2,8 +2,9 @@
 //! lease, in real time.
 
 mod keeper;
+mod next;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, ready};
 use std::io;
 use std::path::Path;
@@ -165,18 +166,33 @@ impl Mirrors for Made {
 
 /// What a guard has done, in words.
 #[derive(Clone, Debug)]
-struct Done(UnboundedSender<String>);
+struct Done {
+    told: UnboundedSender<String>,
+    /// The groups.
+    frozen: Arc<Mutex<BTreeSet<String>>>,
+}
 
 impl Done {
     fn tell(&self, what: &str) {
-        let _ = self.0.send(what.to_owned());
+        let _ = self.told.send(what.to_owned());
     }
 }
 
 impl Deeds for Done {
-    fn freeze(&mut self, _: &Watched, frozen: bool) -> io::Result<()> {
+    fn freeze(&mut self, group: &Watched, frozen: bool) -> io::Result<()> {
+        let mut all = self.frozen.lock().unwrap();
+        if frozen {
+            all.insert(group.group.clone());
+        } else {
+            all.remove(&group.group);
+        }
+        drop(all);
         self.tell(if frozen { "freeze" } else { "thaw" });
         Ok(())
+    }
+
+    fn is_frozen(&self, group: &Watched) -> bool {
+        self.frozen.lock().unwrap().contains(&group.group)
     }
 
     fn drop_addresses(&mut self, group: &Watched) -> impl Future<Output = ()> + Send {
@@ -212,7 +228,10 @@ impl Scene {
             folder: tempfile::tempdir().expect("a folder"),
             mirrors: Made::default(),
             deeds,
-            done: Done(told),
+            done: Done {
+                told,
+                frozen: Arc::default(),
+            },
             guard: None,
         };
         scene.mirrors.set(Standing::Secondary);
@@ -391,20 +410,6 @@ async fn a_group_that_has_got_its_first_mirror_outlives_the_lease_that_it_had() 
     scene.does(&["thaw", "rest"]).await;
 }
 
-#[tokio::test]
-async fn a_guard_that_has_died_is_replaced_and_knows_what_to_watch() {
-    let mut scene = Scene::new();
-    let (guards, mut lost) = scene.guards();
-    guards.arm(&watched(50, LONG)).await;
-    scene.mirrors.set(session(LONG));
-    scene.kill_guard().await;
-    // While there is none the right is refused.
-    scene.mirrors.set(Standing::Refused);
-    scene.start_guard();
-    scene.does(&["freeze", "drop", "thaw"]).await;
-    assert_eq!(lost.recv().await.as_deref(), Some("g"));
-}
-
 fn leased(group: &str, ends: Time) -> Watched {
     Watched {
         group: group.to_owned(),
@@ -412,45 +417,6 @@ fn leased(group: &str, ends: Time) -> Watched {
         lease_ends_ms: Some(ends.0),
         ..watched(LONG, LONG)
     }
-}
-
-#[tokio::test]
-async fn a_group_that_was_given_up_before_it_was_armed_is_not_watched_by_the_next_guard() {
-    let mut scene = Scene::new();
-    let (guards, _lost) = scene.guards();
-    // Both are on their way before the guard answers either.
-    let armed = guards.begin_arm(&leased("g", clock::now().after(LONG)), false);
-    guards.begin_disarm("g");
-    assert_eq!(armed.await, Armed::Watching);
-    scene.does(&["thaw", "rest"]).await;
-    scene.kill_guard().await;
-    scene.start_guard();
-    // Alone, this one's end is the end of all that it watches.
-    let other = leased("h", clock::now().after(LONG));
-    assert_eq!(guards.arm(&other).await, Armed::Watching);
-    guards.disarm("h").await;
-    scene.does(&["thaw", "rest"]).await;
-}
-
-#[tokio::test]
-async fn the_next_guard_knows_an_end_that_was_told_before_the_first_one_answered() {
-    let mut scene = Scene::new();
-    let (guards, _lost) = scene.guards();
-    let first = clock::now().after(2000);
-    let armed = guards.begin_arm(&leased("g", first), false);
-    guards.extend("g", first.after(LONG));
-    assert_eq!(armed.await, Armed::Watching);
-    scene.kill_guard().await;
-    while clock::now() < first {
-        tokio::time::sleep(Duration::from_millis(first.since(clock::now()))).await;
-    }
-    scene.start_guard();
-    guards.arm(&leased("h", clock::now().after(LONG))).await;
-    guards.disarm("h").await;
-    // Its lease runs on: nothing is frozen.
-    scene.does(&["thaw"]).await;
-    guards.disarm("g").await;
-    scene.does(&["thaw", "rest"]).await;
 }
 
 #[tokio::test]
