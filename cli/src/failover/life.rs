@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kagami_failover::channel::{self, Channel, PeerAnswer, PeerAsk};
 use kagami_failover::clock;
@@ -29,6 +29,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
+use super::attempts::Attempts;
 use super::desk::Office;
 use super::mirrors::Daemon;
 use super::registers::{self, AtArbiter};
@@ -70,7 +71,7 @@ pub async fn run(context: &Context, config: &Config, args: &FailoverArgs) -> Out
     make_folder(&state(config), 0o700)?;
     make_folder(&run_folder(config), 0o755)?;
     let socket = cluster::socket(config);
-    let mut settings = Settings::with(config.clone(), context)?;
+    let mut attempts = Attempts::new(Settings::with(config.clone(), context)?);
     let program = crate::program()?;
     let mut signals = Signals::new()?;
     let alive = tokio::spawn({
@@ -87,23 +88,20 @@ pub async fn run(context: &Context, config: &Config, args: &FailoverArgs) -> Out
         service: service.clone(),
     };
     let mut told = Vec::new();
-    // By these a manager has begun before.
-    let mut in_force: Option<Settings> = None;
     let ended = loop {
-        match live(&process, &settings, told, &mut signals).await {
+        match live(&process, &attempts, told, &mut signals).await {
             Ok(Ended::For(kind)) => break kind,
             Ok(Ended::Again) => {
                 info!("another failover manager begins, with the groups as they are");
-                let next = settings.as_far_as_right(context);
-                in_force = Some(settings);
-                (settings, told) = next;
+                let (newest, wrong) = attempts.settings().as_far_as_right(context);
+                attempts.has_ended_for(newest);
+                told = wrong;
             }
             Err(failure) => {
                 // What runs wants a manager: one that has not begun goes on by what another has begun with.
-                let Some(other) = &mut in_force else {
+                if !attempts.has_not_begun(Instant::now()) {
                     return Err(failure);
-                };
-                std::mem::swap(other, &mut settings);
+                }
                 told = vec![stays(&failure)];
                 tokio::select! {
                     () = tokio::time::sleep(TRY_AGAIN) => {}
@@ -170,9 +168,24 @@ impl Signals {
     }
 
     /// Does to the manager what signals say, for as long as it is polled.
-    async fn obey(&mut self, handle: &Handle, settings: &Settings, context: &Context) {
+    async fn obey(&mut self, handle: &Handle, attempts: &Attempts<Settings>, context: &Context) {
+        let settings = attempts.settings();
+        let retry = async {
+            match attempts.retry() {
+                Some(retry) => tokio::time::sleep(retry).await,
+                None => std::future::pending().await,
+            }
+        };
+        let mut retry = std::pin::pin!(retry);
+        let mut has_retried = false;
         loop {
             tokio::select! {
+                () = &mut retry, if !has_retried => {
+                    has_retried = true;
+                    info!("what was not taken over is given another try");
+                    handle.again();
+                    continue;
+                }
                 _ = self.terminate.recv() => {}
                 _ = self.interrupt.recv() => {}
                 _ = self.hang_up.recv() => {
@@ -238,10 +251,11 @@ struct Way(Channel);
 
 async fn live(
     process: &Process<'_>,
-    settings: &Settings,
+    attempts: &Attempts<Settings>,
     told: Vec<Alert>,
     signals: &mut Signals,
 ) -> Result<Ended, Failure> {
+    let settings = attempts.settings();
     let Settings {
         config,
         file,
@@ -383,7 +397,7 @@ async fn live(
     process.service.ready().await;
     let ended = tokio::select! {
         ended = manager::run(parts, &handle, inputs) => ended,
-        () = signals.obey(&handle, settings, context) => unreachable!("it obeys for ever"),
+        () = signals.obey(&handle, attempts, context) => unreachable!("it obeys for ever"),
     };
     process.lasting.pause();
     if !matches!(ended, Ok(Ended::Again)) {

@@ -6,6 +6,7 @@
 //! guard's process, [`registers`] asks the arbiter for groups without a mirror, [`settings`] is what each manager begins with,
 //! [`programs`] looks after what scripts have loaded.
 
+mod attempts;
 pub mod desk;
 pub mod guard;
 pub mod life;
