@@ -217,12 +217,15 @@ impl Asker {
             return Ok(Rc::clone(client));
         }
         let id = RegisterId(register);
+        let config = Rc::clone(&self.config.borrow());
         let client: Rc<dyn RawRegister> = match self.way().await? {
             Way::Witness(remote, members) => witness::Client::new(remote, id, members),
             Way::Etcd(remote) => etcd::Client::new(remote, id),
         };
-        let known = Rc::clone(&client);
-        self.clients.borrow_mut().insert(register, known);
+        if self.is_in_force(&config) {
+            let known = Rc::clone(&client);
+            self.clients.borrow_mut().insert(register, known);
+        }
         Ok(client)
     }
 
@@ -242,8 +245,15 @@ impl Asker {
             }
             None => self.witness(&config, arbiter).await?,
         };
-        *self.way.borrow_mut() = Some(way.clone());
+        if self.is_in_force(&config) {
+            *self.way.borrow_mut() = Some(way.clone());
+        }
         Ok(way)
+    }
+
+    /// No other configuration was taken over while a name was resolved: what follows from this one may be kept.
+    fn is_in_force(&self, config: &Rc<Config>) -> bool {
+        Rc::ptr_eq(config, &self.config.borrow())
     }
 
     async fn witness(&self, config: &Config, arbiter: &Arbiter) -> Result<Way, String> {
