@@ -58,6 +58,8 @@ fn a_manager_that_begins_anew_waits_for_no_client() {
 
     // It asks nothing, and has ten seconds for that.
     let mut slow = UnixStream::connect(pair.path("alpha/run/failover.sock")).unwrap();
+    // Whoever comes later is answered: it was let in.
+    assert!(at_work(&pair, 1));
     let signalled = Instant::now();
     pair.signal(0, Signal::HUP);
     pair.until("another manager has begun", |pair| begun_anew(pair, 0) == 1);
