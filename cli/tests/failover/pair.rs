@@ -2,10 +2,11 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::net::UdpSocket;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use kagami_failover::{clock, manager};
@@ -49,8 +50,7 @@ impl Pair {
             witness: None,
             program: env!("CARGO_BIN_EXE_kagami").into(),
         };
-        let sockets = [0, 1].map(|_| UdpSocket::bind("127.0.0.1:0").unwrap());
-        let [a, b] = sockets.map(|socket| socket.local_addr().unwrap());
+        let [a, b] = [own_address(), own_address()];
         // Two resources, the second on top of the first; what they do is written down.
         let note = |what: &str| {
             format!(
@@ -141,8 +141,7 @@ depends = ["base"]
 
     /// A third machine, known to both nodes.
     fn configure_witness(&self) {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let listen = socket.local_addr().unwrap();
+        let listen = own_address();
         let key = |node: &str| {
             let keys = NodeKeys::load_or_create(&self.path(node).join("state/keys")).unwrap();
             keys.current.fingerprint()
@@ -354,6 +353,24 @@ depends = ["base"]
                 log("beta")
             );
             std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// An address that nobody has, and that no socket without a port of its own gets: what ends and begins again there finds
+/// it free.
+fn own_address() -> SocketAddr {
+    static GIVEN: AtomicU16 = AtomicU16::new(0);
+    // Below `net.ipv4.ip_local_port_range`.
+    const PORTS: std::ops::Range<u16> = 10_000..30_000;
+    loop {
+        let [.., high, low] = std::process::id().to_be_bytes();
+        let own = u16::from_be_bytes([high, low]).wrapping_mul(64);
+        let nth = own.wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed));
+        let port = PORTS.start + nth % (PORTS.end - PORTS.start);
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        if UdpSocket::bind(address).is_ok() && TcpListener::bind(address).is_ok() {
+            return address;
         }
     }
 }

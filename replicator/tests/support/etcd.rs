@@ -122,6 +122,24 @@ impl Etcd {
     /// It takes questions and says nothing, until [`Etcd::resume`].
     pub fn pause(&self) {
         self.signal(Signal::STOP);
+        // The thread that is to hear the signal may be waiting for its disk: meanwhile the others answer.
+        let begun = Instant::now();
+        while !self.is_paused() {
+            assert!(begun.elapsed() < PATIENCE, "etcd does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Every thread of it has stopped.
+    fn is_paused(&self) -> bool {
+        let child = self.child.as_ref().expect("a running etcd");
+        let threads = fs::read_dir(format!("/proc/{}/task", child.id())).expect("it lives");
+        let mut states = threads.filter_map(|thread| {
+            // One that has ended meanwhile says nothing either.
+            let stat = fs::read_to_string(thread.ok()?.path().join("stat")).ok()?;
+            Some(stat.rsplit_once(") ")?.1.starts_with('T'))
+        });
+        states.all(|is_stopped| is_stopped)
     }
 
     /// It goes on.
