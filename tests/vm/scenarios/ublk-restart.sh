@@ -51,7 +51,7 @@ is_left() { [ "$(device state)" = quiesced ]; }
 wait_until 30 'the kernel keeps its requests' is_left
 { sleep infinity & echo $! >"$work/holder"; wait; } |
     "$KAGAMI" kernel-device ublk recover 0 $$ --mark "$(device mark)" >"$work/recover" 2>&1 & taker=$!
-wait_until 30 'the device is being taken back' grep -q waiting "$work/recover"
+wait_until 30 'the device is being taken back' grep -qs waiting "$work/recover"
 kill "$(cat "$work/holder")"
 wait "$taker" || :
 start alpha up
