@@ -270,11 +270,7 @@ impl Manager {
                 node: self.name(self.other()),
             });
         }
-        self.set_order(group, |order| {
-            order.wanted = false;
-            order.cause = Cause::Stop;
-        });
-        self.group_record(group).stopped = true;
+        self.order_stop(group);
         self.groups[group].intent = None;
         self.release_stuck(group);
         self.tell_ordered(out, group, "is to stop");

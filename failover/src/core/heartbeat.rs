@@ -191,6 +191,7 @@ impl Manager {
                 self.groups[group].dormant = false;
                 self.groups[group].waited_in_vain = false;
                 self.groups[group].waiting_since = None;
+                self.groups[group].not_taken_over = None;
                 self.groups[group].failback = false;
             }
         }

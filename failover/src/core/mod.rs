@@ -371,6 +371,16 @@ impl Manager {
         self.groups[group].unsure = false;
         self.groups[group].waited_in_vain = false;
         self.groups[group].waiting_since = None;
+        self.groups[group].not_taken_over = None;
+    }
+
+    /// The group is to stop, and to stay so until it is wanted again: by an operator's word, or a final action.
+    fn order_stop(&mut self, group: GroupId) {
+        self.set_order(group, |order| {
+            order.wanted = false;
+            order.cause = durable::Cause::Stop;
+        });
+        self.group_record(group).stopped = true;
     }
 
     /// Does this once the state of now is durable.

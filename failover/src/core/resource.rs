@@ -400,13 +400,7 @@ impl Manager {
         self.alert(out, Severity::Error, object, what, key);
         match action {
             Final::Nothing | Final::ActivateNext => {}
-            Final::StopGroup => {
-                self.set_order(group, |order| {
-                    order.wanted = false;
-                    order.cause = Cause::Stop;
-                });
-                self.group_record(group).stopped = true;
-            }
+            Final::StopGroup => self.order_stop(group),
             Final::StopManager => self.begin_end(EndKind::Manager, false, out),
             Final::Shutdown => self.begin_end(EndKind::Shutdown, false, out),
             Final::Reboot => self.begin_end(EndKind::Reboot, false, out),

@@ -57,6 +57,13 @@ clear-after = "10m"
 "#;
 
 /// A manager whose host does at once what it is asked, and keeps what the manager said.
+/// Without having looked whether it runs on the other node.
+const START: Command = Command::Start {
+    group: 0,
+    on: None,
+    sure: false,
+};
+
 struct TestHost {
     manager: Manager,
     now: u64,
@@ -339,14 +346,7 @@ fn an_address_is_tried_as_often_as_the_specification_says() {
     assert_eq!(host.runs.len(), 7);
     // An operator's word is another six, and a healthy node takes it afterwards.
     host.hear();
-    assert_eq!(
-        host.command(Command::Start {
-            group: 0,
-            on: None,
-            sure: false
-        }),
-        Ok(())
-    );
+    assert_eq!(host.command(START), Ok(()));
     assert_eq!(host.runs.len(), 8);
     host.hear_until(host.now + 24_999);
     assert_eq!(host.runs.len(), 12);

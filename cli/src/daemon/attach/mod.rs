@@ -3,9 +3,9 @@
 //!
 //! Each attached mirror has a [`keeper`]: a task that serves the device whenever the mirror may be Primary
 //! here ([`bring_up`], [`take_down`]), and never again once the mirror has [`moved`]. [`device`] is the
-//! kernel's side, [`over_ublk`] what is different where its driver is ublk, [`helper`] what is done to a device by another process, [`record`] what is remembered
-//! on disk, [`host`] the mirror's side. Only a daemon that has the stores of a mirror, behind their
-//! fence, keeps its device.
+//! kernel's side, [`over_ublk`] what is different where its driver is ublk, [`helper`] what is done to a
+//! device by another process, [`record`] what is remembered on disk, [`host`] the mirror's side. Only a daemon
+//! that has the stores of a mirror, behind their fence, keeps its device.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

@@ -4,14 +4,14 @@ use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use kagami_replicator::core::event::Reply;
+use kagami_replicator::core::event::{Refusal, Reply};
 use kagami_replicator::core::notice::Notice;
 use kagami_replicator::core::state::{Connection, Replication, Role};
 
 use super::driver::{DeviceId, Driver, Wanted};
-use super::lock;
-use super::made::{Machine, UUID, refusal, shown, until};
+use super::made::{Machine, Made, UUID, refusal, shown, until};
 use super::record::Record;
+use super::{Attached, Attachments, lock};
 use crate::control::report::DeviceState;
 
 const fn nbd(index: u32) -> Wanted {
@@ -176,8 +176,14 @@ async fn a_mirror_in_other_hands_is_attached_where_it_is_primary_and_not_promote
     assert_eq!(machine.mirror.change(|mirror| mirror.promotions), 0);
 }
 
-async fn an_attach_under_way_at_a_stop_leaves_a_device_that_the_next_daemon_serves(driver: Driver) {
-    let machine = Machine::new();
+/// A daemon that attaches the mirror, and waits for its helper.
+async fn attaching(
+    machine: &Machine,
+    driver: Driver,
+) -> (
+    Attachments<Made>,
+    tokio::task::JoinHandle<Result<Attached, Refusal>>,
+) {
     machine.helper_waits();
     let daemon = machine.daemon().await;
     let attaching = tokio::spawn({
@@ -185,6 +191,12 @@ async fn an_attach_under_way_at_a_stop_leaves_a_device_that_the_next_daemon_serv
         async move { daemon.attach("pg", exactly(driver, 1), None).await }
     });
     until("the helper runs", || machine.helper_has_begun()).await;
+    (daemon, attaching)
+}
+
+async fn an_attach_under_way_at_a_stop_leaves_a_device_that_the_next_daemon_serves(driver: Driver) {
+    let machine = Machine::new();
+    let (daemon, attaching) = attaching(&machine, driver).await;
     let stopping = tokio::spawn({
         let daemon = daemon.clone();
         async move { daemon.stop().await }
@@ -210,13 +222,7 @@ async fn an_attach_under_way_at_a_stop_leaves_a_device_that_the_next_daemon_serv
 
 async fn what_is_demoted_while_it_is_attached_is_not_promoted_again(driver: Driver) {
     let machine = Machine::new();
-    machine.helper_waits();
-    let daemon = machine.daemon().await;
-    let attaching = tokio::spawn({
-        let daemon = daemon.clone();
-        async move { daemon.attach("pg", exactly(driver, 1), None).await }
-    });
-    until("the helper runs", || machine.helper_has_begun()).await;
+    let (_daemon, attaching) = attaching(&machine, driver).await;
     let mirror = machine.mirror.clone();
     mirror.change(|mirror| mirror.status.role = Role::Secondary);
     machine.release_helper();

@@ -42,14 +42,7 @@ fn what_was_in_the_way_and_has_gone_costs_one_pause() {
     assert_eq!(host.manager.group_status(0), GroupStatus::Online);
     // The next activation begins with its tries, and without a pause.
     assert_eq!(host.command(Command::Stop { group: 0 }), Ok(()));
-    assert_eq!(
-        host.command(Command::Start {
-            group: 0,
-            on: None,
-            sure: false
-        }),
-        Ok(())
-    );
+    assert_eq!(host.command(START), Ok(()));
     host.right(0, Right::Granted);
     assert_eq!(host.now, 305_000);
     assert_eq!(host.manager.group_status(0), GroupStatus::Online);
@@ -65,14 +58,7 @@ fn a_stop_does_not_wait_for_a_pause() {
     let stop = |resource| Work::Stop { group: 0, resource };
     assert_eq!(stops, [stop(1), stop(0)]);
     // Nor does the start after it.
-    assert_eq!(
-        host.command(Command::Start {
-            group: 0,
-            on: None,
-            sure: false
-        }),
-        Ok(())
-    );
+    assert_eq!(host.command(START), Ok(()));
     host.right(0, Right::Granted);
     assert_eq!((host.now, host.runs.len()), (300_000, 6));
 }
@@ -82,12 +68,7 @@ fn an_operators_start_in_a_pause_tries_at_once() {
     let mut host = pausing(CLUSTER);
     host.until(302_000);
     host.fails.clear();
-    let start = Command::Start {
-        group: 0,
-        on: None,
-        sure: false,
-    };
-    assert_eq!(host.command(start), Ok(()));
+    assert_eq!(host.command(START), Ok(()));
     assert_eq!(
         host.told("what could not be activated is tried again: an operator"),
         1
@@ -95,11 +76,11 @@ fn an_operators_start_in_a_pause_tries_at_once() {
     assert_eq!(host.now, 302_000);
     assert_eq!(host.manager.group_status(0), GroupStatus::Online);
     assert_eq!(host.runs.len(), 3);
-    assert!(host.command(start).is_err(), "it runs");
+    assert!(host.command(START).is_err(), "it runs");
     // Its tries count from 0: of two more the first does not use up a retry.
     let mut host = pausing(&replaced("retries = 5", "retries = 1"));
     host.until(302_000);
-    assert_eq!(host.command(start), Ok(()));
+    assert_eq!(host.command(START), Ok(()));
     assert_eq!((host.runs.len(), host.told("not activated in")), (3, 0));
     host.until(307_000);
     assert_eq!((host.runs.len(), host.told("not activated in")), (4, 1));

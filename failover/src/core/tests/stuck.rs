@@ -58,17 +58,12 @@ fn unstopped() -> TestHost {
 
 #[test]
 fn what_could_not_be_deactivated_is_tried_again_at_an_operators_word() {
-    let start = Command::Start {
-        group: 0,
-        on: None,
-        sure: false,
-    };
     let mut host = unstopped();
     assert_eq!(host.command(Command::Stop { group: 0 }), Ok(()));
     assert_eq!(host.manager.group_status(0), GroupStatus::Offline);
 
     let mut host = unstopped();
-    assert_eq!(host.command(start), Ok(()));
+    assert_eq!(host.command(START), Ok(()));
     assert_eq!(host.manager.group_status(0), GroupStatus::Online);
 
     // Said to the other node.
@@ -89,7 +84,7 @@ fn what_could_not_be_deactivated_is_tried_again_at_an_operators_word() {
     assert_eq!(host.manager.group_status(0), GroupStatus::OfflineFailure);
     host.fails.clear();
     host.hear();
-    assert_eq!(host.command(start), Ok(()));
+    assert_eq!(host.command(START), Ok(()));
     assert_eq!(host.manager.group_status(0), GroupStatus::Offline);
     assert_eq!(host.told("what could not be deactivated is tried again"), 1);
 }

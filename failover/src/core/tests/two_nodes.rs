@@ -206,11 +206,6 @@ fn a_node_is_lost_when_all_heartbeats_are_silent() {
 #[test]
 fn commands_are_refused_with_the_reason_and_nothing_changes() {
     let mut host = TestHost::new(CLUSTER);
-    let start = Command::Start {
-        group: 0,
-        on: None,
-        sure: false,
-    };
     let refused = |host: &mut TestHost, command, words: &[&str]| {
         let before = host.durable.clone();
         let refusal = host
@@ -223,11 +218,11 @@ fn commands_are_refused_with_the_reason_and_nothing_changes() {
         }
         assert_eq!(host.durable, before, "{command:?}");
     };
-    refused(&mut host, start, &["group pg", "has just started"]);
+    refused(&mut host, START, &["group pg", "has just started"]);
     refused(&mut host, Command::Stop { group: 9 }, &["no such group"]);
     refused(&mut host, Command::SuspendMonitor(9), &["no such monitor"]);
     let mut host = TestHost::alone_and_online(CLUSTER);
-    refused(&mut host, start, &["running on node alpha already"]);
+    refused(&mut host, START, &["running on node alpha already"]);
     refused(
         &mut host,
         Command::Move { group: 0, to: 0 },

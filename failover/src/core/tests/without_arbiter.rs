@@ -35,11 +35,6 @@ fn manual() -> String {
     web("", "failover = \"manual\"", "")
 }
 
-const START: Command = Command::Start {
-    group: 0,
-    on: None,
-    sure: false,
-};
 const SURE: Command = Command::Start {
     group: 0,
     on: None,
@@ -238,4 +233,20 @@ fn a_node_that_does_not_take_over_an_order_is_told() {
     assert_eq!(host.told(what), 1, "{:?}", host.alerts);
     host.agree();
     assert_eq!(host.asked, [(0, false)]);
+}
+
+#[test]
+fn each_order_has_its_own_time_to_be_taken_over() {
+    let mut host = TestHost::new(&manual());
+    host.hear();
+    assert_eq!(host.command(START), Ok(()));
+    host.hear_until(5_000);
+    assert_eq!(host.command(Command::Stop { group: 0 }), Ok(()));
+    host.hear_until(60_000);
+    assert_eq!(host.command(START), Ok(()));
+    host.hear_until(65_000);
+    let what = "node beta does not take over the order";
+    assert_eq!(host.told(what), 0, "{:?}", host.alerts);
+    host.hear_until(75_000);
+    assert_eq!(host.told(what), 1, "{:?}", host.alerts);
 }

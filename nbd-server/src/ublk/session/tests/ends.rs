@@ -175,18 +175,24 @@ fn a_device_that_another_program_stops_is_over_with_its_last_tag() {
     assert!(matches!(machine.end, Some(SessionEnd::Stopped)));
 }
 
-#[test]
-fn a_request_that_is_gone_retires_its_tag() {
+/// A read and a write whose bytes can't be copied, and the disk has done what it could.
+fn neither_copied(errno: i32) -> Machine {
     let mut machine = Machine::new();
     machine.disk.holds();
     machine.disk.has_room(0);
     machine.asks(tag(0), ask(op::READ, 0, 4096), &[]);
     machine.asks(tag(1), ask(op::WRITE, 0, 4096), &[1; 4096]);
-    machine.kernel.can_not_copy(tag(0), libc::EINVAL);
-    machine.kernel.can_not_copy(tag(1), libc::EINVAL);
+    machine.kernel.can_not_copy(tag(0), errno);
+    machine.kernel.can_not_copy(tag(1), errno);
     machine.disk.has_room(4096);
     machine.disk.does(0);
     machine.runs();
+    machine
+}
+
+#[test]
+fn a_request_that_is_gone_retires_its_tag() {
+    let mut machine = neither_copied(libc::EINVAL);
     assert_eq!(machine.kernel.results(), []);
     assert_eq!(machine.disk.held(), 0);
     machine.kernel.stops();
@@ -196,16 +202,7 @@ fn a_request_that_is_gone_retires_its_tag() {
 
 #[test]
 fn bytes_that_can_not_be_copied_fail_their_request() {
-    let mut machine = Machine::new();
-    machine.disk.holds();
-    machine.disk.has_room(0);
-    machine.asks(tag(0), ask(op::READ, 0, 4096), &[]);
-    machine.asks(tag(1), ask(op::WRITE, 0, 4096), &[1; 4096]);
-    machine.kernel.can_not_copy(tag(0), libc::EFAULT);
-    machine.kernel.can_not_copy(tag(1), libc::EFAULT);
-    machine.disk.has_room(4096);
-    machine.disk.does(0);
-    machine.runs();
+    let machine = neither_copied(libc::EFAULT);
     let mut failed = machine.kernel.results();
     failed.sort_unstable();
     assert_eq!(failed, [(tag(0), -libc::EIO), (tag(1), -libc::EIO)]);
