@@ -319,16 +319,20 @@ impl World {
                 self.seen.failed_at.remove(&(node, group, resource));
             }
             (Work::Start { group, resource }, _) => {
-                *self.seen.tries.entry((node, group, resource)).or_default() += 1;
                 let host = &self.nodes[node];
-                let counts = host.manager.as_ref().is_some_and(|manager| {
+                let order = host.manager.as_ref().map(|manager| {
                     let order = manager.order_of(group);
                     let here = order.wanted && order.owner == node;
                     here && !manager.is_frozen(group) && manager.durable().ending.is_none()
                 });
-                if counts {
-                    let failed = (self.now, host.life);
-                    self.seen.failed_at.insert((node, group, resource), failed);
+                let place = (node, group, resource);
+                if order == Some(true) {
+                    self.seen.failed_at.insert(place, (self.now, host.life));
+                }
+                // On the way down a failure says nothing of the resource, also where the group comes back before it
+                // is down. Without a manager: the next one hears of it, and counts.
+                if order != Some(false) {
+                    *self.seen.tries.entry(place).or_default() += 1;
                 }
             }
             (Work::Stop { .. }, _) => self.seen.stop_failed_in_calm |= self.calm,
@@ -471,8 +475,7 @@ impl World {
                     .copied()
                     .unwrap_or_default();
                 let most = config.resources[resource].retries();
-                // Failures while the group was frozen or on its way down do not count, so the
-                // reference, which counts them, is an upper bound where there were none.
+                // The right to run that was lost and what an operator said change what counts.
                 if tries > most && self.counts_exactly(node, group) {
                     let what = format!("{at}: {work:?}: try {} of 1 + {most}", tries + 1);
                     return Err(Violation::new("Thresholds", what));
