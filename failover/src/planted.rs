@@ -33,6 +33,7 @@ macro_rules! defects {
 
 defects! {
     StartWithoutTheRight: "resources are activated before the right to run is granted",
+    AllInTheMargin: "all of a group is activated while the other node may still have its address",
     ReleaseBeforeStopped: "the right to run is given up while resources are active",
     LostRightIgnored: "a group whose right is lost stays as it is",
     NeverFrozen: "the end of a lease does not freeze the group",

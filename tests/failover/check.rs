@@ -457,6 +457,11 @@ impl World {
                     let what = format!("{at}: {work:?} without the right to run");
                     return Err(Violation::new("Right-first", what));
                 }
+                let early = self.mirrors[group].margin[node].is_some();
+                if early && !config.resources[resource].answers_nobody() {
+                    let what = format!("{at}: {work:?} where the other node may have the address");
+                    return Err(Violation::new("Margin", what));
+                }
                 for (on, needed) in config.resources.iter().enumerate() {
                     let needs = config.resources[resource]
                         .common

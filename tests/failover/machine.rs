@@ -380,6 +380,7 @@ impl World {
         self.disconnect();
         for mirror in &mut self.mirrors {
             mirror.hold[node] = super::mirror::Hold::No;
+            mirror.margin[node] = None;
             mirror.ask[node] = None;
             mirror.lost[node] = false;
         }

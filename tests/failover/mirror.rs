@@ -43,6 +43,8 @@ pub struct Mirror {
     pub lost: [bool; 2],
     /// The question of a node that wants to go on alone.
     pub ask: [Option<u64>; 2],
+    /// It was permitted to, and the other node may still have the group's address: until when.
+    pub margin: [Option<u64>; 2],
 }
 
 impl Mirror {
@@ -56,6 +58,7 @@ impl Mirror {
             hold: [Hold::No; 2],
             lost: [false; 2],
             ask: [None; 2],
+            margin: [None; 2],
         }
     }
 }
@@ -347,7 +350,7 @@ impl World {
                 self.guard(node, group, Word::Renewed);
                 self.right(node, group, Right::Renewed);
             } else {
-                self.right(node, group, Right::Granted);
+                self.grant_after_the_margin(node, group);
             }
         } else if was_holder {
             self.lose(node, group);
@@ -357,10 +360,39 @@ impl World {
         }
     }
 
+    /// The mirrors are this node's. The other one may be frozen with its address until its margin is over.
+    fn grant_after_the_margin(&mut self, node: usize, group: usize) {
+        let over = self.others_lease_ends(node, group) + self.options.margin;
+        if over <= self.now {
+            return self.right(node, group, Right::Granted);
+        }
+        self.mirrors[group].margin[node] = Some(over);
+        self.right(node, group, Right::MirrorsOnly);
+        let boot = self.nodes[node].boot;
+        self.later(over - self.now, Item::MarginOver { group, node, boot });
+    }
+
+    pub fn on_margin_over(&mut self, group: usize, node: usize, boot: u128) {
+        let over = self.mirrors[group].margin[node].is_some_and(|over| over <= self.now);
+        if over && self.nodes[node].boot == boot {
+            self.mirrors[group].margin[node] = None;
+            self.right(node, group, Right::Granted);
+        }
+    }
+
+    /// When the other node's lease has surely ended, by this node's clock.
+    fn others_lease_ends(&self, node: usize, group: usize) -> u64 {
+        let apart = self.mirrors[group].apart.unwrap_or_default();
+        let lost = self.disconnected_at.max(apart);
+        let since = lost.max(self.nodes[node].started);
+        since + self.options.link_timeout * 102 / 100 + 20
+    }
+
     /// The guard takes it from here.
     fn lose(&mut self, node: usize, group: usize) {
         self.mirrors[group].hold[node] = Hold::No;
         self.mirrors[group].ask[node] = None;
+        self.mirrors[group].margin[node] = None;
         self.guard(node, group, Word::Lost);
     }
 
@@ -376,6 +408,10 @@ impl World {
             return;
         }
         let mirror = &self.mirrors[group];
+        if mirror.margin[node].is_some() {
+            // Of a manager before this one: the right follows.
+            return;
+        }
         match mirror.hold[node] {
             Hold::Together | Hold::Alone => {
                 self.right(node, group, Right::Granted);
@@ -393,10 +429,7 @@ impl World {
         } else if mirror.bad[node] {
             self.right(node, group, refuse("this copy is not in sync"));
         } else if !self.joined(group) {
-            let timeout = self.options.link_timeout;
-            let lost = self.disconnected_at.max(mirror.apart.unwrap_or_default());
-            let since = lost.max(self.nodes[node].started);
-            let begin = since + timeout * 102 / 100 + self.options.margin + 20;
+            let begin = self.others_lease_ends(node, group);
             self.begin_attempt(node, group, begin.saturating_sub(self.now));
         } else if mirror.hold[1 - node] != Hold::No {
             self.right(node, group, refuse("the other node is Primary"));
@@ -417,6 +450,7 @@ impl World {
         let mirror = &mut self.mirrors[group];
         mirror.hold[node] = Hold::No;
         mirror.ask[node] = None;
+        mirror.margin[node] = None;
         mirror.lost[node] = false;
     }
 

@@ -77,6 +77,11 @@ pub enum Item {
         node: usize,
         epoch: u64,
     },
+    MarginOver {
+        group: usize,
+        node: usize,
+        boot: u128,
+    },
     Attempt {
         group: usize,
         node: usize,
@@ -376,6 +381,7 @@ impl World {
                 node,
                 attempt,
             } => self.on_answer(group, node, attempt),
+            Item::MarginOver { group, node, boot } => self.on_margin_over(group, node, boot),
             Item::Fault => self.on_fault(),
             Item::Heal(heal) => self.heal(heal),
             Item::Resume => {

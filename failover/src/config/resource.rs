@@ -144,6 +144,13 @@ impl Resource {
         }
     }
 
+    /// A mirror without scripts of the operator's: it is mounted, and no user of the group notices.
+    pub fn answers_nobody(&self) -> bool {
+        let common = &self.common;
+        let scripts = [&common.before_start, &common.after_start];
+        matches!(self.kind, Kind::Mirror(_)) && scripts.iter().all(|script| script.is_none())
+    }
+
     /// Every program that it names and the manager runs itself, with the key that names it.
     pub fn scripts(&self) -> Vec<(&'static str, &PathBuf)> {
         let common = &self.common;

@@ -97,6 +97,9 @@ pub enum OpResult {
 /// What became of the right to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Right {
+    /// The group's mirrors are this node's, and nothing else yet: the other node may still have the group's address for
+    /// a moment. [`Right::Granted`] follows.
+    MirrorsOnly,
     /// This node may run the group; it may be told so again.
     Granted,
     /// It may not; why.

@@ -47,6 +47,22 @@ impl Manager {
         }
     }
 
+    /// Mounts the mirrors' file systems, which answers nobody: what else there is waits until the other node has surely
+    /// lost the group's address. Nothing is tried again here.
+    pub(super) fn activate_mirrors(&mut self, group: GroupId, out: &mut Actions) {
+        for at in 0..self.durable.groups[group].resources.len() {
+            let record = &self.durable.groups[group].resources[at];
+            let begins = record.state == R::Offline && record.op.is_none();
+            let needs = &self.groups[group].depends[at];
+            if begins
+                && self.cluster.groups[group].resources[at].answers_nobody()
+                && needs.iter().all(|on| self.is_satisfied(group, *on))
+            {
+                self.start_resource(group, at, out);
+            }
+        }
+    }
+
     /// It could not be activated, and what was in its way gets some time to go.
     pub(super) fn is_pausing(&self, group: GroupId, at: usize) -> bool {
         self.now < self.groups[group].again[at]
@@ -106,7 +122,7 @@ impl Manager {
             self.group_record(group).bounce.clear();
         }
         match self.groups[group].right {
-            Hold::Asked | Hold::Held | Hold::Frozen => {
+            Hold::Asked | Hold::MirrorsOnly | Hold::Held | Hold::Frozen => {
                 self.groups[group].right = Hold::Releasing;
                 self.act(Action::ReleaseRight { group });
                 self.alert(out, Severity::Info, self.group_object(group), "stopped", "");
@@ -241,10 +257,7 @@ impl Manager {
                 (record.tries, record.stop_tries) = (0, 0);
                 let object = self.resource_object(group, at);
                 self.alert(out, Severity::Info, object, "active", "");
-                if self.is_online(group) {
-                    self.groups[group].online_since = Some(self.now);
-                    self.alert(out, Severity::Info, self.group_object(group), "online", "");
-                }
+                self.note_online(group, out);
             }
             (R::Starting, _) => self.on_start_failed(group, at, result, out),
             (R::Stopping, OpResult::Done) => {
@@ -257,6 +270,14 @@ impl Manager {
             }
             (R::Stopping, _) => self.on_stop_failed(group, at, result, out),
             _ => {}
+        }
+    }
+
+    /// All of the group may be active here now.
+    pub(super) fn note_online(&mut self, group: GroupId, out: &mut Actions) {
+        if self.is_online(group) {
+            self.groups[group].online_since = Some(self.now);
+            self.alert(out, Severity::Info, self.group_object(group), "online", "");
         }
     }
 
@@ -289,7 +310,8 @@ impl Manager {
         let why = reason(result);
         // Asked: what an earlier manager has begun under the right that it held.
         let right = self.groups[group].right;
-        let counts = self.should_run(group) && matches!(right, Hold::Held | Hold::Asked);
+        let may_run = matches!(right, Hold::Held | Hold::MirrorsOnly | Hold::Asked);
+        let counts = self.should_run(group) && may_run;
         let record = &mut self.group_record(group).resources[at];
         record.state = R::Failed;
         if !counts {

@@ -28,6 +28,8 @@ pub(super) enum Hold {
     None,
     /// It has asked.
     Asked,
+    /// The mirrors are this node's; the other one may still have the group's address.
+    MirrorsOnly,
     /// The right.
     Held,
     /// Its lease has ended; the group is frozen.
@@ -88,6 +90,12 @@ impl Manager {
                 });
             }
             Hold::Held if self.should_run(group) => self.activate(group, out),
+            Hold::MirrorsOnly if self.should_run(group) => {
+                if planted(Defect::AllInTheMargin) {
+                    self.activate(group, out);
+                }
+                self.activate_mirrors(group, out);
+            }
             Hold::Asked if planted(Defect::StartWithoutTheRight) && self.should_run(group) => {
                 self.activate(group, out);
             }
@@ -287,21 +295,19 @@ impl Manager {
         let hold = self.groups[group].right;
         let object = self.group_object(group);
         match (change, hold) {
-            // Its lease had ended before it was granted: nothing was frozen for that.
-            (Right::Granted, Hold::Asked | Hold::Held | Hold::Frozen)
-            | (Right::Renewed, Hold::Asked) => {
-                self.groups[group].right = Hold::Held;
-                self.groups[group].refused = None;
-                self.groups[group].unsure = false;
-                self.dirty = true;
-                self.on_granted(group, hold, out);
+            // What an earlier manager has left active waits for the whole right.
+            (Right::MirrorsOnly, Hold::Asked) if !self.is_begun(group) => {
+                self.take_right(group, Hold::MirrorsOnly, out);
             }
+            // Its lease had ended before it was granted: nothing was frozen for that.
+            (Right::Granted, Hold::Asked | Hold::MirrorsOnly | Hold::Held | Hold::Frozen)
+            | (Right::Renewed, Hold::Asked) => self.take_right(group, Hold::Held, out),
             // Never asked for by this life of the manager.
             (Right::Granted, Hold::None) => {
                 self.groups[group].right = Hold::Releasing;
                 self.act(Action::ReleaseRight { group });
             }
-            (Right::Refused(why), Hold::Asked) => {
+            (Right::Refused(why), Hold::Asked | Hold::MirrorsOnly) => {
                 // Of what an earlier manager has left active nothing may stay.
                 let lost = self.is_begun(group);
                 self.groups[group].right = if lost { Hold::Lost } else { Hold::None };
@@ -316,7 +322,9 @@ impl Manager {
                 }
                 self.groups[group].refused = Some(self.now);
             }
-            (Right::LeaseEnded, Hold::Held | Hold::Asked) if self.is_begun(group) => {
+            (Right::LeaseEnded, Hold::Held | Hold::MirrorsOnly | Hold::Asked)
+                if self.is_begun(group) =>
+            {
                 self.groups[group].right = Hold::Frozen;
                 self.recall_starts(group);
                 let what =
@@ -327,7 +335,7 @@ impl Manager {
                 self.groups[group].right = Hold::Held;
                 self.alert(out, Severity::Info, object, "goes on, with permission", "");
             }
-            (Right::Lost, Hold::Held | Hold::Frozen | Hold::Asked) => {
+            (Right::Lost, Hold::Held | Hold::MirrorsOnly | Hold::Frozen | Hold::Asked) => {
                 if planted(Defect::LostRightIgnored) {
                     return;
                 }
@@ -366,10 +374,20 @@ impl Manager {
         }
     }
 
-    fn on_granted(&mut self, group: GroupId, before: Hold, out: &mut Actions) {
-        if before != Hold::Asked {
-            return;
+    fn take_right(&mut self, group: GroupId, now: Hold, out: &mut Actions) {
+        let before = std::mem::replace(&mut self.groups[group].right, now);
+        self.groups[group].refused = None;
+        self.groups[group].unsure = false;
+        self.dirty = true;
+        match before {
+            Hold::Asked => self.on_granted(group, out),
+            // A group may be nothing but its mirrors.
+            Hold::MirrorsOnly => self.note_online(group, out),
+            _ => {}
         }
+    }
+
+    fn on_granted(&mut self, group: GroupId, out: &mut Actions) {
         let (me, other) = (self.me, self.other());
         if let Some(why) = self.groups[group].intent.take() {
             self.groups[group].dormant = false;

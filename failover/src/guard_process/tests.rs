@@ -551,8 +551,17 @@ async fn who_takes_over_waits_until_the_other_node_has_lost_its_address() {
     scene.mirrors.of().promoted_to = Some(Standing::Alone);
     let begun = Instant::now();
     kept.keeper.ask(0, false, false);
+    assert_eq!(kept.hears().await, (0, Right::MirrorsOnly));
+    assert!(clock::now() < ends.after(MARGIN), "{:?}", begun.elapsed());
     assert_eq!(kept.hears().await, (0, Right::Granted));
     assert!(clock::now() >= ends.after(MARGIN), "{:?}", begun.elapsed());
+    // What an earlier manager has left active has no use for half of it.
+    kept.keeper.release(0);
+    assert_eq!(kept.hears().await, (0, Right::Released));
+    let ends = clock::now().after(100);
+    scene.mirrors.change(|says| says.peer_lease_ends = ends);
+    kept.keeper.ask(0, false, true);
+    assert_eq!(kept.hears().await, (0, Right::Granted));
     // The fence script has said that it is down: nothing to wait for.
     kept.keeper.release(0);
     assert_eq!(kept.hears().await, (0, Right::Released));

@@ -46,6 +46,8 @@ enum Input {
     Stopped(GroupId),
     Word(Word),
     Lost(String),
+    /// The mirrors are Primary; the other node may still have the address.
+    MirrorsOnly(GroupId, u64),
     Promoted(GroupId, u64, Result<(), Refusal>),
     Demoted(GroupId, u64, Result<(), Stuck>),
 }
@@ -261,6 +263,13 @@ impl<M: Mirrors> Task<M> {
                     self.say(group, Right::Lost);
                 }
             }
+            Input::MirrorsOnly(group, turn) => {
+                if self.groups[group].turn == turn {
+                    // From now on something of it may be active.
+                    self.groups[group].question.begun = true;
+                    self.say(group, Right::MirrorsOnly);
+                }
+            }
             Input::Promoted(group, turn, result) => self.promoted(group, turn, result),
             Input::Demoted(group, turn, result) => self.demoted(group, turn, result),
         }
@@ -320,7 +329,11 @@ impl<M: Mirrors> Task<M> {
         let inputs = self.inputs.clone();
         let task = tokio::spawn(async move {
             sleep(pause).await;
-            let result = promote_all(mirrors, guards, watched, names, question).await;
+            let early = inputs.clone();
+            let are_ours = move || {
+                let _ = early.send(Input::MirrorsOnly(group, turn));
+            };
+            let result = promote_all(mirrors, guards, watched, names, question, are_ours).await;
             let _ = inputs.send(Input::Promoted(group, turn, result));
         });
         self.begin(group, At::Asking, Some(task.abort_handle()));

@@ -65,7 +65,7 @@ impl Refusals {
     }
 }
 
-/// Promotes them all.
+/// Promotes them all. `are_ours` hears when they are, where the other node may still have the group's address then.
 ///
 /// Errors: the mirror's refusal, or the guard's.
 pub(super) async fn promote_all<M: Mirrors>(
@@ -74,6 +74,7 @@ pub(super) async fn promote_all<M: Mirrors>(
     watched: Watched,
     names: Vec<String>,
     question: Question,
+    are_ours: impl FnOnce() + Send,
 ) -> Result<(), Refusal> {
     let fenced = question.fenced;
     // A guard that was started just now has to know that a group is active.
@@ -114,6 +115,9 @@ pub(super) async fn promote_all<M: Mirrors>(
     }
     if let Some(ends) = basis.others_lease_ends() {
         let wait = ends.after(MARGIN).since(clock::now());
+        if wait > 0 && !question.begun {
+            are_ours();
+        }
         sleep(Duration::from_millis(wait)).await;
     }
     Ok(())

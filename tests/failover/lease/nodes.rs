@@ -430,6 +430,8 @@ impl World {
                 self.later(0, Item::AskAgain { node, life });
             }
             Right::LeaseEnded => self.check_undisturbed(node)?,
+            // Of mirrors alone.
+            Right::MirrorsOnly => unreachable!("a lease has no mirrors"),
             Right::Renewed => {}
         }
         Ok(())
