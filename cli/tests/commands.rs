@@ -5,6 +5,8 @@ mod support;
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
 
+use kagami::control::client::Client;
+use kagami::control::message::{Answer, Ask};
 use kagami_replicator::core::decide::{Refused, Row, Strategy, Verdict};
 use kagami_replicator::core::event::{Command, From, Refusal, Reply};
 use kagami_replicator::core::notice::Notice;
@@ -459,6 +461,29 @@ fn down_stops_the_engine_and_frees_the_socket() {
     assert!(*node.engine.stopped.lock().unwrap());
     eventually("the socket is gone", || !node.socket().exists());
     assert_eq!(node.run(&["status"]).code, 3);
+}
+
+/// Whoever asked for it goes on with the disk that he takes away.
+#[test]
+fn a_stop_that_was_not_clean_is_told_as_that() {
+    let mut node = Node::with_daemon();
+    let left = "mirror pg: not stopped cleanly within 30s".to_owned();
+    *node.engine.unclean.lock().unwrap() = vec![left.clone()];
+    let socket = node.socket();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let answer = runtime.block_on(async {
+        let mut client = Client::connect(&socket).await.unwrap();
+        client.ask(Ask::Stop).await.unwrap()
+    });
+    let Answer::Refused(refusal) = answer else {
+        panic!("{answer:?}");
+    };
+    assert_eq!(refusal.facts, [left]);
+    assert!(refusal.next.contains("kagami up"), "{refusal:?}");
+    node.wait();
 }
 
 #[test]

@@ -8,7 +8,7 @@ use rustix::process::{Pid, PidfdFlags};
 use super::{Context, print_out, unexpected, within};
 use crate::args::DownArgs;
 use crate::control::message::{Answer, Ask};
-use crate::exit::{DONE, Outcome};
+use crate::exit::{DONE, Failure, Outcome};
 
 /// How soon the daemon's end is noticed.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -33,9 +33,11 @@ pub async fn run(context: &Context, args: &DownArgs) -> Outcome {
         )
     };
     let interrupted = || "interrupted; the daemon goes on stopping".to_owned();
+    let mut unclean = None;
     within(Some(limit), said, interrupted, async {
         match client.ask(Ask::Stop).await {
             Ok(Answer::Done) => {}
+            Ok(Answer::Refused(refusal)) => unclean = Some(Failure::of_refusal("", &refusal)),
             Ok(other) => return Err(unexpected(&other)),
             Err(error) => return Err(error.into()),
         }
@@ -51,6 +53,9 @@ pub async fn run(context: &Context, args: &DownArgs) -> Outcome {
         Ok(())
     })
     .await?;
+    if let Some(failure) = unclean {
+        return Err(failure);
+    }
     print_out("stopped: everything is flushed and the stores are free\n")?;
     DONE
 }

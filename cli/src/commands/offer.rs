@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use kagami_bitmap::read_slots;
+use kagami_bitmap::{Record, read_slots};
 use kagami_replicator::core::state::{NodeId, Protocol as CoreProtocol};
 use kagami_replicator::shell::identity::{Fingerprint, NodeKeys};
 use kagami_replicator::shell::pairing::facts::{Facts, MirrorFacts, Party};
@@ -239,7 +239,15 @@ pub async fn take(
         let found = report.mirrors.iter().find(|found| found.name == *name);
         found.is_some_and(|found| found.condition != Condition::NotOpened)
     });
-    if let Err(failure) = may_name(config, mirror, party) {
+    if let Err(failure) = may_name(config, name, party) {
+        return Err(came.refuse(failure).await);
+    }
+    // Only the daemon changes who the peer of a copy with a history is.
+    if let Some(of) = peer_on_record(mirror).filter(|of| !is_open && *of != id) {
+        let failure = Failure::refused(format!(
+            "mirror {name}: not paired: its copy is paired with node {of}, {} is node {id}, and the daemon does not have the mirror open\n  next: `kagami status` says why, or `kagami up` starts the daemon; then again",
+            party.name
+        ));
         return Err(came.refuse(failure).await);
     }
     if is_open
@@ -294,17 +302,19 @@ pub async fn take(
     })
 }
 
-/// Whether the configuration has room for a node of that name.
-fn may_name(config: &Config, mirror: &Mirror, party: &Party) -> Result<(), Failure> {
+/// Whether the configuration has room for a node of that name, as the peer of `mirror`.
+///
+/// # Errors
+/// Another node has it, and another mirror.
+pub fn may_name(config: &Config, mirror: &str, party: &Party) -> Result<(), Failure> {
     let name = &party.name;
     let others = config
         .mirrors
         .iter()
-        .any(|other| other.name != mirror.name && other.peer.as_ref() == Some(name));
+        .any(|other| other.name != mirror && other.peer.as_ref() == Some(name));
     match config.peer(name) {
         Some(known) if known.id != party.node.0 && others => Err(Failure::refused(format!(
-            "mirror {}: not paired: another node is called {name} here, and has other mirrors\n  next: `kagami peer rename {name} {name}-old` here, then again",
-            mirror.name
+            "mirror {mirror}: not paired: another node is called {name} here, and has other mirrors\n  next: `kagami peer rename {name} {name}-old` here, then again"
         ))),
         _ => Ok(()),
     }
@@ -312,6 +322,16 @@ fn may_name(config: &Config, mirror: &Mirror, party: &Party) -> Result<(), Failu
 
 /// Whether this node's copy is known to read as zeroes, as its superblock says.
 fn is_zeroed(mirror: &Mirror) -> bool {
+    record_of(mirror).is_some_and(|record| record.zeroed)
+}
+
+/// The node that this node's copy was paired with, as its superblock says.
+pub fn peer_on_record(mirror: &Mirror) -> Option<u64> {
+    record_of(mirror)?.peer
+}
+
+/// The record of this node's copy, if it can be read.
+fn record_of(mirror: &Mirror) -> Option<Record> {
     use std::io::Read as _;
     let mut slots = vec![0; kagami_bitmap::layout::SLOTS_BYTES as usize];
     // A look past the daemon's lock: it is only for what is told to people.
@@ -320,10 +340,8 @@ fn is_zeroed(mirror: &Mirror) -> bool {
         file.read_exact(&mut slots)?;
         Ok(length)
     });
-    read.is_ok_and(|length| {
-        read_slots(&slots, length.max(u64::from(u32::MAX)), None)
-            .is_ok_and(|read| read.superblock.record.zeroed)
-    })
+    let slots = read_slots(&slots, read.ok()?.max(u64::from(u32::MAX)), None);
+    Some(slots.ok()?.superblock.record)
 }
 
 /// The settings that the joining side takes over, as the file spells them.
@@ -427,4 +445,45 @@ pub fn set_peer(
     let prints = vec![fingerprint.to_string()];
     editor.set(Section::Peer, &party.name, "fingerprints", list(prints));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::places::Places;
+
+    const FILE: &str = r#"[node]
+name = "beta"
+id = 7
+[mirror.one]
+uuid = "00112233445566778899aabbccddeeff"
+size = "20G"
+backing = "/dev/vg0/one"
+metadata = "/dev/vg0/one-meta"
+peer = "alpha"
+[peer.alpha]
+id = 1
+addresses = ["10.0.0.2:7789"]
+fingerprints = ["sha256:1111111111111111111111111111111111111111111111111111111111111111"]
+"#;
+
+    #[test]
+    fn another_node_does_not_take_the_name_of_one_that_has_a_mirror() {
+        let config = Config::parse(Path::new("k.toml"), FILE, &Places::of_root()).expect("good");
+        let alpha = |id| Party {
+            node: NodeId(id),
+            name: "alpha".to_owned(),
+            addresses: Vec::new(),
+            threads: 1,
+        };
+        may_name(&config, "two", &alpha(1)).expect("the same node");
+        may_name(&config, "one", &alpha(2)).expect("it takes the place of the old one");
+        let failure = may_name(&config, "two", &alpha(2)).expect_err("the old one's mirror");
+        assert!(
+            failure.words.contains("kagami peer rename alpha"),
+            "{failure:?}"
+        );
+    }
 }

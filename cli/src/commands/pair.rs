@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use kagami_bitmap::Record;
 use kagami_replicator::core::state::Protocol as CoreProtocol;
-use kagami_replicator::shell::engine::OfflineCopy;
+use kagami_replicator::shell::engine::{OfflineCopy, StartError};
 use kagami_replicator::shell::identity::Fingerprint;
 use kagami_replicator::shell::pairing::facts::{Facts, MirrorFacts};
 use kagami_replicator::shell::pairing::{Joining, PairError, Purpose, Token, TokenError};
@@ -83,7 +83,10 @@ async fn offer(context: &Context, args: &PairArgs, name: &str) -> Outcome {
     )
     .await?;
     let peer = mirror.peer.as_deref().and_then(|peer| config.peer(peer));
-    if let Some(peer) = peer.filter(|peer| peer.id != came.facts.party.node.0) {
+    // The copy's own record knows better than a file that a crash, or a full disk, kept from being written.
+    let id = came.facts.party.node.0;
+    let is_its_peer = args.again && offer::peer_on_record(mirror) == Some(id);
+    if let Some(peer) = peer.filter(|peer| peer.id != id && !is_its_peer) {
         let failure = Failure::refused(format!(
             "mirror {name}: not paired: its peer is {}, and {} came, which is another node\n  next: for a new node in {}'s place: `kagami replace-peer {name}`",
             peer.name, came.facts.party.name, peer.name
@@ -192,7 +195,11 @@ async fn join(context: &Context, args: &PairArgs, token: &str) -> Outcome {
     };
     let name = facts.mirror.name.clone();
     let prepared = prepare(args, &config, &facts);
-    let (made, lines) = match prepared {
+    let Prepared {
+        made,
+        lines,
+        gives_up,
+    } = match prepared {
         Ok(prepared) => prepared,
         Err(failure) => {
             let first = failure.words.lines().next().unwrap_or_default();
@@ -212,6 +219,14 @@ async fn join(context: &Context, args: &PairArgs, token: &str) -> Outcome {
     if let Err(error) = joining.accept(&mine.encode()).await {
         made.take_back();
         return Err(pair_failure(&error, &format!("mirror {name}: not joined")));
+    }
+    if let Some(gives_up) = gives_up {
+        gives_up.now().map_err(|error| {
+            Failure::refused(format!(
+                "mirror {name}: {} knows this node as its peer, and the old copy here is what it was: {error}\n  next: put that right, then `kagami pair {name} --again` there, and this command with its new line",
+                facts.party.name
+            ))
+        })?;
     }
     let seen = token
         .addresses
@@ -265,12 +280,30 @@ async fn join(context: &Context, args: &PairArgs, token: &str) -> Outcome {
     paired(args.json, &name, &taken)
 }
 
+/// What this side brings; the other one has not agreed yet.
+struct Prepared {
+    made: Made,
+    /// What is told of it.
+    lines: Vec<String>,
+    gives_up: Option<GivesUp>,
+}
+
+/// An old copy that is to count as never written, kept open until the other side has agreed.
+struct GivesUp {
+    copy: OfflineCopy,
+    begun_anew: Record,
+}
+
+impl GivesUp {
+    /// Whatever it holds, from now on it is only room for what the other side sends.
+    fn now(mut self) -> Result<(), StartError> {
+        let begun_anew = self.begun_anew;
+        self.copy.change(|record| *record = begun_anew)
+    }
+}
+
 /// Checks what the other side told, and makes the stores.
-fn prepare(
-    args: &PairArgs,
-    config: &Config,
-    facts: &Facts,
-) -> Result<(Made, Vec<String>), Failure> {
+fn prepare(args: &PairArgs, config: &Config, facts: &Facts) -> Result<Prepared, Failure> {
     let mirror = &facts.mirror;
     let name = &mirror.name;
     check_name(name)
@@ -298,6 +331,7 @@ fn prepare(
             config.node.name, config.node.id
         )));
     }
+    offer::may_name(config, name, &facts.party)?;
     if usize::from(mirror.thread) >= config.node.threads {
         return Err(Failure::refused(format!(
             "not joined: {} carries mirror {name} on data-plane thread {}, and this node has {}\n  next: write `threads = {}` into [node] of {}",
@@ -330,20 +364,19 @@ fn prepare(
         store: &args.store,
     })?;
     let lines = plan.lines();
-    Ok((plan.make()?, lines))
+    Ok(Prepared {
+        made: plan.make()?,
+        lines,
+        gives_up: None,
+    })
 }
 
-/// Makes an old copy of this node's one that was never written: whatever it holds, it only counts as
-/// room for what the other side sends.
-fn give_up_copy(
-    config: &Config,
-    old: &Mirror,
-    facts: &Facts,
-) -> Result<(Made, Vec<String>), Failure> {
+/// An old copy of this node's that can be given up for what the other side sends. Nothing is changed yet.
+fn give_up_copy(config: &Config, old: &Mirror, facts: &Facts) -> Result<Prepared, Failure> {
     let name = &old.name;
     let refused = |why: String| Failure::refused(format!("mirror {name}: not joined: {why}"));
     let id = facts.mirror.mirror;
-    let mut copy = OfflineCopy::open(name, id, &old.metadata, Duration::ZERO)
+    let copy = OfflineCopy::open(name, id, &old.metadata, Duration::ZERO)
         .map_err(|error| refused(error.to_string()))?;
     let (node, size, block) = (
         copy.record().node,
@@ -365,14 +398,11 @@ fn give_up_copy(
             spell_size(facts.mirror.size)
         )));
     }
-    copy.change(|record| {
-        *record = Record {
-            logical_block: block,
-            peer: Some(facts.party.node.0),
-            ..Record::new(id, node, size)
-        };
-    })
-    .map_err(|error| refused(error.to_string()))?;
+    let begun_anew = Record {
+        logical_block: block,
+        peer: Some(facts.party.node.0),
+        ..Record::new(id, node, size)
+    };
     let lines = vec![
         format!(
             "backing   {}: the old copy there is given up",
@@ -380,8 +410,11 @@ fn give_up_copy(
         ),
         format!("metadata  {}: begun anew", old.metadata.display()),
     ];
-    let made = Made::kept(size, &old.backing, &old.metadata);
-    Ok((made, lines))
+    Ok(Prepared {
+        made: Made::kept(size, &old.backing, &old.metadata),
+        lines,
+        gives_up: Some(GivesUp { copy, begun_anew }),
+    })
 }
 
 /// Writes the mirror, its peer and what both share.

@@ -95,7 +95,9 @@ pub trait Engine: Clone + Send + Sync + 'static {
 
     /// Stops every mirror cleanly (demoted, left, flushed, logs emptied) and closes all stores.
     /// When it returns, nothing of this daemon is in flight.
-    fn stop(&self) -> impl Future<Output = ()> + Send;
+    ///
+    /// Gives what was not stopped cleanly, a line for each mirror.
+    fn stop(&self) -> impl Future<Output = Vec<String>> + Send;
 }
 
 fn no_devices() -> Refusal {

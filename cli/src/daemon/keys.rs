@@ -109,6 +109,10 @@ async fn write<E: Engine>(shared: &Shared<E>, peer: &str, keys: Vec<String>) -> 
     let edit = move || -> Result<(), String> {
         let mut editor = Editor::open(&file).map_err(|error| error.to_string())?;
         let list: toml_edit::Array = keys.iter().map(String::as_str).collect();
+        // A file that somebody is in the middle of changing has, perhaps, something else in that place.
+        editor
+            .config(&Places::of_this_process())
+            .map_err(|error| error.to_string())?;
         editor.set(Section::Peer, &name, "fingerprints", list);
         let saved = editor.save(&Places::of_this_process());
         saved.map(drop).map_err(|error| error.to_string())

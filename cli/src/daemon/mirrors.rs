@@ -99,7 +99,6 @@ impl Mirrors {
         told.buffers = usize::try_from(config.node.buffers).unwrap_or(usize::MAX);
         told.newest_version = config.node.link_version;
         told.peers = peers(config).await;
-        let tls = tls(config)?;
         let shell = Shell::start(&told).map_err(|error| failed("the engine", &error))?;
         let (events, _) = broadcast::channel(1024);
         tokio::spawn(forward(shell.events(), events.clone()));
@@ -134,7 +133,7 @@ impl Mirrors {
         }
         warn_of_clear_text(config);
         let closing = watch::Sender::new(false);
-        let (served, fronts) = front_ends(config, &shell, &refused, tls.as_ref(), &closing).await;
+        let (served, fronts) = front_ends(config, &shell, &refused, &tcp(config), &closing).await;
         attachments.resume().await;
         Ok(Self {
             inner: Arc::new(Inner {
@@ -298,7 +297,7 @@ impl Engine for Mirrors {
         }
     }
 
-    async fn stop(&self) {
+    async fn stop(&self) -> Vec<String> {
         // What the kernel has begun is finished; what it has not stays with it.
         self.inner.attachments.stop().await;
         // Front ends first: what clients have begun is finished, nothing new begins.
@@ -320,12 +319,17 @@ impl Engine for Mirrors {
             // Stopping fails them; a client that has them neither keeps its own mirror from that nor another.
             warn!("clients have requests that a mirror holds: they fail as it stops");
         }
-        for (mirror, refusal) in self.inner.shell.clone().stop(STOP_PATIENCE).await {
-            warn!(
-                mirror,
-                "not stopped cleanly: {}; {}", refusal.what, refusal.next
-            );
-        }
+        let unclean = self.inner.shell.clone().stop(STOP_PATIENCE).await;
+        unclean
+            .into_iter()
+            .map(|(mirror, refusal)| {
+                warn!(
+                    mirror,
+                    "not stopped cleanly: {}; {}", refusal.what, refusal.next
+                );
+                format!("{}; {}", refusal.what, refusal.next)
+            })
+            .collect()
     }
 }
 
@@ -485,10 +489,25 @@ fn warn_of_clear_text(config: &Config) {
     }
 }
 
-/// TLS for TCP, where configured.
-fn tls(config: &Config) -> Result<Option<TlsServer>, Failure> {
-    let Some(files) = config.nbd.as_ref().and_then(|nbd| nbd.tls.as_ref()) else {
-        return Ok(None);
+/// Where mirrors are served over TCP, and how.
+#[derive(Default)]
+struct Tcp {
+    listen: Vec<SocketAddr>,
+    tls: Option<TlsServer>,
+}
+
+/// What is configured of it; nothing where its files can't be used. Never in the clear instead; and mirrors that are
+/// served to this machine do not stand still for a certificate.
+fn tcp(config: &Config) -> Tcp {
+    let Some(nbd) = &config.nbd else {
+        return Tcp::default();
+    };
+    let mut tcp = Tcp {
+        listen: nbd.listen.clone(),
+        tls: None,
+    };
+    let Some(files) = &nbd.tls else {
+        return tcp;
     };
     let files = TlsFiles {
         certificate: files.certificate.clone(),
@@ -498,12 +517,17 @@ fn tls(config: &Config) -> Result<Option<TlsServer>, Failure> {
             .clone()
             .map_or(Clients::Anybody, Clients::SignedBy),
     };
-    TlsServer::load(&files).map(Some).map_err(|error| {
-        Failure::usage(format!(
-            "not started: [nbd]: {error}\n  next: put the files right, or remove them from {}",
-            config.file.display()
-        ))
-    })
+    match TlsServer::load(&files) {
+        Ok(server) => tcp.tls = Some(server),
+        Err(why) => {
+            error!(
+                "mirrors not served over TCP: [nbd] of {}: {why}; put the files right and start the daemon again",
+                config.file.display()
+            );
+            tcp.listen.clear();
+        }
+    }
+    tcp
 }
 
 /// What one thread's front ends are to serve.
@@ -522,7 +546,7 @@ async fn front_ends(
     config: &Config,
     shell: &Shell,
     refused: &BTreeMap<String, String>,
-    tls: Option<&TlsServer>,
+    tcp: &Tcp,
     closing: &watch::Sender<bool>,
 ) -> (Places, Vec<oneshot::Receiver<()>>) {
     let (mut places, mut fronts) = (Places::new(), Vec::new());
@@ -540,10 +564,11 @@ async fn front_ends(
         if mirrors.is_empty() {
             continue;
         }
-        let tcp = config.nbd.iter().flat_map(|nbd| &nbd.listen);
         let front = Front {
             mirrors,
             tcp: tcp
+                .listen
+                .iter()
                 .map(|address| {
                     let port = match address.port() {
                         0 => 0,
@@ -552,7 +577,7 @@ async fn front_ends(
                     SocketAddr::new(address.ip(), port)
                 })
                 .collect(),
-            tls: tls.cloned(),
+            tls: tcp.tls.clone(),
             closing: closing.subscribe(),
         };
         let (tell, told) = oneshot::channel();

@@ -6,7 +6,7 @@
 
 use std::future::Future;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, broadcast, watch};
@@ -83,6 +83,8 @@ pub struct Shared<E> {
     service: Service,
     stop: watch::Sender<bool>,
     stopped: watch::Sender<bool>,
+    /// What was not stopped cleanly, once it has stopped.
+    unclean: OnceLock<Vec<String>>,
 }
 
 /// Events kept for a slow listener.
@@ -141,6 +143,7 @@ pub async fn run<E: Engine>(
         service: service.clone(),
         stop: watch::Sender::new(false),
         stopped: watch::Sender::new(false),
+        unclean: OnceLock::new(),
     });
     let listener = tokio::spawn(listen(Arc::clone(&shared)));
     let sampler = tokio::spawn(sample(Arc::clone(&shared)));
@@ -159,8 +162,12 @@ pub async fn run<E: Engine>(
     }
     shared.stop.send_replace(true);
     service.stopping().await;
-    shared.engine.stop().await;
-    info!("stopped cleanly");
+    let unclean = shared.engine.stop().await;
+    if unclean.is_empty() {
+        info!("stopped cleanly");
+    }
+    // Nobody else sets it.
+    let _ = shared.unclean.set(unclean);
     sampler.abort();
     key_keeper.abort();
     listener.abort();

@@ -133,9 +133,22 @@ async fn client<E: Engine>(shared: &Shared<E>, mut stream: UnixStream) -> Result
             shared.stop.send_replace(true);
             // It ends when the engine has stopped, or the daemon is gone altogether.
             let _ = stopped.wait_for(|stopped| *stopped).await;
-            say(&mut stream, &Answer::Done).await
+            let unclean = shared.unclean.get().cloned().unwrap_or_default();
+            say(&mut stream, &stop_answer(unclean)).await
         }
     }
+}
+
+/// What who asked for the stop is told: what was left as a crash leaves it is no clean stop.
+fn stop_answer(unclean: Vec<String>) -> Answer {
+    if unclean.is_empty() {
+        return Answer::Done;
+    }
+    Answer::Refused(RefusalReport {
+        what: "the daemon has stopped, and not every mirror cleanly".to_owned(),
+        facts: unclean,
+        next: "`kagami up` before its disk is replaced, resized or taken away: the next start puts it right".to_owned(),
+    })
 }
 
 /// The request, if this daemon speaks its version.

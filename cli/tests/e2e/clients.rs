@@ -5,9 +5,11 @@ use std::net::TcpListener;
 use std::path::Path;
 
 use kagami::commands::demo::scratch::MIRROR;
+use kagami::control::report::Condition;
 
 use crate::support::{
-    KAGAMI, MIB, Pair, beside, down, finish, get, laid_out, noise, ok, pair, program, succeed, uri,
+    KAGAMI, MIB, Pair, beside, down, finish, get, laid_out, noise, ok, pair, program, put, succeed,
+    until, up, uri,
 };
 
 const WORK: &str = r"
@@ -193,6 +195,14 @@ fn over_tls_with_client_certificates_and_nobody_else() {
         !finish(program("nbdinfo").arg(&plain)).status.success(),
         "served without TLS"
     );
+    // Without its key nothing is served in the clear instead, and this machine's own clients are served.
+    down(&mut pair.nodes.alpha);
+    fs::remove_file(pki.join("server-key.pem")).expect("removed");
+    up(&mut pair.nodes.alpha);
+    until(&mut pair.nodes.alpha, Condition::InSync);
+    ok(pair.nodes.alpha.run(&["promote", MIRROR]));
+    put(&mut pair.on_alpha(), 0, &noise(65536, 9));
+    assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_err());
     pair.stop_and_compare();
 }
 

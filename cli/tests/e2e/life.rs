@@ -159,15 +159,89 @@ fn a_record_knows_its_peer_whatever_the_file_says() {
     let state = until(&mut pair.nodes.alpha, Condition::NotOpened);
     let fault = state.fault.expect("a fault");
     assert!(
-        fault.contains("is paired with node") && fault.contains("replace-peer"),
+        fault.contains("is paired with node") && fault.contains("--again"),
         "{fault}"
     );
+    // As after a crash between both: the record's peer is taken, whoever the file names.
+    down(&mut gamma);
+    meet(
+        &mut pair.nodes.alpha,
+        &["pair", MIRROR, "--again"],
+        &gamma,
+        &["--give-up-copy"],
+    );
+    let mended = std::fs::read_to_string(pair.nodes.alpha.config()).expect("the file");
+    assert_eq!(mended, after);
     down(&mut pair.nodes.alpha);
-    std::fs::write(pair.nodes.alpha.config(), after).expect("written");
     up(&mut pair.nodes.alpha);
+    up(&mut gamma);
     synced(&mut pair.nodes.alpha);
+    synced(&mut gamma);
     down(&mut pair.nodes.alpha);
     down(&mut gamma);
+    assert_eq!(difference(&pair.nodes.alpha, &gamma), None);
+}
+
+#[test]
+fn who_is_refused_has_given_up_nothing_and_nobody_is_half_replaced() {
+    let mut pair = beta_dies("never");
+    let replace = ["replace-peer", MIRROR, "--yes", "--address", "127.0.0.1"];
+    let refused = scratch::join(
+        &mut pair.nodes.alpha,
+        &replace,
+        "kgm1-",
+        &pair.nodes.beta,
+        &["pair", "--join"],
+        &["--give-up-copy"],
+        &mut quiet,
+    );
+    let words = refused.expect_err("it is not another node").to_string();
+    assert!(words.contains("the very node"), "{words}");
+    up(&mut pair.nodes.beta);
+    synced(&mut pair.nodes.beta);
+    down(&mut pair.nodes.alpha);
+    down(&mut pair.nodes.beta);
+    up(&mut pair.nodes.beta);
+    let state = until(&mut pair.nodes.beta, Condition::Connecting);
+    assert!(state.generation.is_some(), "its history is whole");
+    up(&mut pair.nodes.alpha);
+    synced(&mut pair.nodes.alpha);
+    ok(pair
+        .nodes
+        .alpha
+        .run(&["promote", MIRROR, "--timeout", "30s"]));
+    ok(pair.nodes.beta.kill());
+    until(&mut pair.nodes.alpha, Condition::Connecting);
+
+    // The daemon dies while somebody walks to the other machine.
+    let file = std::fs::read_to_string(pair.nodes.alpha.config()).expect("the file");
+    let gamma = pair.another("gamma");
+    let daemon = pair.nodes.alpha.daemon_id().expect("it runs");
+    let mut dies = |who: &str, _: &str| {
+        if who == "gamma" {
+            let daemon = i32::try_from(daemon).expect("an id");
+            let daemon = rustix::process::Pid::from_raw(daemon).expect("an id");
+            rustix::process::kill_process(daemon, rustix::process::Signal::KILL).expect("killed");
+        }
+    };
+    let refused = scratch::join(
+        &mut pair.nodes.alpha,
+        &replace,
+        "kgm1-",
+        &gamma,
+        &["pair", "--join"],
+        &[],
+        &mut dies,
+    );
+    let words = refused.expect_err("nobody changed the record").to_string();
+    assert!(words.contains("does not have the mirror open"), "{words}");
+    let now = std::fs::read_to_string(pair.nodes.alpha.config()).expect("the file");
+    assert_eq!(now, file);
+    ok(pair.nodes.alpha.kill());
+    up(&mut pair.nodes.alpha);
+    up(&mut pair.nodes.beta);
+    synced(&mut pair.nodes.alpha);
+    pair.stop_and_compare();
 }
 
 #[test]

@@ -67,6 +67,8 @@ pub struct Fake {
     pub script: Arc<Mutex<Script>>,
     pub events: broadcast::Sender<Noticed>,
     pub stopped: Arc<Mutex<bool>>,
+    /// What it can't stop cleanly.
+    pub unclean: Arc<Mutex<Vec<String>>>,
     /// Its loops don't turn.
     pub stuck: watch::Sender<bool>,
 }
@@ -79,6 +81,7 @@ impl Default for Fake {
             script: Arc::new(Mutex::new(Box::new(|_, _| Ok(Reply::Done)))),
             events: broadcast::Sender::new(64),
             stopped: Arc::default(),
+            unclean: Arc::default(),
             stuck: watch::Sender::new(false),
         }
     }
@@ -143,8 +146,9 @@ impl Engine for Fake {
         let _ = self.stuck.subscribe().wait_for(|stuck| !stuck).await;
     }
 
-    async fn stop(&self) {
+    async fn stop(&self) -> Vec<String> {
         *self.stopped.lock().unwrap() = true;
+        self.unclean.lock().unwrap().clone()
     }
 }
 

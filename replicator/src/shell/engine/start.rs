@@ -67,7 +67,7 @@ pub enum StartError {
     },
     /// The copy was paired with another node.
     #[error(
-        "mirror {mirror}: its copy is paired with node {found}, and the configuration names {}: write the right `peer`; another node takes its place by `kagami replace-peer`, and none by `kagami remove-peer`",
+        "mirror {mirror}: its copy is paired with node {found}, and the configuration names {}: write the right `peer`, or pair with that node anew: `kagami pair {mirror} --again`",
         if *expected == NodeId::NOBODY { "no peer".to_owned() } else { format!("node {expected} as its peer") }
     )]
     OtherPeer {
