@@ -178,6 +178,30 @@ fn the_documented_bytes_open_a_session_and_carry_frames() {
     });
 }
 
+/// A stolen key, a connection kept in store with it, and the operator who takes the key out.
+#[test]
+fn a_connection_from_before_its_key_was_unpinned_is_nobodys() {
+    run(async {
+        let (b, mut rogue) = with_rogue(TIMEOUT).await;
+        let other = key();
+        b.link.set_peers(vec![peer(A, vec![], &other)]);
+        for class in 0..3 {
+            rogue.open(&preamble(class, 77)).await;
+        }
+        let (number, _) = rogue.closed().await;
+        assert_eq!(number, u64::from(code::UNPINNED));
+
+        // Nor where the whole peer is gone.
+        let (b, mut rogue) = with_rogue(TIMEOUT).await;
+        b.link.set_peers(Vec::new());
+        for class in 0..3 {
+            rogue.open(&preamble(class, 78)).await;
+        }
+        let (number, _) = rogue.closed().await;
+        assert_eq!(number, u64::from(code::UNPINNED));
+    });
+}
+
 #[test]
 fn wrong_frames_close_the_connection_with_their_fault() {
     run(async {

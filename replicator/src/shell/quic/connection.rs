@@ -218,7 +218,9 @@ impl Conn {
         send: SendHalf,
         recv: RecvHalf,
     ) {
-        self.peer.adopt(inner, self);
+        if !self.peer.adopt(inner, self) {
+            return;
+        }
         let Preamble {
             nonce,
             mirror,

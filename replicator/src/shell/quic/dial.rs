@@ -64,7 +64,10 @@ pub(super) async fn dial(inner: Rc<Inner>, peer: Rc<Peer>) {
         let connected = Instant::now();
         match race(&inner, &peer).await {
             Ok(conn) => {
-                peer.adopt(&inner, &conn);
+                if !peer.adopt(&inner, &conn) {
+                    pauses.sleep().await;
+                    continue;
+                }
                 spawn_local(Rc::clone(&conn).watch());
                 conn.take_notes(&inner);
                 // Errs as above.

@@ -111,6 +111,9 @@ pub(super) async fn serve(inner: Rc<Inner>, conn: Rc<Conn>) {
         let fault = match read {
             Ok(Ok(bytes)) => match Note::decode(&bytes, conn.version) {
                 Ok(note) => {
+                    if !conn.peer.still_admits(&inner, &conn) {
+                        return;
+                    }
                     inner.events.push(LinkEvent::Note {
                         peer: conn.peer.node,
                         note,

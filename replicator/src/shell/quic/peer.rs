@@ -9,7 +9,7 @@ use tokio::task::AbortHandle;
 use super::Inner;
 use super::config::{NodeId, PeerConfig};
 use super::connection::Conn;
-use super::event::{DownReason, LinkEvent};
+use super::event::{CloseReason, DownReason, LinkEvent, code};
 use crate::shell::tls::Pins;
 
 pub(super) struct Peer {
@@ -50,12 +50,30 @@ impl Peer {
         self.conn.borrow().clone()
     }
 
-    /// Makes `conn` the connection with this peer; sessions of an older one go down first.
-    pub(super) fn adopt(&self, inner: &Inner, conn: &Rc<Conn>) {
+    /// Whether this is a peer still, and the key that `conn` showed in its handshake one of its keys: both may have
+    /// changed since, and a connection that no session is opened on is nobody's until then. It is closed if not.
+    pub(super) fn still_admits(&self, inner: &Inner, conn: &Conn) -> bool {
+        let known = inner.peers.borrow().get(&self.node).map(Rc::as_ptr);
+        let admits =
+            known.is_some_and(|known| std::ptr::eq(known, self)) && self.pins.contains(&conn.key);
+        if !admits {
+            let reason = CloseReason::new(code::UNPINNED, "the key is no longer pinned");
+            conn.close(&DownReason::ClosedHere(reason));
+        }
+        admits
+    }
+
+    /// Makes `conn` the connection with this peer; sessions of an older one go down first. False: it is not admitted
+    /// any more.
+    #[must_use]
+    pub(super) fn adopt(&self, inner: &Inner, conn: &Rc<Conn>) -> bool {
+        if !self.still_admits(inner, conn) {
+            return false;
+        }
         let older = self.connection();
         if let Some(older) = older {
             if Rc::ptr_eq(&older, conn) {
-                return;
+                return true;
             }
             older.close(&DownReason::Replaced);
         }
@@ -72,6 +90,7 @@ impl Peer {
             version = conn.version,
             "connected"
         );
+        true
     }
 
     /// `conn` has ended.
