@@ -451,6 +451,9 @@ fn start_thread(
         .collect();
     link.peers = peers_of(&config.peers, index);
     link.tuning = config.tuning.clone();
+    // What the pool has room for is no overload: requests may all wait for one slow link, and be there twice while they
+    // are put in order.
+    link.tuning.max_queued = link.tuning.max_queued.max(2 * config.buffers);
     link.versions
         .retain(|version| *version <= config.newest_version);
     let (orders, received) = mpsc::unbounded_channel();

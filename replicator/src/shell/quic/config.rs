@@ -109,8 +109,8 @@ pub struct Tuning {
     pub ack_every: u32,
     /// The congestion control.
     pub congestion: Congestion,
-    /// Bytes that may wait to be sent on one stream; a session over it is closed, for whoever sends
-    /// must look at [`super::Link::queued_bytes`].
+    /// Bytes that may wait to be sent on one stream; a session over it is closed. Payloads are bounded by the pool that
+    /// they lie in, so this has to be more than that has.
     pub max_queued: usize,
     /// Between the starts of two attempts to reach a peer by different addresses.
     pub stagger: Duration,
