@@ -103,7 +103,7 @@ built_and_run() { # PROGRAM ARG...
 check() {
     need_rust
     say "formatting and lints"
-    shellcheck --external-sources ./do .ci/run tests/planted/rustc tests/vm/{run,init,mkinitrd,fetch-kernel,fetch-debian,try,in-boot,node-boot,lib.sh,debian.sh,service.sh,faults.sh,cluster.sh,cluster-faults.sh} tests/vm/scenarios/*.sh \
+    shellcheck --external-sources ./do .ci/run tests/planted/rustc tests/vm/{run,init,mkinitrd,fetch-kernel,fetch-debian,try,in-boot,node-boot,lib.sh,debian.sh,service.sh,faults.sh,cluster.sh,cluster-faults.sh,beside.sh} tests/vm/scenarios/*.sh \
         cli/package/{build,kagami-witness,unmount-at-shutdown} cli/package/debian/{postinst,prerm,postrm} \
         cli/package/ocf/{kagami,test,cluster} failover/src/resource/package.sh
     if cargo fmt --version >/dev/null 2>&1; then cargo fmt --all --check; else echo "(no rustfmt here)"; fi
@@ -144,6 +144,12 @@ model() { # ARG-OF-KAGAMI-MODEL...
     need_rust
     say "the model: $*"
     built_and_run kagami-model "$@"
+}
+
+# What scenarios need besides, by a line `# packages:` at their heads.
+packages_of() { # [SCENARIO]...
+    local name
+    for name; do sed -n 's/^# packages: //p' "tests/vm/scenarios/$(basename "$name" .sh).sh"; done
 }
 
 vm() { # [SCENARIO]...
@@ -291,7 +297,8 @@ case ${1:-help} in
         release kagami
         cli/package/build "$(built)" "${CARGO_TARGET_DIR:-target}/debian" "${@:2}" ;;
     vm)
-        need_packages "${VM_PACKAGES[@]}" "${PACKAGE_PACKAGES[@]}"
+        read -rd '' -a besides < <(packages_of "${@:2}") || :
+        need_packages "${VM_PACKAGES[@]}" "${PACKAGE_PACKAGES[@]}" "${besides[@]}"
         need_rust
         release kagami
         vm "${@:2}" ;;
