@@ -21,15 +21,18 @@ use bytes::{Bytes, BytesMut};
 /// # A connection's life, as the device sees it
 ///
 /// 1. [`open`](Self::open) at the end of the handshake; a refusal goes to the client as text.
-/// 2. [`submit`](Self::submit) for each request, from the opening's session alone.
+/// 2. [`submit`](Self::submit) for each request, with the opening of its session.
 /// 3. The session ends: the client said goodbye, died, or was cut off. **What was submitted runs
 ///    on to its completion** and its answers are dropped; nothing parsed but not yet submitted is
 ///    submitted any more, bytes still unread in the socket are dropped with it.
-/// 4. When the last completion is in, the [`Opening`] is dropped. So a device without openings has
+/// 4. When the last completion is in, the [`Opening`](Self::Opening) is dropped. So a device without openings has
 ///    no request of a front end in flight, and a session reported as ended never writes again.
 pub trait BlockDevice: 'static {
     /// Memory for the payload of a write.
     type Buffer: WriteBuffer;
+
+    /// What keeps the device open for a session, and what the device remembers of it; dropped at its end.
+    type Opening: 'static;
 
     /// What clients are told about the device at this moment; asked for by listings as well, so
     /// it opens nothing.
@@ -41,19 +44,21 @@ pub trait BlockDevice: 'static {
     /// Admits one more session. The guard is dropped when the session's last request is done.
     ///
     /// What the client was told by [`info`](Self::info) just before stays valid for the session;
-    /// the device must itself refuse requests that no longer fit (after a demotion, say).
+    /// the device must itself refuse requests that no longer fit: after a demotion, say, also those of a
+    /// session that outlived it, for what its client remembers may be true no more.
     ///
     /// # Errors
     /// As [`info`](Self::info).
-    fn open(&self, access: Access) -> Result<Opening, Refusal>;
+    fn open(&self, access: Access) -> Result<Self::Opening, Refusal>;
 
     /// Gives memory for a write's payload of exactly `len` bytes (at most
     /// [`DeviceInfo::max_payload`]), waiting while there is none: that is the back-pressure that a
     /// client feels. Dropping the future gives up the wait.
     fn buffer(&self, len: usize) -> impl Future<Output = Self::Buffer>;
 
-    /// Starts a request. Never blocks; `completion` may be used before this returns.
-    fn submit(&self, request: Request, completion: Completion);
+    /// Starts a request of the session that has `opening`. Never blocks; `completion` may be used before this
+    /// returns.
+    fn submit(&self, opening: &Self::Opening, request: Request, completion: Completion);
 }
 
 /// How an export is served.
@@ -76,9 +81,6 @@ impl WriteBuffer for BytesMut {
         Self::freeze(self)
     }
 }
-
-/// What keeps a device open for a session: any value of the device's own, dropped at the end.
-pub type Opening = Box<dyn std::any::Any>;
 
 /// What clients are told about a device.
 // Each of them is a flag of the protocol.

@@ -8,7 +8,7 @@ use tokio::io::AsyncWriteExt;
 
 use crate::connection::{Connection, Filled, Inbox, Socket};
 use crate::control::{Control, Mode};
-use crate::device::{BlockDevice, DeviceInfo, Opening, Refusal, RefusalKind};
+use crate::device::{BlockDevice, DeviceInfo, Refusal, RefusalKind};
 use crate::error::{ClientFault, SessionEnd};
 use crate::export::{Export, Exports};
 use crate::limits::Limits;
@@ -17,13 +17,13 @@ use crate::option::OPTION_HEADER_LEN;
 use crate::tls::TlsPolicy;
 
 /// A client that has chosen an export.
-pub struct Accepted<D> {
+pub struct Accepted<D: BlockDevice> {
     pub connection: Connection,
     pub inbox: Inbox,
     pub export: Rc<Export<D>>,
     pub info: DeviceInfo,
     pub terms: Terms,
-    pub opening: Opening,
+    pub opening: D::Opening,
 }
 
 /// Leads a client from its connection to the transmission phase, within the time that the limits
@@ -131,10 +131,9 @@ async fn haggle<D: BlockDevice>(
     }
 }
 
-fn open<D: BlockDevice>(
-    exports: &Exports<D>,
-    chosen: &Chosen,
-) -> Result<(Rc<Export<D>>, Opening), Refusal> {
+type Opened<D> = (Rc<Export<D>>, <D as BlockDevice>::Opening);
+
+fn open<D: BlockDevice>(exports: &Exports<D>, chosen: &Chosen) -> Result<Opened<D>, Refusal> {
     let Some(export) = exports.get(&chosen.name) else {
         let message = format!("export '{}' was just taken away", chosen.name);
         return Err(Refusal {

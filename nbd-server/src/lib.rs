@@ -38,7 +38,7 @@ pub mod ublk;
 pub use control::SessionHandle;
 pub use device::{
     Access, Answer, BlockDevice, Completion, CompletionSink, DeviceInfo, DirtyExtent, Errno,
-    Extent, IoError, Opening, ReadData, ReadPart, Refusal, RefusalKind, Request, WriteBuffer,
+    Extent, IoError, ReadData, ReadPart, Refusal, RefusalKind, Request, WriteBuffer,
 };
 pub use export::{Export, ExportFault, Exports};
 pub use limits::Limits;

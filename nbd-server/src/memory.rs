@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::device::{
     Access, Answer, BlockDevice, Completion, DeviceInfo, DirtyExtent, Errno, Extent, IoError,
-    Opening, ReadData, ReadPart, Refusal, Request,
+    ReadData, ReadPart, Refusal, Request,
 };
 
 const PAGE: u64 = 4096;
@@ -246,6 +246,7 @@ fn runs(
 
 impl BlockDevice for MemoryDevice {
     type Buffer = BytesMut;
+    type Opening = ();
 
     fn info(&self, _access: Access) -> Result<DeviceInfo, Refusal> {
         match &*self.refusal.borrow() {
@@ -254,16 +255,15 @@ impl BlockDevice for MemoryDevice {
         }
     }
 
-    fn open(&self, access: Access) -> Result<Opening, Refusal> {
-        self.info(access)?;
-        Ok(Box::new(()))
+    fn open(&self, access: Access) -> Result<(), Refusal> {
+        self.info(access).map(drop)
     }
 
     async fn buffer(&self, len: usize) -> BytesMut {
         BytesMut::zeroed(len)
     }
 
-    fn submit(&self, request: Request, completion: Completion) {
+    fn submit(&self, (): &(), request: Request, completion: Completion) {
         let answer = match request {
             Request::Read { offset, len } => Answer::Data(self.read(offset, len)),
             Request::Write { offset, data, .. } => {

@@ -3,8 +3,8 @@
 use bytes::{Bytes, BytesMut};
 
 use crate::device::{
-    Access, Answer, BlockDevice, Completion, DeviceInfo, DirtyExtent, Extent, Opening, ReadData,
-    Refusal, Request,
+    Access, Answer, BlockDevice, Completion, DeviceInfo, DirtyExtent, Extent, ReadData, Refusal,
+    Request,
 };
 
 /// Reads as zeroes and forgets what is written. Completes within `submit`.
@@ -31,20 +31,21 @@ impl NullDevice {
 
 impl BlockDevice for NullDevice {
     type Buffer = BytesMut;
+    type Opening = ();
 
     fn info(&self, _access: Access) -> Result<DeviceInfo, Refusal> {
         Ok(self.info.clone())
     }
 
-    fn open(&self, _access: Access) -> Result<Opening, Refusal> {
-        Ok(Box::new(()))
+    fn open(&self, _access: Access) -> Result<(), Refusal> {
+        Ok(())
     }
 
     async fn buffer(&self, len: usize) -> BytesMut {
         BytesMut::zeroed(len)
     }
 
-    fn submit(&self, request: Request, completion: Completion) {
+    fn submit(&self, (): &(), request: Request, completion: Completion) {
         let answer = match request {
             Request::Read { len, .. } => Answer::Data(match ZEROES.get(..len as usize) {
                 Some(zeroes) => ReadData::Whole(Bytes::from_static(zeroes)),

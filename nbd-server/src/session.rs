@@ -56,6 +56,7 @@ pub async fn serve<D: BlockDevice>(
     let connection = RefCell::new(connection);
     let session = Session {
         device: &*export.device,
+        opening: &opening,
         info,
         terms,
         connection: &connection,
@@ -95,8 +96,9 @@ async fn say_goodbye(mut connection: Connection) {
     let _ = tokio::time::timeout(GOODBYE_TIMEOUT, connection.shutdown()).await;
 }
 
-struct Session<'a, D> {
+struct Session<'a, D: BlockDevice> {
     device: &'a D,
+    opening: &'a D::Opening,
     info: DeviceInfo,
     terms: Terms,
     connection: &'a RefCell<Connection>,
@@ -233,7 +235,8 @@ impl<D: BlockDevice> Session<'_, D> {
         if self.control.mode() == Mode::Running {
             let ticket = self.outbox.register(asked, bytes);
             let sink: Rc<dyn CompletionSink> = Rc::<Outbox>::clone(self.outbox);
-            self.device.submit(request, Completion::new(sink, ticket));
+            let completion = Completion::new(sink, ticket);
+            self.device.submit(self.opening, request, completion);
         } else {
             self.outbox.refuse(&asked, shutting_down(), bytes);
         }

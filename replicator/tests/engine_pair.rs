@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use engine_support::*;
 use kagami_replicator::core::state::{Role, Solo};
-use kagami_replicator::core::{Command, Reply};
+use kagami_replicator::core::{Command, IoError, Reply};
+use tokio::sync::oneshot;
 
 #[test]
 fn what_is_written_is_on_both_copies() {
@@ -97,6 +98,48 @@ fn a_peer_that_died_is_resynchronised_from_the_marks() {
     });
 }
 
+async fn hand_over(from: &Node, to: &Node) {
+    from.demote().await;
+    to.until("the other Secondary", |status| {
+        status.core.peer_role == Some(Role::Secondary)
+    })
+    .await;
+    to.promote().await;
+}
+
+/// A front end that asked nothing while the other node was Primary is not served over what that one wrote.
+#[test]
+fn who_was_served_before_a_hand_over_there_and_back_is_not_served_after_it() {
+    run(async {
+        let (mut a, mut b) = pair(Solo::Never).await;
+        let (tell, told) = oneshot::channel();
+        let (come_back, back) = oneshot::channel();
+        let client = a.with_device(|disk| async move {
+            disk.write(0, 1, 4096).await.expect("write");
+            let _ = tell.send(());
+            back.await.expect("handed over");
+            let read = disk.read(0, 4096).await.map(drop);
+            (read, disk.write(0, 3, 4096).await)
+        });
+        let there_and_back = async {
+            told.await.expect("written");
+            hand_over(&a, &b).await;
+            b.with_device(|disk| async move { disk.write(0, 2, 4096).await.expect("write") })
+                .await;
+            hand_over(&b, &a).await;
+            let _ = come_back.send(());
+        };
+        let (answers, ()) = tokio::join!(client, there_and_back);
+        let refused = Err(IoError::NotPrimary);
+        assert_eq!(answers, (refused, refused));
+        // Who begins now is served.
+        let read = a.with_device(|disk| async move { disk.read(0, 4096).await });
+        assert_eq!(read.await.expect("read"), vec![2; 4096]);
+        a.stop().await;
+        b.stop().await;
+    });
+}
+
 #[test]
 fn holes_are_told_only_where_reads_are_answered() {
     run(async {
@@ -125,7 +168,7 @@ fn a_thread_that_is_stuck_does_not_beat_and_one_that_waits_for_its_peer_does() {
         assert!(!a.engine().beat(1).await, "there is one thread");
         // Its writes wait for a peer that is gone: nothing is stuck.
         b.crash().await;
-        let (began, begun) = tokio::sync::oneshot::channel();
+        let (began, begun) = oneshot::channel();
         a.with_device(|disk| async move {
             tokio::task::spawn_local(async move {
                 let _ = began.send(());
@@ -138,7 +181,7 @@ fn a_thread_that_is_stuck_does_not_beat_and_one_that_waits_for_its_peer_does() {
         assert!(a.engine().beat(0).await);
 
         let (release, held) = std::sync::mpsc::channel::<()>();
-        let (tell, stuck) = tokio::sync::oneshot::channel();
+        let (tell, stuck) = oneshot::channel();
         assert!(a.engine().spawn_on(0, move |_| {
             let _ = tell.send(());
             // As a call that does not return.

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use kagami_replicator::core::event::{Command, Event};
 use kagami_replicator::core::register::ArbiterAnswer;
 use kagami_replicator::core::state::{SessionId, Time};
-use kagami_replicator::core::{Actions, TAGS};
+use kagami_replicator::core::{Actions, Role, TAGS};
 
 use super::arbiter::{Arbiter, Question};
 use super::check::{Ghost, Violation};
@@ -449,8 +449,16 @@ impl World {
             .event(self.now, self.tick, self.nodes[node].name, &event);
         self.stats.event(mirror, now, &event);
         let mut actions = std::mem::take(&mut self.actions);
+        let (role, term) = (mirror.role(), mirror.term());
         mirror.handle(now, event, &mut actions);
         mirror.check();
+        // By it a front end that was opened before is refused: each loss of the role counts, and nothing else does.
+        let is_lost = role == Role::Primary && mirror.role() != Role::Primary;
+        assert_eq!(
+            mirror.term(),
+            term + u64::from(is_lost),
+            "the terms of {role:?}"
+        );
         self.carry_out(node, &mut actions)?;
         actions.clear();
         self.actions = actions;

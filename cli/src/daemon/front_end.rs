@@ -1,21 +1,29 @@
 //! A mirror as the NBD server sees it: requests go to the core's thread, answers come back.
 //!
 //! No policy and no copies: payloads live in the thread's pool from the socket to the disk. A mirror
-//! is served only where it is Primary; who asks elsewhere is told where to go.
+//! is served only where it is Primary; who asks elsewhere is told where to go. And only as long as it is: what was
+//! opened before this node stopped being Primary may remember data that another has replaced since, and stays
+//! refused when this node is Primary again. A network client connects anew; of the kernel's device its keeper
+//! decides ([`Served::permitted`]).
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use kagami_nbd_server::device::DEFAULT_MAX_PAYLOAD;
 use kagami_nbd_server::{
     Access, Answer, BlockDevice, Completion, DeviceInfo, DirtyExtent, Errno, Extent, IoError,
-    Opening, ReadData, ReadPart, Refusal, Request, WriteBuffer,
+    ReadData, ReadPart, Refusal, Request, WriteBuffer,
 };
 use kagami_replicator::core::event;
 use kagami_replicator::shell::buffers::Buffer;
 use kagami_replicator::shell::engine::{MirrorDevice, Payload, Requester};
 use slab::Slab;
+
+/// What a session is told that was opened before this node stopped being Primary.
+const NOT_WITHOUT_A_BREAK: &str = "this node stopped being Primary since this was opened, and its data may be others now; open it anew";
 
 /// One mirror, served on its own thread.
 #[derive(Debug)]
@@ -24,15 +32,46 @@ pub struct Served {
     /// The peer's name, for refusals.
     peer: String,
     answers: Rc<Answers>,
+    permitted: Option<Term>,
+}
+
+/// A node's term as Primary that something is served in.
+#[derive(Clone, Debug)]
+pub struct Term(Arc<AtomicU64>);
+
+impl Term {
+    /// That one.
+    pub fn of(number: u64) -> Self {
+        Self(Arc::new(AtomicU64::new(number)))
+    }
+
+    /// Which it is.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// From now on it is that one.
+    pub fn set(&self, number: u64) {
+        self.0.store(number, Ordering::Release);
+    }
 }
 
 impl Served {
-    /// Serves `device`.
+    /// Serves `device`; each session in the term that it is opened in.
     pub fn new(device: MirrorDevice, peer: String) -> Self {
         Self {
             device,
             peer,
             answers: Rc::default(),
+            permitted: None,
+        }
+    }
+
+    /// Serves `device` in that term alone.
+    pub fn permitted(device: MirrorDevice, peer: String, term: Term) -> Self {
+        Self {
+            permitted: Some(term),
+            ..Self::new(device, peer)
         }
     }
 
@@ -126,10 +165,19 @@ impl WriteBuffer for Memory {
 
 impl BlockDevice for Served {
     type Buffer = Memory;
+    type Opening = Term;
 
     fn info(&self, _: Access) -> Result<DeviceInfo, Refusal> {
         if let Some(why) = self.device.refusal(&self.peer) {
             return Err(Refusal::policy(why));
+        }
+        if let Some(term) = &self.permitted
+            && term.get() != self.device.term()
+        {
+            return Err(Refusal::policy(format!(
+                "mirror {}: {NOT_WITHOUT_A_BREAK}",
+                self.device.name()
+            )));
         }
         let facts = self.device.facts();
         Ok(DeviceInfo {
@@ -144,16 +192,21 @@ impl BlockDevice for Served {
         })
     }
 
-    fn open(&self, access: Access) -> Result<Opening, Refusal> {
+    fn open(&self, access: Access) -> Result<Term, Refusal> {
         self.info(access)?;
-        Ok(Box::new(()))
+        let permitted = self.permitted.clone();
+        Ok(permitted.unwrap_or_else(|| Term::of(self.device.term())))
     }
 
     async fn buffer(&self, len: usize) -> Memory {
         Memory(self.device.buffer(len).await)
     }
 
-    fn submit(&self, request: Request, completion: Completion) {
+    fn submit(&self, opening: &Term, request: Request, completion: Completion) {
+        let term = opening.get();
+        if term != self.device.term() {
+            return completion.fail(IoError::new(Errno::Perm, NOT_WITHOUT_A_BREAK));
+        }
         let is_read = matches!(request, Request::Read { .. });
         let request = match request {
             Request::Read { offset, len } => event::Request::Read { offset, len },
@@ -200,6 +253,7 @@ impl BlockDevice for Served {
             is_read,
         });
         let requester: Rc<dyn Requester> = self.answers.clone();
-        self.device.submit(request, requester, ticket as u64);
+        // It may be another's before the request is begun.
+        self.device.submit(term, request, requester, ticket as u64);
     }
 }

@@ -29,6 +29,7 @@ pub fn in_sync() -> Status {
     Status {
         size: 20 << 30,
         role: Role::Primary,
+        term: 0,
         disk: DiskState::UpToDate,
         peer_role: Some(Role::Secondary),
         peer_disk: DiskState::UpToDate,

@@ -73,9 +73,11 @@ pub enum SessionEnd {
 /// When it returns, nothing of it can reach the disks any more: what was begun is done, whoever was told of it.
 /// [`Go::Close`] alone does not wait for that; all of it was answered with an error then, and the device is gone.
 ///
-/// `order` without a sender is [`Go::Leave`]. `parked` is true while requests wait for [`Go::On`].
+/// `opening` is what `device` was opened with for it. `order` without a sender is [`Go::Leave`]. `parked` is true
+/// while requests wait for [`Go::On`].
 pub async fn serve<D: BlockDevice, E: Endpoint>(
     device: Rc<D>,
+    opening: D::Opening,
     endpoint: E,
     mut order: watch::Receiver<Go>,
     parked: watch::Sender<bool>,
@@ -83,7 +85,7 @@ pub async fn serve<D: BlockDevice, E: Endpoint>(
     let device: &D = &device;
     let mut memory = pin!(None);
     let ask = |len| device.buffer(len);
-    let mut session = Session::new(device, endpoint, parked);
+    let mut session = Session::new((device, &opening), endpoint, parked);
     session.ordered(*order.borrow_and_update());
     let mut has_orders = true;
     let end = loop {
@@ -141,8 +143,9 @@ struct InFlight {
     result: i32,
 }
 
-struct Session<'a, D, E> {
+struct Session<'a, D: BlockDevice, E> {
     device: &'a D,
+    opening: &'a D::Opening,
     endpoint: E,
     shape: Shape,
     mode: Mode,
@@ -165,12 +168,17 @@ struct Session<'a, D, E> {
 }
 
 impl<'a, D: BlockDevice, E: Endpoint> Session<'a, D, E> {
-    fn new(device: &'a D, endpoint: E, parked_now: watch::Sender<bool>) -> Self {
+    fn new(
+        (device, opening): (&'a D, &'a D::Opening),
+        endpoint: E,
+        parked_now: watch::Sender<bool>,
+    ) -> Self {
         let shape = endpoint.shape();
         let places = usize::from(shape.queues) * usize::from(shape.depth);
         assert!(places > 0, "a device without a place: {shape:?}");
         Self {
             device,
+            opening,
             endpoint,
             shape,
             mode: Mode::Serving,
@@ -451,7 +459,7 @@ impl<'a, D: BlockDevice, E: Endpoint> Session<'a, D, E> {
         });
         let sink: Rc<dyn CompletionSink> = Rc::<Answers>::clone(&self.answers);
         let completion = Completion::new(sink, ticket as u64);
-        self.device.submit(request, completion);
+        self.device.submit(self.opening, request, completion);
     }
 
     fn answer(&mut self, tag: Tag, is_read: bool, result: i32, answer: &Answer) {

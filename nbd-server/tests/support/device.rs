@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use kagami_nbd_server::{
-    Access, BlockDevice, Completion, DeviceInfo, IoError, MemoryDevice, Opening, Refusal, Request,
+    Access, BlockDevice, Completion, DeviceInfo, IoError, MemoryDevice, Refusal, Request,
     WriteBuffer,
 };
 use tokio::sync::Semaphore;
@@ -48,7 +48,7 @@ impl TestDevice {
     pub fn release(&self) {
         self.hold.set(false);
         while let Some((request, completion)) = { self.held.borrow_mut().pop_back() } {
-            self.memory.submit(request, completion);
+            self.memory.submit(&(), request, completion);
         }
     }
 
@@ -64,7 +64,7 @@ impl TestDevice {
     }
 }
 
-struct Open(Rc<Cell<usize>>);
+pub struct Open(Rc<Cell<usize>>);
 
 impl Drop for Open {
     fn drop(&mut self) {
@@ -103,15 +103,16 @@ impl Drop for Permit {
 
 impl BlockDevice for TestDevice {
     type Buffer = Buffer;
+    type Opening = Open;
 
     fn info(&self, access: Access) -> Result<DeviceInfo, Refusal> {
         self.memory.info(access)
     }
 
-    fn open(&self, access: Access) -> Result<Opening, Refusal> {
-        let inner = self.memory.open(access)?;
+    fn open(&self, access: Access) -> Result<Open, Refusal> {
+        self.memory.open(access)?;
         self.openings.set(self.openings.get() + 1);
-        Ok(Box::new((Open(Rc::clone(&self.openings)), inner)))
+        Ok(Open(Rc::clone(&self.openings)))
     }
 
     async fn buffer(&self, len: usize) -> Buffer {
@@ -121,7 +122,7 @@ impl BlockDevice for TestDevice {
         Buffer(BytesMut::zeroed(len), Permit(buffers))
     }
 
-    fn submit(&self, request: Request, completion: Completion) {
+    fn submit(&self, _: &Open, request: Request, completion: Completion) {
         self.submitted.set(self.submitted.get() + 1);
         if let Some(log) = &mut *self.log.borrow_mut() {
             log.push(request.clone());
@@ -131,7 +132,7 @@ impl BlockDevice for TestDevice {
         } else if self.hold.get() {
             self.held.borrow_mut().push_back((request, completion));
         } else {
-            self.memory.submit(request, completion);
+            self.memory.submit(&(), request, completion);
         }
     }
 }

@@ -8,7 +8,7 @@ use super::flush::FlushOf;
 use super::link::Phase;
 use super::promote::{Promotion, refusal};
 use super::request::Gate;
-use super::state::{CommandId, Role};
+use super::state::CommandId;
 use super::{Action, Actions, DiskFault, DiskOp, DiskWork, Mirror, Store};
 
 /// A demotion under way.
@@ -213,8 +213,7 @@ impl Mirror {
             self.jobs.is_empty(),
             "requests under way at the end of a demotion"
         );
-        self.role = Role::Secondary;
-        self.gate = Gate::Open;
+        self.lose_role();
         // Beside a peer without a disk it stays the carrier, and may be Primary again.
         let in_use = matches!(self.up().map(|up| &up.phase), Some(Phase::Serve(_)));
         let carrier = in_use && self.alone.is_some();

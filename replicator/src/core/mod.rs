@@ -130,6 +130,7 @@ pub struct Mirror {
     // The local copy and what may be done with it.
     local: Local,
     role: Role,
+    term: u64,
     alone: Option<solo::Alone>,
     attempt: Option<attempt::Attempt>,
     solo: solo::Outlook,
@@ -302,6 +303,7 @@ impl Mirror {
                 ahead: false,
             },
             role: Role::Secondary,
+            term: 0,
             alone: None,
             attempt: None,
             solo: solo::Outlook::default(),
@@ -478,6 +480,12 @@ impl Mirror {
         self.role
     }
 
+    /// How often this node has stopped being Primary since its daemon began. Where it is Primary at two moments with
+    /// the same number, it was so without a break.
+    pub fn term(&self) -> u64 {
+        self.term
+    }
+
     /// What the operator set.
     pub fn settings(&self) -> &Settings {
         &self.settings
@@ -502,6 +510,7 @@ impl Mirror {
         Status {
             size: self.geometry.size(),
             role: self.role,
+            term: self.term,
             disk: self.disk_state(),
             peer_role: self.up().map(|up| up.peer.role),
             peer_disk: self.up().map_or(DiskState::Unknown, |up| up.peer.disk),

@@ -470,10 +470,16 @@ impl Mirror {
         }
     }
 
-    /// Stops being Primary at once; what front ends wait for is failed by the caller.
-    pub(super) fn stop_being_primary(&mut self, cause: &str, out: &mut Actions) {
+    /// Secondary from now on.
+    pub(super) fn lose_role(&mut self) {
+        self.term += u64::from(self.is_primary());
         self.role = Role::Secondary;
         self.gate = Gate::Open;
+    }
+
+    /// Stops being Primary at once; what front ends wait for is failed by the caller.
+    pub(super) fn stop_being_primary(&mut self, cause: &str, out: &mut Actions) {
+        self.lose_role();
         if let Some(demoting) = self.demoting.take()
             && let Some(command) = demoting.command
         {

@@ -12,6 +12,9 @@ pub struct Status {
     pub size: u64,
     /// The local role.
     pub role: Role,
+    /// How often this node has stopped being Primary since its daemon began: whoever was served before counts on
+    /// what may not be so any more.
+    pub term: u64,
     /// The local copy.
     pub disk: DiskState,
     /// The peer's role, while connected.

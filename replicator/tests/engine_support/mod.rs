@@ -180,6 +180,12 @@ impl Node {
         assert_eq!(reply, Ok(Reply::Done));
     }
 
+    pub async fn demote(&self) {
+        let demote = Command::Demote { force: false };
+        let reply = self.engine().command("pg", demote).await;
+        assert_eq!(reply, Ok(Reply::Done));
+    }
+
     /// Ends the engine as a crash of the process would.
     pub async fn crash(&mut self) {
         self.engine.take().expect("running").abandon().await;
@@ -296,6 +302,8 @@ pub async fn pair(solo: Solo) -> (Node, Node) {
 #[derive(Clone)]
 pub struct Disk {
     pub device: MirrorDevice,
+    /// When it was opened.
+    term: u64,
     waiting: Rc<Waiting>,
 }
 
@@ -319,8 +327,10 @@ impl Requester for Waiting {
 impl Disk {
     /// The mirror `name` on its thread.
     pub fn of(plane: &Plane, name: &str) -> Self {
+        let device = plane.device(name).expect("device");
         Self {
-            device: plane.device(name).expect("device"),
+            term: device.term(),
+            device,
             waiting: Rc::default(),
         }
     }
@@ -334,6 +344,7 @@ impl Disk {
         let (sender, answer) = oneshot::channel();
         self.waiting.by_ticket.borrow_mut().insert(ticket, sender);
         self.device.submit(
+            self.term,
             request,
             Rc::clone(&self.waiting) as Rc<dyn Requester>,
             ticket,

@@ -78,20 +78,22 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
     }
 }
 
-/// Sets up a device for a mirror that is Primary here, and serves it.
+/// Sets up a device for a mirror that is Primary here in that term, and serves it.
 ///
 /// # Errors
 /// Why not; nothing is set up then.
 pub async fn connect<H: Host>(
     host: &H,
     kernel: &Kernel,
-    mirror: &str,
+    (mirror, term): (&str, u64),
     identifier: &str,
     wanted: Wanted,
 ) -> Result<(Session, DeviceId), Wait> {
     match wanted.driver() {
-        Driver::Nbd => connect_nbd(host, kernel, mirror, identifier, wanted.index).await,
-        Driver::Ublk => over_ublk::make(host, kernel, mirror, identifier, wanted.index).await,
+        Driver::Nbd => connect_nbd(host, kernel, (mirror, term), identifier, wanted.index).await,
+        Driver::Ublk => {
+            over_ublk::make(host, kernel, (mirror, term), identifier, wanted.index).await
+        }
     }
 }
 
@@ -111,12 +113,12 @@ pub async fn undo(kernel: &Kernel, mut session: Session, id: DeviceId) {
 async fn connect_nbd<H: Host>(
     host: &H,
     kernel: &Kernel,
-    mirror: &str,
+    (mirror, term): (&str, u64),
     identifier: &str,
     device: Option<u32>,
 ) -> Result<(Session, DeviceId), Wait> {
     let (theirs, ours, probe) = pair().map_err(no_socket)?;
-    let (mut link, facts) = host.serve(mirror, ours).await?;
+    let (mut link, facts) = host.serve(mirror, term, ours).await?;
     let (kernel, name) = (kernel.clone(), mirror.to_owned());
     let identifier = identifier.to_owned();
     let made = blocking(move || {
@@ -156,6 +158,15 @@ fn no_socket(error: io::Error) -> Refusal {
     }
 }
 
+/// This node became Primary for it, and is not any more.
+pub(super) fn demoted_meanwhile() -> Refusal {
+    Refusal {
+        what: "not attached: it was demoted meanwhile".to_owned(),
+        facts: Vec::new(),
+        next: "see `kagami status`, and attach it again where it is to be used".to_owned(),
+    }
+}
+
 impl<H: Host> Keeper<H> {
     pub(super) async fn owner(&self) -> Result<Owner, DeviceFault> {
         let (kernel, id) = (self.kernel.clone(), self.kept.record.id());
@@ -175,21 +186,26 @@ impl<H: Host> Keeper<H> {
         if !waits_there {
             self.moves.forget();
         }
-        self.become_primary().await?;
-        // Last: whatever happened before this node became Primary has been said by now, and nothing
-        // can happen to a Primary that the session would not end with.
-        if waits_there && let Some(moved) = self.moves.so_far() {
+        // A device that is stale is no reason to be Primary.
+        if waits_there && let Some(moved) = self.moved().await {
+            return Err(Wait::Moved(moved));
+        }
+        let term = self.become_primary().await?;
+        // Last: whatever happened before this term has been said by now. What happens from now on ends it, and in
+        // another one the session answers nothing.
+        if waits_there && let Some(moved) = self.moved().await {
             return Err(Wait::Moved(moved));
         }
         let id = self.kept.record.id();
         let session = match id.driver {
-            Driver::Nbd if waits_there => self.reconnect(id).await?,
-            Driver::Ublk if waits_there => self.take_over(id).await?,
+            Driver::Nbd if waits_there => self.reconnect(id, term).await?,
+            Driver::Ublk if waits_there => self.take_over(id, term).await?,
             Driver::Nbd | Driver::Ublk => {
                 let (host, kernel) = (&self.host, &self.kernel);
                 let identifier = &self.kept.identifier;
                 let wanted = Wanted::exactly(id);
-                let (session, _) = connect(host, kernel, &mirror, identifier, wanted).await?;
+                let of = (mirror.as_str(), term);
+                let (session, _) = connect(host, kernel, of, identifier, wanted).await?;
                 session
             }
         };
@@ -199,25 +215,26 @@ impl<H: Host> Keeper<H> {
     }
 
     /// Gives the kernel a socket for a device of nbd that waits.
-    async fn reconnect(&self, id: DeviceId) -> Result<Session, Wait> {
+    async fn reconnect(&self, id: DeviceId, term: u64) -> Result<Session, Wait> {
         let mirror = self.kept.mirror.clone();
         let (kernel, identifier) = (self.kernel.clone(), self.kept.identifier.clone());
         let ours =
             blocking(move || kernel.reconfigure(id.index, &identifier, &socket_pair)).await?;
         let probe = ours.try_clone().map_err(no_socket)?;
-        let (link, facts) = self.host.serve(&mirror, ours).await?;
+        let (link, facts) = self.host.serve(&mirror, term, ours).await?;
         let (kernel, name) = (self.kernel.clone(), mirror);
         blocking(move || kernel.dress(&name, id, &facts)).await;
         let socket = Some(probe);
         Ok(Session { link, socket })
     }
 
-    async fn become_primary(&mut self) -> Result<(), Wait> {
+    /// Gives the term in which this node is.
+    async fn become_primary(&mut self) -> Result<u64, Wait> {
         let mirror = &self.kept.mirror;
         let status = self.host.status(mirror).await;
         if let Some(status) = &status {
             if status.role == Role::Primary {
-                return Ok(());
+                return Ok(status.term);
             }
             let is_looked_for = status.connection == Connection::Connecting;
             if is_looked_for && !self.was_served && self.began.elapsed() < MEETING_PATIENCE {
@@ -230,12 +247,11 @@ impl<H: Host> Keeper<H> {
         }
         // It may wait for an arbiter as long as that is away; orders don't.
         tokio::select! {
-            promoted = self.host.promote(mirror) => {
-                promoted?;
-                Ok(())
-            }
-            order = self.orders.recv() => Err(Wait::Ordered(order)),
+            promoted = self.host.promote(mirror) => drop(promoted?),
+            order = self.orders.recv() => return Err(Wait::Ordered(order)),
         }
+        let term = self.host.term(mirror).await;
+        term.ok_or_else(|| Wait::Refused(demoted_meanwhile()))
     }
 
     pub(super) async fn write(&self) {

@@ -16,12 +16,13 @@ pub use kagami_nbd_server::ublk::Go;
 use kagami_nbd_server::ublk::Shape;
 use kagami_nbd_server::{ClientSocket, Export, Exports, Limits, Server};
 use kagami_replicator::core::event::{Command, Refusal, Reply};
+use kagami_replicator::core::state::Role;
 use kagami_replicator::core::status::Status;
 use kagami_replicator::shell::engine::{DeviceFacts, Engine as Shell, MirrorEvent, Plane};
 use tokio::sync::{broadcast, oneshot, watch};
 use tokio::time::timeout;
 
-use super::super::front_end::Served;
+use super::super::front_end::{Served, Term};
 use super::take_down::LEAVE_PATIENCE;
 
 /// The mirrors of this daemon.
@@ -29,30 +30,40 @@ pub trait Host: Clone + Send + Sync + 'static {
     /// The core's word; `None` where the mirror is not open.
     fn status(&self, mirror: &str) -> impl Future<Output = Option<Status>> + Send;
 
+    /// The [term](Status::term) in which this node is Primary; `None` where it is not.
+    fn term(&self, mirror: &str) -> impl Future<Output = Option<u64>> + Send {
+        async move {
+            let status = self.status(mirror).await?;
+            (status.role == Role::Primary).then_some(status.term)
+        }
+    }
+
     /// Makes this node Primary, where that is permitted.
     fn promote(&self, mirror: &str) -> impl Future<Output = Result<Reply, Refusal>> + Send;
 
     /// Gives that up.
     fn demote(&self, mirror: &str) -> impl Future<Output = Result<Reply, Refusal>> + Send;
 
-    /// Serves a socket that is past its handshake.
+    /// Serves a socket that is past its handshake, in that [term](Status::term) as Primary and no other.
     fn serve(
         &self,
         mirror: &str,
+        term: u64,
         socket: UnixStream,
     ) -> impl Future<Output = Result<(Link, DeviceFacts), Refusal>> + Send;
 
     /// What a device of the mirror is to be.
     fn facts(&self, mirror: &str) -> impl Future<Output = Result<DeviceFacts, Refusal>> + Send;
 
-    /// Opens the queues of this device of ublk, all at once, and serves them. They are closed when it is stopped by
+    /// Opens the queues of this device of ublk, all at once, and serves them in that [term](Status::term) as Primary,
+    /// until [another is permitted](Link::permit). They are closed when it is stopped by
     /// another program, or at [`Go::Close`]; else they are open as long as this process lives, whatever becomes of
     /// the session.
     fn serve_queues(
         &self,
         mirror: &str,
-        id: u32,
-        shape: Shape,
+        term: u64,
+        queues: (u32, Shape),
     ) -> impl Future<Output = Result<Link, Refusal>> + Send;
 
     /// What happens to mirrors from now on. What led to an answer is there before the answer is.
@@ -65,6 +76,8 @@ pub struct Link {
     /// Whether the session holds requests that the mirror does not take now, until [`Go::On`]. One of nbd never does:
     /// it ends.
     pub parked: watch::Receiver<bool>,
+    /// The only one in which it is served.
+    term: Term,
     go: watch::Sender<Go>,
     ended: oneshot::Receiver<()>,
     has_ended: bool,
@@ -73,6 +86,8 @@ pub struct Link {
 /// The other end of a [`Link`].
 #[derive(Debug)]
 pub struct Ends {
+    /// To be served in no other.
+    pub term: Term,
     /// How far to go on; without a sender, as [`Go::Leave`].
     pub order: watch::Receiver<Go>,
     /// To be told of what is parked.
@@ -82,29 +97,36 @@ pub struct Ends {
 }
 
 impl Link {
-    /// A session that looks at the first and sends or drops the second at its end.
-    pub fn new() -> (Self, watch::Receiver<Go>, oneshot::Sender<()>) {
-        let (link, ends) = Self::of_queues();
-        (link, ends.order, ends.end)
-    }
-
-    /// A session of ublk.
-    pub fn of_queues() -> (Self, Ends) {
+    /// A session that is served in that term as Primary.
+    pub fn new(term: u64) -> (Self, Ends) {
+        let term = Term::of(term);
         let (go, order) = watch::channel(Go::On);
         let (tell, parked) = watch::channel(false);
         let (end, ended) = oneshot::channel();
         let link = Self {
             parked,
+            term: term.clone(),
             go,
             ended,
             has_ended: false,
         };
         let ends = Ends {
+            term,
             order,
             parked: tell,
             end,
         };
         (link, ends)
+    }
+
+    /// The term as Primary in which it is served.
+    pub fn term(&self) -> u64 {
+        self.term.get()
+    }
+
+    /// It is served in that term from now on: who says so has seen that the mirror has not moved before it.
+    pub fn permit(&self, term: u64) {
+        self.term.set(term);
     }
 
     /// Orders how far it goes on.
@@ -183,14 +205,15 @@ impl Host for Engine {
     async fn serve(
         &self,
         mirror: &str,
+        term: u64,
         socket: UnixStream,
     ) -> Result<(Link, DeviceFacts), Refusal> {
         let (thread, peer) = self.places.get(mirror).ok_or_else(not_open)?.clone();
-        let (link, order, end) = Link::new();
+        let (link, ends) = Link::new(term);
         let (tell, told) = oneshot::channel();
         let name = mirror.to_owned();
         self.shell.spawn_on(thread, move |plane| {
-            serve(plane, name, peer, socket, order, tell, end)
+            serve(plane, name, peer, socket, ends, tell)
         });
         // An error: the thread is gone.
         let facts = told.await.map_err(|_| not_open())??;
@@ -208,13 +231,18 @@ impl Host for Engine {
         told.await.ok().flatten().ok_or_else(not_open)
     }
 
-    async fn serve_queues(&self, mirror: &str, id: u32, shape: Shape) -> Result<Link, Refusal> {
+    async fn serve_queues(
+        &self,
+        mirror: &str,
+        term: u64,
+        queues: (u32, Shape),
+    ) -> Result<Link, Refusal> {
         let (thread, peer) = self.places.get(mirror).ok_or_else(not_open)?.clone();
-        let (link, ends) = Link::of_queues();
+        let (link, ends) = Link::new(term);
         let (tell, told) = oneshot::channel();
         let name = mirror.to_owned();
         self.shell.spawn_on(thread, move |plane| {
-            queues::serve(plane, name, peer, (id, shape), ends, tell)
+            queues::serve(plane, name, peer, queues, ends, tell)
         });
         // An error: the thread is gone.
         told.await.map_err(|_| not_open())??;
@@ -232,10 +260,15 @@ async fn serve(
     name: String,
     peer: String,
     socket: UnixStream,
-    mut order: watch::Receiver<Go>,
+    ends: Ends,
     tell: oneshot::Sender<Result<DeviceFacts, Refusal>>,
-    _end: oneshot::Sender<()>,
 ) {
+    let Ends {
+        term,
+        mut order,
+        end: _end,
+        ..
+    } = ends;
     let refuse = |why: String| Refusal {
         what: format!("not attached: {why}"),
         facts: Vec::new(),
@@ -247,7 +280,7 @@ async fn serve(
     };
     let facts = device.facts();
     let exports = Rc::new(Exports::new());
-    let served = Rc::new(Served::new(device, peer));
+    let served = Rc::new(Served::permitted(device, peer, term));
     if let Err(why) = exports.add(Export::new(name.as_str(), served)) {
         let _ = tell.send(Err(refuse(why.to_string())));
         return;

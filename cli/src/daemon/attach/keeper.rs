@@ -92,6 +92,8 @@ pub struct Keeper<H> {
     pub(super) idle: Option<Link>,
     /// When it was last begun to be served.
     served_at: Option<Instant>,
+    /// The term as Primary in which it was served last, or is.
+    served_in: Option<u64>,
     /// It was served by this daemon.
     pub(super) was_served: bool,
     pub(super) began: Instant,
@@ -141,6 +143,7 @@ impl<H: Host> Keeper<H> {
             socket: None,
             idle: None,
             served_at: None,
+            served_in: None,
             was_served: false,
             began: Instant::now(),
             pause: LOOK_EVERY,
@@ -175,6 +178,7 @@ impl<H: Host> Keeper<H> {
         self.socket = session.socket;
         self.was_served = true;
         self.served_at = Some(Instant::now());
+        self.served_in = Some(session.link.term());
         self.pause = LOOK_EVERY;
         self.show(Shown::Attached);
         session.link
@@ -201,8 +205,16 @@ impl<H: Host> Keeper<H> {
                     return true;
                 }
                 order = self.orders.recv() => order,
-                // Kept in mind for the next attempt.
-                () = self.moves.next() => continue,
+                // The session answers nothing in another term: what is waited for is not its first request, but to
+                // say so.
+                () = self.moves.next() => match self.moved().await {
+                    None => continue,
+                    Some(moved) => {
+                        self.is_stale(moved.words()).await;
+                        self.put_away(session).await;
+                        return true;
+                    }
+                },
             };
             match order {
                 Some(Order::LinkDead) => {
@@ -232,6 +244,19 @@ impl<H: Host> Keeper<H> {
                 }
                 None => return false,
             }
+        }
+    }
+
+    /// Nothing is answered by this session any more.
+    async fn put_away(&mut self, mut session: Link) {
+        match self.kept.record.driver {
+            Driver::Nbd => {
+                session.set(Go::Cut);
+                session.ended().await;
+                self.socket = None;
+            }
+            // It parks what comes.
+            Driver::Ublk => self.idle = Some(session),
         }
     }
 
@@ -319,8 +344,9 @@ impl<H: Host> Keeper<H> {
                 !is_done
             }
             Some(Order::Stop { reply }) => {
+                let generation = self.generation().await;
                 if self.look().await && self.kept.record.stale.is_none() {
-                    self.note_stop().await;
+                    self.note_stop(generation).await;
                 }
                 self.leave_idle().await;
                 let _ = reply.send(());
@@ -330,12 +356,23 @@ impl<H: Host> Keeper<H> {
         }
     }
 
+    /// Whether the mirror has moved away from what the kernel holds, by what was heard up to now.
+    pub(super) async fn moved(&mut self) -> Option<Moved> {
+        self.moves.so_far()?;
+        let term = self.host.term(&self.kept.mirror).await;
+        if term.is_some() && term == self.served_in {
+            self.moves.disregard();
+        }
+        // What came since then is a reason, too.
+        self.moves.so_far()
+    }
+
     /// Looks whether the mirror has moved. False: the keeper is done.
     async fn look(&mut self) -> bool {
         if self.kept.record.stale.is_some() {
             return true;
         }
-        let heard = self.moves.so_far();
+        let heard = self.moved().await;
         let status = self.host.status(&self.kept.mirror).await;
         let Some(moved) = heard.or_else(|| status.as_ref().and_then(by_status)) else {
             return true;
@@ -354,7 +391,7 @@ impl<H: Host> Keeper<H> {
         }
     }
 
-    async fn is_stale(&mut self, why: String) {
+    pub(super) async fn is_stale(&mut self, why: String) {
         let mirror = &self.kept.mirror;
         error!(mirror, device = self.device(), "not attached again: {why}");
         self.kept.record.stale = Some(why.clone());

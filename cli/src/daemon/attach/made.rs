@@ -22,6 +22,7 @@ use kagami_replicator::shell::engine::{DeviceFacts, MirrorEvent};
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::{broadcast, watch};
 
+use super::super::front_end::Term;
 use super::device::Kernel;
 use super::driver::{DeviceId, Driver};
 use super::host::{Go, Host, Link};
@@ -164,6 +165,10 @@ pub(super) struct Mirror {
     pub(super) opens: Result<(), &'static str>,
     /// Requests are refused that only a Primary may answer.
     pub(super) refuses: watch::Sender<bool>,
+    /// A request comes from the kernel.
+    pub(super) requests: watch::Sender<usize>,
+    /// How many of them were answered.
+    pub(super) answered: usize,
     /// Ends the running session from the mirror's side.
     pub(super) cut: watch::Sender<usize>,
 }
@@ -186,6 +191,7 @@ pub(super) fn status(role: Role) -> Status {
     Status {
         size: 1 << 20,
         role,
+        term: 0,
         disk: DiskState::UpToDate,
         peer_role: Some(Role::Secondary),
         peer_disk: DiskState::UpToDate,
@@ -226,6 +232,8 @@ impl Made {
             sessions: 0,
             opens: Ok(()),
             refuses: watch::Sender::new(false),
+            requests: watch::Sender::new(0),
+            answered: 0,
             cut: watch::Sender::new(0),
         };
         Self {
@@ -255,6 +263,34 @@ impl Made {
         });
     }
 
+    /// It stops being Primary, or is again; no front end asks for anything meanwhile.
+    pub(super) fn is_primary(&self, is: bool) {
+        let (from, to) = self.change(|mirror| {
+            let from = mirror.status.role;
+            let to = if is { Role::Primary } else { Role::Secondary };
+            mirror.status.term += u64::from(from == Role::Primary && !is);
+            mirror.status.role = to;
+            mirror.promotes = if is { Ok(()) } else { Err("the peer is away") };
+            (from, to)
+        });
+        let cause = "made up";
+        self.happens(Notice::Role { from, to, cause });
+    }
+
+    pub(super) fn asks(&self) {
+        self.change(|mirror| mirror.requests.send_modify(|asked| *asked += 1));
+    }
+
+    /// Answers a request of a session that is served in that term, if the mirror does.
+    fn answers(&self, term: &Term) -> bool {
+        self.change(|mirror| {
+            let status = &mirror.status;
+            let answers = status.role == Role::Primary && status.term == term.get();
+            mirror.answered += usize::from(answers);
+            answers
+        })
+    }
+
     pub(super) fn cut_session(&self) {
         self.change(|mirror| mirror.cut.send_modify(|cuts| *cuts += 1));
     }
@@ -281,27 +317,45 @@ impl Host for Made {
     }
 
     async fn demote(&self, _: &str) -> Result<Reply, Refusal> {
-        self.change(|mirror| mirror.status.role = Role::Secondary);
+        self.change(|mirror| {
+            mirror.status.term += u64::from(mirror.status.role == Role::Primary);
+            mirror.status.role = Role::Secondary;
+        });
         Ok(Reply::Done)
     }
 
-    async fn serve(&self, _: &str, socket: UnixStream) -> Result<(Link, DeviceFacts), Refusal> {
-        let (link, mut order, end) = Link::new();
-        let mut cut = self.change(|mirror| {
+    async fn serve(
+        &self,
+        _: &str,
+        term: u64,
+        socket: UnixStream,
+    ) -> Result<(Link, DeviceFacts), Refusal> {
+        let (link, ends) = Link::new(term);
+        let mut order = ends.order;
+        let (mut cut, mut requests) = self.change(|mirror| {
             mirror.sessions += 1;
-            mirror.cut.subscribe()
+            (mirror.cut.subscribe(), mirror.requests.subscribe())
         });
+        let mirror = self.clone();
         socket.set_nonblocking(true).expect("set");
         let mut socket = tokio::net::UnixStream::from_std(socket).expect("a socket");
         tokio::spawn(async move {
             let mut byte = [0; 1];
-            tokio::select! {
-                _ = socket.read(&mut byte) => {}
-                _ = order.wait_for(|go| *go != Go::On) => {}
-                _ = cut.changed() => {}
+            loop {
+                tokio::select! {
+                    _ = requests.changed() => {
+                        if mirror.answers(&ends.term) {
+                            continue;
+                        }
+                    }
+                    _ = socket.read(&mut byte) => {}
+                    _ = order.wait_for(|go| *go != Go::On) => {}
+                    _ = cut.changed() => {}
+                }
+                break;
             }
             drop(socket);
-            drop(end);
+            drop(ends.end);
         });
         Ok((link, FACTS))
     }
@@ -310,23 +364,31 @@ impl Host for Made {
         Ok(FACTS)
     }
 
-    async fn serve_queues(&self, _: &str, id: u32, shape: Shape) -> Result<Link, Refusal> {
+    async fn serve_queues(
+        &self,
+        _: &str,
+        term: u64,
+        (id, shape): (u32, Shape),
+    ) -> Result<Link, Refusal> {
         assert_eq!(shape, SHAPE);
         self.change(|mirror| mirror.opens).map_err(refusal)?;
-        let (link, ends) = Link::of_queues();
+        let (link, ends) = Link::new(term);
         let (mut order, park) = (ends.order, ends.parked);
-        let (mut cut, mut refuses) = self.change(|mirror| {
+        let (mut cut, mut refuses, mut requests) = self.change(|mirror| {
             mirror.sessions += 1;
-            (mirror.cut.subscribe(), mirror.refuses.subscribe())
+            let (cut, refuses) = (mirror.cut.subscribe(), mirror.refuses.subscribe());
+            (cut, refuses, mirror.requests.subscribe())
         });
+        let mirror = self.clone();
         let ublk = self.ublk.clone();
         let fetched = lock(&ublk.0).fetch(id, order.clone());
         fetched.map_err(|fault| refusal(&fault.words))?;
         tokio::spawn(async move {
-            let mut go = Go::On;
+            let (mut go, mut holds) = (Go::On, false);
             loop {
+                holds = holds && go == Go::On && !mirror.answers(&ends.term);
                 match go {
-                    Go::On => park.send_replace(*refuses.borrow_and_update()),
+                    Go::On => park.send_replace(*refuses.borrow_and_update() || holds),
                     Go::Refuse => false,
                     // The queues stay open.
                     Go::Leave | Go::Cut => break,
@@ -343,6 +405,7 @@ impl Host for Made {
                             lock(&ublk.0).log.push(word);
                         }
                     }
+                    _ = requests.changed(), if go == Go::On && !*park.borrow() => holds = true,
                     _ = refuses.wait_for(|refuses| *refuses), if go == Go::On && !*park.borrow() => {}
                     // The kernel's end of it is gone, or it broke.
                     _ = cut.changed() => break,

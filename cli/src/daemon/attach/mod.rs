@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use kagami_nbd_server::kernel::{Events, Nbd};
 use kagami_replicator::core::event::{Refusal, Reply};
-use kagami_replicator::core::state::Role;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
@@ -45,7 +44,7 @@ use super::report::wall_ms;
 use crate::config::Config;
 use crate::config::value::spell_hex;
 use crate::control::report::{DeviceReport, DeviceState};
-use bring_up::{Session, Wait, blocking};
+use bring_up::{Session, Wait, blocking, demoted_meanwhile};
 use device::Kernel;
 use driver::{DeviceId, Driver, Wanted};
 use host::Host;
@@ -230,7 +229,9 @@ impl<H: Host> Attachments<H> {
                 identifier: identifier.clone(),
                 record,
             };
-            self.keep(kept, None);
+            let moves = lock(&self.inner.moves).remove(mirror);
+            let moves = moves.unwrap_or_else(|| Moves::new(mirror, self.inner.host.events()));
+            self.keep(kept, None, moves);
         }
     }
 
@@ -275,7 +276,13 @@ impl<H: Host> Attachments<H> {
             _ = changing.wait_for(|changing| changing.closed) => return Err(stops()),
         };
         let (host, kernel) = (&inner.host, &inner.kernel);
-        let made = bring_up::connect(host, kernel, mirror, &identifier, wanted).await;
+        // From before it is served: its keeper comes later.
+        let moves = Moves::new(mirror, host.events());
+        let Some(term) = host.term(mirror).await else {
+            return Err(demoted_meanwhile());
+        };
+        let of = (mirror, term);
+        let made = bring_up::connect(host, kernel, of, &identifier, wanted).await;
         let (session, id) = match made {
             Ok(made) => made,
             Err(wait) => {
@@ -296,7 +303,7 @@ impl<H: Host> Attachments<H> {
             });
         }
         // Until its keeper is there nobody who demotes the mirror sees the device; from then on nobody can.
-        if !self.is_primary(mirror).await {
+        if host.term(mirror).await != Some(term) {
             bring_up::undo(kernel, session, id).await;
             let (records, name) = (inner.records.clone(), mirror.to_owned());
             if let Err(fault) = blocking(move || records.remove(&name)).await {
@@ -305,11 +312,7 @@ impl<H: Host> Attachments<H> {
                     "what was not attached is remembered as attached: {fault}"
                 );
             }
-            return Err(Refusal {
-                what: "not attached: it was demoted meanwhile".to_owned(),
-                facts: Vec::new(),
-                next: "see `kagami status`, and attach it again where it is to be used".to_owned(),
-            });
+            return Err(demoted_meanwhile());
         }
         info!(mirror, device = %inner.kernel.path(id).display(), "attached");
         let kept = Kept {
@@ -317,13 +320,12 @@ impl<H: Host> Attachments<H> {
             identifier,
             record,
         };
-        self.keep(kept, Some(session));
+        self.keep(kept, Some(session), moves);
         Ok(self.attached(mirror, id, false))
     }
 
     async fn is_primary(&self, mirror: &str) -> bool {
-        let status = self.inner.host.status(mirror).await;
-        status.is_some_and(|status| status.role == Role::Primary)
+        self.inner.host.term(mirror).await.is_some()
     }
 
     /// Makes this node Primary, if it may be; true if it was not.
@@ -523,7 +525,7 @@ impl<H: Host> Attachments<H> {
         })
     }
 
-    fn keep(&self, kept: Kept, session: Option<Session>) {
+    fn keep(&self, kept: Kept, session: Option<Session>, moves: Moves) {
         if kept.record.driver == Driver::Nbd {
             self.listen();
         }
@@ -537,9 +539,6 @@ impl<H: Host> Attachments<H> {
         let shown = Arc::new(Mutex::new(begin));
         let (mirror, device) = (kept.mirror.clone(), kept.record.id());
         let since_ms = kept.record.since_ms;
-        let moves = lock(&inner.moves)
-            .remove(&mirror)
-            .unwrap_or_else(|| Moves::new(&mirror, inner.host.events()));
         let with = (
             inner.host.clone(),
             inner.kernel.clone(),

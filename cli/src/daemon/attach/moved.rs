@@ -4,7 +4,8 @@
 //! to the data as this node last served them. Once the other node has been Primary, or this copy was
 //! overwritten with the other's, they belong to nothing, however soon this node is Primary again. So
 //! what happens to a mirror is heard from before it is opened, and asked at the last moment before the
-//! kernel gets a socket.
+//! kernel gets a socket. What was heard is nothing to a node that has been Primary without a break since it served
+//! the device: then it is the other that has to give way.
 
 use kagami_replicator::core::notice::Notice;
 use kagami_replicator::core::state::{Replication, Role};
@@ -134,6 +135,11 @@ impl Moves {
     /// Nothing of the mirror's is in the kernel: what happened before does not matter.
     pub fn forget(&mut self) {
         self.so_far();
+        self.found = None;
+    }
+
+    /// What was heard concerns others: this node has been Primary all the time. What comes is taken in.
+    pub fn disregard(&mut self) {
         self.found = None;
     }
 

@@ -175,14 +175,14 @@ async fn give_up(going: Box<dyn Going>) {
     }
 }
 
-/// Makes a device for a mirror that is Primary here, and serves it.
+/// Makes a device for a mirror that is Primary here in that term, and serves it.
 ///
 /// # Errors
 /// Why not; no device is left then.
 pub(super) async fn make<H: Host>(
     host: &H,
     kernel: &Kernel,
-    mirror: &str,
+    (mirror, term): (&str, u64),
     identifier: &str,
     wanted: Option<u32>,
 ) -> Result<(Session, DeviceId), Wait> {
@@ -194,7 +194,7 @@ pub(super) async fn make<H: Host>(
         Ok::<_, DeviceFault>((id, shape, facts))
     })
     .await?;
-    match start(host, kernel, mirror, id, shape).await {
+    match start(host, kernel, (mirror, term), id, shape).await {
         Ok(link) => {
             let (kernel, name) = (kernel.clone(), mirror.to_owned());
             blocking(move || kernel.dress(&name, id, &facts)).await;
@@ -211,7 +211,7 @@ pub(super) async fn make<H: Host>(
 async fn start<H: Host>(
     host: &H,
     kernel: &Kernel,
-    mirror: &str,
+    (mirror, term): (&str, u64),
     id: DeviceId,
     shape: Shape,
 ) -> Result<Link, (Option<Link>, Wait)> {
@@ -228,7 +228,7 @@ async fn start<H: Host>(
         give_up(going).await;
         return Err((None, not_attached(fault)));
     }
-    let link = match host.serve_queues(mirror, id.index, shape).await {
+    let link = match host.serve_queues(mirror, term, (id.index, shape)).await {
         Ok(link) => link,
         Err(refusal) => {
             give_up(going).await;
@@ -311,10 +311,10 @@ impl<H: Host> Keeper<H> {
     }
 
     /// Serves a device that waits in the kernel: by the session that is parked, or as the one that follows a
-    /// daemon that died. To be called as a Primary.
-    pub(super) async fn take_over(&mut self, id: DeviceId) -> Result<Session, Wait> {
+    /// daemon that died. To be called as a Primary in that term.
+    pub(super) async fn take_over(&mut self, id: DeviceId, term: u64) -> Result<Session, Wait> {
         if let Some(link) = self.idle.take() {
-            return self.go_on(id, link).await;
+            return self.go_on(id, term, link).await;
         }
         if self.was_served {
             // Queues that a process has fetched are its own until it ends.
@@ -341,13 +341,13 @@ impl<H: Host> Keeper<H> {
             )));
         }
         // The last moment: with the queues fetched the kernel sends its requests again.
-        if let Some(moved) = self.moves.so_far() {
+        if let Some(moved) = self.moved().await {
             give_up(going).await;
             return Err(Wait::Moved(moved));
         }
         let link = match self
             .host
-            .serve_queues(&mirror, id.index, form.shape())
+            .serve_queues(&mirror, term, (id.index, form.shape()))
             .await
         {
             Ok(link) => link,
@@ -376,14 +376,15 @@ impl<H: Host> Keeper<H> {
     }
 
     /// Lets the session that is parked begin again.
-    async fn go_on(&mut self, id: DeviceId, mut link: Link) -> Result<Session, Wait> {
+    async fn go_on(&mut self, id: DeviceId, term: u64, mut link: Link) -> Result<Session, Wait> {
         match self.is_live(id).await {
             Ok(true) => {
                 // The last moment, once more.
-                if let Some(moved) = self.moves.so_far() {
+                if let Some(moved) = self.moved().await {
                     self.idle = Some(link);
                     return Err(Wait::Moved(moved));
                 }
+                link.permit(term);
                 link.parked.mark_unchanged();
                 link.set(Go::On);
                 Ok(Session::queues(link))

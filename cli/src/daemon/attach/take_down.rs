@@ -31,7 +31,11 @@ impl<H: Host> Keeper<H> {
     pub(super) async fn leave(&mut self, session: &mut Link) {
         session.set(Go::Leave);
         end(session).await;
-        self.note_stop().await;
+        let generation = self.generation().await;
+        match self.moved().await {
+            Some(moved) => self.is_stale(moved.words()).await,
+            None => self.note_stop(generation).await,
+        }
         self.socket = None;
     }
 
@@ -43,11 +47,17 @@ impl<H: Host> Keeper<H> {
         }
     }
 
-    /// The next daemon knows by the generation whether the mirror moved in between.
-    pub(super) async fn note_stop(&mut self) {
+    /// The version of the data, to be [noted](Self::note_stop). To be asked for before it is asked whether the mirror
+    /// has moved: one that came with that is never noted.
+    pub(super) async fn generation(&self) -> Option<u64> {
         let status = self.host.status(&self.kept.mirror).await;
         let generation = status.and_then(|status| status.generation);
-        self.kept.record.stopped_at = generation.map(|generation| generation.tag);
+        generation.map(|generation| generation.tag)
+    }
+
+    /// The next daemon knows by the generation whether the mirror moved in between.
+    pub(super) async fn note_stop(&mut self, generation: Option<u64>) {
+        self.kept.record.stopped_at = generation;
         self.write().await;
     }
 

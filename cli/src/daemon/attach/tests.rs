@@ -4,9 +4,10 @@ use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
+use kagami_bitmap::superblock::Generation;
 use kagami_replicator::core::event::{Refusal, Reply};
 use kagami_replicator::core::notice::Notice;
-use kagami_replicator::core::state::{Connection, Replication, Role};
+use kagami_replicator::core::state::{Connection, DiskState, Replication, Role};
 
 use super::driver::{DeviceId, Driver, Wanted};
 use super::made::{Machine, Made, UUID, refusal, shown, until};
@@ -63,6 +64,10 @@ with_either_driver! {
     another_program_that_takes_it_down_ends_it
     a_dead_primary_takes_its_device_back_and_a_stranger_to_its_data_does_not
     a_device_whose_copy_was_overwritten_is_not_served
+    one_that_nobody_used_while_its_mirror_moved_is_stale
+    a_stop_just_after_the_mirror_moved_leaves_a_stale_device
+    a_primary_that_was_none_for_a_moment_goes_on
+    a_primary_that_stays_one_beside_another_keeps_its_device
     after_a_reboot_it_is_the_same_device_once_the_copy_is_caught_up
     after_a_takeover_it_does_not_come_back_by_itself
     one_that_is_mounted_is_detached_by_force_alone
@@ -357,6 +362,107 @@ async fn a_device_whose_copy_was_overwritten_is_not_served(driver: Driver) {
         until("still stale", || shown(&next) == Some(DeviceState::Stale)).await;
         assert_eq!(machine.served_again(), 0);
     }
+}
+
+/// No request came that could have been refused: the role alone tells of it.
+async fn one_that_nobody_used_while_its_mirror_moved_is_stale(driver: Driver) {
+    let machine = Machine::new();
+    let daemon = machine.daemon().await;
+    let attached = daemon.attach("pg", exactly(driver, 3), None).await;
+    attached.expect("attached");
+    let mirror = &machine.mirror;
+    mirror.is_primary(false);
+    mirror.is_overwritten();
+    mirror.is_primary(true);
+    until("it is stale", || shown(&daemon) == Some(DeviceState::Stale)).await;
+    mirror.asks();
+    assert_eq!(mirror.change(|mirror| mirror.answered), 0);
+    let why = machine.record().expect("remembered").stale;
+    assert!(why.expect("why").contains("overwritten"));
+    daemon.stop().await;
+    machine.process_ends();
+    let next = machine.daemon().await;
+    until("still stale", || shown(&next) == Some(DeviceState::Stale)).await;
+    assert_eq!(machine.served_again(), 0);
+    // By force it goes, and comes back as another.
+    next.detach("pg", true).await.expect("detached");
+    next.attach("pg", any(driver), None).await.expect("anew");
+    mirror.asks();
+    until("an answer", || mirror.change(|mirror| mirror.answered) == 1).await;
+}
+
+async fn a_stop_just_after_the_mirror_moved_leaves_a_stale_device(driver: Driver) {
+    let machine = Machine::new();
+    let daemon = machine.daemon().await;
+    let attached = daemon.attach("pg", exactly(driver, 3), None).await;
+    attached.expect("attached");
+    let mirror = &machine.mirror;
+    mirror.is_primary(false);
+    mirror.is_overwritten();
+    mirror.change(|mirror| {
+        mirror.status.generation = Some(Generation {
+            counter: 4,
+            tag: 10,
+        })
+    });
+    mirror.is_primary(true);
+    daemon.stop().await;
+    let record = machine.record().expect("remembered");
+    assert!(record.stale.is_some(), "{record:?}");
+    assert_eq!(record.stopped_at, None);
+}
+
+async fn a_primary_that_was_none_for_a_moment_goes_on(driver: Driver) {
+    let machine = Machine::new();
+    let daemon = machine.daemon().await;
+    let attached = daemon.attach("pg", exactly(driver, 3), None).await;
+    attached.expect("attached");
+    let mirror = &machine.mirror;
+    for round in 1..=2 {
+        mirror.is_primary(false);
+        mirror.is_primary(true);
+        if driver == Driver::Nbd {
+            let sessions = || mirror.change(|mirror| mirror.sessions) == round;
+            until("a session", sessions).await;
+        }
+        // Held, and answered by a session that was looked at.
+        mirror.asks();
+        if driver == Driver::Nbd {
+            let sessions = || mirror.change(|mirror| mirror.sessions) == round + 1;
+            until("another session", sessions).await;
+            // The kernel sends it again.
+            mirror.asks();
+        }
+        until("an answer", || {
+            mirror.change(|mirror| mirror.answered) == round
+        })
+        .await;
+        until("attached", || shown(&daemon) == Some(DeviceState::Attached)).await;
+    }
+    assert!(machine.record().expect("remembered").stale.is_none());
+}
+
+/// Both nodes are Primary, by force: what the kernel holds is what this one holds, whatever the other does.
+async fn a_primary_that_stays_one_beside_another_keeps_its_device(driver: Driver) {
+    let machine = Machine::new();
+    let daemon = machine.daemon().await;
+    let attached = daemon.attach("pg", exactly(driver, 3), None).await;
+    attached.expect("attached");
+    let mirror = &machine.mirror;
+    mirror.happens(Notice::Peer {
+        role: Role::Primary,
+        disk: DiskState::UpToDate,
+    });
+    mirror.asks();
+    until("an answer", || mirror.change(|mirror| mirror.answered) == 1).await;
+    assert_eq!(shown(&daemon), Some(DeviceState::Attached));
+    if driver == Driver::Nbd {
+        mirror.cut_session();
+        until("another socket", || machine.served_again() == 1).await;
+    }
+    daemon.stop().await;
+    let record = machine.record().expect("remembered");
+    assert_eq!((record.stale, record.stopped_at), (None, Some(9)));
 }
 
 async fn after_a_reboot_it_is_the_same_device_once_the_copy_is_caught_up(driver: Driver) {

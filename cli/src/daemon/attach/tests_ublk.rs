@@ -51,19 +51,11 @@ impl Machine {
         });
     }
 
-    /// The mirror refuses what only a Primary answers, or takes it again.
+    /// The mirror refuses what only a Primary answers, or takes it again; and there is always a request.
     fn is_primary(&self, is: bool) {
-        let role = if is { Role::Primary } else { Role::Secondary };
-        self.mirror.change(|mirror| {
-            mirror.status.role = role;
-            mirror.promotes = if is { Ok(()) } else { Err("the peer is away") };
-            mirror.refuses.send_replace(!is);
-        });
-        self.mirror.happens(Notice::Role {
-            from: Role::Secondary,
-            to: role,
-            cause: "made up",
-        });
+        self.mirror.is_primary(is);
+        self.mirror
+            .change(|mirror| mirror.refuses.send_replace(!is));
     }
 }
 
@@ -202,11 +194,6 @@ async fn what_is_parked_is_never_begun_again_once_the_mirror_has_moved() {
     daemon.attach("pg", UBLK, None).await.expect("attached");
     machine.is_primary(false);
     is(&daemon, DeviceState::Waiting).await;
-    machine.mirror.happens(Notice::Role {
-        from: Role::Primary,
-        to: Role::Secondary,
-        cause: "made up",
-    });
     machine.mirror.is_overwritten();
     machine.is_primary(true);
     is(&daemon, DeviceState::Stale).await;

@@ -191,6 +191,7 @@ fn zeroes_longer_than_the_page_of_zeroes_are_all_given() {
     }
     let mut machine = Machine::new();
     machine.disk.memory.submit(
+        &(),
         Request::Write {
             offset: SIZE - 512,
             data: Bytes::from(vec![9; 512]),

@@ -41,6 +41,8 @@ pub enum Payload {
 pub(super) enum Item {
     Request {
         host: Rc<RefCell<Host>>,
+        /// It is answered in no other.
+        term: u64,
         request: Request,
         requester: Rc<dyn Requester>,
         ticket: u64,
@@ -188,11 +190,19 @@ impl MirrorDevice {
         }
     }
 
-    /// Hands a request over. `requester` gets `ticket` back with the answer, exactly once.
-    pub fn submit(&self, request: Request, requester: Rc<dyn Requester>, ticket: u64) {
+    /// How often this node has stopped being Primary. Who was served before it did so last may hold what is true no
+    /// more: its requests name the term in which it began.
+    pub fn term(&self) -> u64 {
+        self.host.borrow().mirror.term()
+    }
+
+    /// Hands a request over. `requester` gets `ticket` back with the answer, exactly once. In any [term](Self::term)
+    /// but this one, that is [`IoError::NotPrimary`].
+    pub fn submit(&self, term: u64, request: Request, requester: Rc<dyn Requester>, ticket: u64) {
         let host = Rc::clone(&self.host);
         self.inbox.push(Item::Request {
             host,
+            term,
             request,
             requester,
             ticket,

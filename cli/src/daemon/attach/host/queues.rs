@@ -7,7 +7,7 @@ use std::io;
 use std::rc::Rc;
 
 use kagami_nbd_server::ublk::{Endpoint, Go, Queues, SessionEnd, Shape, session};
-use kagami_nbd_server::{Access, BlockDevice, Opening};
+use kagami_nbd_server::{Access, BlockDevice};
 use kagami_replicator::core::event::Refusal;
 use kagami_replicator::shell::engine::Plane;
 use kagami_replicator::shell::runtime::wake_when_interrupted;
@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use tokio::sync::oneshot;
 use tracing::{debug, error, warn};
 
-use super::super::super::front_end::Served;
+use super::super::super::front_end::{Served, Term};
 use super::{Ends, not_open};
 
 /// Serves the device's queues until they are closed, or nobody is left who could order it.
@@ -27,7 +27,8 @@ pub(super) async fn serve(
     ends: Ends,
     tell: oneshot::Sender<Result<(), Refusal>>,
 ) {
-    let (device, opening, queues) = match open(&plane, &mirror, peer, id, shape) {
+    let opened = open(&plane, &mirror, (peer, ends.term.clone()), id, shape);
+    let (device, opening, queues) = match opened {
         Ok(opened) => opened,
         Err(refusal) => {
             let _ = tell.send(Err(refusal));
@@ -37,22 +38,22 @@ pub(super) async fn serve(
     // Whoever asked may be gone: then the link is, too, and the session leaves.
     let _ = tell.send(Ok(()));
     let name = format!("/dev/ublkb{id}");
+    let device = (device, opening);
     carry((&mirror, &name), device, queues, ends, Queues::close).await;
-    drop(opening);
 }
 
-type Opened = (Rc<Served>, Opening, Queues);
+type Opened = (Rc<Served>, Term, Queues);
 
 /// Opens the queues of a mirror that is served here; nothing of them is open after a refusal.
 fn open(
     plane: &Plane,
     mirror: &str,
-    peer: String,
+    (peer, term): (String, Term),
     id: u32,
     shape: Shape,
 ) -> Result<Opened, Refusal> {
     let device = plane.device(mirror).ok_or_else(not_open)?;
-    let device = Rc::new(Served::new(device, peer));
+    let device = Rc::new(Served::permitted(device, peer, term));
     let info = device.info(Access::ReadWrite).map_err(not_served)?;
     let opening = device.open(Access::ReadWrite).map_err(not_served)?;
     fits(id, shape, info.max_payload)?;
@@ -108,7 +109,7 @@ fn not_opened(id: u32, error: &io::Error) -> Refusal {
 /// Serves `endpoint`, and closes it if its device is gone or that is ordered, also after the session's end.
 async fn carry<D: BlockDevice, E: Endpoint>(
     (mirror, name): (&str, &str),
-    device: Rc<D>,
+    (device, opening): (Rc<D>, D::Opening),
     endpoint: E,
     ends: Ends,
     close: impl FnOnce(E),
@@ -117,8 +118,9 @@ async fn carry<D: BlockDevice, E: Endpoint>(
         mut order,
         parked,
         end,
+        ..
     } = ends;
-    let (why, endpoint) = session::serve(device, endpoint, order.clone(), parked).await;
+    let (why, endpoint) = session::serve(device, opening, endpoint, order.clone(), parked).await;
     let is_gone = match why {
         SessionEnd::Ordered => false,
         SessionEnd::Stopped => {
@@ -229,7 +231,7 @@ mod tests {
         device: MemoryDevice,
         owner: impl FnOnce(Link) -> F,
     ) -> (bool, Vec<i32>) {
-        let (link, ends) = Link::of_queues();
+        let (link, ends) = Link::new(0);
         let committed = Rc::default();
         let queues = Made {
             gives,
@@ -237,7 +239,9 @@ mod tests {
         };
         let mut is_closed = false;
         let names = ("pg", "/dev/ublkb0");
-        let carried = carry(names, Rc::new(device), queues, ends, |_| is_closed = true);
+        let carried = carry(names, (Rc::new(device), ()), queues, ends, |_| {
+            is_closed = true
+        });
         tokio::join!(carried, owner(link));
         (is_closed, committed.take())
     }

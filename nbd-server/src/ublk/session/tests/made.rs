@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::super::{Go, SessionEnd, serve};
 use crate::device::{
-    Access, Answer, BlockDevice, Completion, DeviceInfo, Errno, IoError, Opening, Refusal, Request,
+    Access, Answer, BlockDevice, Completion, DeviceInfo, Errno, IoError, Refusal, Request,
 };
 use crate::memory::MemoryDevice;
 use crate::ublk::abi::{Descriptor, SECTOR, io_flag, op};
@@ -352,7 +352,7 @@ impl Disk {
     /// Carries out what is held at `index`.
     pub(super) fn does(&self, index: usize) {
         let (request, completion) = self.held.borrow_mut().remove(index);
-        self.memory.submit(request, completion);
+        self.memory.submit(&(), request, completion);
     }
 
     /// Refuses what is held at `index`.
@@ -381,12 +381,13 @@ impl Disk {
 
 impl BlockDevice for Disk {
     type Buffer = BytesMut;
+    type Opening = ();
 
     fn info(&self, access: Access) -> Result<DeviceInfo, Refusal> {
         self.memory.info(access)
     }
 
-    fn open(&self, access: Access) -> Result<Opening, Refusal> {
+    fn open(&self, access: Access) -> Result<(), Refusal> {
         self.memory.open(access)
     }
 
@@ -402,12 +403,12 @@ impl BlockDevice for Disk {
         .await
     }
 
-    fn submit(&self, request: Request, completion: Completion) {
+    fn submit(&self, (): &(), request: Request, completion: Completion) {
         self.log.borrow_mut().push(request.clone());
         if self.holds.get() {
             self.held.borrow_mut().push((request, completion));
         } else {
-            self.memory.submit(request, completion);
+            self.memory.submit(&(), request, completion);
         }
     }
 }
@@ -455,7 +456,7 @@ impl Machine {
         let disk = Rc::new(Disk::new(info));
         let (order, orders) = watch::channel(go);
         let (tell, parked) = watch::channel(false);
-        let session = serve(Rc::clone(&disk), kernel.clone(), orders, tell);
+        let session = serve(Rc::clone(&disk), (), kernel.clone(), orders, tell);
         Self {
             kernel,
             disk,

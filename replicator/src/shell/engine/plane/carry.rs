@@ -171,12 +171,24 @@ impl Loop {
         match item {
             Item::Request {
                 host,
+                term,
                 request,
                 requester,
                 ticket,
             } => {
-                if host.borrow().is_leaving {
-                    let result = Err(core::IoError::Io);
+                let refused = {
+                    let host = host.borrow();
+                    if host.is_leaving {
+                        Some(core::IoError::Io)
+                    } else if host.mirror.term() != term {
+                        // Primary again, perhaps: but not the one that it was opened with.
+                        Some(core::IoError::NotPrimary)
+                    } else {
+                        None
+                    }
+                };
+                if let Some(error) = refused {
+                    let result = Err(error);
                     return self.answers.push(Ready {
                         requester,
                         ticket,
