@@ -664,3 +664,22 @@ async fn serve(
     closing.join_all().await;
     let _ = ended.send(());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::attach::LEAVE_ALL_PATIENCE;
+    use super::*;
+
+    #[test]
+    fn the_unit_gives_a_stop_the_time_that_it_takes() {
+        let unit = include_str!("../../package/kagami.service");
+        let mut lines = unit.lines();
+        let given = lines.find_map(|line| line.strip_prefix("TimeoutStopSec="));
+        let given: u64 = given
+            .and_then(|given| given.strip_suffix('s'))
+            .and_then(|seconds| seconds.parse().ok())
+            .expect("seconds");
+        let taken = LEAVE_ALL_PATIENCE + FRONT_END_PATIENCE + STOP_PATIENCE;
+        assert!(taken < Duration::from_secs(given), "{taken:?}");
+    }
+}

@@ -9,6 +9,7 @@
 mod ring;
 
 use std::fs;
+use std::io;
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::process;
@@ -215,26 +216,23 @@ fn params(control: &mut impl Control, id: u32) -> Result<Params, UblkFault> {
 
 /// All devices of the kernel, by number, as the driver and `sysfs` (`/sys`) show them. Waits for nobody.
 ///
+/// One that a user made without a right is not among them: the driver tells of it only to who names its path, and a
+/// mirror's device is never such a one.
+///
 /// # Errors
-/// No right.
+/// No right; the folder or the driver can't be asked. Never because there are none.
 pub fn list(control: &mut impl Control, sysfs: &Path) -> Result<Vec<Listed>, UblkFault> {
-    let Ok(entries) = fs::read_dir(sysfs.join("class/ublk-char")) else {
-        return Ok(Vec::new());
-    };
-    let mut ids: Vec<u32> = entries
-        .filter_map(Result::ok)
-        .filter_map(|entry| {
-            let name = entry.file_name();
-            name.to_str()?.strip_prefix("ublkc")?.parse().ok()
-        })
-        .collect();
-    ids.sort_unstable();
+    let ids = numbers(&sysfs.join("class/ublk-char")).map_err(|error| UblkFault::Io {
+        doing: "a look into /sys/class/ublk-char",
+        error,
+    })?;
     let mut listed = Vec::with_capacity(ids.len());
     for id in ids {
         let info = match info(control, id) {
             Ok(info) => info,
             // Deleted meanwhile.
             Err(UblkFault::Gone { .. }) => continue,
+            Err(fault) if is_invalid(&fault) && is_answering(control) => continue,
             Err(fault) => return Err(fault),
         };
         // GET_PARAMS would wait for a device that somebody else starts or stops.
@@ -251,6 +249,32 @@ pub fn list(control: &mut impl Control, sysfs: &Path) -> Result<Vec<Listed>, Ubl
         });
     }
     Ok(listed)
+}
+
+/// The devices that the driver's folder shows; without the folder there is no driver.
+fn numbers(folder: &Path) -> io::Result<Vec<u32>> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut ids = Vec::new();
+    for entry in entries {
+        let name = entry?.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix("ublkc"));
+        ids.extend(number.and_then(|number| number.parse::<u32>().ok()));
+    }
+    ids.sort_unstable();
+    Ok(ids)
+}
+
+fn is_invalid(fault: &UblkFault) -> bool {
+    matches!(fault, UblkFault::Io { error, .. } if Errno::from_io_error(error) == Some(Errno::INVAL))
+}
+
+/// Whether the driver answers a question that is about no device: then it was the device that was wrong.
+fn is_answering(control: &mut impl Control) -> bool {
+    control.command(Op::GetFeatures, 0, 0, &mut [0; 8]).is_ok()
 }
 
 /// Starts a new device, and takes it over: its users see it from now on, and wait. What is there for a device whose

@@ -16,5 +16,5 @@ pub mod stand_in;
 
 pub use endpoint::{Endpoint, Shape, Tag};
 pub use fault::UblkFault;
-pub use queues::Queues;
+pub use queues::{OpenFault, Queues};
 pub use session::{Go, SessionEnd};

@@ -50,6 +50,8 @@ struct Opened {
     maps: Vec<Map>,
     file: File,
     shape: Shape,
+    /// How many places the kernel took when they were given first.
+    taken: usize,
     /// Which places hold a request that is not answered, by [`Opened::place`].
     ours: Vec<bool>,
     /// What came while the queues were opened.
@@ -75,6 +77,22 @@ impl AsFd for RingFd {
     }
 }
 
+/// Queues that are not opened.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct OpenFault {
+    /// The system's word.
+    pub error: io::Error,
+    /// The kernel has taken places of them all the same: they stay open until this thread ends, and nobody else can
+    /// have the device before. Closed, they would leave a device that no other can take.
+    pub is_fetched: bool,
+}
+
+fn not_fetched(error: io::Error) -> OpenFault {
+    let is_fetched = false;
+    OpenFault { error, is_fetched }
+}
+
 impl std::fmt::Debug for Queues {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Queues")
@@ -92,22 +110,53 @@ impl Queues {
     /// ([`control::begin`](super::control::begin)).
     ///
     /// # Errors
-    /// Another process has it open (`EBUSY`), it is not there, or there can be no ring. Nothing is open then.
+    /// Another process has it open (`EBUSY`), it is not there, or there can be no ring. [`OpenFault`] says whether
+    /// anything is open then.
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    pub fn open(id: u32, shape: Shape, wake_when_interrupted: fn(&Waker)) -> io::Result<Self> {
+    pub fn open(
+        id: u32,
+        shape: Shape,
+        wake_when_interrupted: fn(&Waker),
+    ) -> Result<Self, OpenFault> {
         // The standard library opens with O_CLOEXEC: a child never keeps the device from the next daemon.
         let file = OpenOptions::new()
             .read(true)
             .write(true)
-            .open(format!("/dev/ublkc{id}"))?;
-        let mut opened = Opened::over(file, shape, wake_when_interrupted)?;
-        opened.fetch_all()?;
-        opened.maps = Map::all(&opened.file, shape)?;
-        Ok(Self {
+            .open(format!("/dev/ublkc{id}"))
+            .map_err(not_fetched)?;
+        Self::over(file, shape, wake_when_interrupted)
+    }
+
+    fn over(
+        file: File,
+        shape: Shape,
+        wake_when_interrupted: fn(&Waker),
+    ) -> Result<Self, OpenFault> {
+        let opened = Opened::over(file, shape, wake_when_interrupted).map_err(not_fetched)?;
+        // From here on it is dropped by nobody: what the kernel was given is its own until this thread ends.
+        let mut queues = Self {
             opened: ManuallyDrop::new(opened),
-        })
+        };
+        let opened = &mut *queues.opened;
+        let whole = opened
+            .fetch_all()
+            .and_then(|()| Map::all(&opened.file, shape));
+        match whole {
+            Ok(maps) => {
+                opened.maps = maps;
+                Ok(queues)
+            }
+            Err(error) if opened.taken > 0 => Err(OpenFault {
+                error,
+                is_fetched: true,
+            }),
+            Err(error) => {
+                queues.close();
+                Err(not_fetched(error))
+            }
+        }
     }
 
     /// Closes them: what the kernel had given and was not answered it sends again, or fails if the device was stopped.
@@ -130,6 +179,7 @@ impl Opened {
             maps: Vec::new(),
             file,
             shape,
+            taken: 0,
             ours: vec![false; usize::from(shape.queues) * usize::from(shape.depth)],
             early: Vec::new(),
             wake_when_interrupted,
@@ -139,10 +189,14 @@ impl Opened {
 
     /// Gives the kernel all places of all queues, in one batch.
     fn fetch_all(&mut self) -> io::Result<()> {
-        fetch::all(&mut self.watched.get_mut().0, &self.file, self.shape)?;
+        let ring = &mut self.watched.get_mut().0;
+        let given = fetch::all(ring, &self.file, self.shape);
+        self.taken = self.ours.len() - ring.submission().len();
+        given?;
         let mut early = Vec::new();
         self.drain(&mut early)?;
         let failed = |result: i32| result < 0 && result != abi::io::ABORT;
+        self.taken -= early.iter().filter(|(_, result)| failed(*result)).count();
         if let Some((_, result)) = early.iter().find(|(_, result)| failed(*result)) {
             return Err(io::Error::from_raw_os_error(-result));
         }

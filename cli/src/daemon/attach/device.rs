@@ -38,6 +38,8 @@ const NOTICE_PATIENCE: Duration = Duration::from_secs(5);
 const OFFER_EVERY: Duration = Duration::from_millis(20);
 /// A child that touches the device is given up after.
 const HELPER_PATIENCE: Duration = Duration::from_secs(20);
+/// A device has its settings and its link within: two children look after that.
+pub(super) const DRESS_PATIENCE: Duration = Duration::from_secs(2 * HELPER_PATIENCE.as_secs());
 /// The same where the device is not served and need not answer.
 const PROBE_PATIENCE: Duration = Duration::from_secs(3);
 

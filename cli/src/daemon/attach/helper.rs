@@ -6,6 +6,7 @@
 //! keeps nobody from going on.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -157,6 +158,10 @@ impl Talk {
     pub fn begin(mut command: Command, is_killed: bool) -> Result<Self, HelperFault> {
         let failed =
             |error: io::Error| HelperFault::Failed(format!("no process can be made: {error}"));
+        if !is_killed {
+            // A terminal's Ctrl-C goes to the daemon, and the child hears of it from there.
+            command.process_group(0);
+        }
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -271,4 +276,27 @@ fn say(line: &str) {
     let mut out = io::stdout().lock();
     // Nobody listens: then nobody needs it.
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The process group of a child that is begun so.
+    fn group_of(is_killed: bool) -> i32 {
+        let mut command = Command::new("sh");
+        let says = "read -r pid name state parent group rest </proc/self/stat; echo $group";
+        command.args(["-c", says]);
+        let mut talk = Talk::begin(command, is_killed).expect("a shell");
+        let line = talk.line(Duration::from_secs(30)).expect("a line");
+        line.parse().expect("a number")
+    }
+
+    /// What a terminal sends to the daemon's group would kill it.
+    #[test]
+    fn a_child_that_is_not_to_be_killed_has_a_group_of_its_own() {
+        let ours = rustix::process::getpgrp().as_raw_nonzero().get();
+        assert_eq!(group_of(true), ours);
+        assert_ne!(group_of(false), ours);
+    }
 }

@@ -19,6 +19,7 @@ use kagami_replicator::core::event::{Command, Refusal, Reply};
 use kagami_replicator::core::state::Role;
 use kagami_replicator::core::status::Status;
 use kagami_replicator::shell::engine::{DeviceFacts, Engine as Shell, MirrorEvent, Plane};
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{broadcast, oneshot, watch};
 use tokio::time::timeout;
 
@@ -64,10 +65,29 @@ pub trait Host: Clone + Send + Sync + 'static {
         mirror: &str,
         term: u64,
         queues: (u32, Shape),
-    ) -> impl Future<Output = Result<Link, Refusal>> + Send;
+    ) -> impl Future<Output = Result<Link, NotServed>> + Send;
 
     /// What happens to mirrors from now on. What led to an answer is there before the answer is.
     fn events(&self) -> broadcast::Receiver<MirrorEvent>;
+}
+
+/// A device of ublk that is not served.
+#[derive(Debug)]
+pub struct NotServed {
+    /// Why.
+    pub refusal: Refusal,
+    /// Its queues are this process's all the same, until it ends.
+    pub holds_queues: bool,
+}
+
+impl From<Refusal> for NotServed {
+    fn from(refusal: Refusal) -> Self {
+        let holds_queues = false;
+        Self {
+            refusal,
+            holds_queues,
+        }
+    }
 }
 
 /// A session with the kernel. It leaves when this is dropped, and is cut if that takes long.
@@ -140,11 +160,17 @@ impl Link {
     /// After [`Go::Close`] it waits for the queues to be closed, and not for requests that the mirror still holds:
     /// they failed before.
     pub async fn ended(&mut self) {
-        if !self.has_ended {
+        if !self.has_ended() {
             // An error: its thread is gone, and everything on it.
             let _ = (&mut self.ended).await;
             self.has_ended = true;
         }
+    }
+
+    /// Whether it has [ended](Self::ended).
+    pub fn has_ended(&mut self) -> bool {
+        self.has_ended |= !matches!(self.ended.try_recv(), Err(TryRecvError::Empty));
+        self.has_ended
     }
 }
 
@@ -236,7 +262,7 @@ impl Host for Engine {
         mirror: &str,
         term: u64,
         queues: (u32, Shape),
-    ) -> Result<Link, Refusal> {
+    ) -> Result<Link, NotServed> {
         let (thread, peer) = self.places.get(mirror).ok_or_else(not_open)?.clone();
         let (link, ends) = Link::new(term);
         let (tell, told) = oneshot::channel();

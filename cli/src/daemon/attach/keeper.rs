@@ -151,8 +151,16 @@ impl<H: Host> Keeper<H> {
     }
 
     /// Keeps the mirror attached until it is detached or the daemon stops. `session`: it was
-    /// connected just now.
-    pub async fn run(mut self, session: Option<Session>) {
+    /// connected just now. With a `last_call` it leaves whatever it is about.
+    pub async fn run(mut self, session: Option<Session>, last_call: oneshot::Receiver<()>) {
+        tokio::select! {
+            () = self.keep(session) => return,
+            Ok(()) = last_call => {}
+        }
+        self.leave_in_the_middle().await;
+    }
+
+    async fn keep(&mut self, session: Option<Session>) {
         let mut link = session.map(|session| self.serves(session));
         loop {
             let go_on = match link.take() {
@@ -163,6 +171,17 @@ impl<H: Host> Keeper<H> {
                 return;
             }
         }
+    }
+
+    async fn is_nobodys(&self) -> bool {
+        matches!(self.owner().await, Ok(Owner::Nobody))
+    }
+
+    /// Whether a device that was said to be gone is. Queues that are closed fail what waits in them, for good: as
+    /// long as there is a session that has them, the driver has to say so twice.
+    async fn is_surely_gone(&mut self) -> bool {
+        let has_queues = self.idle.as_mut().is_some_and(|link| !link.has_ended());
+        !has_queues || self.is_nobodys().await
     }
 
     fn show(&self, shown: Shown) {
@@ -264,7 +283,7 @@ impl<H: Host> Keeper<H> {
     async fn wait(&mut self, link: &mut Option<Link>) -> bool {
         let mirror = self.kept.mirror.clone();
         if let Some(why) = self.kept.record.stale.clone() {
-            if matches!(self.owner().await, Ok(Owner::Nobody)) {
+            if self.is_nobodys().await && self.is_surely_gone().await {
                 return self.forget("nothing is left of the device").await;
             }
             self.show(Shown::Stale(why));
@@ -282,7 +301,9 @@ impl<H: Host> Keeper<H> {
                 }
                 Err(Wait::Ordered(order)) => return self.ordered(order).await,
                 Err(Wait::Gone) if self.was_served => {
-                    return self.forget("another program took it down").await;
+                    if self.is_surely_gone().await {
+                        return self.forget("another program took it down").await;
+                    }
                 }
                 Err(Wait::Gone) => self.waits(format!(
                     "{} was taken down while it was in use; end that use, and it is attached anew",

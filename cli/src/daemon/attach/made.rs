@@ -25,7 +25,7 @@ use tokio::sync::{broadcast, watch};
 use super::super::front_end::Term;
 use super::device::Kernel;
 use super::driver::{DeviceId, Driver};
-use super::host::{Go, Host, Link};
+use super::host::{Go, Host, Link, NotServed};
 use super::made_ublk::{Driver as UblkDriver, SHAPE, Ublk};
 use super::record::{Record, Records};
 use super::ublk::{Mark, State};
@@ -163,6 +163,8 @@ pub(super) struct Mirror {
     pub(super) sessions: usize,
     /// Queues can't be opened, and why.
     pub(super) opens: Result<(), &'static str>,
+    /// They are opened in part, and stay so.
+    pub(super) keeps_queues: bool,
     /// Requests are refused that only a Primary may answer.
     pub(super) refuses: watch::Sender<bool>,
     /// A request comes from the kernel.
@@ -231,6 +233,7 @@ impl Made {
             promotions: 0,
             sessions: 0,
             opens: Ok(()),
+            keeps_queues: false,
             refuses: watch::Sender::new(false),
             requests: watch::Sender::new(0),
             answered: 0,
@@ -369,9 +372,15 @@ impl Host for Made {
         _: &str,
         term: u64,
         (id, shape): (u32, Shape),
-    ) -> Result<Link, Refusal> {
+    ) -> Result<Link, NotServed> {
         assert_eq!(shape, SHAPE);
         self.change(|mirror| mirror.opens).map_err(refusal)?;
+        if self.change(|mirror| mirror.keeps_queues) {
+            return Err(NotServed {
+                refusal: refusal("no locked memory"),
+                holds_queues: true,
+            });
+        }
         let (link, ends) = Link::new(term);
         let (mut order, park) = (ends.order, ends.parked);
         let (mut cut, mut refuses, mut requests) = self.change(|mirror| {

@@ -54,9 +54,16 @@ use record::{Record, Records};
 
 /// A keeper stops within; what it still waits for is dropped, and sent again by the kernel.
 const STOP_PATIENCE: Duration = Duration::from_secs(8);
-/// An attach that is under way at a stop has its device within: longer than all that it waits for after this
-/// node is Primary. What is left then, the next daemon holds for stale.
-const CHANGE_PATIENCE: Duration = Duration::from_secs(30);
+/// One that did not, because it waits for the kernel or a child, notes for the next daemon how it leaves its device,
+/// within. Its stop is over then.
+const NOTE_PATIENCE: Duration = Duration::from_secs(2);
+/// An attach that is under way at a stop has its device within: all that it waits for after this node is Primary. What
+/// is left then, the next daemon holds for stale.
+const CHANGE_PATIENCE: Duration = over_ublk::MAKE_PATIENCE;
+/// A [stop](Attachments::stop) takes no longer.
+pub const LEAVE_ALL_PATIENCE: Duration = Duration::from_secs(
+    CHANGE_PATIENCE.as_secs() + STOP_PATIENCE.as_secs() + NOTE_PATIENCE.as_secs(),
+);
 /// How often the kernel's driver is looked for while a device is waited for.
 const DRIVER_EVERY: Duration = Duration::from_secs(5);
 
@@ -95,6 +102,8 @@ struct Entry {
     since_ms: u64,
     shown: Arc<Mutex<Shown>>,
     orders: mpsc::UnboundedSender<Order>,
+    /// To leave at once.
+    last_call: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
 
@@ -471,6 +480,10 @@ impl<H: Host> Attachments<H> {
 
     /// Leaves all devices to the next daemon: they stay, and the kernel keeps what was not answered.
     pub async fn stop(&self) {
+        self.stop_within(STOP_PATIENCE).await;
+    }
+
+    async fn stop_within(&self, patience: Duration) {
         let inner = &self.inner;
         inner
             .changing
@@ -489,14 +502,25 @@ impl<H: Host> Attachments<H> {
             stopping.push((mirror, entry, told.then_some(done)));
         }
         // For all together: a state folder that does not answer holds up each of them.
-        let deadline = tokio::time::Instant::now() + STOP_PATIENCE;
+        let deadline = tokio::time::Instant::now() + patience;
+        let mut called = Vec::new();
         for (mirror, entry, done) in stopping {
             if let Some(done) = done
                 && tokio::time::timeout_at(deadline, done).await.is_err()
             {
-                warn!(mirror, "its device was left in the middle of a change");
+                warn!(mirror, "its device is left in the middle of a change");
+                // It has ended since: then it has nothing to note.
+                let _ = entry.last_call.send(());
+                called.push(entry.task);
+            } else {
+                entry.task.abort();
             }
-            entry.task.abort();
+        }
+        let deadline = tokio::time::Instant::now() + NOTE_PATIENCE;
+        for mut task in called {
+            // An error: it panicked, and has said so.
+            let _ = tokio::time::timeout_at(deadline, &mut task).await;
+            task.abort();
         }
         if let Some(listener) = lock(&self.inner.listener).take() {
             listener.abort();
@@ -544,13 +568,15 @@ impl<H: Host> Attachments<H> {
             inner.kernel.clone(),
             inner.records.clone(),
         );
+        let (last_call, called) = oneshot::channel();
         let keeper = Keeper::new(with, kept, moves, received, Arc::clone(&shown));
         let entry = Entry {
             device,
             since_ms,
             shown,
             orders,
-            task: tokio::spawn(keeper.run(session)),
+            last_call,
+            task: tokio::spawn(keeper.run(session, called)),
         };
         lock(&inner.keepers).insert(mirror, entry);
     }

@@ -13,12 +13,12 @@ use kagami_replicator::shell::engine::DeviceFacts;
 use tracing::{debug, error, warn};
 
 use super::bring_up::{Session, Wait, blocking};
-use super::device::{DeviceFault, Kernel, Owner};
+use super::device::{DRESS_PATIENCE, DeviceFault, Kernel, Owner};
 use super::driver::{DeviceId, Driver};
 use super::host::{Go, Host, Link};
 use super::keeper::Keeper;
 use super::take_down::LEAVE_PATIENCE;
-use super::ublk::{FaultKind, Form, Going, Mark, New, State, UblkFault};
+use super::ublk::{FaultKind, Form, Going, Mark, New, PATIENCE, State, UblkFault};
 
 /// A device is started within, the reading of its partitions through us included.
 const START_PATIENCE: Duration = Duration::from_secs(20);
@@ -26,6 +26,10 @@ const START_PATIENCE: Duration = Duration::from_secs(20);
 const RECOVER_PATIENCE: Duration = Duration::from_secs(60);
 /// With all queues fetched the kernel goes on within.
 const GO_ON_PATIENCE: Duration = Duration::from_secs(5);
+/// A device is made within: it is looked whether there is one already, it is added, started, and dressed.
+pub(super) const MAKE_PATIENCE: Duration = Duration::from_secs(
+    2 * PATIENCE.as_secs() + 2 * START_PATIENCE.as_secs() + DRESS_PATIENCE.as_secs(),
+);
 /// Orders are looked at this often meanwhile.
 const SLICE: Duration = Duration::from_millis(50);
 
@@ -230,9 +234,9 @@ async fn start<H: Host>(
     }
     let link = match host.serve_queues(mirror, term, (id.index, shape)).await {
         Ok(link) => link,
-        Err(refusal) => {
+        Err(why) => {
             give_up(going).await;
-            return Err((None, refusal.into()));
+            return Err((None, why.refusal.into()));
         }
     };
     let (going, said) = ask(
@@ -351,9 +355,10 @@ impl<H: Host> Keeper<H> {
             .await
         {
             Ok(link) => link,
-            Err(refusal) => {
+            Err(why) => {
+                self.was_served |= why.holds_queues;
                 give_up(going).await;
-                return Err(refusal.into());
+                return Err(why.refusal.into());
             }
         };
         self.was_served = true;

@@ -39,6 +39,19 @@ impl<H: Host> Keeper<H> {
         self.socket = None;
     }
 
+    /// The same in the middle of what takes too long: the next daemon is told what is known now.
+    pub(super) async fn leave_in_the_middle(&mut self) {
+        let generation = self.generation().await;
+        if self.kept.record.stale.is_some() || self.moved().await.is_some() {
+            return;
+        }
+        let (records, name) = (self.records.clone(), self.kept.mirror.clone());
+        // Without a record it is being detached, and stays so.
+        if matches!(blocking(move || records.read(&name)).await, Ok(Some(_))) {
+            self.note_stop(generation).await;
+        }
+    }
+
     /// The same where a session has the queues and serves nothing.
     pub(super) async fn leave_idle(&mut self) {
         if let Some(mut idle) = self.idle.take() {

@@ -1,6 +1,7 @@
 //! Keepers of ublk's devices, where they differ from nbd's: what is made, taken over, parked and closed.
 
 use std::fs;
+use std::time::Duration;
 
 use kagami_replicator::core::notice::Notice;
 use kagami_replicator::core::state::{Replication, Role};
@@ -136,7 +137,7 @@ async fn a_daemon_that_died_in_a_recovery_is_followed_by_another() {
     {
         let ublk = machine.mirror.ublk.clone();
         let mut going = ublk.recover(3, Mark::of(IDENTIFIER)).expect("begun");
-        let patience = std::time::Duration::ZERO;
+        let patience = Duration::ZERO;
         going.waiting(patience).expect("at once").expect("it waits");
     }
     // And one whose queues can't be opened tries again.
@@ -332,4 +333,58 @@ async fn silence_of_the_driver_is_not_taken_for_an_empty_machine() {
     let refused = daemon.detach("pg", false).await.expect_err("not looked at");
     assert!(refused.what.contains("not looked at"), "{}", refused.what);
     assert!(machine.record().is_some());
+}
+
+/// Closed queues fail what waits in them.
+#[tokio::test]
+async fn one_look_that_shows_no_device_closes_no_queues() {
+    let machine = Machine::new();
+    let daemon = machine.daemon().await;
+    daemon.attach("pg", UBLK, None).await.expect("attached");
+    machine.is_primary(false);
+    is(&daemon, DeviceState::Waiting).await;
+    until("a word", || why(&daemon).contains("the peer is away")).await;
+    machine.ublk(|ublk| ublk.blind = 1);
+    machine.mirror.happens(Notice::Released);
+    until("it looked", || machine.ublk(|ublk| ublk.blind) == 0).await;
+    machine.is_primary(true);
+    is(&daemon, DeviceState::Attached).await;
+    assert!(machine.record().is_some());
+    assert_eq!(machine.ublk(|ublk| ublk.count("close")), 0);
+}
+
+#[tokio::test]
+async fn queues_that_are_open_in_part_are_the_next_daemons() {
+    let machine = left_behind();
+    machine.mirror.change(|mirror| mirror.keeps_queues = true);
+    let daemon = machine.daemon().await;
+    until("a word", || why(&daemon).contains("broken")).await;
+    machine.mirror.change(|mirror| mirror.keeps_queues = false);
+    machine.mirror.happens(Notice::Released);
+    // They are not opened twice.
+    daemon.stop().await;
+    assert_eq!(machine.ublk(|ublk| ublk.count("recover")), 1);
+    machine.process_ends();
+    let next = machine.daemon().await;
+    is(&next, DeviceState::Attached).await;
+}
+
+/// It waits for a child longer than the stop waits for it; nothing has moved.
+#[tokio::test]
+async fn a_keeper_that_does_not_hear_a_stop_leaves_a_device_that_the_next_daemon_serves() {
+    let machine = left_behind();
+    machine.helper_waits();
+    let daemon = machine.daemon().await;
+    until("the helper runs", || machine.helper_has_begun()).await;
+    daemon.stop_within(Duration::ZERO).await;
+    assert_eq!(machine.record().expect("remembered").stopped_at, Some(9));
+    machine.release_helper();
+    machine.process_ends();
+    machine.mirror.is_primary(false);
+    machine.mirror.change(|mirror| {
+        mirror.status.was_primary = false;
+        mirror.promotes = Ok(());
+    });
+    let next = machine.daemon().await;
+    is(&next, DeviceState::Attached).await;
 }

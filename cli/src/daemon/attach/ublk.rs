@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::fs;
+use std::io;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -20,7 +21,7 @@ use sha2::{Digest as _, Sha256};
 use super::helper::{HelperFault, Talk};
 
 /// A command that has nobody to wait for is answered within.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 /// A child that is not wanted any more is gone within: it may be in the middle of a command that can't be interrupted.
 const END_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -341,12 +342,21 @@ impl UblkControl for ByChild {
 
     fn devices(&self) -> Result<Vec<Known>, UblkFault> {
         // Most machines have none: no child for that.
-        let has_any = fs::read_dir(self.sysfs.join("class/ublk-char"))
-            .is_ok_and(|mut devices| devices.next().is_some());
-        if !has_any {
-            return Ok(Vec::new());
+        let folder = self.sysfs.join("class/ublk-char");
+        let first = match fs::read_dir(&folder) {
+            Ok(mut devices) => devices.next().transpose(),
+            // The module is not loaded.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        };
+        match first {
+            Ok(None) => Ok(Vec::new()),
+            Ok(Some(_)) => self.ask(&["list"]),
+            Err(error) => Err(UblkFault::failed(format_args!(
+                "{}: {error}",
+                folder.display()
+            ))),
         }
-        self.ask(&["list"])
     }
 
     fn add(&self, new: &New) -> Result<(u32, Shape), UblkFault> {
@@ -480,6 +490,20 @@ mod tests {
             let fault = understand::<()>("done", &line).expect_err("a fault");
             assert_eq!((fault.kind.name(), fault.words.as_str()), (name, "so"));
         }
+    }
+
+    #[test]
+    fn a_folder_that_can_not_be_read_is_not_taken_for_an_empty_one() {
+        let sysfs = tempfile::tempdir().expect("a folder");
+        let driver = ByChild {
+            program: "/bin/false".into(),
+            sysfs: sysfs.path().to_owned(),
+        };
+        assert_eq!(driver.devices().expect("no driver"), []);
+        fs::create_dir_all(sysfs.path().join("class")).expect("made");
+        fs::write(sysfs.path().join("class/ublk-char"), "").expect("written");
+        let fault = driver.devices().expect_err("no folder");
+        assert!(fault.words.contains("ublk-char"), "{fault}");
     }
 
     #[test]

@@ -120,6 +120,10 @@ impl Control for Kernel {
         let picky = self.picky;
         let device = self.devices.get_mut(&id).ok_or(Errno::NODEV)?;
         match op {
+            Op::GetDevInfo if device.info.flags & feature::UNPRIVILEGED_DEV != 0 => {
+                // Its path was not named.
+                return Err(Errno::INVAL);
+            }
             Op::GetDevInfo => memory.copy_from_slice(&device.info.encode()),
             Op::GetParams => memory.copy_from_slice(&device.params),
             Op::SetParams => {
@@ -476,6 +480,41 @@ fn devices_are_listed_without_a_command_that_waits() {
     assert_eq!((listed[0].size, listed[0].logical_block), (64 << 20, 512));
     assert_eq!((listed[0].info.mark, listed[0].info.pid), (MARK, 7));
     assert!(kernel.asked.iter().all(|op| *op == Op::GetDevInfo));
+}
+
+/// Any user may have such a one: the others are there all the same.
+#[test]
+fn a_device_that_a_user_made_without_a_right_hides_no_other() {
+    let mut kernel = kernel().with_device(|_| {});
+    let mut other = kernel.device().clone();
+    other.info.id = 1;
+    other.info.flags |= feature::UNPRIVILEGED_DEV;
+    kernel.devices.insert(1, other);
+    let sysfs = tempfile::tempdir().expect("a folder");
+    for name in ["ublkc0", "ublkc1"] {
+        let node = sysfs.path().join("class/ublk-char").join(name);
+        fs::create_dir_all(node).expect("made");
+    }
+    let listed = list(&mut kernel, sysfs.path()).expect("listed");
+    let ids: Vec<_> = listed.iter().map(|listed| listed.info.id).collect();
+    assert_eq!(ids, [0]);
+    // Where the driver answers nothing else either, nothing is known of anybody's.
+    kernel.features = None;
+    let fault = list(&mut kernel, sysfs.path()).expect_err("not told");
+    assert_eq!(fault.name(), "failed");
+    kernel.may = false;
+    let fault = list(&mut kernel, sysfs.path()).expect_err("no right");
+    assert_eq!(fault.name(), "not-permitted");
+}
+
+#[test]
+fn a_folder_that_can_not_be_read_is_not_taken_for_an_empty_one() {
+    let mut kernel = kernel().with_device(|_| {});
+    let sysfs = tempfile::tempdir().expect("a folder");
+    fs::create_dir_all(sysfs.path().join("class")).expect("made");
+    fs::write(sysfs.path().join("class/ublk-char"), "").expect("written");
+    let fault = list(&mut kernel, sysfs.path()).expect_err("no folder");
+    assert!(fault.to_string().contains("ublk-char"), "{fault}");
 }
 
 #[test]

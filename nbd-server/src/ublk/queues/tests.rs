@@ -145,7 +145,36 @@ fn a_shape_that_no_ring_holds_is_refused() {
 fn a_device_that_is_not_there_is_said() {
     run(async {
         let missing = Queues::open(u32::MAX, SHAPE, asked).expect_err("none");
-        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+        assert!(!missing.is_fetched);
+        assert_eq!(missing.error.kind(), io::ErrorKind::NotFound);
+    });
+}
+
+/// Whether this descriptor is open, and of that file.
+fn is_open(fd: RawFd, name: &str) -> bool {
+    let target = std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap_or_default();
+    target.to_string_lossy().contains(name)
+}
+
+/// Closed, they would be a device's that nobody can take over.
+#[test]
+fn what_the_kernel_took_before_an_error_stays_open() {
+    run(async {
+        // It takes every command, and can't be mapped.
+        let file = null();
+        let fd = file.as_raw_fd();
+        let fault = Queues::over(file, SHAPE, asked).expect_err("not mapped");
+        assert_eq!(fault.error.raw_os_error(), Some(libc::ENODEV));
+        assert!(fault.is_fetched);
+        assert!(is_open(fd, "/dev/null"));
+        // It takes none.
+        let name = "ublk-not-fetched";
+        let file = rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC);
+        let file = File::from(file.expect("a file in memory"));
+        let fd = file.as_raw_fd();
+        let fault = Queues::over(file, SHAPE, asked).expect_err("not a device");
+        assert!(!fault.is_fetched);
+        assert!(!is_open(fd, name));
     });
 }
 

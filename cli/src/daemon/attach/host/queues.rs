@@ -3,10 +3,9 @@
 //! Queues that this process has fetched are served by nobody else before it ends. So whatever becomes of the
 //! session, they stay open for the next daemon to take over from; they are closed only with the device.
 
-use std::io;
 use std::rc::Rc;
 
-use kagami_nbd_server::ublk::{Endpoint, Go, Queues, SessionEnd, Shape, session};
+use kagami_nbd_server::ublk::{Endpoint, Go, OpenFault, Queues, SessionEnd, Shape, session};
 use kagami_nbd_server::{Access, BlockDevice};
 use kagami_replicator::core::event::Refusal;
 use kagami_replicator::shell::engine::Plane;
@@ -16,7 +15,7 @@ use tokio::sync::oneshot;
 use tracing::{debug, error, warn};
 
 use super::super::super::front_end::{Served, Term};
-use super::{Ends, not_open};
+use super::{Ends, NotServed, not_open};
 
 /// Serves the device's queues until they are closed, or nobody is left who could order it.
 pub(super) async fn serve(
@@ -25,13 +24,13 @@ pub(super) async fn serve(
     peer: String,
     (id, shape): (u32, Shape),
     ends: Ends,
-    tell: oneshot::Sender<Result<(), Refusal>>,
+    tell: oneshot::Sender<Result<(), NotServed>>,
 ) {
     let opened = open(&plane, &mirror, (peer, ends.term.clone()), id, shape);
     let (device, opening, queues) = match opened {
         Ok(opened) => opened,
-        Err(refusal) => {
-            let _ = tell.send(Err(refusal));
+        Err(why) => {
+            let _ = tell.send(Err(why));
             return;
         }
     };
@@ -44,21 +43,21 @@ pub(super) async fn serve(
 
 type Opened = (Rc<Served>, Term, Queues);
 
-/// Opens the queues of a mirror that is served here; nothing of them is open after a refusal.
+/// Opens the queues of a mirror that is served here.
 fn open(
     plane: &Plane,
     mirror: &str,
     (peer, term): (String, Term),
     id: u32,
     shape: Shape,
-) -> Result<Opened, Refusal> {
+) -> Result<Opened, NotServed> {
     let device = plane.device(mirror).ok_or_else(not_open)?;
     let device = Rc::new(Served::permitted(device, peer, term));
     let info = device.info(Access::ReadWrite).map_err(not_served)?;
     let opening = device.open(Access::ReadWrite).map_err(not_served)?;
     fits(id, shape, info.max_payload)?;
-    let queues =
-        Queues::open(id, shape, wake_when_interrupted).map_err(|error| not_opened(id, &error))?;
+    let queues = Queues::open(id, shape, wake_when_interrupted);
+    let queues = queues.map_err(|fault| not_opened(id, &fault))?;
     Ok((device, opening, queues))
 }
 
@@ -86,8 +85,10 @@ fn not_served(why: kagami_nbd_server::Refusal) -> Refusal {
     }
 }
 
-fn not_opened(id: u32, error: &io::Error) -> Refusal {
+fn not_opened(id: u32, fault: &OpenFault) -> NotServed {
+    let OpenFault { error, is_fetched } = fault;
     let next = match Errno::from_io_error(error) {
+        _ if *is_fetched => "restart the daemon: the next one takes the device over".to_owned(),
         Some(Errno::BUSY) => {
             format!("another process serves it: `fuser -v /dev/ublkc{id}` says which; end that one")
         }
@@ -99,10 +100,14 @@ fn not_opened(id: u32, error: &io::Error) -> Refusal {
         Some(Errno::NOMEM) => "make room in the machine's memory".to_owned(),
         _ => "the kernel's log may say why (`dmesg`)".to_owned(),
     };
-    Refusal {
+    let refusal = Refusal {
         what: format!("not attached: the queues of /dev/ublkc{id} can't be opened: {error}"),
         facts: Vec::new(),
         next,
+    };
+    NotServed {
+        refusal,
+        holds_queues: *is_fetched,
     }
 }
 
@@ -160,6 +165,7 @@ async fn carry<D: BlockDevice, E: Endpoint>(
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
+    use std::io;
     use std::task::{Context, Poll};
 
     use kagami_nbd_server::MemoryDevice;
@@ -325,7 +331,16 @@ mod tests {
 
     #[test]
     fn a_process_that_has_the_device_is_to_be_ended() {
-        let refusal = not_opened(3, &Errno::BUSY.into());
-        assert!(refusal.next.contains("/dev/ublkc3"), "{refusal:?}");
+        let fault = |is_fetched| OpenFault {
+            error: Errno::BUSY.into(),
+            is_fetched,
+        };
+        let why = not_opened(3, &fault(false));
+        assert!(why.refusal.next.contains("/dev/ublkc3"), "{why:?}");
+        assert!(!why.holds_queues);
+        // But not where this one has it.
+        let why = not_opened(3, &fault(true));
+        assert!(why.refusal.next.contains("restart the daemon"), "{why:?}");
+        assert!(why.holds_queues);
     }
 }
