@@ -4,7 +4,8 @@
 mod common;
 
 use common::Store;
-use kagami_bitmap::record::CHANGES_PER_RECORD;
+use kagami_bitmap::record::{CHANGES_PER_RECORD, Record, RecordKind};
+use kagami_bitmap::replay::LogDamage;
 use kagami_bitmap::{ActivityLog, CutRecord, Extent, Fill, Finding, LogState, mirror_tag};
 
 /// More than one record tells about: the others are found by the numbers that they name.
@@ -148,4 +149,62 @@ fn a_ring_made_anew_for_a_damaged_one_is_sound_and_everything_stays_marked() {
     store.flip((store.layout.log_offset as usize + 7 * 4096 + 100) * 8);
     assert_eq!(store.recover().repair.len(), 1, "the ring");
     assert_eq!(store.look().findings, [Finding::AllMarked]);
+}
+
+/// A record with the number 9, in the place behind the newest of a new ring.
+const NINTH: Record<'static> = Record {
+    kind: RecordKind::Changes,
+    seq: 9,
+    previous: 8,
+    changes: &[3],
+    window: 0,
+    slots: &[None; CAPACITY as usize],
+};
+
+#[test]
+fn sectors_of_one_record_that_contradict_each_other_are_damage() {
+    let tag = mirror_tag(common::MIRROR);
+    let look = |sectors: [&Record<'_>; 8]| {
+        let (mut store, _) = fresh();
+        for (nth, record) in sectors.into_iter().enumerate() {
+            let offset = store.layout.log_offset;
+            store.tear(offset, &record.encode(0, tag), 1 << nth);
+        }
+        store.look().findings
+    };
+    assert_eq!(look([&NINTH; 8]), []);
+    let kind = RecordKind::Reset;
+    for other in [
+        Record { kind, ..NINTH },
+        Record {
+            previous: 7,
+            ..NINTH
+        },
+        Record { window: 1, ..NINTH },
+    ] {
+        let mut sectors = [&NINTH; 8];
+        sectors[3] = &other;
+        let found = look(sectors);
+        assert_eq!(found[0], Finding::Log(LogDamage::Nonsense { index: 0 }));
+    }
+    // One that names itself as the one before it.
+    let found = look(
+        [&Record {
+            previous: 9,
+            ..NINTH
+        }; 8],
+    );
+    assert_eq!(found[0], Finding::Log(LogDamage::Nonsense { index: 0 }));
+}
+
+#[test]
+fn a_mix_of_two_old_records_behind_the_newest_is_what_no_crash_leaves() {
+    let (mut store, mut log) = fresh();
+    for first in 0..5 {
+        heat(&mut store, &mut log, first * 8..first * 8 + 8);
+    }
+    let older = NINTH.encode(5, mirror_tag(common::MIRROR));
+    store.tear(store.layout.record_offset(5), &older, 0b11);
+    let found = store.look().findings;
+    assert_eq!(found[0], Finding::Log(LogDamage::Torn { index: 5 }));
 }
