@@ -7,6 +7,9 @@ use kagami_replicator::core::{DiskFault, DiskOp, IoError};
 use super::pair::{Pair, write};
 use super::stands::{alone, carried, guest, primary};
 
+/// How a pair comes to where it is.
+type Stand = fn() -> Pair;
+
 const SECTOR: u64 = 512;
 /// The first block that is written, and how many sectors are looked at.
 const BLOCK: u64 = 100;
@@ -39,11 +42,10 @@ fn covered_in_part(first: u64, sectors: u64) -> Vec<u64> {
 #[test]
 fn each_block_that_is_covered_in_part_is_read_once_and_keeps_its_rest() {
     // Who reads: the node itself, or the peer that carries it.
-    for (mut pair, reader, copies) in [
-        (primary(), 0, &[0, 1][..]),
-        (alone(), 0, &[0][..]),
-        (carried(), 1, &[1][..]),
-    ] {
+    let stands: [(Stand, usize, &[usize]); 3] =
+        [(primary, 0, &[0, 1]), (alone, 0, &[0]), (carried, 1, &[1])];
+    for (stand, reader, copies) in stands {
+        let mut pair = stand();
         let mut model = vec![0; SECTORS as usize];
         let mut nth = 0;
         for first in 0..8 {
@@ -113,8 +115,10 @@ fn an_edge_that_can_t_be_read_here_is_the_peers() {
 #[test]
 fn a_write_whose_edge_nobody_can_read_fails_once_and_holds_up_no_other() {
     // Alone there is nobody else to ask.
-    for (mut pair, there) in [(primary(), true), (alone(), false)] {
+    let stands: [(Stand, bool); 2] = [(primary, true), (alone, false)];
+    for (stand, there) in stands {
         for others in [false, true] {
+            let mut pair = stand();
             for side in &mut pair.sides {
                 side.hold.reads = true;
             }

@@ -173,7 +173,7 @@ fn what_the_peer_can_t_read_is_asked_for_again_block_by_block() {
         until_looked_at_again(&mut pair);
         let (at, _) = reads(&pair, 1)[0];
         assert!(at < CHUNK);
-        pair.end_disk(1, 0, again.clone());
+        pair.end_disk(1, 0, again);
         pair.sides[1].hold.reads = false;
         pair.pump();
         let different = again.is_err();
