@@ -201,8 +201,9 @@ mutants() { # PART [K/N]
     say "mutants of $part, shard $shard: $out"
     cargo mutants --list --json "${select[@]}" >"$out/list.json"
     cargo run --quiet --release --manifest-path tests/mutants/Cargo.toml -- "$out" \
-        --shard "$shard" --jobs "$(nproc)" ${KAGAMI_SEEDS:+--seeds "$KAGAMI_SEEDS"} || status=$?
-    [ "$status" -lt 2 ] || return "$status"
+        --shard "$shard" --jobs "$(nproc)" ${KAGAMI_SEEDS:+--seeds "$KAGAMI_SEEDS"} \
+        ${KAGAMI_UNTIL:+--until "$KAGAMI_UNTIL"} || status=$?
+    [ "$status" -lt 2 ] && [ -z "${KAGAMI_UNTIL:-}" ] || return "$status"
     while read -r name; do
         names+=(--re "^$name\$")
     done < <(sed 's/[][(){}.*+?^$|\\]/\\&/g' "$out/alone.txt")

@@ -259,6 +259,18 @@ mod tests {
     }
 
     #[test]
+    fn sees_short_spans_on_each_side_of_a_words_end() {
+        for only in [5, 63, 64] {
+            let mut bits = Bits::new(200);
+            bits.set(only, only + 1);
+            for (from, to) in (0..150).flat_map(|from| [(from, from + 10), (from, from + 24)]) {
+                let expected = (from..to).contains(&only);
+                assert_eq!(bits.any_in(from, to), expected, "{only} in {from}..{to}");
+            }
+        }
+    }
+
+    #[test]
     fn sees_whether_a_group_of_words_is_empty() {
         let mut bits = Bits::new(1 << 14);
         bits.set(1024 * 5 + 1023, 1024 * 5 + 1024);

@@ -542,6 +542,45 @@ mod tests {
     }
 
     #[test]
+    fn each_page_is_told_in_its_own_page_of_the_directory() {
+        let pages = PAGES_PER_DIRECTORY_PAGE + 1;
+        let extents = u64::from(pages) * u64::from(EXTENTS_PER_PAGE);
+        for (page, directory) in [
+            (1, 0),
+            (PAGES_PER_DIRECTORY_PAGE - 1, 0),
+            (PAGES_PER_DIRECTORY_PAGE, 1),
+        ] {
+            let mut bitmap = DirtyBitmap::new(extents * BLOCKS_PER_EXTENT);
+            bitmap.load_written(page, false);
+            let stale: Vec<_> = bitmap.stale_pages().collect();
+            assert_eq!(stale, [Page::directory(directory)], "page {page}");
+            let mut bitmap = DirtyBitmap::new(extents * BLOCKS_PER_EXTENT);
+            let extent = Extent(page * EXTENTS_PER_PAGE);
+            bitmap.mark(Run::new(extent.first_block(), 1));
+            write(&mut bitmap, Page::bitmap(page), 1);
+            let stale: Vec<_> = bitmap.stale_pages().collect();
+            assert_eq!(stale, [Page::directory(directory)], "page {page}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_page_is_written_whatever_becomes_of_its_marks() {
+        let mut bitmap = DirtyBitmap::new(30 * BLOCKS_PER_EXTENT + 5);
+        let pages = [(Extent(2), 0, 1024), (Extent(30), 1, 5)];
+        for (extent, _, blocks) in pages {
+            let before = bitmap.count();
+            bitmap.load_damaged(extent);
+            assert_eq!(bitmap.count() - before, blocks);
+            assert!(bitmap.lacks_marks(extent));
+        }
+        bitmap.clear_all();
+        for (extent, page, _) in pages {
+            assert!(!bitmap.lacks_marks(extent));
+            assert!(bitmap.is_page_stale(Page::bitmap(page)), "{extent}");
+        }
+    }
+
+    #[test]
     fn a_directory_page_behind_the_end_is_not_this_bitmaps() {
         let mut bitmap = DirtyBitmap::new(2048);
         bitmap.load_stale_directory(1);

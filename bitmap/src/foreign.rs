@@ -142,4 +142,23 @@ mod tests {
         let drbd = looks_used(&[], &bytes).unwrap();
         assert_eq!(drbd, Used::Known("a DRBD backing device"));
     }
+
+    #[test]
+    fn a_partition_table_is_seen_in_the_last_sector() {
+        let mut tail = vec![0; TAIL_BYTES];
+        let last = TAIL_BYTES - 512;
+        tail[last..last + 8].copy_from_slice(b"EFI PART");
+        let used = looks_used(&[], &tail).unwrap();
+        assert_eq!(used, Used::Known("a disk with a GPT partition table"));
+    }
+
+    #[test]
+    fn neither_half_of_drbds_magic_alone_is_drbd() {
+        for bytes in [b"\x83\x74\x02\x01", b"\x01\x74\x02\x6b"] {
+            let mut tail = vec![0; TAIL_BYTES];
+            tail[1024..1028].copy_from_slice(bytes);
+            let used = looks_used(&[], &tail).unwrap();
+            assert!(matches!(used, Used::NotZero { offset: 1024, .. }));
+        }
+    }
 }

@@ -165,3 +165,109 @@ fn join(units: impl Iterator<Item = Bytes>) -> Bytes {
     units.for_each(|unit| joined.extend_from_slice(&unit));
     joined.freeze()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geometry::{BLOCK, BLOCKS_PER_EXTENT};
+    use crate::layout::{Layout, Placement};
+    use crate::page::{
+        DIRECTORY_WORDS_PER_SECTOR, EXTENTS_PER_PAGE, EXTENTS_PER_SECTOR, directory_word,
+        extent_bits,
+    };
+    use crate::sector::{self, Kind, Place, SECTOR_BYTES};
+    use crate::superblock::{Backing, Record};
+
+    const PAGE: u64 = EXTENTS_PER_PAGE as u64 * BLOCKS_PER_EXTENT;
+    const FILLS: [Fill; 3] = [Fill::Blank, Fill::Clean, Fill::Marked];
+
+    fn superblock(blocks: u64) -> Superblock {
+        let size = blocks * BLOCK;
+        let layout = Layout::new(size, 64, Placement::Own).unwrap();
+        let backing = Backing {
+            data_offset: 0,
+            store_size: size,
+        };
+        Superblock::new(layout, backing, 0, Record::new(1 << 64, 1, size))
+    }
+
+    /// The bytes of an area, from all chunks.
+    fn area(superblock: &Superblock, fill: Fill, kind: Kind) -> Vec<u8> {
+        let layout = &superblock.layout;
+        let (start, pages) = match kind {
+            Kind::Directory => (layout.directory_offset, layout.directory_pages),
+            _ => (layout.pages_offset, layout.pages),
+        };
+        let mut store = vec![0; layout.total_len as usize];
+        for chunk in Format::new(superblock, fill) {
+            store[chunk.offset as usize..][..chunk.bytes.len()].copy_from_slice(&chunk.bytes);
+        }
+        store[start as usize..][..pages as usize * UNIT_BYTES].to_vec()
+    }
+
+    fn payloads(area: &[u8], kind: Kind) -> impl Iterator<Item = &[u8]> {
+        let sectors = (0..).zip(area.chunks(SECTOR_BYTES));
+        sectors.map(move |(index, bytes)| {
+            let tag = Some(1);
+            let sector = sector::decode(bytes, Place { kind, index, tag });
+            sector.unwrap().payload
+        })
+    }
+
+    /// Which bits are set, lowest first; they follow each other.
+    fn ones(words: impl Iterator<Item = u64>) -> u64 {
+        let words: Vec<u64> = words.collect();
+        let count = words.iter().map(|word| u64::from(word.count_ones())).sum();
+        let first = words.iter().map(|word| u64::from(word.trailing_ones()));
+        let in_a_row: u64 = first
+            .scan(true, |all, ones| {
+                let these = if *all { ones } else { 0 };
+                *all &= ones == 64;
+                Some(these)
+            })
+            .sum();
+        assert_eq!(in_a_row, count, "a gap");
+        count
+    }
+
+    #[test]
+    fn what_will_be_written_is_told_before() {
+        for blocks in [1, 30 * PAGE, 257 * PAGE] {
+            let superblock = superblock(blocks);
+            for fill in FILLS {
+                let format = Format::new(&superblock, fill);
+                let told = format.total_bytes();
+                let written: usize = format.map(|chunk| chunk.bytes.len()).sum();
+                assert_eq!(told, written as u64, "{fill:?}, {blocks} blocks");
+            }
+        }
+    }
+
+    #[test]
+    fn the_directory_has_the_pages_that_are_written_and_no_other() {
+        for pages in [1, 63, 64, 65, 130] {
+            let superblock = superblock(pages * PAGE);
+            for (fill, written) in FILLS.into_iter().zip([0, pages, pages]) {
+                let area = area(&superblock, fill, Kind::Directory);
+                let words = payloads(&area, Kind::Directory).flat_map(|payload| {
+                    (0..DIRECTORY_WORDS_PER_SECTOR).map(|nth| directory_word(payload, nth))
+                });
+                assert_eq!(ones(words), written, "{fill:?}, {pages} pages");
+            }
+        }
+    }
+
+    #[test]
+    fn pages_mark_every_block_and_none_behind_the_end() {
+        for blocks in [1, 63, 64, 65, 1024, 5 * 1024 + 70, PAGE + 128] {
+            let superblock = superblock(blocks);
+            for (fill, marked) in [(Fill::Clean, 0), (Fill::Marked, blocks)] {
+                let area = area(&superblock, fill, Kind::Page);
+                let words = payloads(&area, Kind::Page).flat_map(|payload| {
+                    (0..EXTENTS_PER_SECTOR as usize).flat_map(|nth| extent_bits(payload, nth))
+                });
+                assert_eq!(ones(words), marked, "{fill:?}, {blocks} blocks");
+            }
+        }
+    }
+}

@@ -165,6 +165,23 @@ mod tests {
     }
 
     #[test]
+    fn the_directorys_words_come_back() {
+        let image = encode_directory(1, 5, 7, |word| word as u64);
+        for (nth, bytes) in image.chunks(SECTOR_BYTES).enumerate() {
+            let place = Place {
+                kind: Kind::Directory,
+                index: 8 + nth as u32,
+                tag: Some(7),
+            };
+            let payload = sector::decode(bytes, place).unwrap().payload;
+            for word in 0..DIRECTORY_WORDS_PER_SECTOR {
+                let number = (8 + nth) * DIRECTORY_WORDS_PER_SECTOR + word;
+                assert_eq!(directory_word(payload, word), number as u64);
+            }
+        }
+    }
+
+    #[test]
     fn bits_come_back() {
         let image = encode_page(2, 5, 7, |extent| [u64::from(extent.0); WORDS_PER_EXTENT]);
         for (nth, bytes) in image.chunks(SECTOR_BYTES).enumerate() {

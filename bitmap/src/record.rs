@@ -246,4 +246,27 @@ mod tests {
         assert!(LogSector::decode(12, fourth, 1000, 9).is_some());
         assert!(LogSector::decode(12, fourth, 1000, 8).is_none());
     }
+
+    #[test]
+    fn what_names_a_slot_behind_the_last_is_no_sector_of_the_log() {
+        let slots = vec![None; 96];
+        let record = Record {
+            kind: RecordKind::Changes,
+            seq: 12,
+            previous: 10,
+            changes: &[95],
+            window: 0,
+            slots: &slots,
+        };
+        let image = record.encode(0, 99);
+        let sound = &image[sector::field::PAYLOAD..SECTOR_BYTES];
+        assert!(LogSector::decode(12, sound, 96, 9).is_some());
+        let mut change = sound.to_vec();
+        put32(&mut change, field::CHANGE_LIST, 96);
+        assert_eq!(LogSector::decode(12, &change, 96, 9), None);
+        let mut window = sound.to_vec();
+        put32(&mut window, field::WINDOW_FIRST, 96);
+        put16(&mut window, field::WINDOW_LEN, 0);
+        assert_eq!(LogSector::decode(12, &window, 96, 9), None);
+    }
 }

@@ -560,3 +560,114 @@ fn generation(body: &[u8], at: usize) -> Generation {
         tag: le64(body, at + 8),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geometry::EXTENT;
+
+    const SIZE: u64 = 5 * EXTENT;
+
+    fn body() -> Vec<u8> {
+        let layout = Layout::new(SIZE, 64, Placement::Own).unwrap();
+        let backing = Backing {
+            data_offset: 0,
+            store_size: SIZE,
+        };
+        Superblock::new(layout, backing, 0, Record::new(1, 1, SIZE)).body()
+    }
+
+    #[test]
+    fn a_field_that_says_what_cannot_be_is_named() {
+        assert!(Superblock::from_body(&body(), 1).is_ok());
+        for (at, value, field) in [
+            (field::INCOMPATIBLE, 1, "the set of incompatible features"),
+            (field::PLACEMENT, 3, "placement"),
+            (field::LOG_CAPACITY, 63, "log capacity"),
+            (field::LOG_CAPACITY, 65_537, "log capacity"),
+            (field::LOG_RECORDS, 9, "log records"),
+            (field::PAGES, 2, "pages"),
+            (field::SIZE, 0, "size"),
+            (field::SIZE, SIZE as u32 + 512, "size"),
+            (field::SIZE, SIZE as u32 - 1, "size"),
+            (field::LOGICAL_BLOCK, 1024, "logical block"),
+            (field::DISK, 4, "disk state"),
+            (field::HISTORY_LEN, HISTORY_MAX as u32 + 1, "history length"),
+        ] {
+            let mut body = body();
+            put32(&mut body, at, value);
+            let value = value.into();
+            let bad = Superblock::from_body(&body, 1).unwrap_err();
+            assert_eq!(bad, BadField { field, value });
+        }
+        let mut body = body();
+        put64(&mut body, field::MAX_SIZE, 7);
+        let bad = Superblock::from_body(&body, 1).unwrap_err();
+        assert_eq!((bad.field, bad.value), ("maximum size", 7));
+    }
+
+    #[test]
+    fn the_mirrors_tag_is_the_first_half_of_its_uuid() {
+        assert_eq!(
+            mirror_tag(0x1122_3344_5566_7788_99aa_bbcc_ddee_ff00),
+            0x1122_3344_5566_7788
+        );
+    }
+
+    #[test]
+    fn another_peer_has_the_data_go_on_as_a_generation_that_the_one_before_never_had() {
+        let mut had = Record::new(1, 1, SIZE);
+        had.peer = Some(2);
+        had.mint(7);
+        had.mint(8);
+        for peer in [Some(3), None] {
+            let mut record = had.clone();
+            record.set_peer(peer, 9);
+            assert_eq!(record.peer, peer);
+            assert_eq!(record.current.map(|current| current.tag), Some(9));
+            assert!(record.knows(8) && record.base.is_none() && record.all_marked);
+            // The same word again.
+            let once = record.clone();
+            record.set_peer(peer, 9);
+            assert_eq!(record, once);
+        }
+        let only_the_name = |record: &Record, peer| {
+            let mut after = record.clone();
+            after.set_peer(peer, 9);
+            let named = Record {
+                peer,
+                ..record.clone()
+            };
+            assert_eq!(after, named);
+        };
+        only_the_name(&had, Some(2));
+        let without = Record {
+            peer: None,
+            ..had.clone()
+        };
+        only_the_name(&without, Some(3));
+        let never_written = Record {
+            peer: Some(2),
+            ..Record::new(1, 1, SIZE)
+        };
+        only_the_name(&never_written, Some(3));
+        // Cut short after the generation was durable and before it was known to be.
+        let begun = Record {
+            current: Some(Generation { counter: 3, tag: 9 }),
+            ..had
+        };
+        only_the_name(&begun, Some(3));
+    }
+
+    #[test]
+    fn a_copy_is_bad_or_never_written() {
+        let mut record = Record::new(1, 1, SIZE);
+        assert!(record.is_never_written() && !record.is_bad());
+        record.mint(7);
+        assert!(!record.is_never_written());
+        for disk in [StoredDisk::Outdated, StoredDisk::Inconsistent] {
+            record.disk = disk;
+            assert!(record.is_bad());
+        }
+    }
+}

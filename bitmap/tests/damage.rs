@@ -3,6 +3,7 @@
 mod common;
 
 use common::{MIRROR, SECTOR, Store, full_record};
+use kagami_bitmap::recover::Recovery;
 use kagami_bitmap::superblock::{Generation, HISTORY_MAX, Record, Superblock};
 use kagami_bitmap::{
     ActivityLog, Block, EXTENT, Extent, Fill, Finding, Page, Placement, Run, SuperblockFault,
@@ -345,6 +346,111 @@ fn marks_of_everything_fit_one_superblock_write() {
     let found = store.look();
     assert_eq!(found.bitmap.count(), found.bitmap.blocks());
     assert_eq!(found.findings, [Finding::AllMarked]);
+}
+
+#[test]
+fn sectors_that_follow_each_other_are_one_finding() {
+    let mut store = lived_in();
+    let page = store.layout.page_offset(Page::bitmap(0)) as usize;
+    for sector in [1, 2, 3, 6, 7, 8] {
+        store.flip((page + sector * SECTOR + 100) * 8);
+    }
+    let found = store.look().findings;
+    let spans: Vec<_> = found
+        .iter()
+        .map(|finding| match finding {
+            Finding::Pages {
+                first_sector,
+                sectors,
+                ..
+            } => (*first_sector, *sectors),
+            other => panic!("{other}"),
+        })
+        .collect();
+    assert_eq!(spans, [(1, 3), (6, 3)]);
+}
+
+#[test]
+fn a_damaged_sector_of_the_directory_has_the_page_that_it_is_in_written() {
+    // Room to grow to what takes a second page of the directory; that one is not this bitmap's.
+    let mut head = common::superblock(3 << 40, 64, Placement::Own);
+    head.record.size = 2 * EXTENT;
+    let mut store = Store::format(&head, Fill::Blank);
+    assert_eq!(store.layout.directory_pages, 2);
+    for sector in 0..16 {
+        let bit = (store.layout.directory_offset as usize + sector * SECTOR + 100) * 8;
+        store.flip(bit);
+        let found = store.look();
+        assert!(found.findings.iter().all(Finding::is_damage));
+        let stale = found.bitmap.stale_pages();
+        let stale: Vec<_> = stale.filter(|page| page.is_directory()).collect();
+        let expected = if sector < 8 {
+            vec![Page::directory(0)]
+        } else {
+            Vec::new()
+        };
+        assert_eq!(stale, expected, "sector {sector}");
+        store.flip(bit);
+    }
+}
+
+#[test]
+fn pages_behind_the_present_size_are_not_looked_at() {
+    let mut head = common::superblock(60 * EXTENT, 64, Placement::Own);
+    head.record.size = 24 * EXTENT;
+    let store = Store::format(&head, Fill::Clean);
+    let (layout, slots) = (store.layout, &store.bytes[..8192]);
+    let area = |offset: u64, units: u32| &store.bytes[offset as usize..][..units as usize * 4096];
+    let mut recovery = Recovery::new(read_slots(slots, layout.total_len, None).unwrap());
+    recovery.log(area(layout.log_offset, layout.log_records));
+    recovery.directory(area(layout.directory_offset, layout.directory_pages));
+    assert_eq!((recovery.pages_wanted(), layout.pages), (1, 3));
+    recovery.pages(area(layout.pages_offset, layout.pages));
+    let found = recovery.finish();
+    assert_eq!((found.findings.len(), found.bitmap.count()), (0, 0));
+}
+
+#[test]
+fn a_page_that_the_directory_does_not_tell_of_yet_is_told_of_at_the_next_opportunity() {
+    let mut store = Store::new(30, 64, Fill::Blank);
+    let mut bitmap = store.look().bitmap;
+    bitmap.mark(Run::new(Block(7), 3));
+    let image = bitmap.page_image(Page::bitmap(0), 1);
+    store.write(store.layout.page_offset(Page::bitmap(0)), &image);
+    let found = store.look();
+    assert_eq!((found.findings.len(), found.bitmap.count()), (0, 3));
+    let stale: Vec<_> = found.bitmap.stale_pages().collect();
+    assert_eq!(stale, [Page::directory(0)]);
+}
+
+#[test]
+fn two_whole_slots_that_no_sequence_of_updates_leaves_are_refused() {
+    let store = Store::new(3, 64, Fill::Blank);
+    let sound = store.look().superblock;
+    let with_second = |second: &Superblock| {
+        let mut store = store.clone();
+        store.write(4096, &second.encode(1));
+        recover(&store.bytes, Placement::Own, None).map(|found| found.superblock.record)
+    };
+    let disagree = |second: &Superblock| {
+        let expected = SuperblockFault::SlotsDisagree {
+            first: sound.seq,
+            second: second.seq,
+        };
+        assert_eq!(with_second(second).unwrap_err(), expected);
+    };
+    let mut other = sound.clone();
+    other.record.mirror += 1 << 64;
+    disagree(&other);
+    other.seq += 1;
+    disagree(&other);
+    let mut same_number = sound.clone();
+    same_number.record.mint(9);
+    disagree(&same_number);
+    let mut next = same_number;
+    next.seq += 1;
+    assert_eq!(with_second(&next).unwrap(), next.record);
+    assert_eq!(with_second(&sound).unwrap(), sound.record);
 }
 
 proptest! {

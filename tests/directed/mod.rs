@@ -4,12 +4,14 @@ mod another_boot;
 mod carrier;
 mod cells;
 mod demotion;
+mod edges;
 mod forced;
 mod full;
 mod late;
 mod pair;
 mod resync_end;
 mod stands;
+mod verification;
 mod ways;
 
 #[test]

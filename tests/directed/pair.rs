@@ -524,6 +524,22 @@ impl Pair {
         self.handle(node, Event::Arbiter { attempt, answer })
     }
 
+    /// A block of a node's disk is another one now, and nobody was told.
+    pub fn rot(&mut self, node: usize, block: u64) {
+        let rotten = Bytes::from(vec![0xee; 4096]);
+        self.sides[node].data.insert(block, rotten);
+    }
+
+    /// A block of a node's disk reads as zeroes again.
+    pub fn heal(&mut self, node: usize, block: u64) {
+        self.sides[node].data.remove(&block);
+    }
+
+    /// What a node's disk holds.
+    pub fn content(&self, node: usize, offset: u64, len: u32) -> Bytes {
+        self.sides[node].read(offset, len)
+    }
+
     /// Both stores hold the same.
     pub fn is_equal(&self) -> bool {
         self.sides[0].data == self.sides[1].data

@@ -130,7 +130,7 @@ pub fn lose_disk(pair: &mut Pair) {
 }
 
 /// Node 1 is Primary while it is brought up to date; node 0, its source, answers for it.
-fn guest() -> Pair {
+pub fn guest() -> Pair {
     let mut pair = copying_idle();
     pair.done(
         1,

@@ -220,4 +220,22 @@ mod tests {
         );
         assert!(asked.compare(1).is_err());
     }
+
+    #[test]
+    fn what_has_ended_makes_room() {
+        let mut asked = Asked::default();
+        while asked.read().is_ok() {}
+        asked.end_read();
+        assert!(asked.read().is_ok() && asked.read().is_err());
+        while asked.compare(MOST_HASHES / MOST_COMPARISONS).is_ok() {}
+        assert_eq!(asked.comparisons, MOST_COMPARISONS, "no more at once");
+        asked.end_compare(MOST_HASHES / MOST_COMPARISONS);
+        assert!(asked.compare(MOST_HASHES / MOST_COMPARISONS + 1).is_err());
+        assert!(asked.compare(MOST_HASHES / MOST_COMPARISONS).is_ok());
+        assert!(asked.compare(0).is_err());
+        let mut applied = Applied::default();
+        assert!(applied.is_idle());
+        applied.receive(Seq(1)).unwrap();
+        assert!(!applied.is_idle());
+    }
 }

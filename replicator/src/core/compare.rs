@@ -75,12 +75,21 @@ mod tests {
             asked
         };
         // Written whole: after the first four, one in sixteen.
-        assert_eq!(ask(4, 0), 4);
+        assert_eq!(ask(5, 0), 4);
         assert_eq!(ask(160, 0), 10);
         // The rest is equal: that is noticed within three tries, and from then on all is compared.
         assert!(ask(48, CHUNK) > 3);
         assert_eq!(ask(100, CHUNK), 100);
         // A part is equal all the time: worth it.
         assert_eq!(ask(100, CHUNK / 4), 100);
+    }
+
+    #[test]
+    fn half_of_what_was_found_is_forgotten_above_twice_what_says_something() {
+        let mut compared = Compared::default();
+        compared.found(2 * COMPARED_BLOCKS, 0);
+        // Of all of these too few are equal; of half of the first and all of these an eighth would be.
+        compared.found(CHUNK, 160);
+        assert!(!compared.is_next_worth_it());
     }
 }

@@ -191,3 +191,38 @@ impl Mirror {
         self.on_log_emptied(out);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_extent_is_pinned_as_often_as_writes_hold_it() {
+        let run = |first, count| Run::new(kagami_bitmap::Block(first), count);
+        let (both, second) = (run(1000, 100), run(1024, 1));
+        let mut heat = Heat::default();
+        heat.pin(both);
+        heat.pin(second);
+        heat.pin(second);
+        assert_eq!(heat.pinned(), 2);
+        heat.unpin(second);
+        heat.unpin(both);
+        assert_eq!(heat.pinned(), 1);
+        assert!(heat.is_pinned(Extent(1)) && !heat.is_pinned(Extent(0)));
+        heat.unpin(second);
+        assert_eq!(heat.pinned(), 0);
+    }
+
+    #[test]
+    fn a_write_that_is_forgotten_waits_for_no_extent() {
+        let mut heat = Heat {
+            queue: [1, 2].map(WriteKey).into(),
+            cold: [3, 4].map(WriteKey).into(),
+            ..Heat::default()
+        };
+        heat.forget(WriteKey(2));
+        heat.forget(WriteKey(3));
+        assert_eq!(heat.queue, [WriteKey(1)]);
+        assert_eq!(heat.cold, [WriteKey(4)]);
+    }
+}

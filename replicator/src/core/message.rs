@@ -315,3 +315,50 @@ impl Message {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_application_waits_for_overtakes_the_resynchronisation() {
+        let (seq, offset, data) = (Seq(1), 0, Bytes::new());
+        let (result, fua, unmap, early) = (Ok(Bytes::new()), false, false, false);
+        let (id, len) = (1, 4096);
+        for message in [
+            Message::Write {
+                seq,
+                offset,
+                data: data.clone(),
+                fua,
+                early,
+            },
+            Message::Zero {
+                seq,
+                offset,
+                len: 4096,
+                unmap,
+                fua,
+            },
+            Message::Read { id, offset, len },
+            Message::ReadReply { id, result },
+        ] {
+            assert_eq!(message.class(), Class::Data, "{message:?}");
+        }
+        for message in [
+            Message::ResyncBlocks { seq, offset, data },
+            Message::Compare {
+                id,
+                offset,
+                hashes: vec![],
+            },
+            Message::Compared {
+                id,
+                result: Ok(vec![]),
+            },
+        ] {
+            assert_eq!(message.class(), Class::Resync, "{message:?}");
+        }
+        assert_eq!(Message::Received { seq }.class(), Class::Control);
+    }
+}

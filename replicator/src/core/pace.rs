@@ -456,4 +456,194 @@ mod tests {
         );
         assert_eq!(pace.admits(Time(1), 64 << 20, 0), Admission::Now);
     }
+
+    fn flow(sent: u64) -> Flow {
+        Flow { sent, in_flight: 0 }
+    }
+
+    /// In MiB/s.
+    #[test]
+    fn what_is_left_follows_from_the_latency_beside_it() {
+        let beside = |left: Option<u64>, best: u64, latency: u64, rate: u64| {
+            let pace = Pace {
+                left: left.map(|mib| mib << 20),
+                best: best << 20,
+                ..Pace::default()
+            };
+            pace.beside(latency, 800, rate << 20)
+        };
+        let mib = |mib: u64| Some(mib << 20);
+        // Too slow: in proportion, by an eighth to a half.
+        assert_eq!(beside(Some(8), 8, 1_600, 16), mib(4));
+        assert_eq!(beside(Some(8), 8, 1_280, 16), mib(5));
+        assert_eq!(beside(Some(8), 8, 801, 16), mib(7));
+        assert_eq!(beside(Some(16), 8, 80_000, 16), mib(8));
+        assert_eq!(beside(None, 8, 1_600, 16), mib(8), "of what was sent");
+        assert_eq!(beside(Some(16), 8, 1_600, 8), mib(4), "of what was sent");
+        // Never below a quarter of the best, nor below a step.
+        assert_eq!(beside(Some(8), 64, 80_000, 8), mib(16));
+        assert_eq!(beside(Some(1), 1, 80_000, 1), mib(1));
+        // Near it: as it is.
+        assert_eq!(beside(Some(8), 64, 800, 8), mib(8));
+        assert_eq!(beside(Some(8), 64, 701, 8), mib(8));
+        // Below: an eighth and a step more, up to twice the best.
+        assert_eq!(beside(Some(8), 64, 700, 8), mib(10));
+        assert_eq!(beside(Some(8), 4, 700, 8), mib(8));
+        assert_eq!(beside(Some(1), 0, 700, 8), mib(1));
+        assert_eq!(beside(None, 64, 700, 8), None);
+    }
+
+    #[test]
+    fn it_listens_before_it_shares_and_again_after_twenty_ticks_with_writes() {
+        let settings = Settings {
+            resync_latency: LatencyTarget::Percent(200),
+            resync_window: 4 << 20,
+            ..Settings::default()
+        };
+        // So many writes while it listens, each time; how often it listens.
+        for (writes, times) in [(0, 4), (24, 4), (33, 4), (34, 3), (99, 2), (100, 1)] {
+            let mut pace = Pace::default();
+            let mut now = Time(0);
+            pace.begin(now, flow(1_000), &settings);
+            let tick = |pace: &mut Pace, now: &mut Time, flow: Flow| {
+                *now = pace.next_tick();
+                pace.tick(*now, flow, &settings);
+                pace.next_tick().since(*now) / MS
+            };
+            // 20 ms of 8 MB/s, then 100 ms of 16.
+            assert_eq!(tick(&mut pace, &mut now, flow(161_000)), 100);
+            assert_eq!(pace.rate, 8_000_000);
+            pace.wrote(MS);
+            assert_eq!(tick(&mut pace, &mut now, flow(1_761_000)), 5);
+            assert_eq!((pace.rate, pace.best), (10_000_000, 10_000_000));
+            let later = Admission::At(pace.next_tick());
+            assert_eq!(pace.admits(now, 1, 0), later);
+            let draining = Flow {
+                sent: 1_761_000,
+                in_flight: 1,
+            };
+            assert_eq!(tick(&mut pace, &mut now, draining), 5);
+            let sent = flow(1_761_000);
+            assert_eq!(tick(&mut pace, &mut now, sent), 10);
+            pace.wrote(MS);
+            assert_eq!(tick(&mut pace, &mut now, sent), 30);
+            for nth in 1..=times {
+                (0..writes).for_each(|_| pace.wrote(MS));
+                let last = nth == times;
+                let expected = if last { 100 } else { 30 };
+                assert_eq!(tick(&mut pace, &mut now, sent), expected, "{writes}, {nth}");
+            }
+            let heard = (writes > 0).then_some(2_500_000);
+            assert_eq!((pace.left, pace.bound), (heard, heard));
+            let mut at = 1_761_000;
+            let ticks = if writes > 0 { 20 } else { 0 };
+            for _ in 0..ticks {
+                pace.wrote(MS);
+                at += 250_000;
+                assert_eq!(tick(&mut pace, &mut now, flow(at)), 100);
+            }
+            if writes > 0 {
+                assert!(pace.left > Some(2_500_000), "it grows: 1 ms is bearable");
+            }
+            pace.wrote(MS);
+            assert_eq!(tick(&mut pace, &mut now, flow(at)), 5);
+        }
+    }
+
+    #[test]
+    fn what_is_left_beside_writes_is_what_the_operator_bears() {
+        for (target, slow) in [
+            (LatencyTarget::Percent(200), false),
+            (LatencyTarget::Percent(110), true),
+            (LatencyTarget::Nanoseconds(4 * MS), false),
+            (LatencyTarget::Nanoseconds(MS), true),
+        ] {
+            let settings = Settings {
+                resync_latency: target,
+                ..Settings::default()
+            };
+            let mut pace = Pace {
+                breath: Breath::Sending(3),
+                left: Some(8 << 20),
+                best: 16 << 20,
+                ..Pace::default()
+            };
+            for nth in 0..100 {
+                // One in fifty is slower; what is compared is what one in a hundred exceeds.
+                let ns = if nth % 50 == 7 { 2 * MS } else { MS };
+                pace.alone.add(ns);
+                pace.wrote(ns + ns / 2);
+            }
+            pace.tick(Time(100 * MS), flow(800_000), &settings);
+            assert_eq!(pace.left < Some(8 << 20), slow, "{target:?}");
+            assert_eq!(pace.breath, Breath::Sending(4));
+        }
+    }
+
+    #[test]
+    fn without_writes_what_is_left_doubles_until_it_is_no_bound() {
+        let settings = Settings::default();
+        let mut pace = Pace {
+            breath: Breath::Sending(3),
+            left: Some(2 << 20),
+            best: 4 << 20,
+            ..Pace::default()
+        };
+        pace.tick(Time(100 * MS), flow(0), &settings);
+        assert_eq!(
+            (pace.left, pace.breath),
+            (Some(4 << 20), Breath::Sending(3))
+        );
+        pace.tick(Time(200 * MS), flow(0), &settings);
+        assert_eq!((pace.left, pace.breath), (None, Breath::New));
+    }
+
+    #[test]
+    fn the_window_and_the_bound_admit_to_the_byte() {
+        let mut settings = Settings {
+            resync_window: 4 << 20,
+            ..Settings::default()
+        };
+        let mut pace = Pace::default();
+        pace.begin(Time(0), flow(0), &settings);
+        // Half the operator's window at first, and a chunk in any case.
+        let half = 2 << 20;
+        assert_eq!(pace.admits(Time(0), half - 1, 1), Admission::Now);
+        assert_eq!(pace.admits(Time(0), half, 1), Admission::WhenLess);
+        assert_eq!(pace.admits(Time(0), 9 * half, 0), Admission::Now);
+        // A millisecond of what is left is in flight at most.
+        pace.left = Some(1_000_000_000);
+        pace.set_bound(&settings);
+        let now = Time(1_000 * MS);
+        assert_eq!(pace.admits(now, 1_000_000, 1), Admission::WhenLess);
+        assert_eq!(pace.admits(now, 999_999, 1), Admission::Now);
+        assert_eq!(pace.admits(now, 1, 0), Admission::Now);
+        assert_eq!(pace.admits(now, 1, 0), Admission::At(now.after_ms(1)));
+        // A millisecond of the bound goes at once; what is owed is waited for.
+        settings.resync_max_rate = Some(1_000_000);
+        pace.begin(now, flow(0), &settings);
+        let after = |ms: u64| Admission::At(now.after_ms(ms));
+        assert_eq!(pace.admits(now, 65_536, 0), after(1));
+        let part = |ns: u64| Time(now.0 + ns);
+        assert_eq!(
+            pace.admits(part(500), 65_536, 0),
+            Admission::At(part(500).after_ms(1))
+        );
+        assert_eq!(pace.admits(part(1_000), 66_000, 0), Admission::Now);
+        // 65,999 bytes and one more, at a byte for each microsecond.
+        let paid = part(1_000).after_ms(66);
+        assert_eq!(pace.admits(part(1_000), 1, 0), Admission::At(paid));
+        let later = paid;
+        assert_eq!(pace.admits(later, 1_000_000, 0), Admission::Now);
+        assert_eq!(pace.admits(later, 1, 0), Admission::At(later.after_ms(100)));
+    }
+
+    #[test]
+    fn what_one_in_so_many_exceeds_is_counted_from_the_slowest() {
+        let mut latencies = Latencies::default();
+        (10..20).for_each(|octave| latencies.add(1 << octave));
+        // Five of ten are slower than 2^15 to 2^15 and a quarter.
+        assert_eq!(latencies.slow(2), 5 << 13);
+        assert_eq!(latencies.slow(10), 5 << 17);
+    }
 }

@@ -96,3 +96,45 @@ impl Timers {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_is_set_kept_or_moved_to_an_earlier_time() {
+        let mut timers = Timers::default();
+        let due = |timers: &Timers| timers.at[Timer::Resync as usize];
+        timers.set_once(Timer::Resync, Time(5));
+        timers.set_once(Timer::Resync, Time(4));
+        assert_eq!(due(&timers), Some(Time(5)));
+        timers.set_by(Timer::Resync, Time(6));
+        assert_eq!(due(&timers), Some(Time(5)));
+        timers.set_by(Timer::Resync, Time(3));
+        assert_eq!(due(&timers), Some(Time(3)));
+        timers.set(Timer::Resync, Time(9));
+        assert_eq!(due(&timers), Some(Time(9)));
+        timers.clear(Timer::Resync);
+        assert_eq!(due(&timers), None);
+        timers.set_by(Timer::Resync, Time(6));
+        assert_eq!(due(&timers), Some(Time(6)));
+    }
+
+    #[test]
+    fn what_is_due_is_taken_once_in_its_order_and_the_shell_told_of_each_change() {
+        let mut timers = Timers::default();
+        timers.set(Timer::Resync, Time(5));
+        timers.set(Timer::Ping, Time(6));
+        assert_eq!(timers.changed(), Some(Some(Time(5))));
+        assert_eq!(timers.changed(), None);
+        assert_eq!(timers.first_due(Time(4)), None);
+        assert_eq!(timers.first_due(Time(5)), Some(Timer::Resync));
+        assert_eq!(timers.first_due(Time(6)), Some(Timer::Ping));
+        assert!(!timers.take_due(Timer::Ping, Time(5)));
+        assert!(timers.take_due(Timer::Ping, Time(6)));
+        assert!(!timers.take_due(Timer::Ping, Time(6)));
+        assert_eq!(timers.changed(), None, "the first is as it was");
+        timers.clear(Timer::Resync);
+        assert_eq!(timers.changed(), Some(None));
+    }
+}

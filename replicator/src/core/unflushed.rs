@@ -183,4 +183,51 @@ mod tests {
         assert_eq!(bitmap.count(), 3);
         assert!(unflushed.is_empty());
     }
+
+    #[test]
+    fn a_flush_that_comes_to_nothing_has_flushed_nothing() {
+        let (first, second) = (Run::new(Block(0), 4), Run::new(Block(2000), 1));
+        let mut unflushed = Unflushed::default();
+        unflushed.write(first);
+        unflushed.begin_flush(std::iter::empty());
+        unflushed.write(second);
+        unflushed.cancel_flush();
+        assert!(unflushed.any(first) && unflushed.any(second));
+        // The next one covers all of it.
+        unflushed.begin_flush(std::iter::empty());
+        let mut covered = Vec::new();
+        unflushed.end_flush(|extent, words| covered.push((extent, words.map(u64::count_ones))));
+        covered.sort_unstable_by_key(|(extent, _)| *extent);
+        let ones: Vec<_> = covered
+            .iter()
+            .map(|(_, ones)| ones.iter().sum::<u32>())
+            .collect();
+        assert_eq!(ones, [4, 1]);
+        assert!(unflushed.is_empty());
+    }
+
+    #[test]
+    fn of_a_word_only_what_is_in_flight_stays_out_of_the_flush() {
+        let block = |at| Run::new(Block(at), 1);
+        let mut unflushed = Unflushed::default();
+        unflushed.write(Run::new(Block(0), 4));
+        unflushed.begin_flush(std::iter::once(block(1)));
+        unflushed.end_flush(|_, words| assert_eq!(words[0], 0b1101));
+        let left: Vec<_> = (0..6).filter(|at| unflushed.any(block(*at))).collect();
+        assert_eq!(left, [1]);
+    }
+
+    #[test]
+    fn what_is_written_again_during_a_flush_is_unflushed_once() {
+        let run = Run::new(Block(1024), 3);
+        let mut unflushed = Unflushed::default();
+        unflushed.write(run);
+        unflushed.begin_flush(std::iter::empty());
+        unflushed.write(run);
+        assert!(unflushed.any(run));
+        assert!(!unflushed.is_within(&Unflushed::default()));
+        assert!(unflushed.touches(Extent(1)) && !unflushed.touches(Extent(0)));
+        unflushed.write(Run::new(Block(5000), 2000));
+        assert_eq!(unflushed.extents(), 4);
+    }
 }

@@ -15,11 +15,12 @@ mod schema;
 
 use compile::Out;
 use list::Mutant;
-use run::{Results, Step, Trials, Verdict};
+use run::{ALL, Results, Step, Trials, Verdict};
 
-const USAGE: &str = "kagami-mutants FOLDER [--shard K/N] [--jobs J] [--seeds S] [--again] [--only TEXT]
+const USAGE: &str = "kagami-mutants FOLDER [--shard K/N] [--jobs J] [--seeds S] [--until STEP] [--again] [--only TEXT]
 
   FOLDER   has list.json; gets the copy and the results, and what it has is not tried again
+  --until  the last step, such as directed; what all of them let through goes on there in a later run
   --again  tries once more what survived
   --only   of those whose name has TEXT
 
@@ -129,6 +130,7 @@ struct Options {
     shard: (usize, usize),
     jobs: usize,
     seeds: Option<u32>,
+    until: Option<String>,
     again: bool,
     only: String,
 }
@@ -139,6 +141,7 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Option<Options> {
         shard: (0, 1),
         jobs: 1,
         seeds: None,
+        until: None,
         again: false,
         only: String::new(),
     };
@@ -156,6 +159,7 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Option<Options> {
             }
             "--jobs" => options.jobs = arguments.next()?.parse().ok().filter(|jobs| *jobs > 0)?,
             "--seeds" => options.seeds = Some(arguments.next()?.parse().ok()?),
+            "--until" => options.until = Some(arguments.next()?),
             "--again" => options.again = true,
             "--only" => options.only = arguments.next()?,
             _ => return None,
@@ -199,8 +203,19 @@ fn go(options: &Options) -> Result<bool, String> {
             mutant.name
         ));
     }
+    let until = |part: usize| match &options.until {
+        None => Some(PARTS[part].steps.len()),
+        Some(last) => step_at(part, last).map(|at| at + 1),
+    };
     let copy = folder.join("copy");
     let parts: BTreeSet<usize> = mutants.iter().filter_map(part_of).collect();
+    if let (Some(last), Some(part)) = (
+        &options.until,
+        parts.iter().find(|part| until(**part).is_none()),
+    ) {
+        let names: Vec<_> = PARTS[*part].steps.iter().map(|step| step.name).collect();
+        return Err(format!("no step {last}; there are: {}", names.join(", ")));
+    }
     let builds: Vec<_> = parts
         .iter()
         .flat_map(|part| PARTS[*part].builds)
@@ -221,9 +236,18 @@ fn go(options: &Options) -> Result<bool, String> {
     let to_try: Vec<&Mutant> = of_shard
         .iter()
         .copied()
-        .filter(|mutant| match results.have.get(&mutant.name) {
-            None => true,
-            Some((verdict, _)) => options.again && *verdict == Verdict::Survived,
+        .filter(|mutant| {
+            match results
+                .have
+                .get(&mutant.name)
+                .map(|(verdict, step)| (*verdict, step.as_str()))
+            {
+                None => true,
+                Some((Verdict::Survived, ALL)) => options.again,
+                Some((Verdict::Survived, step)) => part_of(mutant)
+                    .is_some_and(|part| step_at(part, step).map(|at| at + 1) < until(part)),
+                Some(_) => false,
+            }
         })
         .collect();
     eprintln!(
@@ -231,6 +255,7 @@ fn go(options: &Options) -> Result<bool, String> {
         to_try.len(),
         of_shard.len() - to_try.len()
     );
+    let mut unmet = Vec::new();
     for part in parts {
         let of_part: Vec<_> = to_try
             .iter()
@@ -238,11 +263,30 @@ fn go(options: &Options) -> Result<bool, String> {
             .filter(|mutant| part_of(mutant) == Some(part))
             .collect();
         if !of_part.is_empty() {
-            let trials = Trials::measure(PARTS[part].steps, &built.programs, &copy, options.seeds)?;
+            let count = until(part).unwrap_or_default();
+            let trials = Trials::measure(
+                PARTS[part].steps,
+                &built.programs,
+                &copy,
+                options.seeds,
+                count,
+            )?;
+            unmet.extend(
+                of_part
+                    .iter()
+                    .filter(|mutant| !trials.is_met(mutant.number))
+                    .map(|mutant| format!("{}\n", mutant.name)),
+            );
             results.go_on(&trials, &of_part, options.jobs)?;
         }
     }
+    write(&folder.join("unmet.txt"), &unmet)?;
     tell(&folder, &of_shard, &results, &reasons)
+}
+
+/// Which of a part's steps has this name.
+fn step_at(part: usize, name: &str) -> Option<usize> {
+    PARTS[part].steps.iter().position(|step| step.name == name)
 }
 
 fn read(path: &Path) -> Result<String, String> {
@@ -341,8 +385,9 @@ fn tell(
     reasons: &BTreeMap<String, String>,
 ) -> Result<bool, String> {
     let mut by_step: BTreeMap<&str, usize> = BTreeMap::new();
-    let mut of_file: BTreeMap<&str, [usize; 4]> = BTreeMap::new();
-    let (mut survived, mut timeout, mut explained) = (Vec::new(), Vec::new(), 0);
+    let mut of_file: BTreeMap<&str, [usize; 5]> = BTreeMap::new();
+    let (mut survived, mut so_far, mut timeout) = (Vec::new(), Vec::new(), Vec::new());
+    let mut explained = 0;
     let mut caught_after_all = BTreeSet::new();
     for mutant in mutants {
         let Some((verdict, step)) = results.have.get(&mutant.name) else {
@@ -363,6 +408,10 @@ fn tell(
                 counts[2] += 1;
                 explained += 1;
             }
+            Verdict::Survived if step != ALL => {
+                counts[4] += 1;
+                so_far.push(format!("{}\t{step}\n", mutant.name));
+            }
             Verdict::Survived => {
                 counts[3] += 1;
                 survived.push(format!("{}\n", mutant.name));
@@ -375,9 +424,9 @@ fn tell(
     for (step, count) in by_step {
         println!("caught by {step}: {count}");
     }
-    println!("caught, out of time, survived with a reason, survived:");
-    for (file, [caught, timeout, explained, survived]) in of_file {
-        println!("  {file}: {caught}, {timeout}, {explained}, {survived}");
+    println!("caught, out of time, survived with a reason, survived, let through so far:");
+    for (file, [caught, timeout, explained, survived, so_far]) in of_file {
+        println!("  {file}: {caught}, {timeout}, {explained}, {survived}, {so_far}");
     }
     for name in caught_after_all {
         println!("has a reason, and was caught: {name}");
@@ -387,6 +436,13 @@ fn tell(
         timeout.len(),
         survived.len()
     );
+    if !so_far.is_empty() {
+        println!(
+            "{} let through so far (so-far.txt): steps are left",
+            so_far.len()
+        );
+    }
+    write(&folder.join("so-far.txt"), &so_far)?;
     write(&folder.join("timeout.txt"), &timeout)?;
     write(&folder.join("survived.txt"), &survived)?;
     for name in &survived {

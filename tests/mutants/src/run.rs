@@ -1,6 +1,6 @@
 //! Each mutant in processes of its own: one test program after the other until one fails.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -59,57 +59,107 @@ impl Verdict {
 
 /// The test programs with how long they may take.
 pub struct Trials {
-    steps: Vec<(Step, PathBuf, Duration)>,
+    steps: Vec<Ready>,
     copy: PathBuf,
     seeds: Option<u32>,
+    /// What a mutant that all of these let through has in the results.
+    last: &'static str,
 }
 
+/// A step that was run without a mutant.
+struct Ready {
+    step: Step,
+    program: PathBuf,
+    limit: Duration,
+    /// The mutants whose place it comes to. Another one it can't notice.
+    meets: BTreeSet<u32>,
+}
+
+/// The step of a mutant that all of them let through.
+pub const ALL: &str = "-";
+
 impl Trials {
-    /// Runs each step without a mutant, which it has to pass, to know how long it takes.
+    /// Runs each step without a mutant, which it has to pass, to know how long it takes and which mutants it meets.
+    /// The first `count` of them.
     pub fn measure(
         steps: &[Step],
         programs: &BTreeMap<(String, String), PathBuf>,
         copy: &Path,
         seeds: Option<u32>,
+        count: usize,
     ) -> Result<Trials, String> {
+        let met = copy.with_extension("met");
         let mut trials = Trials {
             steps: Vec::new(),
             copy: copy.to_owned(),
             seeds,
+            last: steps[..count].last().map_or(ALL, |last| last.name),
         };
-        for step in steps {
+        if count == steps.len() {
+            trials.last = ALL;
+        }
+        for step in &steps[..count] {
             let key = (step.package.to_owned(), step.program.to_owned());
             let program = programs
                 .get(&key)
                 .ok_or_else(|| format!("{key:?} has not been built"))?;
+            std::fs::write(&met, "").map_err(|e| format!("{}: {e}", met.display()))?;
             let began = Instant::now();
-            let verdict = trials.run(step, program, 0, Duration::from_mins(10))?;
+            let verdict = trials.run(step, program, 0, Duration::from_mins(10), Some(&met))?;
             let took = began.elapsed();
             if verdict != Verdict::Survived {
                 return Err(format!("{} fails without a mutant", step.name));
             }
             // What loops is told from what has to share its processors.
             let limit = Duration::from_secs(5) + took * 8;
+            let meets: BTreeSet<u32> = std::fs::read_to_string(&met)
+                .map_err(|e| format!("{}: {e}", met.display()))?
+                .lines()
+                .filter_map(|number| number.parse().ok())
+                .collect();
             eprintln!(
-                "{}: {:.2} s, at most {} s",
+                "{}: {:.2} s, at most {} s; meets {}",
                 step.name,
                 took.as_secs_f64(),
-                limit.as_secs()
+                limit.as_secs(),
+                meets.len()
             );
-            trials.steps.push((*step, program.clone(), limit));
+            trials.steps.push(Ready {
+                step: *step,
+                program: program.clone(),
+                limit,
+                meets,
+            });
         }
         Ok(trials)
     }
 
-    /// Tries one mutant. Gives the step that noticed it.
-    pub fn try_one(&self, number: u32) -> Result<(Verdict, &'static str), String> {
-        for (step, program, limit) in &self.steps {
-            let verdict = self.run(step, program, number, *limit)?;
+    /// Whether any step comes to the mutant's place.
+    pub fn is_met(&self, number: u32) -> bool {
+        self.steps.iter().any(|ready| ready.meets.contains(&number))
+    }
+
+    /// Tries one mutant with the steps behind the one named `after`, or with all. Gives the step that noticed it, or the last
+    /// one that let it through.
+    pub fn try_one(
+        &self,
+        number: u32,
+        after: Option<&str>,
+    ) -> Result<(Verdict, &'static str), String> {
+        let done = self
+            .steps
+            .iter()
+            .position(|ready| Some(ready.step.name) == after);
+        for ready in &self.steps[done.map_or(0, |done| done + 1)..] {
+            if !ready.meets.contains(&number) {
+                continue;
+            }
+            let verdict = self.run(&ready.step, &ready.program, number, ready.limit, None)?;
             if verdict != Verdict::Survived {
-                return Ok((verdict, step.name));
+                return Ok((verdict, ready.step.name));
             }
         }
-        Ok((Verdict::Survived, "-"))
+        Ok((Verdict::Survived, self.last))
     }
 
     fn run(
@@ -118,6 +168,7 @@ impl Trials {
         program: &Path,
         number: u32,
         limit: Duration,
+        met: Option<&Path>,
     ) -> Result<Verdict, String> {
         let mut command = Command::new("sh");
         command
@@ -137,6 +188,9 @@ impl Trials {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null());
+        if let Some(met) = met {
+            command.env("KAGAMI_MUTANTS_MET", met);
+        }
         if let Some(seeds) = step.seeds {
             let seeds = self.seeds.filter(|_| seeds >= 100).unwrap_or(seeds);
             command.env("KAGAMI_SEEDS", seeds.to_string());
@@ -211,6 +265,7 @@ impl Results {
         mutants: &[&Mutant],
         jobs: usize,
     ) -> Result<(), String> {
+        let have = self.have.clone();
         let queue = Mutex::new(mutants.iter());
         let done = Mutex::new(Vec::new());
         let began = Instant::now();
@@ -221,8 +276,9 @@ impl Results {
                 let Some(mutant) = next else {
                     return Ok(());
                 };
+                let after = have.get(&mutant.name).map(|(_, step)| step.as_str());
                 let began_this = Instant::now();
-                let (verdict, step) = trials.try_one(mutant.number)?;
+                let (verdict, step) = trials.try_one(mutant.number, after)?;
                 let line = format!(
                     "{}\t{step}\t{}\t{}\n",
                     verdict.word(),
