@@ -403,6 +403,55 @@ fn alerts_are_filtered_and_followed() {
     );
 }
 
+/// A second mirror in a group is no fault, and neither does it keep a manager from its work: it is told.
+#[test]
+fn mirrors_that_do_not_decide_together_are_told() {
+    let node = Node::without_daemon();
+    let own = std::fs::read_to_string(node.file()).unwrap();
+    let arbiter = format!(
+        "\n[arbiter.gamma]\naddresses = [\"10.0.0.3:7790\"]\nfingerprints = [\"sha256:{}\"]\n",
+        "22".repeat(32)
+    );
+    let mirror = |name: &str, digit: &str, more: &str| {
+        let store = node.folder.path().join(name).display().to_string();
+        format!(
+            "\n[mirror.{name}]\nuuid = \"{}\"\nsize = \"16M\"\nbacking = \"{store}\"\nmetadata = \"{store}-meta\"\n\
+             solo = \"arbiter\"\narbiter = \"gamma\"\n{more}",
+            digit.repeat(32)
+        )
+    };
+    let write = |more: &str| {
+        let mirrors = mirror("first", "1", "") + &mirror("later", "2", more);
+        std::fs::write(node.file(), format!("{own}{arbiter}{mirrors}")).unwrap();
+    };
+    let group = |name: &str| {
+        format!(
+            "\n[group.two.resource.{name}]\ntype = \"mirror\"\nmirror = \"{name}\"\nmount = \"/srv/{name}\"\n"
+        )
+    };
+    let groups = "\n[group.two]\nnodes = [\"alpha\", \"beta\"]\n".to_owned();
+    let text = format!("{CLUSTER}{groups}{}{}", group("first"), group("later"));
+    std::fs::write(node.folder.path().join("cluster.toml"), text).unwrap();
+    write("");
+    let ended = node.run(&["cluster", "check"]);
+    assert_eq!(ended.code, 0, "{ended:?}");
+    for words in [
+        "warning: [group.two] on node alpha, mirror later does not follow mirror first",
+        "next: write follows = \"first\" into [mirror.later]",
+    ] {
+        assert!(ended.out.contains(words), "{ended:?}");
+    }
+    let ended = node.run(&["cluster", "check", "--json"]);
+    let said: serde_json::Value = serde_json::from_str(&ended.out).unwrap();
+    assert_eq!(said["warnings"][0]["table"], "group.two", "{said}");
+    write("follows = \"first\"\n");
+    let ended = node.run(&["cluster", "check"]);
+    assert!(
+        ended.code == 0 && !ended.out.contains("warning"),
+        "{ended:?}"
+    );
+}
+
 #[test]
 fn a_configuration_is_checked_against_this_node() {
     let node = Node::without_daemon();

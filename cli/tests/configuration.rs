@@ -447,3 +447,70 @@ fn a_missing_file_says_what_writes_one() {
         "/nowhere/k.toml: there is no such file\n  next: `kagami init NAME --size 20G` writes one; --config or KAGAMI_CONFIG names another"
     );
 }
+
+/// The good file with a second mirror that has these lines beside what it must have.
+fn second(more: &str) -> String {
+    let section = "[mirror.second]\nuuid = \"0123456789abcdeffedcba9876543210\"\nsize = \"20G\"\n\
+         backing = \"/dev/vg0/second\"\nmetadata = \"/dev/vg0/second-meta\"\npeer = \"beta\"\n";
+    format!("{GOOD}{section}{more}")
+}
+
+const ASKS: &str = "solo = \"arbiter\"\narbiter = \"witness1\"\n";
+
+#[test]
+fn a_mirror_follows_the_first_of_its_group() {
+    let config = parse(&second(&format!("{ASKS}follows = \"pg\"\n"))).unwrap();
+    let names = |mirror: &str| {
+        let mirror = config.mirror(mirror).unwrap();
+        let all = config.together(mirror).map(|one| one.name.as_str());
+        all.collect::<Vec<_>>()
+    };
+    assert_eq!(names("pg"), ["pg", "second"]);
+    assert_eq!(names("second"), ["pg", "second"]);
+
+    let refused = |text: &str, expected: &str| {
+        assert_eq!(parse(text).expect_err(text), expected, "\n---\n{text}");
+    };
+    let follows = |named: &str| second(&format!("{ASKS}follows = \"{named}\"\n"));
+    refused(
+        &follows("second"),
+        "k.toml:37: [mirror.second] follows: it names the mirror itself\n  next: name the first mirror of the group; that one follows none",
+    );
+    refused(
+        &follows("pq"),
+        "k.toml:37: [mirror.second] follows: there is no [mirror.pq]\n  next: did you mean \"pg\"?",
+    );
+    refused(
+        &follows("elsewhere"),
+        "k.toml:37: [mirror.second] follows: there is no [mirror.elsewhere]\n  next: name the first mirror of the group; that one follows none, or take `follows` out",
+    );
+    refused(
+        &follows("pg").replacen("protocol = ", "follows = \"second\"\nprotocol = ", 1),
+        "k.toml:11: [mirror.pg] follows: mirror second follows pg: one of both decides first\n  next: take `follows` out of the group's first mirror\n\
+         k.toml:38: [mirror.second] follows: mirror pg follows second: one of both decides first\n  next: take `follows` out of the group's first mirror",
+    );
+    refused(
+        &second("follows = \"pg\"\n"),
+        "k.toml:35: [mirror.second] follows: mirror second asks no arbiter before it goes on alone\n  next: write solo = \"arbiter\" into [mirror.second], or take `follows` out",
+    );
+    refused(
+        &follows("pg").replacen("solo = \"arbiter\"", "solo = \"always\"", 1),
+        "k.toml:37: [mirror.second] follows: mirror pg asks no arbiter before it goes on alone\n  next: write solo = \"arbiter\" into [mirror.pg], or take `follows` out",
+    );
+    let other = "[arbiter.kv]\nkind = \"etcd\"\nendpoints = [\"http://10.0.0.4:2379\"]\n";
+    let at_another = "solo = \"arbiter\"\narbiter = \"kv\"\nfollows = \"pg\"\n";
+    refused(
+        &format!("{}{other}", second(at_another)),
+        "k.toml:37: [mirror.second] follows: its arbiter is \"kv\", and that of mirror pg is \"witness1\"\n  next: give both the same, at once: `kagami arbiter use witness1 --mirror pg --mirror second`",
+    );
+    // No chains: the third names the first.
+    let third = second(&format!("{ASKS}follows = \"pg\"\n"))
+        + &second(&format!("{ASKS}follows = \"second\"\n"))[GOOD.len()..]
+            .replace("second]", "third]")
+            .replace("0123456789abcdef", "1123456789abcdef")
+            .replace("vg0/second", "vg0/third");
+    refused(
+        &third,
+        "k.toml:46: [mirror.third] follows: mirror second follows pg itself\n  next: name that one: follows = \"pg\"",
+    );
+}

@@ -64,6 +64,8 @@ fn well() -> MirrorReport {
         protocol: "C".to_owned(),
         solo: "never".to_owned(),
         arbiter: None,
+        follows: None,
+        held_back: None,
         fault: None,
         disk_fault: None,
         load: None,

@@ -184,6 +184,16 @@ async fn may_decide(
                 context.file.display()
             )));
         };
+        let others = config
+            .together(found)
+            .filter(|one| one.arbiter.as_deref() != Some(name) && !mirrors.contains(&one.name));
+        let others: Vec<_> = others.map(|one| format!("--mirror {}", one.name)).collect();
+        if !others.is_empty() {
+            return Err(Failure::refused(format!(
+                "mirror {mirror}: arbiter not changed: mirrors of which one follows the other ask the same one\n  next: add {}",
+                others.join(" ")
+            )));
+        }
         if let Some(old) = found.arbiter.as_ref().filter(|old| **old != name) {
             may_replace(context, config, mirror, old, replace).await?;
         }

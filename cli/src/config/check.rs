@@ -18,6 +18,7 @@ pub fn check(config: &Config) -> Vec<Fault> {
     references(config, &mut faults);
     arbiter::check(config, &mut faults);
     solo(config, &mut faults);
+    follows(config, &mut faults);
     stores(config, &mut faults);
     sockets(config, &mut faults);
     threads(config, &mut faults);
@@ -137,6 +138,76 @@ fn solo(config: &Config, faults: &mut Vec<Fault>) {
                 ),
                 next,
             ));
+        }
+    }
+}
+
+/// A mirror follows another one that follows nobody, and both ask the same arbiter.
+fn follows(config: &Config, faults: &mut Vec<Fault>) {
+    for mirror in &config.mirrors {
+        let Some(named) = &mirror.follows else {
+            continue;
+        };
+        let name = &mirror.name;
+        let mut fault = |what: String, next: String| {
+            faults.push(Fault::at(
+                config.sheet.line(Section::Mirror, name, "follows"),
+                format!("[mirror.{name}] follows: {what}"),
+                next,
+            ));
+        };
+        let first = "name the first mirror of the group; that one follows none";
+        if named == name {
+            fault("it names the mirror itself".to_owned(), first.to_owned());
+            continue;
+        }
+        let Some(leader) = config.mirror(named) else {
+            let others = config.mirrors.iter().map(|one| one.name.as_str());
+            let near = keys::nearest(named, others.filter(|other| other != name));
+            let next = near.map_or_else(
+                || format!("{first}, or take `follows` out"),
+                |near| format!("did you mean \"{near}\"?"),
+            );
+            fault(format!("there is no [mirror.{named}]"), next);
+            continue;
+        };
+        match &leader.follows {
+            Some(back) if back == name => fault(
+                format!("mirror {named} follows {name}: one of both decides first"),
+                "take `follows` out of the group's first mirror".to_owned(),
+            ),
+            Some(its) => fault(
+                format!("mirror {named} follows {its} itself"),
+                format!("name that one: follows = \"{its}\""),
+            ),
+            None => {}
+        }
+        if let Some(one) = [mirror, leader]
+            .into_iter()
+            .find(|m| m.solo != Solo::Arbiter)
+        {
+            fault(
+                format!(
+                    "mirror {} asks no arbiter before it goes on alone",
+                    one.name
+                ),
+                format!(
+                    "write solo = \"arbiter\" into [mirror.{}], or take `follows` out",
+                    one.name
+                ),
+            );
+        } else if mirror.arbiter != leader.arbiter {
+            let of = |mirror: &super::Mirror| mirror.arbiter.clone().unwrap_or_default();
+            let its = of(leader);
+            fault(
+                format!(
+                    "its arbiter is \"{}\", and that of mirror {named} is \"{its}\"",
+                    of(mirror)
+                ),
+                format!(
+                    "give both the same, at once: `kagami arbiter use {its} --mirror {named} --mirror {name}`"
+                ),
+            );
         }
     }
 }

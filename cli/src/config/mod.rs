@@ -102,6 +102,8 @@ pub struct Mirror {
     pub peer: Option<String>,
     /// The NAME of an `[arbiter.NAME]`.
     pub arbiter: Option<String>,
+    /// The NAME of the `[mirror.NAME]` whose decision it follows.
+    pub follows: Option<String>,
     /// The data-plane thread, from 0.
     pub thread: usize,
     /// 512 or 4096.
@@ -297,6 +299,15 @@ impl Config {
         self.mirrors.iter().find(|mirror| mirror.name == name)
     }
 
+    /// The mirrors that decide together with this one, itself among them: the one that is followed first.
+    pub fn together<'c>(&'c self, mirror: &'c Mirror) -> impl Iterator<Item = &'c Mirror> {
+        let leader = mirror.follows.as_ref().unwrap_or(&mirror.name);
+        let leads = |one: &&Mirror| one.name == *leader;
+        let follows = |one: &&Mirror| one.follows.as_ref() == Some(leader);
+        let all = self.mirrors.iter();
+        all.clone().filter(leads).chain(all.filter(follows))
+    }
+
     /// The peer of that name.
     pub fn peer(&self, name: &str) -> Option<&Peer> {
         self.peers.iter().find(|peer| peer.name == name)
@@ -455,6 +466,7 @@ impl Mirror {
             },
             peer: fields.text("peer"),
             arbiter: fields.text("arbiter"),
+            follows: fields.text("follows"),
             thread: fields.number("thread") as usize,
             logical_block: if fields.the_text("logical-block") == "4096" {
                 4096

@@ -251,6 +251,12 @@ pub struct MirrorReport {
     pub solo: String,
     /// Who decides.
     pub arbiter: Option<String>,
+    /// The mirror whose decision it follows.
+    #[serde(default)]
+    pub follows: Option<String>,
+    /// Why the arbiter is not asked whether this copy may go on alone.
+    #[serde(default)]
+    pub held_back: Option<String>,
     /// Why the stores could not be opened.
     pub fault: Option<String>,
     /// Why this copy has no disk; the other node's copy is used.

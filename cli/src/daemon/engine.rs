@@ -141,6 +141,8 @@ pub struct MirrorStatus {
     pub core: Result<Status, String>,
     /// Why this copy has no disk, if it has none.
     pub disk_fault: Option<String>,
+    /// Why its question to go alone is not put to the arbiter.
+    pub held_back: Option<String>,
     /// The peer's address that the session uses.
     pub peer_address: Option<String>,
     /// The protocol version that both speak.

@@ -18,6 +18,7 @@ use kagami_nbd_server::{
 };
 use kagami_replicator::core::event::{Command, Refusal, Reply};
 use kagami_replicator::core::state::{Connection, NodeId};
+use kagami_replicator::shell::arbiter::together::Follow;
 use kagami_replicator::shell::boot::Boot;
 use kagami_replicator::shell::engine::{
     ArbiterConfig, DEFAULT_FENCE_WAIT, Engine as Shell, EngineConfig, MirrorConfig, PeerEvent,
@@ -104,6 +105,7 @@ impl Mirrors {
         tokio::spawn(forward(shell.events(), events.clone()));
         let attachments = attachments(config, &shell);
         let mut refused = BTreeMap::new();
+        shell.set_follows(&follows(config));
         devices_appear(config, service).await;
         for mirror in &config.mirrors {
             let peer = mirror.peer.as_deref().and_then(|name| config.peer(name));
@@ -238,6 +240,7 @@ impl Engine for Mirrors {
 
     async fn relink(&self, config: &Config) {
         self.inner.shell.set_peers(&peers(config).await);
+        self.inner.shell.set_follows(&follows(config));
         for mirror in &config.mirrors {
             if self.inner.refused.contains_key(&mirror.name) {
                 continue;
@@ -260,6 +263,7 @@ impl Engine for Mirrors {
                 name: status.name.to_string(),
                 device,
                 disk_fault: status.diskless.clone(),
+                held_back: status.held_back.clone(),
                 peer_address: status.link.as_ref().map(|link| link.address.to_string()),
                 link_version: status.link.as_ref().map(|link| link.version),
                 served_at: served_at.unwrap_or_default(),
@@ -274,6 +278,7 @@ impl Engine for Mirrors {
             name: name.clone(),
             core: Err(why.clone()),
             disk_fault: None,
+            held_back: None,
             peer_address: None,
             link_version: None,
             served_at: Vec::new(),
@@ -445,6 +450,20 @@ pub fn fingerprints(texts: &[String]) -> Vec<Fingerprint> {
                 .expect("the reader of the configuration checked it")
         })
         .collect()
+}
+
+/// The mirrors that follow others.
+fn follows(config: &Config) -> Vec<Follow> {
+    let of = |mirror: &config::Mirror| {
+        let leader = config.mirror(mirror.follows.as_ref()?)?;
+        Some(Follow {
+            mirror: mirror.name.clone(),
+            id: u128::from_be_bytes(mirror.uuid),
+            leader: leader.name.clone(),
+            leader_id: u128::from_be_bytes(leader.uuid),
+        })
+    };
+    config.mirrors.iter().filter_map(of).collect()
 }
 
 async fn arbiter(config: &Config, mirror: &config::Mirror) -> ArbiterConfig {

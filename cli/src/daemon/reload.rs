@@ -129,7 +129,7 @@ pub async fn reload<E: Engine>(
                     None => next.sheet.copy_section(&new.sheet, section, name),
                 }
                 relinks |= matches!(section, Section::Peer | Section::Arbiter)
-                    || matches!(key, Some("peer" | "arbiter"));
+                    || matches!(key, Some("peer" | "arbiter" | "follows"));
                 done.applied.push(difference.words);
             }
             (Change::Never, _) => done.restart.push(format!(

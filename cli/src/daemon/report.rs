@@ -228,6 +228,8 @@ fn skeleton(config: &Config, mirror: &Mirror, now: Now) -> MirrorReport {
         }
         .to_owned(),
         arbiter: mirror.arbiter.clone(),
+        follows: mirror.follows.clone(),
+        held_back: None,
         fault: None,
         disk_fault: None,
         load: None,
@@ -254,6 +256,7 @@ fn fill(
     report.served_at.clone_from(&status.served_at);
     report.device.clone_from(&status.device);
     report.disk_fault.clone_from(&status.disk_fault);
+    report.held_back.clone_from(&status.held_back);
     if let Some(peer) = &mut report.peer {
         peer.role = core.peer_role.map(notice::role);
         peer.disk = notice::disk(core.peer_disk);

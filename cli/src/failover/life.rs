@@ -319,6 +319,15 @@ async fn live(
             cause: registers::missing(config, name),
         });
     }
+    for warning in cluster.warnings(&cluster::check::of_this_node(config)) {
+        let group = warning.table.strip_prefix("group.").unwrap_or_default();
+        handle.alert(Alert {
+            severity: Severity::Warning,
+            object: Object::Group(group.to_owned()),
+            what: warning.what,
+            cause: format!("to do: {}", warning.next),
+        });
+    }
     let registers = AtArbiter::start(config, cluster, settings.other());
     let outside = Outside {
         registers: Arc::new(registers.map_err(|e| system("a thread for the arbiter", &e))?),

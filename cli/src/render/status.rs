@@ -78,6 +78,7 @@ impl Screen<'_> {
         if let Some(held) = &self.mirror.held {
             lines.push(self.labelled("held", &self.held(held)));
         }
+        lines.extend(self.held_back());
         lines.extend(self.progress());
         lines.extend(self.marked());
         lines.extend(self.load());
@@ -384,6 +385,13 @@ impl Screen<'_> {
             n => format!("{} requests wait", count(n)),
         };
         format!("{requests}: {why}")
+    }
+
+    /// Why the arbiter is not asked, unless that is what requests wait for.
+    fn held_back(&self) -> Option<String> {
+        let why = self.mirror.held_back.as_ref()?;
+        let is_told = |held: &String| held.contains(why.as_str());
+        (!self.mirror.held.as_ref().is_some_and(is_told)).then(|| self.labelled("waits", why))
     }
 
     fn progress(&self) -> Vec<String> {

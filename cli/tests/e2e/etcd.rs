@@ -17,7 +17,7 @@ use crate::support::{
 };
 
 #[path = "../../../replicator/tests/support/etcd.rs"]
-mod server;
+pub mod server;
 use server::Etcd;
 
 /// Writes `[arbiter.kv]` into a node's file, as a person with an editor would.

@@ -17,4 +17,5 @@ mod rights;
 mod split_brain;
 mod stores;
 mod support;
+mod together;
 mod upkeep;

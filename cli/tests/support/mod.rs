@@ -134,6 +134,7 @@ impl Engine for Fake {
             served_at: vec!["/dev/nbd0".to_owned()],
             device: None,
             disk_fault: None,
+            held_back: None,
             link_version: Some(2),
             write_latency: None,
         }]

@@ -3,6 +3,7 @@
 
 mod on_nodes;
 mod run;
+mod together;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -46,6 +47,16 @@ pub fn check_facts(cluster: &Cluster, facts: &Facts) -> Vec<Fault> {
     check.programs(facts);
     check.mirrors(facts);
     check.arbiter_apart(facts);
+    check.faults
+}
+
+/// What is better otherwise on the nodes, as far as they are known. It keeps no manager from its work.
+pub fn warnings(cluster: &Cluster, facts: &Facts) -> Vec<Fault> {
+    let mut check = Check {
+        cluster,
+        faults: Vec::new(),
+    };
+    check.together(facts);
     check.faults
 }
 

@@ -20,10 +20,19 @@ pub struct NodeFacts {
     pub networks: Vec<(String, Network)>,
     /// What was found where the file names a program. One that is not in here was not looked at.
     pub programs: BTreeMap<PathBuf, Program>,
-    /// The mirrors of its kagami.toml; `None`: not known.
-    pub mirrors: Option<Vec<String>>,
+    /// The mirrors of its kagami.toml, by name; `None`: not known.
+    pub mirrors: Option<BTreeMap<String, MirrorFacts>>,
     /// The arbiters of its kagami.toml, by name; `None`: not known.
     pub arbiters: Option<BTreeMap<String, ArbiterFacts>>,
+}
+
+/// How a mirror decides whether its copy goes on alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MirrorFacts {
+    /// Who is asked; `None`: nobody.
+    pub arbiter: Option<String>,
+    /// The mirror whose decision it follows.
+    pub follows: Option<String>,
 }
 
 /// Where a node looks for an arbiter.

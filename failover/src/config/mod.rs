@@ -18,7 +18,7 @@ pub mod resource;
 pub mod value;
 
 pub use cluster::{Arbiter, ArbiterKind, Heartbeat, HeartbeatKind, Severity};
-pub use facts::{ArbiterFacts, Facts, NodeFacts, Program};
+pub use facts::{ArbiterFacts, Facts, MirrorFacts, NodeFacts, Program};
 pub use fault::{ConfigError, Fault};
 pub use group::{Group, Start};
 pub use monitor::{Monitor, Target};
@@ -87,6 +87,11 @@ impl Cluster {
                 faults,
             }),
         }
+    }
+
+    /// What is not wrong, and better otherwise, as far as the nodes are known.
+    pub fn warnings(&self, facts: &Facts) -> Vec<Fault> {
+        check::warnings(self, facts)
     }
 
     /// A group by its name.

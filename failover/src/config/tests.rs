@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-use super::facts::{Facts, NodeFacts};
+use super::facts::{Facts, MirrorFacts, NodeFacts};
 use super::monitor::Kind;
 use super::resource::{Driver, Kind as Resource, Mode};
 use super::*;
 
 mod arbiter;
 mod nodes;
+mod together;
 
 /// The example of docs/cluster-configuration.md.
 const EXAMPLE: &str = include_str!("example.toml");
@@ -94,7 +95,7 @@ fn told(said: &str, words: &[&str]) {
 fn facts() -> Facts {
     let node = |address: &str| NodeFacts {
         networks: vec![("eth0".to_owned(), address.parse().unwrap())],
-        mirrors: Some(vec!["pg".to_owned()]),
+        mirrors: Some(BTreeMap::from([("pg".to_owned(), MirrorFacts::default())])),
         ..NodeFacts::default()
     };
     Facts {

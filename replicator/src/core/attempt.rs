@@ -58,6 +58,18 @@ impl Mirror {
         self.watch_register();
     }
 
+    /// The open attempt, if it is to go on alone.
+    pub(super) fn attempt_to_go_alone(&self) -> Option<Nonce> {
+        let attempt = self.attempt.as_ref()?;
+        (attempt.purpose == Purpose::GoAlone).then_some(attempt.id)
+    }
+
+    /// True if the open attempt is `id`, and is to carry a Primary without a disk.
+    pub fn asks_to_carry(&self, id: Nonce) -> bool {
+        let attempt = self.attempt.as_ref();
+        attempt.is_some_and(|attempt| attempt.id == id && attempt.purpose == Purpose::Carry)
+    }
+
     fn ask(&mut self, purpose: Purpose, out: &mut Actions) {
         let id = Nonce(self.draw_tag());
         let tag = match (self.is_still_alone(), self.record().current) {

@@ -10,7 +10,7 @@ use super::link::Phase;
 use super::message::Hello;
 use super::settings::BothStalePolicy;
 use super::state::{NodeId, Role, Solo, Time};
-use super::status::Standing;
+use super::status::{Footing, Standing};
 use super::timers::Timer;
 use super::{Action, Actions, Mirror, Notice};
 
@@ -236,12 +236,28 @@ impl Mirror {
         }
         match self.solo_rule() {
             Solo::Always => Standing::Free,
-            // Of an earlier time without the peer it says nothing now.
-            Solo::Arbiter if self.solo.refused_at.is_some_and(|at| at >= self.door.since) => {
-                Standing::Refused
-            }
+            Solo::Arbiter if self.was_refused() => Standing::Refused,
             _ => Standing::Sought,
         }
+    }
+
+    /// What the other mirrors of its group judge this one by. It costs next to nothing: the shell asks after each event.
+    pub fn footing(&self) -> Footing {
+        let could_go_on = self.is_primary() && self.is_good();
+        Footing {
+            alone: self.alone.is_some() || self.standing() == Standing::Free,
+            session: self.lease_ends().filter(|_| could_go_on),
+            refused: self.was_refused(),
+            peer_is_primary: self.up().is_some_and(|up| up.peer.role == Role::Primary),
+            disk: self.disk_state(),
+            arbiter: self.record().arbiter,
+            asking: self.attempt_to_go_alone(),
+        }
+    }
+
+    /// Since the connection is what it is; of an earlier time without the peer it says nothing now.
+    fn was_refused(&self) -> bool {
+        self.solo.refused_at.is_some_and(|at| at >= self.door.since)
     }
 
     /// What held requests wait for.

@@ -3,7 +3,7 @@
 use kagami_bitmap::superblock::Generation;
 
 use super::decide::Verdict;
-use super::state::{Connection, DiskState, Replication, Role, Time};
+use super::state::{Attempt, Connection, DiskState, Replication, Role, Time};
 
 /// One mirror as one node sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +75,25 @@ pub enum Standing {
     Sought,
     /// The arbiter has refused it.
     Refused,
+}
+
+/// What the other mirrors of its group judge a mirror by (docs/arbiter.md).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Footing {
+    /// It has permission to go on alone, minted, Primary or not; or it is Primary and needs none.
+    pub alone: bool,
+    /// It is Primary in a session, with a copy that could go on alone: the end of its lease.
+    pub session: Option<Time>,
+    /// The arbiter has refused it, and nothing has changed since.
+    pub refused: bool,
+    /// The peer is Primary in a session.
+    pub peer_is_primary: bool,
+    /// The local copy.
+    pub disk: DiskState,
+    /// The instance of its register that it recorded.
+    pub arbiter: Option<u64>,
+    /// Its open attempt to go on alone.
+    pub asking: Option<Attempt>,
 }
 
 /// How far a resynchronisation or verification is.

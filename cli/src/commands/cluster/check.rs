@@ -8,13 +8,13 @@ use std::path::Path;
 use std::process::Command;
 
 use kagami_failover::config::{
-    ArbiterFacts, Cluster, ConfigError, Facts, Network, NodeFacts, Program,
+    ArbiterFacts, Cluster, ConfigError, Facts, Fault, MirrorFacts, Network, NodeFacts, Program,
 };
 use serde::Deserialize;
 use serde_json::json;
 
 use super::{Context, file, print_json, print_out};
-use crate::config::{Arbiter, Config};
+use crate::config::{Arbiter, Config, Mirror, Solo};
 use crate::exit::{DONE, Failure, Outcome, Status};
 
 /// Checks the file.
@@ -43,26 +43,39 @@ pub fn run(context: &Context, named: Option<&Path>, file_only: bool, json: bool)
                 plural(cluster.monitors.len(), "monitor"),
                 plural(cluster.heartbeats.len(), "heartbeat"),
             );
+            let warnings = if file_only {
+                Vec::new()
+            } else {
+                cluster.warnings(&of_this_node(&context.config()?))
+            };
             if json {
-                print_json(&json!({"file": path, "revision": cluster.revision, "faults": []}))?;
+                print_json(
+                    &json!({"file": path, "revision": cluster.revision, "faults": [], "warnings": told(&warnings)}),
+                )?;
             } else {
                 print_out(&format!("{words}\n"))?;
+                for warning in warnings {
+                    print_out(&format!(
+                        "warning: [{}] {}\n  next: {}\n",
+                        warning.table, warning.what, warning.next
+                    ))?;
+                }
             }
             DONE
         }
         Err(error) => {
             if json {
-                let faults: Vec<_> = (error.faults.iter())
-                    .map(|fault| {
-                        json!({"line": fault.line, "table": fault.table, "what": fault.what, "next": fault.next})
-                    })
-                    .collect();
-                print_json(&json!({"file": path, "faults": faults}))?;
+                print_json(&json!({"file": path, "faults": told(&error.faults)}))?;
                 return Ok(Status::Usage as u8);
             }
             Err(Failure::usage(error.to_string()))
         }
     }
+}
+
+fn told(faults: &[Fault]) -> Vec<serde_json::Value> {
+    let of = |fault: &Fault| json!({"line": fault.line, "table": fault.table, "what": fault.what, "next": fault.next});
+    faults.iter().map(of).collect()
 }
 
 fn plural(number: usize, what: &str) -> String {
@@ -120,6 +133,17 @@ pub fn faults(
     Ok(Cluster::parse_with(path, text, &facts(&config, &cluster)?))
 }
 
+/// What this node's own configuration says, for [`Cluster::warnings`].
+pub fn of_this_node(config: &Config) -> Facts {
+    let here = NodeFacts {
+        mirrors: Some(mirrors(config)),
+        ..NodeFacts::default()
+    };
+    Facts {
+        nodes: BTreeMap::from([(config.node.name.clone(), here)]),
+    }
+}
+
 /// What this node has of all that the file names.
 ///
 /// # Errors
@@ -130,7 +154,7 @@ pub fn facts(config: &Config, cluster: &Cluster) -> Result<Facts, Failure> {
         programs: (cluster.programs().into_iter())
             .map(|(_, _, path)| (path.clone(), program(path)))
             .collect(),
-        mirrors: Some(config.mirrors.iter().map(|m| m.name.clone()).collect()),
+        mirrors: Some(mirrors(config)),
         arbiters: Some(
             (config.arbiters.iter())
                 .map(|one| (one.name.clone(), arbiter(one)))
@@ -140,6 +164,17 @@ pub fn facts(config: &Config, cluster: &Cluster) -> Result<Facts, Failure> {
     Ok(Facts {
         nodes: BTreeMap::from([(config.node.name.clone(), here)]),
     })
+}
+
+/// How this node's mirrors decide whether their copies go on alone.
+fn mirrors(config: &Config) -> BTreeMap<String, MirrorFacts> {
+    let of = |mirror: &Mirror| MirrorFacts {
+        arbiter: (mirror.arbiter.clone()).filter(|_| mirror.solo == Solo::Arbiter),
+        follows: mirror.follows.clone(),
+    };
+    let all = config.mirrors.iter();
+    all.map(|mirror| (mirror.name.clone(), of(mirror)))
+        .collect()
 }
 
 fn arbiter(arbiter: &Arbiter) -> ArbiterFacts {

@@ -203,6 +203,14 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         Mirror,
+        "follows",
+        Kind::NameOf(Mirror),
+        Nothing("it decides for itself"),
+        Live,
+        "The mirror whose decision this one follows before it goes on alone: in a failover group with several mirrors, the group's first. The same on both nodes.",
+    ),
+    key(
+        Mirror,
         "thread",
         Kind::Number { min: 0, max: 255 },
         Value("0"),

@@ -140,12 +140,12 @@ impl Check<'_> {
                         .nodes
                         .get(node)
                         .and_then(|facts| facts.mirrors.as_ref());
-                    let Some(known) = known.filter(|known| !known.contains(name)) else {
+                    let Some(known) = known.filter(|known| !known.contains_key(name)) else {
                         continue;
                     };
                     let table = format!("group.{}.resource.{}", group.name, resource.name);
                     let what = format!("mirror: node {node} has no mirror \"{name}\"");
-                    self.fault(table, what, choose(name, known.iter().map(String::as_str)));
+                    self.fault(table, what, choose(name, known.keys().map(String::as_str)));
                 }
             }
         }

@@ -5,7 +5,7 @@
 //! is kept: at a witness ([`crate::shell::witness::Client`]) or in etcd ([`crate::shell::etcd::Client`]).
 //!
 //! [`raw`] is what any register can do, [`register`] what a mirror writes into its own, [`kept`] how both
-//! kinds of arbiter spell it on their disks.
+//! kinds of arbiter spell it on their disks. [`together`] holds back what the mirrors of one group must not ask yet.
 //!
 //! What every implementation owes the core: a swap that it reports as done is on the register's
 //! stable storage; a swap whose outcome it does not know is [`ArbiterAnswer::Unreachable`], never a
@@ -14,6 +14,7 @@
 pub mod kept;
 pub mod raw;
 pub mod register;
+pub mod together;
 
 use std::future::Future;
 use std::pin::Pin;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::config::{ArbiterConfig, EngineConfig, MirrorConfig, peers_of, shifted};
 use super::plane::{Loop, Order, Parts, Plane, no_such_mirror};
@@ -13,6 +13,7 @@ use super::start::{self, StartError};
 use super::status::{MirrorEvent, MirrorStatus, PeerEvent};
 use crate::core::event::{Refusal, Reply};
 use crate::core::{Command, NodeId, Settings};
+use crate::shell::arbiter::together::{Board, Follow};
 use crate::shell::buffers::{Pool, PoolConfig};
 use crate::shell::identity::{IdentityError, NodeKeys};
 use crate::shell::quic::{LinkConfig, LinkError, Note, PeerConfig};
@@ -87,9 +88,15 @@ impl Engine {
         assert!(config.threads >= 1, "an engine without a thread");
         let (events, _) = broadcast::channel(EVENTS);
         let (peer_events, _) = broadcast::channel(EVENTS);
+        let board = Arc::new(watch::Sender::new(Board::new()));
         let mut threads = Vec::new();
         for index in 0..config.threads {
-            match start_thread(config, index, (&events, &peer_events)) {
+            let told = Told {
+                events: events.clone(),
+                peer_events: peer_events.clone(),
+                board: Arc::clone(&board),
+            };
+            match start_thread(config, index, told) {
                 Ok(thread) => threads.push(thread),
                 Err(error) => {
                     end_all(&threads, true);
@@ -270,6 +277,15 @@ impl Engine {
         answer.await.map_err(|_| stopping())?
     }
 
+    /// These mirrors follow others from their next question on (docs/arbiter.md); all others decide for themselves.
+    /// It may name mirrors that do not run: a leader waits for its followers, and they for it. One that follows
+    /// has the same arbiter as its leader, which follows nobody.
+    pub fn set_follows(&self, follows: &[Follow]) {
+        for thread in &self.inner.threads {
+            let _ = thread.orders.send(Order::SetFollows(follows.to_vec()));
+        }
+    }
+
     /// The state of every mirror, by name.
     pub async fn status(&self) -> Vec<MirrorStatus> {
         let mut all = Vec::new();
@@ -433,15 +449,15 @@ impl Thread {
     }
 }
 
+/// Where a thread tells what others are to know.
+struct Told {
+    events: broadcast::Sender<MirrorEvent>,
+    peer_events: broadcast::Sender<PeerEvent>,
+    board: Arc<watch::Sender<Board>>,
+}
+
 /// Makes one data-plane thread, and waits until it listens.
-fn start_thread(
-    config: &EngineConfig,
-    index: u16,
-    (events, peer_events): (
-        &broadcast::Sender<MirrorEvent>,
-        &broadcast::Sender<PeerEvent>,
-    ),
-) -> Result<Thread, EngineError> {
+fn start_thread(config: &EngineConfig, index: u16, told: Told) -> Result<Thread, EngineError> {
     let mut link = LinkConfig::new(super::config::link_node(config.node));
     link.thread = index;
     link.listen = config
@@ -459,7 +475,6 @@ fn start_thread(
     let (orders, received) = mpsc::unbounded_channel();
     let (up, started) = std::sync::mpsc::channel();
     let config = config.clone();
-    let events = (events.clone(), peer_events.clone());
     let body = move || {
         let runtime = match runtime::build() {
             Ok(runtime) => runtime,
@@ -469,7 +484,7 @@ fn start_thread(
             }
         };
         runtime::run(&runtime, async move {
-            match prepare(&config, index, link, received, events) {
+            match prepare(&config, index, link, received, told) {
                 Ok(this) => {
                     let told = up.send(Ok(this.addresses()));
                     if told.is_ok() {
@@ -502,7 +517,7 @@ fn prepare(
     index: u16,
     link: LinkConfig,
     orders: mpsc::UnboundedReceiver<Order>,
-    (events, peer_events): (broadcast::Sender<MirrorEvent>, broadcast::Sender<PeerEvent>),
+    told: Told,
 ) -> Result<Loop, EngineError> {
     let mut buffers = PoolConfig::with_bytes(config.buffers);
     buffers.lock = config.lock_buffers;
@@ -528,8 +543,9 @@ fn prepare(
         storage,
         link,
         orders,
-        events,
-        peer_events,
+        events: told.events,
+        peer_events: told.peer_events,
+        board: told.board,
     };
     Ok(Loop::new(parts, key)?)
 }

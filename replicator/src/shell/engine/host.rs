@@ -17,8 +17,10 @@ use super::device::{Payload, Requester};
 use super::latency::Recorder;
 use crate::core::event::{IoError, Refusal, Reply, Request};
 use crate::core::state::{CommandId, RequestId, Time};
+use crate::core::status::Footing;
 use crate::core::{Event, Mirror};
 use crate::shell::arbiter::Arbiter;
+use crate::shell::arbiter::together::Gate;
 use crate::shell::boot::Token;
 use crate::shell::buffers::Account;
 use crate::shell::quic::{MirrorId, SessionId};
@@ -34,6 +36,10 @@ pub(super) struct Host {
     pub(super) mirror: Mirror,
     pub(super) token: Token,
     pub(super) arbiter: Rc<dyn Arbiter>,
+    /// Where it follows another mirror, or is followed.
+    pub(super) gate: Option<Rc<Gate>>,
+    /// What it stands on, as the board has it; none where there is no gate.
+    pub(super) footing: Option<Footing>,
     pub(super) stores: Stores,
     /// Its part of the thread's memory.
     pub(super) account: Account,
@@ -118,6 +124,8 @@ impl Host {
             mirror,
             token,
             arbiter,
+            gate: None,
+            footing: None,
             stores,
             account,
             timer: None,

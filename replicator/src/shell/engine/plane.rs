@@ -6,6 +6,7 @@
 //! order, lets the link send, and submits what the turn asked of the disks with one system call. There is no task for a
 //! request and no other thread for anything (docs/decisions/0004-engine-loop.md).
 
+mod arbiters;
 mod carry;
 mod orders;
 
@@ -15,9 +16,10 @@ use std::future::poll_fn;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use slab::Slab;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::{Instant, Sleep};
 
 use super::config::ArbiterConfig;
@@ -30,6 +32,7 @@ use crate::core::action::Actions;
 use crate::core::event::Refusal;
 use crate::core::state::{NodeId, Time};
 use crate::core::{self, Event};
+use crate::shell::arbiter::together::{Board, Follow};
 use crate::shell::boot::Boot;
 use crate::shell::buffers::{Buffer, Pool, Share};
 use crate::shell::etcd;
@@ -61,6 +64,8 @@ pub(super) enum Order {
         ArbiterConfig,
         oneshot::Sender<Result<(), StartError>>,
     ),
+    /// These mirrors of the node, on whatever thread, follow others.
+    SetFollows(Vec<Follow>),
     /// Forget a mirror and close its stores.
     Remove(String, oneshot::Sender<()>),
     /// Answer, to show that the loop turns.
@@ -155,6 +160,7 @@ pub(super) struct Parts {
     pub(super) orders: mpsc::UnboundedReceiver<Order>,
     pub(super) events: broadcast::Sender<MirrorEvent>,
     pub(super) peer_events: broadcast::Sender<PeerEvent>,
+    pub(super) board: Arc<watch::Sender<Board>>,
 }
 
 /// The loop's own state.
@@ -174,6 +180,8 @@ pub(super) struct Loop {
     peer_events: broadcast::Sender<PeerEvent>,
     plane: Plane,
     by_id: HashMap<MirrorId, usize>,
+    follows: Vec<Follow>,
+    board: Arc<watch::Sender<Board>>,
     remotes: HashMap<String, Rc<Remote>>,
     etcds: HashMap<String, Rc<etcd::Remote>>,
     leaving: Vec<(usize, Option<oneshot::Sender<()>>)>,
@@ -239,6 +247,8 @@ impl Loop {
                 shared: Rc::new(shared),
             },
             by_id: HashMap::new(),
+            follows: Vec::new(),
+            board: parts.board,
             remotes: HashMap::new(),
             etcds: HashMap::new(),
             leaving: Vec::new(),

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use super::host::Host;
 use super::latency::Latencies;
 use crate::core::notice::Notice;
-use crate::core::state::{NodeId, Protocol, Solo, Time};
+use crate::core::state::{Connection, NodeId, Protocol, Solo, Time};
 use crate::core::status::Status;
 use crate::shell::buffers;
 use crate::shell::disk;
@@ -42,6 +42,10 @@ pub struct MirrorStatus {
     pub solo: Solo,
     /// Who is asked for it.
     pub arbiter: String,
+    /// The mirror whose decision it follows.
+    pub follows: Option<String>,
+    /// Why its question to go alone is not put to the arbiter, where that is so.
+    pub held_back: Option<String>,
     /// Why there is no backing store, if there was none at the start.
     pub diskless: Option<String>,
     /// What was found in the metadata at the start.
@@ -72,11 +76,14 @@ impl MirrorStatus {
     ) -> Self {
         let record = host.mirror.record();
         let settings = host.mirror.settings();
+        let place = host.gate.as_ref().map(|gate| gate.place());
+        let core = host.mirror.status(now);
+        let is_decided = core.connection == Connection::Connected || core.alone_since.is_some();
         Self {
             name: Arc::clone(&host.name),
             mirror: host.config.mirror,
             thread,
-            core: host.mirror.status(now),
+            core,
             now,
             peer: host.mirror.peer(),
             backing: host.config.backing.clone(),
@@ -85,6 +92,12 @@ impl MirrorStatus {
             protocol: settings.protocol,
             solo: settings.solo,
             arbiter: host.arbiter.describe(),
+            follows: place.and_then(|place| place.leader.clone()),
+            held_back: host
+                .gate
+                .as_ref()
+                .filter(|_| !is_decided)
+                .and_then(|gate| gate.held()),
             diskless: host.stores.disk.as_ref().err().cloned(),
             findings: host.findings.clone(),
             link: link.peer_status(super::config::link_node(host.mirror.peer())),
@@ -183,6 +196,9 @@ pub fn describe(notice: &Notice) -> String {
         Notice::Released => "held I/O goes on".to_owned(),
         Notice::ArbiterRefused { named } => {
             let named: Vec<_> = named.iter().map(ToString::to_string).collect();
+            if named.is_empty() {
+                return "the arbiter refused: it names no copy".to_owned();
+            }
             format!("the arbiter refused: it names node {}", named.join(" and "))
         }
         Notice::ArbiterUnreachable { why } => format!("the arbiter did not answer: {why}"),

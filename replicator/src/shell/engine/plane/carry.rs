@@ -267,6 +267,9 @@ impl Loop {
             self.carry_out(host, &mut mirror, now);
             next = self.follow_ups.pop_front();
         }
+        if mirror.gate.is_some() {
+            self.post_footing(&mut mirror);
+        }
         let peer_changed = mirror.config.peer != mirror.mirror.peer();
         drop(mirror);
         if peer_changed {
@@ -324,7 +327,7 @@ impl Loop {
                         .want(host.id, from.is_some_and(|from| from <= now));
                 }
                 Action::AskArbiter { attempt, ask } => {
-                    let pending = Rc::clone(&host.arbiter).ask(ask);
+                    let pending = self.ask_arbiter(host, attempt, ask);
                     let (inbox, host) =
                         (Rc::clone(&self.plane.shared.inbox), Rc::downgrade(shared));
                     tokio::task::spawn_local(async move {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::super::config::{ArbiterConfig, MirrorConfig, link_node, peers_of};
+use super::super::config::{link_node, peers_of};
 use super::super::handle::EngineError;
 use super::super::host::{Host, Stores};
 use super::super::start::{Opened, StartError};
@@ -14,13 +14,9 @@ use super::super::status::MirrorStatus;
 use super::{End, Loop, Order, no_such_mirror, random_tags};
 use crate::core::state::{NodeId, Time};
 use crate::core::{Mirror, Start, TAGS};
-use crate::shell::arbiter::raw::RawRegister;
-use crate::shell::arbiter::{Arbiter, MirrorRegister, NoArbiter};
-use crate::shell::etcd;
-use crate::shell::identity::{Fingerprint, NodeKey, NodeKeys};
+use crate::shell::identity::NodeKeys;
 use crate::shell::probe::StoreKind;
 use crate::shell::quic::{self, MirrorId};
-use crate::shell::witness::{Client, RegisterId, Remote};
 
 impl Loop {
     pub(super) fn on_order(&mut self, order: Order, now: Time) -> Option<End> {
@@ -61,22 +57,9 @@ impl Loop {
                 let _ = reply.send(self.show_new_key());
             }
             Order::SetArbiter(name, config, reply) => {
-                // Its place and keys may have changed under the same name.
-                self.remotes.clear();
-                let changed = match self.host_named(&name) {
-                    None => Err(StartError::Arbiter {
-                        mirror: name,
-                        error: "there is no such mirror".to_owned(),
-                    }),
-                    Some(host) => {
-                        let mut host = host.borrow_mut();
-                        host.config.arbiter = config;
-                        self.arbiter(&host.config)
-                            .map(|arbiter| host.arbiter = arbiter)
-                    }
-                };
-                let _ = reply.send(changed);
+                let _ = reply.send(self.set_arbiter(name, config));
             }
+            Order::SetFollows(follows) => self.set_follows(follows),
             Order::Remove(name, reply) => match self.host_named(&name) {
                 None => drop(reply.send(())),
                 Some(host) => self.forget(&host, Some(reply)),
@@ -194,6 +177,7 @@ impl Loop {
         tracing::info!(mirror = &*name, thread = self.index, "started");
         let mut mirror = host.borrow_mut();
         mirror.slot = slot;
+        self.set_gate(&mut mirror);
         self.carry_out(&host, &mut mirror, now);
         drop(mirror);
         // What the first actions wanted answered at once.
@@ -227,72 +211,6 @@ impl Loop {
         self.bind_arbiters();
     }
 
-    /// Keys have changed: registers are to be bound to those there are now.
-    fn bind_arbiters(&mut self) {
-        let hosts: Vec<_> = {
-            let hosts = self.plane.shared.hosts.borrow();
-            hosts.iter().map(|(_, host)| Rc::clone(host)).collect()
-        };
-        for host in hosts {
-            let mut host = host.borrow_mut();
-            // It could be used before, and its place has not changed.
-            if let Ok(arbiter) = self.arbiter(&host.config) {
-                host.arbiter = arbiter;
-            }
-        }
-    }
-
-    fn arbiter(&mut self, config: &MirrorConfig) -> Result<Rc<dyn Arbiter>, StartError> {
-        let id = |register: &Option<u128>| RegisterId(register.unwrap_or(config.mirror));
-        let raw: Rc<dyn RawRegister> = match &config.arbiter {
-            ArbiterConfig::None => return Ok(Rc::new(NoArbiter)),
-            ArbiterConfig::Witness { witness, register } => {
-                let remote = if let Some(remote) = self.remotes.get(&witness.name) {
-                    Rc::clone(remote)
-                } else {
-                    let remote = Remote::new(&self.keys.current, witness.clone());
-                    let remote = remote.map_err(|error| StartError::Arbiter {
-                        mirror: config.name.clone(),
-                        error: error.to_string(),
-                    })?;
-                    self.remotes
-                        .insert(witness.name.clone(), Rc::clone(&remote));
-                    remote
-                };
-                Client::new(remote, id(register), self.members(config.peer))
-            }
-            ArbiterConfig::Etcd { etcd, register } => {
-                let known = self.etcds.get(&etcd.name);
-                let remote = if let Some(remote) = known.filter(|known| known.config() == etcd) {
-                    Rc::clone(remote)
-                } else {
-                    let remote = etcd::Remote::new(etcd.clone());
-                    self.etcds.insert(etcd.name.clone(), Rc::clone(&remote));
-                    remote
-                };
-                etcd::Client::new(remote, id(register))
-            }
-        };
-        Ok(MirrorRegister::of_pair(raw, [self.node, config.peer]))
-    }
-
-    /// The keys that a register of a mirror shared with `peer` is bound to.
-    fn members(&self, peer: NodeId) -> Vec<Fingerprint> {
-        let peer = self
-            .peers
-            .iter()
-            .filter(|config| config.node == link_node(peer));
-        let peer = peer
-            .flat_map(|peer| peer.fingerprints.iter().copied())
-            .take(2);
-        let mine = [Some(&self.keys.current), self.keys.next.as_ref()];
-        mine.into_iter()
-            .flatten()
-            .map(NodeKey::fingerprint)
-            .chain(peer)
-            .collect()
-    }
-
     /// Stops serving a mirror; its stores close when nothing is on its way to them any more.
     fn forget(&mut self, host: &Rc<RefCell<Host>>, reply: Option<oneshot::Sender<()>>) {
         let (id, slot) = {
@@ -303,6 +221,7 @@ impl Loop {
             (host.id, host.slot)
         };
         self.by_id.remove(&id);
+        self.forget_footing(&host.borrow().name);
         let mirrors = self.mirrors();
         self.link.set_mirrors(&mirrors);
         self.leaving.push((slot, reply));
