@@ -18,7 +18,6 @@ use kagami_nbd_server::{
 };
 use kagami_replicator::core::event::{Command, Refusal, Reply};
 use kagami_replicator::core::state::{Connection, NodeId};
-use kagami_replicator::shell::arbiter::together::Follow;
 use kagami_replicator::shell::boot::Boot;
 use kagami_replicator::shell::engine::{
     ArbiterConfig, DEFAULT_FENCE_WAIT, Engine as Shell, EngineConfig, MirrorConfig, PeerEvent,
@@ -105,7 +104,7 @@ impl Mirrors {
         tokio::spawn(forward(shell.events(), events.clone()));
         let attachments = attachments(config, &shell);
         let mut refused = BTreeMap::new();
-        shell.set_follows(&follows(config));
+        shell.set_follows(&settings::follows(config));
         devices_appear(config, service).await;
         for mirror in &config.mirrors {
             let peer = mirror.peer.as_deref().and_then(|name| config.peer(name));
@@ -240,7 +239,7 @@ impl Engine for Mirrors {
 
     async fn relink(&self, config: &Config) {
         self.inner.shell.set_peers(&peers(config).await);
-        self.inner.shell.set_follows(&follows(config));
+        self.inner.shell.set_follows(&settings::follows(config));
         for mirror in &config.mirrors {
             if self.inner.refused.contains_key(&mirror.name) {
                 continue;
@@ -450,20 +449,6 @@ pub fn fingerprints(texts: &[String]) -> Vec<Fingerprint> {
                 .expect("the reader of the configuration checked it")
         })
         .collect()
-}
-
-/// The mirrors that follow others.
-fn follows(config: &Config) -> Vec<Follow> {
-    let of = |mirror: &config::Mirror| {
-        let leader = config.mirror(mirror.follows.as_ref()?)?;
-        Some(Follow {
-            mirror: mirror.name.clone(),
-            id: u128::from_be_bytes(mirror.uuid),
-            leader: leader.name.clone(),
-            leader_id: u128::from_be_bytes(leader.uuid),
-        })
-    };
-    config.mirrors.iter().filter_map(of).collect()
 }
 
 async fn arbiter(config: &Config, mirror: &config::Mirror) -> ArbiterConfig {

@@ -6,6 +6,7 @@ use kagami_replicator::core::settings::{
     AfterSb0, AfterSb1, AfterSb2, BothStalePolicy, LatencyTarget, Settings, SplitBrainPolicy,
 };
 use kagami_replicator::core::state;
+use kagami_replicator::shell::arbiter::together::Follow;
 
 use crate::config::{Config, Latency, Mirror, Protocol, Solo};
 
@@ -65,4 +66,18 @@ pub fn of(config: &Config, mirror: &Mirror) -> Settings {
             _ => BothStalePolicy::Wait,
         },
     }
+}
+
+/// The mirrors that follow others.
+pub fn follows(config: &Config) -> Vec<Follow> {
+    let of = |mirror: &Mirror| {
+        let leader = config.mirror(mirror.follows.as_ref()?)?;
+        Some(Follow {
+            mirror: mirror.name.clone(),
+            id: u128::from_be_bytes(mirror.uuid),
+            leader: leader.name.clone(),
+            leader_id: u128::from_be_bytes(leader.uuid),
+        })
+    };
+    config.mirrors.iter().filter_map(of).collect()
 }

@@ -65,7 +65,7 @@ fn relay(node: SocketAddr, state: &Arc<LinkState>) -> SocketAddr {
         let (front, back) = (Arc::clone(&front), Arc::clone(&back));
         let (asker, state) = (Arc::clone(&asker), Arc::clone(state));
         thread::spawn(move || {
-            let mut packet = [0; 65_536];
+            let mut packet = vec![0; 65_536];
             while !state.ends.load(Ordering::SeqCst) {
                 let from = if is_way_there { &front } else { &back };
                 // Nothing came, or nobody listens there now.
@@ -173,7 +173,7 @@ fn carry(client: TcpStream, server: TcpStream, state: &Arc<QuestionsState>) {
         let (mut from, mut to) = asks;
         // What was carried since the last question: a question may come in pieces.
         let mut seen = Vec::new();
-        let mut bytes = [0; 65_536];
+        let mut bytes = vec![0; 65_536];
         while let Ok(len @ 1..) = from.read(&mut bytes) {
             let lose = state
                 .lose

@@ -54,6 +54,9 @@ struct State {
     questions: u8,
 }
 
+/// Takes what may come next, as a change.
+type Then<'a> = &'a mut dyn FnMut(&dyn Fn(&mut State));
+
 /// What is searched.
 #[derive(Clone, Copy)]
 struct Rules {
@@ -206,13 +209,7 @@ impl State {
         found
     }
 
-    fn of_copy(
-        &self,
-        node: usize,
-        mirror: usize,
-        rules: Rules,
-        then: &mut dyn FnMut(&dyn Fn(&mut Self)),
-    ) {
+    fn of_copy(&self, node: usize, mirror: usize, rules: Rules, then: Then<'_>) {
         let copy = self.copies[node][mirror];
         let other = self.copies[1 - node][mirror];
         if copy.session {
@@ -271,7 +268,7 @@ impl State {
     }
 
     /// The copies of a mirror together.
-    fn of_both(&self, mirror: usize, rules: Rules, then: &mut dyn FnMut(&dyn Fn(&mut Self))) {
+    fn of_both(&self, mirror: usize, rules: Rules, then: Then<'_>) {
         let copies = [0, 1].map(|node| self.copies[node][mirror]);
         let late = rules.in_time && !self.swaps.is_empty();
         let meets = copies.iter().all(|copy| !copy.session) && !late;
