@@ -71,17 +71,6 @@ impl Group {
             ]));
         }
         pair.up();
-        for node in [&pair.nodes.alpha, &pair.nodes.beta]
-            .into_iter()
-            .filter(|_| follows)
-        {
-            edit(node, |file| {
-                file["mirror"][SECOND]["follows"] = toml_edit::value(MIRROR);
-            });
-            // A running daemon takes it over.
-            let said = ok(node.run(&["reload"]));
-            assert!(said.contains("follows"), "{said}");
-        }
         let mut group = Self {
             pair,
             link,
@@ -89,6 +78,15 @@ impl Group {
             etcd,
         };
         group.promote();
+        let nodes = [&group.pair.nodes.alpha, &group.pair.nodes.beta];
+        for node in nodes.into_iter().filter(|_| follows) {
+            edit(node, |file| {
+                file["mirror"][SECOND]["follows"] = toml_edit::value(MIRROR);
+            });
+            // A running daemon takes it over.
+            let said = ok(node.run(&["reload"]));
+            assert!(said.contains("follows"), "{said}");
+        }
         group
     }
 
