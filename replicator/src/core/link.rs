@@ -319,9 +319,14 @@ impl Mirror {
 
     /// When the lease of the session ends; `None`: there is no session.
     pub(super) fn lease_ends(&self) -> Option<Time> {
+        Some(self.heard()?.after_ms(self.lease_ms()))
+    }
+
+    /// When the newest ping was sent that the peer has echoed in this session.
+    pub(super) fn heard(&self) -> Option<Time> {
         let link = self.link.as_ref()?;
         let up = matches!(link.stage, LinkStage::Up(_));
-        up.then(|| link.echoed.unwrap_or(Time(0)).after_ms(self.lease_ms()))
+        up.then(|| link.echoed.unwrap_or(Time(0)))
     }
 
     pub(super) fn on_ping_due(&mut self, out: &mut Actions) {

@@ -246,7 +246,8 @@ impl Mirror {
         let could_go_on = self.is_primary() && self.is_good();
         Footing {
             alone: self.alone.is_some() || self.standing() == Standing::Free,
-            session: self.lease_ends().filter(|_| could_go_on),
+            heard: self.heard().filter(|_| could_go_on),
+            since: self.door.since,
             refused: self.was_refused(),
             peer_is_primary: self.up().is_some_and(|up| up.peer.role == Role::Primary),
             disk: self.disk_state(),

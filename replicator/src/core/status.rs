@@ -82,8 +82,11 @@ pub enum Standing {
 pub struct Footing {
     /// It has permission to go on alone, minted, Primary or not; or it is Primary and needs none.
     pub alone: bool,
-    /// It is Primary in a session, with a copy that could go on alone: the end of its lease.
-    pub session: Option<Time>,
+    /// It is Primary in a session, with a copy that could go on alone: when it sent the newest ping that the peer has
+    /// echoed.
+    pub heard: Option<Time>,
+    /// Since when its own connection is what it is.
+    pub since: Time,
     /// The arbiter has refused it, and nothing has changed since.
     pub refused: bool,
     /// The peer is Primary in a session.

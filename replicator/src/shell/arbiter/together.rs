@@ -21,7 +21,6 @@ use super::{Arbiter, Pending};
 use crate::core::register::{ArbiterAnswer, Ask};
 use crate::core::state::{Attempt, DiskState, NodeId, Time};
 use crate::core::status::Footing;
-use crate::shell::time::now;
 
 /// One mirror of this node follows another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,9 +83,10 @@ pub enum Verdict {
 }
 
 /// Whether a mirror's question to go alone may be sent, by what is known here.
-pub fn judge(place: &Place, board: &Board, now: Time) -> Verdict {
+pub fn judge(place: &Place, board: &Board) -> Verdict {
     if let Some(leader) = &place.leader {
-        return following(leader, board.get(leader), now);
+        let since = board.get(&place.mirror).map(|mine| mine.since);
+        return following(leader, board.get(leader), since.unwrap_or_default());
     }
     let verdicts = place
         .followers
@@ -98,13 +98,15 @@ pub fn judge(place: &Place, board: &Board, now: Time) -> Verdict {
     }
 }
 
-/// A mirror whose leader stands on this.
-fn following(leader: &str, footing: Option<&Footing>, now: Time) -> Verdict {
+/// A mirror that is without its peer since then, and whose leader stands on this.
+fn following(leader: &str, footing: Option<&Footing>, since: Time) -> Verdict {
     let why = match footing {
         // By its own register, or with the peer's consent: the other node has not been given it.
         Some(footing) if footing.alone => return Verdict::Send,
         // It is Primary here, and its own copy could go on: the other node is not asking.
-        Some(footing) if footing.session.is_some_and(|until| until > now) => return Verdict::Look,
+        // Of a link that is lost the sessions end one after the other: what was heard before says nothing.
+        Some(footing) if footing.heard.is_some_and(|heard| heard > since) => return Verdict::Look,
+        Some(footing) if footing.heard.is_some() => "whose peer has not been heard since",
         Some(footing) if footing.refused => "which was refused here",
         Some(_) => "which does not go on alone here and is not Primary beside its peer",
         None => "which is not started here: `kagami status` and the log say why",
@@ -282,7 +284,7 @@ impl Gate {
         let mine = board.get(&self.place.mirror)?;
         let of = |other: &String| board.get(other).copied().unwrap_or_default();
         let footings = self.others().map(of).collect();
-        (mine.asking == Some(attempt)).then(|| (judge(&self.place, board, now()), footings))
+        (mine.asking == Some(attempt)).then(|| (judge(&self.place, board), footings))
     }
 
     /// Those that it looks at.

@@ -105,7 +105,8 @@ impl State {
             let could_go_on = copy.session && copy.primary && copy.good;
             let footing = Footing {
                 alone: copy.alone,
-                session: could_go_on.then_some(Time(1)),
+                heard: could_go_on.then_some(Time(1)),
+                since: Time(0),
                 refused: copy.refused,
                 peer_is_primary: copy.session && self.copies[1 - node][mirror].primary,
                 disk: if copy.good {
@@ -134,7 +135,7 @@ impl State {
             return Verdict::Send;
         };
         let board = self.board(node);
-        let verdict = judge(&place, &board, Time(0));
+        let verdict = judge(&place, &board);
         if verdict != Verdict::Look {
             return verdict;
         }
