@@ -242,8 +242,10 @@ pub async fn take(
     if let Err(failure) = may_name(config, name, party) {
         return Err(came.refuse(failure).await);
     }
-    // Only the daemon changes who the peer of a copy with a history is.
-    if let Some(of) = peer_on_record(mirror).filter(|of| !is_open && *of != id) {
+    // Only the daemon changes who the peer of a copy with a history is. A record that can't be read is no new one.
+    let configured = || Some(config.peer(mirror.peer.as_deref()?)?.id);
+    let paired_with = peer_on_record(mirror).or_else(configured);
+    if let Some(of) = paired_with.filter(|of| !is_open && *of != id) {
         let failure = Failure::refused(format!(
             "mirror {name}: not paired: its copy is paired with node {of}, {} is node {id}, and the daemon does not have the mirror open\n  next: `kagami status` says why, or `kagami up` starts the daemon; then again",
             party.name
@@ -334,7 +336,8 @@ pub fn peer_on_record(mirror: &Mirror) -> Option<u64> {
 fn record_of(mirror: &Mirror) -> Option<Record> {
     use std::io::Read as _;
     let mut slots = vec![0; kagami_bitmap::layout::SLOTS_BYTES as usize];
-    // A look past the daemon's lock: it is only for what is told to people.
+    // A look past the daemon's lock, which may be writing: one slot is whole then. Nothing is written by it, and the
+    // daemon holds record against configuration itself.
     let read = std::fs::File::open(&mirror.metadata).and_then(|mut file| {
         let length = file.metadata()?.len();
         file.read_exact(&mut slots)?;

@@ -467,8 +467,8 @@ fn start_thread(config: &EngineConfig, index: u16, told: Told) -> Result<Thread,
         .collect();
     link.peers = peers_of(&config.peers, index);
     link.tuning = config.tuning.clone();
-    // What the pool has room for is no overload: requests may all wait for one slow link, and be there twice while they
-    // are put in order.
+    // What the pool has room for is no overload: it may all wait for one slow link, beside frames' heads and what was
+    // copied to make whole blocks of it.
     link.tuning.max_queued = link.tuning.max_queued.max(2 * config.buffers);
     link.versions
         .retain(|version| *version <= config.newest_version);
