@@ -209,9 +209,14 @@ fn go(options: &Options) -> Result<bool, String> {
     };
     let copy = folder.join("copy");
     let parts: BTreeSet<usize> = mutants.iter().filter_map(part_of).collect();
+    let asked: BTreeSet<usize> = mutants
+        .iter()
+        .filter(|mutant| mutant.name.contains(&options.only))
+        .filter_map(part_of)
+        .collect();
     if let (Some(last), Some(part)) = (
         &options.until,
-        parts.iter().find(|part| until(**part).is_none()),
+        asked.iter().find(|part| until(**part).is_none()),
     ) {
         let names: Vec<_> = PARTS[*part].steps.iter().map(|step| step.name).collect();
         return Err(format!("no step {last}; there are: {}", names.join(", ")));
