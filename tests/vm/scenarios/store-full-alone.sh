@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # vm: --backend uml --mem 512 --disk 192M --disk 192M --disk 64M --timeout 200
-# by name only
+# not when SHORT: the simulator has full stores in all their orders
 # The store of the only copy that is left is full: each write that has no room fails with ENOSPC, the copy does not,
 # what was acknowledged is there, and with room again the same write goes through, without a restart. Then both
 # stores are full at once, as two of the same size are: one copy at least serves on.
