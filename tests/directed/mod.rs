@@ -1,6 +1,7 @@
 //! Directed tests of two cores: what an event does in a stand that seeds do not reach.
 
 mod another_boot;
+mod bad_blocks;
 mod carrier;
 mod cells;
 mod demotion;
@@ -8,6 +9,7 @@ mod edges;
 mod forced;
 mod full;
 mod late;
+mod overdue;
 mod pair;
 mod resync_end;
 mod stands;

@@ -4,7 +4,7 @@
 //! writes, messages from the peer, questions to the arbiter. [`Pair::pump`] takes whatever is not
 //! held, in a fixed order; no time passes in it. Both cores' invariants are asserted after every event.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use kagami_bitmap::superblock::{Backing, Record, Superblock};
@@ -65,6 +65,8 @@ pub struct Side {
     deadline: Option<Time>,
     /// By block; what is not there reads as zeroes.
     data: BTreeMap<u64, Bytes>,
+    /// Blocks that can't be read until they are written.
+    pub bad: BTreeSet<u64>,
     next_tag: u64,
     /// What was answered, in order.
     pub answers: Vec<(CommandId, Result<Reply, Refusal>)>,
@@ -133,7 +135,15 @@ impl Side {
         self.deadline
     }
 
-    fn read(&self, offset: u64, len: u32) -> Bytes {
+    fn read(&self, offset: u64, len: u32) -> DiskResult {
+        let mut blocks = offset / 4096..(offset + u64::from(len)) / 4096;
+        if blocks.any(|at| self.bad.contains(&at)) {
+            return Err(DiskFault::Io(5));
+        }
+        Ok(self.content(offset, len))
+    }
+
+    fn content(&self, offset: u64, len: u32) -> Bytes {
         let mut data = Vec::with_capacity(len as usize);
         for at in offset / 4096..(offset + u64::from(len)) / 4096 {
             match self.data.get(&at) {
@@ -171,6 +181,7 @@ impl Pair {
                 wants: None,
                 deadline: None,
                 data: BTreeMap::new(),
+                bad: BTreeSet::new(),
                 next_tag: first_tag(node) + 1_000,
                 answers: Vec::new(),
                 replies: Vec::new(),
@@ -388,20 +399,23 @@ impl Pair {
     pub fn disk_event(&mut self, node: usize, at: usize, result: Result<(), DiskFault>) -> Event {
         let side = &mut self.sides[node];
         let (id, op) = side.disk.remove(at).expect("a disk operation");
-        let result: DiskResult = result.map(|()| match op {
-            DiskOp::Read { offset, len } => side.read(offset, len),
-            DiskOp::Write { offset, data, .. } => {
-                for (at, block) in (offset / 4096..).zip(data.chunks(4096)) {
-                    side.data.insert(at, Bytes::copy_from_slice(block));
+        let result: DiskResult = result.and_then(|()| {
+            Ok(match op {
+                DiskOp::Read { offset, len } => side.read(offset, len)?,
+                DiskOp::Write { offset, data, .. } => {
+                    for (at, block) in (offset / 4096..).zip(data.chunks(4096)) {
+                        side.data.insert(at, Bytes::copy_from_slice(block));
+                        side.bad.remove(&at);
+                    }
+                    Bytes::new()
                 }
-                Bytes::new()
-            }
-            DiskOp::Zero { offset, len, .. } => {
-                side.data
-                    .retain(|at, _| !(offset / 4096..(offset + len) / 4096).contains(at));
-                Bytes::new()
-            }
-            DiskOp::Flush => Bytes::new(),
+                DiskOp::Zero { offset, len, .. } => {
+                    side.data
+                        .retain(|at, _| !(offset / 4096..(offset + len) / 4096).contains(at));
+                    Bytes::new()
+                }
+                DiskOp::Flush => Bytes::new(),
+            })
         });
         Event::Disk { id, result }
     }
@@ -537,7 +551,7 @@ impl Pair {
 
     /// What a node's disk holds.
     pub fn content(&self, node: usize, offset: u64, len: u32) -> Bytes {
-        self.sides[node].read(offset, len)
+        self.sides[node].content(offset, len)
     }
 
     /// Both stores hold the same.

@@ -143,25 +143,6 @@ fn what_differs_is_marked_block_by_block_and_brought_in_line_if_that_was_asked()
 }
 
 #[test]
-fn a_chunk_that_can_t_be_read_here_counts_as_different_whole() {
-    let mut pair = primary();
-    pair.sides[0].hold.reads = true;
-    let (id, _) = pair.order(0, VERIFY);
-    pair.pump();
-    pair.end_disk(0, 1, Err(DiskFault::Io(5)));
-    pair.sides[0].hold.reads = false;
-    pair.pump();
-    assert_eq!(
-        said(&pair, 0, id),
-        Some("256 blocks differ; they are marked")
-    );
-    let run = Run::new(Block(CHUNK), CHUNK);
-    // What was not read was not compared.
-    assert_eq!(found(&pair, 0), (vec![run], Some((ALL - CHUNK, CHUNK))));
-    assert_eq!(pair.sides[0].mirror.dirty().count_in(run), CHUNK);
-}
-
-#[test]
 fn what_the_peer_can_t_read_is_asked_for_again_block_by_block() {
     for again in [Ok(()), Err(DiskFault::Io(5))] {
         let mut pair = primary();

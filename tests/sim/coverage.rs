@@ -158,7 +158,7 @@ const CAN_BE: &[(&str, &str)] = &[
     ("request: write", "*"),
     ("request: write, FUA", "*"),
     ("request: zeroes", "*"),
-    ("timer: AckOverdue", "*-"),
+    ("timer: AckOverdue", "*"),
     (
         "timer: AskAgain",
         "Pn Pm Pi Ps Pf Pt Pv Dn Dm Dv Sn Sm Si Ss Sf St Sv Bn Bm Bt Bv Gn Gm Gv",

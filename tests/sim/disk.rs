@@ -153,6 +153,11 @@ impl Store {
         assert!(!taken, "disk operation {id} twice");
     }
 
+    /// True if it writes a block that can't be read.
+    pub fn mends(&self, op: &DiskOp) -> bool {
+        writes_of(op).any(|(block, _)| self.unreadable.contains(&block))
+    }
+
     /// True if this operation is under way.
     pub fn has(&self, id: u64) -> bool {
         self.in_flight.contains_key(&id)

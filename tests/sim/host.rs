@@ -30,8 +30,14 @@ impl World {
             Action::Disk { id, op } => {
                 self.check_disk_op(node, &op)?;
                 let op_id = life << 40 | id.0;
+                let mends = self.nodes[node].store.mends(&op);
                 self.nodes[node].store.submit(op_id, op, &mut self.rng);
-                let delay = self.disk_delay(node);
+                let mut delay = self.disk_delay(node);
+                if mends {
+                    // A disk takes its time for a bad block, and does other things meanwhile.
+                    let timeout = self.options.settings.timeout_ms * MS;
+                    delay += self.rng.between(0, 2 * timeout);
+                }
                 self.plan(delay, Happening::Disk { node, op: op_id });
             }
             Action::Metadata { id, steps } => {

@@ -8,7 +8,7 @@ const IMPOSSIBLE: &[(&[&str], &str, &str)] = &[
         "what belongs to a session is told apart from what belongs to one that is over, and there is none here",
     ),
     (
-        &["timer: Ping", "timer: PeerSilent", "timer: AckOverdue"],
+        &["timer: Ping", "timer: PeerSilent"],
         "Pn Dn Sn Bn Gn",
         "the end of a session clears its deadlines",
     ),

@@ -126,8 +126,11 @@ impl Mirror {
             return;
         };
         // (What a guest's source sends has nothing to do with its front ends.)
-        let quiet =
-            self.jobs.is_empty() && (self.is_guest() || self.runs_in_flight().next().is_none());
+        let quiet = self.jobs.is_empty()
+            && (self.is_guest() || self.runs_in_flight().next().is_none())
+            && (!self.has_repairs()
+                || self.local.store != Store::Usable
+                || planted(Defect::RepairOutlivesTheRole));
         match demoting.stage {
             Demotion::Draining
                 if self.is_holding() && (self.stopping.is_some() || demoting.force) =>

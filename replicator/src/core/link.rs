@@ -17,6 +17,7 @@ use super::read::PeerRead;
 use super::resync::{Source, Target};
 use super::state::{Connection, DiskState, Replication, Role, Seq, SessionId, Time};
 use super::timers::Timer;
+use super::verify::Verify;
 use super::write::WriteKey;
 use super::{Action, Actions, Mirror, Notice};
 
@@ -65,6 +66,7 @@ pub(super) struct Up {
     pub owed_flushes: BTreeMap<u64, (u64, Time)>,
     pub reads: BTreeMap<u64, (PeerRead, u32, Time)>,
     pub next_read: u64,
+    pub awaited: Vec<(Awaited, Time)>,
     // What the peer sent.
     pub applied: Applied,
     pub peer_flushes: Vec<(u64, Seq)>,
@@ -102,6 +104,18 @@ pub(super) enum Owed {
     Chunk(u64),
 }
 
+/// A step of the protocol that the peer is to answer, beside writes, flushes, reads and comparisons. Each may have to
+/// wait for the peer's disks, and meanwhile holds something back here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Awaited {
+    /// *Offer*: requests are held until it has adopted.
+    Adoption,
+    /// *Adopted*: a guest's requests are held until its source has settled.
+    Settlement,
+    /// *PromoteAsk*: a promotion waits.
+    Grant,
+}
+
 impl Up {
     pub fn new(peer: Peer, phase: Phase) -> Self {
         Self {
@@ -113,6 +127,7 @@ impl Up {
             owed_flushes: BTreeMap::new(),
             reads: BTreeMap::new(),
             next_read: 1,
+            awaited: Vec::new(),
             applied: Applied::default(),
             peer_flushes: Vec::new(),
             asked: Asked::default(),
@@ -139,7 +154,13 @@ impl Up {
         let write = self.owed.first_key_value().map(|(_, (_, at))| *at);
         let flush = self.owed_flushes.first_key_value().map(|(_, (_, at))| *at);
         let read = self.reads.first_key_value().map(|(_, (_, _, at))| *at);
-        [write, flush, read].into_iter().flatten().min()
+        let step = self.awaited.iter().map(|(_, at)| *at).min();
+        let compared = match &self.phase {
+            Phase::Source(source) => source.compares_since(),
+            _ => None,
+        };
+        let owed = [write, flush, read, step, compared];
+        owed.into_iter().flatten().min()
     }
 }
 
@@ -231,6 +252,9 @@ impl Mirror {
             Timer::Resync,
         ] {
             self.timers.clear(timer);
+        }
+        if !self.disk.is_empty() {
+            self.watch_acks();
         }
         if let LinkStage::Up(up) = link.stage {
             self.cancel_cycle();
@@ -376,23 +400,63 @@ impl Mirror {
         );
     }
 
-    /// docs/protocol.md §5: a peer that answers pings but no writes is lost.
-    pub(super) fn on_ack_overdue(&mut self, out: &mut Actions) {
-        let Some(link) = &self.link else { return };
-        let since = match &link.stage {
-            LinkStage::Meeting(_) => Some(link.opened),
-            LinkStage::Up(up) => up.owes_since(),
+    /// From now on the peer owes the answer to that step.
+    pub(super) fn await_answer(&mut self, step: Awaited) {
+        let now = self.now;
+        if let Some(up) = self.up_mut() {
+            up.awaited.push((step, now));
+            self.watch_acks();
+        }
+    }
+
+    pub(super) fn on_answered(&mut self, step: Awaited) {
+        if let Some(up) = self.up_mut() {
+            up.awaited.retain(|(awaited, _)| *awaited != step);
+        }
+    }
+
+    /// Something may be owed for as long as `ack-timeout` (docs/protocol.md §5).
+    pub(super) fn on_overdue(&mut self, out: &mut Actions) {
+        let peer_due = self.on_ack_overdue(out);
+        let disk_due = self.on_disk_overdue(out);
+        if let Some(at) = [peer_due, disk_due].into_iter().flatten().min() {
+            self.timers.set_by(Timer::AckOverdue, at);
+        }
+    }
+
+    /// A peer that answers pings but no writes is lost. When the oldest answer that it owes will be overdue.
+    fn on_ack_overdue(&mut self, out: &mut Actions) -> Option<Time> {
+        let since = match &self.link.as_ref()?.stage {
+            LinkStage::Meeting(_) => self.link.as_ref().map(|link| link.opened),
+            LinkStage::Up(up) => {
+                let verified = self.verify.as_ref().and_then(Verify::asks_since);
+                [up.owes_since(), verified].into_iter().flatten().min()
+            }
         };
-        let Some(since) = since else { return };
-        let due = since.after_ms(self.settings.ack_timeout_ms);
+        let due = since?.after_ms(self.settings.ack_timeout_ms);
         if self.now < due {
-            self.timers.set(Timer::AckOverdue, due);
-            return;
+            return Some(due);
         }
         out.push(Action::Report(Notice::Stalled { who: "peer" }));
         self.solo.ask_before_hello = true;
         self.door.refused += 1;
         self.close_session("the peer answers no writes", out);
+        None
+    }
+
+    /// A local disk that answers nothing is told, once until it does. (Nothing can be done about it: what it was given may still
+    /// be carried out.) When its oldest operation will be overdue.
+    fn on_disk_overdue(&mut self, out: &mut Actions) -> Option<Time> {
+        let since = self.disk.iter().map(|(_, op)| op.since).min()?;
+        let due = since.after_ms(self.settings.ack_timeout_ms);
+        if self.now < due {
+            return Some(due);
+        }
+        if !self.told_stalled {
+            self.told_stalled = true;
+            out.push(Action::Report(Notice::Stalled { who: "local disk" }));
+        }
+        Some(self.now.after_ms(self.settings.ack_timeout_ms))
     }
 
     /// The peer broke a rule: the session ends, the daemon does not.

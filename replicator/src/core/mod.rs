@@ -142,7 +142,9 @@ pub struct Mirror {
     echoed_peer: Option<Time>,
 
     // I/O.
-    disk: Slab<DiskWork>,
+    disk: Slab<UnderWay>,
+    /// The local disk was told to be slow, and has not answered since.
+    told_stalled: bool,
     jobs: Slab<request::Job>,
     held: VecDeque<request::Held>,
     /// Requests are not even begun: a hand-over, a leave or the end is near.
@@ -207,6 +209,13 @@ struct Told {
     replication: Replication,
     peer: Option<(Role, DiskState)>,
     held: bool,
+}
+
+/// A disk operation that was submitted.
+#[derive(Debug)]
+struct UnderWay {
+    work: DiskWork,
+    since: Time,
 }
 
 /// What a disk operation belongs to.
@@ -311,6 +320,7 @@ impl Mirror {
             door: link::Door::default(),
             echoed_peer: None,
             disk: Slab::new(),
+            told_stalled: false,
             jobs: Slab::new(),
             held: VecDeque::new(),
             gate: request::Gate::default(),
@@ -399,7 +409,8 @@ impl Mirror {
             self.disk.contains(id.0 as usize),
             "disk operation {id} was not submitted"
         );
-        match self.disk.remove(id.0 as usize) {
+        self.told_stalled = false;
+        match self.disk.remove(id.0 as usize).work {
             DiskWork::Write(key) => self.on_write_local(key, result.map(drop), out),
             DiskWork::Edge { write, last } => self.on_edge(write, last, result, false, out),
             DiskWork::Read(key) => self.on_read_local(key, result, out),
@@ -436,7 +447,7 @@ impl Mirror {
             self.on_ping_due(out);
         }
         if self.timers.take_due(Timer::AckOverdue, now) {
-            self.on_ack_overdue(out);
+            self.on_overdue(out);
         }
         if self.timers.take_due(Timer::Attempt, now) {
             self.on_attempt_timer(out);
@@ -604,8 +615,10 @@ impl Mirror {
     }
 
     fn submit(&mut self, work: DiskWork, op: DiskOp, out: &mut Actions) {
-        let id = DiskId(self.disk.insert(work) as u64);
+        let since = self.now;
+        let id = DiskId(self.disk.insert(UnderWay { work, since }) as u64);
         out.push(Action::Disk { id, op });
+        self.watch_acks();
     }
 
     fn complete(id: RequestId, result: Result<Bytes, IoError>, out: &mut Actions) {

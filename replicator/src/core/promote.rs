@@ -7,7 +7,7 @@ use kagami_bitmap::planted::{Defect, planted};
 
 use super::durable::After;
 use super::event::{Refusal, Reply};
-use super::link::Phase;
+use super::link::{Awaited, Phase};
 use super::message::Message;
 use super::request::Gate;
 use super::state::{CommandId, DiskState, Role, SessionId, Solo};
@@ -200,6 +200,7 @@ impl Mirror {
                     promoting.stage = Promotion::Asked;
                 }
                 self.send(Message::PromoteAsk, out);
+                self.await_answer(Awaited::Grant);
             }
         }
     }
@@ -334,6 +335,13 @@ impl Mirror {
 
     /// The peer asks to be Primary in this session.
     pub(super) fn on_promote_ask(&mut self, out: &mut Actions) -> Result<(), String> {
+        if self.is_in_sync() && self.has_repairs() {
+            // What it writes as Primary could be overtaken by them.
+            if let Some(up) = self.up_mut() {
+                up.asked_late = true;
+            }
+            return Ok(());
+        }
         let stage = self.promoting.as_ref().map(|promoting| promoting.stage);
         let asked = stage == Some(Promotion::Asked);
         let why = if planted(Defect::PrimaryGrants) || (asked && planted(Defect::BothGrant)) {
@@ -377,6 +385,7 @@ impl Mirror {
     }
 
     pub(super) fn on_promote_grant(&mut self, out: &mut Actions) -> Result<(), String> {
+        self.on_answered(Awaited::Grant);
         match &mut self.promoting {
             Some(promoting) if promoting.stage == Promotion::Asked => {
                 promoting.stage = Promotion::Granted
@@ -391,6 +400,7 @@ impl Mirror {
     }
 
     pub(super) fn on_promote_refuse(&mut self, why: &str, out: &mut Actions) -> Result<(), String> {
+        self.on_answered(Awaited::Grant);
         match &self.promoting {
             Some(promoting) if promoting.stage == Promotion::Asked => {}
             _ => return Err("it refuses what was not asked".into()),

@@ -41,7 +41,15 @@ pub(super) struct Read {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum PeerRead {
     Read(ReadKey),
-    Edge { write: WriteKey, last: bool },
+    Edge {
+        write: WriteKey,
+        last: bool,
+    },
+    /// A verification can't read this locked block here.
+    Verified {
+        run: Run,
+        number: u64,
+    },
 }
 
 impl Mirror {
@@ -127,10 +135,12 @@ impl Mirror {
 
     /// Reads of front ends under way on the local disk.
     pub(super) fn reads_local(&self) -> impl Iterator<Item = ReadKey> + '_ {
-        self.disk.iter().filter_map(|(_, work)| match work {
-            DiskWork::Read(key) => Some(*key),
-            _ => None,
-        })
+        self.disk
+            .iter()
+            .filter_map(|(_, under_way)| match &under_way.work {
+                DiskWork::Read(key) => Some(*key),
+                _ => None,
+            })
     }
 
     /// Does the read again, later.
@@ -185,7 +195,7 @@ impl Mirror {
         );
     }
 
-    fn ask_peer(&mut self, read: PeerRead, offset: u64, len: u32, out: &mut Actions) {
+    pub(super) fn ask_peer(&mut self, read: PeerRead, offset: u64, len: u32, out: &mut Actions) {
         let now = self.now;
         let Some(up) = self.up_mut() else {
             return self.on_peer_data(read, Err(DiskFault::Io(5)), out);
@@ -221,6 +231,9 @@ impl Mirror {
     fn on_peer_data(&mut self, read: PeerRead, result: DiskResult, out: &mut Actions) {
         let key = match read {
             PeerRead::Edge { write, last } => return self.on_edge(write, last, result, true, out),
+            PeerRead::Verified { run, number } => {
+                return self.on_verified_by_peer(run, number, result, out);
+            }
             PeerRead::Read(key) => key,
         };
         let Ok(data) = result else {
@@ -242,14 +255,19 @@ impl Mirror {
             self.unlock_repair(span);
             self.wake_blocked(out);
         } else if repair {
-            let op = DiskOp::Write {
-                offset: span.byte_offset(),
-                data: data.clone(),
-                fua: false,
-            };
-            self.submit(DiskWork::Repair(span), op, out);
+            self.repair(span, data.clone(), out);
         }
         self.finish_read(key, &data, out);
+    }
+
+    /// Writes back what the peer has for a locked span that can't be read here.
+    pub(super) fn repair(&mut self, span: Run, data: Bytes, out: &mut Actions) {
+        let op = DiskOp::Write {
+            offset: span.byte_offset(),
+            data,
+            fua: false,
+        };
+        self.submit(DiskWork::Repair(span), op, out);
     }
 
     fn unlock_repair(&mut self, run: Run) {
@@ -266,11 +284,15 @@ impl Mirror {
         out: &mut Actions,
     ) {
         self.unlock_repair(run);
+        let doing = "writing back a block that could not be read";
         match result {
             Ok(()) => out.push(super::Action::Report(Notice::ReadRepaired { run })),
-            Err(fault) => {
-                self.on_local_failed(fault, "writing back a block that could not be read", out)
+            // Nothing is lost by it: the block could not be read before either (docs/design.md §5). While the other copy has
+            // all of it, a disk that takes no writes is given up as ever.
+            Err(fault) if fault == DiskFault::NoSpace || !self.is_in_sync() => {
+                out.push(super::Action::Report(Notice::DiskFailed { fault, doing }));
             }
+            Err(fault) => self.on_local_failed(fault, doing, out),
         }
         self.wake_blocked(out);
     }
@@ -280,7 +302,9 @@ impl Mirror {
         for read in reads {
             match read {
                 PeerRead::Edge { write, .. } if self.reads_edges_again(write) => {}
-                PeerRead::Edge { .. } => self.on_peer_data(read, Err(DiskFault::Io(5)), out),
+                PeerRead::Edge { .. } | PeerRead::Verified { .. } => {
+                    self.on_peer_data(read, Err(DiskFault::Io(5)), out);
+                }
                 PeerRead::Read(key) => {
                     let read = self.reads.remove(key.0);
                     if read.repair {

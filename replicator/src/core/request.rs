@@ -321,8 +321,9 @@ impl Mirror {
         self.solo.fresh = None;
         self.solo.drawn = None;
         self.seek_permission(out);
-        if self.solo_rule() == Solo::Arbiter && self.is_in_sync() {
-            // It may be a new arbiter, whose register is to be made while both copies are there.
+        if self.solo_rule() == Solo::Arbiter && (self.is_in_sync() || self.alone.is_some()) {
+            // It may be a new arbiter, whose register is to be made while both copies are there; or the first one: who is
+            // alone looks whether it is named.
             self.timers.set_by(Timer::AskAgain, self.now);
         }
     }

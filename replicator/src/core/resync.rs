@@ -69,8 +69,8 @@ struct Chunk {
     run: Run,
     /// Messages that the target owes an answer to.
     pieces: u32,
-    /// Kept until the target says which blocks differ.
-    data: Option<Bytes>,
+    /// Kept until the target says which blocks differ, and since when it owes that.
+    data: Option<(Bytes, Time)>,
 }
 
 /// The source's side.
@@ -86,6 +86,8 @@ pub(super) struct Source {
     acked_blocks: u64,
     /// The pass met blocks that could not be read.
     failed_reads: bool,
+    /// An earlier one did: what is left is read block by block, so that one bad block keeps back no other.
+    singly: bool,
     pub compared: Compared,
     /// Nothing is sent and nothing asked until then.
     pub wait_until: Option<(Time, Wait)>,
@@ -128,6 +130,7 @@ impl Source {
             acked: Vec::new(),
             acked_blocks: 0,
             failed_reads: false,
+            singly: false,
             compared: Compared::default(),
             wait_until: None,
             asked: false,
@@ -140,6 +143,12 @@ impl Source {
             sent_bytes: 0,
             since: now,
         }
+    }
+
+    /// Since when the target owes the answer to its oldest comparison.
+    pub fn compares_since(&self) -> Option<Time> {
+        let asked = |chunk: &Chunk| chunk.data.as_ref().map(|(_, at)| *at);
+        self.chunks.values().filter_map(asked).min()
     }
 
     /// Nothing to copy: both read as zeroes, the generation is minted.
@@ -271,7 +280,8 @@ impl Mirror {
                 return;
             }
             let (cursor, in_flight) = (source.cursor, source.in_flight);
-            let Some(run) = self.next_chunk(cursor) else {
+            let most = if source.singly { 1 } else { CHUNK };
+            let Some(run) = self.next_chunk(cursor, most) else {
                 // The pass has come to its end.
                 let end = Block(self.geometry.blocks());
                 if let Some(source) = self.source() {
@@ -319,9 +329,9 @@ impl Mirror {
         }
     }
 
-    /// The next marked run from the cursor on, within an extent.
-    fn next_chunk(&self, cursor: Block) -> Option<Run> {
-        let run = self.bitmap.next_run(cursor, CHUNK)?;
+    /// The next marked run from the cursor on, within an extent, of so many blocks at most.
+    fn next_chunk(&self, cursor: Block, most: u64) -> Option<Run> {
+        let run = self.bitmap.next_run(cursor, most)?;
         let extent_end = (run.first.0 / BLOCKS_PER_EXTENT + 1) * BLOCKS_PER_EXTENT;
         Some(Run::new(run.first, run.count.min(extent_end - run.first.0)))
     }
@@ -356,6 +366,7 @@ impl Mirror {
                 return self.wake_blocked(out);
             }
         };
+        let now = self.now;
         let Some(source) = self.source() else { return };
         let id = source.next_chunk;
         source.next_chunk += 1;
@@ -378,7 +389,7 @@ impl Mirror {
                     Chunk {
                         run,
                         pieces: 1,
-                        data: Some(data),
+                        data: Some((data, now)),
                     },
                 );
                 self.send(
@@ -389,6 +400,7 @@ impl Mirror {
                     },
                     out,
                 );
+                self.watch_acks();
             }
         }
     }
@@ -431,7 +443,7 @@ impl Mirror {
         let Some((run, data)) = self
             .source()
             .and_then(|source| source.chunks.get_mut(&id))
-            .and_then(|chunk| chunk.data.take().map(|data| (chunk.run, data)))
+            .and_then(|chunk| chunk.data.take().map(|(data, _)| (chunk.run, data)))
         else {
             return Err(format!("it answers comparison {id}, which was not asked"));
         };
@@ -571,6 +583,7 @@ impl Mirror {
         if marks > 0 {
             source.cursor = Block(0);
             if std::mem::take(&mut source.failed_reads) {
+                source.singly = true;
                 source.wait_until = Some((now.after_ms(RETRY_MS), Wait::Reads));
             }
             return;

@@ -16,7 +16,7 @@ use kagami_bitmap::superblock::StoredDisk;
 
 use super::durable::After;
 use super::event::{IoError, Refusal};
-use super::link::{Link, LinkStage, Owed, Phase};
+use super::link::{Awaited, Link, LinkStage, Owed, Phase};
 use super::message::{Hello, Message};
 use super::promote::Promotion;
 use super::resync::Stage;
@@ -131,6 +131,7 @@ impl Mirror {
                 promoting.stage = Promotion::Asked;
             }
             self.send(Message::PromoteAsk, out);
+            self.await_answer(Awaited::Grant);
             return;
         }
         let mut facts =
@@ -156,7 +157,7 @@ impl Mirror {
     /// A target asks to be Primary; or, found out again as a session came up, is.
     pub(super) fn advance_serving(&mut self, out: &mut Actions) {
         let Some(up) = self.up() else { return };
-        if up.asked_late && (self.is_in_sync() || self.is_copying()) {
+        if up.asked_late && (self.is_copying() || self.is_in_sync() && !self.has_repairs()) {
             if let Some(up) = self.up_mut() {
                 up.asked_late = false;
             }

@@ -8,7 +8,7 @@ use kagami_bitmap::superblock::{Generation, StoredDisk};
 use kagami_bitmap::{BLOCK, Block};
 
 use super::durable::After;
-use super::link::Phase;
+use super::link::{Awaited, Phase};
 use super::message::Message;
 use super::request::Gate;
 use super::resync::{RETRY_MS, Stage, Target, Wait};
@@ -110,6 +110,7 @@ impl Mirror {
             self.change_record(After::Nothing, |r| r.base = None);
         }
         self.send(Message::Offer { current, history }, out);
+        self.await_answer(Awaited::Adoption);
         self.put_off_late(out);
         if planted(Defect::SettledWithoutAdoption) {
             if let Some(source) = self.source() {
@@ -193,6 +194,7 @@ impl Mirror {
         if self.is_session(session) {
             self.local.up_to_date = true;
             self.send(Message::Adopted, out);
+            self.await_answer(Awaited::Settlement);
         }
     }
 
@@ -204,6 +206,7 @@ impl Mirror {
             return Ok(());
         };
         let boot = self.boot;
+        self.on_answered(Awaited::Adoption);
         match self.source() {
             Some(source) if source.stage == Stage::Offered => source.stage = Stage::Settling,
             _ if planted(Defect::SettledWithoutAdoption) => return Ok(()),
@@ -253,6 +256,7 @@ impl Mirror {
         let adopting = self
             .durable
             .awaits(|after| matches!(after, After::Adopted { .. }));
+        self.on_answered(Awaited::Settlement);
         match self.up_mut() {
             Some(up) => match &up.phase {
                 Phase::Target(Target { adopted: true, .. }) if !adopting => {

@@ -212,7 +212,7 @@ impl Mirror {
         let Some(work) = self.disk.get(id.0 as usize) else {
             return "disk: unknown";
         };
-        match (work, result.is_ok()) {
+        match (&work.work, result.is_ok()) {
             (DiskWork::Write(_), true) => "disk: write",
             (DiskWork::Write(_), false) => "disk: write failed",
             (DiskWork::Edge { .. }, true) => "disk: edge",

@@ -11,7 +11,7 @@ pub(super) enum Timer {
     Ping,
     /// No echo for the time-out: the session ends.
     PeerSilent,
-    /// The oldest write or flush the peer owes is as old as `ack-timeout`.
+    /// The oldest answer that the peer or the local disk owes is as old as `ack-timeout`.
     AckOverdue,
     /// The attempt at the arbiter: its wait is over, or it is given up.
     Attempt,

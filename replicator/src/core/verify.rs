@@ -10,10 +10,11 @@ use kagami_bitmap::{BLOCK, Block, Run};
 use super::durable::After;
 use super::event::{Refusal, Reply};
 use super::message::{Doing, Message};
+use super::read::PeerRead;
 use super::secondary::hash_blocks;
-use super::state::{CommandId, Role, SessionId, Time};
+use super::state::{CommandId, DiskState, Role, SessionId, Time};
 use super::status::Progress;
-use super::{Action, Actions, DiskFault, DiskOp, DiskResult, DiskWork, Mirror, Notice};
+use super::{Action, Actions, DiskFault, DiskOp, DiskResult, DiskWork, Mirror, Notice, Store};
 
 /// Blocks compared by one message.
 const CHUNK: u64 = 256;
@@ -26,9 +27,8 @@ pub(super) struct Verify {
     command: CommandId,
     repair: bool,
     cursor: Block,
-    /// Asked of the peer: number, run, whether its span is locked.
-    asked: Vec<(u64, Run, bool)>,
-    /// Being read here.
+    asked: Vec<Asked>,
+    /// Being read here, or, where that failed, by the peer.
     reading: usize,
     /// To be compared again, locked.
     suspects: Vec<Run>,
@@ -37,7 +37,26 @@ pub(super) struct Verify {
     next_id: u64,
     compared: u64,
     different: u64,
+    /// Blocks that neither node can read.
+    unreadable: u64,
     since: Time,
+}
+
+/// What the peer was asked to compare.
+#[derive(Debug)]
+struct Asked {
+    id: u64,
+    run: Run,
+    /// Its span is.
+    locked: bool,
+    since: Time,
+}
+
+impl Verify {
+    /// Since when the peer owes the answer to the oldest comparison.
+    pub fn asks_since(&self) -> Option<Time> {
+        self.asked.iter().map(|asked| asked.since).min()
+    }
 }
 
 impl Mirror {
@@ -80,6 +99,7 @@ impl Mirror {
             next_id: self.verifications << 32,
             compared: 0,
             different: 0,
+            unreadable: 0,
             since: self.now,
         });
         self.send(
@@ -190,15 +210,73 @@ impl Mirror {
             Ok(data) => {
                 let id = verify.next_id;
                 verify.next_id += 1;
-                verify.asked.push((id, run, locked));
+                verify.asked.push(Asked {
+                    id,
+                    run,
+                    locked,
+                    since: self.now,
+                });
                 self.ask_to_compare(id, run, &data, out);
+                self.watch_acks();
             }
             Err(fault) => {
                 out.push(Action::Report(Notice::DiskFailed {
                     fault,
                     doing: "reading for a verification",
                 }));
-                self.found_different(run, locked, out);
+                self.on_verify_unread(run, locked, out);
+            }
+        }
+    }
+
+    /// A chunk can't be read here: its blocks are looked at one by one, and one that is bad is written back from the peer.
+    /// (Marked, it would make the peer's copy a target of what can't be read.)
+    fn on_verify_unread(&mut self, run: Run, locked: bool, out: &mut Actions) {
+        let readable_there = self
+            .up()
+            .is_some_and(|up| up.peer.disk == DiskState::UpToDate);
+        let Some(verify) = &mut self.verify else {
+            return;
+        };
+        if !locked {
+            verify.compared += run.count;
+            let blocks = run.first.0..run.end().0;
+            verify
+                .suspects
+                .extend(blocks.map(|at| Run::new(Block(at), 1)));
+        } else if readable_there {
+            verify.reading += 1;
+            let number = verify.number;
+            let read = PeerRead::Verified { run, number };
+            self.ask_peer(read, run.byte_offset(), run.byte_len() as u32, out);
+        } else {
+            verify.unreadable += run.count;
+            self.spans.unlock(run);
+            self.wake_blocked(out);
+        }
+    }
+
+    /// The peer's answer for a locked block that can't be read here.
+    pub(super) fn on_verified_by_peer(
+        &mut self,
+        run: Run,
+        number: u64,
+        result: DiskResult,
+        out: &mut Actions,
+    ) {
+        let mine = self
+            .verify
+            .as_mut()
+            .filter(|verify| verify.number == number);
+        if let Some(verify) = mine {
+            verify.reading -= 1;
+            verify.unreadable += if result.is_err() { run.count } else { 0 };
+        }
+        match result {
+            Ok(data) if self.local.store == Store::Usable => self.repair(run, data, out),
+            _ => {
+                self.spans.unlock(run);
+                self.wake_blocked(out);
             }
         }
     }
@@ -229,10 +307,10 @@ impl Mirror {
         if id >> 32 != verify.number {
             return Ok(()); // of one that was stopped
         }
-        let Some(at) = verify.asked.iter().position(|(asked, ..)| *asked == id) else {
+        let Some(at) = verify.asked.iter().position(|asked| asked.id == id) else {
             return Err(format!("it answers comparison {id}, which was not asked"));
         };
-        let (_, run, locked) = verify.asked[at];
+        let Asked { run, locked, .. } = verify.asked[at];
         let different = result.unwrap_or_else(|_| (0..run.count as u32).collect());
         if different.iter().any(|i| u64::from(*i) >= run.count) {
             return Err(format!(
@@ -259,7 +337,7 @@ impl Mirror {
         Ok(())
     }
 
-    /// These blocks differ, or can't be read: they are marked, durably soon.
+    /// These blocks differ, or can't be read there: they are marked, durably soon.
     fn found_different(&mut self, run: Run, locked: bool, out: &mut Actions) {
         self.bitmap.mark(run);
         self.pages.write_all = true;
@@ -280,7 +358,7 @@ impl Mirror {
         let Some(verify) = self.verify.take() else {
             return;
         };
-        let (compared, different) = (verify.compared, verify.different);
+        let (compared, different) = (verify.compared, verify.different + verify.unreadable);
         out.push(Action::Report(Notice::VerifyDone {
             compared,
             different,
@@ -291,10 +369,13 @@ impl Mirror {
             },
             out,
         );
-        let found = if different == 0 {
-            format!("{} compared, no difference", compared * BLOCK)
-        } else {
-            format!("{different} blocks differ; they are marked")
+        let found = match (verify.different, verify.unreadable) {
+            (0, 0) => format!("{} compared, no difference", compared * BLOCK),
+            (0, bad) => format!("{bad} blocks can be read on neither node"),
+            (differ, 0) => format!("{differ} blocks differ; they are marked"),
+            (differ, bad) => format!(
+                "{differ} blocks differ; they are marked; {bad} more can be read on neither node"
+            ),
         };
         self.answer(verify.command, Ok(Reply::Nothing(found)), out);
         if verify.repair && self.bitmap.count() > 0 {
@@ -306,9 +387,9 @@ impl Mirror {
     /// The session ended under a verification, or an operator stops it: what it found stays marked.
     pub(super) fn forget_verify(&mut self) {
         if let Some(verify) = &mut self.verify {
-            for (_, run, locked) in std::mem::take(&mut verify.asked) {
-                if locked {
-                    self.spans.unlock(run);
+            for asked in std::mem::take(&mut verify.asked) {
+                if asked.locked {
+                    self.spans.unlock(asked.run);
                 }
             }
             // From the start again, once the copies are in sync.
@@ -316,6 +397,7 @@ impl Mirror {
             verify.suspects.clear();
             verify.cursor = Block(0);
             verify.compared = 0;
+            verify.unreadable = 0;
             self.verifications += 1;
             verify.number = self.verifications;
             verify.next_id = self.verifications << 32;

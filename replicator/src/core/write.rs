@@ -531,15 +531,18 @@ impl Mirror {
 
     /// True if something of an older session has not landed on the disk (docs/protocol.md §5).
     pub(super) fn has_old_writes(&self) -> bool {
-        let repairs = self
-            .disk
-            .iter()
-            .any(|(_, work)| matches!(work, DiskWork::Repair(_)));
-        repairs
+        self.has_repairs()
             || self.writes.iter().any(|(_, w)| {
                 matches!(w.origin, Origin::Peer { .. })
                     || (w.local == Copy::Owed && w.sent.is_some())
             })
+    }
+
+    /// True if a block that could not be read here is being written back. It is no request's any more, and what the
+    /// peer writes there as a Primary must not be overtaken by it (*Read-your-writes*).
+    pub(super) fn has_repairs(&self) -> bool {
+        let mut disk = self.disk.iter();
+        disk.any(|(_, under_way)| matches!(under_way.work, DiskWork::Repair(_)))
     }
 
     /// True if a disk write is under way.

@@ -1,0 +1,145 @@
+//! A peer or a disk that answers pings and nothing else (docs/protocol.md §5): whatever is owed for `ack-timeout` ends the
+//! session, so that a Primary whose own copy is good goes on; its own disk is told.
+
+use bytes::Bytes;
+use kagami_replicator::core::register::{ArbiterAnswer, Ask, Register};
+use kagami_replicator::core::state::{NodeId, Solo};
+use kagami_replicator::core::{Command, Notice, Settings};
+
+use super::pair::{Pair, write};
+use super::stands::{alone, copying, in_sync, primary};
+
+/// `ack-timeout`, the leases, the arbiter, and some more, ms.
+const LONG: u64 = 20_000;
+const PROMOTE: Command = Command::Promote {
+    force: false,
+    while_resyncing: false,
+};
+
+fn stalled(pair: &Pair, node: usize) -> Vec<&'static str> {
+    let notices = pair.sides[node].notices.iter();
+    notices
+        .filter_map(|notice| match notice {
+            Notice::Stalled { who } => Some(*who),
+            _ => None,
+        })
+        .collect()
+}
+
+/// *Liveness*.
+fn goes_on_alone(mut pair: Pair) {
+    let (id, _) = pair.request(0, write(9));
+    pair.elapse(LONG);
+    assert_eq!(pair.reply(0, id), Some(&Ok(Bytes::new())));
+    assert!(stalled(&pair, 0).contains(&"peer"));
+}
+
+#[test]
+fn a_target_that_does_not_adopt_is_left() {
+    let mut pair = copying();
+    pair.sides[0].hold.reads = false;
+    pair.until(0, "Pf");
+    pair.sides[1].hold.metadata = true;
+    goes_on_alone(pair);
+}
+
+#[test]
+fn a_target_that_does_not_compare_is_left() {
+    let mut pair = in_sync();
+    pair.order(1, Command::Invalidate);
+    pair.sides[1].hold.reads = true;
+    pair.pump();
+    assert!(!pair.sides[1].disk.is_empty(), "it is to compare");
+    pair.done(0, PROMOTE);
+    goes_on_alone(pair);
+}
+
+#[test]
+fn a_peer_that_does_not_verify_is_left() {
+    let mut pair = primary();
+    pair.sides[1].hold.reads = true;
+    pair.order(0, Command::Verify { repair: false });
+    pair.elapse(LONG);
+    assert_eq!(stalled(&pair, 0), ["peer"]);
+}
+
+#[test]
+fn a_promotion_does_not_wait_for_ever_for_a_grant() {
+    let mut pair = primary();
+    pair.done(0, Command::Demote { force: false });
+    // It remembers nothing of having been Primary, so the record of the grant is made to be needed by another change.
+    pair.sides[0].hold.messages = true;
+    let (id, _) = pair.order(1, PROMOTE);
+    pair.pump();
+    assert_eq!(pair.answer(1, id), None);
+    pair.linked = false;
+    let session = pair.sides[1].session;
+    for _ in 0..60 {
+        // Nothing but pings is answered.
+        let messages = std::mem::take(&mut pair.sides[0].messages);
+        for (session, message) in messages {
+            let is_ping = matches!(
+                message,
+                kagami_replicator::core::message::Message::Ping { .. }
+                    | kagami_replicator::core::message::Message::Pong { .. }
+            );
+            if is_ping {
+                let event = kagami_replicator::core::Event::Message { session, message };
+                pair.handle(0, event);
+            }
+        }
+        pair.elapse(250);
+    }
+    assert_ne!(pair.sides[1].session, session, "it is over");
+    assert_eq!(stalled(&pair, 1), ["peer"]);
+}
+
+#[test]
+fn a_local_disk_that_answers_nothing_is_told_once() {
+    let mut pair = alone();
+    pair.sides[0].hold.writes = true;
+    let (id, _) = pair.request(0, write(9));
+    pair.elapse(9_900);
+    assert!(stalled(&pair, 0).is_empty());
+    pair.elapse(40_000);
+    assert_eq!(stalled(&pair, 0), ["local disk"]);
+    // It answers, and hangs again.
+    pair.sides[0].hold.writes = false;
+    pair.pump();
+    assert_eq!(pair.reply(0, id), Some(&Ok(Bytes::new())));
+    pair.sides[0].hold.writes = true;
+    pair.request(0, write(10));
+    pair.elapse(LONG);
+    assert_eq!(stalled(&pair, 0), ["local disk", "local disk"]);
+}
+
+/// *One-writer*: a node that is alone looks at the register as soon as it is told to ask it.
+#[test]
+fn a_reload_makes_a_node_that_is_alone_look_at_the_register() {
+    let mut pair = alone();
+    let never = |pair: &mut Pair, solo| {
+        pair.done(
+            0,
+            Command::Set(Settings {
+                solo,
+                ..Settings::default()
+            }),
+        );
+    };
+    never(&mut pair, Solo::Never);
+    pair.elapse(40_000);
+    let held = pair.arbiter.register().expect("a register").clone();
+    let expect = Some((held.instance, held.seq));
+    let register = Register {
+        seq: held.seq + 1,
+        copies: vec![NodeId(2)],
+        ..held
+    };
+    let swap = Ask::Swap { expect, register };
+    assert_eq!(pair.arbiter.answer(&swap), ArbiterAnswer::Swapped);
+    never(&mut pair, Solo::Arbiter);
+    pair.pump();
+    let (id, _) = pair.request(0, write(9));
+    pair.elapse(LONG);
+    assert_eq!(pair.reply(0, id), None, "the other copy has the register");
+}
