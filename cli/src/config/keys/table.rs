@@ -367,7 +367,7 @@ pub const KEYS: &[Key] = &[
         TIMEOUT,
         Value("10s"),
         Live,
-        "A write or flush that the peer leaves unanswered for this long closes the session.",
+        "Whatever the peer owes (a write, a flush, a step of a resynchronisation or a promotion) and leaves unanswered for this long closes the session; a local disk that does is told.",
     ),
     key(
         Arbiter,
