@@ -359,7 +359,7 @@ pub const KEYS: &[Key] = &[
         TIMEOUT,
         Value("2s"),
         Live,
-        "Silence for this long means that the peer is not reachable; also the lease under which reads are answered.",
+        "Silence for this long means that the peer is not reachable; also the lease under which reads are answered. Lower it by a reload while the nodes are connected: a daemon that is restarted with a lower one while they are not forgets what the peer goes by.",
     ),
     key(
         Peer,
