@@ -1,6 +1,7 @@
 //! Directed tests of two cores: what an event does in a stand that seeds do not reach.
 
 mod another_boot;
+mod arbiter;
 mod bad_blocks;
 mod carrier;
 mod cells;

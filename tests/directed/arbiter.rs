@@ -1,0 +1,366 @@
+//! What a node asks the arbiter, and what it makes of each answer (docs/protocol.md §4).
+
+use kagami_replicator::core::event::Reply;
+use kagami_replicator::core::register::{ArbiterAnswer, Ask, Register};
+use kagami_replicator::core::state::{Attempt, NodeId};
+use kagami_replicator::core::{Command, Event, Notice};
+
+use super::pair::Pair;
+use super::stands::{alone, build, cut, in_sync, primary};
+
+const PROMOTE: Command = Command::Promote {
+    force: false,
+    while_resyncing: false,
+};
+const FORCE: Command = Command::Promote {
+    force: true,
+    while_resyncing: false,
+};
+const DEMOTE: Command = Command::Demote { force: false };
+/// The arbiter's time-out, ms.
+const PATIENCE: u64 = 2_000;
+/// Longer than any lease, and than all pauses between questions, ms.
+const LONG: u64 = 8_000;
+
+fn register(pair: &Pair) -> Register {
+    pair.arbiter.register().expect("a register").clone()
+}
+
+/// Somebody else writes the register.
+fn rewrite(pair: &mut Pair, change: impl FnOnce(&mut Register)) {
+    let held = register(pair);
+    let expect = Some((held.instance, held.seq));
+    let mut register = Register {
+        seq: held.seq + 1,
+        nonce: Attempt(1),
+        ..held
+    };
+    change(&mut register);
+    let swap = Ask::Swap { expect, register };
+    assert_eq!(pair.arbiter.answer(&swap), ArbiterAnswer::Swapped);
+}
+
+fn next(pair: &mut Pair, node: usize) -> (Attempt, Ask) {
+    pair.sides[node].asks.pop_front().expect("a question")
+}
+
+/// The node is to swap the register, and what it wants there has not reached the arbiter.
+fn about_to_swap(pair: &mut Pair, node: usize) {
+    let (attempt, ask) = next(pair, node);
+    assert_eq!(ask, Ask::Read);
+    let answer = pair.arbiter.answer(&ask);
+    pair.handle(node, Event::Arbiter { attempt, answer });
+    assert!(matches!(
+        pair.sides[node].asks.front(),
+        Some((_, Ask::Swap { .. }))
+    ));
+}
+
+/// Node 0, Primary, has lost its peer, and asks.
+fn asking() -> Pair {
+    let mut pair = primary();
+    pair.sides[0].hold.asks = true;
+    cut(pair)
+}
+
+fn meet_again(pair: &mut Pair) {
+    pair.sides[0].asks.clear();
+    pair.sides[0].hold.asks = false;
+    pair.linked = true;
+    pair.until(0, "Pi");
+    pair.elapse(LONG);
+}
+
+/// A swap that was asked for may land whenever it likes, and names one copy: both are named once more, in sync.
+#[test]
+fn a_swap_without_an_answer_is_overwritten_when_both_are_in_sync() {
+    let read_only = |_: &mut Pair| {};
+    let swap = |pair: &mut Pair| about_to_swap(pair, 0);
+    let give_up = |pair: &mut Pair| {
+        about_to_swap(pair, 0);
+        pair.elapse(PATIENCE + 100);
+    };
+    let ways: [(fn(&mut Pair), u64); 3] = [(read_only, 0), (swap, 1), (give_up, 1)];
+    for (way, swaps) in ways {
+        let mut pair = asking();
+        let before = pair.arbiter.swaps;
+        way(&mut pair);
+        meet_again(&mut pair);
+        assert_eq!(pair.arbiter.swaps - before, swaps);
+        assert_eq!(register(&pair).copies, [NodeId(1), NodeId(2)]);
+    }
+}
+
+/// The swap took place, its answer was lost, and the arbiter tells the register to the same question that comes again.
+#[test]
+fn ones_own_nonce_in_the_register_is_the_grant() {
+    let mut pair = asking();
+    about_to_swap(&mut pair, 0);
+    let (attempt, ask) = next(&mut pair, 0);
+    assert_eq!(pair.arbiter.answer(&ask), ArbiterAnswer::Swapped);
+    let answer = ArbiterAnswer::Register(pair.arbiter.register().cloned());
+    pair.handle(0, Event::Arbiter { attempt, answer });
+    pair.pump();
+    pair.write(0, 9);
+    assert!(pair.sides[0].asks.is_empty(), "it needs no other word");
+}
+
+/// What another one has written there meanwhile is none, whoever asked.
+#[test]
+fn another_nonce_in_the_register_is_no_grant() {
+    let mut pair = asking();
+    about_to_swap(&mut pair, 0);
+    rewrite(&mut pair, |register| register.copies = vec![NodeId(2)]);
+    let (attempt, ask) = next(&mut pair, 0);
+    let answer = pair.arbiter.answer(&ask);
+    assert!(matches!(answer, ArbiterAnswer::Register(Some(_))));
+    pair.handle(0, Event::Arbiter { attempt, answer });
+    pair.pump();
+    let (id, _) = pair.request(0, super::pair::write(9));
+    pair.elapse(LONG);
+    assert_eq!(pair.reply(0, id), None);
+}
+
+/// docs/protocol.md §4, *go alone*: this copy is named, and the register's generation, or its parent, is in its line.
+#[test]
+fn the_register_grants_to_a_named_copy_in_whose_line_it_is() {
+    let current = register(&primary()).generation;
+    let foreign = 0xdead;
+    // (named, generation, parent, granted)
+    let rows = [
+        (true, current, current, true),
+        (true, current, 0, true),
+        (true, current, foreign, true),
+        (true, foreign, current, true),
+        (true, foreign, foreign, false),
+        (true, foreign, 0, false),
+        (false, current, current, false),
+    ];
+    for (named, generation, parent, granted) in rows {
+        let mut pair = primary();
+        rewrite(&mut pair, |register| {
+            register.generation = generation;
+            register.parent = parent;
+            register.copies = if named {
+                vec![NodeId(1)]
+            } else {
+                vec![NodeId(2)]
+            };
+        });
+        let mut pair = cut(pair);
+        let (id, _) = pair.request(0, super::pair::write(9));
+        pair.pump();
+        let is_granted = pair.reply(0, id).is_some();
+        assert_eq!(is_granted, granted, "{named} {generation:x} {parent:x}");
+    }
+}
+
+#[test]
+fn another_instance_grants_nothing() {
+    let mut pair = primary();
+    rewrite(&mut pair, |register| register.instance += 2);
+    let mut pair = cut(pair);
+    let (id, _) = pair.request(0, super::pair::write(9));
+    pair.elapse(LONG);
+    assert_eq!(pair.reply(0, id), None);
+}
+
+#[test]
+fn a_new_register_is_the_first_of_an_instance_that_both_have_recorded() {
+    let mut pair = in_sync();
+    let mut instances = Vec::new();
+    for _ in 0..4 {
+        let new = register(&pair);
+        assert_eq!((new.seq, new.forced), (1, false));
+        assert_eq!(new.copies, [NodeId(1), NodeId(2)]);
+        for side in &pair.sides {
+            let record = side.mirror.record();
+            assert_eq!(record.arbiter, Some(new.instance));
+            assert_eq!(record.current.map(|g| g.tag), Some(new.generation));
+        }
+        assert_eq!(
+            new.instance % 2,
+            1,
+            "never 0, which says that there is none"
+        );
+        instances.push(new.instance);
+        pair.arbiter.wipe();
+        pair.elapse(40_000);
+    }
+    instances.sort_unstable();
+    instances.dedup();
+    assert_eq!(instances.len(), 4, "each is another one: {instances:x?}");
+    // The lower id looks after it while nobody is Primary.
+    assert_eq!(pair.sides[1].asked, 0);
+}
+
+#[test]
+fn the_register_says_who_goes_on_alone_and_by_whose_word() {
+    let pair = alone();
+    let granted = register(&pair);
+    let record = pair.sides[0].mirror.record();
+    assert_eq!(
+        (granted.copies.as_slice(), granted.forced),
+        ([NodeId(1)].as_slice(), false)
+    );
+    assert_eq!(Some(granted.generation), record.current.map(|g| g.tag));
+    assert_eq!(Some(granted.parent), record.history.first().map(|g| g.tag));
+
+    let mut pair = cut(in_sync());
+    let before = register(&pair);
+    pair.done(1, FORCE);
+    pair.elapse(LONG);
+    let forced = register(&pair);
+    let record = pair.sides[1].mirror.record();
+    assert_eq!(
+        (forced.copies.as_slice(), forced.forced),
+        ([NodeId(2)].as_slice(), true)
+    );
+    assert_eq!(
+        (forced.instance, forced.seq),
+        (before.instance, before.seq + 1)
+    );
+    assert_eq!(Some(forced.generation), record.current.map(|g| g.tag));
+    assert_eq!(Some(forced.parent), record.history.first().map(|g| g.tag));
+    assert_eq!(forced.parent, before.generation);
+}
+
+/// A word that the register has is not told again, nor is one taken for it that is another's, or of another generation.
+#[test]
+fn a_forced_word_is_told_once() {
+    let rows: [(&str, fn(&mut Register), u64); 4] = [
+        ("it is there", |_| {}, 0),
+        ("it names the other copy", |r| r.copies = vec![NodeId(2)], 1),
+        ("it names both", |r| r.copies.push(NodeId(2)), 1),
+        ("it is of another generation", |r| r.generation += 1, 1),
+    ];
+    for (what, change, swaps) in rows {
+        let mut pair = cut(in_sync());
+        pair.sides[0].hold.asks = true;
+        pair.done(0, FORCE);
+        pair.elapse(100);
+        about_to_swap(&mut pair, 0);
+        let (_, ask) = next(&mut pair, 0);
+        assert_eq!(pair.arbiter.answer(&ask), ArbiterAnswer::Swapped);
+        if swaps > 0 {
+            rewrite(&mut pair, change);
+        }
+        let before = pair.arbiter.swaps;
+        // Nobody hears of it.
+        pair.sides[0].hold.asks = false;
+        pair.elapse(PATIENCE + LONG);
+        assert_eq!(pair.arbiter.swaps - before, swaps, "{what}");
+        assert_eq!(register(&pair).copies, [NodeId(1)], "{what}");
+    }
+}
+
+/// *Still alone* (docs/protocol.md §3): it has not offered its generation to anybody since.
+#[test]
+fn who_is_still_alone_needs_no_new_generation_and_no_arbiter() {
+    for down in [false, true] {
+        let mut pair = alone();
+        let current = pair.sides[0].mirror.record().current.expect("one").tag;
+        pair.done(0, DEMOTE);
+        pair.arbiter.down = down;
+        pair.sides[0].hold.asks = true;
+        let (id, _) = pair.order(0, PROMOTE);
+        pair.elapse(3_000);
+        if down {
+            let why = "no answer".to_owned();
+            pair.arbiter_says(0, ArbiterAnswer::Unreachable(why));
+        } else {
+            about_to_swap(&mut pair, 0);
+            let (attempt, ask) = next(&mut pair, 0);
+            let Ask::Swap { register, .. } = &ask else {
+                panic!("{ask:?}")
+            };
+            assert_eq!((register.generation, register.parent), (current, current));
+            let answer = pair.arbiter.answer(&ask);
+            pair.handle(0, Event::Arbiter { attempt, answer });
+        }
+        pair.pump();
+        assert!(
+            matches!(pair.answer(0, id), Some(Ok(Reply::Done))),
+            "{down}"
+        );
+        pair.write(0, 9);
+    }
+}
+
+/// A refusal outlives an arbiter that is gone afterwards.
+#[test]
+fn who_was_refused_is_not_let_go_by_silence() {
+    let mut pair = alone();
+    pair.done(0, DEMOTE);
+    rewrite(&mut pair, |register| register.copies = vec![NodeId(2)]);
+    let (id, _) = pair.order(0, PROMOTE);
+    pair.elapse(3_000);
+    assert!(matches!(pair.answer(0, id), Some(Err(_))));
+    pair.sides[0].hold.asks = true;
+    let (id, _) = pair.order(0, PROMOTE);
+    pair.elapse(6_000);
+    while !pair.sides[0].asks.is_empty() {
+        pair.arbiter_says(0, ArbiterAnswer::Unreachable("no answer".into()));
+        pair.pump();
+    }
+    assert!(!matches!(pair.answer(0, id), Some(Ok(_))));
+}
+
+/// Neither is one that never was alone.
+#[test]
+fn silence_lets_nobody_go_who_was_not_alone() {
+    let (mut pair, node) = build("Sn");
+    pair.sides[node].hold.asks = true;
+    let (id, _) = pair.order(node, PROMOTE);
+    pair.elapse(6_000);
+    pair.arbiter_says(node, ArbiterAnswer::Unreachable("no answer".into()));
+    pair.pump();
+    assert!(!matches!(pair.answer(node, id), Some(Ok(_))));
+}
+
+/// An arbiter that is not reached is asked again after a quarter of its time-out, and told once for each reason.
+#[test]
+fn an_arbiter_that_is_not_reached_is_asked_again_soon_and_told_once() {
+    let mut pair = asking();
+    let whys = ["no route", "no route", "refused", "refused"];
+    for why in whys {
+        pair.arbiter_says(0, ArbiterAnswer::Unreachable(why.into()));
+        pair.pump();
+        assert!(pair.sides[0].asks.is_empty());
+        pair.elapse(PATIENCE / 4 - 1);
+        assert!(pair.sides[0].asks.is_empty());
+        pair.elapse(1);
+        assert_eq!(pair.sides[0].asks.len(), 1, "{why}");
+    }
+    let notices = pair.sides[0].notices.iter();
+    let told: Vec<&str> = notices
+        .filter_map(|notice| match notice {
+            Notice::ArbiterUnreachable { why } => Some(why.as_str()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(told, ["no route", "refused"]);
+}
+
+/// One that refuses is asked again after five seconds, and told once for each reason.
+#[test]
+fn a_refusal_is_told_once_and_asked_about_again() {
+    let mut pair = primary();
+    rewrite(&mut pair, |register| register.copies = vec![NodeId(2)]);
+    let mut pair = cut(pair);
+    let refusals = |pair: &Pair| {
+        let notices = pair.sides[0].notices.iter();
+        notices
+            .filter(|notice| matches!(notice, Notice::ArbiterRefused { .. }))
+            .count()
+    };
+    let asked = pair.sides[0].asked;
+    assert_eq!(refusals(&pair), 1);
+    pair.elapse(4_999);
+    assert_eq!(pair.sides[0].asked, asked);
+    pair.elapse(1);
+    assert_eq!((pair.sides[0].asked, refusals(&pair)), (asked + 1, 1));
+    rewrite(&mut pair, |register| register.instance += 2);
+    pair.elapse(5_000);
+    assert_eq!((pair.sides[0].asked, refusals(&pair)), (asked + 2, 2));
+}
