@@ -9,6 +9,7 @@ mod demotion;
 mod edges;
 mod forced;
 mod full;
+mod hanging;
 mod late;
 mod overdue;
 mod pair;
