@@ -16,6 +16,7 @@ use kagami_replicator::core::state::{
 use kagami_replicator::core::{Action, Command, DiskOp, Event, Mirror, Notice, Role, Settings};
 
 use super::pair::{Effects, Pair, write};
+use super::rest::come_to_rest;
 use super::stands::build;
 use crate::sim::coverage::STANDS;
 
@@ -353,6 +354,11 @@ pub fn told(pair: &mut Pair, node: usize, event: Event) -> String {
             ..
         }
     );
+    match &event {
+        Event::Command { id, .. } => drop(pair.open.insert((node, id.0))),
+        Event::Request { id, .. } => drop(pair.open.insert((node, id.0))),
+        _ => {}
+    }
     let at_once = words(&pair.handle(node, event));
     let after = standing(pair, node);
     let refused = ["refused", "nothing", "NotPrimary"];
@@ -433,6 +439,7 @@ fn try_all() -> Cells {
             let event = Event::Command { id: ORDER, command };
             let outcome = told(&mut pair, node, event);
             put(&mut cells, &format!("command: {name}"), outcome, stand);
+            come_to_rest(&mut pair);
         }
         for (name, request) in requests() {
             let (mut pair, node) = build(stand);
@@ -442,6 +449,7 @@ fn try_all() -> Cells {
             };
             let outcome = told(&mut pair, node, event);
             put(&mut cells, &format!("request: {name}"), outcome, stand);
+            come_to_rest(&mut pair);
         }
         let kinds = match build(stand) {
             (pair, node) if pair.sides[node].session.is_some() => messages(&pair, node).len(),
@@ -459,6 +467,7 @@ fn try_all() -> Cells {
             let reason = "lost".to_owned();
             let outcome = told(&mut pair, node, Event::LinkDown { session, reason });
             put(&mut cells, "link: down", outcome, stand);
+            come_to_rest(&mut pair);
         }
         let (mut pair, node) = build(stand);
         let session = SessionId(5_000);

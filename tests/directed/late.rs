@@ -14,6 +14,8 @@ use kagami_replicator::core::{DiskFault, Event};
 
 use super::cells::told;
 use super::pair::{Kept, MS, Pair};
+use super::rest::come_to_rest;
+use super::routes::routes;
 use super::stands::build;
 use super::ways::{SIMPLE, STEPS, beginnings, say, walk};
 
@@ -58,14 +60,11 @@ fn ending(pair: &mut Pair, node: usize, how: &str) -> Option<Event> {
 }
 
 /// "event @ stand" and what it does.
-fn end(mut pair: Pair, node: usize, how: &str) -> Option<(String, String)> {
+fn end(pair: &mut Pair, node: usize, how: &str) -> Option<(String, String)> {
     let stand = pair.stand(node);
-    let event = ending(&mut pair, node, how)?;
+    let event = ending(pair, node, how)?;
     let occasion = pair.sides[node].mirror.occasion(Time(pair.now), &event);
-    Some((
-        format!("{occasion} @ {stand}"),
-        told(&mut pair, node, event),
-    ))
+    Some((format!("{occasion} @ {stand}"), told(pair, node, event)))
 }
 
 /// The peer is alive, and nothing else is answered: the deadlines that become due, one after the other, until
@@ -92,10 +91,10 @@ fn deadlines(pair: &mut Pair, node: usize, sought: Option<&str>) -> Vec<String> 
 }
 
 /// That deadline is due after all.
-fn due(mut pair: Pair, node: usize, cell: &str) -> Option<(String, String)> {
-    let cells = deadlines(&mut pair, node, Some(cell));
+fn due(pair: &mut Pair, node: usize, cell: &str) -> Option<(String, String)> {
+    let cells = deadlines(pair, node, Some(cell));
     (cells.last().map(String::as_str) == Some(cell))
-        .then(|| (cell.to_owned(), told(&mut pair, node, Event::Timer)))
+        .then(|| (cell.to_owned(), told(pair, node, Event::Timer)))
 }
 
 /// None where it fails, which is told.
@@ -106,9 +105,46 @@ fn tried<T>(what: &str, way: &[&str], run: impl FnOnce() -> Option<T>) -> Option
     })
 }
 
+/// For each cell the length of its way, and its line.
+type Found = BTreeMap<String, (usize, String)>;
+
+/// Notes what can end, or become due, where a way leads: the shortest way to each cell stays.
+fn note(found: &mut Found, beginning: &str, way: &[&str], pair: &mut Pair, node: usize) {
+    let mut keep = |cell: String, how: &str, outcome: String| {
+        let known = found.get(&cell).map(|(length, _)| *length);
+        if known.is_none_or(|length| length > way.len()) {
+            let line = format!("{beginning} / {} / {how} / {outcome}", way.join(", "));
+            found.insert(cell, (way.len(), line));
+        }
+    };
+    if let Some(kept) = pair.sides[node].kept {
+        for how in endings(kept) {
+            let ended = tried(beginning, way, || {
+                let (mut pair, node) = walk(beginning, way)?;
+                end(&mut pair, node, how)
+            });
+            if let Some((cell, outcome)) = ended {
+                keep(cell, how, outcome);
+            }
+        }
+    } else {
+        let all = tried(beginning, way, || Some(deadlines(pair, node, None)));
+        let all: BTreeSet<String> = all.into_iter().flatten().collect();
+        for cell in all {
+            let ended = tried(beginning, way, || {
+                let (mut pair, node) = walk(beginning, way)?;
+                due(&mut pair, node, &cell)
+            });
+            if let Some((cell, outcome)) = ended {
+                keep(cell, "due", outcome);
+            }
+        }
+    }
+}
+
 /// A shortest way to each cell.
 fn search() -> BTreeMap<String, String> {
-    let mut found: BTreeMap<String, (usize, String)> = BTreeMap::new();
+    let mut found = Found::new();
     for (beginning, most) in beginnings() {
         let mut seen = BTreeSet::new();
         let mut ways: VecDeque<Vec<&str>> = VecDeque::from([vec![]]);
@@ -125,36 +161,7 @@ fn search() -> BTreeMap<String, String> {
             if !(is_new || of_time && way.len() == 1) {
                 continue;
             }
-            let mut keep = |cell: String, how: &str, outcome: String| {
-                let known = found.get(&cell).map(|(length, _)| *length);
-                if known.is_none_or(|length| length > way.len()) {
-                    let line = format!("{beginning} / {} / {how} / {outcome}", way.join(", "));
-                    found.insert(cell, (way.len(), line));
-                }
-            };
-            if let Some(kept) = pair.sides[node].kept {
-                for how in endings(kept) {
-                    let ended = tried(&beginning, &way, || {
-                        let (pair, node) = walk(&beginning, &way)?;
-                        end(pair, node, how)
-                    });
-                    if let Some((cell, outcome)) = ended {
-                        keep(cell, how, outcome);
-                    }
-                }
-            } else {
-                let all = tried(&beginning, &way, || Some(deadlines(&mut pair, node, None)));
-                let all: BTreeSet<String> = all.into_iter().flatten().collect();
-                for cell in all {
-                    let ended = tried(&beginning, &way, || {
-                        let (pair, node) = walk(&beginning, &way)?;
-                        due(pair, node, &cell)
-                    });
-                    if let Some((cell, outcome)) = ended {
-                        keep(cell, "due", outcome);
-                    }
-                }
-            }
+            note(&mut found, &beginning, &way, &mut pair, node);
             if way.len() < most {
                 // (The last of several is a simple one: there are enough of the others.)
                 let steps = if way.len() < 2 {
@@ -166,10 +173,14 @@ fn search() -> BTreeMap<String, String> {
             }
         }
     }
-    found
-        .into_iter()
-        .map(|(cell, (_, line))| (cell, line))
-        .collect()
+    for (beginning, way) in routes() {
+        match tried(&beginning, &way, || walk(&beginning, &way)) {
+            Some((mut pair, node)) => note(&mut found, &beginning, &way, &mut pair, node),
+            None => eprintln!("{beginning}: {way:?}: there is no such way"),
+        }
+    }
+    let lines = found.into_iter().map(|(cell, (_, line))| (cell, line));
+    lines.collect()
 }
 
 #[test]
@@ -190,13 +201,15 @@ fn what_ends_in_another_stand_than_it_began_does_what_the_table_says() {
             panic!("{line}");
         };
         let way: Vec<&str> = way.split(", ").filter(|step| !step.is_empty()).collect();
-        let (pair, node) = walk(beginning, &way).unwrap_or_else(|| panic!("no such way: {line}"));
+        let (mut pair, node) =
+            walk(beginning, &way).unwrap_or_else(|| panic!("no such way: {line}"));
         let ended = match how {
-            "due" => due(pair, node, cell),
-            _ => end(pair, node, how),
+            "due" => due(&mut pair, node, cell),
+            _ => end(&mut pair, node, how),
         };
         let (now, does) = ended.unwrap_or_else(|| panic!("it has ended: {line}"));
         assert_eq!((now.as_str(), does.as_str()), (cell, outcome), "{line}");
+        come_to_rest(&mut pair);
     }
 }
 

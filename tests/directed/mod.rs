@@ -13,8 +13,11 @@ mod hanging;
 mod late;
 mod overdue;
 mod pair;
+mod rest;
 mod resync_end;
+mod routes;
 mod stands;
+mod terms;
 mod verification;
 mod ways;
 

@@ -259,6 +259,34 @@ fn it_is_refused_where_it_can_tell_nothing() {
 }
 
 #[test]
+fn it_ends_with_the_disk_and_whoever_ordered_it_is_told() {
+    for held in [0, 1] {
+        let mut pair = primary();
+        pair.sides[held].hold.reads = true;
+        let (id, _) = pair.order(0, VERIFY);
+        pair.pump();
+        assert_eq!(said(&pair, 0, id), None);
+        pair.sides[0].hold.writes = true;
+        let _ = pair.request(0, write(9));
+        pair.pump();
+        let ops = &mut pair.sides[0].disk.iter();
+        let at = ops.position(|(_, op)| matches!(op, DiskOp::Write { .. }));
+        pair.end_disk(0, at.expect("a write"), Err(DiskFault::Io(5)));
+        pair.sides[0].hold.writes = false;
+        pair.pump();
+        assert_eq!([pair.stand(0), pair.stand(1)], ["Dv", "Sv"]);
+        let why = said(&pair, 0, id).expect("an answer");
+        assert!(why.contains("the local disk failed"), "{why}");
+        // What is under way still is nothing to the carrier.
+        pair.sides[held].hold.reads = false;
+        pair.pump();
+        assert_eq!([pair.stand(0), pair.stand(1)], ["Dv", "Sv"]);
+        assert_eq!(found(&pair, 0), (vec![], None));
+        pair.write(0, 5);
+    }
+}
+
+#[test]
 fn it_gives_way_to_a_primary_on_the_other_node() {
     let mut pair = in_sync();
     pair.sides[1].hold.reads = true;

@@ -421,7 +421,7 @@ fn under_way(pair: &Pair, node: usize, kind: &str) -> Vec<Kept> {
 }
 
 /// The next write to a node's disk fails. False if there is nobody to write.
-fn lose(pair: &mut Pair, node: usize) -> bool {
+pub fn lose(pair: &mut Pair, node: usize) -> bool {
     let Some(writer) = [0, 1]
         .into_iter()
         .find(|n| pair.sides[*n].mirror.role() == Role::Primary)
@@ -491,14 +491,14 @@ fn step(pair: &mut Pair, node: usize, step: &str) -> bool {
         "on" => return on(pair, node),
         "guest" => return guest(pair, node),
         "peer a guest" => return guest(pair, 1 - node),
-        _ => return false,
+        _ => return super::routes::step(pair, node, step).unwrap_or(false),
     }
     pair.pump();
     true
 }
 
 /// A Primary is written to. False if it is none.
-fn put(pair: &mut Pair, node: usize, block: u64) -> bool {
+pub fn put(pair: &mut Pair, node: usize, block: u64) -> bool {
     if pair.sides[node].mirror.role() != Role::Primary {
         return false;
     }
@@ -567,7 +567,7 @@ fn guest(pair: &mut Pair, node: usize) -> bool {
 pub fn walk(beginning: &str, steps: &[&str]) -> Option<(Pair, usize)> {
     let (mut pair, node) = match beginning.rsplit_once(" in ") {
         Some((kind, stand)) => begin_in(kind, stand)?,
-        None => begin(beginning),
+        None => super::routes::begin(beginning).unwrap_or_else(|| begin(beginning)),
     };
     steps
         .iter()

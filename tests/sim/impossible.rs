@@ -44,6 +44,16 @@ const IMPOSSIBLE: &[(&[&str], &str, &str)] = &[
         "Pt St Bn Bm Bt Bv",
         "a copy that becomes a target, or Inconsistent, ends its question, and only a good copy that is no target asks one",
     ),
+    (
+        &["disk: flush to stop"],
+        "Pn Pm Pi Ps Pf Pt Pv Dn Dm Dv Sm Si Ss Sf St Sv Bm Bt Bv Gm Gv",
+        "a daemon that stops is demoted and without a session when it flushes for the last time, and takes no session and no order any more",
+    ),
+    (
+        &["disk: repair", "disk: repair failed"],
+        "Ps Pf Pt Pv Ss Sf St Sv Bt Bv",
+        "only in sync is written back what could not be read, and a demotion, a grant and the next session's greeting wait until that has ended",
+    ),
 ];
 
 /// Why an event can't come in a stand; none: it can.

@@ -326,7 +326,11 @@ impl Mirror {
         result: Result<(), DiskFault>,
         out: &mut Actions,
     ) {
-        if result.is_ok() && self.is_in_sync() && !self.is_primary() {
+        if !self.door.shut {
+            let what = "not disconnected: it was told to connect meanwhile";
+            let next = "`kagami disconnect` again, if it is to stay without the other node";
+            self.answer(id, Err(refusal(what, vec![], next)), out);
+        } else if result.is_ok() && self.is_in_sync() && !self.is_primary() {
             if planted(Defect::LeaveBeforeOutdated) {
                 self.send(Message::Leave, out);
             }
@@ -366,7 +370,7 @@ impl Mirror {
     }
 
     fn left(&mut self, id: CommandId, out: &mut Actions) {
-        self.local.up_to_date = false;
+        self.local.up_to_date = self.alone.is_some();
         self.close_session("this node leaves", out);
         self.open_door(out);
         if self.stopping == Some(id) {

@@ -9,7 +9,7 @@ use super::link::Phase;
 use super::promote::{Promotion, refusal};
 use super::request::Gate;
 use super::state::CommandId;
-use super::{Action, Actions, DiskFault, DiskOp, DiskWork, Mirror, Store};
+use super::{Action, Actions, DiskOp, DiskWork, Mirror, Store};
 
 /// A demotion under way.
 #[derive(Debug)]
@@ -159,7 +159,11 @@ impl Mirror {
                 if mirrors {
                     self.advance_demotion(out);
                 } else if self.local.store == Store::Usable {
-                    self.submit(DiskWork::Flush(FlushOf::Demote), DiskOp::Flush, out);
+                    self.submit(
+                        DiskWork::Flush(FlushOf::Demote { term: self.term }),
+                        DiskOp::Flush,
+                        out,
+                    );
                 } else {
                     self.record_demotion();
                 }
@@ -185,14 +189,10 @@ impl Mirror {
         }
     }
 
-    pub(super) fn on_flushed_to_demote(
-        &mut self,
-        result: Result<(), DiskFault>,
-        _out: &mut Actions,
-    ) {
-        // A flush that failed has detached the copy; the role is given up all the same.
-        let _ = result;
-        if self.demoting.is_some() {
+    /// A flush that failed has detached the copy; the role is given up all the same. One of an earlier term, which
+    /// has ended otherwise, says nothing of what this one has written.
+    pub(super) fn on_flushed_to_demote(&mut self, term: u64) {
+        if self.demoting.is_some() && term == self.term {
             self.record_demotion();
         }
     }

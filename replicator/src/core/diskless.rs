@@ -48,6 +48,7 @@ impl Mirror {
         self.end_attempt();
         self.cancel_cycle();
         self.release_cold(out);
+        self.end_verify_without_disk(fault, out);
         if !self.is_primary() {
             // The peer goes on without this copy, which stays away until its disk is replaced.
             self.close_session("the local disk failed", out);

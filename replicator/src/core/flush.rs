@@ -55,8 +55,8 @@ pub(super) enum FlushOf {
     Peer { session: SessionId, id: u64 },
     /// The Secondary leaves cleanly.
     Leave(CommandId),
-    /// A Primary without a session stops being one.
-    Demote,
+    /// A Primary without a session stops being one, in this term.
+    Demote { term: u64 },
     /// The daemon stops.
     Stop,
 }
@@ -190,7 +190,7 @@ impl Mirror {
             }
             FlushOf::Peer { session, id } => self.on_flushed_for_peer(session, id, result, out),
             FlushOf::Leave(command) => self.on_flushed_to_leave(command, result, out),
-            FlushOf::Demote => self.on_flushed_to_demote(result, out),
+            FlushOf::Demote { term } => self.on_flushed_to_demote(term),
             FlushOf::Stop => self.on_flushed_to_stop(),
         }
     }

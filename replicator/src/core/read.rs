@@ -26,6 +26,8 @@ pub(super) struct ReadKey(pub usize);
 #[derive(Debug)]
 pub(super) struct Read {
     job: JobKey,
+    /// The term of this Primary in which it was asked; no other one answers it.
+    term: u64,
     offset: u64,
     len: u32,
     /// The whole blocks that hold it.
@@ -59,6 +61,7 @@ impl Mirror {
         let span = span.unwrap_or(self.geometry.all());
         let read = Read {
             job,
+            term: self.term,
             offset,
             len,
             span,
@@ -76,12 +79,14 @@ impl Mirror {
             self.read_from_peer(key, out);
         } else {
             // With protocols A and B a write there may be answered, and not yet be on its disk.
-            self.hold_read(key);
+            self.hold_read(key, out);
         }
     }
 
     pub(super) fn on_read_local(&mut self, key: ReadKey, result: DiskResult, out: &mut Actions) {
         match result {
+            // Nothing is written back, either: it would be beneath what is copied here by now.
+            _ if self.is_of_past(key) => self.end_read_of_past(key, out),
             Ok(data) => {
                 assert_eq!(
                     data.len() as u64,
@@ -96,7 +101,7 @@ impl Mirror {
                     // below: written back without a lock
                 } else if !self.spans.try_lock(read.span) {
                     // A write is under way there; what the peer has may be older than it.
-                    return self.hold_read(key);
+                    return self.hold_read(key, out);
                 }
                 self.reads[key.0].repair = true;
                 let doing = "reading (the peer's block is used)";
@@ -112,39 +117,47 @@ impl Mirror {
 
     /// Answers the read, or holds it to be done again if this node may not answer any more.
     fn finish_read(&mut self, key: ReadKey, data: &Bytes, out: &mut Actions) {
-        let read = self.reads.remove(key.0);
         if self.may_read() || planted(Defect::ReadCheckedTooEarly) {
+            let read = self.reads.remove(key.0);
             let skip = (read.offset - read.span.byte_offset()) as usize;
             let data = data.slice(skip..skip + read.len as usize);
             self.end_read(read.job, Ok(data), out);
         } else if self.has_lost_all() {
+            let read = self.reads.remove(key.0);
             self.end_read(read.job, Err(IoError::Io), out);
-        } else if self.is_primary() {
-            let request = Request::Read {
-                offset: read.offset,
-                len: read.len,
-            };
-            self.held.push_back(Held {
-                job: read.job,
-                request,
-            });
         } else {
-            self.end_read(read.job, Err(IoError::NotPrimary), out);
+            self.hold_read(key, out);
         }
     }
 
-    /// Reads of front ends under way on the local disk.
+    /// True if this node has lost its role since it began the read. It may be Primary again, as a guest even, and its
+    /// copy have been overwritten under the read.
+    fn is_of_past(&self, key: ReadKey) -> bool {
+        self.reads[key.0].term != self.term
+    }
+
+    fn end_read_of_past(&mut self, key: ReadKey, out: &mut Actions) {
+        let read = self.reads.remove(key.0);
+        self.end_read(read.job, Err(IoError::NotPrimary), out);
+    }
+
+    /// Reads of front ends under way on the local disk that may be answered.
     pub(super) fn reads_local(&self) -> impl Iterator<Item = ReadKey> + '_ {
-        self.disk
+        let keys = self
+            .disk
             .iter()
             .filter_map(|(_, under_way)| match &under_way.work {
                 DiskWork::Read(key) => Some(*key),
                 _ => None,
-            })
+            });
+        keys.filter(|key| !self.is_of_past(*key))
     }
 
     /// Does the read again, later.
-    fn hold_read(&mut self, key: ReadKey) {
+    fn hold_read(&mut self, key: ReadKey, out: &mut Actions) {
+        if self.is_of_past(key) {
+            return self.end_read_of_past(key, out);
+        }
         let read = self.reads.remove(key.0);
         let request = Request::Read {
             offset: read.offset,
@@ -306,21 +319,14 @@ impl Mirror {
                     self.on_peer_data(read, Err(DiskFault::Io(5)), out);
                 }
                 PeerRead::Read(key) => {
-                    let read = self.reads.remove(key.0);
-                    if read.repair {
+                    if self.reads[key.0].repair {
+                        let read = self.reads.remove(key.0);
                         // The local copy failed at it, and the peer is gone.
                         self.unlock_repair(read.span);
                         self.wake_blocked(out);
                         self.end_read(read.job, Err(IoError::Io), out);
                     } else {
-                        let request = Request::Read {
-                            offset: read.offset,
-                            len: read.len,
-                        };
-                        self.held.push_back(Held {
-                            job: read.job,
-                            request,
-                        });
+                        self.hold_read(key, out);
                     }
                 }
             }

@@ -222,7 +222,7 @@ impl Mirror {
             (DiskWork::Flush(FlushOf::Cycle(_)), true) => "disk: flush",
             (DiskWork::Flush(FlushOf::Peer { .. }), true) => "disk: flush for the peer",
             (DiskWork::Flush(FlushOf::Leave(_)), true) => "disk: flush to leave",
-            (DiskWork::Flush(FlushOf::Demote), true) => "disk: flush to demote",
+            (DiskWork::Flush(FlushOf::Demote { .. }), true) => "disk: flush to demote",
             (DiskWork::Flush(FlushOf::Stop), true) => "disk: flush to stop",
             (DiskWork::Flush(_), false) => "disk: flush failed",
             (DiskWork::Repair(_), true) => "disk: repair",

@@ -130,6 +130,16 @@ impl Mirror {
         self.drop_verify(Err(refusal), out);
     }
 
+    /// There is nothing here to compare any more, in no session to come.
+    pub(super) fn end_verify_without_disk(&mut self, fault: DiskFault, out: &mut Actions) {
+        let refusal = Refusal {
+            what: "the verification was stopped: the local disk failed".into(),
+            facts: vec![fault.to_string()],
+            next: "replace this node's disk".into(),
+        };
+        self.drop_verify(Err(refusal), out);
+    }
+
     /// Keeps a few chunks under way; suspects first.
     pub(super) fn advance_verify(&mut self, out: &mut Actions) {
         self.yield_verify(out);
