@@ -259,16 +259,17 @@ async fn running(config: &Config) -> Result<Option<StatusReport>, Failure> {
     }
 }
 
-/// Refuses while a daemon runs: `command` changes stores, which only one may have open.
+/// Refuses while a daemon runs: `command` changes stores, which only one may have open. `subject` is what was not done,
+/// as a refusal begins.
 ///
 /// # Errors
 /// It runs.
-async fn stopped(config: &Config, mirror: &str, command: &str) -> Result<(), Failure> {
+async fn stopped(config: &Config, subject: &str, command: &str) -> Result<(), Failure> {
     let Some(report) = running(config).await? else {
         return Ok(());
     };
     Err(Failure::refused(format!(
-        "mirror {mirror}: not done: the daemon (process {}) has its stores open\n  next: `kagami down`, then `{command}`, then `kagami up --detach` (a device that is attached waits meanwhile, and is taken back)",
+        "{subject}: the daemon (process {}) has the stores open\n  next: `kagami down`, then `{command}`, then `kagami up --detach` (a device that is attached waits meanwhile, and is taken back)",
         report.node.pid
     )))
 }

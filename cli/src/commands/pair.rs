@@ -170,7 +170,7 @@ async fn join(context: &Context, args: &PairArgs, token: &str) -> Outcome {
     let keys = offer::keys_of(&config)?;
     if args.give_up_copy {
         // Its stores are written to.
-        stopped(&config, &token.name, "kagami pair --join … --give-up-copy").await?;
+        stopped(&config, "not joined", "kagami pair --join … --give-up-copy").await?;
     }
     let joining = within(
         None,

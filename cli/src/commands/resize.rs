@@ -52,7 +52,7 @@ pub async fn run(context: &Context, args: &ResizeArgs) -> Outcome {
     Geometry::new(wanted)
         .map_err(|error| Failure::usage(format!("mirror {name}: not resized: {error}")))?;
     let command = format!("kagami resize {name} --grow {}", spell_size(wanted));
-    stopped(&config, name, &command).await?;
+    stopped(&config, &format!("mirror {name}: not resized"), &command).await?;
     let id = u128::from_be_bytes(mirror.uuid);
     let mut copy = OfflineCopy::open(name, id, &mirror.metadata, Duration::ZERO)
         .map_err(|error| refused(&error))?;
