@@ -262,7 +262,6 @@ fn refused(mirror: &MirrorReport, refusal: Refusal) -> Vec<String> {
         )],
         Refusal::OtherSize => {
             let outcome = mirror.verdict.as_ref().map_or("", |v| v.outcome.as_str());
-            let outcome = outcome.trim_start_matches("refused: ");
             vec![format!(
                 "{outcome}: there `kagami down`, `kagami resize {name} --grow SIZE`, `kagami up`"
             )]

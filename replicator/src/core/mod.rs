@@ -130,6 +130,8 @@ pub struct Mirror {
     // The local copy and what may be done with it.
     local: Local,
     role: Role,
+    /// Why it has that role, for people.
+    role_cause: &'static str,
     term: u64,
     alone: Option<solo::Alone>,
     attempt: Option<attempt::Attempt>,
@@ -312,6 +314,7 @@ impl Mirror {
                 ahead: false,
             },
             role: Role::Secondary,
+            role_cause: "its daemon began",
             term: 0,
             alone: None,
             attempt: None,
@@ -572,14 +575,13 @@ impl Mirror {
             tell(Notice::Role {
                 from: before.role,
                 to: told.role,
-                cause: "",
+                cause: self.role_cause,
             });
         }
         if told.disk != before.disk {
             tell(Notice::Disk {
                 from: before.disk,
                 to: told.disk,
-                cause: "",
             });
         }
         if told.replication != before.replication {
