@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -289,14 +289,4 @@ async fn hand_over(config: &Config) -> Result<Option<Vec<String>>, Failure> {
         Answer::Refused(refusal) => Err(Failure::of_refusal("", &refusal)),
         other => Err(unexpected(&other)),
     }
-}
-
-/// The folder of a node's key.
-pub fn key_folder(config: &Config) -> PathBuf {
-    key_folder_in(&config.node.state_dir)
-}
-
-/// The folder of the key in a state folder.
-pub fn key_folder_in(state: &Path) -> PathBuf {
-    state.join("keys")
 }

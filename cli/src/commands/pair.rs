@@ -167,7 +167,7 @@ async fn join(context: &Context, args: &PairArgs, token: &str) -> Outcome {
         ))?;
         return DONE;
     }
-    let keys = offer::keys_of(&config)?;
+    let keys = config.keys()?;
     if args.give_up_copy {
         // Its stores are written to.
         stopped(&config, "not joined", "kagami pair --join … --give-up-copy").await?;

@@ -149,7 +149,9 @@ impl Signals {
     fn new() -> Result<Self, Failure> {
         let on = |kind| {
             signal(kind).map_err(|error| {
-                Failure::system(format!("not started: signals can't be heard: {error}"))
+                Failure::system(format!(
+                    "not started: signals can't be heard: {error}\n  next: raise the limit of open files, or end other programs"
+                ))
             })
         };
         Ok(Self {
