@@ -1,7 +1,9 @@
 //! Tests of kagami as a whole.
 //!
-//! [`model`] goes through every interleaving of the protocol within bounds; [`sim`] runs two cores with their disks, the link and the arbiter from one seed, breaks them,
-//! and checks what docs/design.md §4 promises after every step.
+//! [`model`] goes through every interleaving of the protocol within bounds; [`sim`] runs two cores with
+//! their disks, the link and the arbiter from one seed, breaks them, and checks what docs/design.md §4
+//! promises after every step. `directed` does to two cores what seeds do not reach. [`failover`] is the
+//! simulator of the failover manager. `claims` and `maps` hold the documents and the modules' maps to what is there.
 
 #![allow(
     missing_docs, // a fault or a step is named by its variant
@@ -20,4 +22,6 @@ mod claims;
 mod directed;
 pub mod failover;
 pub mod model;
+#[cfg(test)]
+mod maps;
 pub mod sim;
