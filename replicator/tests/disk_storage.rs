@@ -3,10 +3,9 @@
 mod disk_support;
 
 use bytes::Bytes;
-use disk_support::{DEADLINE, Numbers, Rig, folder, store_file, unaligned, write};
+use disk_support::{Numbers, Rig, folder, store_file, unaligned, write};
 use kagami_replicator::core::disk::{DiskFault, DiskOp};
 use kagami_replicator::shell::buffers::Share;
-use kagami_replicator::shell::fence::StoreFile;
 use kagami_replicator::shell::storage::Area;
 
 const BLOCK: u64 = 4096;

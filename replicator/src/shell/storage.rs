@@ -53,7 +53,7 @@ use super::fence::StoreFile;
 use super::metadata::{MetadataCompletion, MetadataStore};
 use super::probe::Capabilities;
 use super::uring::{Completion, Ring, RingError};
-use crate::core::disk::{DiskFault, DiskOp};
+use crate::core::disk::DiskOp;
 use io::OpenStore;
 pub(super) use io::{Answer, Io, Owner, Tag, fault};
 
