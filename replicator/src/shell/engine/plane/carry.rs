@@ -49,6 +49,7 @@ impl Loop {
         self.handle(&host, event, now);
     }
 
+    #[expect(clippy::too_many_lines, reason = "an arm for each event")]
     pub(super) fn on_link(&mut self, event: LinkEvent, now: Time) {
         match event {
             LinkEvent::Up {
