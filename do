@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# The project's two commands, and what they stand on.
+# All that is done with this tree, a word each.
 #
 #   ./do demo      installs what is missing, builds, and shows a mirror at work on real files
 #   ./do cluster-demo  the same for a failover cluster under PostgreSQL, in a virtual machine where that is needed
-#   ./do test      installs what is missing, and runs every check and test
-#   ./do check     formatting, lints and unit tests only: what to run before a commit
-#   ./do sim [N]   N simulation seeds (20000)
-#   ./do failover [N]  N simulation seeds of the failover manager (20000)
-#   ./do vm [NAME] the scenarios of tests/vm under a real kernel, or those that are named
-#   ./do model     goes through the model of the protocol, in under ten minutes
+#   ./do test      installs what is missing, and runs every check and test (the longest under a real kernel: ./do vm)
+#   ./do check     formatting, lints and what `cargo test` runs, end-to-end tests too: what to run before a commit
+#   ./do sim [N]   N simulation seeds of the mirror (20000)
+#   ./do failover [N]  N simulation seeds of the failover manager, and as many of its leases (20000)
+#   ./do vm [NAME...]  the scenarios of tests/vm under a real kernel, for half an hour, or those that are named
+#   ./do model [ARG...]  the model of the protocol: its runs, planted mistakes and table, or kagami-model ARG...
 #   ./do soak [M]  random faults under PostgreSQL for M minutes (60), in a virtual machine
 #   ./do planted   plants defects, and shows which of them the simulator catches
 #   ./do mutants PART [K/N]   mutates bitmap, core or core/FILE, and shows what no test notices
@@ -17,6 +17,8 @@
 #   ./do bench [ARG...]  measures: the main table into target/bench.json, or kagami-bench ARG...
 #   ./do build     target/release/kagami
 #   ./do package   the Debian package of it, in target/debian
+#
+# KAGAMI_SEEDS: how many seeds `sim` and `test` run where none are given, and `mutants` for each mutant.
 #
 # Needs Debian 12 or newer and Rust 1.95 or newer; installs Debian's packages rustc-web and
 # cargo-web where there is no such Rust (Debian 12's own rustc is too old), and, for the tests,
@@ -345,5 +347,6 @@ case ${1:-help} in
         export SHORT=1
         OTHER=${CARGO_TARGET_DIR:-target}/debug/kagami vm
         say "all of it passed" ;;
-    *) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" ;;
+    help | -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" ;;
+    *) die "there is no ./do $1 (./do help names the words)" ;;
 esac

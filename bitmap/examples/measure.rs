@@ -52,6 +52,7 @@ fn resident_mib() -> u64 {
     (pages * 4096) >> 20
 }
 
+#[expect(clippy::too_many_lines, reason = "one measurement after the other")]
 fn main() {
     let mut map = DirtyBitmap::new(BLOCKS);
     println!(

@@ -15,6 +15,8 @@
 //! | [`layout`], [`format`] | where they are; creating them |
 //! | [`recover`], [`replay`] | from the bytes read back to marks, hot set and record |
 //! | [`foreign`] | does a store look used by something else |
+//! | `bits`, `summary` | a set of numbers as words, and which of them are not zero |
+//! | [`planted`] | the defects that tests plant |
 
 const _: () = assert!(usize::BITS >= 64, "kagami needs a 64-bit machine");
 

@@ -2,6 +2,7 @@
 
 mod arbiter;
 mod cluster;
+mod demo;
 mod failover;
 mod life;
 mod ublk;
@@ -11,16 +12,15 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 
-use crate::commands::bench::BenchArgs;
-use crate::commands::demo::DemoArgs;
 use crate::config::value;
+use crate::control::driver::DeviceId;
 use crate::control::message::Source;
-use crate::daemon::attach::driver::DeviceId;
 pub use arbiter::{ArbiterVerb, WitnessArgs, WitnessVerb};
 pub use cluster::{
     AckArgs, AlertsArgs, ClusterStatusArgs, ClusterVerb, EndArgs, GroupVerb, GroupWaitArgs,
     LogsVerb, MonitorArgs, MonitorVerb, NodeEndArgs, NodeVerb, SeverityArg,
 };
+pub use demo::{BenchArgs, ClusterDemoArgs, DemoArgs, DemoService, DemoServiceArgs};
 pub use failover::{FailoverArgs, FailoverVerb, GuardArgs};
 pub use life::{PeerVerb, RemovePeerArgs, ReplaceDiskArgs, ReplacePeerArgs, ResizeArgs};
 pub use ublk::UblkVerb;

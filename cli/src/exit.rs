@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use crate::config::ConfigError;
 use crate::config::edit::EditError;
+use crate::config::own_keys::KeyError;
 use crate::control::client::ClientError;
 use crate::control::message::RefusalReport;
 use crate::daemon::StartError;
@@ -131,6 +132,12 @@ impl From<EditError> for Failure {
             EditError::Io { .. } => Status::System,
         };
         Self::new(status, error.to_string())
+    }
+}
+
+impl From<KeyError> for Failure {
+    fn from(error: KeyError) -> Self {
+        Self::system(error.to_string())
     }
 }
 

@@ -1,9 +1,16 @@
 //! `kagami`, the one binary: the daemon and its commands (docs/guide.md).
 //!
-//! [`args`] is the command line and [`commands`] what it does, [`config`] the configuration file,
-//! [`control`] how commands reach the daemon and the state as JSON, [`daemon`] the daemon, [`up`] how
-//! it is started, [`render`] text for people, [`exit`] how a command ends, [`panics`] how a failed assertion does. [`clp`] is the binary under
-//! the names of another product's commands.
+//! | module | |
+//! |---|---|
+//! | [`args`], [`commands`] | the command line, and what it does |
+//! | [`config`] | the configuration file |
+//! | [`control`] | how commands reach the daemon, and the state as JSON |
+//! | [`up`], [`daemon`] | how the daemon is started; the daemon |
+//! | [`failover`] | the failover manager as a process |
+//! | [`clp`] | the binary under the names of another product's commands |
+//! | [`render`], [`exit`] | text for people; how a command ends |
+//! | `panics` | how a failed assertion ends the process |
+//! | `documents` | documents that are made from tables are in step with them |
 
 // Text for people is put together once a command: what it says must be seen at a glance.
 #![allow(clippy::format_push_string, clippy::format_collect)]

@@ -6,12 +6,11 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use kagami_replicator::shell::engine::prepare_process;
-use kagami_replicator::shell::identity::NodeKeys;
 use tokio::signal::unix::{SignalKind, signal as on_signal};
 use tracing::warn;
 
 use crate::args::UpArgs;
-use crate::commands::{Context, key_folder};
+use crate::commands::Context;
 use crate::config::{Config, disks};
 use crate::control::client::Client;
 use crate::control::message::{Answer, Ask};
@@ -49,7 +48,8 @@ pub fn run(context: &Context, args: &UpArgs) -> Outcome {
         if let Some(pid) = answers(&config).await {
             return Err(runs_already(&config, pid));
         }
-        let keys = NodeKeys::load_or_create(&key_folder(&config))
+        let keys = config
+            .keys()
             .map_err(|error| Failure::system(format!("not started: {error}")))?;
         let fingerprint = keys.current.fingerprint().to_string();
         let socket = ControlSocket::bind(&config.node).await?;
@@ -124,7 +124,9 @@ async fn detach(context: &Context, args: &UpArgs) -> Outcome {
             .spawn()
     });
     let mut child = started.map_err(|error| {
-        Failure::system(format!("not started: no process could be made: {error}"))
+        Failure::system(format!(
+            "not started: no process could be made: {error}\n  next: raise the limit of processes, or free memory"
+        ))
     })?;
     let deadline = Instant::now() + args.timeout;
     loop {

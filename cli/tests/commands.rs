@@ -393,6 +393,22 @@ fn events_begin_with_the_present_state() {
         "connection Connected -> Connecting: nothing heard for 2 s"
     );
     assert_eq!(event["facts"]["cause"], "nothing heard for 2 s");
+    node.engine.notice(Notice::Role {
+        from: Role::Primary,
+        to: Role::Secondary,
+        cause: "demoted",
+    });
+    let event = next();
+    assert_eq!(event["text"], "role Primary -> Secondary: demoted");
+    assert_eq!(event["facts"]["cause"], "demoted");
+    node.engine.notice(Notice::Disk {
+        from: DiskState::UpToDate,
+        to: DiskState::Failed,
+    });
+    let event = next();
+    assert_eq!(event["text"], "disk UpToDate -> Failed");
+    assert_eq!(event["severity"], "error");
+    assert!(event["facts"].get("cause").is_none(), "{event}");
     child.kill().unwrap();
     child.wait().unwrap();
 }

@@ -318,7 +318,7 @@ fn refused_handshakes() {
     let mut split = refused(
         16,
         "Forked",
-        "refused: split brain, both copies went on alone",
+        "split brain, both copies went on alone",
         Refusal::SplitBrain,
     );
     let verdict = split.verdict.as_mut().unwrap();
@@ -344,12 +344,7 @@ fn refused_handshakes() {
     screen("split-brain-primary", split, Condition::SplitBrain, 13);
     screen(
         "both-stale",
-        refused(
-            6,
-            "SameBothBad",
-            "refused: no good copy is left",
-            Refusal::BothStale,
-        ),
+        refused(6, "SameBothBad", "no good copy is left", Refusal::BothStale),
         Condition::BothStale,
         12,
     );
@@ -358,7 +353,7 @@ fn refused_handshakes() {
         refused(
             17,
             "Unrelated",
-            "refused: the copies have no history in common",
+            "the copies have no history in common",
             Refusal::Unrelated,
         ),
         Condition::Refused,
@@ -369,7 +364,7 @@ fn refused_handshakes() {
         refused(
             1,
             "OtherMirror",
-            "refused: these are not two copies of one mirror",
+            "these are not two copies of one mirror",
             Refusal::OtherMirror,
         ),
         Condition::Refused,
@@ -380,7 +375,7 @@ fn refused_handshakes() {
         refused(
             10,
             "EachAhead",
-            "refused: a copy was cloned or restored",
+            "a copy was cloned or restored",
             Refusal::Impossible,
         ),
         Condition::Refused,
@@ -391,7 +386,7 @@ fn refused_handshakes() {
         refused(
             5,
             "SharedAlone",
-            "refused: both nodes are Primary, and neither has written",
+            "both nodes are Primary, and neither has written",
             Refusal::TwoPrimaries,
         ),
         Condition::Refused,
@@ -402,7 +397,7 @@ fn refused_handshakes() {
         refused(
             2,
             "Diskless",
-            "refused: the only copy with what was answered has lost its disk",
+            "the only copy with what was answered has lost its disk",
             Refusal::NewestLost,
         ),
         Condition::Refused,
@@ -411,7 +406,7 @@ fn refused_handshakes() {
     let mut fresh = refused(
         3,
         "BothUnwritten",
-        "refused: neither copy was written, and they may differ",
+        "neither copy was written, and they may differ",
         Refusal::NameSource,
     );
     fresh.generation = None;

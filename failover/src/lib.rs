@@ -7,10 +7,11 @@
 //! hear each other, [`right`] is who may run a group, and [`guard_process`] what sees to it that
 //! nobody else does. docs/failover-design.md says what is decided where.
 //!
-//! [`control`] is how commands reach a manager, [`channel`] how the other one does.
-//! [`place`] says what a node has, [`process`] runs scripts and programs, [`resource`] activates and
+//! [`control`] is how commands reach a manager, [`channel`] how the other one does, [`notify`] who is told of
+//! alerts. [`place`] says what a node has, [`process`] runs scripts and programs, [`resource`] activates and
 //! deactivates, [`probe`] looks, [`watch_list`] keeps what scripts have started to be
-//! watched, [`web`] asks a server.
+//! watched, [`web`] asks a server. [`clock`] has the clocks, [`lives`] sees to it that of two managers in one
+//! process (a reload) only one writes a file, and [`planted`] has the defects that tests plant.
 
 pub mod channel;
 pub mod clock;

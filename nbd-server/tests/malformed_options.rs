@@ -9,6 +9,7 @@ use support::{SIZE, TestServer};
 
 /// Options that are refused while the handshake goes on.
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table")]
 fn bad_options_are_answered_and_the_handshake_goes_on() {
     let server = TestServer::start();
     let long_name = "n".repeat(4097);

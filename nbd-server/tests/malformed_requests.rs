@@ -56,6 +56,7 @@ fn case(what: &'static str, flags: u16, command: u16, offset: u64, len: u32, err
 
 /// Requests that are answered with an error while the connection goes on.
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table")]
 fn bad_requests_are_answered_and_the_connection_goes_on() {
     use Errno::{Inval, NoSpc, Overflow};
     let server = TestServer::start();

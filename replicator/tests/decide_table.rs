@@ -82,6 +82,7 @@ fn refuse(mine: &Hello, theirs: &Hello, row: Row, why: Refused) {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "an example for each row")]
 fn each_row_by_example() {
     let marks = |source| Strategy::Marks { source };
     let full = |source| Strategy::Full { source };

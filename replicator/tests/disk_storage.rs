@@ -3,10 +3,9 @@
 mod disk_support;
 
 use bytes::Bytes;
-use disk_support::{DEADLINE, Numbers, Rig, folder, store_file, unaligned, write};
+use disk_support::{Numbers, Rig, folder, store_file, unaligned, write};
 use kagami_replicator::core::disk::{DiskFault, DiskOp};
 use kagami_replicator::shell::buffers::Share;
-use kagami_replicator::shell::fence::StoreFile;
 use kagami_replicator::shell::storage::Area;
 
 const BLOCK: u64 = 4096;
@@ -427,39 +426,6 @@ fn metadata_steps_are_written_in_order_beside_the_data() {
         assert!(rig.metadata_answers.values().all(Result::is_ok));
         let expected: Vec<u8> = (0..200).collect();
         check(&rig.read(MIB, 200 * 4096).await, &expected);
-        assert_eq!(rig.storage.metadata_fault(metadata), None);
-    });
-}
-
-#[test]
-fn durable_writes_work_without_synchronous_ones() {
-    let folder = folder();
-    let path = store_file(&folder, "store", MIB);
-    kagami_replicator::shell::runtime::start(async {
-        let mut rig = Rig::new(&path, 2 << 20);
-        rig.storage.remove_disk(rig.disk);
-        rig.storage.remove_store(rig.store);
-        let mut file = StoreFile::open(&path, DEADLINE).expect("free");
-        file.avoid_dsync();
-        rig.store = rig.storage.add_store(file);
-        let half = |start| Area {
-            start,
-            len: MIB / 2,
-        };
-        rig.disk = rig.storage.add_disk(rig.store, half(0));
-        let metadata = rig.add_metadata(half(MIB / 2));
-        for data in [rig.aligned(4096, 1), unaligned(4096, 2)] {
-            let byte = data[0];
-            let steps = vec![vec![(0, data.clone())]];
-            let operation = DiskOp::Write {
-                offset: 0,
-                data,
-                fua: true,
-            };
-            rig.run(operation).await.expect("a good disk");
-            assert_eq!(rig.run_metadata(metadata, steps).await, Ok(()));
-            check(&rig.read(0, 4096).await, &[byte]);
-        }
     });
 }
 

@@ -3,10 +3,11 @@
 //!
 //! Where the simulator runs the code and draws what happens, the model runs the rules and leaves
 //! nothing out. [`steps`] lists what may happen in a [`state`]; the chapters beside it say when:
-//! [`life`], [`roles`], [`writes`], [`permission`], [`register`], [`disk_failure`], [`resync`],
+//! [`life`], [`roles`], [`writes`], [`permission`], [`register`], [`disk_failure`], [`resync`], [`guest`],
 //! [`replace`], and a [`handshake`] in one step or as the messages of a [`meeting`]. [`check`] is what
 //! must hold in every state, [`heal`] that the pair comes to rest from every state, [`search`]
-//! goes through them. Verdicts are the core's own ([`verdict`]).
+//! goes through them, within the [`bounds`] of the [`runs`]. Verdicts are the core's own ([`verdict`]),
+//! and [`table`] goes through them pair by pair; [`mistake`] lifts one condition of one rule.
 
 pub mod bounds;
 pub mod check;

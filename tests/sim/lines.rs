@@ -264,6 +264,17 @@ impl World {
 
     /// A core tells something.
     pub(super) fn noticed(&mut self, node: usize, notice: &Notice) -> Checked {
+        let cause = match notice {
+            Notice::Role { cause, .. } => Some(*cause),
+            Notice::Connection { cause: why, .. }
+            | Notice::Held { why }
+            | Notice::ArbiterUnreachable { why } => Some(why.as_str()),
+            _ => None,
+        };
+        if cause == Some("") {
+            let text = format!("{} does not say why: {notice:?}", self.nodes[node].name);
+            return Err(self.violation("NoCause", text));
+        }
         match notice {
             Notice::Verdict { verdict, .. } => self.check_verdict(node, *verdict),
             Notice::PeerFault { what } => {

@@ -6,8 +6,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
 use kagami_failover::config::Severity;
 
-use super::{DangerArgs, time};
-use crate::commands::cluster::demo::{ClusterDemoArgs, DemoServiceArgs};
+use super::{ClusterDemoArgs, DangerArgs, DemoServiceArgs, time};
 
 /// `kagami cluster`
 #[derive(Debug, Subcommand)]

@@ -7,13 +7,12 @@ use std::rc::Rc;
 
 use kagami_replicator::shell::arbiter::raw::{RawRegister, RegisterId};
 use kagami_replicator::shell::etcd::{self, EtcdConfig};
-use kagami_replicator::shell::identity::NodeKeys;
 use kagami_replicator::shell::pairing::{Purpose, Token};
 use kagami_replicator::shell::witness::{self, enrol};
 
 use super::pair::token_failure;
 use super::witness::failure;
-use super::{Context, hand_over, key_folder, print_out, running, within};
+use super::{Context, hand_over, print_out, running, within};
 use crate::args::ArbiterVerb;
 use crate::config::edit::Editor;
 use crate::config::keys::Section;
@@ -68,8 +67,7 @@ async fn join(context: &Context, token: &str, mirrors: &[String], replace: bool)
             context.file.display()
         )));
     }
-    let keys = NodeKeys::load_or_create(&key_folder(&config))
-        .map_err(|error| Failure::system(format!("this node has no key: {error}")))?;
+    let keys = config.keys()?;
     let enrolled = within(
         None,
         String::new,
@@ -160,12 +158,16 @@ async fn register(
     if let Some(etcd) = arbiter.as_etcd() {
         return Ok(etcd::Client::new(etcd::Remote::new(etcd), id));
     }
-    let system = |error: &dyn std::fmt::Display| {
-        Failure::system(format!("witness {} can't be asked: {error}", arbiter.name))
-    };
-    let keys = NodeKeys::load_or_create(&key_folder(config)).map_err(|error| system(&error))?;
-    let remote = witness::Remote::new(&keys.current, mirrors::witness(arbiter).await)
-        .map_err(|error| system(&error))?;
+    let keys = config.keys()?;
+    let remote = witness::Remote::new(&keys.current, mirrors::witness(arbiter).await).map_err(
+        |error| {
+            Failure::system(format!(
+                "witness {0} can't be asked: {error}\n  next: put that right, then again; what is written of it is in [arbiter.{0}] of {1}",
+                arbiter.name,
+                config.file.display()
+            ))
+        },
+    )?;
     Ok(witness::Client::new(remote, id, Vec::new()))
 }
 

@@ -7,10 +7,10 @@ use serde_json::json;
 use super::order::{Carried, ask, give, tell};
 use super::{Context, confirm, print_json, print_out, unexpected};
 use crate::args::{AttachArgs, DetachArgs, KernelDeviceVerb};
+use crate::control::driver::Driver;
 use crate::control::message::{Answer, Order};
 use crate::control::report::{Condition, DeviceState, MirrorReport, Role};
 use crate::daemon::attach::device::Kernel;
-use crate::daemon::attach::driver::Driver;
 use crate::daemon::attach::{helper, ublk_child};
 use crate::exit::{DONE, Failure, Outcome, Status};
 

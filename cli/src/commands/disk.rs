@@ -44,7 +44,12 @@ pub async fn run(context: &Context, args: &ReplaceDiskArgs) -> Outcome {
         )));
     };
     let command = format!("kagami replace-disk {name} …");
-    stopped(&config, name, &command).await?;
+    stopped(
+        &config,
+        &format!("mirror {name}: disk not replaced"),
+        &command,
+    )
+    .await?;
     let worth = worth(&config, mirror)?;
     if let (Some(why), false) = (&worth.needed, args.force) {
         return Err(Failure::refused(format!(

@@ -2,11 +2,10 @@
 
 use std::path::Path;
 
-use kagami_replicator::shell::identity::NodeKeys;
 use serde_json::json;
 
 use super::stores::{Plan, Wanted, random_uuid};
-use super::{Context, key_folder, node, print_json, print_out};
+use super::{Context, node, print_json, print_out};
 use crate::args::InitArgs;
 use crate::config::disks;
 use crate::config::edit::Editor;
@@ -62,8 +61,7 @@ pub fn run(context: &Context, args: InitArgs) -> Outcome {
     let lines = plan.lines();
     let made = plan.make()?;
     let saved = (|| {
-        let keys = NodeKeys::load_or_create(&key_folder(&config))
-            .map_err(|error| Failure::system(format!("this node has no key: {error}")))?;
+        let keys = config.keys()?;
         write_mirror(&mut editor, name, &uuid, &made, args.logical_block);
         if let Some(extents) = args.activity_log_extents {
             let key = "activity-log-extents";

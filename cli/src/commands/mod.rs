@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -259,16 +259,17 @@ async fn running(config: &Config) -> Result<Option<StatusReport>, Failure> {
     }
 }
 
-/// Refuses while a daemon runs: `command` changes stores, which only one may have open.
+/// Refuses while a daemon runs: `command` changes stores, which only one may have open. `subject` is what was not done,
+/// as a refusal begins.
 ///
 /// # Errors
 /// It runs.
-async fn stopped(config: &Config, mirror: &str, command: &str) -> Result<(), Failure> {
+async fn stopped(config: &Config, subject: &str, command: &str) -> Result<(), Failure> {
     let Some(report) = running(config).await? else {
         return Ok(());
     };
     Err(Failure::refused(format!(
-        "mirror {mirror}: not done: the daemon (process {}) has its stores open\n  next: `kagami down`, then `{command}`, then `kagami up --detach` (a device that is attached waits meanwhile, and is taken back)",
+        "{subject}: the daemon (process {}) has the stores open\n  next: `kagami down`, then `{command}`, then `kagami up --detach` (a device that is attached waits meanwhile, and is taken back)",
         report.node.pid
     )))
 }
@@ -288,14 +289,4 @@ async fn hand_over(config: &Config) -> Result<Option<Vec<String>>, Failure> {
         Answer::Refused(refusal) => Err(Failure::of_refusal("", &refusal)),
         other => Err(unexpected(&other)),
     }
-}
-
-/// The folder of a node's key.
-pub fn key_folder(config: &Config) -> PathBuf {
-    key_folder_in(&config.node.state_dir)
-}
-
-/// The folder of the key in a state folder.
-pub fn key_folder_in(state: &Path) -> PathBuf {
-    state.join("keys")
 }

@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use kagami_bitmap::{Record, read_slots};
 use kagami_replicator::core::state::{NodeId, Protocol as CoreProtocol};
-use kagami_replicator::shell::identity::{Fingerprint, NodeKeys};
+use kagami_replicator::shell::identity::Fingerprint;
 use kagami_replicator::shell::pairing::facts::{Facts, MirrorFacts, Party};
 use kagami_replicator::shell::pairing::{Met, Offering, PairError, Purpose, Terms};
 use serde_json::json;
 
 use super::order::give;
 use super::pair::pair_failure;
-use super::{Context, hand_over, key_folder, node, print_json, print_out, running, within};
+use super::{Context, hand_over, node, print_json, print_out, running, within};
 use crate::config::edit::Editor;
 use crate::config::keys::Section;
 use crate::config::value::check_name;
@@ -65,15 +65,6 @@ pub fn meeting_place(addresses: &[SocketAddr]) -> (Vec<SocketAddr>, Vec<SocketAd
         .map(|address| SocketAddr::new(address.ip(), 0))
         .collect();
     (listen, advertise)
-}
-
-/// This node's keys, made where there are none.
-///
-/// # Errors
-/// They can't be had.
-pub fn keys_of(config: &Config) -> Result<NodeKeys, Failure> {
-    NodeKeys::load_or_create(&key_folder(config))
-        .map_err(|error| Failure::system(format!("this node has no key: {error}")))
 }
 
 /// This node, as it describes itself.
@@ -139,7 +130,7 @@ pub struct Taken {
 pub async fn wait(config: &Config, mirror: &Mirror, offer: &Offer<'_>) -> Result<Came, Failure> {
     let name = &mirror.name;
     let what = format!("mirror {name}: not {}", offer.done);
-    let keys = keys_of(config)?;
+    let keys = config.keys()?;
     let told = Facts {
         party: party(config, offer.address),
         mirror: MirrorFacts {

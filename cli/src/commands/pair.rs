@@ -148,29 +148,12 @@ async fn join(context: &Context, args: &PairArgs, token: &str) -> Outcome {
         }
     };
     if args.dry_run {
-        let left = token.time_left().map_or_else(
-            || "expired, by this machine's clock".to_owned(),
-            |left| format!("valid for {} s", left.as_secs()),
-        );
-        let addresses: Vec<String> = token.addresses.iter().map(ToString::to_string).collect();
-        print_out(&format!(
-            "the line was made by {} ({}, key {}), {left}; a store of its mirror's size would be made in {}\n",
-            token.name,
-            addresses.join(", "),
-            token.fingerprint,
-            args.store
-                .device
-                .as_ref()
-                .or(args.store.backing.as_ref())
-                .unwrap_or(&config.node.state_dir)
-                .display()
-        ))?;
-        return DONE;
+        return dry_run(args, &config, &token);
     }
-    let keys = offer::keys_of(&config)?;
+    let keys = config.keys()?;
     if args.give_up_copy {
         // Its stores are written to.
-        stopped(&config, &token.name, "kagami pair --join … --give-up-copy").await?;
+        stopped(&config, "not joined", "kagami pair --join … --give-up-copy").await?;
     }
     let joining = within(
         None,
@@ -232,44 +215,9 @@ async fn join(context: &Context, args: &PairArgs, token: &str) -> Outcome {
         .addresses
         .first()
         .map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), SocketAddr::ip);
-    let file = context.file.display().to_string();
-    let written = (|| {
-        let mut editor = Editor::open(&context.file)?;
-        write_joined(&mut editor, &config, &facts, fingerprint, seen, &made)?;
-        Ok::<_, Failure>(editor.save(&context.places)?)
-    })();
-    let saved = written.map_err(|failure| {
-        Failure::new(
-            failure.status,
-            format!(
-                "mirror {name}: the other node knows this one and the stores are made ({}, {}), but the configuration was not written: {}",
-                made.backing.display(),
-                made.metadata.display(),
-                failure.words
-            ),
-        )
-    })?;
+    let saved = keep(context, &config, &facts, fingerprint, seen, &made)?;
     if !args.json {
-        let mut text = format!("mirror {name}: made on node {}\n", config.node.name);
-        for line in lines {
-            text.push_str(&format!("  {line}\n"));
-        }
-        text.push_str(&format!("  config    {file}\n"));
-        let joined = saved
-            .mirror(&name)
-            .and_then(|mirror| saved.arbiter(mirror.arbiter.as_deref()?));
-        match joined {
-            Some(arbiter) if arbiter.etcd.is_some() => text.push_str(&format!(
-                "next: give [arbiter.{}] what etcd knows this node by, if it asks for that: `certificate` and `key`, or `user` and `password-file`\n",
-                arbiter.name
-            )),
-            Some(arbiter) => text.push_str(&format!(
-                "next: let {} know this node: `kagami witness enrol` there, `kagami arbiter join` here\n",
-                arbiter.name
-            )),
-            None => {}
-        }
-        print_out(&text)?;
+        tell_joined(&saved, &name, &lines)?;
     }
     let taken = Taken {
         peer: facts.party.name.clone(),
@@ -278,6 +226,52 @@ async fn join(context: &Context, args: &PairArgs, token: &str) -> Outcome {
         live: false,
     };
     paired(args.json, &name, &taken)
+}
+
+/// Says what joining with this token would do.
+fn dry_run(args: &PairArgs, config: &Config, token: &Token) -> Outcome {
+    let left = token.time_left().map_or_else(
+        || "expired, by this machine's clock".to_owned(),
+        |left| format!("valid for {} s", left.as_secs()),
+    );
+    let addresses: Vec<String> = token.addresses.iter().map(ToString::to_string).collect();
+    print_out(&format!(
+        "the line was made by {} ({}, key {}), {left}; a store of its mirror's size would be made in {}\n",
+        token.name,
+        addresses.join(", "),
+        token.fingerprint,
+        args.store
+            .device
+            .as_ref()
+            .or(args.store.backing.as_ref())
+            .unwrap_or(&config.node.state_dir)
+            .display()
+    ))?;
+    DONE
+}
+
+/// Says what was made on this node for mirror `name`, and what its arbiter still needs.
+fn tell_joined(config: &Config, name: &str, lines: &[String]) -> Result<(), Failure> {
+    let mut text = format!("mirror {name}: made on node {}\n", config.node.name);
+    for line in lines {
+        text.push_str(&format!("  {line}\n"));
+    }
+    text.push_str(&format!("  config    {}\n", config.file.display()));
+    let arbiter = config
+        .mirror(name)
+        .and_then(|mirror| config.arbiter(mirror.arbiter.as_deref()?));
+    match arbiter {
+        Some(arbiter) if arbiter.etcd.is_some() => text.push_str(&format!(
+            "next: give [arbiter.{}] what etcd knows this node by, if it asks for that: `certificate` and `key`, or `user` and `password-file`\n",
+            arbiter.name
+        )),
+        Some(arbiter) => text.push_str(&format!(
+            "next: let {} know this node: `kagami witness enrol` there, `kagami arbiter join` here\n",
+            arbiter.name
+        )),
+        None => {}
+    }
+    print_out(&text)
 }
 
 /// What this side brings; the other one has not agreed yet.
@@ -414,6 +408,36 @@ fn give_up_copy(config: &Config, old: &Mirror, facts: &Facts) -> Result<Prepared
         made: Made::kept(size, &old.backing, &old.metadata),
         lines,
         gives_up: Some(GivesUp { copy, begun_anew }),
+    })
+}
+
+/// Writes what was agreed into the configuration.
+///
+/// Errors: it was not written; the other node knows this one all the same.
+fn keep(
+    context: &Context,
+    config: &Config,
+    facts: &Facts,
+    fingerprint: Fingerprint,
+    seen: IpAddr,
+    made: &Made,
+) -> Result<Config, Failure> {
+    let written = (|| {
+        let mut editor = Editor::open(&context.file)?;
+        write_joined(&mut editor, config, facts, fingerprint, seen, made)?;
+        Ok::<_, Failure>(editor.save(&context.places)?)
+    })();
+    written.map_err(|failure| {
+        Failure::new(
+            failure.status,
+            format!(
+                "mirror {}: the other node knows this one and the stores are made ({}, {}), but the configuration was not written: {}",
+                facts.mirror.name,
+                made.backing.display(),
+                made.metadata.display(),
+                failure.words
+            ),
+        )
     })
 }
 

@@ -52,15 +52,16 @@ pub async fn run(context: &Context, args: &ResizeArgs) -> Outcome {
     Geometry::new(wanted)
         .map_err(|error| Failure::usage(format!("mirror {name}: not resized: {error}")))?;
     let command = format!("kagami resize {name} --grow {}", spell_size(wanted));
-    stopped(&config, name, &command).await?;
+    stopped(&config, &format!("mirror {name}: not resized"), &command).await?;
     let id = u128::from_be_bytes(mirror.uuid);
     let mut copy = OfflineCopy::open(name, id, &mirror.metadata, Duration::ZERO)
         .map_err(|error| refused(&error))?;
     let (before, max) = (copy.record().size, copy.superblock().layout.max_size);
     if copy.record().node != config.node.id {
         return Err(Failure::refused(format!(
-            "mirror {name}: not resized: {} holds the copy of another node",
-            mirror.metadata.display()
+            "mirror {name}: not resized: {} holds the copy of another node\n  next: `kagami resize` on that node; for this one write its own `metadata` into {}",
+            mirror.metadata.display(),
+            config.file.display()
         )));
     }
     if wanted < before {
@@ -126,7 +127,9 @@ pub async fn run(context: &Context, args: &ResizeArgs) -> Outcome {
 }
 
 fn refused(error: &StartError) -> Failure {
-    Failure::refused(format!("not resized: {error}"))
+    Failure::refused(format!(
+        "not resized: {error}\n  next: put that right, then again"
+    ))
 }
 
 /// Looks for room in the backing store; a file gets it (`extend`). True if what is new is known to
@@ -135,7 +138,10 @@ fn room(mirror: &Mirror, wanted: u64, extend: bool) -> Result<bool, Failure> {
     let path = &mirror.backing;
     let open = || {
         StoreFile::open(path, Duration::ZERO)
-            .map_err(|error| Failure::refused(format!("not resized: {error}")))
+            .map_err(|error| Failure::refused(format!(
+                "mirror {}: not resized: {error}\n  next: put that right, then again; its copy here is as it was",
+                mirror.name
+            )))
     };
     let store = open()?;
     let capabilities = store.capabilities();

@@ -12,7 +12,7 @@ use kagami_replicator::shell::witness::wire::{Op, Outcome as Answered, Reason, R
 use kagami_replicator::shell::witness::{RegisterId, Remote};
 use serde_json::json;
 
-use super::{Context, cluster, key_folder, print_json, print_out, unexpected};
+use super::{Context, cluster, print_json, print_out, unexpected};
 use crate::config::{Arbiter, Config, Peer};
 use crate::control::message::{Answer, Ask};
 use crate::daemon::mirrors;
@@ -28,7 +28,7 @@ pub async fn run(context: &Context, as_json: bool) -> Outcome {
     let mut client = context.client().await?;
     let system =
         |error: &dyn std::fmt::Display| Failure::system(format!("key not replaced: {error}"));
-    let mut keys = NodeKeys::load(&key_folder(&config)).map_err(|error| system(&error))?;
+    let mut keys = NodeKeys::load(&config.key_folder()).map_err(|error| system(&error))?;
     let before = keys.current.fingerprint();
     let next = match &keys.next {
         Some(next) => next.fingerprint(),

@@ -3,14 +3,14 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use kagami_replicator::shell::identity::{Fingerprint, NodeKeys};
+use kagami_replicator::shell::identity::Fingerprint;
 use kagami_replicator::shell::witness::enrol::{EnrolError, EnrolOffer};
 use kagami_replicator::shell::witness::{Server, ServerConfig, store};
 use serde_json::json;
 use tracing::info;
 
 use super::pair::pair_failure;
-use super::{Context, key_folder, node, print_json, print_out, within};
+use super::{Context, node, print_json, print_out, within};
 use crate::args::{WitnessArgs, WitnessVerb};
 use crate::config::Config;
 use crate::config::edit::Editor;
@@ -48,11 +48,6 @@ fn config(context: &Context, args: &WitnessArgs) -> Result<Config, Failure> {
     Ok(editor.save(&context.places)?)
 }
 
-fn keys_of(config: &Config) -> Result<NodeKeys, Failure> {
-    NodeKeys::load_or_create(&key_folder(config))
-        .map_err(|error| Failure::system(format!("this node has no key: {error}")))
-}
-
 fn state(config: &Config) -> std::path::PathBuf {
     config.node.state_dir.join("witness")
 }
@@ -69,7 +64,7 @@ fn listen(config: &Config) -> Vec<std::net::SocketAddr> {
 async fn serve(context: &Context, args: &WitnessArgs) -> Outcome {
     let config = config(context, args)?;
     log::begin(&config.node.log_level, config.node.log_json);
-    let keys = keys_of(&config)?;
+    let keys = config.keys()?;
     let clients: Vec<Fingerprint> = config
         .peers
         .iter()
@@ -84,7 +79,13 @@ async fn serve(context: &Context, args: &WitnessArgs) -> Outcome {
             clients,
         },
     )
-    .map_err(|error| Failure::system(format!("the witness was not started: {error}")))?;
+    .map_err(|error| {
+        Failure::system(format!(
+            "the witness was not started: {error}\n  next: put that right: `listen` of [witness] is in {}, its folder is {}",
+            config.file.display(),
+            state(&config).display()
+        ))
+    })?;
     let addresses: Vec<String> = server.addresses().iter().map(ToString::to_string).collect();
     info!(
         listen = addresses.join(", "),
@@ -112,7 +113,7 @@ async fn enrol(
     valid: Duration,
 ) -> Outcome {
     let config = config(context, args)?;
-    let keys = keys_of(&config)?;
+    let keys = config.keys()?;
     let listen = listen(&config);
     let addresses = node::reachable(&listen, given);
     if addresses.is_empty() {
@@ -154,7 +155,9 @@ async fn enrol(
 pub fn failure(error: EnrolError) -> Failure {
     match error {
         EnrolError::Pair(error) => pair_failure(&error, "not enrolled"),
-        EnrolError::Store(error) => Failure::system(format!("not enrolled: {error}")),
+        EnrolError::Store(error) => Failure::system(format!(
+            "not enrolled: {error}\n  next: run the command as the user whose witness it is, with room on its disk"
+        )),
         EnrolError::Fields(error) => Failure::new(
             Status::Refused,
             format!("not enrolled: {error}\n  next: use the same build of kagami on both machines"),
@@ -167,7 +170,9 @@ fn list(context: &Context, as_json: bool) -> Outcome {
     let state = state(&config);
     let found = if state.exists() {
         store::enrolled(&state).map_err(|error| {
-            Failure::system(format!("the enrolled nodes can't be read: {error}"))
+            Failure::system(format!(
+                "the enrolled nodes can't be read: {error}\n  next: run the command as the user whose witness it is"
+            ))
         })?
     } else {
         Vec::new()
@@ -196,8 +201,11 @@ fn list(context: &Context, as_json: bool) -> Outcome {
 fn forget(context: &Context, node: &str) -> Outcome {
     let state = state(&context.config()?);
     let forgotten = if state.exists() {
-        store::forget(&state, node)
-            .map_err(|error| Failure::system(format!("{node} was not forgotten: {error}")))?
+        store::forget(&state, node).map_err(|error| {
+            Failure::system(format!(
+                "{node} was not forgotten: {error}\n  next: run the command as the user whose witness it is, with room on its disk"
+            ))
+        })?
     } else {
         Vec::new()
     };

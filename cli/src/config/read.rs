@@ -381,6 +381,7 @@ pub fn default_entry(key: &Key, text: &str) -> Entry {
 }
 
 /// Checks one value. The error is what is wrong, and what would be right.
+#[expect(clippy::too_many_lines, reason = "an arm for each kind of value")]
 fn value_of(key: &Key, item: &Item) -> Result<Value, (String, String)> {
     let next = || format!("write {}", key.kind.spelled());
     let wrong_kind = || {

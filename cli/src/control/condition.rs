@@ -136,7 +136,7 @@ pub fn next(mirror: &MirrorReport) -> Vec<String> {
         },
         // Its copy is brought up to date with the peer's then, and what the kernel holds belongs to neither.
         Condition::OneCopy if has_lost_disk(mirror) && mirror.device.is_some() => line(format!(
-            "{peer} serves from the only copy; to replace the disk here end who uses the device, `kagami detach {name}` (it becomes stale else), replace it and start kagami here again: it resynchronises by itself"
+            "{peer} serves from the only copy; to replace the disk here end who uses the device, `kagami detach {name}` (it becomes stale otherwise), replace it and start kagami here again: it resynchronises by itself"
         )),
         Condition::OneCopy => {
             let (where_, whose) = if has_lost_disk(mirror) {
@@ -262,7 +262,6 @@ fn refused(mirror: &MirrorReport, refusal: Refusal) -> Vec<String> {
         )],
         Refusal::OtherSize => {
             let outcome = mirror.verdict.as_ref().map_or("", |v| v.outcome.as_str());
-            let outcome = outcome.trim_start_matches("refused: ");
             vec![format!(
                 "{outcome}: there `kagami down`, `kagami resize {name} --grow SIZE`, `kagami up`"
             )]

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::report::{EventReport, RightReport, StatusReport};
-use crate::daemon::attach::driver::{Driver, Wanted};
+use crate::control::driver::{Driver, Wanted};
 
 /// The version of this protocol; both sides are usually the same binary. At an upgrade the failover manager and its
 /// guard are replaced after the daemon: where it is raised they hear nothing for so long.

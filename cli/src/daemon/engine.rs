@@ -14,8 +14,8 @@ use kagami_replicator::shell::identity::Fingerprint;
 use kagami_replicator::shell::quic::Note;
 use tokio::sync::broadcast;
 
-use super::attach::driver::Wanted;
 use crate::config::Config;
+use crate::control::driver::Wanted;
 use crate::control::report::DeviceReport;
 
 /// A handle on the running mirrors. Clones are handles on the same.

@@ -19,7 +19,6 @@ use tracing::{info, warn};
 use super::Shared;
 use super::engine::{Engine, PeerLink};
 use super::reload;
-use crate::commands::key_folder;
 use crate::config::edit::Editor;
 use crate::config::keys::Section;
 use crate::config::places::Places;
@@ -150,7 +149,7 @@ pub async fn rotate<E: Engine>(shared: &Shared<E>) -> Answer {
         let peers: BTreeMap<NodeId, String> = peers
             .map(|peer| (NodeId(peer.id), peer.name.clone()))
             .collect();
-        (key_folder(&config), peers)
+        (config.key_folder(), peers)
     };
     let mut keys = match NodeKeys::load(&folder) {
         Ok(keys) => keys,

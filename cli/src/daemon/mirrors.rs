@@ -31,14 +31,13 @@ use tracing::{error, info, warn};
 
 use super::attach::Attachments;
 use super::attach::device::Kernel;
-use super::attach::driver::Wanted;
 use super::attach::host;
 use super::engine::{Attached, Engine, MirrorStatus, Noticed, PeerLink, WriteLatency};
 use super::front_end::Served;
 use super::service::Service;
 use super::settings;
-use crate::commands::key_folder;
 use crate::config::{self, Config};
+use crate::control::driver::Wanted;
 use crate::exit::Failure;
 
 /// Mirrors that don't stop cleanly within are left as a crash would leave them.
@@ -93,7 +92,7 @@ impl Mirrors {
             .create(run_dir)
             .map_err(|error| failed(&run_dir.display().to_string(), &error))?;
         let boot = Boot::of_this_machine(run_dir).map_err(|error| failed("this boot", &error))?;
-        let mut told = EngineConfig::new(NodeId(config.node.id), key_folder(config), boot);
+        let mut told = EngineConfig::new(NodeId(config.node.id), config.key_folder(), boot);
         told.listen.clone_from(&config.node.listen);
         told.threads = u16::try_from(config.node.threads).unwrap_or(u16::MAX);
         told.buffers = usize::try_from(config.node.buffers).unwrap_or(usize::MAX);

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use kagami_bitmap::BLOCK;
+use kagami_bitmap::superblock::Generation;
 use kagami_replicator::core::decide::{Refused, Strategy, Verdict};
 use kagami_replicator::core::notice::Notice;
 use kagami_replicator::core::state::{Connection, DiskState, NodeId, Replication, Role};
@@ -10,6 +12,7 @@ use serde_json::{Value, json};
 use super::engine::Noticed;
 use crate::config::value::spell_size;
 use crate::control::report::{EventReport, Refusal, SCHEMA, Severity};
+use crate::render::units::{latency, size};
 
 /// Names of nodes, for what the core knows by id.
 pub trait Names {
@@ -19,15 +22,224 @@ pub trait Names {
 
 /// The event that a notice is.
 pub fn event(noticed: &Noticed, names: &impl Names) -> EventReport {
-    let (event, severity, text, facts) = parts(&noticed.notice, names);
+    let notice = &noticed.notice;
     EventReport {
         schema: SCHEMA,
         time_ms: noticed.time_ms,
         mirror: noticed.mirror.clone(),
-        event: event.to_owned(),
-        severity,
-        text,
-        facts,
+        event: kind(notice).to_owned(),
+        severity: severity(notice),
+        text: text(notice, names),
+        facts: facts_of(notice, names),
+    }
+}
+
+/// Its kind's word (docs/status-json.md).
+fn kind(notice: &Notice) -> &'static str {
+    match notice {
+        Notice::Role { .. } => "role",
+        Notice::Disk { .. } => "disk",
+        Notice::Peer { .. } => "peer",
+        Notice::Connection { .. } => "connection",
+        Notice::Replication { .. } => "replication",
+        Notice::Verdict { .. } => "verdict",
+        Notice::PeerSet { .. } => "peer-set",
+        Notice::Minted { .. } => "generation",
+        Notice::Held { .. } => "held",
+        Notice::Released => "released",
+        Notice::ArbiterRefused { .. } => "arbiter-refused",
+        Notice::ArbiterUnreachable { .. } => "arbiter-unreachable",
+        Notice::DiskFailed { .. } => "disk-failed",
+        Notice::ReadRepaired { .. } => "read-repaired",
+        Notice::ResyncDone { .. } => "resync-done",
+        Notice::VerifyDone { .. } => "verify-done",
+        Notice::VerifyFound { .. } => "verify-found",
+        Notice::PeerFault { .. } => "peer-fault",
+        Notice::Stalled { .. } => "stalled",
+    }
+}
+
+fn severity(notice: &Notice) -> Severity {
+    match notice {
+        Notice::Disk { to: disk, .. } | Notice::Peer { disk, .. } => disk_severity(*disk),
+        Notice::Connection {
+            to: Connection::Connected,
+            ..
+        }
+        | Notice::VerifyDone { different: 0, .. }
+        | Notice::Role { .. }
+        | Notice::Replication { .. }
+        | Notice::Released
+        | Notice::ResyncDone { .. } => Severity::Info,
+        Notice::Verdict { verdict, .. } => match verdict.strategy {
+            Strategy::Refuse(_) => Severity::Error,
+            _ => Severity::Info,
+        },
+        Notice::Connection { .. }
+        | Notice::PeerSet { .. }
+        | Notice::Minted { .. }
+        | Notice::ArbiterRefused { .. }
+        | Notice::ArbiterUnreachable { .. }
+        | Notice::ReadRepaired { .. } => Severity::Warn,
+        Notice::Held { .. }
+        | Notice::DiskFailed { .. }
+        | Notice::VerifyDone { .. }
+        | Notice::VerifyFound { .. }
+        | Notice::PeerFault { .. }
+        | Notice::Stalled { .. } => Severity::Error,
+    }
+}
+
+fn text(notice: &Notice, names: &impl Names) -> String {
+    let node = |id: &Option<NodeId>| id.map_or_else(|| "nobody".to_owned(), |id| names.node(id));
+    match notice {
+        Notice::Role { from, to, cause } => format!("role {from} -> {to}: {cause}"),
+        Notice::Disk { from, to } => format!("disk {from} -> {to}"),
+        Notice::Peer { role, disk } => format!("peer is {role}, {disk}"),
+        Notice::Connection { from, to, cause } => format!("connection {from} -> {to}: {cause}"),
+        Notice::Replication { from, to } => format!("replication {from} -> {to}"),
+        Notice::Verdict {
+            verdict,
+            mine,
+            theirs,
+        } => {
+            let spell = |generation: &Option<Generation>| {
+                generation.map_or_else(
+                    || "never written".to_owned(),
+                    |g| format!("{} ({:016x})", g.counter, g.tag),
+                )
+            };
+            format!(
+                "handshake rule {} {:?}: {}{}; generation here {}, there {}",
+                verdict.row as u8,
+                verdict.row,
+                refusal(verdict).map_or("", |_| "refused: "),
+                outcome(verdict, names),
+                spell(mine),
+                spell(theirs)
+            )
+        }
+        Notice::PeerSet { from, to } => format!(
+            "the other copy is {}'s now, no longer {}'s",
+            node(to),
+            node(from)
+        ),
+        Notice::Minted {
+            generation,
+            permission,
+        } => format!(
+            "goes on alone as generation {}, permission: {permission}",
+            generation.counter
+        ),
+        Notice::Held { why } => format!("requests are held: {why}"),
+        Notice::Released => "held requests go on".to_owned(),
+        Notice::ArbiterRefused { named } if named.is_empty() => {
+            "the arbiter refused: it names no copy".to_owned()
+        }
+        Notice::ArbiterRefused { named } => {
+            let named: Vec<String> = named.iter().map(|id| names.node(*id)).collect();
+            format!("the arbiter refused: it names {}", named.join(" and "))
+        }
+        Notice::ArbiterUnreachable { why } => format!("the arbiter did not answer: {why}"),
+        Notice::DiskFailed { fault, doing } => {
+            format!("the local store failed while {doing}: {fault}")
+        }
+        Notice::ReadRepaired { run } => format!(
+            "a read of {} at byte {} failed here and was served from the peer",
+            size(run.byte_len()),
+            run.byte_offset()
+        ),
+        Notice::ResyncDone { marked, sent, ms } => format!(
+            "resynchronised {} marked, {} sent in {}",
+            size(*marked),
+            size(*sent),
+            latency(ms.saturating_mul(1_000_000))
+        ),
+        Notice::VerifyDone {
+            compared,
+            different,
+        } => {
+            let compared = size(compared.saturating_mul(BLOCK));
+            match different {
+                0 => format!("compared {compared}: no difference"),
+                _ => format!(
+                    "compared {compared}: {} differ and are marked",
+                    size(different.saturating_mul(BLOCK))
+                ),
+            }
+        }
+        Notice::VerifyFound { run } => format!(
+            "the copies differ in {} at byte {}",
+            size(run.byte_len()),
+            run.byte_offset()
+        ),
+        Notice::PeerFault { what } => {
+            format!("the peer broke a rule and the session was closed: {what}")
+        }
+        Notice::Stalled { who } => format!("the {who} takes longer than ack-timeout"),
+    }
+}
+
+fn facts_of(notice: &Notice, names: &impl Names) -> Facts {
+    let name = |id: &Option<NodeId>| id.map(|id| names.node(id));
+    match notice {
+        Notice::Role { from, to, cause } => caused(change(from, to), cause),
+        Notice::Disk { from, to } => change(from, to),
+        Notice::Connection { from, to, cause } => caused(change(from, to), cause),
+        Notice::Replication { from, to } => change(from, to),
+        Notice::Peer { role, disk } => facts([
+            ("role", json!(role.to_string())),
+            ("disk", json!(disk.to_string())),
+        ]),
+        Notice::Verdict {
+            verdict,
+            mine,
+            theirs,
+        } => facts([
+            ("row", json!(verdict.row as u8)),
+            ("rule", json!(format!("{:?}", verdict.row))),
+            ("refused", json!(refusal(verdict).map(Refusal::word))),
+            ("here", json!(mine.map(|g| format!("{:016x}", g.tag)))),
+            ("there", json!(theirs.map(|g| format!("{:016x}", g.tag)))),
+        ]),
+        Notice::PeerSet { from, to } => {
+            facts([("from", json!(name(from))), ("to", json!(name(to)))])
+        }
+        Notice::Minted {
+            generation,
+            permission,
+        } => facts([
+            ("generation", json!(generation.counter)),
+            ("tag", json!(format!("{:016x}", generation.tag))),
+            ("permission", json!(permission)),
+        ]),
+        Notice::Held { why } | Notice::ArbiterUnreachable { why } => facts([("why", json!(why))]),
+        Notice::Released => Facts::new(),
+        Notice::ArbiterRefused { named } => {
+            let named: Vec<String> = named.iter().map(|id| names.node(*id)).collect();
+            facts([("named", json!(named))])
+        }
+        Notice::DiskFailed { fault, doing } => {
+            facts([("fault", json!(fault.to_string())), ("doing", json!(doing))])
+        }
+        Notice::ReadRepaired { run } | Notice::VerifyFound { run } => facts([
+            ("offset_bytes", json!(run.byte_offset())),
+            ("length_bytes", json!(run.byte_len())),
+        ]),
+        Notice::ResyncDone { marked, sent, ms } => facts([
+            ("marked_bytes", json!(marked)),
+            ("sent_bytes", json!(sent)),
+            ("milliseconds", json!(ms)),
+        ]),
+        Notice::VerifyDone {
+            compared,
+            different,
+        } => facts([
+            ("compared_bytes", json!(compared.saturating_mul(BLOCK))),
+            ("different_bytes", json!(different.saturating_mul(BLOCK))),
+        ]),
+        Notice::PeerFault { what } => facts([("what", json!(what))]),
+        Notice::Stalled { who } => facts([("who", json!(who))]),
     }
 }
 
@@ -40,244 +252,16 @@ fn facts<const N: usize>(pairs: [(&str, Value); N]) -> Facts {
         .collect()
 }
 
-fn parts(notice: &Notice, names: &impl Names) -> (&'static str, Severity, String, Facts) {
-    use crate::render::units::size;
-    let run_facts = |run: &kagami_bitmap::Run| {
-        facts([
-            ("offset_bytes", json!(run.byte_offset())),
-            ("length_bytes", json!(run.byte_len())),
-        ])
-    };
-    match notice {
-        Notice::Role { from, to, cause } => (
-            "role",
-            Severity::Info,
-            format!("role {from} -> {to}: {cause}"),
-            change(from, to, cause),
-        ),
-        Notice::Disk { from, to, cause } => (
-            "disk",
-            disk_severity(*to),
-            format!("disk {from} -> {to}: {cause}"),
-            change(from, to, cause),
-        ),
-        Notice::Peer { role, disk } => (
-            "peer",
-            disk_severity(*disk),
-            format!("peer is {role}, {disk}"),
-            facts([
-                ("role", json!(role.to_string())),
-                ("disk", json!(disk.to_string())),
-            ]),
-        ),
-        Notice::Connection { from, to, cause } => (
-            "connection",
-            if *to == Connection::Connected {
-                Severity::Info
-            } else {
-                Severity::Warn
-            },
-            format!("connection {from} -> {to}: {cause}"),
-            change(from, to, cause),
-        ),
-        Notice::Replication { from, to } => (
-            "replication",
-            Severity::Info,
-            format!("replication {from} -> {to}"),
-            facts([
-                ("from", json!(from.to_string())),
-                ("to", json!(to.to_string())),
-            ]),
-        ),
-        Notice::Verdict {
-            verdict,
-            mine,
-            theirs,
-        } => {
-            let spell = |generation: &Option<kagami_bitmap::superblock::Generation>| {
-                generation.map_or_else(
-                    || "never written".to_owned(),
-                    |g| format!("{} ({:016x})", g.counter, g.tag),
-                )
-            };
-            let refused = matches!(verdict.strategy, Strategy::Refuse(_));
-            (
-                "verdict",
-                if refused {
-                    Severity::Error
-                } else {
-                    Severity::Info
-                },
-                format!(
-                    "handshake rule {} {:?}: {}; generation here {}, there {}",
-                    verdict.row as u8,
-                    verdict.row,
-                    outcome(verdict, names),
-                    spell(mine),
-                    spell(theirs)
-                ),
-                facts([
-                    ("row", json!(verdict.row as u8)),
-                    ("rule", json!(format!("{:?}", verdict.row))),
-                    ("refused", json!(refusal(verdict).map(Refusal::word))),
-                    ("here", json!(mine.map(|g| format!("{:016x}", g.tag)))),
-                    ("there", json!(theirs.map(|g| format!("{:016x}", g.tag)))),
-                ]),
-            )
-        }
-        Notice::PeerSet { from, to } => {
-            let name = |id: &Option<NodeId>| id.map(|id| names.node(id));
-            let words = |id: &Option<NodeId>| name(id).unwrap_or_else(|| "nobody".to_owned());
-            (
-                "peer-set",
-                Severity::Warn,
-                format!(
-                    "the other copy is {}'s now, no longer {}'s",
-                    words(to),
-                    words(from)
-                ),
-                facts([("from", json!(name(from))), ("to", json!(name(to)))]),
-            )
-        }
-        Notice::Minted {
-            generation,
-            permission,
-        } => (
-            "generation",
-            Severity::Warn,
-            format!(
-                "goes on alone as generation {}, permission: {permission}",
-                generation.counter
-            ),
-            facts([
-                ("generation", json!(generation.counter)),
-                ("tag", json!(format!("{:016x}", generation.tag))),
-                ("permission", json!(permission)),
-            ]),
-        ),
-        Notice::Held { why } => (
-            "held",
-            Severity::Error,
-            format!("requests are held: {why}"),
-            facts([("why", json!(why))]),
-        ),
-        Notice::Released => (
-            "released",
-            Severity::Info,
-            "held requests go on".to_owned(),
-            Facts::new(),
-        ),
-        Notice::ArbiterRefused { named } => {
-            let named: Vec<String> = named.iter().map(|id| names.node(*id)).collect();
-            (
-                "arbiter-refused",
-                Severity::Warn,
-                if named.is_empty() {
-                    "the arbiter refused: it names no copy".to_owned()
-                } else {
-                    format!("the arbiter refused: it names {}", named.join(" and "))
-                },
-                facts([("named", json!(named))]),
-            )
-        }
-        Notice::ArbiterUnreachable { why } => (
-            "arbiter-unreachable",
-            Severity::Warn,
-            format!("the arbiter did not answer: {why}"),
-            facts([("why", json!(why))]),
-        ),
-        Notice::DiskFailed { fault, doing } => (
-            "disk-failed",
-            Severity::Error,
-            format!("the local store failed while {doing}: {fault}"),
-            facts([("fault", json!(fault.to_string())), ("doing", json!(doing))]),
-        ),
-        Notice::ReadRepaired { run } => (
-            "read-repaired",
-            Severity::Warn,
-            format!(
-                "a read of {} at byte {} failed here and was served from the peer",
-                size(run.byte_len()),
-                run.byte_offset()
-            ),
-            run_facts(run),
-        ),
-        Notice::ResyncDone { marked, sent, ms } => (
-            "resync-done",
-            Severity::Info,
-            format!(
-                "resynchronised {} marked, {} sent in {}",
-                size(*marked),
-                size(*sent),
-                crate::render::units::latency(ms.saturating_mul(1_000_000))
-            ),
-            facts([
-                ("marked_bytes", json!(marked)),
-                ("sent_bytes", json!(sent)),
-                ("milliseconds", json!(ms)),
-            ]),
-        ),
-        Notice::VerifyDone {
-            compared,
-            different,
-        } => (
-            "verify-done",
-            if *different == 0 {
-                Severity::Info
-            } else {
-                Severity::Error
-            },
-            format!(
-                "compared {}: {}",
-                size(compared.saturating_mul(BLOCK)),
-                if *different == 0 {
-                    "no difference".to_owned()
-                } else {
-                    format!(
-                        "{} differ and are marked",
-                        size(different.saturating_mul(BLOCK))
-                    )
-                }
-            ),
-            facts([
-                ("compared_bytes", json!(compared.saturating_mul(BLOCK))),
-                ("different_bytes", json!(different.saturating_mul(BLOCK))),
-            ]),
-        ),
-        Notice::VerifyFound { run } => (
-            "verify-found",
-            Severity::Error,
-            format!(
-                "the copies differ in {} at byte {}",
-                size(run.byte_len()),
-                run.byte_offset()
-            ),
-            run_facts(run),
-        ),
-        Notice::PeerFault { what } => (
-            "peer-fault",
-            Severity::Error,
-            format!("the peer broke a rule and the session was closed: {what}"),
-            facts([("what", json!(what))]),
-        ),
-        Notice::Stalled { who } => (
-            "stalled",
-            Severity::Error,
-            format!("the {who} takes longer than ack-timeout"),
-            facts([("who", json!(who))]),
-        ),
-    }
-}
-
-/// Bytes of a block (docs/design.md §1).
-pub const BLOCK: u64 = 4096;
-
-fn change(from: impl ToString, to: impl ToString, cause: impl ToString) -> Facts {
+fn change(from: impl ToString, to: impl ToString) -> Facts {
     facts([
         ("from", json!(from.to_string())),
         ("to", json!(to.to_string())),
-        ("cause", json!(cause.to_string())),
     ])
+}
+
+fn caused(mut change: Facts, cause: &str) -> Facts {
+    change.insert("cause".to_owned(), json!(cause));
+    change
 }
 
 fn disk_severity(disk: DiskState) -> Severity {
@@ -288,7 +272,7 @@ fn disk_severity(disk: DiskState) -> Severity {
     }
 }
 
-/// What follows from a verdict, in words.
+/// What follows from a verdict, in words: where it refuses, why.
 pub fn outcome(verdict: &Verdict, names: &impl Names) -> String {
     match verdict.strategy {
         Strategy::Nothing => "the copies are equal".to_owned(),
@@ -309,21 +293,19 @@ pub fn outcome(verdict: &Verdict, names: &impl Names) -> String {
         Strategy::Refuse(refused) => match refused {
             Refused::OtherSize { smaller, size } => {
                 return format!(
-                    "refused: the sizes differ; {}'s copy is to be grown to {}",
+                    "the sizes differ; {}'s copy is to be grown to {}",
                     names.node(smaller),
                     spell_size(size)
                 );
             }
-            Refused::OtherMirror => "refused: these are not two copies of one mirror",
-            Refused::NameSource => "refused: neither copy was written, and they may differ",
-            Refused::BothStale => "refused: no good copy is left",
-            Refused::SplitBrain => "refused: split brain, both copies went on alone",
-            Refused::Unrelated => "refused: the copies have no history in common",
-            Refused::NewestLost => {
-                "refused: the only copy with what was answered has lost its disk"
-            }
-            Refused::TwoPrimaries => "refused: both nodes are Primary, and neither has written",
-            Refused::Impossible => "refused: a copy was cloned or restored",
+            Refused::OtherMirror => "these are not two copies of one mirror",
+            Refused::NameSource => "neither copy was written, and they may differ",
+            Refused::BothStale => "no good copy is left",
+            Refused::SplitBrain => "split brain, both copies went on alone",
+            Refused::Unrelated => "the copies have no history in common",
+            Refused::NewestLost => "the only copy with what was answered has lost its disk",
+            Refused::TwoPrimaries => "both nodes are Primary, and neither has written",
+            Refused::Impossible => "a copy was cloned or restored",
         }
         .to_owned(),
     }

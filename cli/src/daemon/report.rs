@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use kagami_bitmap::BLOCK;
 use kagami_bitmap::superblock::Generation;
 use kagami_replicator::core::notice::Notice;
 use kagami_replicator::core::state::{NodeId, Role as CoreRole, Time};
 use kagami_replicator::core::status::{Counters, Progress, Status};
 
 use super::engine::{MirrorStatus, Noticed};
-use super::notice::{self, BLOCK, Names};
+use super::notice::{self, Names};
 use crate::config::value::spell_hex;
 use crate::config::{Config, Mirror, Protocol, Solo};
 use crate::control::condition;

@@ -14,13 +14,13 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, timeout};
 use tracing::{debug, info};
 
-use super::attach::driver::Wanted;
 use super::engine::{Attached, Engine};
 use super::notice::present;
 use super::reload::reload;
 use super::rights::{is_news, report};
 use super::socket::ControlSocket;
 use super::{Shared, keys};
+use crate::control::driver::Wanted;
 use crate::control::frame::{self, FrameError, REQUEST_MAX};
 use crate::control::message::{Answer, Ask, Order, PROTOCOL, RefusalReport, Request, Source};
 use crate::control::report::RightReport;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use kagami_failover::channel::{self, Channel, PeerAnswer, PeerAsk};
 use kagami_failover::clock;
-use kagami_failover::config::{ArbiterKind, Ms, Severity};
+use kagami_failover::config::{ArbiterKind, Cluster, Ms, Severity};
 use kagami_failover::control::server::{Socket, serve};
 use kagami_failover::core::durable::EndKind;
 use kagami_failover::core::environment::Host;
@@ -18,7 +18,7 @@ use kagami_failover::heartbeat::key::Key;
 use kagami_failover::manager::alerts::Alerts;
 use kagami_failover::manager::hands::LocalHands;
 use kagami_failover::manager::records::Records;
-use kagami_failover::manager::{self, ALERTS, Ended, Handle, Parts};
+use kagami_failover::manager::{self, ALERTS, Ended, Handle, Inputs, Parts};
 use kagami_failover::notify::{self, Trust};
 use kagami_failover::place::{FileChannel, Lasting, NotSent, Pending, Place, Watchdog};
 use kagami_failover::resource::files::Image;
@@ -26,7 +26,7 @@ use kagami_failover::right::keeper::{ControlGroupOf, Keeper};
 use kagami_failover::right::tenancy::{Outside, Tenancy};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tracing::{error, info, warn};
 
 use super::attempts::Attempts;
@@ -149,7 +149,9 @@ impl Signals {
     fn new() -> Result<Self, Failure> {
         let on = |kind| {
             signal(kind).map_err(|error| {
-                Failure::system(format!("not started: signals can't be heard: {error}"))
+                Failure::system(format!(
+                    "not started: signals can't be heard: {error}\n  next: raise the limit of open files, or end other programs"
+                ))
             })
         };
         Ok(Self {
@@ -249,6 +251,7 @@ impl FileChannel for Way {
 /// The way of files to the other node.
 struct Way(Channel);
 
+/// One manager, from its beginning to its end.
 async fn live(
     process: &Process<'_>,
     attempts: &Attempts<Settings>,
@@ -256,58 +259,183 @@ async fn live(
     signals: &mut Signals,
 ) -> Result<Ended, Failure> {
     let settings = attempts.settings();
+    let Wired {
+        parts,
+        handle,
+        inputs,
+        guards,
+        desk,
+        tasks: _tasks,
+    } = wire_up(process, settings, told)?;
+    info!(
+        node = settings.cluster.nodes[settings.me],
+        "the failover manager of cluster {} begins, revision {}",
+        settings.cluster.name,
+        settings.cluster.revision
+    );
+    process.service.ready().await;
+    let ended = tokio::select! {
+        ended = manager::run(parts, &handle, inputs) => ended,
+        () = signals.obey(&handle, attempts, process.context) => unreachable!("it obeys for ever"),
+    };
+    process.lasting.pause();
+    let is_followed = matches!(ended, Ok(Ended::Again));
+    if !is_followed {
+        // The guard outlives this manager, and nobody may come to tell it that user space runs.
+        let _ = tokio::time::timeout(GUARD_WITHIN, guards.alive(0)).await;
+    }
+    desk.close(is_followed).await;
+    ended.map_err(|e| Failure::system(e.to_string()))
+}
+
+/// A manager that is ready to run, and what runs beside it.
+struct Wired {
+    parts: Parts<LocalHands, Keeper>,
+    handle: Handle,
+    inputs: Inputs,
+    guards: Guards,
+    desk: OpenDesk,
+    /// They end with it.
+    tasks: JoinSet<()>,
+}
+
+fn not_started(what: &str, error: impl std::fmt::Display) -> Failure {
+    Failure::system(format!(
+        "not started: {what}: {error}\n  next: put it right and start the failover manager again"
+    ))
+}
+
+/// Puts a manager together: what it needs is there, and the guard, heartbeats and people's commands reach it.
+///
+/// Errors: something can't be had.
+fn wire_up(process: &Process<'_>, settings: &Settings, told: Vec<Alert>) -> Result<Wired, Failure> {
     let Settings {
         config,
-        file,
-        text,
         cluster,
         me,
+        ..
     } = settings;
     let me = *me;
-    let (context, program) = (process.context, &process.program);
-    let refused = |error: &dyn std::fmt::Display| Failure::refused(error.to_string());
-    let system = |what: &str, error: &dyn std::fmt::Display| {
-        Failure::system(format!(
-            "not started: {what}: {error}\n  next: put it right and start the failover manager again"
-        ))
-    };
     let (state, run) = (state(config), run_folder(config));
-    let key = Key::load(&key_file(config)).map_err(|e| refused(&e))?;
-    let boot = clock::boot().map_err(|e| system("this boot", &e))?;
-    let records = run.join("operations");
-    let records = Records::open(&records, boot).map_err(|e| system("records", &e))?;
-    let node = cluster.nodes[me].clone();
-    let alerts = Alerts::start(&node, state.join(ALERTS)).map_err(|e| system("alerts", &e))?;
+    let key = Key::load(&key_file(config)).map_err(|error| Failure::refused(error.to_string()))?;
+    let boot = clock::boot().map_err(|e| not_started("this boot", e))?;
+    let records =
+        Records::open(&run.join("operations"), boot).map_err(|e| not_started("records", e))?;
+    let alerts = Alerts::start(&cluster.nodes[me], state.join(ALERTS))
+        .map_err(|e| not_started("alerts", e))?;
 
     let keys = settings.keys();
     let channel = Channel::new(cluster, me, keys.clone());
-    let (guards, lost) = Guards::start(starter(context, process.args, &run, &state, program));
+    let (guards, lost) = Guards::start(starter(process, &run, &state));
     let daemon = Arc::new(Daemon::new(config.node.control.clone()));
-    let place = Place::new(
-        Arc::clone(cluster),
-        me,
-        state.clone(),
-        run.clone(),
-        program.clone(),
-        Arc::clone(&daemon) as Arc<dyn kagami_failover::place::MirrorDevice>,
-        Arc::new(GuardsWatchdog(guards.clone())),
-        Arc::new(Way(channel.clone())),
-        &process.lasting,
-    );
-    let place = Arc::new(place.map_err(|e| system("its folders", &e))?);
-    crate::clp::make_links(&place.links, program)
-        .map_err(|e| system("the links of the compatible commands", &e))?;
+    let place = place(process, settings, &daemon, &guards, &channel)?;
 
     let (handle, inputs) = manager::channel();
     for alert in told {
         handle.alert(alert);
     }
-    let heartbeats = Heartbeats::start(cluster, me, &key, &handle.listener());
-    let heartbeats = heartbeats.map_err(|e| system("heartbeats", &e))?;
+    warn_of_configuration(config, cluster, &handle);
+    let heartbeats = Heartbeats::start(cluster, me, &key, &handle.listener())
+        .map_err(|e| not_started("heartbeats", e))?;
     let control_group: ControlGroupOf = {
         let place = Arc::clone(&place);
         Arc::new(move |group: &str| place.group_control_group(group))
     };
+    let registers = AtArbiter::start(config, cluster, settings.other())
+        .map_err(|e| not_started("a thread for the arbiter", e))?;
+    let outside = Outside {
+        registers: Arc::new(registers),
+        channel: channel.clone(),
+        state: state.clone(),
+        boot,
+    };
+    let tenancy = Tenancy::start(
+        cluster,
+        me,
+        outside,
+        guards.clone(),
+        Arc::clone(&control_group),
+        handle.clone(),
+    );
+    let office = Office {
+        cluster: Arc::clone(cluster),
+        text: settings.text.clone(),
+        file: settings.file.clone(),
+        node_file: config.file.clone(),
+        me,
+        handle: handle.clone(),
+        alerts: alerts.clone(),
+        channel,
+        place: Arc::clone(&place),
+        promises: tenancy.as_ref().map(Tenancy::promises),
+        arbiter: tenancy.as_ref().map(Tenancy::answers).unwrap_or_default(),
+    };
+    let rights = Keeper::start(
+        Arc::clone(cluster),
+        daemon,
+        tenancy,
+        guards.clone(),
+        lost,
+        control_group,
+        handle.clone(),
+    );
+    let mut tasks = JoinSet::new();
+    tasks.spawn(notify::run(
+        Arc::clone(cluster),
+        alerts.listen(),
+        Trust::default(),
+    ));
+    tasks.spawn(programs::watch(Arc::clone(&place), handle.clone()));
+    let desk = OpenDesk::open(office, keys, Arc::clone(&process.control), &mut tasks);
+    let parts = Parts {
+        cluster: Arc::clone(cluster),
+        me,
+        state,
+        records: records.clone(),
+        boot,
+        host: host(&process.program),
+        hands: Arc::new(LocalHands::new(place, records)),
+        rights,
+        heartbeats,
+        alerts,
+    };
+    Ok(Wired {
+        parts,
+        handle,
+        inputs,
+        guards,
+        desk,
+        tasks,
+    })
+}
+
+/// What this node has for its resources, with the links that scripts call.
+fn place(
+    process: &Process<'_>,
+    settings: &Settings,
+    daemon: &Arc<Daemon>,
+    guards: &Guards,
+    channel: &Channel,
+) -> Result<Arc<Place>, Failure> {
+    let place = Place::new(
+        Arc::clone(&settings.cluster),
+        settings.me,
+        state(&settings.config),
+        run_folder(&settings.config),
+        process.program.clone(),
+        Arc::clone(daemon) as Arc<dyn kagami_failover::place::MirrorDevice>,
+        Arc::new(GuardsWatchdog(guards.clone())),
+        Arc::new(Way(channel.clone())),
+        &process.lasting,
+    );
+    let place = place.map_err(|e| not_started("its folders", e))?;
+    crate::clp::make_links(&place.links, &process.program)
+        .map_err(|e| not_started("the links of the compatible commands", e))?;
+    Ok(Arc::new(place))
+}
+
+/// Tells of what can be run, and is not as it was meant.
+fn warn_of_configuration(config: &Config, cluster: &Cluster, handle: &Handle) {
     if cluster.arbiter.kind != ArbiterKind::None
         && let Some(name) = &cluster.arbiter.name
         && config.arbiter(name).is_none()
@@ -328,111 +456,58 @@ async fn live(
             cause: format!("to do: {}", warning.next),
         });
     }
-    let registers = AtArbiter::start(config, cluster, settings.other());
-    let outside = Outside {
-        registers: Arc::new(registers.map_err(|e| system("a thread for the arbiter", &e))?),
-        channel: channel.clone(),
-        state: state.clone(),
-        boot,
-    };
-    let tenancy = Tenancy::start(
-        cluster,
-        me,
-        outside,
-        guards.clone(),
-        Arc::clone(&control_group),
-        handle.clone(),
-    );
-    let promises = tenancy.as_ref().map(Tenancy::promises);
-    let arbiter = tenancy.as_ref().map(Tenancy::answers).unwrap_or_default();
-    let rights = Keeper::start(
-        Arc::clone(cluster),
-        daemon,
-        tenancy,
-        guards.clone(),
-        lost,
-        control_group,
-        handle.clone(),
-    );
-    let office = Arc::new(Office {
-        cluster: Arc::clone(cluster),
-        text: text.clone(),
-        file: file.clone(),
-        node_file: config.file.clone(),
-        me,
-        handle: handle.clone(),
-        alerts: alerts.clone(),
-        channel,
-        place: Arc::clone(&place),
-        promises,
-        arbiter,
-    });
-    let mut tasks = JoinSet::new();
-    let own = channel::addresses(cluster, me);
-    let own = own.into_iter().map(|(own, _)| own).collect();
-    let answer = {
-        let office = Arc::clone(&office);
-        move |ask| {
-            let office = Arc::clone(&office);
-            async move { office.answer(ask).await }
-        }
-    };
-    tasks.spawn(channel::serve(own, keys, answer));
-    tasks.spawn(notify::run(
-        Arc::clone(cluster),
-        alerts.listen(),
-        Trust::default(),
-    ));
-    tasks.spawn(programs::watch(Arc::clone(&place), handle.clone()));
-    let (stop, stopped) = watch::channel(false);
-    let control = Arc::clone(&process.control);
-    let mut desk = tokio::spawn(serve(office, control, stopped));
-    let parts = Parts {
-        cluster: Arc::clone(cluster),
-        me,
-        state,
-        records: records.clone(),
-        boot,
-        host: host(program),
-        hands: Arc::new(LocalHands::new(place, records)),
-        rights,
-        heartbeats,
-        alerts,
-    };
-    info!(
-        node,
-        "the failover manager of cluster {} begins, revision {}", cluster.name, cluster.revision
-    );
-    process.service.ready().await;
-    let ended = tokio::select! {
-        ended = manager::run(parts, &handle, inputs) => ended,
-        () = signals.obey(&handle, attempts, context) => unreachable!("it obeys for ever"),
-    };
-    process.lasting.pause();
-    if !matches!(ended, Ok(Ended::Again)) {
-        // The guard outlives this manager, and nobody may come to tell it that user space runs.
-        let _ = tokio::time::timeout(GUARD_WITHIN, guards.alive(0)).await;
-    }
-    stop.send_replace(true);
-    // Who asked is told; who watches is cut off, and so is who is slow.
-    let patience = match ended {
-        Ok(Ended::Again) => LAST_WORDS,
-        _ => FAREWELL,
-    };
-    if tokio::time::timeout(patience, &mut desk).await.is_err() {
-        desk.abort();
-        let _ = desk.await;
-    }
-    ended.map_err(|e| Failure::system(e.to_string()))
 }
 
-fn starter(
-    context: &Context,
-    args: &FailoverArgs,
-    run: &Path,
-    state: &Path,
-    program: &Path,
-) -> Starter {
+/// Where people and the other manager are answered.
+struct OpenDesk {
+    stop: watch::Sender<bool>,
+    serving: JoinHandle<()>,
+}
+
+impl OpenDesk {
+    fn open(
+        office: Office,
+        keys: channel::Keys,
+        control: Arc<Socket>,
+        tasks: &mut JoinSet<()>,
+    ) -> Self {
+        let own = channel::addresses(&office.cluster, office.me);
+        let own = own.into_iter().map(|(own, _)| own).collect();
+        let office = Arc::new(office);
+        let answer = {
+            let office = Arc::clone(&office);
+            move |ask| {
+                let office = Arc::clone(&office);
+                async move { office.answer(ask).await }
+            }
+        };
+        tasks.spawn(channel::serve(own, keys, answer));
+        let (stop, stopped) = watch::channel(false);
+        let serving = tokio::spawn(serve(office, control, stopped));
+        Self { stop, serving }
+    }
+
+    /// Who asked is told; who watches is cut off, and so is who is slow.
+    async fn close(mut self, is_followed: bool) {
+        self.stop.send_replace(true);
+        let patience = if is_followed { LAST_WORDS } else { FAREWELL };
+        if tokio::time::timeout(patience, &mut self.serving)
+            .await
+            .is_err()
+        {
+            self.serving.abort();
+            let _ = self.serving.await;
+        }
+    }
+}
+
+fn starter(process: &Process<'_>, run: &Path, state: &Path) -> Starter {
+    let Process {
+        context,
+        args,
+        program,
+        ..
+    } = process;
     let socket = run.join("guard.sock");
     let mut arguments: Vec<std::ffi::OsString> = vec![
         "--config".into(),

@@ -12,9 +12,9 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::sleep;
 
 use crate::control::client::Client;
+use crate::control::driver::{DeviceId, Driver as ByDriver};
 use crate::control::message::{Answer, Ask, Order};
 use crate::control::report::{Condition, Connection, Disk, RightReport, Standing as Told};
-use crate::daemon::attach::driver::{DeviceId, Driver as ByDriver};
 
 /// A daemon that is gone is looked for this often.
 const LOOK_EVERY: Duration = Duration::from_millis(50);

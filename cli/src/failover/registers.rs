@@ -19,7 +19,6 @@ use kagami_replicator::shell::witness;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
 
-use crate::commands::key_folder;
 use crate::config::{Arbiter, Config};
 use crate::daemon::mirrors;
 
@@ -257,7 +256,7 @@ impl Asker {
     }
 
     async fn witness(&self, config: &Config, arbiter: &Arbiter) -> Result<Way, String> {
-        let keys = NodeKeys::load(&key_folder(config)).map_err(|e| e.to_string())?;
+        let keys = NodeKeys::load(&config.key_folder()).map_err(|e| e.to_string())?;
         let mut settings = mirrors::witness(arbiter).await;
         settings.timeout = settings.timeout.min(self.within);
         let remote = witness::Remote::new(&keys.current, settings).map_err(|e| e.to_string())?;

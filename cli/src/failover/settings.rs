@@ -13,7 +13,7 @@ use kagami_replicator::shell::identity::NodeKeys;
 use kagami_replicator::shell::tls::{Admit, Pins, client_config, server_config};
 use tracing::warn;
 
-use crate::commands::{Context, cluster, key_folder};
+use crate::commands::{Context, cluster};
 use crate::config::Config;
 use crate::daemon::mirrors::fingerprints;
 use crate::exit::Failure;
@@ -152,7 +152,7 @@ fn tls(config: &Config, other: &str) -> Option<channel::Settings> {
         );
         return None;
     };
-    let keys = match NodeKeys::load(&key_folder(config)) {
+    let keys = match NodeKeys::load(&config.key_folder()) {
         Ok(keys) => keys,
         Err(why) => {
             warn!("the manager of node {other} can't be asked: {why}");

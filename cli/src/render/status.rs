@@ -297,7 +297,7 @@ impl Screen<'_> {
         let verdict = self.mirror.verdict.as_ref()?;
         verdict.refused?;
         Some(format!(
-            "{} (rule {} {})",
+            "refused: {} (rule {} {})",
             verdict.outcome, verdict.row, verdict.rule
         ))
     }

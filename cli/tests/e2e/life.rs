@@ -4,10 +4,12 @@ use kagami::commands::demo::node::Node;
 use kagami::commands::demo::scratch::{self, MIRROR, in_sync};
 use kagami::config::Config;
 use kagami::control::report::{Condition, Connection};
+use kagami_replicator::shell::identity::Fingerprint;
+use kagami_replicator::shell::pairing::token::{Purpose, SECRET_LEN, Token};
 
 use crate::support::{
-    DEADLINE, KAGAMI, Pair, client, difference, down, get, laid_out, meet, noise, ok, pair, put,
-    quiet, refused, until, up,
+    self, DEADLINE, KAGAMI, Pair, client, difference, down, get, laid_out, meet, noise, ok, pair,
+    put, quiet, refused, until, up,
 };
 
 /// Waits until a node's copy is in sync.
@@ -199,6 +201,19 @@ fn who_is_refused_has_given_up_nothing_and_nobody_is_half_replaced() {
     assert!(words.contains("the very node"), "{words}");
     up(&mut pair.nodes.beta);
     synced(&mut pair.nodes.beta);
+    // Nor while a daemon has the copy open: nobody is even asked.
+    let token = Token {
+        purpose: Purpose::Mirror,
+        addresses: vec![([127, 0, 0, 1], 1).into()],
+        fingerprint: Fingerprint::from_bytes([0; 32]),
+        secret: [0; SECRET_LEN],
+        name: "alpha".to_owned(),
+        expires: 0,
+    };
+    let join = ["pair", "--join", &token.to_string(), "--give-up-copy"];
+    let words = support::refused(&pair.nodes.beta, &join, 1);
+    assert!(words.contains("not joined: the daemon"), "{words}");
+    assert!(!words.contains("alpha"), "{words}");
     down(&mut pair.nodes.alpha);
     down(&mut pair.nodes.beta);
     up(&mut pair.nodes.beta);
@@ -454,7 +469,7 @@ fn addresses_and_names_change_while_it_runs() {
     let config = Config::load(&pair.nodes.beta.config()).expect("a configuration");
     let moved = format!("127.0.0.1:{}", ok(scratch::free_port()));
     assert_ne!(config.node.listen[0].to_string(), moved);
-    crate::support::set_node(&pair.nodes.beta, "listen", &format!("[\"{moved}\"]"));
+    support::set_node(&pair.nodes.beta, "listen", &format!("[\"{moved}\"]"));
     down(&mut pair.nodes.beta);
     up(&mut pair.nodes.beta);
     let words = ok(pair
@@ -466,7 +481,7 @@ fn addresses_and_names_change_while_it_runs() {
     // beta gets another name: its own, and the one that alpha knows it by.
     let words = ok(pair.nodes.alpha.run(&["peer", "rename", "beta", "gamma"]));
     assert!(words.contains("running daemon knows"), "{words}");
-    crate::support::set_node(&pair.nodes.beta, "name", "\"gamma\"");
+    support::set_node(&pair.nodes.beta, "name", "\"gamma\"");
     let words = ok(pair.nodes.beta.run(&["reload"]));
     assert!(words.contains("in force: [node] name"), "{words}");
     let screen = ok(pair.nodes.alpha.run(&["status"]));

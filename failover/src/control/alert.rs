@@ -112,9 +112,3 @@ impl AlertFilter {
         alerts
     }
 }
-
-/// The alerts of a log: a document a line. Lines that are none (cut by a crash) are left out.
-pub fn parse_log(text: &str) -> impl Iterator<Item = AlertReport> {
-    text.lines()
-        .filter_map(|line| serde_json::from_str(line).ok())
-}

@@ -273,11 +273,6 @@ fn place_of(line: &str) -> Option<(&str, &str)> {
     Some((interface, prefixed))
 }
 
-/// Where the usual watchdog is.
-pub fn usual_watchdog() -> &'static Path {
-    Path::new("/dev/watchdog")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -215,7 +215,8 @@ async fn over_a_serial_line_with_noise() {
 #[tokio::test]
 async fn through_a_shared_file_and_nothing_else_is_overwritten() {
     // A file system that takes O_DIRECT: where this was built.
-    let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a folder");
+    let built = std::env::current_exe().expect("this program");
+    let folder = tempfile::tempdir_in(built.with_file_name("")).expect("a folder");
     let path = folder.path().join("shared");
     fs::write(&path, b"somebody's data").expect("written");
     let shown = path.display();

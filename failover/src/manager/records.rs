@@ -8,7 +8,6 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -146,16 +145,6 @@ impl Records {
             Some(bytes) => Known::Begun(Box::new(serde_json::from_slice(&bytes)?)),
             None => Known::Never,
         })
-    }
-
-    /// True if `file` is the record of this operation.
-    ///
-    /// # Errors
-    /// There is no record.
-    pub fn is_record(&self, op: OpId, file: impl AsFd) -> io::Result<bool> {
-        let record = rustix::fs::stat(self.path(op, "begun"))?;
-        let file = rustix::fs::fstat(file)?;
-        Ok((record.st_dev, record.st_ino) == (file.st_dev, file.st_ino))
     }
 
     /// Waits until nobody runs an operation any more, and takes its lock. Blocks.

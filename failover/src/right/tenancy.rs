@@ -302,6 +302,7 @@ impl Task {
         }
     }
 
+    #[expect(clippy::too_many_lines, reason = "an arm for each action")]
     fn carry_out(&mut self, place: usize, action: Action) {
         let within = Duration::from_millis(self.terms.length / 2);
         let inputs = self.inputs.clone();

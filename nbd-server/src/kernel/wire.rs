@@ -5,8 +5,6 @@
 
 /// Bytes of `struct nlmsghdr`.
 pub const HEADER_LEN: usize = 16;
-/// Bytes of `struct genlmsghdr`.
-pub const GENERIC_LEN: usize = 4;
 /// Bytes of `struct nlattr`.
 const ATTRIBUTE_LEN: usize = 4;
 

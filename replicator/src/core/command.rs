@@ -43,6 +43,7 @@ impl Mirror {
             Command::Invalidate => self.order_invalidate(id, out),
             Command::Disconnect => self.order_disconnect(id, out),
             Command::Connect => {
+                self.door.cause = "an operator connected it".to_owned();
                 self.door.shut = false;
                 self.door.refused = 0;
                 self.open_door(out);
@@ -170,6 +171,7 @@ impl Mirror {
         } else {
             self.solo.keep = Some(keep);
             self.solo.keep_full = full;
+            self.door.cause = "an operator chose the copy that stays".to_owned();
             self.door.shut = false;
             self.door.refused = 0;
             if self.link.is_some() {
@@ -308,6 +310,7 @@ impl Mirror {
                 out,
             );
         }
+        self.door.cause = "an operator disconnected it".to_owned();
         self.door.shut = true;
         let leaves = self.is_in_sync() && self.up().is_some_and(|up| up.peer.role == Role::Primary);
         if leaves {
@@ -386,6 +389,7 @@ impl Mirror {
         let Some(id) = self.stopping else { return };
         match self.stop_progress {
             Stopping::Begin => {
+                self.door.cause = "it is stopped".to_owned();
                 self.door.shut = true;
                 self.drop_verify(Ok(Reply::Nothing("stopped".into())), out);
                 if self.promoting.is_some() {

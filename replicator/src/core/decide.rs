@@ -244,17 +244,23 @@ fn loser_follows(mine: &Hello, theirs: &Hello, source: NodeId) -> Strategy {
     }
 }
 
-fn by_record(mine: &Hello, theirs: &Hello) -> Verdict {
-    let refuse = |row, why| Verdict {
+fn refuse(row: Row, why: Refused) -> Verdict {
+    Verdict {
         row,
         strategy: Strategy::Refuse(why),
-    };
-    let marks = |row, source: &Hello| Verdict {
-        row,
-        strategy: Strategy::Marks {
-            source: source.node,
-        },
-    };
+    }
+}
+
+/// The copy of the node with the lower number: both nodes choose it.
+fn lower<'a>(mine: &'a Hello, theirs: &'a Hello) -> &'a Hello {
+    if mine.node < theirs.node {
+        mine
+    } else {
+        theirs
+    }
+}
+
+fn by_record(mine: &Hello, theirs: &Hello) -> Verdict {
     if mine.mirror != theirs.mirror || mine.node == theirs.node {
         return refuse(Row::OtherMirror, Refused::OtherMirror);
     }
@@ -268,84 +274,13 @@ fn by_record(mine: &Hello, theirs: &Hello) -> Verdict {
         return refuse(Row::OtherMirror, Refused::OtherSize { smaller, size });
     }
     if mine.diskless || theirs.diskless {
-        // A Primary that lost its disk while it was ahead has nobody to serve from: the other
-        // copy lacks what was answered.
-        let ahead = |primary: &Hello, other: &Hello| {
-            primary.diskless
-                && primary.role == Role::Primary
-                && primary.current.is_some_and(|g| !line_has(other, g.tag))
-        };
-        if ahead(mine, theirs) || ahead(theirs, mine) {
-            return refuse(Row::Diskless, Refused::NewestLost);
-        }
-        return Verdict {
-            row: Row::Diskless,
-            strategy: Strategy::Serve,
-        };
+        return diskless(mine, theirs);
     }
-    let lower = if mine.node < theirs.node {
-        mine
-    } else {
-        theirs
-    };
-    let (current, other) = match (mine.current, theirs.current) {
-        (None, None) => {
-            let fresh = |h: &Hello| h.zeroed && h.disk == StoredDisk::Consistent && h.marks == 0;
-            return if fresh(mine) && fresh(theirs) {
-                Verdict {
-                    row: Row::BothUnwritten,
-                    strategy: Strategy::First { source: lower.node },
-                }
-            } else {
-                refuse(Row::BothUnwritten, Refused::NameSource)
-            };
-        }
-        (Some(_), None) | (None, Some(_)) => {
-            let written = if mine.current.is_some() { mine } else { theirs };
-            return if is_bad(written) {
-                refuse(Row::OneUnwritten, Refused::BothStale)
-            } else {
-                Verdict {
-                    row: Row::OneUnwritten,
-                    strategy: Strategy::Full {
-                        source: written.node,
-                    },
-                }
-            };
-        }
-        (Some(a), Some(b)) => (a, b),
+    let (Some(current), Some(other)) = (mine.current, theirs.current) else {
+        return unwritten(mine, theirs);
     };
     if current.tag == other.tag {
-        if mine.alone || theirs.alone {
-            return refuse(Row::SharedAlone, Refused::Impossible);
-        }
-        // (Not a Primary whose copy is bad: it answers nothing by itself, and gives way.)
-        let serves = |hello: &Hello| hello.role == Role::Primary && !is_bad(hello);
-        if serves(mine) && serves(theirs) {
-            return refuse(Row::SharedAlone, Refused::TwoPrimaries);
-        }
-        match (is_bad(mine), is_bad(theirs)) {
-            (true, true) => return refuse(Row::SameBothBad, Refused::BothStale),
-            (true, false) => return marks(Row::SameOneBad, theirs),
-            (false, true) => return marks(Row::SameOneBad, mine),
-            (false, false) => {}
-        }
-        if mine.marks == 0 && theirs.marks == 0 || planted(Defect::EqualNothingToDo) {
-            return Verdict {
-                row: Row::SameClean,
-                strategy: Strategy::Nothing,
-            };
-        }
-        let only = |has: fn(&Hello) -> bool| match (has(mine), has(theirs)) {
-            (true, false) => Some(mine),
-            (false, true) => Some(theirs),
-            _ => None,
-        };
-        let source = only(|h| h.role == Role::Primary)
-            .or_else(|| only(|h| h.unbroken && !planted(Defect::CrashedPrimaryIsSource)))
-            .or_else(|| only(|h| h.was_primary))
-            .unwrap_or(lower);
-        return marks(Row::SameMarked, source);
+        return same_generation(mine, theirs);
     }
     let i_am_ahead = has_ancestor(mine, other.tag);
     let they_are_ahead = has_ancestor(theirs, current.tag);
@@ -365,12 +300,95 @@ fn by_record(mine: &Hello, theirs: &Hello) -> Verdict {
     }
 }
 
-/// Rows 11 to 15: `newer` descends from `older`'s generation, which is `behind`.
-fn ahead(newer: &Hello, older: &Hello, behind: Generation) -> Verdict {
-    let refuse = |row, why| Verdict {
-        row,
-        strategy: Strategy::Refuse(why),
+/// Row 2.
+fn diskless(mine: &Hello, theirs: &Hello) -> Verdict {
+    // A Primary that lost its disk while it was ahead has nobody to serve from: the other
+    // copy lacks what was answered.
+    let ahead = |primary: &Hello, other: &Hello| {
+        primary.diskless
+            && primary.role == Role::Primary
+            && primary.current.is_some_and(|g| !line_has(other, g.tag))
     };
+    if ahead(mine, theirs) || ahead(theirs, mine) {
+        return refuse(Row::Diskless, Refused::NewestLost);
+    }
+    Verdict {
+        row: Row::Diskless,
+        strategy: Strategy::Serve,
+    }
+}
+
+/// Rows 3 and 4: one copy, or neither, has a generation.
+fn unwritten(mine: &Hello, theirs: &Hello) -> Verdict {
+    let written = match (mine.current, theirs.current) {
+        (Some(_), _) => mine,
+        (None, Some(_)) => theirs,
+        (None, None) => {
+            let fresh = |h: &Hello| h.zeroed && h.disk == StoredDisk::Consistent && h.marks == 0;
+            if !fresh(mine) || !fresh(theirs) {
+                return refuse(Row::BothUnwritten, Refused::NameSource);
+            }
+            return Verdict {
+                row: Row::BothUnwritten,
+                strategy: Strategy::First {
+                    source: lower(mine, theirs).node,
+                },
+            };
+        }
+    };
+    if is_bad(written) {
+        return refuse(Row::OneUnwritten, Refused::BothStale);
+    }
+    Verdict {
+        row: Row::OneUnwritten,
+        strategy: Strategy::Full {
+            source: written.node,
+        },
+    }
+}
+
+/// Rows 5 to 9.
+fn same_generation(mine: &Hello, theirs: &Hello) -> Verdict {
+    let marks = |row, source: &Hello| Verdict {
+        row,
+        strategy: Strategy::Marks {
+            source: source.node,
+        },
+    };
+    if mine.alone || theirs.alone {
+        return refuse(Row::SharedAlone, Refused::Impossible);
+    }
+    // (Not a Primary whose copy is bad: it answers nothing by itself, and gives way.)
+    let serves = |hello: &Hello| hello.role == Role::Primary && !is_bad(hello);
+    if serves(mine) && serves(theirs) {
+        return refuse(Row::SharedAlone, Refused::TwoPrimaries);
+    }
+    match (is_bad(mine), is_bad(theirs)) {
+        (true, true) => return refuse(Row::SameBothBad, Refused::BothStale),
+        (true, false) => return marks(Row::SameOneBad, theirs),
+        (false, true) => return marks(Row::SameOneBad, mine),
+        (false, false) => {}
+    }
+    if mine.marks == 0 && theirs.marks == 0 || planted(Defect::EqualNothingToDo) {
+        return Verdict {
+            row: Row::SameClean,
+            strategy: Strategy::Nothing,
+        };
+    }
+    let only = |has: fn(&Hello) -> bool| match (has(mine), has(theirs)) {
+        (true, false) => Some(mine),
+        (false, true) => Some(theirs),
+        _ => None,
+    };
+    let source = only(|h| h.role == Role::Primary)
+        .or_else(|| only(|h| h.unbroken && !planted(Defect::CrashedPrimaryIsSource)))
+        .or_else(|| only(|h| h.was_primary))
+        .unwrap_or_else(|| lower(mine, theirs));
+    marks(Row::SameMarked, source)
+}
+
+/// Rows 11 to 15.
+fn ahead(newer: &Hello, older: &Hello, behind: Generation) -> Verdict {
     if is_bad(newer) && !planted(Defect::BadAheadWins) {
         return refuse(Row::AheadBad, Refused::BothStale);
     }

@@ -216,7 +216,10 @@ impl Mirror {
             self.jobs.is_empty(),
             "requests under way at the end of a demotion"
         );
-        self.lose_role();
+        self.lose_role(match demoting.command {
+            Some(_) => "demoted",
+            None => "it was stopped",
+        });
         // Beside a peer without a disk it stays the carrier, and may be Primary again.
         let in_use = matches!(self.up().map(|up| &up.phase), Some(Phase::Serve(_)));
         let carrier = in_use && self.alone.is_some();

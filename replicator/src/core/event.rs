@@ -1,7 +1,6 @@
 //! Everything that can happen to a mirror. Each event is handed in with its time.
 
 use bytes::Bytes;
-use kagami_bitmap::Run;
 
 use super::disk::{DiskFault, DiskResult};
 use super::message::Message;
@@ -210,15 +209,6 @@ pub struct Refusal {
     pub facts: Vec<String>,
     /// What to do next.
     pub next: String,
-}
-
-/// What a verification found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct VerifyReport {
-    /// Blocks compared.
-    pub compared: u64,
-    /// Blocks that differ; they are marked.
-    pub different: Vec<Run>,
 }
 
 /// A command's result.

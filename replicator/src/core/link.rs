@@ -165,7 +165,7 @@ impl Up {
 }
 
 /// Whether this node looks for its peer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Door {
     /// An operator said to stay without a session, or the daemon stops.
     pub shut: bool,
@@ -174,6 +174,17 @@ pub(super) struct Door {
     /// Why the connection is what it is.
     pub cause: String,
     pub since: Time,
+}
+
+impl Default for Door {
+    fn default() -> Self {
+        Self {
+            shut: false,
+            refused: 0,
+            cause: "its daemon began".to_owned(),
+            since: Time::default(),
+        }
+    }
 }
 
 /// Longest wait after a refused handshake.

@@ -11,11 +11,22 @@
 //! - a new `Mirror` starts only when no disk request of an earlier one can be in flight
 //!   (*Fenced*).
 //!
-//! Where to read on: `request` admits a front end's I/O, `write` and `read` are its life,
-//! `hot` and `flush` what they need of metadata and of the disks' caches. `link` and
-//! `handshake` meet the peer, [`decide`] is the table; `promote`, `demote`, `solo` and `diskless` say who
-//! may go on, `peer` who the other copy is, `served` who answers for a target that is Primary; `secondary`, `resync` and `verify` are the two copies at work. `situation` tells people where it stands. `durable` writes
-//! the record and the pages, `invariant` asserts what must hold between any two events.
+//! | module | |
+//! |---|---|
+//! | [`event`], [`action`], [`disk`], [`message`], [`notice`] | what goes in, and what comes out: to the host, the disks, the peer, people |
+//! | [`state`], [`settings`], [`register`], [`status`] | the words of a mirror's state; what the operator set; the arbiter's register; what `kagami status` shows |
+//! | `request` | a front end's I/O is admitted, begun, or held |
+//! | `write`, `edges`, `read`, `full` | its life; writes of parts of blocks; a store without room |
+//! | `spans`, `hot`, `unflushed`, `flush` | locks on blocks; the activity log; what a power cut would lose; the disks' caches |
+//! | `link`, `handshake`, [`decide`] | the session with the peer, how the two meet, the table of verdicts |
+//! | `promote`, `demote`, `solo`, `attempt`, `diskless` | who may go on, and by which permission; the arbiter asked; a Primary without a disk |
+//! | `peer`, `served` | another node takes the peer's place; who answers for a target that is Primary |
+//! | `secondary`, `applied` | what the peer sends is applied |
+//! | `resync`, `compare`, `pace`, `settle` | one copy is brought up to date: the blocks, checksums first, how fast, and its end |
+//! | `verify` | the copies are compared |
+//! | `durable` | the record and the bitmap's pages are written |
+//! | `command`, `timers` | an operator's orders; deadlines |
+//! | `invariant`, [`situation`] | what holds between any two events; where a mirror stands, for the simulator's coverage |
 
 pub mod action;
 mod applied;
@@ -130,6 +141,8 @@ pub struct Mirror {
     // The local copy and what may be done with it.
     local: Local,
     role: Role,
+    /// Why it has that role, for people.
+    role_cause: &'static str,
     term: u64,
     alone: Option<solo::Alone>,
     attempt: Option<attempt::Attempt>,
@@ -312,6 +325,7 @@ impl Mirror {
                 ahead: false,
             },
             role: Role::Secondary,
+            role_cause: "its daemon began",
             term: 0,
             alone: None,
             attempt: None,
@@ -351,7 +365,7 @@ impl Mirror {
         }
         mirror.record_first_peer();
         mirror.open_door(out);
-        mirror.settle(out);
+        mirror.upkeep(out);
         mirror
     }
 
@@ -378,11 +392,11 @@ impl Mirror {
                 self.tags_asked = false;
             }
         }
-        self.settle(out);
+        self.upkeep(out);
     }
 
-    /// Upkeep after each event: whatever became possible is begun, what changed is told.
-    fn settle(&mut self, out: &mut Actions) {
+    /// After each event: whatever became possible is begun, what changed is told.
+    fn upkeep(&mut self, out: &mut Actions) {
         self.advance_handshake(out);
         self.advance_solo(out);
         self.advance_requests(out);
@@ -572,14 +586,13 @@ impl Mirror {
             tell(Notice::Role {
                 from: before.role,
                 to: told.role,
-                cause: "",
+                cause: self.role_cause,
             });
         }
         if told.disk != before.disk {
             tell(Notice::Disk {
                 from: before.disk,
                 to: told.disk,
-                cause: "",
             });
         }
         if told.replication != before.replication {

@@ -25,8 +25,6 @@ pub enum Notice {
         from: DiskState,
         /// After.
         to: DiskState,
-        /// Why.
-        cause: &'static str,
     },
     /// The peer's copy's worth or role changed.
     Peer {

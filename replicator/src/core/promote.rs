@@ -299,9 +299,16 @@ impl Mirror {
             "No-stale-promotion: {:?}",
             self.record().disk
         );
-        if self.promoting.is_none() {
+        let Some(promoting) = &self.promoting else {
             return;
-        }
+        };
+        self.role_cause = match promoting.stage {
+            Promotion::Carrier => "promoted beside the peer without a disk",
+            Promotion::Alone => "promoted without the peer",
+            Promotion::Begin | Promotion::Asked | Promotion::Granted => {
+                "promoted, and the peer agrees"
+            }
+        };
         self.role = Role::Primary;
         self.gate = Gate::Open;
         self.guest_flushed();
@@ -480,16 +487,17 @@ impl Mirror {
         }
     }
 
-    /// Secondary from now on.
-    pub(super) fn lose_role(&mut self) {
+    /// Secondary from now on; `cause` is for people.
+    pub(super) fn lose_role(&mut self, cause: &'static str) {
+        self.role_cause = cause;
         self.term += u64::from(self.is_primary());
         self.role = Role::Secondary;
         self.gate = Gate::Open;
     }
 
     /// Stops being Primary at once; what front ends wait for is failed by the caller.
-    pub(super) fn stop_being_primary(&mut self, cause: &str, out: &mut Actions) {
-        self.lose_role();
+    pub(super) fn stop_being_primary(&mut self, cause: &'static str, out: &mut Actions) {
+        self.lose_role(cause);
         if let Some(demoting) = self.demoting.take()
             && let Some(command) = demoting.command
         {

@@ -301,6 +301,7 @@ impl Mirror {
         self.guest.unflushed = true;
         self.flush.wanted = true;
         self.role = Role::Primary;
+        self.role_cause = "promoted while its copy is resynchronised";
         self.gate = super::request::Gate::Open;
         self.promotion_done(out);
         Ok(())
@@ -406,7 +407,7 @@ impl Mirror {
     }
 
     /// A guest loses its own disk: it has nothing to bring up to date any more.
-    pub(super) fn give_up_guest(&mut self, cause: &str, out: &mut Actions) {
+    pub(super) fn give_up_guest(&mut self, cause: &'static str, out: &mut Actions) {
         self.stop_being_primary(cause, out);
         self.fail_requests(IoError::Io, out);
     }

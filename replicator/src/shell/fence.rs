@@ -208,7 +208,8 @@ impl StoreFile {
     /// Makes durable writes of a write and a flush, though the store has honest synchronous ones.
     /// These complete on the processor that took the interrupt, and wait there while it is busy; a
     /// flush goes to any idle one.
-    pub fn avoid_dsync(&mut self) {
+    #[cfg(test)]
+    pub(in crate::shell) fn avoid_dsync(&mut self) {
         self.capabilities.dsync = false;
     }
 

@@ -73,10 +73,6 @@ impl MetadataStore {
         self.submissions.is_empty()
     }
 
-    pub(super) fn fault(&self) -> Option<DiskFault> {
-        self.failed.map(fault)
-    }
-
     pub(super) fn submit(
         &mut self,
         io: &mut Io,

@@ -1,4 +1,16 @@
 //! The shell: disks, the link, metadata, time. It holds no policy.
+//!
+//! | module | |
+//! |---|---|
+//! | [`engine`], [`runtime`] | mirrors on data-plane threads; a thread's runtime |
+//! | [`uring`], [`buffers`] | the ring, and the memory that payloads live in |
+//! | [`storage`], [`disk`], [`metadata`] | a thread's stores: a mirror's data, and its metadata |
+//! | [`store`], [`signature`], [`probe`], [`fence`] | making a store, and not of what is used; what it can do; one opener for each |
+//! | [`boot`], [`time`] | this boot and its token; the clocks |
+//! | [`quic`], `race` | the link; reaching somebody who has several addresses |
+//! | [`identity`], [`tls`], [`pairing`] | a node's key; who is let in by it; how two nodes come to know each other |
+//! | [`arbiter`], [`witness`], [`etcd`] | who decides which copy may go on alone, and the two kinds of arbiter |
+//! | `fields` | small records of fixed fields, read with every length checked |
 
 pub mod arbiter;
 pub mod boot;

@@ -53,7 +53,7 @@ use super::fence::StoreFile;
 use super::metadata::{MetadataCompletion, MetadataStore};
 use super::probe::Capabilities;
 use super::uring::{Completion, Ring, RingError};
-use crate::core::disk::{DiskFault, DiskOp};
+use crate::core::disk::DiskOp;
 use io::OpenStore;
 pub(super) use io::{Answer, Io, Owner, Tag, fault};
 
@@ -289,19 +289,9 @@ impl Storage {
         &self.io.stores[store.0.into()].capabilities
     }
 
-    /// Whether the store has lost a flush, and with it the right to any other.
-    pub fn is_flush_failed(&self, store: StoreId) -> bool {
-        self.io.stores[store.0.into()].flush.failed.is_some()
-    }
-
     /// What a disk has done so far.
     pub fn counters(&self, disk: DiskId) -> Counters {
         self.disks[disk.0.into()].counters()
-    }
-
-    /// The fault that ended a metadata store, if one did. Nothing is written to it afterwards.
-    pub fn metadata_fault(&self, store: MetadataId) -> Option<DiskFault> {
-        self.metadata[store.0.into()].fault()
     }
 
     /// The pool that this thread's reads take their memory from.

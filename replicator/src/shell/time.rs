@@ -26,18 +26,6 @@ pub fn until(from: Time, until: Time) -> Duration {
     Duration::from_nanos(until.since(from))
 }
 
-/// The moment of the wall clock that a moment of `CLOCK_BOOTTIME` was or will be, by both clocks'
-/// present difference.
-pub fn wall_of(moment: Time) -> SystemTime {
-    let (boot, wall) = (now(), wall());
-    if moment >= boot {
-        wall + Duration::from_nanos(moment.since(boot))
-    } else {
-        wall.checked_sub(Duration::from_nanos(boot.since(moment)))
-            .unwrap_or(SystemTime::UNIX_EPOCH)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -49,12 +37,5 @@ mod tests {
         assert!(second >= first && first > Time(0));
         assert_eq!(until(second, first.after_ms(0)).as_secs(), 0);
         assert_eq!(until(Time(5), Time(3)), Duration::ZERO);
-        let wall_now = wall();
-        let then = wall_of(now().after_ms(60_000));
-        let ahead = then.duration_since(wall_now).expect("later");
-        assert!(
-            ahead >= Duration::from_secs(59) && ahead < Duration::from_secs(61),
-            "{ahead:?}"
-        );
     }
 }

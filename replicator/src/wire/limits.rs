@@ -7,7 +7,7 @@
 pub const HEADER_LEN: usize = 32;
 
 /// The unit of payload checksums, in bytes: one block (docs/design.md §1).
-pub const CHECKSUM_BLOCK: usize = 4096;
+pub const CHECKSUM_BLOCK: usize = kagami_bitmap::BLOCK as usize;
 
 /// The most bytes a frame's head may have. The largest head is a run list of marks.
 pub const MAX_HEAD: usize = 256 * 1024;
@@ -18,9 +18,6 @@ pub const MAX_PAYLOAD: usize = 1024 * 1024 + CHECKSUM_BLOCK;
 
 /// Payload checksums that a frame can carry at most.
 pub const MAX_CHECKSUMS: usize = MAX_PAYLOAD.div_ceil(CHECKSUM_BLOCK);
-
-/// Bytes of a whole frame at most: header, head, checksums, payload.
-pub const MAX_FRAME: usize = HEADER_LEN + MAX_HEAD + 4 * MAX_CHECKSUMS + MAX_PAYLOAD;
 
 /// Bytes of text that go with a reason for closing; longer ones are cut.
 pub const MAX_REASON: usize = 1024;

@@ -116,6 +116,7 @@ pub enum MessageFault {
 }
 
 /// Spells a message. Panics if its lists exceed the bounds above: the core cuts them to pieces.
+#[expect(clippy::too_many_lines, reason = "an arm for each message")]
 pub fn encode(message: &Message) -> Encoded {
     let mut w = HeadWriter::new();
     let mut payload = None;
@@ -244,6 +245,7 @@ pub fn encode(message: &Message) -> Encoded {
 ///
 /// # Errors
 /// Whatever is not exactly what [`encode`] makes of some message.
+#[expect(clippy::too_many_lines, reason = "an arm for each message")]
 pub fn decode(kind: u8, head: &[u8], payload: Option<Bytes>) -> Result<Message, MessageFault> {
     let kind = Kind::from_wire(kind).ok_or(MessageFault::UnknownKind { kind })?;
     let mut r = HeadReader::new(kind, head);

@@ -3,10 +3,6 @@
 //! It measures what an application gets: through the NBD socket, the whole way to both disks and back.
 //! [`client`] is the NBD client, [`measure`] one measurement; this module chooses the mirror and prints.
 
-use std::path::PathBuf;
-use std::time::Duration;
-
-use clap::{Args, ValueHint};
 use serde::Serialize;
 
 pub mod client;
@@ -15,64 +11,11 @@ pub mod measure;
 use super::demo::scratch::{MIRROR, PATIENCE, Scratch, Wanted};
 use super::demo::{failure, signals};
 use super::{Context, print_json, print_out};
-use crate::config::value;
+use crate::args::BenchArgs;
 use crate::exit::{DONE, Failure, Outcome, Status};
 use crate::render::units;
 use client::{Client, ClientError};
 use measure::{Figures, Latencies, Plan};
-
-/// `kagami bench`
-#[derive(Args, Debug)]
-#[command(after_help = "Examples:\n\
-    \x20 kagami bench                                  # a scratch pair on this machine\n\
-    \x20 kagami bench --depth 32 --json\n\
-    \x20 kagami bench --block 1M --sequential --flush-each 0\n\
-    \x20 kagami bench pg --offset 10G --range 1G --yes   # overwrites 1 GiB of mirror pg")]
-pub struct BenchArgs {
-    /// A running mirror that is Primary here; what is in the range is overwritten [default: a scratch
-    /// pair]
-    #[arg(requires = "yes")]
-    pub mirror: Option<String>,
-    /// Bytes of one write
-    #[arg(long, value_name = "SIZE", default_value = "4KiB", value_parser = value::parse_size)]
-    pub block: u64,
-    /// Writes in flight
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub depth: u16,
-    /// One after the other, instead of at random places
-    #[arg(long)]
-    pub sequential: bool,
-    /// A flush after every N writes; 0: one at the end
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub flush_each: u64,
-    /// How long to measure
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = value::parse_time)]
-    pub time: Duration,
-    /// Where the range begins
-    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = value::parse_size)]
-    pub offset: u64,
-    /// Bytes that are written to, from --offset on
-    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = value::parse_size)]
-    pub range: u64,
-    /// Don't write the whole range once before measuring: writes then allocate
-    #[arg(long)]
-    pub no_prepare: bool,
-    /// The scratch pair's protocol
-    #[arg(long, default_value = "C", value_parser = ["A", "B", "C"], conflicts_with = "mirror")]
-    pub protocol: String,
-    /// The scratch pair's Secondary leaves first: a mirror without a peer
-    #[arg(long, conflicts_with = "mirror")]
-    pub no_peer: bool,
-    /// Where the scratch pair's files go [default: the folder for temporary files]
-    #[arg(long, value_name = "DIR", conflicts_with = "mirror", value_hint = ValueHint::DirPath)]
-    pub dir: Option<PathBuf>,
-    /// The range of a mirror of yours may be overwritten
-    #[arg(long, short)]
-    pub yes: bool,
-    /// Print the figures as JSON
-    #[arg(long)]
-    pub json: bool,
-}
 
 /// What is printed with `--json`; fields are only ever added.
 #[derive(Debug, Serialize)]

@@ -7,8 +7,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, ValueHint};
-
 mod archive;
 pub mod fault;
 pub mod load;
@@ -23,39 +21,11 @@ pub mod tell;
 pub use fault::DemoError;
 pub use serve::make as make_pair;
 
-use crate::config::value;
+use crate::args::DemoArgs;
 use crate::exit::{DONE, Failure, Outcome, Status};
 use crate::render::Look;
 use scratch::Wanted;
 use tell::Teller;
-
-/// `kagami demo`
-#[derive(Args, Debug)]
-#[command(after_help = "Examples:\n\
-    \x20 kagami demo\n\
-    \x20 kagami demo --serve --size 1G     # first line: the NBD URI; ends with Ctrl-C")]
-pub struct DemoArgs {
-    /// Make the scratch pair and leave it up until SIGTERM or Ctrl-C; the first line on standard
-    /// output is the NBD URI of the Primary
-    #[arg(long)]
-    pub serve: bool,
-    /// Where the scratch files go; made if it is not there [default: a new folder in the folder for
-    /// temporary files]
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    pub dir: Option<PathBuf>,
-    /// The size of the mirror
-    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = value::parse_size, requires = "serve")]
-    pub size: u64,
-    /// When a write is answered: on this disk (A), in the peer's memory too (B), on both disks (C)
-    #[arg(long, default_value = "C", value_parser = ["A", "B", "C"], requires = "serve")]
-    pub protocol: String,
-    /// When a node may go on alone; `arbiter` starts a witness too
-    #[arg(long, default_value = "never", value_parser = ["never", "arbiter", "always"], requires = "serve")]
-    pub solo: String,
-    /// Serve a mirror without its peer, which has left: what a benchmark compares with
-    #[arg(long, requires = "serve")]
-    pub no_peer: bool,
-}
 
 /// A folder of its own among the temporary files: short, since paths of sockets must be.
 fn folder_of_our_own() -> PathBuf {

@@ -5,10 +5,10 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::DemoArgs;
 use super::fault::DemoError;
 use super::scratch::{MIRROR, PATIENCE, Scratch, Wanted};
 use super::signals;
+use crate::args::DemoArgs;
 use crate::control::report::Condition;
 
 /// Between two looks whether a daemon has died.

@@ -13,11 +13,11 @@ use kagami_replicator::core::state::{Connection, Role};
 use tracing::error;
 
 use super::device::{DeviceFault, Kernel, Owner};
-use super::driver::{DeviceId, Driver, Wanted};
 use super::host::{Go, Host, Link};
 use super::keeper::{Keeper, Order};
 use super::moved::Moved;
 use super::over_ublk;
+use crate::control::driver::{DeviceId, Driver, Wanted};
 
 /// A peer that lives is met within. A daemon that has just started waits so long before it is made Primary
 /// without the peer: that one may be Primary by now.

@@ -24,10 +24,10 @@ use kagami_replicator::core::event::Refusal;
 use kagami_replicator::shell::engine::DeviceFacts;
 use tracing::{debug, warn};
 
-use super::driver::{DeviceId, Driver, Wanted};
 use super::helper::{self, Held, HelperFault};
 use super::over_ublk::told as told_by_ublk;
 use super::ublk::{ByChild, Mark, UblkControl};
+use crate::control::driver::{DeviceId, Driver, Wanted};
 
 /// Seconds for which the kernel keeps requests while no daemon answers: thirty days. At its end they
 /// fail, so it is longer than anybody lets a service hang.

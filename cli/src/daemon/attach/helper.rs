@@ -16,7 +16,7 @@ use kagami_nbd_server::kernel::Sysfs;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::driver::DeviceId;
+use crate::control::driver::DeviceId;
 
 /// What the child says when it is done.
 const DONE: &str = "done";

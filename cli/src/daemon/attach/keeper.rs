@@ -22,10 +22,10 @@ use tracing::{error, info, warn};
 
 use super::bring_up::{Session, Wait};
 use super::device::{Kernel, Owner};
-use super::driver::Driver;
 use super::host::{Go, Host, Link};
 use super::moved::{Moved, Moves, by_status};
 use super::record::{Record, Records};
+use crate::control::driver::Driver;
 
 /// How often what is waited for is looked at first when nothing is heard of it, ...
 const LOOK_EVERY: Duration = Duration::from_millis(500);

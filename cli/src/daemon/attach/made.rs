@@ -24,13 +24,13 @@ use tokio::sync::{broadcast, watch};
 
 use super::super::front_end::Term;
 use super::device::Kernel;
-use super::driver::{DeviceId, Driver};
 use super::host::{Go, Host, Link, NotServed};
 use super::made_ublk::{Driver as UblkDriver, SHAPE, Ublk};
 use super::record::{Record, Records};
 use super::ublk::{Mark, State};
 use super::{Attachments, lock};
 use crate::config::Config;
+use crate::control::driver::{DeviceId, Driver};
 use crate::control::report::DeviceState;
 
 pub(super) const DEADLINE: Duration = Duration::from_secs(30);

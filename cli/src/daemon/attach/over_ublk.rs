@@ -14,11 +14,11 @@ use tracing::{debug, error, warn};
 
 use super::bring_up::{Session, Wait, blocking};
 use super::device::{DRESS_PATIENCE, DeviceFault, Kernel, Owner};
-use super::driver::{DeviceId, Driver};
 use super::host::{Go, Host, Link};
 use super::keeper::Keeper;
 use super::take_down::LEAVE_PATIENCE;
 use super::ublk::{FaultKind, Form, Going, Mark, New, PATIENCE, State, UblkFault};
+use crate::control::driver::{DeviceId, Driver};
 
 /// A device is started within, the reading of its partitions through us included.
 const START_PATIENCE: Duration = Duration::from_secs(20);

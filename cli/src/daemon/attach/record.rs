@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::driver::{DeviceId, Driver};
+use crate::control::driver::{DeviceId, Driver};
 
 /// The version of the file.
 const VERSION: u32 = 1;

@@ -7,12 +7,12 @@ use tracing::{error, info, warn};
 
 use super::bring_up::blocking;
 use super::device::{DeviceFault, Owner};
-use super::driver::Driver;
 use super::helper::Held;
 use super::host::{Go, Host, Link};
 use super::keeper::Keeper;
 use super::over_ublk::{self, told};
 use super::record::RecordFault;
+use crate::control::driver::Driver;
 
 /// Requests that have begun may be answered within, at a stop; the kernel sends the rest again.
 pub(super) const LEAVE_PATIENCE: Duration = Duration::from_secs(5);

@@ -9,10 +9,10 @@ use kagami_replicator::core::event::{Refusal, Reply};
 use kagami_replicator::core::notice::Notice;
 use kagami_replicator::core::state::{Connection, DiskState, Replication, Role};
 
-use super::driver::{DeviceId, Driver, Wanted};
 use super::made::{Machine, Made, UUID, refusal, shown, until};
 use super::record::Record;
 use super::{Attached, Attachments, lock};
+use crate::control::driver::{DeviceId, Driver, Wanted};
 use crate::control::report::DeviceState;
 
 const fn nbd(index: u32) -> Wanted {

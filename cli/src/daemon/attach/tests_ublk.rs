@@ -7,11 +7,11 @@ use kagami_replicator::core::notice::Notice;
 use kagami_replicator::core::state::{Replication, Role};
 
 use super::Attachments;
-use super::driver::{DeviceId, Driver, Wanted};
 use super::made::{IDENTIFIER, Machine, Made, UUID, shown, until};
 use super::made_ublk::{SHAPE, fault};
 use super::record::Record;
 use super::ublk::{FaultKind, Form, Mark, State, UblkControl as _};
+use crate::control::driver::{DeviceId, Driver, Wanted};
 use crate::control::report::DeviceState;
 
 const UBLK: Wanted = Wanted {

@@ -26,4 +26,4 @@ pub use offline::OfflineCopy;
 pub use plane::Plane;
 pub use process::prepare_process;
 pub use start::StartError;
-pub use status::{MirrorEvent, MirrorStatus, PeerEvent, PeerWord, describe};
+pub use status::{MirrorEvent, MirrorStatus, PeerEvent, PeerWord};

@@ -1,4 +1,4 @@
-//! What the engine tells people: a mirror's whole state, and a line for each thing that happens.
+//! What the engine tells people: a mirror's whole state, and each thing that happens.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -143,90 +143,4 @@ pub struct MirrorEvent {
     pub at: SystemTime,
     /// What.
     pub notice: Notice,
-}
-
-/// A notice in words.
-pub fn describe(notice: &Notice) -> String {
-    let because = |cause: &str| {
-        if cause.is_empty() {
-            String::new()
-        } else {
-            format!(" ({cause})")
-        }
-    };
-    let tag = |generation: &Option<kagami_bitmap::Generation>| match generation {
-        Some(generation) => format!("{} ({:016x})", generation.counter, generation.tag),
-        None => "none".to_owned(),
-    };
-    match notice {
-        Notice::Role { from, to, cause } => format!("role: {from} -> {to}{}", because(cause)),
-        Notice::Disk { from, to, cause } => format!("this copy: {from} -> {to}{}", because(cause)),
-        Notice::Peer { role, disk } => format!("peer: {role}, its copy {disk}"),
-        Notice::Connection { from, to, cause } => {
-            format!("connection: {from} -> {to}{}", because(cause))
-        }
-        Notice::Replication { from, to } => format!("replication: {from} -> {to}"),
-        Notice::Verdict {
-            verdict,
-            mine,
-            theirs,
-        } => {
-            format!(
-                "handshake: {verdict:?}; generation here {}, there {}",
-                tag(mine),
-                tag(theirs)
-            )
-        }
-        Notice::PeerSet { from, to } => {
-            let name = |node: &Option<NodeId>| {
-                node.map_or_else(|| "nobody".to_owned(), |node| format!("node {node}"))
-            };
-            format!("peer: {} -> {}", name(from), name(to))
-        }
-        Notice::Minted {
-            generation,
-            permission,
-        } => {
-            format!(
-                "goes on alone as generation {}, permission: {permission}",
-                tag(&Some(*generation))
-            )
-        }
-        Notice::Held { why } => format!("I/O is held: {why}"),
-        Notice::Released => "held I/O goes on".to_owned(),
-        Notice::ArbiterRefused { named } => {
-            let named: Vec<_> = named.iter().map(ToString::to_string).collect();
-            if named.is_empty() {
-                return "the arbiter refused: it names no copy".to_owned();
-            }
-            format!("the arbiter refused: it names node {}", named.join(" and "))
-        }
-        Notice::ArbiterUnreachable { why } => format!("the arbiter did not answer: {why}"),
-        Notice::DiskFailed { fault, doing } => format!("the local disk failed ({doing}): {fault}"),
-        Notice::ReadRepaired { run } => format!(
-            "a read failed on the local disk, was served by the peer and written back: {} bytes at {}",
-            run.byte_len(),
-            run.byte_offset()
-        ),
-        Notice::ResyncDone { marked, sent, ms } => {
-            format!("resynchronisation done: {marked} bytes were marked, {sent} sent, {ms} ms")
-        }
-        Notice::VerifyDone {
-            compared,
-            different,
-        } => {
-            format!("verification done: {compared} blocks compared, {different} differ")
-        }
-        Notice::VerifyFound { run } => {
-            format!(
-                "the copies differ: {} bytes at {}",
-                run.byte_len(),
-                run.byte_offset()
-            )
-        }
-        Notice::PeerFault { what } => {
-            format!("the peer broke a rule, the session was closed: {what}")
-        }
-        Notice::Stalled { who } => format!("the {who} takes longer than ack-timeout"),
-    }
 }

@@ -66,7 +66,7 @@ pub struct Token {
     pub fingerprint: Fingerprint,
     /// What the joining side proves to know.
     pub secret: [u8; SECRET_LEN],
-    /// The mirror's or the witness's name.
+    /// The offering node's name, or the witness's.
     pub name: String,
     /// When it ends, in seconds since 1970 by the offering side's clock.
     pub expires: u64,

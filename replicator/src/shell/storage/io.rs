@@ -366,46 +366,90 @@ pub(in crate::shell) fn fault(error: Errno) -> DiskFault {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
     use std::time::Duration;
 
-    use super::super::{Storage, StorageCompletion};
+    use super::super::{DiskId, MetadataId, Storage, StorageCompletion, StoreId};
     use super::{Area, Bytes, Errno, Pool, StoreFile};
     use crate::core::disk::{DiskFault, DiskOp};
     use crate::shell::buffers::PoolConfig;
     use crate::shell::store::create_backing_file;
 
-    /// No kernel makes a flush fail on demand without a device made for it, so the loss is noted by
-    /// hand; what follows from it is real.
-    #[test]
-    fn a_lost_flush_is_final_for_the_store() {
-        // Beside the test's binary: the build's file system has direct I/O, /tmp may have none.
-        let binary = std::env::current_exe().expect("a binary");
-        let beside = binary.parent().expect("a folder");
-        let folder = tempfile::tempdir_in(beside).expect("a folder");
-        let path = folder.path().join("store");
-        drop(create_backing_file(&path, 1 << 20, true).expect("a store"));
-        crate::shell::runtime::start(async {
+    /// Half a store as a disk and half as a metadata store.
+    struct Halves {
+        storage: Storage,
+        store: StoreId,
+        disk: DiskId,
+        metadata: MetadataId,
+    }
+
+    impl Halves {
+        fn of(file: StoreFile) -> Self {
             let pool = Pool::new(&PoolConfig::with_bytes(2 << 20)).expect("memory");
             let mut storage = Storage::new(pool).expect("storage");
-            let file = StoreFile::open(&path, Duration::ZERO).expect("free");
             let store = storage.add_store(file);
             let half = |start| Area {
                 start,
                 len: 1 << 19,
             };
-            let disk = storage.add_disk(store, half(0));
-            let metadata = storage.add_metadata(store, half(1 << 19));
+            Self {
+                disk: storage.add_disk(store, half(0)),
+                metadata: storage.add_metadata(store, half(1 << 19)),
+                storage,
+                store,
+            }
+        }
+
+        /// The results of so many operations, by their ids.
+        async fn results(&mut self, count: usize) -> Vec<(u64, Result<(), DiskFault>)> {
+            let (mut drained, mut results) = (Vec::new(), Vec::new());
+            while results.len() < count {
+                self.storage.ready().await.expect("ring");
+                self.storage.drain(&mut drained).expect("ring");
+                results.extend(drained.drain(..).map(|completion| match completion {
+                    StorageCompletion::Disk(done) => (done.id, done.result.map(|_| ())),
+                    StorageCompletion::Metadata(done) => (done.id, done.result),
+                }));
+            }
+            results.sort_by_key(|result| result.0);
+            results
+        }
+    }
+
+    /// A store of 1 MiB. Beside the test's binary: the build's file system has direct I/O, /tmp may have none.
+    fn store() -> (tempfile::TempDir, PathBuf) {
+        let binary = std::env::current_exe().expect("a binary");
+        let beside = binary.parent().expect("a folder");
+        let folder = tempfile::tempdir_in(beside).expect("a folder");
+        let path = folder.path().join("store");
+        drop(create_backing_file(&path, 1 << 20, true).expect("a store"));
+        (folder, path)
+    }
+
+    fn write(data: Bytes, fua: bool) -> DiskOp {
+        DiskOp::Write {
+            offset: 0,
+            data,
+            fua,
+        }
+    }
+
+    /// No kernel makes a flush fail on demand without a device made for it, so the loss is noted by
+    /// hand; what follows from it is real.
+    #[test]
+    fn a_lost_flush_is_final_for_the_store() {
+        let (_folder, path) = store();
+        crate::shell::runtime::start(async {
+            let file = StoreFile::open(&path, Duration::ZERO).expect("free");
+            let mut halves = Halves::of(file);
+            let (disk, metadata, store) = (halves.disk, halves.metadata, halves.store);
+            let storage = &mut halves.storage;
             let block = || Bytes::from_static(&[7; 4096]);
-            let write = |fua| DiskOp::Write {
-                offset: 0,
-                data: block(),
-                fua,
-            };
 
             storage.submit(disk, 1, DiskOp::Flush);
             storage.io.fail_flushes(store, Errno::IO);
             storage.submit(disk, 2, DiskOp::Flush);
-            storage.submit(disk, 3, write(true));
+            storage.submit(disk, 3, write(block(), true));
             let zero = DiskOp::Zero {
                 offset: 0,
                 len: 4096,
@@ -413,21 +457,11 @@ mod tests {
                 fua: true,
             };
             storage.submit(disk, 4, zero);
-            storage.submit(disk, 5, write(false));
+            storage.submit(disk, 5, write(block(), false));
             storage.submit_metadata(metadata, 6, vec![vec![(0, block())]]);
-            let (mut drained, mut results) = (Vec::new(), Vec::new());
-            while results.len() < 6 {
-                storage.ready().await.expect("ring");
-                storage.drain(&mut drained).expect("ring");
-                results.extend(drained.drain(..).map(|completion| match completion {
-                    StorageCompletion::Disk(done) => (done.id, done.result.map(|_| ())),
-                    StorageCompletion::Metadata(done) => (done.id, done.result),
-                }));
-            }
-            results.sort_by_key(|result| result.0);
             let lost = Err(DiskFault::Io(Errno::IO.raw_os_error()));
             assert_eq!(
-                results,
+                halves.results(6).await,
                 [
                     (1, lost),
                     (2, lost),
@@ -437,8 +471,31 @@ mod tests {
                     (6, lost)
                 ]
             );
-            assert!(storage.is_flush_failed(store));
-            assert_eq!(storage.metadata_fault(metadata), lost.err());
+        });
+    }
+
+    #[test]
+    fn durable_writes_work_without_synchronous_ones() {
+        #[repr(align(4096))]
+        struct Page([u8; 4096]);
+        static ALIGNED: Page = Page([1; 4096]);
+        let (_folder, path) = store();
+        crate::shell::runtime::start(async {
+            let mut file = StoreFile::open(&path, Duration::ZERO).expect("free");
+            file.avoid_dsync();
+            let mut halves = Halves::of(file);
+            let unaligned = Bytes::from(vec![2; 4097]).slice(1..);
+            for data in [Bytes::from_static(&ALIGNED.0), unaligned] {
+                let steps = vec![vec![(0, data.clone())]];
+                halves
+                    .storage
+                    .submit(halves.disk, 1, write(data.clone(), true));
+                halves.storage.submit_metadata(halves.metadata, 2, steps);
+                assert_eq!(halves.results(2).await, [(1, Ok(())), (2, Ok(()))]);
+                let stored = std::fs::read(&path).expect("a store");
+                assert_eq!(stored[..4096], data[..]);
+                assert_eq!(stored[1 << 19..][..4096], data[..]);
+            }
         });
     }
 }

@@ -77,6 +77,7 @@ impl World {
     }
 
     /// Any message, its numbers often those that the core used.
+    #[expect(clippy::too_many_lines, reason = "an arm for each message")]
     pub(super) fn lie(&self, input: &mut Input<'_>) -> Option<Message> {
         let known = self.known(input);
         let offset = |input: &mut Input<'_>| match input.below(8) {

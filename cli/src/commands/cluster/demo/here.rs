@@ -3,8 +3,8 @@
 use std::fs;
 
 use crate::commands::demo::fault::DemoError;
+use crate::control::driver::Wanted;
 use crate::daemon::attach::device::{DeviceFault, Kernel};
-use crate::daemon::attach::driver::Wanted;
 
 /// What is needed to make networks and devices: `CAP_NET_ADMIN`, `CAP_SYS_ADMIN`.
 const RIGHTS: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN")];

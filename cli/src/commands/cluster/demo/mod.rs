@@ -5,10 +5,8 @@
 //! ([`here`]), all of it goes to a virtual one ([`vm`]). What shows a mirror alone is
 //! [`crate::commands::demo`], with which it shares nodes, processes and the voice.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, ValueHint};
 use serde_json::json;
 
 mod client;
@@ -22,6 +20,7 @@ mod story;
 mod vm;
 mod wire;
 
+use crate::args::ClusterDemoArgs;
 use crate::commands::demo::failure;
 use crate::commands::demo::fault::DemoError;
 use crate::commands::demo::signals;
@@ -29,43 +28,7 @@ use crate::commands::demo::tell::{Teller, milliseconds, seconds};
 use crate::commands::print_json;
 use crate::exit::{DONE, Failure, Outcome};
 use crate::render::Look;
-use service::{Service, Wanted};
-
-/// `kagami cluster demo`
-#[derive(Args, Debug)]
-#[command(after_help = "Examples:\n\
-    \x20 kagami cluster demo\n\
-    \x20 kagami cluster demo --json | jq '.without_service'\n\
-    \x20 kagami cluster demo --vm ~/src/kagami/tests/vm")]
-pub struct ClusterDemoArgs {
-    /// Where its files go: an empty folder, or one to be made [default: a new one in /var/tmp]
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    pub dir: Option<PathBuf>,
-    /// What is kept up
-    #[arg(long, value_enum, default_value_t)]
-    pub service: Wanted,
-    /// The folder tests/vm of kagami's source tree, for a machine that can't itself [default: that of
-    /// the tree around this folder, or around this program]
-    #[arg(long, value_name = "PATH", value_hint = ValueHint::DirPath)]
-    pub vm: Option<PathBuf>,
-    /// In no virtual machine: refuse where this machine can't
-    #[arg(long, conflicts_with = "vm")]
-    pub here: bool,
-    /// Say nothing but how it went, as an object
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `kagami cluster demo-service`
-#[derive(Args, Debug)]
-pub struct DemoServiceArgs {
-    /// Where records are kept
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub file: PathBuf,
-    /// Where it listens
-    #[arg(long, value_name = "ADDRESS:PORT")]
-    pub listen: SocketAddr,
-}
+use service::Service;
 
 /// Shows it, here or in a virtual machine.
 ///

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::network::{self, FLOATING, Resident};
 use super::wire::Protocol;
+use crate::args::DemoService;
 use crate::commands::demo::fault::DemoError;
 
 /// What runs.
@@ -17,18 +18,6 @@ pub enum Service {
     /// Debian's, with its programs in this folder.
     Postgres(PathBuf),
     /// [`super::records`]
-    Records,
-}
-
-/// What is wanted of `--service`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Wanted {
-    /// PostgreSQL if it is installed, else the demonstration's own
-    #[default]
-    Auto,
-    /// PostgreSQL
-    Postgresql,
-    /// A small service of the demonstration's own
     Records,
 }
 
@@ -50,29 +39,18 @@ fn newest(folder: &Path) -> Option<PathBuf> {
     versions.max().map(|(_, programs)| programs)
 }
 
-impl Wanted {
-    /// As it is spelled.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Postgresql => "postgresql",
-            Self::Records => "records",
-        }
-    }
-}
-
 impl Service {
     /// What this machine has of what is wanted.
     ///
     /// # Errors
     /// PostgreSQL is wanted and not there.
-    pub fn choose(wanted: Wanted) -> Result<Self, DemoError> {
+    pub fn choose(wanted: DemoService) -> Result<Self, DemoError> {
         let folder = Path::new("/usr/lib/postgresql");
         let found = newest(folder);
         match (wanted, found) {
-            (Wanted::Records, _) | (Wanted::Auto, None) => Ok(Self::Records),
+            (DemoService::Records, _) | (DemoService::Auto, None) => Ok(Self::Records),
             (_, Some(programs)) => Ok(Self::Postgres(programs)),
-            (Wanted::Postgresql, None) => Err(DemoError::Store {
+            (DemoService::Postgresql, None) => Err(DemoError::Store {
                 path: folder.to_owned(),
                 what:
                     "no PostgreSQL here\n  next: apt-get install postgresql, or leave --service out"

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::ClusterDemoArgs;
+use crate::args::ClusterDemoArgs;
 use crate::commands::demo::fault::DemoError;
 use crate::commands::demo::process::tie;
 use crate::commands::demo::signals;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::super::config::link_node;
 use super::super::device::Item;
 use super::super::host::{Host, Ready};
-use super::super::status::{MirrorEvent, PeerEvent, PeerWord, describe};
+use super::super::status::{MirrorEvent, PeerEvent, PeerWord};
 use super::{Loop, random_tags, tagged, untagged};
 use crate::core::action::{Action, Class};
 use crate::core::disk::DiskFault;
@@ -49,6 +49,7 @@ impl Loop {
         self.handle(&host, event, now);
     }
 
+    #[expect(clippy::too_many_lines, reason = "an arm for each event")]
     pub(super) fn on_link(&mut self, event: LinkEvent, now: Time) {
         match event {
             LinkEvent::Up {
@@ -362,7 +363,7 @@ impl Loop {
 
     fn report(&self, host: &Host, notice: Notice) {
         // The daemon's own log is made from the events; this is for those who look closer.
-        tracing::debug!(mirror = &*host.name, "{}", describe(&notice));
+        tracing::debug!(mirror = &*host.name, ?notice);
         // In sync: the record names this boot durably, and from here on a lost write removes the token.
         if let Notice::Replication {
             to: Replication::Established,
