@@ -190,6 +190,7 @@ impl Deeds for Machine {
             tracing::error!("the node would be reset now: {why}");
             return;
         }
+        // After it nobody says anything; the queue before the log takes it, or drops it, without a wait.
         tracing::error!("the node is reset: {why}");
         // At once, with nothing written back: the disk is the other node's by now. Where this is not
         // permitted the watchdog, which nobody feeds any more, does it.

@@ -327,12 +327,13 @@ impl<M: Mirrors, D: Deeds> Server<M, D> {
     async fn carry_out(&mut self, group: &mut Group, deeds: Vec<Deed>) {
         let name = &group.watched.group;
         for deed in deeds {
-            tracing::warn!("group {name}: {deed:?}");
+            // What is said of it comes after it.
             match deed {
                 Deed::Freeze | Deed::Thaw => {
                     let frozen = deed == Deed::Freeze;
                     if let Err(error) = self.deeds.freeze(&group.watched, frozen) {
-                        tracing::error!("group {name}: not done: {error}");
+                        tracing::error!("group {name}: {deed:?}: not done: {error}");
+                        continue;
                     }
                 }
                 Deed::DropAddresses => self.deeds.drop_addresses(&group.watched).await,
@@ -348,6 +349,7 @@ impl<M: Mirrors, D: Deeds> Server<M, D> {
                     self.deeds.reset(&why);
                 }
             }
+            tracing::warn!("group {name}: {deed:?}");
         }
     }
 }
