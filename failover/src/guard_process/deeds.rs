@@ -12,9 +12,14 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::message::Watched;
+use crate::config::Ms;
+use crate::process::{Deadline, Failure};
+use crate::resource::apart::Apart;
 
 /// `ip` may take so long.
 const IP_WITHIN: Duration = Duration::from_secs(2);
+/// A group's addresses are gone by then, or it is tried again.
+const DROP_WITHIN: Duration = Duration::from_secs(10);
 
 /// Where systemd reads units from, so far as people and packages put names of units there.
 const UNIT_FILES: [&str; 4] = [
@@ -35,8 +40,12 @@ pub trait Deeds: Send + 'static {
     fn freeze(&mut self, group: &Watched, frozen: bool) -> io::Result<()>;
     /// Whether anything of the group is frozen: by a guard that has died since, for one.
     fn is_frozen(&self, group: &Watched) -> bool;
-    /// The group's floating addresses are removed, wherever they are.
-    fn drop_addresses(&mut self, group: &Watched) -> impl Future<Output = ()> + Send;
+    /// The group's floating addresses are removed, wherever they are. Whatever is in its way is in the way of nothing
+    /// else. The future's error: one of them may still be there.
+    fn drop_addresses(
+        &mut self,
+        group: &Watched,
+    ) -> impl Future<Output = io::Result<()>> + Send + 'static;
     /// The watchdog counts anew; it is held from the first call on.
     fn feed(&mut self);
     /// Nothing is watched any more: the watchdog is given back.
@@ -64,6 +73,8 @@ pub struct Machine {
     slices: Option<PathBuf>,
     /// Where its units are read from.
     unit_files: Vec<PathBuf>,
+    /// Removals of addresses, by their group.
+    apart: Apart,
 }
 
 impl Machine {
@@ -75,6 +86,7 @@ impl Machine {
             told: false,
             slices: crate::place::control_group_mount(),
             unit_files: UNIT_FILES.map(PathBuf::from).into(),
+            apart: Apart::default(),
         }
     }
 
@@ -144,10 +156,25 @@ impl Deeds for Machine {
             || of_units().is_some_and(|found| found.iter().any(|folder| is_frozen(folder)))
     }
 
-    async fn drop_addresses(&mut self, group: &Watched) {
-        for address in &group.addresses {
-            if let Err(error) = drop_address(*address).await {
-                tracing::error!("group {}: {address} was not removed: {error}", group.group);
+    fn drop_addresses(
+        &mut self,
+        group: &Watched,
+    ) -> impl Future<Output = io::Result<()>> + Send + 'static {
+        // To begin a program is to read it from the system's disk, and who begins it waits for that.
+        let (apart, name, addresses) = (
+            self.apart.clone(),
+            group.group.clone(),
+            group.addresses.clone(),
+        );
+        async move {
+            if addresses.is_empty() {
+                return Ok(());
+            }
+            let within = Deadline::after(Ms(DROP_WITHIN.as_millis() as u64));
+            match apart.run(&name, within, move || drop_all(&addresses)).await {
+                Ok(dropped) => dropped,
+                Err(Failure::Failed(why) | Failure::Warned(why)) => Err(io::Error::other(why)),
+                Err(Failure::TimedOut) => Err(io::ErrorKind::TimedOut.into()),
             }
         }
     }
@@ -252,6 +279,20 @@ async fn ip(arguments: &[&str]) -> io::Result<String> {
         "ip {}: {words}",
         arguments.join(" ")
     )))
+}
+
+/// Each of them, whatever becomes of the others; in a thread that may wait.
+fn drop_all(addresses: &[IpAddr]) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let mut done = Ok(());
+    for address in addresses {
+        let dropped = runtime.block_on(drop_address(*address));
+        let dropped = dropped.map_err(|error| io::Error::other(format!("{address}: {error}")));
+        done = done.and(dropped);
+    }
+    done
 }
 
 async fn drop_address(address: IpAddr) -> io::Result<()> {
