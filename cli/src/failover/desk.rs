@@ -14,6 +14,7 @@ use kagami_failover::core::{Command, Node};
 use kagami_failover::manager::alerts::Alerts;
 use kagami_failover::manager::{ALERTS, CommandError, Handle, kept_alerts};
 use kagami_failover::place::Place;
+use kagami_failover::process::log;
 use kagami_failover::resource::files;
 use kagami_failover::right::lease::Word;
 use kagami_failover::right::tenancy::{Answers, Promises};
@@ -160,7 +161,7 @@ impl Desk for Office {
         let mut files = vec![
             ("cluster.toml".to_owned(), self.file.clone()),
             ("kagami.toml".to_owned(), self.node_file.clone()),
-            ("guard.log".to_owned(), state.join("guard.log")),
+            (log::OF_GUARD.to_owned(), state.join(log::OF_GUARD)),
         ];
         for number in (1..=4).rev() {
             let name = format!("{ALERTS}.{number}");

@@ -21,6 +21,7 @@ use kagami_failover::manager::records::Records;
 use kagami_failover::manager::{self, ALERTS, Ended, Handle, Parts};
 use kagami_failover::notify::{self, Trust};
 use kagami_failover::place::{FileChannel, Lasting, NotSent, Pending, Place, Watchdog};
+use kagami_failover::process::log;
 use kagami_failover::resource::files::Image;
 use kagami_failover::right::keeper::{ControlGroupOf, Keeper};
 use kagami_failover::right::tenancy::{Outside, Tenancy};
@@ -384,6 +385,9 @@ async fn live(
         Trust::default(),
     ));
     tasks.spawn(programs::watch(Arc::clone(&place), handle.clone()));
+    tasks.spawn(log::keep_short(Arc::clone(&place), || {
+        tokio::time::sleep(log::LOOK_EVERY)
+    }));
     let (stop, stopped) = watch::channel(false);
     let control = Arc::clone(&process.control);
     let mut desk = tokio::spawn(serve(office, control, stopped));
@@ -447,7 +451,7 @@ fn starter(
     Starter {
         socket,
         command: Some((program.to_owned(), arguments)),
-        log: Some(state.join("guard.log")),
+        log: Some(state.join(log::OF_GUARD)),
     }
 }
 
