@@ -11,8 +11,8 @@ use kagami_failover::control::message::Refused;
 use kagami_failover::control::server::answer_peer;
 use kagami_failover::control::{AlertReport, Answer, Ask, Desk, NodeView, Unreached, view};
 use kagami_failover::core::{Command, Node};
-use kagami_failover::manager::alerts::Alerts;
-use kagami_failover::manager::{ALERTS, CommandError, Handle, kept_alerts};
+use kagami_failover::manager::alerts::{Alerts, Kept};
+use kagami_failover::manager::{ALERTS, CommandError, Handle, STATE, kept_alerts, store};
 use kagami_failover::place::Place;
 use kagami_failover::process::log;
 use kagami_failover::resource::files;
@@ -137,9 +137,17 @@ impl Desk for Office {
     }
 
     async fn adopt(&self, text: String, cluster: Cluster) -> Result<(), Refused> {
-        let file = self.file.clone();
-        let written = tokio::task::spawn_blocking(move || replace(&file, text.as_bytes())).await;
-        let written = written.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let (file, state) = (self.file.clone(), self.place.state.join(STATE));
+        let written = tokio::task::spawn_blocking(move || {
+            // The next manager could not begin.
+            if let Err(error) = store::load(&state) {
+                return Err(Refused::of_words(&error.to_string()));
+            }
+            Ok(replace(&file, text.as_bytes()))
+        });
+        let written = written
+            .await
+            .unwrap_or_else(|e| Ok(Err(io::Error::other(e))))?;
         written.map_err(|error| {
             let file = self.file.display();
             Refused::new(

@@ -14,7 +14,6 @@ use kagami_failover::core::environment::Host;
 use kagami_failover::core::{Alert, Command, Object};
 use kagami_failover::guard_process::client::{Guards, Starter};
 use kagami_failover::heartbeat::Heartbeats;
-use kagami_failover::heartbeat::key::Key;
 use kagami_failover::manager::alerts::Alerts;
 use kagami_failover::manager::hands::LocalHands;
 use kagami_failover::manager::records::Records;
@@ -34,8 +33,8 @@ use super::attempts::Attempts;
 use super::desk::Office;
 use super::mirrors::Daemon;
 use super::registers::{self, AtArbiter};
-use super::settings::{Settings, stays};
-use super::{key_file, make_folder, programs, run_folder, state};
+use super::settings::{Settings, first_line, stays};
+use super::{make_folder, programs, run_folder, state};
 use crate::args::FailoverArgs;
 use crate::commands::{Context, cluster};
 use crate::config::Config;
@@ -101,12 +100,12 @@ pub async fn run(context: &Context, config: &Config, args: &FailoverArgs) -> Out
             Err(failure) => {
                 // What runs wants a manager: one that has not begun goes on by what another has begun with.
                 if !attempts.has_not_begun(Instant::now()) {
-                    return Err(failure);
+                    return Err(end_of_all(failure, attempts.had_begun()));
                 }
                 told = vec![stays(&failure)];
                 tokio::select! {
                     () = tokio::time::sleep(TRY_AGAIN) => {}
-                    () = signals.end() => return Err(failure),
+                    () = signals.end() => return Err(end_of_all(failure, true)),
                 }
             }
         }
@@ -119,6 +118,16 @@ pub async fn run(context: &Context, config: &Config, args: &FailoverArgs) -> Out
         EndKind::Reboot => end_machine("reboot", args.no_reset),
     }
     DONE
+}
+
+/// No manager has begun. Where one had, its groups want another: the service manager starts the process again, but for a
+/// status that says that nothing passes by itself.
+fn end_of_all(failure: Failure, had_begun: bool) -> Failure {
+    if had_begun {
+        Failure::system(failure.words)
+    } else {
+        failure
+    }
 }
 
 fn end_machine(verb: &str, only_say: bool) {
@@ -171,28 +180,33 @@ impl Signals {
     /// Does to the manager what signals say, for as long as it is polled.
     async fn obey(&mut self, handle: &Handle, attempts: &Attempts<Settings>, context: &Context) {
         let settings = attempts.settings();
-        let retry = async {
+        let wait = || async {
             match attempts.retry() {
                 Some(retry) => tokio::time::sleep(retry).await,
                 None => std::future::pending().await,
             }
         };
-        let mut retry = std::pin::pin!(retry);
-        let mut has_retried = false;
+        let mut retry = std::pin::pin!(wait());
         loop {
             tokio::select! {
-                () = &mut retry, if !has_retried => {
-                    has_retried = true;
-                    info!("what was not taken over is given another try");
-                    handle.again();
+                () = &mut retry => {
+                    match settings.may_begin_anew(context) {
+                        Ok(()) => {
+                            info!("what was not taken over is given another try");
+                            handle.again();
+                        }
+                        // People know.
+                        Err(failure) => warn!("{}", failure.words),
+                    }
+                    retry.set(wait());
                     continue;
                 }
                 _ = self.terminate.recv() => {}
                 _ = self.interrupt.recv() => {}
                 _ = self.hang_up.recv() => {
                     info!("a signal says: begin anew, with the groups as they are");
-                    match settings.anew(context) {
-                        Ok(_) => handle.again(),
+                    match settings.may_begin_anew(context) {
+                        Ok(()) => handle.again(),
                         Err(failure) => handle.alert(stays(&failure)),
                     }
                     continue;
@@ -263,17 +277,16 @@ async fn live(
         text,
         cluster,
         me,
+        key,
     } = settings;
     let me = *me;
     let (context, program) = (process.context, &process.program);
-    let refused = |error: &dyn std::fmt::Display| Failure::refused(error.to_string());
     let system = |what: &str, error: &dyn std::fmt::Display| {
         Failure::system(format!(
             "not started: {what}: {error}\n  next: put it right and start the failover manager again"
         ))
     };
     let (state, run) = (state(config), run_folder(config));
-    let key = Key::load(&key_file(config)).map_err(|e| refused(&e))?;
     let boot = clock::boot().map_err(|e| system("this boot", &e))?;
     let records = run.join("operations");
     let records = Records::open(&records, boot).map_err(|e| system("records", &e))?;
@@ -303,7 +316,7 @@ async fn live(
     for alert in told {
         handle.alert(alert);
     }
-    let heartbeats = Heartbeats::start(cluster, me, &key, &handle.listener());
+    let heartbeats = Heartbeats::start(cluster, me, key, &handle.listener());
     let heartbeats = heartbeats.map_err(|e| system("heartbeats", &e))?;
     let control_group: ControlGroupOf = {
         let place = Arc::clone(&place);
