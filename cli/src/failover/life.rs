@@ -259,10 +259,19 @@ impl FileChannel for Way {
             }
         })
     }
+
+    fn not_read(&self, group: &str, resource: &str, why: &str) {
+        self.1.alert(Alert {
+            severity: Severity::Warning,
+            object: Object::Resource(group.to_owned(), resource.to_owned()),
+            what: "a file is not synchronised".to_owned(),
+            cause: first_line(why),
+        });
+    }
 }
 
-/// The way of files to the other node.
-struct Way(Channel);
+/// The way of files to the other node, and to people.
+struct Way(Channel, Handle);
 
 async fn live(
     process: &Process<'_>,
@@ -293,6 +302,7 @@ async fn live(
     let node = cluster.nodes[me].clone();
     let alerts = Alerts::start(&node, state.join(ALERTS)).map_err(|e| system("alerts", &e))?;
 
+    let (handle, inputs) = manager::channel();
     let keys = settings.keys();
     let channel = Channel::new(cluster, me, keys.clone());
     let (guards, lost) = Guards::start(starter(context, process.args, &run, &state, program));
@@ -305,14 +315,13 @@ async fn live(
         program.clone(),
         Arc::clone(&daemon) as Arc<dyn kagami_failover::place::MirrorDevice>,
         Arc::new(GuardsWatchdog(guards.clone())),
-        Arc::new(Way(channel.clone())),
+        Arc::new(Way(channel.clone(), handle.clone())),
         &process.lasting,
     );
     let place = Arc::new(place.map_err(|e| system("its folders", &e))?);
     crate::clp::make_links(&place.links, program)
         .map_err(|e| system("the links of the compatible commands", &e))?;
 
-    let (handle, inputs) = manager::channel();
     for alert in told {
         handle.alert(alert);
     }
