@@ -20,7 +20,7 @@ use tracing::{debug, info};
 use super::desk::{Desk, Unreached};
 use super::line::{self, LineError, REQUEST_MAX, Received};
 use super::message::{Answer, Ask, Order, PROTOCOL, Pushed, Reach, Refused, Request};
-use super::status::{ClusterReport, NodeView};
+use super::status::{ClusterReport, NodeView, RunState};
 use super::{merge::merge, order, push};
 use crate::config::Cluster;
 
@@ -353,8 +353,9 @@ pub async fn answer_peer<D: Desk>(desk: &D, ask: Ask) -> Answer {
         Ask::Adopt {
             text,
             replaces,
+            force,
             dry_run,
-        } => match adopt(desk, text, replaces, dry_run).await {
+        } => match adopt(desk, text, replaces, force, dry_run).await {
             Ok(()) => Answer::Done,
             Err(refused) => Answer::Refused(refused),
         },
@@ -457,11 +458,21 @@ fn parse(text: &str) -> Result<Cluster, Refused> {
     })
 }
 
+fn would_drop(not: String, changes: Vec<String>) -> Refused {
+    let mut refused = Refused::new(
+        format!("{not}: it would drop what runs"),
+        "stop those groups first, or add --force",
+    );
+    refused.facts = changes;
+    refused
+}
+
 /// A configuration from the other node's manager.
 async fn adopt<D: Desk>(
     desk: &D,
     text: String,
     replaces: u64,
+    force: bool,
     dry_run: bool,
 ) -> Result<(), Refused> {
     let new = parse(&text)?;
@@ -477,6 +488,20 @@ async fn adopt<D: Desk>(
         ));
     }
     push::may_follow(&old, &new)?;
+    // The other node knows what runs here by its own configuration, which may be older than this one's.
+    let view = desk.view().await;
+    let node = &old.nodes[desk.me()];
+    let mut report = merge(&old, desk.me(), &view, None, desk.time_ms());
+    report
+        .groups
+        .retain(|group| group.on.get(node) != Some(&RunState::Offline));
+    let changes = push::dropped(&old, &new, &report);
+    if !changes.is_empty() && !force {
+        return Err(would_drop(
+            format!("node {node}: revision {} is not taken over", new.revision),
+            changes,
+        ));
+    }
     if dry_run || new.revision == old.revision {
         return Ok(());
     }
@@ -516,12 +541,11 @@ async fn push<D: Desk>(
     let report = merge(&old, desk.me(), &mine, theirs.as_ref().ok(), desk.time_ms());
     let changes = push::dropped(&old, &new, &report);
     if !changes.is_empty() && !force {
-        let mut refused = Refused::new(
-            not("it would drop what runs".to_owned()),
-            "stop those groups first, or add --force",
+        let not = format!(
+            "cluster {}: revision {} is not pushed",
+            old.name, new.revision
         );
-        refused.facts = changes;
-        return Err(refused);
+        return Err(would_drop(not, changes));
     }
     let missing = theirs.as_ref().err().cloned();
     if let Some(why) = missing.as_ref().filter(|_| !force) {
@@ -543,6 +567,7 @@ async fn push<D: Desk>(
         let ask = Ask::Adopt {
             text: text.clone(),
             replaces: theirs.revision,
+            force,
             dry_run,
         };
         match desk.forward(ask).await {

@@ -1,5 +1,7 @@
 //! Two desks that reach each other, one of them behind a socket.
 
+mod held_up;
+
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
