@@ -114,18 +114,15 @@ impl Desk for Office {
         }
     }
 
-    async fn alerts(&self, since_ms: Option<u64>) -> Vec<AlertReport> {
+    async fn alerts(&self, since_ms: Option<u64>) -> Kept {
         let state = self.place.state.clone();
         let read = tokio::task::spawn_blocking(move || kept_alerts(&state)).await;
-        let mut all = match read.unwrap_or_else(|error| Err(io::Error::other(error))) {
-            Ok(all) => all,
-            Err(error) => {
-                tracing::warn!("the alerts can't be read: {error}");
-                Vec::new()
-            }
-        };
-        all.retain(|alert| since_ms.is_none_or(|since| alert.time_ms >= since));
-        all
+        let mut kept = read.unwrap_or_else(|error| Kept {
+            missing: Some(error.to_string()),
+            ..Kept::default()
+        });
+        (kept.alerts).retain(|alert| since_ms.is_none_or(|since| alert.time_ms >= since));
+        kept
     }
 
     fn follow(&self) -> broadcast::Receiver<AlertReport> {

@@ -12,6 +12,7 @@ use kagami_failover::control::status::{
 };
 use kagami_failover::control::{AlertReport, Answer, Ask, Desk, Unreached};
 use kagami_failover::core::Command;
+use kagami_failover::manager::alerts::Kept;
 use tokio::sync::{broadcast, watch};
 
 use super::Node;
@@ -169,8 +170,11 @@ impl Desk for FakeDesk {
         self.commands.lock().unwrap().push(command);
         (self.script.lock().unwrap())(&command, &mut self.view.lock().unwrap())
     }
-    async fn alerts(&self, _since_ms: Option<u64>) -> Vec<AlertReport> {
-        self.alerts.lock().unwrap().clone()
+    async fn alerts(&self, _since_ms: Option<u64>) -> Kept {
+        Kept {
+            alerts: self.alerts.lock().unwrap().clone(),
+            missing: None,
+        }
     }
     fn follow(&self) -> broadcast::Receiver<AlertReport> {
         self.news.subscribe()

@@ -268,24 +268,30 @@ pub async fn answer<D: Desk>(desk: &D, ask: Ask) -> Answer {
             filter,
             reach: Reach::Cluster,
         } => {
-            let (mut alerts, theirs) = tokio::join!(
+            let (mine, theirs) = tokio::join!(
                 desk.alerts(filter.since_ms),
                 desk.forward(Ask::Alerts {
                     filter: filter.clone(),
                     reach: Reach::Node,
                 })
             );
-            let missing = match theirs {
-                Ok(Answer::Alerts { alerts: theirs, .. }) => {
+            let mut alerts = mine.alerts;
+            let theirs = match theirs {
+                Ok(Answer::Alerts {
+                    alerts: theirs,
+                    missing,
+                }) => {
                     alerts.extend(theirs);
-                    None
+                    missing
                 }
                 Ok(other) => Some(unexpected(desk, &other)),
                 Err(Unreached(why)) => Some(why),
             };
+            let mine = (mine.missing).map(|why| unread(desk, &why));
+            let missing: Vec<String> = mine.into_iter().chain(theirs).collect();
             Answer::Alerts {
                 alerts: filter.of(alerts),
-                missing,
+                missing: (!missing.is_empty()).then(|| missing.join("; ")),
             }
         }
         Ask::Note {
@@ -336,10 +342,13 @@ pub async fn answer_peer<D: Desk>(desk: &D, ask: Ask) -> Answer {
     match ask {
         Ask::View => Answer::Node(Box::new(desk.view().await)),
         Ask::Order { node: None, order } => give(desk, &order).await,
-        Ask::Alerts { filter, .. } => Answer::Alerts {
-            alerts: filter.of(desk.alerts(filter.since_ms).await),
-            missing: None,
-        },
+        Ask::Alerts { filter, .. } => {
+            let kept = desk.alerts(filter.since_ms).await;
+            Answer::Alerts {
+                alerts: filter.of(kept.alerts),
+                missing: kept.missing.map(|why| unread(desk, &why)),
+            }
+        }
         Ask::Note {
             text, id, severity, ..
         } => {
@@ -366,6 +375,11 @@ pub async fn answer_peer<D: Desk>(desk: &D, ask: Ask) -> Answer {
             "this is not for the manager of another node to ask: {ask:?}"
         )),
     }
+}
+
+fn unread<D: Desk>(desk: &D, why: &str) -> String {
+    let node = &desk.cluster().nodes[desk.me()];
+    format!("node {node} can't read all of its own: {why}")
 }
 
 fn other<D: Desk>(desk: &D) -> String {
