@@ -199,6 +199,15 @@ async fn client<D: Desk>(
                 say(&mut stream, &answer).await?;
             }
         }
+        // A disk that takes no state holds an order's answer up for as long as it likes.
+        Ok(ask @ Ask::Order { .. }) => {
+            let answer = tokio::select! {
+                answer = answer(desk, ask) => answer,
+                () = hung_up(&mut stream) => return Ok(()),
+            };
+            say(&mut stream, &answer).await
+        }
+        // What changes files is not left half-way.
         Ok(ask) => {
             let answer = answer(desk, ask).await;
             say(&mut stream, &answer).await

@@ -60,6 +60,8 @@ struct Fake {
     news: broadcast::Sender<AlertReport>,
     other: Mutex<Option<Arc<Fake>>>,
     refuses: AtomicBool,
+    /// It answers no command.
+    holds: AtomicBool,
 }
 
 fn cluster(text: &str) -> Arc<Cluster> {
@@ -111,6 +113,7 @@ impl Fake {
             news: broadcast::channel(8).0,
             other: Mutex::new(None),
             refuses: AtomicBool::new(false),
+            holds: AtomicBool::new(false),
         })
     }
 
@@ -154,6 +157,9 @@ impl Desk for Fake {
             return Err(crate::core::Refusal::Suspended("pg".to_owned()).into());
         }
         self.commands.lock().unwrap().push(command);
+        if self.holds.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
         Ok(())
     }
     async fn alerts(&self, _since_ms: Option<u64>) -> Kept {

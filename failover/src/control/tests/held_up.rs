@@ -56,3 +56,32 @@ async fn what_runs_by_a_newer_configuration_is_dropped_only_by_force() {
         (10, 10)
     );
 }
+
+#[tokio::test]
+async fn orders_that_nobody_waits_for_any_more_keep_nobody_out() {
+    let [alpha, _beta] = Fake::pair();
+    alpha.holds.store(true, Ordering::Relaxed);
+    let served = served(&alpha);
+    let order = Ask::Order {
+        node: None,
+        order: Order::StopGroup {
+            group: "pg".to_owned(),
+        },
+    };
+    let mut clients = Vec::new();
+    for _ in 0..64 {
+        let mut client = Client::connect(&served.path).await.unwrap();
+        client.send(order.clone()).await.unwrap();
+        clients.push(client);
+    }
+    while alpha.commands.lock().unwrap().len() < clients.len() {
+        tokio::task::yield_now().await;
+    }
+    drop(clients);
+    let patience = std::time::Duration::from_secs(20);
+    let answered = tokio::time::timeout(patience, ask(&served.path, Ask::Status)).await;
+    assert!(
+        matches!(answered, Ok(Answer::Cluster(_))),
+        "their places are free"
+    );
+}
