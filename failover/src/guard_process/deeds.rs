@@ -1,5 +1,6 @@
 //! What a guard does to the machine.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::future::Future;
 use std::io::{self, Write as _};
@@ -38,6 +39,8 @@ pub trait Deeds: Send + 'static {
     /// # Errors
     /// It has no control group, or the kernel refuses one; it is done with the others all the same.
     fn freeze(&mut self, group: &Watched, frozen: bool) -> io::Result<()>;
+    /// A group is to be watched, or has become another: what is on the system's disk about it is read now, while that answers.
+    fn learn(&mut self, group: &Watched);
     /// Whether anything of the group is frozen: by a guard that has died since, for one.
     fn is_frozen(&self, group: &Watched) -> bool;
     /// The group's floating addresses are removed, wherever they are. Whatever is in its way is in the way of nothing
@@ -73,6 +76,8 @@ pub struct Machine {
     slices: Option<PathBuf>,
     /// Where its units are read from.
     unit_files: Vec<PathBuf>,
+    /// Units' names, as they were when their group was learned of.
+    names: BTreeMap<String, Vec<String>>,
     /// Removals of addresses, by their group.
     apart: Apart,
 }
@@ -86,12 +91,18 @@ impl Machine {
             told: false,
             slices: crate::place::control_group_mount(),
             unit_files: UNIT_FILES.map(PathBuf::from).into(),
+            names: BTreeMap::new(),
             apart: Apart::default(),
         }
     }
 
     /// A unit's name, and the one that it is another name of.
     fn names_of(&self, unit: &str) -> Vec<String> {
+        let known = self.names.get(unit).cloned();
+        known.unwrap_or_else(|| self.look_for_names(unit))
+    }
+
+    fn look_for_names(&self, unit: &str) -> Vec<String> {
         // As systemctl completes it.
         let kind = unit.rsplit_once('.').map(|(_, kind)| kind);
         let name = if kind.is_some_and(|kind| UNIT_KINDS.contains(&kind)) {
@@ -135,6 +146,13 @@ impl Deeds for Machine {
             done = done.and(self.freeze_unit(unit, frozen));
         }
         done
+    }
+
+    fn learn(&mut self, group: &Watched) {
+        for unit in &group.units {
+            let names = self.look_for_names(unit);
+            self.names.insert(unit.clone(), names);
+        }
     }
 
     fn is_frozen(&self, group: &Watched) -> bool {
@@ -412,6 +430,12 @@ mod tests {
             }
         }
         assert!(!slices.join(units[4]).join("cgroup.freeze").exists());
+        // What was learned is known without the disk.
+        machine.learn(&watched);
+        machine.unit_files.clear();
+        machine.freeze(&watched, true).expect("written");
+        let found = fs::read_to_string(slices.join(units[2]).join("cgroup.freeze"));
+        assert_eq!(found.expect("there"), "1");
         // Where the group's own can't be frozen the units are.
         let none = Watched {
             control_group: None,

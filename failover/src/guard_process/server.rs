@@ -203,6 +203,7 @@ impl<M: Mirrors, D: Deeds> Server<M, D> {
 
     /// True if the group is being stopped.
     fn arm(&mut self, watched: Watched, held: bool) -> bool {
+        self.deeds.learn(&watched);
         let lease = watched.lease_ends_ms.map(Time);
         if let Some(group) = self.groups.get_mut(&watched.group) {
             // It is active: the end of its right counts, whatever was seen of it.

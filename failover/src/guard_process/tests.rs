@@ -200,6 +200,8 @@ impl Deeds for Done {
         Ok(())
     }
 
+    fn learn(&mut self, _: &Watched) {}
+
     fn is_frozen(&self, group: &Watched) -> bool {
         self.frozen.lock().unwrap().contains(&group.group)
     }
