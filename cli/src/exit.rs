@@ -232,6 +232,9 @@ When no daemon answers, `status --exit-code` ends with 3, like every command.
 | 11 | The groups run, and a takeover may not be possible: a node or a heartbeat is missing, a copy is not in sync, or the cluster is suspended. |
 | 12 | A group that should run does not, could not be started or stopped, or nobody can say. |
 
+`kagami failover` ends with 1 or 2 only where it has not begun and nothing passes by itself (a manager runs already, there is no key, the
+configuration is wrong), and systemd then leaves it so. Where a manager had begun and no other can follow it, it ends with 6 and is started again.
+
 Commands to the failover manager end with 3 when it does not answer on this node, and with 1 when the
 other node would have to answer and does not.
 ",

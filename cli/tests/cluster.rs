@@ -5,6 +5,7 @@ mod support;
 
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
+use std::sync::atomic::Ordering;
 
 use kagami_failover::config::Severity;
 use kagami_failover::control::message::{Order, Refused};
@@ -219,6 +220,24 @@ fn what_takes_too_long_is_status_4_and_goes_on() {
         .node
         .run(&["group", "stop", "pg", "--no-wait", "--json"]);
     assert!(ended.out.contains("\"outcome\":\"started\""), "{ended:?}");
+
+    // A disk that takes no state: the order itself is not answered.
+    managed.desk.holds.store(true, Ordering::Relaxed);
+    let orders: [&[&str]; 3] = [
+        &["stop", "pg", "--no-wait"],
+        &["start", "web"],
+        &["move", "pg"],
+    ];
+    for order in orders {
+        let ended = (managed.node).run(&[&["group"], order, &["--timeout", "300ms"]].concat());
+        assert_eq!(ended.code, 4, "{ended:?}");
+        assert!(
+            ended.err.contains(
+                "the order was not taken within 300ms; whether it is carried out is not known"
+            ) && ended.err.contains("\n  next: "),
+            "{ended:?}"
+        );
+    }
 }
 
 #[test]

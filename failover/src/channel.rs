@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustls::pki_types::ServerName;
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -382,9 +382,21 @@ where
     let Some(asked) = asked.map_err(|error| error.to_string())? else {
         return Ok(());
     };
+    let is_order = matches!(asked, PeerAsk::Control(Ask::Order { .. }));
+    let answering = answer(asked);
+    let answered = async {
+        tokio::select! {
+            answer = answering => Some(answer),
+            // Who gave the order does not wait any more. What changes files is not left half-way.
+            _ = stream.read_u8(), if is_order => None,
+        }
+    };
     // Who asked has given it up by then; what hangs here must not keep a place from who asks next.
-    let answer = timeout(ANSWER_WITHIN, answer(asked)).await;
+    let answer = timeout(ANSWER_WITHIN, answered).await;
     let answer = answer.map_err(|_| "no answer was found in time".to_owned())?;
+    let Some(answer) = answer else {
+        return Ok(());
+    };
     let written = timeout(ANSWER_WITHIN, line::write(&mut stream, &answer)).await;
     written
         .map_err(|_| "the answer was not taken in time".to_owned())?

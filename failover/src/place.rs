@@ -83,6 +83,9 @@ pub enum NotSent {
     /// It was not installed there.
     #[error("{0}")]
     Refused(String),
+    /// It can't be read here.
+    #[error("{0}")]
+    NotRead(String),
 }
 
 /// Who sends files to the other node.
@@ -94,6 +97,9 @@ pub trait FileChannel: Send + Sync {
         resource: &'a str,
         image: Image,
     ) -> Pending<'a, Result<(), NotSent>>;
+
+    /// A file of that resource can't be read here; people are told.
+    fn not_read(&self, group: &str, resource: &str, why: &str);
 }
 
 /// What a node has.
@@ -381,6 +387,10 @@ mod tests {
             _: Image,
         ) -> Pending<'a, Result<(), NotSent>> {
             unreachable!("nothing is sent")
+        }
+
+        fn not_read(&self, _: &str, _: &str, _: &str) {
+            unreachable!("nothing is read")
         }
     }
 

@@ -398,11 +398,20 @@ impl WatchList {
     /// # Errors
     /// There is no such name.
     pub fn forget(&self, id: &str) -> Result<Entry, WatchError> {
+        let entry = self.forget_if(id, |_| true)?;
+        entry.ok_or_else(|| WatchError::Unknown(id.to_owned()))
+    }
+
+    /// The same, if it is one of these; `None`: there is no such name, or it is another program's.
+    fn forget_if(
+        &self,
+        id: &str,
+        is_one: impl Fn(&Entry) -> bool,
+    ) -> Result<Option<Entry>, WatchError> {
         let lock = self.lock()?;
-        let entry = self.read(id)?;
-        let entry = entry.ok_or_else(|| WatchError::Unknown(id.to_owned()))?;
-        if !entry.has_moved_its_group() {
-            self.remove(id)?;
+        let entry = self.read(id)?.filter(is_one);
+        if let Some(entry) = entry.as_ref().filter(|e| !e.has_moved_its_group()) {
+            self.remove(&entry.id)?;
         }
         drop(lock);
         Ok(entry)
@@ -470,15 +479,18 @@ impl WatchList {
         })
     }
 
-    /// Ends all that a resource's scripts have loaded: the resource stops.
+    /// Ends all that a resource's scripts have loaded: the resource stops. One that has left the list meanwhile has
+    /// ended, or is to run on.
     ///
     /// # Errors
     /// One can't be ended.
     pub fn end_of(&self, group: &str, resource: &str, time: Duration) -> Result<(), WatchError> {
-        for entry in self.entries()? {
-            if entry.group == group && entry.resource == resource {
+        let is_its = |entry: &Entry| entry.group == group && entry.resource == resource;
+        for entry in self.entries()?.into_iter().filter(is_its) {
+            // As it is now: it may have been begun again since.
+            if let Some(entry) = self.forget_if(&entry.id, is_its)? {
                 tracing::info!(id = entry.id, group, resource, "ended with its resource");
-                self.kill(&entry.id, time)?;
+                Self::end(&entry, time)?;
             }
         }
         Ok(())

@@ -2,8 +2,13 @@
 
 mod common;
 
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use common::{TestNode, runs, until, why};
 use kagami_failover::core::OpResult;
+use kagami_failover::process::log;
+use tokio::sync::Semaphore;
 
 fn exec(more: &str) -> TestNode {
     TestNode::new(&format!(
@@ -141,6 +146,35 @@ async fn the_end_of_an_asynchronous_service_is_seen() {
     // One that can't even begin is a failure at once.
     node.script("start", "exit 9");
     assert!(why(node.start("x").await).contains("status 9"));
+}
+
+#[tokio::test]
+async fn logs_stay_short_whoever_writes_them() {
+    let node = exec("mode = \"async\"\n");
+    // Of what a script has begun to be watched, of a resource that nobody looks at, and of the guard.
+    let logs = [
+        node.place.log("g@x"),
+        node.place.log("g@other"),
+        node.place.state.join(log::OF_GUARD),
+    ];
+    let ticks = Arc::new(Semaphore::new(0));
+    let tick = {
+        let ticks = Arc::clone(&ticks);
+        move || {
+            let ticks = Arc::clone(&ticks);
+            async move { ticks.acquire().await.unwrap().forget() }
+        }
+    };
+    let kept = tokio::spawn(log::keep_short(Arc::clone(&node.place), tick));
+    let length = |path: &PathBuf| std::fs::metadata(path).unwrap().len();
+    for _ in 0..2 {
+        for path in &logs {
+            std::fs::write(path, vec![b'x'; log::BOUND as usize + 1]).unwrap();
+        }
+        ticks.add_permits(1);
+        until("they are cut", || logs.iter().all(|path| length(path) == 0)).await;
+    }
+    kept.abort();
 }
 
 #[tokio::test]

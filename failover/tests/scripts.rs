@@ -337,6 +337,34 @@ async fn what_a_stop_script_forgets_to_end_ends_with_its_resource() {
 }
 
 #[test]
+fn a_program_that_leaves_the_list_while_its_resource_stops_is_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let list = WatchList::new(folder.path());
+    let load = |id: &str, script: &str| Load {
+        id: id.to_owned(),
+        program: ["sh", "-c", script].map(str::to_owned).into(),
+        ..Load::default()
+    };
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    // While the first one ends the second one is taken off the list, as the manager does with what has ended.
+    let script = format!(
+        "trap 'rm {}; exit' TERM; touch {}; while :; do sleep 0.02; done",
+        at("watch/b.json"),
+        at("hears")
+    );
+    let first = list.load(&load("a", &script)).unwrap();
+    list.load(&load("b", "true")).unwrap();
+    let begun = std::time::Instant::now();
+    while !folder.path().join("hears").exists() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "it runs");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    list.end_of("", "", Duration::from_secs(20)).unwrap();
+    assert!(!first.process().is_alive());
+    assert_eq!(list.entries().unwrap(), []);
+}
+
+#[test]
 fn the_watch_list_refuses_what_can_not_be() {
     let folder = tempfile::tempdir().unwrap();
     let list = WatchList::new(folder.path());

@@ -463,7 +463,10 @@ impl World {
             match deed {
                 Deed::Freeze => self.nodes[node].frozen[group] = true,
                 Deed::Thaw => self.nodes[node].frozen[group] = false,
-                Deed::DropAddresses => self.nodes[node].dropped[group] = true,
+                Deed::DropAddresses => {
+                    self.nodes[node].dropped[group] = true;
+                    self.guard(node, group, Word::Dropped);
+                }
                 Deed::SayLost => {
                     self.mirrors[group].lost[node] = true;
                     self.nodes[node].lost_at[group] = Some((self.now, self.nodes[node].life));

@@ -58,6 +58,11 @@ impl<S> Attempts<S> {
         self.failing_since = None;
     }
 
+    /// One has begun in this process: what keeps the next one from it may pass.
+    pub(super) fn had_begun(&self) -> bool {
+        self.other.is_some()
+    }
+
     /// It could not begin. False: none can.
     pub(super) fn has_not_begun(&mut self, at: Instant) -> bool {
         let since = *self.failing_since.get_or_insert(at);
@@ -76,7 +81,9 @@ mod tests {
 
     #[test]
     fn a_first_manager_that_cant_begin_is_the_end() {
-        assert!(!Attempts::new(1).has_not_begun(Instant::now()));
+        let mut attempts = Attempts::new(1);
+        assert!(!attempts.has_not_begun(Instant::now()));
+        assert!(!attempts.had_begun());
     }
 
     #[test]
@@ -116,6 +123,7 @@ mod tests {
         assert!(attempts.has_not_begun(at));
         assert!(attempts.has_not_begun(at + PATIENCE / 2));
         assert!(!attempts.has_not_begun(at + PATIENCE));
+        assert!(attempts.had_begun());
         // A manager in between is a new beginning.
         attempts.has_ended_for(2);
         assert!(attempts.has_not_begun(at + PATIENCE * 2));

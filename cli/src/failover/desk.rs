@@ -11,9 +11,10 @@ use kagami_failover::control::message::Refused;
 use kagami_failover::control::server::answer_peer;
 use kagami_failover::control::{AlertReport, Answer, Ask, Desk, NodeView, Unreached, view};
 use kagami_failover::core::{Command, Node};
-use kagami_failover::manager::alerts::Alerts;
-use kagami_failover::manager::{ALERTS, CommandError, Handle, kept_alerts};
+use kagami_failover::manager::alerts::{Alerts, Kept};
+use kagami_failover::manager::{ALERTS, CommandError, Handle, STATE, kept_alerts, store};
 use kagami_failover::place::Place;
+use kagami_failover::process::log;
 use kagami_failover::resource::files;
 use kagami_failover::right::lease::Word;
 use kagami_failover::right::tenancy::{Answers, Promises};
@@ -113,18 +114,15 @@ impl Desk for Office {
         }
     }
 
-    async fn alerts(&self, since_ms: Option<u64>) -> Vec<AlertReport> {
+    async fn alerts(&self, since_ms: Option<u64>) -> Kept {
         let state = self.place.state.clone();
         let read = tokio::task::spawn_blocking(move || kept_alerts(&state)).await;
-        let mut all = match read.unwrap_or_else(|error| Err(io::Error::other(error))) {
-            Ok(all) => all,
-            Err(error) => {
-                tracing::warn!("the alerts can't be read: {error}");
-                Vec::new()
-            }
-        };
-        all.retain(|alert| since_ms.is_none_or(|since| alert.time_ms >= since));
-        all
+        let mut kept = read.unwrap_or_else(|error| Kept {
+            missing: Some(error.to_string()),
+            ..Kept::default()
+        });
+        (kept.alerts).retain(|alert| since_ms.is_none_or(|since| alert.time_ms >= since));
+        kept
     }
 
     fn follow(&self) -> broadcast::Receiver<AlertReport> {
@@ -136,9 +134,17 @@ impl Desk for Office {
     }
 
     async fn adopt(&self, text: String, cluster: Cluster) -> Result<(), Refused> {
-        let file = self.file.clone();
-        let written = tokio::task::spawn_blocking(move || replace(&file, text.as_bytes())).await;
-        let written = written.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let (file, state) = (self.file.clone(), self.place.state.join(STATE));
+        let written = tokio::task::spawn_blocking(move || {
+            // The next manager could not begin.
+            if let Err(error) = store::load(&state) {
+                return Err(Refused::of_words(&error.to_string()));
+            }
+            Ok(replace(&file, text.as_bytes()))
+        });
+        let written = written
+            .await
+            .unwrap_or_else(|e| Ok(Err(io::Error::other(e))))?;
         written.map_err(|error| {
             let file = self.file.display();
             Refused::new(
@@ -160,7 +166,7 @@ impl Desk for Office {
         let mut files = vec![
             ("cluster.toml".to_owned(), self.file.clone()),
             ("kagami.toml".to_owned(), self.node_file.clone()),
-            ("guard.log".to_owned(), state.join("guard.log")),
+            (log::OF_GUARD.to_owned(), state.join(log::OF_GUARD)),
         ];
         for number in (1..=4).rev() {
             let name = format!("{ALERTS}.{number}");

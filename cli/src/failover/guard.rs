@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use kagami_failover::guard_process::deeds::{Machine, Resetter};
+use kagami_failover::guard_process::log::Log;
 use kagami_failover::guard_process::server;
 use tracing::info;
 
@@ -16,8 +17,19 @@ use crate::exit::{DONE, Failure, Outcome};
 /// Guards until there is nothing to guard.
 ///
 /// # Errors
-/// The socket can't be made.
+/// The socket or the log can't be made.
 pub async fn run(context: &Context, args: GuardArgs) -> Outcome {
+    let log = Log::begin().map_err(|error| {
+        Failure::system(format!(
+            "the guard: its log: {error}\n  next: raise the limits of open files and threads, or end other programs"
+        ))
+    })?;
+    let ended = serve(context, args).await;
+    drop(log);
+    ended
+}
+
+async fn serve(context: &Context, args: GuardArgs) -> Outcome {
     let config = Config::load(&context.file)?;
     // Its memory stays: a machine without memory is when it is needed.
     for warning in kagami_replicator::shell::engine::prepare_process() {

@@ -14,13 +14,13 @@ use kagami_failover::core::environment::Host;
 use kagami_failover::core::{Alert, Command, Object};
 use kagami_failover::guard_process::client::{Guards, Starter};
 use kagami_failover::heartbeat::Heartbeats;
-use kagami_failover::heartbeat::key::Key;
 use kagami_failover::manager::alerts::Alerts;
 use kagami_failover::manager::hands::LocalHands;
 use kagami_failover::manager::records::Records;
 use kagami_failover::manager::{self, ALERTS, Ended, Handle, Inputs, Parts};
 use kagami_failover::notify::{self, Trust};
 use kagami_failover::place::{FileChannel, Lasting, NotSent, Pending, Place, Watchdog};
+use kagami_failover::process::log;
 use kagami_failover::resource::files::Image;
 use kagami_failover::right::keeper::{ControlGroupOf, Keeper};
 use kagami_failover::right::tenancy::{Outside, Tenancy};
@@ -33,8 +33,8 @@ use super::attempts::Attempts;
 use super::desk::Office;
 use super::mirrors::Daemon;
 use super::registers::{self, AtArbiter};
-use super::settings::{Settings, stays};
-use super::{key_file, make_folder, programs, run_folder, state};
+use super::settings::{Settings, first_line, stays};
+use super::{make_folder, programs, run_folder, state};
 use crate::args::FailoverArgs;
 use crate::commands::{Context, cluster};
 use crate::config::Config;
@@ -100,12 +100,12 @@ pub async fn run(context: &Context, config: &Config, args: &FailoverArgs) -> Out
             Err(failure) => {
                 // What runs wants a manager: one that has not begun goes on by what another has begun with.
                 if !attempts.has_not_begun(Instant::now()) {
-                    return Err(failure);
+                    return Err(end_of_all(failure, attempts.had_begun()));
                 }
                 told = vec![stays(&failure)];
                 tokio::select! {
                     () = tokio::time::sleep(TRY_AGAIN) => {}
-                    () = signals.end() => return Err(failure),
+                    () = signals.end() => return Err(end_of_all(failure, true)),
                 }
             }
         }
@@ -118,6 +118,16 @@ pub async fn run(context: &Context, config: &Config, args: &FailoverArgs) -> Out
         EndKind::Reboot => end_machine("reboot", args.no_reset),
     }
     DONE
+}
+
+/// No manager has begun. Where one had, its groups want another: the service manager starts the process again, but for a
+/// status that says that nothing passes by itself.
+fn end_of_all(failure: Failure, had_begun: bool) -> Failure {
+    if had_begun {
+        Failure::system(failure.words)
+    } else {
+        failure
+    }
 }
 
 fn end_machine(verb: &str, only_say: bool) {
@@ -172,28 +182,33 @@ impl Signals {
     /// Does to the manager what signals say, for as long as it is polled.
     async fn obey(&mut self, handle: &Handle, attempts: &Attempts<Settings>, context: &Context) {
         let settings = attempts.settings();
-        let retry = async {
+        let wait = || async {
             match attempts.retry() {
                 Some(retry) => tokio::time::sleep(retry).await,
                 None => std::future::pending().await,
             }
         };
-        let mut retry = std::pin::pin!(retry);
-        let mut has_retried = false;
+        let mut retry = std::pin::pin!(wait());
         loop {
             tokio::select! {
-                () = &mut retry, if !has_retried => {
-                    has_retried = true;
-                    info!("what was not taken over is given another try");
-                    handle.again();
+                () = &mut retry => {
+                    match settings.may_begin_anew(context) {
+                        Ok(()) => {
+                            info!("what was not taken over is given another try");
+                            handle.again();
+                        }
+                        // People know.
+                        Err(failure) => warn!("{}", failure.words),
+                    }
+                    retry.set(wait());
                     continue;
                 }
                 _ = self.terminate.recv() => {}
                 _ = self.interrupt.recv() => {}
                 _ = self.hang_up.recv() => {
                     info!("a signal says: begin anew, with the groups as they are");
-                    match settings.anew(context) {
-                        Ok(_) => handle.again(),
+                    match settings.may_begin_anew(context) {
+                        Ok(()) => handle.again(),
                         Err(failure) => handle.alert(stays(&failure)),
                     }
                     continue;
@@ -246,10 +261,19 @@ impl FileChannel for Way {
             }
         })
     }
+
+    fn not_read(&self, group: &str, resource: &str, why: &str) {
+        self.1.alert(Alert {
+            severity: Severity::Warning,
+            object: Object::Resource(group.to_owned(), resource.to_owned()),
+            what: "a file is not synchronised".to_owned(),
+            cause: first_line(why),
+        });
+    }
 }
 
-/// The way of files to the other node.
-struct Way(Channel);
+/// The way of files to the other node, and to people.
+struct Way(Channel, Handle);
 
 /// One manager, from its beginning to its end.
 async fn live(
@@ -313,29 +337,29 @@ fn wire_up(process: &Process<'_>, settings: &Settings, told: Vec<Alert>) -> Resu
         config,
         cluster,
         me,
+        key,
         ..
     } = settings;
     let me = *me;
     let (state, run) = (state(config), run_folder(config));
-    let key = Key::load(&key_file(config)).map_err(|error| Failure::refused(error.to_string()))?;
     let boot = clock::boot().map_err(|e| not_started("this boot", e))?;
     let records =
         Records::open(&run.join("operations"), boot).map_err(|e| not_started("records", e))?;
     let alerts = Alerts::start(&cluster.nodes[me], state.join(ALERTS))
         .map_err(|e| not_started("alerts", e))?;
 
+    let (handle, inputs) = manager::channel();
     let keys = settings.keys();
     let channel = Channel::new(cluster, me, keys.clone());
     let (guards, lost) = Guards::start(starter(process, &run, &state));
     let daemon = Arc::new(Daemon::new(config.node.control.clone()));
-    let place = place(process, settings, &daemon, &guards, &channel)?;
+    let place = place(process, settings, &daemon, &guards, Way(channel.clone(), handle.clone()))?;
 
-    let (handle, inputs) = manager::channel();
     for alert in told {
         handle.alert(alert);
     }
     warn_of_configuration(config, cluster, &handle);
-    let heartbeats = Heartbeats::start(cluster, me, &key, &handle.listener())
+    let heartbeats = Heartbeats::start(cluster, me, key, &handle.listener())
         .map_err(|e| not_started("heartbeats", e))?;
     let control_group: ControlGroupOf = {
         let place = Arc::clone(&place);
@@ -386,6 +410,9 @@ fn wire_up(process: &Process<'_>, settings: &Settings, told: Vec<Alert>) -> Resu
         Trust::default(),
     ));
     tasks.spawn(programs::watch(Arc::clone(&place), handle.clone()));
+    tasks.spawn(log::keep_short(Arc::clone(&place), || {
+        tokio::time::sleep(log::LOOK_EVERY)
+    }));
     let desk = OpenDesk::open(office, keys, Arc::clone(&process.control), &mut tasks);
     let parts = Parts {
         cluster: Arc::clone(cluster),
@@ -415,7 +442,7 @@ fn place(
     settings: &Settings,
     daemon: &Arc<Daemon>,
     guards: &Guards,
-    channel: &Channel,
+    way: Way,
 ) -> Result<Arc<Place>, Failure> {
     let place = Place::new(
         Arc::clone(&settings.cluster),
@@ -425,7 +452,7 @@ fn place(
         process.program.clone(),
         Arc::clone(daemon) as Arc<dyn kagami_failover::place::MirrorDevice>,
         Arc::new(GuardsWatchdog(guards.clone())),
-        Arc::new(Way(channel.clone())),
+        Arc::new(way),
         &process.lasting,
     );
     let place = place.map_err(|e| not_started("its folders", e))?;
@@ -522,7 +549,7 @@ fn starter(process: &Process<'_>, run: &Path, state: &Path) -> Starter {
     Starter {
         socket,
         command: Some((program.to_owned(), arguments)),
-        log: Some(state.join("guard.log")),
+        log: Some(state.join(log::OF_GUARD)),
     }
 }
 

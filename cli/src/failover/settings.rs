@@ -9,10 +9,13 @@ use std::sync::Arc;
 use kagami_failover::channel;
 use kagami_failover::config::{Cluster, Severity};
 use kagami_failover::core::{Alert, Node, Object};
+use kagami_failover::heartbeat::key::Key;
+use kagami_failover::manager::{STATE, store};
 use kagami_replicator::shell::identity::NodeKeys;
 use kagami_replicator::shell::tls::{Admit, Pins, client_config, server_config};
 use tracing::warn;
 
+use super::{key_file, state};
 use crate::commands::{Context, cluster};
 use crate::config::Config;
 use crate::daemon::mirrors::fingerprints;
@@ -34,14 +37,21 @@ pub struct Settings {
     pub cluster: Arc<Cluster>,
     /// This node.
     pub me: Node,
+    /// The cluster's key.
+    pub key: Key,
 }
 
 impl Settings {
-    /// With the cluster's file as it is now.
+    /// With the cluster's file and its key as they are now.
     ///
     /// # Errors
-    /// It is wrong, or can't be read.
+    /// One is wrong, or can't be read.
     pub fn with(config: Config, context: &Context) -> Result<Self, Failure> {
+        let key = key_of(&config)?;
+        Self::with_key(config, key, context)
+    }
+
+    fn with_key(config: Config, key: Key, context: &Context) -> Result<Self, Failure> {
         let file = cluster::file(&context.file);
         let text = cluster::check::read(&file)?;
         let cluster = Cluster::parse(&file, &text).map_err(|e| Failure::usage(e.to_string()))?;
@@ -61,15 +71,19 @@ impl Settings {
             text,
             cluster: Arc::new(cluster),
             me,
+            key,
         })
     }
 
-    /// What the next life would begin with.
+    /// Whether the next life could begin with what is there now, and go on from this one's state.
     ///
     /// # Errors
     /// One of the files is wrong, or can't be read.
-    pub fn anew(&self, context: &Context) -> Result<Self, Failure> {
-        Self::with(own_anew(&self.config)?, context)
+    pub fn may_begin_anew(&self, context: &Context) -> Result<(), Failure> {
+        Self::with(own_anew(&self.config)?, context)?;
+        let state = state(&self.config).join(STATE);
+        store::load(&state).map_err(|error| Failure::system(error.to_string()))?;
+        Ok(())
     }
 
     /// The same, with what was in force in the place of a file that is wrong; and what people should know of that.
@@ -79,10 +93,16 @@ impl Settings {
             told.push(stays(&failure));
             self.config.clone()
         });
-        let settings = Self::with(config.clone(), context).unwrap_or_else(|failure| {
+        let key = key_of(&config).unwrap_or_else(|failure| {
+            told.push(stays(&failure));
+            self.key.clone()
+        });
+        let settings = Self::with_key(config.clone(), key.clone(), context);
+        let settings = settings.unwrap_or_else(|failure| {
             told.push(stays(&failure));
             Self {
                 config,
+                key,
                 ..self.clone()
             }
         });
@@ -108,6 +128,10 @@ impl Settings {
             }
         })
     }
+}
+
+fn key_of(config: &Config) -> Result<Key, Failure> {
+    Key::load(&key_file(config)).map_err(|error| Failure::refused(error.to_string()))
 }
 
 /// A configuration stays in force because this was found instead.

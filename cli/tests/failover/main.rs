@@ -2,6 +2,7 @@
 //! services whose effects are files.
 
 mod etcd;
+mod guard;
 mod pair;
 mod reload;
 

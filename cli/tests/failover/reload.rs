@@ -28,7 +28,7 @@ fn alerts(pair: &Pair, node: usize) -> String {
 fn hears_all(pair: &Pair, node: usize) -> bool {
     let found = pair.run(node, &["alerts"]);
     let words = String::from_utf8_lossy(&found.stderr).into_owned();
-    found.status.success() && !words.contains("only this node's alerts")
+    found.status.success() && !words.contains("some alerts are missing")
 }
 
 fn at_work(pair: &Pair, revision: u64) -> bool {
@@ -93,14 +93,17 @@ fn what_is_wrong_is_not_taken_over() {
     let noted = pair.noted();
     let file = pair.path("alpha/cluster.toml");
     let own = pair.path("alpha/kagami.toml");
-    for (told, file) in [(1, &file), (2, &own)] {
+    let key = pair.path("alpha/state/failover/cluster.key");
+    let state = pair.path("alpha/state/failover/failover.state");
+    let times_told = |pair: &Pair| {
+        let alerts = fs::read_to_string(pair.path("alpha/state/failover/alerts"));
+        alerts.unwrap().matches("what was in force stays").count()
+    };
+    for (told, file) in [(1, &file), (2, &own), (3, &key), (4, &state)] {
         let right = fs::read_to_string(file).unwrap();
         fs::write(file, format!("{right}\n[group.web\n")).unwrap();
         pair.signal(0, Signal::HUP);
-        pair.until("it is told", |pair| {
-            let alerts = fs::read_to_string(pair.path("alpha/state/failover/alerts"));
-            alerts.unwrap().matches("what was in force stays").count() == told
-        });
+        pair.until("it is told", |pair| times_told(pair) == told);
         fs::write(file, right).unwrap();
         assert_eq!(
             begun_anew(&pair, 0),
@@ -120,9 +123,22 @@ fn what_is_wrong_is_not_taken_over() {
     }
     let new = pair.path("new.toml");
     fs::write(&new, &next).unwrap();
-    let pushed = pair.run(0, &["cluster", "push", new.to_str().unwrap()]);
+    let push = |pair: &Pair| pair.run(0, &["cluster", "push", new.to_str().unwrap()]);
+    // A state that the next manager could not go on from: the node that is asked says so, and keeps its own.
+    let right = fs::read(&state).unwrap();
+    fs::write(&state, "nothing").unwrap();
+    let refused = push(&pair);
+    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{words}");
+    assert!(words.contains("failover.state is damaged"), "{words}");
+    fs::write(&state, right).unwrap();
+    // A key that others may read: the one of before goes on.
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let pushed = push(&pair);
     assert!(pushed.status.success(), "{pushed:?}");
     pair.until("both at work by it", |pair| at_work(pair, 2));
+    assert_eq!(times_told(&pair), 5);
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
     for node in NODES {
         let file = pair.path(node).join("cluster.toml");
         assert_eq!(
@@ -138,14 +154,17 @@ fn what_is_wrong_is_not_taken_over() {
     assert_eq!(mode(&pair.path("beta/cluster.toml")), 0o600);
 
     // A manager that can't begin after another one is tried again until it can.
-    let key = pair.path("alpha/state/failover/cluster.key");
-    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let records = pair.path("alpha/run/failover/operations");
+    let away = pair.path("alpha/run/failover/away");
+    fs::rename(&records, &away).unwrap();
+    fs::write(&records, "").unwrap();
     pair.signal(0, Signal::HUP);
     pair.until("it can't begin", |pair| {
         let log = fs::read_to_string(pair.path("alpha.log")).unwrap();
-        log.contains("can be read by others")
+        log.contains("not started: records")
     });
-    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::remove_file(&records).unwrap();
+    fs::rename(&away, &records).unwrap();
     pair.until("both at work again", |pair| at_work(pair, 2));
     assert_eq!(pair.noted(), noted);
 }

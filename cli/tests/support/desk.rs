@@ -1,5 +1,6 @@
 //! A failover manager that does what a test says, behind a real control socket.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use kagami_failover::config::{Cluster, Severity};
@@ -12,6 +13,7 @@ use kagami_failover::control::status::{
 };
 use kagami_failover::control::{AlertReport, Answer, Ask, Desk, Unreached};
 use kagami_failover::core::Command;
+use kagami_failover::manager::alerts::Kept;
 use tokio::sync::{broadcast, watch};
 
 use super::Node;
@@ -69,6 +71,8 @@ pub struct FakeDesk {
     /// What the other node says of itself; none: it does not answer.
     pub other: Mutex<Option<NodeView>>,
     pub script: Mutex<Script>,
+    /// It answers no command.
+    pub holds: AtomicBool,
     pub commands: Mutex<Vec<Command>>,
     pub forwarded: Mutex<Vec<Ask>>,
     pub alerts: Mutex<Vec<AlertReport>>,
@@ -129,6 +133,7 @@ impl Default for FakeDesk {
             view: Mutex::new(view("alpha", RunState::Online, WatchState::Normal)),
             other: Mutex::new(Some(view("beta", RunState::Offline, WatchState::Unused))),
             script: Mutex::new(Box::new(|_, _| Ok(()))),
+            holds: AtomicBool::new(false),
             commands: Mutex::default(),
             forwarded: Mutex::default(),
             alerts: Mutex::default(),
@@ -167,10 +172,16 @@ impl Desk for FakeDesk {
     }
     async fn command(&self, command: Command) -> Result<(), Refused> {
         self.commands.lock().unwrap().push(command);
+        if self.holds.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
         (self.script.lock().unwrap())(&command, &mut self.view.lock().unwrap())
     }
-    async fn alerts(&self, _since_ms: Option<u64>) -> Vec<AlertReport> {
-        self.alerts.lock().unwrap().clone()
+    async fn alerts(&self, _since_ms: Option<u64>) -> Kept {
+        Kept {
+            alerts: self.alerts.lock().unwrap().clone(),
+            missing: None,
+        }
     }
     fn follow(&self) -> broadcast::Receiver<AlertReport> {
         self.news.subscribe()

@@ -8,6 +8,7 @@ use super::message::{Answer, Ask, Refused};
 use super::status::NodeView;
 use crate::config::{Cluster, Severity};
 use crate::core::Command;
+use crate::manager::alerts::Kept;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -43,8 +44,8 @@ pub trait Desk: Send + Sync + 'static {
     /// Errors: what the core refuses.
     fn command(&self, command: Command) -> impl Future<Output = Result<(), Refused>> + Send;
 
-    /// The alerts of this node's log, the oldest first; may leave out those before `since_ms`.
-    fn alerts(&self, since_ms: Option<u64>) -> impl Future<Output = Vec<AlertReport>> + Send;
+    /// The alerts of this node's log; may leave out those before `since_ms`.
+    fn alerts(&self, since_ms: Option<u64>) -> impl Future<Output = Kept> + Send;
 
     /// Each alert from now on.
     fn follow(&self) -> broadcast::Receiver<AlertReport>;

@@ -110,6 +110,9 @@ pub enum Ask {
         text: String,
         /// The revision that it replaces here: another one is refused.
         replaces: u64,
+        /// Though it drops a running group.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        force: bool,
         /// Only say whether it would be adopted.
         dry_run: bool,
     },

@@ -20,7 +20,7 @@ use tracing::{debug, info};
 use super::desk::{Desk, Unreached};
 use super::line::{self, LineError, REQUEST_MAX, Received};
 use super::message::{Answer, Ask, Order, PROTOCOL, Pushed, Reach, Refused, Request};
-use super::status::{ClusterReport, NodeView};
+use super::status::{ClusterReport, NodeView, RunState};
 use super::{merge::merge, order, push};
 use crate::config::Cluster;
 
@@ -199,6 +199,15 @@ async fn client<D: Desk>(
                 say(&mut stream, &answer).await?;
             }
         }
+        // A disk that takes no state holds an order's answer up for as long as it likes.
+        Ok(ask @ Ask::Order { .. }) => {
+            let answer = tokio::select! {
+                answer = answer(desk, ask) => answer,
+                () = hung_up(&mut stream) => return Ok(()),
+            };
+            say(&mut stream, &answer).await
+        }
+        // What changes files is not left half-way.
         Ok(ask) => {
             let answer = answer(desk, ask).await;
             say(&mut stream, &answer).await
@@ -268,24 +277,30 @@ pub async fn answer<D: Desk>(desk: &D, ask: Ask) -> Answer {
             filter,
             reach: Reach::Cluster,
         } => {
-            let (mut alerts, theirs) = tokio::join!(
+            let (mine, theirs) = tokio::join!(
                 desk.alerts(filter.since_ms),
                 desk.forward(Ask::Alerts {
                     filter: filter.clone(),
                     reach: Reach::Node,
                 })
             );
-            let missing = match theirs {
-                Ok(Answer::Alerts { alerts: theirs, .. }) => {
+            let mut alerts = mine.alerts;
+            let theirs = match theirs {
+                Ok(Answer::Alerts {
+                    alerts: theirs,
+                    missing,
+                }) => {
                     alerts.extend(theirs);
-                    None
+                    missing
                 }
                 Ok(other) => Some(unexpected(desk, &other)),
                 Err(Unreached(why)) => Some(why),
             };
+            let mine = (mine.missing).map(|why| unread(desk, &why));
+            let missing: Vec<String> = mine.into_iter().chain(theirs).collect();
             Answer::Alerts {
                 alerts: filter.of(alerts),
-                missing,
+                missing: (!missing.is_empty()).then(|| missing.join("; ")),
             }
         }
         Ask::Note {
@@ -336,10 +351,13 @@ pub async fn answer_peer<D: Desk>(desk: &D, ask: Ask) -> Answer {
     match ask {
         Ask::View => Answer::Node(Box::new(desk.view().await)),
         Ask::Order { node: None, order } => give(desk, &order).await,
-        Ask::Alerts { filter, .. } => Answer::Alerts {
-            alerts: filter.of(desk.alerts(filter.since_ms).await),
-            missing: None,
-        },
+        Ask::Alerts { filter, .. } => {
+            let kept = desk.alerts(filter.since_ms).await;
+            Answer::Alerts {
+                alerts: filter.of(kept.alerts),
+                missing: kept.missing.map(|why| unread(desk, &why)),
+            }
+        }
         Ask::Note {
             text, id, severity, ..
         } => {
@@ -353,8 +371,9 @@ pub async fn answer_peer<D: Desk>(desk: &D, ask: Ask) -> Answer {
         Ask::Adopt {
             text,
             replaces,
+            force,
             dry_run,
-        } => match adopt(desk, text, replaces, dry_run).await {
+        } => match adopt(desk, text, replaces, force, dry_run).await {
             Ok(()) => Answer::Done,
             Err(refused) => Answer::Refused(refused),
         },
@@ -365,6 +384,11 @@ pub async fn answer_peer<D: Desk>(desk: &D, ask: Ask) -> Answer {
             "this is not for the manager of another node to ask: {ask:?}"
         )),
     }
+}
+
+fn unread<D: Desk>(desk: &D, why: &str) -> String {
+    let node = &desk.cluster().nodes[desk.me()];
+    format!("node {node} can't read all of its own: {why}")
 }
 
 fn other<D: Desk>(desk: &D) -> String {
@@ -457,11 +481,21 @@ fn parse(text: &str) -> Result<Cluster, Refused> {
     })
 }
 
+fn would_drop(not: String, changes: Vec<String>) -> Refused {
+    let mut refused = Refused::new(
+        format!("{not}: it would drop what runs"),
+        "stop those groups first, or add --force",
+    );
+    refused.facts = changes;
+    refused
+}
+
 /// A configuration from the other node's manager.
 async fn adopt<D: Desk>(
     desk: &D,
     text: String,
     replaces: u64,
+    force: bool,
     dry_run: bool,
 ) -> Result<(), Refused> {
     let new = parse(&text)?;
@@ -477,6 +511,20 @@ async fn adopt<D: Desk>(
         ));
     }
     push::may_follow(&old, &new)?;
+    // The other node knows what runs here by its own configuration, which may be older than this one's.
+    let view = desk.view().await;
+    let node = &old.nodes[desk.me()];
+    let mut report = merge(&old, desk.me(), &view, None, desk.time_ms());
+    report
+        .groups
+        .retain(|group| group.on.get(node) != Some(&RunState::Offline));
+    let changes = push::dropped(&old, &new, &report);
+    if !changes.is_empty() && !force {
+        return Err(would_drop(
+            format!("node {node}: revision {} is not taken over", new.revision),
+            changes,
+        ));
+    }
     if dry_run || new.revision == old.revision {
         return Ok(());
     }
@@ -516,12 +564,11 @@ async fn push<D: Desk>(
     let report = merge(&old, desk.me(), &mine, theirs.as_ref().ok(), desk.time_ms());
     let changes = push::dropped(&old, &new, &report);
     if !changes.is_empty() && !force {
-        let mut refused = Refused::new(
-            not("it would drop what runs".to_owned()),
-            "stop those groups first, or add --force",
+        let not = format!(
+            "cluster {}: revision {} is not pushed",
+            old.name, new.revision
         );
-        refused.facts = changes;
-        return Err(refused);
+        return Err(would_drop(not, changes));
     }
     let missing = theirs.as_ref().err().cloned();
     if let Some(why) = missing.as_ref().filter(|_| !force) {
@@ -543,6 +590,7 @@ async fn push<D: Desk>(
         let ask = Ask::Adopt {
             text: text.clone(),
             replaces: theirs.revision,
+            force,
             dry_run,
         };
         match desk.forward(ask).await {

@@ -1,5 +1,7 @@
 //! Two desks that reach each other, one of them behind a socket.
 
+mod held_up;
+
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -19,6 +21,7 @@ use super::status::{
 use super::{AlertFilter, AlertReport, Client, ClientError};
 use crate::config::{Cluster, Severity};
 use crate::core::Command;
+use crate::manager::alerts::Kept;
 
 const TEXT: &str = r#"
 [cluster]
@@ -57,6 +60,8 @@ struct Fake {
     news: broadcast::Sender<AlertReport>,
     other: Mutex<Option<Arc<Fake>>>,
     refuses: AtomicBool,
+    /// It answers no command.
+    holds: AtomicBool,
 }
 
 fn cluster(text: &str) -> Arc<Cluster> {
@@ -108,6 +113,7 @@ impl Fake {
             news: broadcast::channel(8).0,
             other: Mutex::new(None),
             refuses: AtomicBool::new(false),
+            holds: AtomicBool::new(false),
         })
     }
 
@@ -151,10 +157,17 @@ impl Desk for Fake {
             return Err(crate::core::Refusal::Suspended("pg".to_owned()).into());
         }
         self.commands.lock().unwrap().push(command);
+        if self.holds.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
         Ok(())
     }
-    async fn alerts(&self, _since_ms: Option<u64>) -> Vec<AlertReport> {
-        self.alerts.lock().unwrap().clone()
+    async fn alerts(&self, _since_ms: Option<u64>) -> Kept {
+        let unread = self.refuses.load(Ordering::Relaxed);
+        Kept {
+            alerts: self.alerts.lock().unwrap().clone(),
+            missing: unread.then(|| "alerts.1: no such disk".to_owned()),
+        }
     }
     fn follow(&self) -> broadcast::Receiver<AlertReport> {
         self.news.subscribe()
@@ -412,6 +425,22 @@ async fn alerts_of_both_nodes_are_one_list() {
     };
     assert_eq!(list.len(), 1);
     assert!(missing.unwrap().contains("beta does not answer"));
+
+    // Either node's file that can't be read is told of, with its node.
+    *alpha.other.lock().unwrap() = Some(Arc::clone(&beta));
+    for (reader, node) in [(&alpha, "alpha"), (&beta, "beta")] {
+        reader.refuses.store(true, Ordering::Relaxed);
+        let ask = Ask::Alerts {
+            filter: AlertFilter::default(),
+            reach: Reach::Cluster,
+        };
+        let Answer::Alerts { missing, .. } = answer(alpha.as_ref(), ask).await else {
+            panic!("no alerts");
+        };
+        let told = format!("node {node} can't read all of its own: alerts.1: no such disk");
+        assert_eq!(missing, Some(told));
+        reader.refuses.store(false, Ordering::Relaxed);
+    }
 }
 
 #[tokio::test]

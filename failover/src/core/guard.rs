@@ -3,9 +3,10 @@
 //! It runs in a small process of its own, beside the manager and the mirror's daemon, with the
 //! watchdog behind it. Lease end: freeze the group's control group, since its processes could
 //! still answer from the page cache. Permission: thaw it. No permission within `margin`, which the
-//! one who takes over waits: drop the address, and let the manager stop the group; if it has not
-//! stopped within `bound`, reset the node. From the moment the address is dropped until the group has
-//! stopped, nobody adds it again, and whoever asks for the right is told that it is lost.
+//! one who takes over waits: drop the address, thaw when it is gone, and let the manager stop the group; if it has not
+//! stopped within `bound`, reset the node. A group whose address can't be dropped stays frozen until then. From the
+//! moment the address is dropped until the group has stopped, nobody adds it again, and whoever asks for the right is
+//! told that it is lost.
 
 use crate::planted::{Defect, planted};
 
@@ -20,6 +21,8 @@ pub enum Word {
     Renewed,
     /// Permission was refused, or the right is lost otherwise.
     Lost,
+    /// The group's floating addresses are gone.
+    Dropped,
     /// Nothing of the group runs here any more.
     Stopped,
     /// The time has come that the guard asked for.
@@ -31,7 +34,7 @@ pub enum Word {
 pub enum Deed {
     /// No process of the group runs on.
     Freeze,
-    /// The group's floating addresses are removed.
+    /// The group's floating addresses are removed, which is tried until it is done: [`Word::Dropped`] says so.
     DropAddresses,
     /// The group's processes run again: to go on, or to be stopped.
     Thaw,
@@ -48,6 +51,8 @@ enum At {
     Ease,
     /// Frozen; permission is waited for until then.
     Frozen(Time),
+    /// Frozen; the right is lost, and the addresses are being removed. The group has to be stopped by then.
+    Dropping(Time),
     /// The group has to be stopped by then.
     Stopping(Time),
     /// The node was reset.
@@ -100,11 +105,16 @@ impl Guard {
                 deeds.extend(self.lose(now));
                 deeds
             }
-            (Word::Stopped, At::Frozen(_) | At::Stopping(_)) => {
+            // The address goes first: thawed processes may no longer be reached by it.
+            (Word::Dropped, At::Dropping(until)) => {
+                self.at = At::Stopping(until);
+                vec![Deed::Thaw, Deed::SayLost]
+            }
+            (Word::Stopped, At::Frozen(_) | At::Dropping(_) | At::Stopping(_)) => {
                 self.at = At::Ease;
                 Vec::new()
             }
-            (Word::Timer, At::Stopping(until)) if until <= now => {
+            (Word::Timer, At::Dropping(until) | At::Stopping(until)) if until <= now => {
                 self.at = At::Reset;
                 vec![Deed::Reset]
             }
@@ -112,21 +122,20 @@ impl Guard {
         }
     }
 
-    /// The address goes first: thawed processes may no longer be reached by it.
     fn lose(&mut self, now: Time) -> Vec<Deed> {
-        self.at = At::Stopping(now.after(self.bound));
-        vec![Deed::DropAddresses, Deed::Thaw, Deed::SayLost]
+        self.at = At::Dropping(now.after(self.bound));
+        vec![Deed::DropAddresses]
     }
 
     /// The group has to be stopped: the right is not asked for again before it is.
     pub fn is_stopping(&self) -> bool {
-        matches!(self.at, At::Stopping(_) | At::Reset)
+        matches!(self.at, At::Dropping(_) | At::Stopping(_) | At::Reset)
     }
 
     /// When it wants to be called; `None`: not at all.
     pub fn deadline(&self) -> Option<Time> {
         match self.at {
-            At::Frozen(until) | At::Stopping(until) => Some(until),
+            At::Frozen(until) | At::Dropping(until) | At::Stopping(until) => Some(until),
             At::Ease | At::Reset => None,
         }
     }

@@ -609,18 +609,32 @@ fn a_guard_freezes_thaws_drops_and_resets() {
     assert_eq!(guard.deadline(), Some(Time(600)));
     assert_eq!(guard.handle(Time(200), Word::Renewed), [Deed::Thaw]);
     assert_eq!(guard.deadline(), None);
-    let lost = [Deed::DropAddresses, Deed::Thaw, Deed::SayLost];
+    let gone = [Deed::Thaw, Deed::SayLost];
     assert_eq!(guard.handle(Time(1000), Word::LeaseEnded), [Deed::Freeze]);
     assert_eq!(guard.handle(Time(1499), Word::Timer), []);
-    assert_eq!(guard.handle(Time(1500), Word::Timer), lost);
+    assert_eq!(guard.handle(Time(1500), Word::Timer), [Deed::DropAddresses]);
     assert!(guard.is_stopping());
     assert_eq!(guard.handle(Time(1501), Word::Renewed), [], "too late");
+    assert_eq!(guard.handle(Time(1600), Word::Dropped), gone);
+    assert_eq!(guard.handle(Time(1601), Word::Dropped), []);
     assert_eq!(guard.handle(Time(9000), Word::Stopped), []);
     assert!(!guard.is_stopping());
-    assert_eq!(guard.handle(Time(10_000), Word::Lost)[1..], lost);
+    let lost = [Deed::Freeze, Deed::DropAddresses];
+    assert_eq!(guard.handle(Time(10_000), Word::Lost), lost);
+    assert_eq!(guard.handle(Time(10_100), Word::Dropped), gone);
     assert_eq!(guard.handle(Time(20_000), Word::Timer), [Deed::Reset]);
     assert_eq!(guard.handle(Time(20_001), Word::Stopped), []);
     assert!(guard.is_stopping(), "the node is on its way down");
+}
+
+#[test]
+fn a_group_whose_address_stays_is_not_thawed() {
+    let mut guard = Guard::new(500, 10_000);
+    guard.handle(Time(0), Word::LeaseEnded);
+    assert_eq!(guard.handle(Time(500), Word::Timer), [Deed::DropAddresses]);
+    assert_eq!(guard.handle(Time(10_499), Word::Timer), []);
+    assert_eq!(guard.handle(Time(10_500), Word::Timer), [Deed::Reset]);
+    assert_eq!(guard.handle(Time(10_501), Word::Dropped), [], "too late");
 }
 
 #[test]

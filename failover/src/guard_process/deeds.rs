@@ -1,5 +1,6 @@
 //! What a guard does to the machine.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::future::Future;
 use std::io::{self, Write as _};
@@ -12,9 +13,14 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::message::Watched;
+use crate::config::Ms;
+use crate::process::{Deadline, Failure};
+use crate::resource::apart::Apart;
 
 /// `ip` may take so long.
 const IP_WITHIN: Duration = Duration::from_secs(2);
+/// A group's addresses are gone by then, or it is tried again.
+const DROP_WITHIN: Duration = Duration::from_secs(10);
 
 /// Where systemd reads units from, so far as people and packages put names of units there.
 const UNIT_FILES: [&str; 4] = [
@@ -33,10 +39,16 @@ pub trait Deeds: Send + 'static {
     /// # Errors
     /// It has no control group, or the kernel refuses one; it is done with the others all the same.
     fn freeze(&mut self, group: &Watched, frozen: bool) -> io::Result<()>;
+    /// A group is to be watched, or has become another: what is on the system's disk about it is read now, while that answers.
+    fn learn(&mut self, group: &Watched);
     /// Whether anything of the group is frozen: by a guard that has died since, for one.
     fn is_frozen(&self, group: &Watched) -> bool;
-    /// The group's floating addresses are removed, wherever they are.
-    fn drop_addresses(&mut self, group: &Watched) -> impl Future<Output = ()> + Send;
+    /// The group's floating addresses are removed, wherever they are. Whatever is in its way is in the way of nothing
+    /// else. The future's error: one of them may still be there.
+    fn drop_addresses(
+        &mut self,
+        group: &Watched,
+    ) -> impl Future<Output = io::Result<()>> + Send + 'static;
     /// The watchdog counts anew; it is held from the first call on.
     fn feed(&mut self);
     /// Nothing is watched any more: the watchdog is given back.
@@ -64,6 +76,10 @@ pub struct Machine {
     slices: Option<PathBuf>,
     /// Where its units are read from.
     unit_files: Vec<PathBuf>,
+    /// Units' names, as they were when their group was learned of.
+    names: BTreeMap<String, Vec<String>>,
+    /// Removals of addresses, by their group.
+    apart: Apart,
 }
 
 impl Machine {
@@ -75,11 +91,18 @@ impl Machine {
             told: false,
             slices: crate::place::control_group_mount(),
             unit_files: UNIT_FILES.map(PathBuf::from).into(),
+            names: BTreeMap::new(),
+            apart: Apart::default(),
         }
     }
 
     /// A unit's name, and the one that it is another name of.
     fn names_of(&self, unit: &str) -> Vec<String> {
+        let known = self.names.get(unit).cloned();
+        known.unwrap_or_else(|| self.look_for_names(unit))
+    }
+
+    fn look_for_names(&self, unit: &str) -> Vec<String> {
         // As systemctl completes it.
         let kind = unit.rsplit_once('.').map(|(_, kind)| kind);
         let name = if kind.is_some_and(|kind| UNIT_KINDS.contains(&kind)) {
@@ -125,6 +148,13 @@ impl Deeds for Machine {
         done
     }
 
+    fn learn(&mut self, group: &Watched) {
+        for unit in &group.units {
+            let names = self.look_for_names(unit);
+            self.names.insert(unit.clone(), names);
+        }
+    }
+
     fn is_frozen(&self, group: &Watched) -> bool {
         let of_units = || {
             let slices = self.slices.as_deref()?;
@@ -144,10 +174,25 @@ impl Deeds for Machine {
             || of_units().is_some_and(|found| found.iter().any(|folder| is_frozen(folder)))
     }
 
-    async fn drop_addresses(&mut self, group: &Watched) {
-        for address in &group.addresses {
-            if let Err(error) = drop_address(*address).await {
-                tracing::error!("group {}: {address} was not removed: {error}", group.group);
+    fn drop_addresses(
+        &mut self,
+        group: &Watched,
+    ) -> impl Future<Output = io::Result<()>> + Send + 'static {
+        // To begin a program is to read it from the system's disk, and who begins it waits for that.
+        let (apart, name, addresses) = (
+            self.apart.clone(),
+            group.group.clone(),
+            group.addresses.clone(),
+        );
+        async move {
+            if addresses.is_empty() {
+                return Ok(());
+            }
+            let within = Deadline::after(Ms(DROP_WITHIN.as_millis() as u64));
+            match apart.run(&name, within, move || drop_all(&addresses)).await {
+                Ok(dropped) => dropped,
+                Err(Failure::Failed(why) | Failure::Warned(why)) => Err(io::Error::other(why)),
+                Err(Failure::TimedOut) => Err(io::ErrorKind::TimedOut.into()),
             }
         }
     }
@@ -190,6 +235,7 @@ impl Deeds for Machine {
             tracing::error!("the node would be reset now: {why}");
             return;
         }
+        // After it nobody says anything; the queue before the log takes it, or drops it, without a wait.
         tracing::error!("the node is reset: {why}");
         // At once, with nothing written back: the disk is the other node's by now. Where this is not
         // permitted the watchdog, which nobody feeds any more, does it.
@@ -251,6 +297,20 @@ async fn ip(arguments: &[&str]) -> io::Result<String> {
         "ip {}: {words}",
         arguments.join(" ")
     )))
+}
+
+/// Each of them, whatever becomes of the others; in a thread that may wait.
+fn drop_all(addresses: &[IpAddr]) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let mut done = Ok(());
+    for address in addresses {
+        let dropped = runtime.block_on(drop_address(*address));
+        let dropped = dropped.map_err(|error| io::Error::other(format!("{address}: {error}")));
+        done = done.and(dropped);
+    }
+    done
 }
 
 async fn drop_address(address: IpAddr) -> io::Result<()> {
@@ -365,6 +425,12 @@ mod tests {
             }
         }
         assert!(!slices.join(units[4]).join("cgroup.freeze").exists());
+        // What was learned is known without the disk.
+        machine.learn(&watched);
+        machine.unit_files.clear();
+        machine.freeze(&watched, true).expect("written");
+        let found = fs::read_to_string(slices.join(units[2]).join("cgroup.freeze"));
+        assert_eq!(found.expect("there"), "1");
         // Where the group's own can't be frozen the units are.
         let none = Watched {
             control_group: None,

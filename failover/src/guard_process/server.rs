@@ -4,6 +4,7 @@
 //! One task; whoever connects is a manager. It ends when it watches nothing and nobody is connected.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 
 use crate::clock;
@@ -27,6 +29,8 @@ use super::message::{LINE_MAX, Request, Say, Want, Watched};
 const FEED_EVERY: u64 = 1000;
 /// A guard that watches nothing and has nobody to talk to ends after this, in milliseconds.
 const IDLE: u64 = 10_000;
+/// Addresses that could not be removed are tried again after this.
+const DROP_AGAIN: Duration = Duration::from_millis(200);
 /// A right that is held counts for so long before the daemon has said so, in milliseconds.
 const HELD_GRACE: u64 = 1000;
 
@@ -35,6 +39,20 @@ enum Input {
     Connected(u64, mpsc::UnboundedSender<Say>),
     Request(u64, Request),
     Gone(u64),
+    /// The addresses of a group, by the number of that removal.
+    Dropped(String, u64, io::Result<()>),
+}
+
+/// What goes on for as long as it is wanted.
+struct Removal {
+    number: u64,
+    task: AbortHandle,
+}
+
+impl Drop for Removal {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 struct Group {
@@ -49,6 +67,8 @@ struct Group {
     /// What its right rests on by a newer configuration. It takes the place of the former from when it is
     /// good: a mirror that has come to it is promoted only once it is watched.
     next: Option<(Basis, mpsc::UnboundedReceiver<Word>)>,
+    /// Its addresses are being removed.
+    removal: Option<Removal>,
 }
 
 struct Server<M, D> {
@@ -56,6 +76,9 @@ struct Server<M, D> {
     deeds: D,
     groups: BTreeMap<String, Group>,
     managers: BTreeMap<u64, mpsc::UnboundedSender<Say>>,
+    inputs: mpsc::UnboundedSender<Input>,
+    /// So many times addresses were removed, or were to be.
+    removals: u64,
     fed: Time,
     /// User space is to say that it runs until then.
     alive: Option<Time>,
@@ -71,6 +94,8 @@ pub async fn serve<M: Mirrors, D: Deeds>(listener: UnixListener, mirrors: Arc<M>
         deeds,
         groups: BTreeMap::new(),
         managers: BTreeMap::new(),
+        inputs: inputs.clone(),
+        removals: 0,
         fed: Time(0),
         alive: None,
         idle_since: clock::now(),
@@ -86,12 +111,12 @@ pub async fn serve<M: Mirrors, D: Deeds>(listener: UnixListener, mirrors: Arc<M>
                 connection(connections, stream, inputs.clone());
             },
             input = queue.recv() => if let Some(input) = input {
-                server.take(input).await;
+                server.take(input);
             },
             () = server.hear() => {}
             () = sleep_until(wake) => {}
         }
-        server.look().await;
+        server.look();
         let idle = server.groups.is_empty() && server.managers.is_empty() && server.alive.is_none();
         if !idle {
             server.idle_since = clock::now();
@@ -140,7 +165,7 @@ async fn read_all(id: u64, read: OwnedReadHalf, inputs: &mpsc::UnboundedSender<I
 }
 
 impl<M: Mirrors, D: Deeds> Server<M, D> {
-    async fn take(&mut self, input: Input) {
+    fn take(&mut self, input: Input) {
         match input {
             Input::Connected(id, says) => {
                 self.managers.insert(id, says);
@@ -148,6 +173,7 @@ impl<M: Mirrors, D: Deeds> Server<M, D> {
             Input::Gone(id) => {
                 self.managers.remove(&id);
             }
+            Input::Dropped(group, number, dropped) => self.dropped(&group, number, &dropped),
             Input::Request(from, Request { id, want }) => {
                 let stopping = match want {
                     Want::Arm { watched, held } => self.arm(watched, held),
@@ -159,7 +185,7 @@ impl<M: Mirrors, D: Deeds> Server<M, D> {
                         })
                     }
                     Want::Disarm(group) => {
-                        self.disarm(&group).await;
+                        self.disarm(&group);
                         false
                     }
                     Want::Alive(within) => {
@@ -177,6 +203,7 @@ impl<M: Mirrors, D: Deeds> Server<M, D> {
 
     /// True if the group is being stopped.
     fn arm(&mut self, watched: Watched, held: bool) -> bool {
+        self.deeds.learn(&watched);
         let lease = watched.lease_ends_ms.map(Time);
         if let Some(group) = self.groups.get_mut(&watched.group) {
             // It is active: the end of its right counts, whatever was seen of it.
@@ -209,18 +236,20 @@ impl<M: Mirrors, D: Deeds> Server<M, D> {
             good: !frozen,
             words,
             next: None,
+            removal: None,
             watched: watched.clone(),
         };
         self.groups.insert(watched.group, group);
         false
     }
 
-    async fn disarm(&mut self, name: &str) {
+    fn disarm(&mut self, name: &str) {
         let Some(mut group) = self.groups.remove(name) else {
             return;
         };
+        group.removal = None;
         let deeds = group.guard.handle(clock::now(), GuardWord::Stopped);
-        self.carry_out(&mut group, deeds).await;
+        self.carry_out(&mut group, deeds);
         // A control group that stays frozen would hold what is started in it next.
         if let Err(error) = self.deeds.freeze(&group.watched, false) {
             tracing::debug!("group {name}: {error}");
@@ -281,7 +310,7 @@ impl<M: Mirrors, D: Deeds> Server<M, D> {
     }
 
     /// Does what time, and what was heard, ask for.
-    async fn look(&mut self) {
+    fn look(&mut self) {
         let now = clock::now();
         let names: Vec<String> = self.groups.keys().cloned().collect();
         for name in names {
@@ -309,7 +338,7 @@ impl<M: Mirrors, D: Deeds> Server<M, D> {
                 group.good = good;
             }
             deeds.extend(group.guard.handle(now, GuardWord::Timer));
-            self.carry_out(&mut group, deeds).await;
+            self.carry_out(&mut group, deeds);
             self.groups.insert(name, group);
         }
         if self.alive.is_some_and(|until| until <= now) && !self.reset {
@@ -324,18 +353,19 @@ impl<M: Mirrors, D: Deeds> Server<M, D> {
         }
     }
 
-    async fn carry_out(&mut self, group: &mut Group, deeds: Vec<Deed>) {
-        let name = &group.watched.group;
+    fn carry_out(&mut self, group: &mut Group, deeds: Vec<Deed>) {
+        let name = group.watched.group.clone();
         for deed in deeds {
-            tracing::warn!("group {name}: {deed:?}");
+            // What is said of it comes after it.
             match deed {
                 Deed::Freeze | Deed::Thaw => {
                     let frozen = deed == Deed::Freeze;
                     if let Err(error) = self.deeds.freeze(&group.watched, frozen) {
-                        tracing::error!("group {name}: not done: {error}");
+                        tracing::error!("group {name}: {deed:?}: not done: {error}");
+                        continue;
                     }
                 }
-                Deed::DropAddresses => self.deeds.drop_addresses(&group.watched).await,
+                Deed::DropAddresses => self.drop_addresses(group, Duration::ZERO),
                 Deed::SayLost => {
                     for manager in self.managers.values() {
                         let _ = manager.send(Say::Lost(name.clone()));
@@ -348,7 +378,49 @@ impl<M: Mirrors, D: Deeds> Server<M, D> {
                     self.deeds.reset(&why);
                 }
             }
+            tracing::warn!("group {name}: {deed:?}");
         }
+    }
+}
+
+impl<M: Mirrors, D: Deeds> Server<M, D> {
+    /// Has them removed, after a while; what comes of it is an input.
+    fn drop_addresses(&mut self, group: &mut Group, after: Duration) {
+        self.removals += 1;
+        let number = self.removals;
+        let removed = self.deeds.drop_addresses(&group.watched);
+        let (name, inputs) = (group.watched.group.clone(), self.inputs.clone());
+        let task = tokio::spawn(async move {
+            tokio::time::sleep(after).await;
+            let dropped = removed.await;
+            let _ = inputs.send(Input::Dropped(name, number, dropped));
+        });
+        let task = task.abort_handle();
+        group.removal = Some(Removal { number, task });
+    }
+
+    fn dropped(&mut self, name: &str, number: u64, dropped: &io::Result<()>) {
+        let is_it = |group: &Group| matches!(&group.removal, Some(r) if r.number == number);
+        // It may have stopped meanwhile.
+        let Some(mut group) = self.groups.remove(name) else {
+            return;
+        };
+        if is_it(&group) {
+            match dropped {
+                Ok(()) => {
+                    group.removal = None;
+                    let deeds = group.guard.handle(clock::now(), GuardWord::Dropped);
+                    self.carry_out(&mut group, deeds);
+                }
+                Err(error) => {
+                    self.drop_addresses(&mut group, DROP_AGAIN);
+                    tracing::error!(
+                        "group {name}: an address was not removed, and it stays frozen: {error}"
+                    );
+                }
+            }
+        }
+        self.groups.insert(name.to_owned(), group);
     }
 }
 
@@ -406,7 +478,7 @@ async fn first<F: Future + Unpin>(mut all: Vec<F>) -> F::Output {
 ///
 /// # Errors
 /// The system refuses.
-pub fn bind(path: &Path) -> std::io::Result<Option<(UnixListener, std::fs::File)>> {
+pub fn bind(path: &Path) -> io::Result<Option<(UnixListener, std::fs::File)>> {
     use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
     let lock = std::fs::File::options()
         .write(true)
@@ -422,7 +494,7 @@ pub fn bind(path: &Path) -> std::io::Result<Option<(UnixListener, std::fs::File)
         Err(std::fs::TryLockError::Error(error)) => return Err(error),
     }
     match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let new = path.with_extension("new");

@@ -1,6 +1,7 @@
 //! A guard and a keeper, with mirrors and a machine that are made up: what happens at the end of a
 //! lease, in real time.
 
+mod addresses;
 mod keeper;
 mod next;
 
@@ -170,6 +171,14 @@ struct Done {
     told: UnboundedSender<String>,
     /// The groups.
     frozen: Arc<Mutex<BTreeSet<String>>>,
+    /// What becomes of the next removals of addresses, the last one first.
+    removals: Arc<Mutex<Vec<Removal>>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Removal {
+    Fails,
+    Hangs,
 }
 
 impl Done {
@@ -191,15 +200,28 @@ impl Deeds for Done {
         Ok(())
     }
 
+    fn learn(&mut self, _: &Watched) {}
+
     fn is_frozen(&self, group: &Watched) -> bool {
         self.frozen.lock().unwrap().contains(&group.group)
     }
 
-    fn drop_addresses(&mut self, group: &Watched) -> impl Future<Output = ()> + Send {
+    fn drop_addresses(
+        &mut self,
+        group: &Watched,
+    ) -> impl Future<Output = io::Result<()>> + Send + 'static {
         let mut words = vec!["drop".to_owned()];
         words.extend(group.addresses.iter().map(ToString::to_string));
-        self.tell(&words.join(" "));
-        ready(())
+        let (done, words) = (self.clone(), words.join(" "));
+        async move {
+            done.tell(&words);
+            let removal = done.removals.lock().unwrap().pop();
+            match removal {
+                Some(Removal::Fails) => Err(io::Error::other("no such program")),
+                Some(Removal::Hangs) => std::future::pending().await,
+                None => Ok(()),
+            }
+        }
     }
 
     fn feed(&mut self) {}
@@ -231,6 +253,7 @@ impl Scene {
             done: Done {
                 told,
                 frozen: Arc::default(),
+                removals: Arc::default(),
             },
             guard: None,
         };

@@ -3,8 +3,9 @@
 //! The file is JSON, one alert a line; when it has [`FULL`] bytes it becomes `….1`, and what that
 //! was `….2`, up to [`OLD`]. A disk that takes no line costs the line, and is told in the log.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
@@ -103,29 +104,55 @@ fn append(file: &Path, line: &AlertReport, full: u64) -> io::Result<()> {
         }
         fs::rename(file, aside(file, 1))?;
     }
-    let mut text = serde_json::to_vec(line)?;
+    let mut options = OpenOptions::new();
+    let mut file = options.append(true).read(true).create(true).open(file)?;
+    let mut text = Vec::new();
+    // The disk was full, or the machine died, in the middle of the last one.
+    if !ends_with_a_line(&file)? {
+        text.push(b'\n');
+    }
+    serde_json::to_writer(&mut text, line)?;
     text.push(b'\n');
-    let mut file = OpenOptions::new().append(true).create(true).open(file)?;
     // One call a line: a crash leaves no half of one before another.
     file.write_all(&text)
 }
 
-/// The alerts that are kept, the oldest first. Lines that make no sense (the machine died while one
-/// was written) are left out.
-///
-/// # Errors
-/// A file can't be read.
-pub fn kept(file: &Path) -> io::Result<Vec<AlertReport>> {
-    let mut all = Vec::new();
+fn ends_with_a_line(file: &File) -> io::Result<bool> {
+    let length = file.metadata()?.len();
+    let mut last = [b'\n'];
+    if length > 0 {
+        file.read_exact_at(&mut last, length - 1)?;
+    }
+    Ok(last == [b'\n'])
+}
+
+/// Alerts that are kept.
+#[derive(Clone, Debug, Default)]
+pub struct Kept {
+    /// The oldest first.
+    pub alerts: Vec<AlertReport>,
+    /// Why some of them are missing: the files that can't be read.
+    pub missing: Option<String>,
+}
+
+/// The alerts that are kept. Lines that make no sense (the machine died while one was written) are left out.
+pub fn kept(file: &Path) -> Kept {
+    let mut all = Kept::default();
+    let mut wrong = Vec::new();
     let files = (1..=OLD).rev().map(|number| aside(file, number));
     for file in files.chain([file.to_owned()]) {
-        match fs::read_to_string(&file) {
-            Ok(text) => all.extend(text.lines().filter_map(|l| serde_json::from_str(l).ok())),
+        match fs::read(&file) {
+            Ok(text) => {
+                let lines = text.split(|byte| *byte == b'\n');
+                let lines = lines.filter_map(|line| serde_json::from_slice(line).ok());
+                all.alerts.extend(lines);
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+            Err(error) => wrong.push(format!("{}: {error}", file.display())),
         }
     }
-    Ok(all)
+    all.missing = (!wrong.is_empty()).then(|| wrong.join("; "));
+    all
 }
 
 #[cfg(test)]
@@ -146,7 +173,7 @@ mod tests {
         for at in 0..40 {
             append(&file, &AlertReport::of(&alert(at), "alpha", at.into()), 700).expect("kept");
         }
-        let all = kept(&file).expect("read");
+        let all = kept(&file).alerts;
         let steps: Vec<&str> = all.iter().map(|line| &*line.what).collect();
         assert_eq!(steps.last(), Some(&"step 39"));
         assert!(steps.len() < 40, "the oldest are gone");
@@ -154,5 +181,38 @@ mod tests {
         let wanted: Vec<String> = (first..40).map(|at| format!("step {at}")).collect();
         assert_eq!(steps, wanted);
         assert_eq!((&*all[0].kind, &*all[0].name), ("resource", "pg/data"));
+    }
+
+    #[test]
+    fn a_line_that_makes_no_sense_costs_no_other_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("alerts");
+        let alert = |what: &str| {
+            let alert = Alert {
+                severity: Severity::Warning,
+                object: Object::Cluster,
+                what: what.to_owned(),
+                cause: String::new(),
+            };
+            append(&file, &AlertReport::of(&alert, "alpha", 1), FULL)
+        };
+        alert("first").expect("kept");
+        let mut text = fs::read(&file).expect("read");
+        // No text, and then half of a line.
+        text.extend([0xff, b'\n']);
+        text.extend_from_within(..20);
+        fs::write(&file, text).expect("written");
+        alert("second").expect("kept");
+        let all = kept(&file);
+        let whats: Vec<&str> = all.alerts.iter().map(|line| &*line.what).collect();
+        assert_eq!(
+            (whats, all.missing),
+            (vec!["first", "second"], None::<String>)
+        );
+        // A file that can't be read is told of, and the others are there.
+        fs::create_dir(aside(&file, 2)).expect("made");
+        let all = kept(&file);
+        assert_eq!(all.alerts.len(), 2);
+        assert!(all.missing.expect("told").contains("alerts.2: "));
     }
 }

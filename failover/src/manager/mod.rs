@@ -26,7 +26,6 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::clock;
 use crate::config::{Cluster, Ms, Severity, monitor};
-use crate::control::AlertReport;
 use crate::core::durable::EndKind;
 use crate::core::environment::{Host, fence_check};
 use crate::core::{
@@ -328,11 +327,8 @@ pub async fn run<H: Hands, R: Rights>(
     Ok(driver.run(start, inputs.0).await)
 }
 
-/// Reads the alerts that a node has kept, the oldest first.
-///
-/// # Errors
-/// A file can't be read.
-pub fn kept_alerts(state: &Path) -> io::Result<Vec<AlertReport>> {
+/// Reads the alerts that a node has kept.
+pub fn kept_alerts(state: &Path) -> alerts::Kept {
     alerts::kept(&state.join(ALERTS))
 }
 

@@ -334,7 +334,7 @@ async fn a_group_starts_at_home_and_is_taken_over_when_its_node_dies() {
     .await;
     assert!(beta.is(GroupStatus::Online).await && alpha.is(GroupStatus::Offline).await);
     pair.begun_once();
-    let kept = kept_alerts(&pair.folder(1)).expect("read");
+    let kept = kept_alerts(&pair.folder(1)).alerts;
     assert!(
         kept.iter()
             .any(|a| a.name == "g" && a.what.contains("fails over"))

@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::thread::Builder;
 
 use rustix::fs::OFlags;
 
@@ -29,6 +30,10 @@ struct Block([u8; BLOCK]);
 /// It can't be read or written, reads something else than what was written, or the last look has not
 /// returned yet.
 pub async fn look(path: &Path, write: bool) -> Step {
+    look_in(Builder::new(), path, write).await
+}
+
+async fn look_in(thread: Builder, path: &Path, write: bool) -> Step {
     let owned = path.to_owned();
     {
         let mut asked = ASKED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -40,15 +45,22 @@ pub async fn look(path: &Path, write: bool) -> Step {
         }
     }
     let (done, answer) = tokio::sync::oneshot::channel();
-    // Not one of the runtime's threads: at its end the program would wait for it.
-    std::thread::spawn(move || {
-        let result = ask(&owned, write);
+    let no_more = |path: &Path| {
         let mut asked = ASKED.lock().unwrap_or_else(PoisonError::into_inner);
-        asked.remove(&owned);
-        drop(asked);
+        asked.remove(path);
+    };
+    // Not one of the runtime's threads: at its end the program would wait for it.
+    let begun = thread.spawn(move || {
+        let result = ask(&owned, write);
+        no_more(&owned);
         // Who asked may have given up.
         let _ = done.send(result);
     });
+    if let Err(error) = begun {
+        no_more(path);
+        let why = format!("{}: no thread can be begun: {error}", path.display());
+        return Err(Failure::Failed(why));
+    }
     let result = answer.await.map_err(|error| error.to_string())?;
     Ok(result.map_err(|error| format!("{}: {error}", path.display()))?)
 }
@@ -109,6 +121,16 @@ mod tests {
         let missing = folder.path().join("gone/probe");
         assert!(look(&missing, false).await.is_err());
         assert!(look(&missing, true).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_can_t_be_begun_is_a_failure_of_that_look() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("probe");
+        let too_large = Builder::new().stack_size(1 << 60);
+        let failed = look_in(too_large, &path, true).await.unwrap_err();
+        assert!(format!("{failed:?}").contains("no thread"), "{failed:?}");
+        assert_eq!(look(&path, true).await, Ok(()));
     }
 
     #[tokio::test]

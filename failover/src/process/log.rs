@@ -1,15 +1,54 @@
 //! What scripts write: a file for each resource, with a bound.
 //!
 //! Scripts have the file itself, not a pipe: what they leave running goes on writing when the
-//! manager has ended. So a file that grows is cut in place, and every writer appends.
+//! manager has ended. So a file that grows is cut in place, and every writer appends. Whoever writes
+//! it, [`keep_short`] looks after it, and after the guard's.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Deadline;
+use crate::config::Ms;
+use crate::place::Place;
 
 /// A log that is longer is cut; as much as this is kept beside it.
 pub const BOUND: u64 = 1 << 20;
+/// How often they are looked at.
+pub const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// The guard's, in the state folder.
+pub const OF_GUARD: &str = "guard.log";
+
+/// Cuts what has grown too long at each tick ([`LOOK_EVERY`]), for as long as it is polled.
+pub async fn keep_short<F: Future<Output = ()> + Send>(
+    place: Arc<Place>,
+    mut tick: impl FnMut() -> F + Send,
+) {
+    loop {
+        tick().await;
+        let state = place.state.clone();
+        let within = Deadline::after(Ms(LOOK_EVERY.as_millis() as u64));
+        // A disk that hangs holds one thread, and nobody else.
+        let looked = place.apart.run("logs", within, move || trim_all(&state));
+        if let Err(why) = looked.await {
+            tracing::warn!(?why, "the logs of scripts are not looked after");
+        }
+    }
+}
+
+fn trim_all(state: &Path) {
+    trim(&state.join(OF_GUARD));
+    let Ok(found) = fs::read_dir(state.join("logs")) else {
+        return;
+    };
+    let logs = found.flatten().map(|entry| entry.path());
+    for log in logs.filter(|path| path.extension().is_some_and(|kind| kind == "log")) {
+        trim(&log);
+    }
+}
 
 /// Opens a log to be appended to; a long one is cut first. Where that can't be done it grows, or what is
 /// written is lost: a disk that is full or read-only must not keep a service from being started or stopped.
@@ -29,10 +68,10 @@ pub fn open(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Cuts a log that is too long; its last part is kept as `NAME.1`.
-pub fn trim(path: &Path) {
+/// Cuts a log that is too long; its last part is kept as `NAME.1`, where there is room for that.
+fn trim(path: &Path) {
     if let Err(error) = cut(path) {
-        tracing::warn!(%error, log = %path.display(), "a script's log can't be cut");
+        tracing::warn!(%error, log = %path.display(), "a log can't be cut");
     }
 }
 
@@ -51,8 +90,10 @@ fn cut(path: &Path) -> io::Result<()> {
     Read::by_ref(&mut file).take(BOUND).read_to_end(&mut last)?;
     let mut old = path.as_os_str().to_owned();
     old.push(".1");
-    fs::write(&old, last)?;
-    file.set_len(0)
+    let kept = fs::write(&old, last);
+    // A disk that is full is why it must become shorter.
+    file.set_len(0)?;
+    kept
 }
 
 /// Notes in the log what follows.
@@ -101,5 +142,11 @@ mod tests {
         // Whoever had it open goes on at its new end.
         writer.write_all(b"on it goes\n").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"on it goes\n");
+        // Where nothing can be kept it becomes shorter all the same.
+        fs::remove_file(folder.path().join("x.log.1")).unwrap();
+        fs::create_dir(folder.path().join("x.log.1")).unwrap();
+        fs::write(&path, vec![b'a'; BOUND as usize + 1]).unwrap();
+        trim(&path);
+        assert_eq!(fs::metadata(&path).unwrap().len(), 0);
     }
 }

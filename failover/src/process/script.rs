@@ -270,23 +270,20 @@ impl Running {
     /// # Errors
     /// The deadline passed: it is ended with all that it started.
     pub async fn wait(&mut self, deadline: Deadline) -> Step<Ended> {
-        loop {
-            tokio::select! {
-                status = self.child.wait() => {
-                    let status = status.map_err(|error| error.to_string())?;
-                    return Ok(self.ended(status));
+        tokio::select! {
+            status = self.child.wait() => {
+                let status = status.map_err(|error| error.to_string())?;
+                Ok(self.ended(status))
+            }
+            () = sleep(deadline.left()) => {
+                tracing::warn!(log = %self.log.display(), "a script took too long: it is ended");
+                let end = self.family.end(GRACE);
+                // It is waited for meanwhile, else it would stay as a zombie.
+                let (end, _) = tokio::join!(end, tokio::time::timeout(GRACE * 3, self.child.wait()));
+                if let Err(Failure::Failed(why)) = end {
+                    tracing::error!(why, "a script that took too long");
                 }
-                () = sleep(deadline.left()) => {
-                    tracing::warn!(log = %self.log.display(), "a script took too long: it is ended");
-                    let end = self.family.end(GRACE);
-                    // It is waited for meanwhile, else it would stay as a zombie.
-                    let (end, _) = tokio::join!(end, tokio::time::timeout(GRACE * 3, self.child.wait()));
-                    if let Err(Failure::Failed(why)) = end {
-                        tracing::error!(why, "a script that took too long");
-                    }
-                    return Err(Failure::TimedOut);
-                }
-                () = sleep(Duration::from_secs(10)) => log::trim(&self.log),
+                Err(Failure::TimedOut)
             }
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Subject;
 use crate::config::resource::{Exec, Mode};
 use crate::process::script::Script;
-use crate::process::{Deadline, Failure, Family, GRACE, Process, Step, log, remove_control_group};
+use crate::process::{Deadline, Failure, Family, GRACE, Process, Step, remove_control_group};
 use crate::watch_list::WatchList;
 
 /// A service that can't even be run has ended by then.
@@ -99,7 +99,6 @@ pub(super) async fn end_loaded(subject: Subject<'_>) -> Step {
 
 /// An asynchronous one's process is there; of a synchronous one nothing is known.
 pub(super) fn probe(subject: Subject<'_>, own: &Exec) -> Step {
-    log::trim(&subject.place.log(&subject.key()));
     if own.mode == Mode::Sync {
         return Ok(());
     }

@@ -12,21 +12,27 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 
 use super::Subject;
-use crate::config::Group;
+use super::apart::Apart;
 use crate::config::Resource;
 use crate::config::resource::{File, Files};
+use crate::config::{Group, Ms};
 use crate::place::{FileChannel, NotSent, Place};
-use crate::process::{Deadline, Step};
+use crate::process::{Deadline, Failure, Step};
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(2);
 
 /// Without a change they are sent again after this long: the other node's may have been changed there.
 const ALL_AGAIN: Duration = Duration::from_secs(300);
+
+/// They are read within.
+const READ_WITHIN: Ms = Ms::seconds(10);
 
 /// A larger file is no small one, in bytes.
 pub const LARGEST: u64 = 8 << 20;
@@ -82,7 +88,7 @@ struct Seen {
 }
 
 fn seen(path: &Path) -> Option<Seen> {
-    let about = fs::metadata(path).ok()?;
+    let about = fs::symlink_metadata(path).ok()?;
     Some(Seen {
         inode: about.ino(),
         size: about.size(),
@@ -114,6 +120,34 @@ fn number_of(file: &str, name: &str) -> Result<u32, String> {
     found.ok_or_else(|| format!("there is no {name} in {file} of this node"))
 }
 
+/// The file itself, and what it is: not what a link of this name leads to, and no pipe or device, which would be waited
+/// for. Its folder may be another user's. `None`: there is none.
+fn open(path: &Path) -> Result<Option<(fs::File, fs::Metadata)>, String> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let mut options = OpenOptions::new();
+    let options = options.read(true).custom_flags(flags.bits().cast_signed());
+    let shown = path.display();
+    let file = match options.open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
+            return Err(format!(
+                "{shown} is a symbolic link: only files are synchronised\n  next: name the file that it leads to"
+            ));
+        }
+        Err(error) => return Err(format!("{shown}: {error}")),
+    };
+    let about = file
+        .metadata()
+        .map_err(|error| format!("{shown}: {error}"))?;
+    if !about.is_file() {
+        return Err(format!(
+            "{shown} is not a file: only files are synchronised"
+        ));
+    }
+    Ok(Some((file, about)))
+}
+
 /// A file as it is here, with the owner and mode that the configuration wants there.
 ///
 /// # Errors
@@ -135,17 +169,9 @@ pub fn image(file: &File) -> Result<Image, String> {
         group: file.group.clone().unwrap_or_default(),
         mode: mode.unwrap_or(0o600),
     };
-    let opened = match fs::File::open(&file.path) {
-        Ok(opened) => opened,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(image),
-        Err(error) => return Err(format!("{path}: {error}")),
+    let Some((opened, about)) = open(&file.path)? else {
+        return Ok(image);
     };
-    let about = opened
-        .metadata()
-        .map_err(|error| format!("{path}: {error}"))?;
-    if !about.is_file() {
-        return Err(format!("{path} is not a file: only files are synchronised"));
-    }
     let mut content = Vec::new();
     let read = opened.take(LARGEST + 1).read_to_end(&mut content);
     read.map_err(|error| format!("{path}: {error}"))?;
@@ -211,14 +237,14 @@ pub fn install(place: &Place, group: &str, resource: &str, image: &Image) -> Res
 }
 
 fn is_same(path: &Path, image: &Image, owner: u32, group: u32) -> bool {
-    let Ok(about) = fs::symlink_metadata(path) else {
+    let Ok(Some((file, about))) = open(path) else {
         return false;
     };
-    about.is_file()
-        && (about.uid(), about.gid()) == (owner, group)
+    let mut content = Vec::new();
+    (about.uid(), about.gid()) == (owner, group)
         && about.permissions().mode() & 0o7777 == image.mode
-        && fs::read(path)
-            .is_ok_and(|content| blake3::hash(&content).to_hex().as_str() == image.hash)
+        && file.take(LARGEST + 1).read_to_end(&mut content).is_ok()
+        && blake3::hash(&content).to_hex().as_str() == image.hash
 }
 
 fn replace(path: &Path, content: &[u8], (owner, group): (u32, u32), mode: u32) -> io::Result<()> {
@@ -266,14 +292,17 @@ impl Sender {
     /// it.
     async fn round(
         &mut self,
+        apart: &Apart,
         channel: &Arc<dyn FileChannel>,
         group: &str,
         resource: &str,
         files: &[File],
     ) -> Result<(), NotSent> {
         let mut due = Vec::new();
-        for file in files {
-            let seen = seen(&file.path);
+        let paths: Vec<PathBuf> = files.iter().map(|file| file.path.clone()).collect();
+        let all = move || paths.iter().map(|path| seen(path)).collect::<Vec<_>>();
+        let all = read_apart(apart, group, resource, all).await?;
+        for (file, seen) in files.iter().zip(all) {
             if self.arrived.get(&file.path) == Some(&seen) {
                 continue;
             }
@@ -287,11 +316,12 @@ impl Sender {
         due.sort_by_key(|(_, seen)| seen.map_or(0, |seen| seen.size));
         let mut refused = None;
         for (file, seen) in due {
-            let image = match image(file) {
+            let of = file.clone();
+            let image = match read_apart(apart, group, resource, move || image(&of)).await? {
                 Ok(image) => image,
                 Err(why) => {
                     if self.failed.insert(file.path.clone(), why.clone()).as_ref() != Some(&why) {
-                        tracing::warn!(why, "a file is not synchronised");
+                        channel.not_read(group, resource, &why);
                     }
                     continue;
                 }
@@ -301,7 +331,7 @@ impl Sender {
                 Ok(()) => {
                     self.arrived.insert(file.path.clone(), seen);
                 }
-                Err(why @ NotSent::Refused(_)) => {
+                Err(why @ (NotSent::Refused(_) | NotSent::NotRead(_))) => {
                     refused.get_or_insert(why);
                 }
                 Err(away @ NotSent::Away(_)) => return Err(away),
@@ -311,10 +341,26 @@ impl Sender {
     }
 }
 
+/// What reads files, in a thread of its own: they are where the operator says, a disk that hangs for one.
+async fn read_apart<T: Send + 'static>(
+    apart: &Apart,
+    group: &str,
+    resource: &str,
+    what: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, NotSent> {
+    let name = format!("the files of {group}/{resource}");
+    let read = apart.run(&name, Deadline::after(READ_WITHIN), what).await;
+    read.map_err(|failure| match failure {
+        Failure::Failed(why) | Failure::Warned(why) => NotSent::NotRead(why),
+        Failure::TimedOut => NotSent::NotRead(format!("{name} can't be read within {READ_WITHIN}")),
+    })
+}
+
 pub(super) async fn start(subject: Subject<'_>, own: &Files, deadline: Deadline) -> Step {
     let mut sender = Sender::default();
     let (group, resource) = (&subject.group.name, &subject.resource.name);
-    let first = sender.round(&subject.place.files, group, resource, &own.files);
+    let Place { apart, files, .. } = subject.place;
+    let first = sender.round(apart, files, group, resource, &own.files);
     match deadline.wait(first).await {
         Ok(Ok(())) => {}
         // The other node may be what has failed: the service starts all the same.
@@ -334,6 +380,7 @@ fn go_on(place: &Place, group: &Group, resource: &Resource, own: &Files, mut sen
     let key = Place::key(group, &resource.name);
     let (group, resource) = (group.name.clone(), resource.name.clone());
     let (files, channel) = (own.files.clone(), place.files.clone());
+    let apart = place.apart.clone();
     place.tasks.begin(key, async move {
         let mut told = None;
         let mut all = tokio::time::Instant::now();
@@ -345,11 +392,13 @@ fn go_on(place: &Place, group: &Group, resource: &Resource, own: &Files, mut sen
                 sender.arrived.retain(|_, seen| seen.is_none());
             }
             let sent = sender
-                .round(&channel, &group, &resource, &files)
+                .round(&apart, &channel, &group, &resource, &files)
                 .await
                 .err();
             if sent != told {
-                if let Some(why) = &sent {
+                if let Some(NotSent::NotRead(why)) = &sent {
+                    channel.not_read(&group, &resource, why);
+                } else if let Some(why) = &sent {
                     tracing::warn!(group, resource, %why, "files are not sent");
                     if matches!(why, NotSent::Away(_)) {
                         // A node that was away may have lost what it had.
@@ -381,6 +430,7 @@ mod tests {
     struct Other {
         has: Mutex<BTreeMap<PathBuf, Option<Vec<u8>>>>,
         requests: Mutex<usize>,
+        not_read: Mutex<Vec<String>>,
         refuses: Option<PathBuf>,
     }
 
@@ -410,6 +460,52 @@ mod tests {
             };
             Box::pin(std::future::ready(sent))
         }
+
+        fn not_read(&self, group: &str, resource: &str, why: &str) {
+            let what = format!("{group}/{resource}: {why}");
+            self.not_read.lock().unwrap().push(what);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_file_is_not_read_and_told_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| File {
+            path: folder.path().join(name),
+            owner: None,
+            group: None,
+            mode: None,
+        };
+        let files: Vec<File> = ["link", "pipe", "good"].map(file).into();
+        let secret = folder.path().join("secret");
+        fs::write(&secret, "of root alone").unwrap();
+        std::os::unix::fs::symlink(&secret, &files[0].path).unwrap();
+        // Nobody will ever write to it.
+        let made = std::process::Command::new("mkfifo")
+            .arg(&files[1].path)
+            .status();
+        assert!(made.unwrap().success());
+        fs::write(&files[2].path, "good").unwrap();
+        let other = Arc::new(Other::default());
+        let channel: Arc<dyn FileChannel> = other.clone();
+        let (mut sender, apart) = (Sender::default(), Apart::default());
+        for _ in 0..2 {
+            let sent = sender.round(&apart, &channel, "g", "f", &files).await;
+            assert_eq!(sent, Ok(()));
+        }
+        let has: Vec<_> = other.has.lock().unwrap().keys().cloned().collect();
+        assert_eq!(has, [files[2].path.clone()]);
+        let told = other.not_read.lock().unwrap().join("\n");
+        assert_eq!(told.matches("g/f: ").count(), 2, "{told}");
+        assert!(
+            told.contains("/link is a symbolic link") && told.contains("/pipe is not a file"),
+            "{told}"
+        );
+        // Nor is it taken for what was installed before.
+        let mut image = image(&file("secret")).unwrap();
+        image.path = files[0].path.clone();
+        let about = fs::metadata(&secret).unwrap();
+        assert!(!is_same(&image.path, &image, about.uid(), about.gid()));
     }
 
     #[tokio::test]
@@ -433,7 +529,9 @@ mod tests {
         });
         let channel: Arc<dyn FileChannel> = other.clone();
         let mut sender = Sender::default();
-        let sent = sender.round(&channel, "g", "f", &files).await;
+        let sent = sender
+            .round(&Apart::default(), &channel, "g", "f", &files)
+            .await;
         assert!(matches!(sent, Err(NotSent::Refused(_))), "{sent:?}");
         for (at, file) in files.iter().enumerate() {
             let has = other.has.lock().unwrap();
@@ -442,7 +540,9 @@ mod tests {
             assert!(there == here, "{}", file.path.display());
         }
         // What has arrived is not sent again because of another one.
-        let again = sender.round(&channel, "g", "f", &files).await;
+        let again = sender
+            .round(&Apart::default(), &channel, "g", "f", &files)
+            .await;
         assert!(again.is_err());
         assert_eq!(*other.requests.lock().unwrap(), files.len() + 1);
     }

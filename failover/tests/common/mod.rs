@@ -59,6 +59,7 @@ impl MirrorDevice for Mirrors {
 #[derive(Default)]
 pub struct Channel {
     pub sent: Mutex<Vec<Image>>,
+    pub not_read: Mutex<Vec<String>>,
     pub cut: Mutex<bool>,
 }
 
@@ -76,6 +77,11 @@ impl FileChannel for Channel {
             self.sent.lock().unwrap().push(image);
             Ok(())
         })
+    }
+
+    fn not_read(&self, group: &str, resource: &str, why: &str) {
+        let what = format!("{group}/{resource}: {why}");
+        self.not_read.lock().unwrap().push(what);
     }
 }
 

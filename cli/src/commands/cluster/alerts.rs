@@ -51,7 +51,7 @@ pub async fn run(context: &Context, args: &AlertsArgs) -> Outcome {
     let told = match context.manager().await?.ask(ask).await? {
         Answer::Alerts { alerts, missing } => {
             if let Some(missing) = missing {
-                anstream::eprintln!("only this node's alerts: {missing}");
+                anstream::eprintln!("some alerts are missing: {missing}");
             }
             alerts
         }

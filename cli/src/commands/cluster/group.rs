@@ -1,6 +1,6 @@
 //! `kagami group`: an order to a group, and the wait until it is carried out.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kagami_failover::control::status::{GroupReport, RunState};
 use kagami_failover::control::{Answer, Ask, ClusterReport, Order};
@@ -103,11 +103,34 @@ async fn carry_out(
     goal: Goal,
     wait: &GroupWaitArgs,
 ) -> Result<String, Failure> {
-    context.order(None, order).await?;
+    let begun = Instant::now();
+    give(context, group, order, wait.timeout).await?;
     if wait.no_wait {
         return Ok("ordered; `kagami cluster status` shows how it goes".to_owned());
     }
-    reach(context, group, &goal, wait.timeout).await
+    reach(context, group, &goal, begun, wait.timeout).await
+}
+
+/// Gives the order; it is recorded when this returns.
+async fn give(
+    context: &Context,
+    group: &str,
+    order: Order,
+    limit: Duration,
+) -> Result<(), Failure> {
+    let look = "whether it is carried out is not known: it counts once the failover manager has written it to its disk\n  next: `kagami cluster status` shows what is under way; where the order was not taken, `kagami alerts` may tell what is wrong with the disk";
+    within(
+        Some(limit),
+        || {
+            format!(
+                "group {group}: the order was not taken within {}; {look}",
+                humantime::format_duration(limit)
+            )
+        },
+        || format!("group {group}: interrupted before the order was taken; {look}"),
+        context.order(None, order),
+    )
+    .await
 }
 
 /// Orders a start or a move, and waits until the group is online.
@@ -121,8 +144,9 @@ pub async fn bring_up(
     on: Option<String>,
     limit: Duration,
 ) -> Result<String, Failure> {
-    context.order(None, order).await?;
-    reach(context, group, &Goal::Online(on), limit).await
+    let begun = Instant::now();
+    give(context, group, order, limit).await?;
+    reach(context, group, &Goal::Online(on), begun, limit).await
 }
 
 /// Orders a stop, and waits until the group is offline.
@@ -135,20 +159,22 @@ pub async fn bring_down(
     order: Order,
     limit: Duration,
 ) -> Result<String, Failure> {
-    context.order(None, order).await?;
-    reach(context, group, &Goal::Offline, limit).await
+    let begun = Instant::now();
+    give(context, group, order, limit).await?;
+    reach(context, group, &Goal::Offline, begun, limit).await
 }
 
 async fn reach(
     context: &Context,
     group: &str,
     goal: &Goal,
+    begun: Instant,
     limit: Duration,
 ) -> Result<String, Failure> {
     let look =
         "the failover managers go on with it\n  next: `kagami cluster status` shows how it ends";
     within(
-        Some(limit),
+        Some(limit.saturating_sub(begun.elapsed())),
         || {
             format!(
                 "group {group}: not done within {}; {look}",

@@ -46,7 +46,12 @@ fn tell(pushed: &Pushed, dry_run: bool) -> String {
     let mut text = String::new();
     let nodes = pushed.nodes.join(" and ");
     text.push_str(&match (pushed.from == pushed.revision, dry_run) {
-        (true, _) => format!("revision {} is in force on {nodes}\n", pushed.revision),
+        // It says nothing of the other node's, which a push brings to the same.
+        (true, true) => format!(
+            "revision {} is in force on this node, and would be on {nodes}; nothing was changed\n",
+            pushed.revision
+        ),
+        (true, false) => format!("revision {} is in force on {nodes}\n", pushed.revision),
         (false, true) => format!(
             "revision {} would replace {} on {nodes}; nothing was changed\n",
             pushed.revision, pushed.from
@@ -63,4 +68,27 @@ fn tell(pushed: &Pushed, dry_run: bool) -> String {
         text.push_str(&format!("  not there: {missing}\n  next: push it again when that node is back; until then it takes nothing over\n"));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dry_run_says_nothing_of_the_other_node_that_may_not_be_true() {
+        let pushed = Pushed {
+            from: 7,
+            revision: 7,
+            nodes: vec!["beta".to_owned(), "alpha".to_owned()],
+            ..Pushed::default()
+        };
+        assert_eq!(
+            tell(&pushed, true),
+            "revision 7 is in force on this node, and would be on beta and alpha; nothing was changed\n"
+        );
+        assert_eq!(
+            tell(&pushed, false),
+            "revision 7 is in force on beta and alpha\n"
+        );
+    }
 }

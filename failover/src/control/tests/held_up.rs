@@ -1,0 +1,87 @@
+//! What one side knows and the other does not, and what must not wait for either.
+
+use super::*;
+
+#[tokio::test]
+async fn what_runs_by_a_newer_configuration_is_dropped_only_by_force() {
+    let [alpha, beta] = Fake::pair();
+    // Beta has a group that alpha has not heard of, and runs it.
+    let newer = TEXT.replace("revision = 7", "revision = 8")
+        + "[group.web]\nnodes = [\"alpha\", \"beta\"]\n[group.web.resource.page]\ntype = \"exec\"\nstart = \"/bin/page\"\n";
+    beta.adopt(newer.clone(), (*cluster(&newer)).clone())
+        .await
+        .unwrap();
+    {
+        let mut view = beta.view.lock().unwrap();
+        let web = GroupView {
+            state: RunState::Online,
+            order: OrderView {
+                version: 1,
+                by: 1,
+                wanted: true,
+                owner: 1,
+            },
+            resources: vec![RunState::Online],
+            ..GroupView::default()
+        };
+        view.groups.push(web);
+    }
+    let without = TEXT.replace("revision = 7", "revision = 9");
+    for dry_run in [true, false] {
+        let push = Ask::Push {
+            text: without.clone(),
+            force: false,
+            dry_run,
+        };
+        let said = refusal(answer(alpha.as_ref(), push).await);
+        assert!(
+            said.contains("node beta: revision 9 is not taken over: it would drop what runs")
+                && said.contains("group web is online on beta, and is not in it any more")
+                && said.contains("\n  next: stop those groups first, or add --force"),
+            "{said}"
+        );
+        assert_eq!((alpha.cluster().revision, beta.cluster().revision), (7, 8));
+    }
+    // With it nothing is dropped, whatever runs on the other node.
+    let with = newer.replace("revision = 8", "revision = 9");
+    let pushed = answer(alpha.as_ref(), push_of(&with, false)).await;
+    assert!(matches!(pushed, Answer::Pushed(_)), "{pushed:?}");
+    assert_eq!((alpha.cluster().revision, beta.cluster().revision), (9, 9));
+    let forced = without.replace("revision = 9", "revision = 10");
+    beta.view.lock().unwrap().revision = 9;
+    let pushed = answer(alpha.as_ref(), push_of(&forced, true)).await;
+    assert!(matches!(pushed, Answer::Pushed(_)), "{pushed:?}");
+    assert_eq!(
+        (alpha.cluster().revision, beta.cluster().revision),
+        (10, 10)
+    );
+}
+
+#[tokio::test]
+async fn orders_that_nobody_waits_for_any_more_keep_nobody_out() {
+    let [alpha, _beta] = Fake::pair();
+    alpha.holds.store(true, Ordering::Relaxed);
+    let served = served(&alpha);
+    let order = Ask::Order {
+        node: None,
+        order: Order::StopGroup {
+            group: "pg".to_owned(),
+        },
+    };
+    let mut clients = Vec::new();
+    for _ in 0..64 {
+        let mut client = Client::connect(&served.path).await.unwrap();
+        client.send(order.clone()).await.unwrap();
+        clients.push(client);
+    }
+    while alpha.commands.lock().unwrap().len() < clients.len() {
+        tokio::task::yield_now().await;
+    }
+    drop(clients);
+    let patience = std::time::Duration::from_secs(20);
+    let answered = tokio::time::timeout(patience, ask(&served.path, Ask::Status)).await;
+    assert!(
+        matches!(answered, Ok(Answer::Cluster(_))),
+        "their places are free"
+    );
+}
