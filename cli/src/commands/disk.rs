@@ -28,6 +28,8 @@ struct Worth {
     needed: Option<String>,
     logical_block: u32,
     max_size: Option<u64>,
+    /// Its metadata, so that no daemon takes it up after it was judged; `None`: it can't be used any more.
+    held: Option<OfflineCopy>,
 }
 
 /// Makes the new copy and writes it into the configuration.
@@ -71,6 +73,7 @@ pub async fn run(context: &Context, args: &ReplaceDiskArgs) -> Outcome {
     }
     confirm(&what, args.danger.yes)?;
     let made = plan.make()?;
+    // Held until the configuration says where the new one is.
     let written = (|| {
         let mut editor = Editor::open(&context.file)?;
         write(&mut editor, name, &made);
@@ -80,6 +83,7 @@ pub async fn run(context: &Context, args: &ReplaceDiskArgs) -> Outcome {
         made.take_back();
         return Err(failure);
     }
+    drop(worth.held);
     if args.json {
         print_json(&json!({
             "mirror": name, "backing": made.backing, "metadata": made.metadata,
@@ -114,6 +118,7 @@ fn worth(config: &Config, mirror: &Mirror) -> Result<Worth, Failure> {
         needed: None,
         logical_block: mirror.logical_block,
         max_size: None,
+        held: None,
     };
     let copy = match OfflineCopy::open(&mirror.name, id, &mirror.metadata, Duration::ZERO) {
         Ok(copy) => copy,
@@ -145,6 +150,7 @@ fn worth(config: &Config, mirror: &Mirror) -> Result<Worth, Failure> {
     } else if let Some(error) = data_gone {
         return Ok(Worth {
             max_size,
+            held: Some(copy),
             ..gone(format!("its data can't be read any more: {error}"))
         });
     } else if mirror.peer.is_none() {
@@ -159,6 +165,7 @@ fn worth(config: &Config, mirror: &Mirror) -> Result<Worth, Failure> {
         needed,
         logical_block: record.logical_block,
         max_size,
+        held: Some(copy),
     })
 }
 
