@@ -205,3 +205,49 @@ fn plan(
         store: &store,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::places::Places;
+    use crate::config::value::spell_hex;
+
+    #[test]
+    fn a_copy_that_was_judged_is_taken_up_by_nobody_until_it_is_replaced() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let uuid = [7; 16];
+        let store = StoreArgs {
+            device: None,
+            backing: None,
+            metadata: None,
+            max_size: None,
+        };
+        let plan = Plan::new(&Wanted {
+            name: "pg",
+            uuid,
+            node: 1,
+            peer: None,
+            size: Some(16 << 20),
+            keep_data: false,
+            logical_block: 512,
+            extents: 1024,
+            state_dir: folder.path(),
+            store: &store,
+        });
+        let made = plan.and_then(Plan::make).expect("made");
+        let text = format!(
+            "[node]\nname = \"alpha\"\nid = 1\n[mirror.pg]\nuuid = \"{}\"\nsize = \"16MiB\"\nbacking = \"{}\"\nmetadata = \"{}\"\n",
+            spell_hex(&uuid),
+            made.backing.display(),
+            made.metadata.display()
+        );
+        let file = folder.path().join("kagami.toml");
+        let config = Config::parse(&file, &text, &Places::of_root()).expect("a configuration");
+        let mirror = config.mirror("pg").expect("the mirror");
+        let worth = worth(&config, mirror).expect("judged");
+        let taken = StoreFile::open(&made.metadata, Duration::ZERO);
+        assert!(taken.expect_err("it is held").is_held());
+        drop(worth);
+        StoreFile::open(&made.metadata, Duration::ZERO).expect("it is free");
+    }
+}
