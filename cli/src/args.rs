@@ -5,6 +5,8 @@ mod cluster;
 mod demo;
 mod failover;
 mod life;
+mod make;
+mod order;
 mod ublk;
 
 use std::path::PathBuf;
@@ -14,7 +16,6 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 
 use crate::config::value;
 use crate::control::driver::DeviceId;
-use crate::control::message::Source;
 pub use arbiter::{ArbiterVerb, WitnessArgs, WitnessVerb};
 pub use cluster::{
     AckArgs, AlertsArgs, ClusterStatusArgs, ClusterVerb, EndArgs, GroupVerb, GroupWaitArgs,
@@ -23,6 +24,11 @@ pub use cluster::{
 pub use demo::{BenchArgs, ClusterDemoArgs, DemoArgs, DemoService, DemoServiceArgs};
 pub use failover::{FailoverArgs, FailoverVerb, GuardArgs};
 pub use life::{PeerVerb, RemovePeerArgs, ReplaceDiskArgs, ReplacePeerArgs, ResizeArgs};
+pub use make::{InitArgs, NodeArgs, PairArgs, StoreArgs};
+pub use order::{
+    AttachArgs, DangerArgs, DemoteArgs, DetachArgs, InvalidateArgs, KernelDeviceVerb, OrderArgs,
+    PromoteArgs, ResyncArgs, VerifyArgs, WaitArgs,
+};
 pub use ublk::UblkVerb;
 
 /// A mirror disk in userspace.
@@ -205,116 +211,6 @@ fn name(text: &str) -> Result<String, String> {
     value::check_name(text).map(|()| text.to_owned())
 }
 
-/// Where this node's copy is kept.
-#[derive(Args, Debug, Default)]
-pub struct StoreArgs {
-    /// A block device for the data, instead of a file
-    #[arg(long, value_name = "DEVICE", conflicts_with = "backing", value_hint = ValueHint::FilePath)]
-    pub device: Option<PathBuf>,
-    /// The file for the data [default: NAME.data in the node's state folder]
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub backing: Option<PathBuf>,
-    /// The file or block device for the metadata [default: NAME.meta in the node's state folder]
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub metadata: Option<PathBuf>,
-    /// The size that the mirror may grow to later without new metadata [default: the larger of 4
-    /// times the size and 1 TiB]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    pub max_size: Option<u64>,
-}
-
-/// Who this node is, where its configuration does not say yet.
-#[derive(Args, Debug, Default)]
-pub struct NodeArgs {
-    /// This node's name, where the configuration does not say yet [default: the host name]
-    #[arg(long, value_name = "NAME", value_parser = name)]
-    pub node_name: Option<String>,
-    /// Where peers reach this node, where the configuration does not say yet [default: [::]:7789]
-    #[arg(long, value_name = "ADDRESS:PORT")]
-    pub listen: Vec<std::net::SocketAddr>,
-}
-
-/// `kagami init`
-#[derive(Args, Debug)]
-#[command(after_help = "Examples:\n\
-    \x20 kagami init pg --size 20G                        # a sparse file\n\
-    \x20 kagami init pg --device /dev/vg0/pg              # an empty device, all of it\n\
-    \x20 kagami init pg --device /dev/vg0/pg --keep-data  # what is on it stays, and is the source")]
-pub struct InitArgs {
-    /// The mirror's name
-    #[arg(value_parser = name)]
-    pub mirror: String,
-    /// The size of the device that the mirror is [default: the whole of --device]
-    #[arg(long, value_parser = size, required_unless_present = "device")]
-    pub size: Option<u64>,
-    /// Keep what is on the device (or in the file), byte for byte where it is; it becomes the source
-    #[arg(long)]
-    pub keep_data: bool,
-    /// The least unit of I/O that clients are told, bytes
-    #[arg(long, value_name = "BYTES", default_value_t = 512, value_parser = logical_block)]
-    pub logical_block: u32,
-    /// Extents of 4 MiB that may be written without a metadata write, 64 to 65536, on both nodes;
-    /// they are resynchronised after a crash of the Primary [default: 1024]
-    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(64..=65_536))]
-    pub activity_log_extents: Option<u32>,
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub store: StoreArgs,
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub node: NodeArgs,
-    /// Say what would be done, and do nothing
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Print what was done as JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `kagami pair`
-#[derive(Args, Debug)]
-#[command(after_help = "Examples:\n\
-    \x20 alpha# kagami pair pg                            # prints a line and waits ten minutes\n\
-    \x20 beta#  kagami pair --join kgm1-...               # paste it on the other node\n\
-    \x20 beta#  kagami pair --join kgm1-... --device /dev/vg0/pg\n\
-    \x20 alpha# kagami pair --rotate                      # another key for this node")]
-pub struct PairArgs {
-    /// The mirror that a second node is to join
-    #[arg(value_parser = name, required_unless_present_any = ["join", "rotate"], conflicts_with_all = ["join", "rotate"])]
-    pub mirror: Option<String>,
-    /// Join the mirror that this line is for
-    #[arg(long, value_name = "TOKEN")]
-    pub join: Option<String>,
-    /// An address under which the other node reaches this one, for the token and its configuration
-    /// [default: found out]
-    #[arg(long, value_name = "ADDRESS", conflicts_with = "join")]
-    pub address: Vec<std::net::IpAddr>,
-    /// How long the token is valid
-    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = time, conflicts_with = "join")]
-    pub valid: Duration,
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub store: StoreArgs,
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub node: NodeArgs,
-    /// Pair anew with the same node, though the mirror has a peer already
-    #[arg(long, conflicts_with = "join")]
-    pub again: bool,
-    /// Where this node has an old copy of that mirror: give it up, it is copied anew
-    #[arg(long, requires = "join")]
-    pub give_up_copy: bool,
-    /// Give this node another key, without a break: peers and arbiters learn it first
-    #[arg(long, conflicts_with = "join")]
-    pub rotate: bool,
-    /// Say what the token is for and what would be made, and do nothing
-    #[arg(long, requires = "join")]
-    pub dry_run: bool,
-    /// Print what was agreed as JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
 /// `kagami up`
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n\
@@ -377,219 +273,6 @@ pub struct EventsArgs {
     /// An object a line (docs/status-json.md)
     #[arg(long)]
     pub json: bool,
-}
-
-/// What every order to a mirror has.
-#[derive(Args, Debug)]
-pub struct OrderArgs {
-    /// The mirror
-    pub mirror: String,
-    /// How long to wait for the daemon's answer
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = time)]
-    pub timeout: Duration,
-    /// Print the outcome as JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// What an order has that destroys something.
-#[derive(Args, Clone, Copy, Debug, Default)]
-pub struct DangerArgs {
-    /// Don't ask; needed where there is no terminal to ask on
-    #[arg(long, short)]
-    pub yes: bool,
-    /// Say what would be done and lost, and do nothing
-    #[arg(long)]
-    pub dry_run: bool,
-}
-
-/// `kagami promote`
-#[derive(Args, Debug)]
-#[command(after_help = "Examples:\n\
-    \x20 kagami promote pg\n\
-    \x20 kagami promote pg --while-resyncing   # before this copy is in sync: the other node answers\n\
-    \x20 kagami promote pg --force --yes   # go on though a rule forbids it; it is recorded")]
-pub struct PromoteArgs {
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub order: OrderArgs,
-    /// Also while this copy is being resynchronised: until that ends every read and write goes to the
-    /// other node, and waits when the link is down
-    #[arg(long, conflicts_with = "force")]
-    pub while_resyncing: bool,
-    /// Override permission and staleness: what only the other copy holds is lost or a split brain
-    #[arg(long)]
-    pub force: bool,
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub danger: DangerArgs,
-}
-
-/// `kagami attach`
-#[derive(Args, Debug)]
-#[command(after_help = "Examples:\n\
-    \x20 kagami attach pg                      # the first free /dev/nbdN; promotes where permitted\n\
-    \x20 kagami attach pg --device /dev/nbd0\n\
-    \x20 kagami attach pg --ublk               # /dev/ublkbN: faster, needs Linux 6.12\n\
-    \x20 kagami attach pg --wait 75s           # as it is done while a machine starts\n\
-    \x20 mkfs.ext4 /dev/kagami/pg && mount /dev/kagami/pg /srv")]
-pub struct AttachArgs {
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub order: OrderArgs,
-    /// Be this device [default: the first free one]; /dev/ublkbN is one of --ublk
-    #[arg(long, value_name = "DEVICE", value_parser = device_id)]
-    pub device: Option<DeviceId>,
-    /// By the kernel's ublk driver, as /dev/ublkbN, and not by its NBD client; needs Linux 6.12 or newer
-    #[arg(long)]
-    pub ublk: bool,
-    /// Wait up to so long for what may come by itself: the daemon, the peer, a device that is being
-    /// taken back; what needs a person, or another Primary, ends it at once
-    #[arg(long, value_name = "TIME", value_parser = time)]
-    pub wait: Option<Duration>,
-}
-
-/// `kagami detach`
-#[derive(Args, Debug)]
-#[command(after_help = "Examples:\n\
-    \x20 umount /srv && kagami detach pg\n\
-    \x20 kagami detach pg --force --yes   # what waits there fails; it is recorded")]
-pub struct DetachArgs {
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub order: OrderArgs,
-    /// Take it down whoever uses it: requests that wait fail with input/output errors
-    #[arg(long)]
-    pub force: bool,
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub danger: DangerArgs,
-}
-
-/// `kagami kernel-device`
-#[derive(Debug, Subcommand)]
-pub enum KernelDeviceVerb {
-    /// Hold a device exclusively until the input ends
-    #[command(after_help = "Example:\n  kagami kernel-device hold /dev/nbd0 --flush")]
-    Hold {
-        /// The device
-        device: PathBuf,
-        /// Write back first what the kernel holds for it
-        #[arg(long)]
-        flush: bool,
-    },
-    /// Make a device's settings
-    #[command(after_help = "Example:\n  kagami kernel-device tune /dev/nbd0 32768")]
-    Tune {
-        /// The tree of settings
-        #[arg(long, default_value = "/sys")]
-        sysfs: PathBuf,
-        /// The device
-        #[arg(value_parser = device_id)]
-        device: DeviceId,
-        /// The longest request that is taken, KiB
-        max_kb: u32,
-    },
-    /// Say for udev which mirror a device is
-    #[command(after_help = "Example:\n  kagami kernel-device name /dev/nbd0")]
-    Name {
-        /// The device
-        #[arg(value_parser = device_id)]
-        device: DeviceId,
-    },
-    /// Ask the kernel's ublk driver
-    #[command(subcommand, after_help = "Example:\n  kagami kernel-device ublk list")]
-    Ublk(UblkVerb),
-}
-
-/// `kagami demote`
-#[derive(Args, Debug)]
-#[command(after_help = "Example:\n  kagami demote pg")]
-pub struct DemoteArgs {
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub order: OrderArgs,
-    /// Fail the requests that wait for a peer that does not answer
-    #[arg(long)]
-    pub force: bool,
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub danger: DangerArgs,
-}
-
-/// Waiting for long work.
-#[derive(Args, Clone, Copy, Debug)]
-pub struct WaitArgs {
-    /// Wait for the end and show progress [default on a terminal]
-    #[arg(long, conflicts_with = "no_wait")]
-    pub wait: bool,
-    /// Return when it has begun [default without a terminal]
-    #[arg(long)]
-    pub no_wait: bool,
-    /// How long to wait; the work goes on [default: without end]
-    #[arg(long, value_name = "TIME", value_parser = time)]
-    pub timeout: Option<Duration>,
-}
-
-/// `kagami resync`
-#[derive(Args, Debug)]
-#[command(after_help = "Examples:\n\
-    \x20 kagami resync pg --from local        # after a split brain: keep this node's changes\n\
-    \x20 kagami resync pg --from peer --yes --wait\n\
-    \x20 kagami resync pg --full              # every block, not only marked ones")]
-pub struct ResyncArgs {
-    /// The mirror
-    pub mirror: String,
-    /// Whose data stays; what only the other copy holds is lost
-    #[arg(long, value_enum)]
-    pub from: Option<Source>,
-    /// Every block, not only marked ones
-    #[arg(long)]
-    pub full: bool,
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub wait: WaitArgs,
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub danger: DangerArgs,
-    /// Print the outcome as JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `kagami verify`
-#[derive(Args, Debug)]
-#[command(after_help = "Examples:\n\
-    \x20 kagami verify pg\n\
-    \x20 kagami verify pg --repair --wait     # and resynchronise what differs\n\
-    \x20 kagami verify pg --stop")]
-pub struct VerifyArgs {
-    /// The mirror
-    pub mirror: String,
-    /// Resynchronise what differs, when done
-    #[arg(long)]
-    pub repair: bool,
-    /// Stop a running verification; what it found stays marked
-    #[arg(long, conflicts_with_all = ["repair", "wait"])]
-    pub stop: bool,
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub wait: WaitArgs,
-    /// Print the outcome as JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `kagami invalidate`
-#[derive(Args, Debug)]
-#[command(after_help = "Example:\n  kagami invalidate pg --yes")]
-pub struct InvalidateArgs {
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub order: OrderArgs,
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub danger: DangerArgs,
 }
 
 /// `kagami config`

@@ -2,8 +2,8 @@
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use kagami_replicator::shell::engine::prepare_process;
 use tokio::signal::unix::{SignalKind, signal as on_signal};
@@ -15,10 +15,16 @@ use crate::config::{Config, disks};
 use crate::control::client::Client;
 use crate::control::message::{Answer, Ask};
 use crate::daemon::mirrors::Mirrors;
+use crate::daemon::mirrors::opening::Patience;
 use crate::daemon::service::Service;
 use crate::daemon::socket::ControlSocket;
 use crate::daemon::{self, log};
 use crate::exit::{DONE, Failure, Outcome, Status};
+
+/// A daemon that runs answers within.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
+/// How often is looked whether one that was started answers, or has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Runs the daemon, or starts one and leaves it running.
 ///
@@ -54,7 +60,7 @@ pub fn run(context: &Context, args: &UpArgs) -> Outcome {
         let fingerprint = keys.current.fingerprint().to_string();
         let socket = ControlSocket::bind(&config.node).await?;
         let service = Service::of_this_process();
-        let mirrors = Mirrors::start(&config, &service).await?;
+        let mirrors = Mirrors::start(&config, &service, Patience::default()).await?;
         let name = Some(fingerprint);
         daemon::run(mirrors, config, socket, name, levels, service, signal()).await;
         log::write_repeats();
@@ -128,55 +134,66 @@ async fn detach(context: &Context, args: &UpArgs) -> Outcome {
             "not started: no process could be made: {error}\n  next: raise the limit of processes, or free memory"
         ))
     })?;
-    let deadline = Instant::now() + args.timeout;
-    loop {
-        if let Some(pid) = answers(&config).await
-            && pid == child.id()
-        {
+    let pid = child.id();
+    let answered = async {
+        while answers(&config).await != Some(pid) {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    let ended = async {
+        loop {
+            if let Ok(Some(status)) = child.try_wait() {
+                return status;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = answered => {
             anstream::println!(
                 "the daemon runs (process {pid}); its log is {}",
                 log_file.display()
             );
-            return DONE;
+            DONE
         }
-        match child.try_wait() {
-            Ok(Some(status)) => {
-                let code = status.code().unwrap_or(i32::from(Status::System as u8));
-                return Err(Failure::new(
-                    if code == i32::from(Status::Usage as u8) {
-                        Status::Usage
-                    } else {
-                        Status::Refused
-                    },
-                    format!(
-                        "the daemon ended at once ({status}); the end of its log:\n{}",
-                        tail(&log_file)
-                    ),
-                ));
-            }
-            _ if Instant::now() >= deadline => {
-                return Err(Failure::new(
-                    Status::TimedOut,
-                    format!(
-                        "the daemon (process {}) has not answered within {}; it goes on starting\n  next: look at {}",
-                        child.id(),
-                        humantime::format_duration(args.timeout),
-                        log_file.display()
-                    ),
-                ));
-            }
-            _ => tokio::time::sleep(Duration::from_millis(50)).await,
-        }
+        status = ended => Err(Failure::new(
+            status_of(status),
+            format!(
+                "the daemon ended at once ({status}); the end of its log:\n{}",
+                tail(&log_file)
+            ),
+        )),
+        () = tokio::time::sleep(args.timeout) => Err(Failure::new(
+            Status::TimedOut,
+            format!(
+                "the daemon (process {pid}) has not answered within {}; it goes on starting\n  next: look at {}",
+                humantime::format_duration(args.timeout),
+                log_file.display()
+            ),
+        )),
     }
 }
 
-/// The process that answers on the control socket.
+/// What is told of a daemon that ended at once: its own status. One that a signal ended said nothing.
+fn status_of(ended: ExitStatus) -> Status {
+    let is_told = |status: &Status| ended.code() == Some(i32::from(*status as u8));
+    let mut all = Status::ALL.iter().map(|(status, _)| *status);
+    all.find(|status| *status != Status::Done && is_told(status))
+        .unwrap_or(Status::System)
+}
+
+/// The process that answers on the control socket, if one does soon. One that does not is told by its lock
+/// ([`ControlSocket::bind`]).
 async fn answers(config: &Config) -> Option<u32> {
-    let mut client = Client::connect(&config.node.control).await.ok()?;
-    match client.ask(Ask::Status).await {
-        Ok(Answer::Status(report)) => Some(report.node.pid),
-        _ => None,
-    }
+    let ask = async {
+        let mut client = Client::connect(&config.node.control).await.ok()?;
+        match client.ask(Ask::Status).await {
+            Ok(Answer::Status(report)) => Some(report.node.pid),
+            _ => None,
+        }
+    };
+    tokio::time::timeout(ANSWER_PATIENCE, ask).await.ok()?
 }
 
 fn runs_already(config: &Config, pid: u32) -> Failure {

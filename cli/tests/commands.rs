@@ -12,7 +12,9 @@ use kagami_replicator::core::event::{Command, From, Refusal, Reply};
 use kagami_replicator::core::notice::Notice;
 use kagami_replicator::core::state::{Connection, DiskState, Replication, Role};
 use kagami_replicator::core::status::Progress;
+use kagami_replicator::shell::identity::NodeKeys;
 
+use kagami::daemon::service::Service;
 use support::{Node, eventually};
 
 #[test]
@@ -221,6 +223,87 @@ fn dry_runs_do_nothing() {
 }
 
 #[test]
+fn force_is_used_where_the_rules_refuse_alone() {
+    let promotions = |node: &Node| {
+        let orders = std::mem::take(&mut *node.engine.orders.lock().unwrap());
+        let forced = orders.into_iter().map(|order| match order {
+            Command::Promote { force, .. } => force,
+            other => panic!("{other:?}"),
+        });
+        forced.collect::<Vec<_>>()
+    };
+    let refused = |next: &str| {
+        let next = next.to_owned();
+        move |_: &support::Fake, command: &Command| match command {
+            Command::Promote { force: true, .. } => Ok(Reply::Done),
+            _ => Err(Refusal {
+                what: "not promoted".to_owned(),
+                facts: Vec::new(),
+                next: next.clone(),
+            }),
+        }
+    };
+    let node = Node::with_daemon();
+    let promote = |more: &[&str]| node.run(&[&["promote", "pg", "--force"], more].concat());
+    let ended = promote(&[]);
+    assert_eq!((ended.code, promotions(&node)), (0, vec![false]));
+    assert!(!ended.out.contains("by force"), "{}", ended.out);
+
+    // The peer is Primary: force would not help.
+    node.engine.answers(refused("demote it there first"));
+    assert_eq!(
+        (promote(&["--yes"]).code, promotions(&node)),
+        (1, vec![false])
+    );
+
+    // It went away after it was looked at: that is asked about first.
+    let lost = refused("name an arbiter, or `kagami promote --force`");
+    node.engine.answers(move |engine, command| {
+        engine.set(|status| status.connection = Connection::Connecting);
+        lost(engine, command)
+    });
+    assert_eq!((promote(&[]).code, promotions(&node)), (2, vec![false]));
+    node.engine
+        .set(|status| status.connection = Connection::Connected);
+    assert_eq!(
+        (promote(&["--yes"]).code, promotions(&node)),
+        (0, vec![false, true])
+    );
+
+    // It is away already.
+    assert_eq!(
+        (promote(&["--yes"]).code, promotions(&node)),
+        (0, vec![true])
+    );
+}
+
+#[test]
+fn a_peer_that_no_link_tells_of_a_key_is_not_forgotten() {
+    let node = Node::with_daemon();
+    let file = std::fs::read_to_string(node.file()).unwrap();
+    let gamma = format!(
+        "[peer.gamma]\nid = 3\naddresses = [\"10.0.0.4:7789\"]\nfingerprints = [\"sha256:{}\"]\n",
+        "33".repeat(32)
+    );
+    std::fs::write(node.file(), file + &gamma).unwrap();
+    NodeKeys::load_or_create(&node.folder.path().join("state/keys")).unwrap();
+    let ended = node.run(&["pair", "--rotate"]);
+    assert_eq!(ended.code, 1, "{}", ended.err);
+    assert!(
+        ended.err.contains("gamma has no mirror with this node")
+            && ended.err.contains("the next key is sha256:")
+            && ended.err.contains("[peer.alpha]"),
+        "{}",
+        ended.err
+    );
+    let ended = node.run(&["pair", "--rotate", "--told", "delta"]);
+    assert!(ended.err.contains("no [peer.delta]"), "{}", ended.err);
+    // The daemon is asked then; this one has no link.
+    let ended = node.run(&["pair", "--rotate", "--told", "gamma"]);
+    assert!(ended.err.contains("no peers to tell"), "{}", ended.err);
+}
+
+#[test]
 fn exit_codes_of_status() {
     let node = Node::with_daemon();
     let code = || node.run(&["status", "--exit-code"]).code;
@@ -411,6 +494,71 @@ fn events_begin_with_the_present_state() {
     assert!(event["facts"].get("cause").is_none(), "{event}");
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+#[test]
+fn a_resolver_that_is_dead_holds_up_a_reload_alone() {
+    let node = Node::with_daemon();
+    let text = std::fs::read_to_string(node.file()).unwrap();
+    node.engine.unresolved.send_replace(true);
+    let reload = node
+        .command(&["reload"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let asked = || node.engine.looked_up.lock().unwrap().clone();
+    eventually("names are looked up", || asked().len() == 1);
+    let ended = node.run(&["promote", "pg", "--timeout", "5s"]);
+    assert_eq!(ended.code, 0, "{}", ended.err);
+    assert_eq!(node.run(&["status"]).code, 0);
+
+    // What counts is what the file says when it is over; what is new in it is looked up, too.
+    let later = text
+        .replace("10.0.0.2:7789", "beta.example:7789")
+        .replace("id = 2", "id = 2\ntimeout = \"7s\"");
+    std::fs::write(node.file(), &later).unwrap();
+    node.engine.unresolved.send_replace(false);
+    let ended = reload.wait_with_output().unwrap();
+    let said = String::from_utf8(ended.stdout).unwrap();
+    assert!(said.contains("timeout = \"7s\""), "{said}");
+    let asked: Vec<Vec<String>> = asked()
+        .into_iter()
+        .map(|names| names.into_iter().collect())
+        .collect();
+    assert_eq!(asked, [["10.0.0.2:7789"], ["beta.example:7789"]]);
+}
+
+#[test]
+fn an_arbiter_stays_as_long_as_a_mirror_that_runs_asks_it() {
+    let mut node = Node::without_daemon();
+    let text = std::fs::read_to_string(node.file()).unwrap();
+    let arbiter = format!(
+        "\n[arbiter.%]\naddresses = [\"10.0.0.3:7790\"]\nfingerprints = [\"sha256:{}\"]\n",
+        "22".repeat(32)
+    );
+    let of = |name: &str| {
+        arbiter
+            .replace("22", if name == "w" { "22" } else { "44" })
+            .replace('%', name)
+    };
+    let asks = text.replace(
+        "peer = \"beta\"",
+        "peer = \"beta\"\nsolo = \"arbiter\"\narbiter = \"w\"",
+    );
+    std::fs::write(node.file(), asks + &of("w") + &of("v")).unwrap();
+    node.begin(Service::none());
+    // The mirror is gone from the file, and runs on until a restart.
+    let (head, rest) = text.split_once("[mirror.pg]").unwrap();
+    let (_, peer) = rest.split_once("[peer.beta]").unwrap();
+    std::fs::write(node.file(), format!("{head}[peer.beta]{peer}")).unwrap();
+    let ended = node.run(&["reload"]);
+    assert_eq!(ended.code, 0, "{}", ended.err);
+    assert!(
+        ended.out.contains("needs a restart: [arbiter.w] is gone")
+            && ended.out.contains("in force: [arbiter.v] is gone"),
+        "{}",
+        ended.out
+    );
 }
 
 #[test]

@@ -123,6 +123,33 @@ fn a_second_daemon_is_refused_and_the_first_serves_on() {
 }
 
 #[test]
+fn a_daemon_that_does_not_answer_keeps_nobody_waiting_for_ever() {
+    let node = Node::without_daemon();
+    std::fs::create_dir_all(node.socket().parent().unwrap()).unwrap();
+    let _mute = std::os::unix::net::UnixListener::bind(node.socket()).unwrap();
+    let lock = std::fs::File::create(node.socket().with_extension("lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    // Its own word is told, and who it is by the kernel's.
+    let ended = node.run(&["up", "--detach"]);
+    assert_eq!(ended.code, 1, "{}", ended.err);
+    let who = format!("a daemon (process {}) answers on", std::process::id());
+    assert!(ended.err.contains(&who), "{}", ended.err);
+}
+
+#[test]
+fn what_the_system_refused_to_a_daemon_is_told_as_that() {
+    let node = Node::without_daemon();
+    let text = std::fs::read_to_string(node.file()).unwrap();
+    // A folder can't be made in a file.
+    let text = text.replace("/run\"", "/kagami.toml/run\"");
+    std::fs::write(node.file(), text).unwrap();
+    for arguments in [&["up"][..], &["up", "--detach"]] {
+        let ended = node.run(arguments);
+        assert_eq!(ended.code, 6, "{arguments:?}: {}", ended.err);
+    }
+}
+
+#[test]
 fn what_a_dead_daemon_left_is_replaced() {
     let node = Node::without_daemon();
     std::fs::create_dir_all(node.socket().parent().unwrap()).unwrap();

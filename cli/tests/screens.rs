@@ -67,6 +67,7 @@ fn well() -> MirrorReport {
         follows: None,
         held_back: None,
         fault: None,
+        opening: false,
         disk_fault: None,
         load: None,
         counters: CountersReport::default(),
@@ -426,7 +427,11 @@ fn not_paired_and_not_opened() {
     mirror.served_at = Vec::new();
     screen("not-paired", mirror.clone(), Condition::NotPaired, 12);
     mirror.fault = Some("mirror pg: /dev/vg0/pg-meta: it holds no kagami superblock".to_owned());
-    screen("not-opened", mirror, Condition::NotOpened, 12);
+    screen("not-opened", mirror.clone(), Condition::NotOpened, 12);
+    mirror.fault =
+        Some("its stores, /dev/vg0/pg and /dev/vg0/pg-meta, have not answered for 41 s".to_owned());
+    mirror.opening = true;
+    screen("opening", mirror, Condition::Opening, 12);
 }
 
 #[test]

@@ -287,7 +287,7 @@ fn status(report: &MirrorReport) -> &'static str {
     match report.condition {
         Condition::InSync | Condition::Verifying => "Normal",
         Condition::Resynchronising => "Recovering",
-        Condition::Meeting | Condition::Connecting => "Unknown",
+        Condition::Meeting | Condition::Connecting | Condition::Opening => "Unknown",
         Condition::Paused
         | Condition::Alone
         | Condition::OneCopy
@@ -316,7 +316,7 @@ fn colours(report: &MirrorReport) -> (&'static str, &'static str) {
         _ => "RED",
     };
     let here = match report.condition {
-        Condition::NotOpened => "GRAY",
+        Condition::Opening | Condition::NotOpened => "GRAY",
         Condition::SplitBrain => "RED",
         _ => colour(report.disk),
     };

@@ -28,6 +28,8 @@ struct Worth {
     needed: Option<String>,
     logical_block: u32,
     max_size: Option<u64>,
+    /// Its metadata, so that no daemon takes it up after it was judged; `None`: it can't be used any more.
+    held: Option<OfflineCopy>,
 }
 
 /// Makes the new copy and writes it into the configuration.
@@ -76,6 +78,7 @@ pub async fn run(context: &Context, args: &ReplaceDiskArgs) -> Outcome {
     }
     confirm(&what, args.danger.yes)?;
     let made = plan.make()?;
+    // Held until the configuration says where the new one is.
     let written = (|| {
         let mut editor = Editor::open(&context.file)?;
         write(&mut editor, name, &made);
@@ -85,6 +88,7 @@ pub async fn run(context: &Context, args: &ReplaceDiskArgs) -> Outcome {
         made.take_back();
         return Err(failure);
     }
+    drop(worth.held);
     if args.json {
         print_json(&json!({
             "mirror": name, "backing": made.backing, "metadata": made.metadata,
@@ -119,6 +123,7 @@ fn worth(config: &Config, mirror: &Mirror) -> Result<Worth, Failure> {
         needed: None,
         logical_block: mirror.logical_block,
         max_size: None,
+        held: None,
     };
     let copy = match OfflineCopy::open(&mirror.name, id, &mirror.metadata, Duration::ZERO) {
         Ok(copy) => copy,
@@ -150,6 +155,7 @@ fn worth(config: &Config, mirror: &Mirror) -> Result<Worth, Failure> {
     } else if let Some(error) = data_gone {
         return Ok(Worth {
             max_size,
+            held: Some(copy),
             ..gone(format!("its data can't be read any more: {error}"))
         });
     } else if mirror.peer.is_none() {
@@ -164,6 +170,7 @@ fn worth(config: &Config, mirror: &Mirror) -> Result<Worth, Failure> {
         needed,
         logical_block: record.logical_block,
         max_size,
+        held: Some(copy),
     })
 }
 
@@ -202,4 +209,50 @@ fn plan(
         state_dir: &config.node.state_dir,
         store: &store,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::places::Places;
+    use crate::config::value::spell_hex;
+
+    #[test]
+    fn a_copy_that_was_judged_is_taken_up_by_nobody_until_it_is_replaced() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let uuid = [7; 16];
+        let store = StoreArgs {
+            device: None,
+            backing: None,
+            metadata: None,
+            max_size: None,
+        };
+        let plan = Plan::new(&Wanted {
+            name: "pg",
+            uuid,
+            node: 1,
+            peer: None,
+            size: Some(16 << 20),
+            keep_data: false,
+            logical_block: 512,
+            extents: 1024,
+            state_dir: folder.path(),
+            store: &store,
+        });
+        let made = plan.and_then(Plan::make).expect("made");
+        let text = format!(
+            "[node]\nname = \"alpha\"\nid = 1\n[mirror.pg]\nuuid = \"{}\"\nsize = \"16MiB\"\nbacking = \"{}\"\nmetadata = \"{}\"\n",
+            spell_hex(&uuid),
+            made.backing.display(),
+            made.metadata.display()
+        );
+        let file = folder.path().join("kagami.toml");
+        let config = Config::parse(&file, &text, &Places::of_root()).expect("a configuration");
+        let mirror = config.mirror("pg").expect("the mirror");
+        let worth = worth(&config, mirror).expect("judged");
+        let taken = StoreFile::open(&made.metadata, Duration::ZERO);
+        assert!(taken.expect_err("it is held").is_held());
+        drop(worth);
+        StoreFile::open(&made.metadata, Duration::ZERO).expect("it is free");
+    }
 }

@@ -21,7 +21,6 @@ use crate::config::keys::Section;
 use crate::config::value::check_name;
 use crate::config::{Config, Mirror, Protocol};
 use crate::control::message::Order;
-use crate::control::report::Condition;
 use crate::exit::Failure;
 
 /// How long the daemon may take to record a peer.
@@ -228,7 +227,7 @@ pub async fn take(
     let id = party.node.0;
     let is_open = running(config).await?.is_some_and(|report| {
         let found = report.mirrors.iter().find(|found| found.name == *name);
-        found.is_some_and(|found| found.condition != Condition::NotOpened)
+        found.is_some_and(|found| found.fault.is_none())
     });
     if let Err(failure) = may_name(config, name, party) {
         return Err(came.refuse(failure).await);

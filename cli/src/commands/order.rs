@@ -67,7 +67,11 @@ pub async fn give(
     order: Order,
     timeout: Duration,
 ) -> Result<Carried, Failure> {
-    match ask(context, mirror, order, timeout).await? {
+    carried(mirror, ask(context, mirror, order, timeout).await?)
+}
+
+fn carried(mirror: &str, answer: Answer) -> Result<Carried, Failure> {
+    match answer {
         Answer::Done => Ok(Carried::Done),
         Answer::Started => Ok(Carried::Started),
         Answer::Nothing { why } => Ok(Carried::Nothing(why)),
@@ -162,32 +166,45 @@ fn peer(mirror: &MirrorReport) -> &str {
 /// See [`give`].
 pub async fn promote(context: &Context, args: &PromoteArgs) -> Outcome {
     let name = &args.order.mirror;
+    let order = |force| Order::Promote {
+        force,
+        while_resyncing: args.while_resyncing,
+    };
     if args.force || args.danger.dry_run {
         let report = context.mirror(name).await?;
         if args.danger.dry_run {
             print_out(&format!("{}\n", promotion(&report, args.force)))?;
             return DONE;
         }
-        if !harmless(&report) {
+        if harmless(&report) {
+            // Nothing is to be overridden, and nothing is, should that change under way: the rules decide.
+            match ask(context, name, order(false), args.order.timeout).await? {
+                Answer::Refused(refusal) if refusal.next.contains("--force") => {
+                    let report = context.mirror(name).await?;
+                    if !harmless(&report) {
+                        confirm(&promotion(&report, true), args.danger.yes)?;
+                    }
+                }
+                answer => {
+                    let carried = carried(name, answer)?;
+                    return promoted(args, &carried, false);
+                }
+            }
+        } else {
             confirm(&promotion(&report, true), args.danger.yes)?;
         }
     }
-    let carried = give(
-        context,
-        name,
-        Order::Promote {
-            force: args.force,
-            while_resyncing: args.while_resyncing,
-        },
-        args.order.timeout,
-    )
-    .await?;
-    let done = if args.force {
+    let carried = give(context, name, order(args.force), args.order.timeout).await?;
+    promoted(args, &carried, args.force)
+}
+
+fn promoted(args: &PromoteArgs, carried: &Carried, force: bool) -> Outcome {
+    let done = if force {
         "Primary here, by force; it is recorded in this copy's history"
     } else {
         "Primary here"
     };
-    tell(name, &carried, done, args.order.json)?;
+    tell(&args.order.mirror, carried, done, args.order.json)?;
     DONE
 }
 

@@ -30,7 +30,7 @@ use crate::exit::{DONE, Failure, Outcome, Status};
 /// The token is wrong, nobody came, the other side refused, no store could be made.
 pub async fn run(context: &Context, args: PairArgs) -> Outcome {
     if args.rotate {
-        return super::rotate::run(context, args.json).await;
+        return super::rotate::run(context, &args.told, args.json).await;
     }
     match (&args.join, &args.mirror) {
         (Some(token), _) => join(context, &args, token).await,

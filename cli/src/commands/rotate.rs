@@ -18,11 +18,11 @@ use crate::control::message::{Answer, Ask};
 use crate::daemon::mirrors;
 use crate::exit::{DONE, Failure, Outcome};
 
-/// Replaces the key.
+/// Replaces the key. `told`: peers without a mirror that have the next one already.
 ///
 /// # Errors
 /// A peer or an arbiter is away or too old, or did not take it.
-pub async fn run(context: &Context, as_json: bool) -> Outcome {
+pub async fn run(context: &Context, told: &[String], as_json: bool) -> Outcome {
     let config = context.config()?;
     // It tells the peers: without it nothing is begun.
     let mut client = context.client().await?;
@@ -34,6 +34,7 @@ pub async fn run(context: &Context, as_json: bool) -> Outcome {
         Some(next) => next.fingerprint(),
         None => keys.prepare_next().map_err(|error| system(&error))?,
     };
+    may_be_told(&config, told, next)?;
     // etcd does not know nodes by these keys.
     let witnesses = || config.arbiters.iter().filter(|one| one.etcd.is_none());
     for arbiter in witnesses() {
@@ -62,6 +63,31 @@ pub async fn run(context: &Context, as_json: bool) -> Outcome {
         }
         Answer::Refused(refusal) => Err(Failure::of_refusal("", &refusal)),
         other => Err(unexpected(&other)),
+    }
+}
+
+/// Every peer is told over the link of a mirror, or was told by a person. One that is not would know this node no more:
+/// its failover manager, too, knows it by its key.
+fn may_be_told(config: &Config, told: &[String], next: Fingerprint) -> Result<(), Failure> {
+    if let Some(unknown) = told.iter().find(|name| config.peer(name).is_none()) {
+        return Err(Failure::refused(format!(
+            "key not replaced: there is no [peer.{unknown}] in {}\n  next: name a node that there is, or none",
+            config.file.display()
+        )));
+    }
+    let shares = |peer: &Peer| {
+        let mut mirrors = config.mirrors.iter();
+        mirrors.any(|mirror| mirror.peer.as_ref() == Some(&peer.name))
+    };
+    let mut untold = config.peers.iter().filter(|peer| !shares(peer));
+    match untold.find(|peer| !told.contains(&peer.name)) {
+        None => Ok(()),
+        Some(peer) => Err(Failure::refused(format!(
+            "key not replaced: {name} has no mirror with this node, so there is no link to tell it over\n  the next key is {next}\n  next: on {name}, write it into `fingerprints` of [peer.{here}] beside the present one and `kagami reload`, then `kagami pair --rotate --told {name}` here; a node that is gone for good: take [peer.{name}] out of {file}",
+            name = peer.name,
+            here = config.node.name,
+            file = config.file.display()
+        ))),
     }
 }
 

@@ -30,6 +30,7 @@ pub fn code(condition: Condition) -> u8 {
         | Condition::Refused
         | Condition::BothStale
         | Condition::NotPaired
+        | Condition::Opening
         | Condition::NotOpened => 12,
         Condition::SplitBrain => 13,
     }
@@ -44,7 +45,11 @@ pub fn judge(mirror: &mut MirrorReport) {
 /// The state in a word.
 pub fn condition(mirror: &MirrorReport) -> Condition {
     if mirror.fault.is_some() {
-        return Condition::NotOpened;
+        return if mirror.opening {
+            Condition::Opening
+        } else {
+            Condition::NotOpened
+        };
     }
     if mirror.peer.is_none() {
         // Nobody else has a copy: where it serves, it serves alone.
@@ -195,6 +200,9 @@ pub fn next(mirror: &MirrorReport) -> Vec<String> {
         Condition::NotPaired => line(format!(
             "`kagami promote {name}` serves it from here; `kagami pair {name}` brings a second node"
         )),
+        Condition::Opening => line(
+            "it is served by itself once they can be opened; if that lasts, look after them, or end who holds them".to_owned(),
+        ),
         Condition::NotOpened => line("put it right and start kagami again".to_owned()),
     }
 }

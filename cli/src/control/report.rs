@@ -163,6 +163,8 @@ words! {
         BothStale = "both-stale",
         /// There is no peer yet.
         NotPaired = "not-paired",
+        /// The stores have not answered yet, or somebody else holds them.
+        Opening = "opening",
         /// The daemon could not open the stores.
         NotOpened = "not-opened",
         /// Both copies went on alone.
@@ -257,8 +259,11 @@ pub struct MirrorReport {
     /// Why the arbiter is not asked whether this copy may go on alone.
     #[serde(default)]
     pub held_back: Option<String>,
-    /// Why the stores could not be opened.
+    /// Why the stores could not be opened, or have not been yet.
     pub fault: Option<String>,
+    /// They are still tried: the mirror is served by itself when they can be opened.
+    #[serde(default)]
+    pub opening: bool,
     /// Why this copy has no disk; the other node's copy is used.
     #[serde(default)]
     pub disk_fault: Option<String>,

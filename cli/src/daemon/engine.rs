@@ -3,6 +3,7 @@
 //! The engine owns disks, links and cores on threads of its own; this is the handle that the
 //! control channel holds. It is a trait so that the control channel is tested without disks.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 
 use kagami_replicator::core::event::{Command, Refusal, Reply};
@@ -14,6 +15,7 @@ use kagami_replicator::shell::identity::Fingerprint;
 use kagami_replicator::shell::quic::Note;
 use tokio::sync::broadcast;
 
+use super::mirrors::addresses::Addresses;
 use crate::config::Config;
 use crate::control::driver::Wanted;
 use crate::control::report::DeviceReport;
@@ -36,9 +38,22 @@ pub trait Engine: Clone + Send + Sync + 'static {
         async { None }
     }
 
-    /// Peers, their addresses and keys, and arbiters are these from now on.
-    fn relink(&self, config: &Config) -> impl Future<Output = ()> + Send {
+    /// Looks up what names stand for, which may take as long as a resolver that is dead.
+    fn look_up(&self, names: &BTreeSet<String>) -> impl Future<Output = Addresses> + Send {
+        let _ = names;
+        async { Addresses::default() }
+    }
+
+    /// This configuration is in force from now on; what it says of peers and arbiters is
+    /// [told](Self::relink) besides, and a mirror's settings by a [command](Self::command).
+    fn in_force(&self, config: &Config) {
         let _ = config;
+    }
+
+    /// Peers, their addresses and keys, and arbiters are these from now on. `found`: the addresses of names, where they
+    /// were looked up anew. It waits for no resolver.
+    fn relink(&self, config: &Config, found: &Addresses) -> impl Future<Output = ()> + Send {
+        let _ = (config, found);
         async {}
     }
 
@@ -132,13 +147,22 @@ pub struct Attached {
     pub already: bool,
 }
 
+/// Why a mirror is not open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotOpen {
+    /// In words.
+    pub why: String,
+    /// It is still tried: nobody has to do anything here.
+    pub opening: bool,
+}
+
 /// One mirror as the engine knows it.
 #[derive(Clone, Debug)]
 pub struct MirrorStatus {
     /// Its name in the configuration.
     pub name: String,
-    /// The core's word, or why there is no core (the stores could not be opened, in words).
-    pub core: Result<Status, String>,
+    /// The core's word, or why there is no core.
+    pub core: Result<Status, NotOpen>,
     /// Why this copy has no disk, if it has none.
     pub disk_fault: Option<String>,
     /// Why its question to go alone is not put to the arbiter.

@@ -6,8 +6,10 @@
 use std::collections::BTreeSet;
 
 use kagami_replicator::core::event::Command;
+use tokio::sync::Mutex;
 
 use super::engine::Engine;
+use super::mirrors::addresses::{Addresses, names};
 use super::settings;
 use crate::config::keys::{self, Change, Key, Section};
 use crate::config::read::Value;
@@ -104,24 +106,45 @@ fn difference(
     })
 }
 
-/// Reads the file again and hands over what can be handed over. `running` becomes what is in force.
+/// Reads the file again and hands over what can be handed over. `running` becomes what is in force; it is not locked
+/// while names are looked up, which may take as long as a resolver that is dead.
 ///
 /// # Errors
 /// The file is wrong; nothing was changed.
 pub async fn reload<E: Engine>(
-    running: &mut Config,
+    running: &Mutex<Config>,
     engine: &E,
     set_log_level: impl Fn(&str),
 ) -> Result<Reloaded, ConfigError> {
-    let new = Config::load(&running.file)?;
+    let file = running.lock().await.file.clone();
+    loop {
+        let looked_up = names(&Config::load(&file)?);
+        let found = engine.look_up(&looked_up).await;
+        let mut running = running.lock().await;
+        // It may have been written since: by an editor, or by this daemon with a peer's next key.
+        let new = Config::load(&file)?;
+        if names(&new).is_subset(&looked_up) {
+            return Ok(take_over(&mut running, &new, &found, engine, set_log_level).await);
+        }
+    }
+}
+
+/// Hands over what can be handed over of `new`, in which names stand for what was `found`.
+async fn take_over<E: Engine>(
+    running: &mut Config,
+    new: &Config,
+    found: &Addresses,
+    engine: &E,
+    set_log_level: impl Fn(&str),
+) -> Reloaded {
     let mut done = Reloaded::default();
     let mut next = running.clone();
     let mut relinks = false;
-    for difference in differences(running, &new) {
+    for difference in differences(running, new) {
         let Difference {
             section, ref name, ..
         } = difference;
-        let change = judge(&difference, running, &new, &next, engine).await;
+        let change = judge(&difference, running, new, &next, engine).await;
         match (change, difference.key) {
             (Change::Live, key) => {
                 match key {
@@ -140,8 +163,9 @@ pub async fn reload<E: Engine>(
         }
     }
     next.refresh();
+    engine.in_force(&next);
     if relinks {
-        engine.relink(&next).await;
+        engine.relink(&next, found).await;
     }
     for mirror in &next.mirrors {
         let before = running
@@ -160,7 +184,7 @@ pub async fn reload<E: Engine>(
         set_log_level(&next.node.log_level);
     }
     *running = next;
-    Ok(done)
+    done
 }
 
 /// What can be done with a change, where the table of keys does not say it all.
@@ -176,15 +200,21 @@ async fn judge<E: Engine>(
     } = difference;
     match (section, key) {
         // A peer or an arbiter may come; it may go when no mirror that runs needs it any more.
-        (Section::Peer, None) => {
+        (Section::Peer, None) if new.peer(name).is_some() => Change::Live,
+        (Section::Arbiter, None) if new.arbiter(name).is_some() => Change::Live,
+        (Section::Peer | Section::Arbiter, None) => {
+            let key = match section {
+                Section::Peer => "peer",
+                _ => "arbiter",
+            };
             let is_used = next.mirrors.iter().any(|mirror| {
-                let peer = next.sheet.entry(Section::Mirror, &mirror.name, "peer");
-                matches!(peer.map(|entry| &entry.value), Some(Value::Text(text)) if text == name)
+                let named = next.sheet.entry(Section::Mirror, &mirror.name, key);
+                matches!(named.map(|entry| &entry.value), Some(Value::Text(text)) if text == name)
             });
-            if new.peer(name).is_some() || !is_used {
-                Change::Live
-            } else {
+            if is_used {
                 Change::Restart
+            } else {
+                Change::Live
             }
         }
         // A new node may have the name of the one whose place it took.
@@ -198,7 +228,6 @@ async fn judge<E: Engine>(
             }
             Change::Live
         }
-        (Section::Arbiter, None) => Change::Live,
         // The core was told by the command that changed it, or it is the same node by another name.
         (Section::Mirror, Some("peer")) => {
             let id = |config: &Config| {
@@ -215,7 +244,8 @@ async fn judge<E: Engine>(
     }
 }
 
-/// Takes over one peer's keys from the file, and nothing else that may have changed in it.
+/// Takes over one peer's keys from the file, and nothing else that may have changed in it. No name is looked up
+/// for it: a peer waits for the answer.
 ///
 /// # Errors
 /// The file is wrong; nothing was changed.
@@ -232,6 +262,7 @@ pub async fn take_over_keys<E: Engine>(
         .sheet
         .copy_from(&new.sheet, Section::Peer, peer, "fingerprints");
     running.refresh();
-    engine.relink(running).await;
+    engine.in_force(running);
+    engine.relink(running, &Addresses::default()).await;
     Ok(())
 }

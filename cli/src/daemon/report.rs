@@ -159,7 +159,10 @@ pub fn report(
             let mut report = skeleton(config, mirror, now);
             match status.map(|status| (status, &status.core)) {
                 Some((status, Ok(core))) => fill(&mut report, config, status, core, memory, now),
-                Some((_, Err(why))) => report.fault = Some(why.clone()),
+                Some((_, Err(closed))) => {
+                    report.fault = Some(closed.why.clone());
+                    report.opening = closed.opening;
+                }
                 // The engine runs what can run; a mirror without a peer waits to be paired.
                 None if mirror.peer.is_none() => {}
                 None => {
@@ -232,6 +235,7 @@ fn skeleton(config: &Config, mirror: &Mirror, now: Now) -> MirrorReport {
         follows: mirror.follows.clone(),
         held_back: None,
         fault: None,
+        opening: false,
         disk_fault: None,
         load: None,
         counters: CountersReport::default(),

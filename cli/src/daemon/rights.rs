@@ -85,7 +85,7 @@ pub fn report(statuses: &[MirrorStatus], mirrors: &[String]) -> Vec<RightReport>
 fn of(mirror: &MirrorStatus) -> RightReport {
     match &mirror.core {
         Ok(core) => of_core(&mirror.name, core),
-        Err(why) => RightReport {
+        Err(closed) => RightReport {
             mirror: mirror.name.clone(),
             standing: Word::NotOpened,
             lease_ends_ms: None,
@@ -95,7 +95,7 @@ fn of(mirror: &MirrorStatus) -> RightReport {
             only_copy: false,
             diskless: true,
             peer_lease_ends_ms: 0,
-            held: Some(why.clone()),
+            held: Some(closed.why.clone()),
         },
     }
 }

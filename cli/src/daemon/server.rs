@@ -372,9 +372,8 @@ async fn carry_out<E: Engine>(
 }
 
 async fn reload_all<E: Engine>(shared: &Shared<E>) -> Answer {
-    let mut config = shared.config.lock().await;
     shared.service.reloading().await;
-    let read = reload(&mut config, &shared.engine, |level| {
+    let read = reload(&shared.config, &shared.engine, |level| {
         (shared.set_log_level)(level);
     })
     .await;

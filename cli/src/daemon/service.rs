@@ -1,7 +1,7 @@
 //! What the service manager hears of the daemon (systemd's `Type=notify` and `WatchdogSec=`).
 //!
 //! A datagram on the socket that `NOTIFY_SOCKET` names: READY when every mirror is open or its failure
-//! is stated, a line of state, RELOADING, STOPPING, and a sign of life for as long as the loops of the
+//! is stated, or when the others have waited long enough for it, a line of state, RELOADING, STOPPING, and a sign of life for as long as the loops of the
 //! data-plane threads turn. Without that variable nothing is sent. What can't be sent is no
 //! fault of the daemon's: a line of state comes again, and for READY it waits.
 //!
@@ -116,7 +116,7 @@ impl Service {
         }
     }
 
-    /// Every mirror is open, or its failure was stated; commands are answered.
+    /// Every mirror is open, its failure was stated, or it joins later; commands are answered.
     pub async fn ready(&self) {
         self.insist("READY=1", READY_PATIENCE).await;
     }

@@ -5,7 +5,6 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 use tokio::net::UnixListener;
@@ -13,7 +12,6 @@ use tokio::net::UnixListener;
 use super::StartError;
 use crate::config::Node;
 use crate::control::client::Client;
-use crate::control::message::{Answer, Ask};
 
 /// A listening control socket; its file goes away with it.
 #[derive(Debug)]
@@ -100,18 +98,9 @@ impl ControlSocket {
     }
 }
 
-/// The process that answers on a control socket, if one does.
+/// The process behind a control socket, whether or not it answers.
 async fn pid_of(path: &Path) -> Option<u32> {
-    let ask = async {
-        let mut client = Client::connect(path).await.ok()?;
-        match client.ask(Ask::Status).await.ok()? {
-            Answer::Status(report) => Some(report.node.pid),
-            _ => None,
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(2), ask)
-        .await
-        .ok()?
+    Client::connect(path).await.ok()?.process()
 }
 
 /// The number of a group, by its name in /etc/group or itself.

@@ -129,14 +129,13 @@ impl Screen<'_> {
             });
             return parts.join("   ");
         }
-        if mirror.condition != Condition::NotOpened {
+        let is_open = mirror.fault.is_none();
+        if is_open {
             parts.push(self.roles());
         }
         match &mirror.generation {
             Some(generation) => parts.push(format!("generation {}", generation.number)),
-            None if mirror.condition != Condition::NotOpened => {
-                parts.push("never written".to_owned());
-            }
+            None if is_open => parts.push("never written".to_owned()),
             None => {}
         }
         parts.join("   ")
@@ -201,6 +200,7 @@ impl Screen<'_> {
             Condition::Refused => (BAD, "REFUSED".to_owned()),
             Condition::BothStale => (BAD, "BOTH STALE".to_owned()),
             Condition::NotPaired => (WARNING, "not paired".to_owned()),
+            Condition::Opening => (WARNING, "OPENING".to_owned()),
             Condition::NotOpened => (BAD, "NOT OPENED".to_owned()),
             Condition::SplitBrain => (BAD, "SPLIT BRAIN".to_owned()),
         }

@@ -4,6 +4,7 @@
 
 pub mod desk;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command as Process, Output};
 use std::sync::{Arc, Mutex};
@@ -13,6 +14,7 @@ use kagami::config::Config;
 use kagami::config::places::Places;
 use kagami::daemon::engine::{Engine, MirrorStatus, Noticed};
 use kagami::daemon::log::LevelSetter;
+use kagami::daemon::mirrors::addresses::Addresses;
 use kagami::daemon::service::Service;
 use kagami::daemon::socket::ControlSocket;
 use kagami::daemon::{self};
@@ -72,6 +74,10 @@ pub struct Fake {
     pub unclean: Arc<Mutex<Vec<String>>>,
     /// Its loops don't turn.
     pub stuck: watch::Sender<bool>,
+    /// Names are looked up, and there is no answer.
+    pub unresolved: watch::Sender<bool>,
+    /// What was looked up, each time.
+    pub looked_up: Arc<Mutex<Vec<BTreeSet<String>>>>,
 }
 
 impl Default for Fake {
@@ -84,6 +90,8 @@ impl Default for Fake {
             stopped: Arc::default(),
             unclean: Arc::default(),
             stuck: watch::Sender::new(false),
+            unresolved: watch::Sender::new(false),
+            looked_up: Arc::default(),
         }
     }
 }
@@ -119,6 +127,13 @@ impl Engine for Fake {
         self.orders.lock().unwrap().push(command.clone());
         let script = self.script.lock().unwrap();
         script(self, &command)
+    }
+
+    async fn look_up(&self, names: &BTreeSet<String>) -> Addresses {
+        self.looked_up.lock().unwrap().push(names.clone());
+        let mut unresolved = self.unresolved.subscribe();
+        let _ = unresolved.wait_for(|unresolved| !unresolved).await;
+        Addresses::default()
     }
 
     async fn detach(&self, mirror: &str, _: bool) -> Result<Reply, Refusal> {
@@ -210,6 +225,13 @@ impl Node {
     pub fn with_service(service: impl FnOnce(&Path) -> Service) -> Self {
         let mut node = Self::without_daemon();
         let service = service(node.folder.path());
+        node.begin(service);
+        node
+    }
+
+    /// Begins a daemon, by the file as it is.
+    pub fn begin(&mut self, service: Service) {
+        let node = self;
         let config = Config::parse(
             &node.file(),
             &std::fs::read_to_string(node.file()).unwrap(),
@@ -237,7 +259,6 @@ impl Node {
         }));
         node.stop = Some(stop);
         is_ready.recv().unwrap();
-        node
     }
 
     pub fn file(&self) -> PathBuf {

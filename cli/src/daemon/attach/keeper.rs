@@ -17,13 +17,14 @@ use std::time::{Duration, Instant};
 
 use kagami_nbd_server::kernel::client::is_hung_up;
 use kagami_replicator::core::event::Refusal;
+use kagami_replicator::core::state::Role;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use super::bring_up::{Session, Wait};
 use super::device::{Kernel, Owner};
 use super::host::{Go, Host, Link};
-use super::moved::{Moved, Moves, by_status};
+use super::moved::{Moved, Moves, by_status, is_current};
 use super::record::{Record, Records};
 use crate::control::driver::Driver;
 
@@ -379,10 +380,19 @@ impl<H: Host> Keeper<H> {
 
     /// Whether the mirror has moved away from what the kernel holds, by what was heard up to now.
     pub(super) async fn moved(&mut self) -> Option<Moved> {
-        self.moves.so_far()?;
-        let term = self.host.term(&self.kept.mirror).await;
-        if term.is_some() && term == self.served_in {
-            self.moves.disregard();
+        let heard = self.moves.so_far();
+        let missed = self.moves.take_missed();
+        if heard.is_none() && !missed {
+            return None;
+        }
+        if let Some(status) = self.host.status(&self.kept.mirror).await {
+            let term = (status.role == Role::Primary).then_some(status.term);
+            if term.is_some() && term == self.served_in {
+                self.moves.disregard();
+            } else if missed && (term.is_some() || !is_current(&self.kept.record, &status)) {
+                // Primary in another term: what was between is not known.
+                self.moves.found(Moved::Unseen);
+            }
         }
         // What came since then is a reason, too.
         self.moves.so_far()

@@ -524,7 +524,7 @@ impl Machine {
     /// A daemon that begins.
     pub(super) async fn daemon(&self) -> Attachments<Made> {
         let daemon = self.daemon_before_resume();
-        daemon.resume().await;
+        daemon.resume("pg").await;
         daemon
     }
 
@@ -550,12 +550,10 @@ impl Machine {
         let file = self.path().join("kagami.toml");
         fs::write(&file, text).expect("written");
         let config = Config::load(&file).expect("a configuration");
-        Attachments::new(
-            self.mirror.clone(),
-            kernel,
-            &config,
-            &self.path().join("state"),
-        )
+        let state = self.path().join("state");
+        let daemon = Attachments::new(self.mirror.clone(), kernel, &config, &state);
+        daemon.hear("pg");
+        daemon
     }
 
     /// A device that a daemon before this one set up, and left dead.

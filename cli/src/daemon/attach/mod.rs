@@ -80,7 +80,7 @@ struct Inner<H> {
     /// Identifier and uuid of each mirror of the configuration.
     mirrors: BTreeMap<String, (String, String)>,
     keepers: Mutex<BTreeMap<String, Entry>>,
-    /// What happens to mirrors from before they are open, until they are looked at.
+    /// What happens to a mirror from before it is open, until it is looked at.
     moves: Mutex<BTreeMap<String, Moves>>,
     changing: watch::Sender<Changing>,
     listener: Mutex<Option<JoinHandle<()>>>,
@@ -150,18 +150,12 @@ fn refusal_of(fault: impl Into<Wait>) -> Refusal {
 }
 
 impl<H: Host> Attachments<H> {
-    /// Nothing is kept yet. `state`: the node's state folder. To be made before any mirror is opened:
-    /// what happens to them is heard from now on.
+    /// Nothing is kept yet. `state`: the node's state folder.
     pub fn new(host: H, kernel: Kernel, config: &Config, state: &Path) -> Self {
         let mirrors = config.mirrors.iter().map(|mirror| {
             let identifier = identifier(&mirror.uuid, config.node.id);
             (mirror.name.clone(), (identifier, spell_hex(&mirror.uuid)))
         });
-        let moves = config.mirrors.iter().map(|mirror| {
-            let moves = Moves::new(&mirror.name, host.events());
-            (mirror.name.clone(), moves)
-        });
-        let moves = Mutex::new(moves.collect());
         Self {
             inner: Arc::new(Inner {
                 host,
@@ -169,78 +163,81 @@ impl<H: Host> Attachments<H> {
                 records: Records::of(state),
                 mirrors: mirrors.collect(),
                 keepers: Mutex::default(),
-                moves,
+                moves: Mutex::default(),
                 changing: watch::Sender::default(),
                 listener: Mutex::default(),
             }),
         }
     }
 
-    /// Takes back what was attached: each mirror that is remembered, and each device of the kernel
-    /// that is one of this node's mirrors. Returns at once; keepers do the rest. To be
-    /// called when the mirrors are open and before anybody can order anything.
-    pub async fn resume(&self) {
-        self.resume_all().await;
-        // Those that are not attached are heard from when they are.
-        lock(&self.inner.moves).clear();
+    /// What happens to a mirror is heard from now on. To be called before it is opened.
+    pub fn hear(&self, mirror: &str) {
+        let moves = Moves::new(mirror, self.inner.host.events());
+        lock(&self.inner.moves).insert(mirror.to_owned(), moves);
     }
 
-    async fn resume_all(&self) {
-        for (mirror, (identifier, uuid)) in &self.inner.mirrors {
-            let Some(status) = self.inner.host.status(mirror).await else {
-                continue;
-            };
-            let (kernel, records) = (self.inner.kernel.clone(), self.inner.records.clone());
-            let (name, known_by) = (mirror.clone(), identifier.clone());
-            let (found, read) = blocking(move || {
-                let read = records.read(&name);
-                let remembered = read.as_ref().ok().and_then(Option::as_ref);
-                let remembered = remembered.map(Record::id);
-                (kernel.find(&known_by, remembered), read)
-            })
-            .await;
-            let mut record = match (read, found) {
-                (Ok(Some(record)), _) if record.mirror == *uuid => record,
-                (Ok(_), None) => continue,
-                // The kernel's word is enough: a crash came between it and the file.
-                (Ok(_), Some(id)) => Record::new(uuid, id, wall_ms()),
-                (Err(fault), None) => {
-                    error!(
-                        mirror,
-                        "whether it was attached is not known: {fault}; put it right, or remove the file and attach it again"
-                    );
-                    continue;
-                }
-                (Err(fault), Some(id)) => {
-                    warn!(
-                        mirror,
-                        "what was attached is found in the kernel alone: {fault}"
-                    );
-                    Record::new(uuid, id, wall_ms())
-                }
-            };
-            if let Some(id) = found {
-                record.set_id(id);
-                if !moved::is_current(&record, &status) && record.stale.is_none() {
-                    record.stale = Some(Moved::Unseen.words());
-                }
-            } else if record.stale.is_some() {
-                // Whoever used the device is gone with the kernel that had it: a stale one is none.
-                record.stale = None;
-                record.stopped_at = None;
+    /// Takes back what was attached: a mirror that is remembered, or a device of the kernel that is this
+    /// node's mirror. A keeper does the rest. To be called when the mirror is open and before
+    /// anybody can order anything of it; a daemon that stops leaves it to the next.
+    pub async fn resume(&self, mirror: &str) {
+        let heard = lock(&self.inner.moves).remove(mirror);
+        let moves = heard.unwrap_or_else(|| Moves::new(mirror, self.inner.host.events()));
+        let Ok(_change) = self.change(mirror) else {
+            return;
+        };
+        let Some((identifier, uuid)) = self.inner.mirrors.get(mirror) else {
+            return;
+        };
+        let Some(status) = self.inner.host.status(mirror).await else {
+            return;
+        };
+        let (kernel, records) = (self.inner.kernel.clone(), self.inner.records.clone());
+        let (name, known_by) = (mirror.to_owned(), identifier.clone());
+        let (found, read) = blocking(move || {
+            let read = records.read(&name);
+            let remembered = read.as_ref().ok().and_then(Option::as_ref);
+            let remembered = remembered.map(Record::id);
+            (kernel.find(&known_by, remembered), read)
+        })
+        .await;
+        let mut record = match (read, found) {
+            (Ok(Some(record)), _) if record.mirror == *uuid => record,
+            (Ok(_), None) => return,
+            // The kernel's word is enough: a crash came between it and the file.
+            (Ok(_), Some(id)) => Record::new(uuid, id, wall_ms()),
+            (Err(fault), None) => {
+                return error!(
+                    mirror,
+                    "whether it was attached is not known: {fault}; put it right, or remove the file and attach it again"
+                );
             }
-            if let Some(why) = &record.stale {
-                error!(mirror, device = %record.id(), "not attached again: {why}");
+            (Err(fault), Some(id)) => {
+                warn!(
+                    mirror,
+                    "what was attached is found in the kernel alone: {fault}"
+                );
+                Record::new(uuid, id, wall_ms())
             }
-            let kept = Kept {
-                mirror: mirror.clone(),
-                identifier: identifier.clone(),
-                record,
-            };
-            let moves = lock(&self.inner.moves).remove(mirror);
-            let moves = moves.unwrap_or_else(|| Moves::new(mirror, self.inner.host.events()));
-            self.keep(kept, None, moves);
+        };
+        if let Some(id) = found {
+            record.set_id(id);
+            if !moved::is_current(&record, &status) && record.stale.is_none() {
+                record.stale = Some(Moved::Unseen.words());
+            }
+        } else if record.stale.is_some() {
+            // Whoever used the device is gone with the kernel that had it: a stale one is none.
+            record.stale = None;
+            record.stopped_at = None;
         }
+        if let Some(why) = &record.stale {
+            error!(mirror, device = %record.id(), "not attached again: {why}");
+        }
+        let kept = Kept {
+            mirror: mirror.to_owned(),
+            identifier: identifier.clone(),
+            record,
+        };
+        self.keep(kept, None, moves);
     }
 
     /// Attaches a mirror. `unless_primary`: why this node is not made Primary for that, if it is not.
@@ -587,10 +584,10 @@ impl<H: Host> Attachments<H> {
             return;
         }
         let this = self.clone();
-        *listener = Some(tokio::spawn(async move { this.hear().await }));
+        *listener = Some(tokio::spawn(async move { this.hear_dead().await }));
     }
 
-    async fn hear(&self) {
+    async fn hear_dead(&self) {
         let family = loop {
             let open = Arc::clone(&self.inner.kernel.open);
             let found = blocking(move || Some(Nbd::new(open().ok()?).ok()?.family())).await;

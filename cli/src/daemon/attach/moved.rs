@@ -91,6 +91,8 @@ pub struct Moves {
     is_primary: bool,
     /// Something was taken in that nobody has acted upon.
     is_news: bool,
+    /// More happened than was kept: a move may be among it.
+    has_missed: bool,
 }
 
 impl Moves {
@@ -102,6 +104,7 @@ impl Moves {
             found: None,
             is_primary: false,
             is_news: false,
+            has_missed: false,
         }
     }
 
@@ -120,13 +123,27 @@ impl Moves {
         }
     }
 
+    fn missed(&mut self) {
+        self.is_primary = false;
+        self.has_missed = true;
+    }
+
+    /// Whether something was missed since this was asked last: the state alone can tell what it was.
+    pub fn take_missed(&mut self) -> bool {
+        std::mem::take(&mut self.has_missed)
+    }
+
+    /// What was missed comes to this.
+    pub fn found(&mut self, moved: Moved) {
+        self.found.get_or_insert(moved);
+    }
+
     /// What was heard up to now.
     pub fn so_far(&mut self) -> Option<Moved> {
         loop {
             match self.events.try_recv() {
                 Ok(event) => self.take_in(&event),
-                // Missed ones: the status is all there is.
-                Err(TryRecvError::Lagged(_)) => self.is_primary = false,
+                Err(TryRecvError::Lagged(_)) => self.missed(),
                 Err(TryRecvError::Empty | TryRecvError::Closed) => return self.found,
             }
         }
@@ -135,12 +152,13 @@ impl Moves {
     /// Nothing of the mirror's is in the kernel: what happened before does not matter.
     pub fn forget(&mut self) {
         self.so_far();
-        self.found = None;
+        self.disregard();
     }
 
     /// What was heard concerns others: this node has been Primary all the time. What comes is taken in.
     pub fn disregard(&mut self) {
         self.found = None;
+        self.has_missed = false;
     }
 
     /// From here on the mirror is looked at: what happened before is no news.
@@ -159,7 +177,7 @@ impl Moves {
             match self.events.recv().await {
                 Ok(event) => self.take_in(&event),
                 Err(broadcast::error::RecvError::Lagged(_)) => {
-                    self.is_primary = false;
+                    self.missed();
                     return;
                 }
                 // The engine is gone, and the daemon is about to be.

@@ -64,6 +64,7 @@ with_either_driver! {
     another_program_that_takes_it_down_ends_it
     a_dead_primary_takes_its_device_back_and_a_stranger_to_its_data_does_not
     a_device_whose_copy_was_overwritten_is_not_served
+    one_whose_moves_were_missed_is_not_served
     one_that_nobody_used_while_its_mirror_moved_is_stale
     a_stop_just_after_the_mirror_moved_leaves_a_stale_device
     a_primary_that_was_none_for_a_moment_goes_on
@@ -344,7 +345,7 @@ async fn a_device_whose_copy_was_overwritten_is_not_served(driver: Driver) {
             machine.mirror.is_overwritten();
             machine.mirror.change(|mirror| mirror.promotes = Ok(()));
         }
-        daemon.resume().await;
+        daemon.resume("pg").await;
         if !before_resume {
             let mirror = machine.mirror.clone();
             until("an attempt", || mirror.change(|m| m.promotions) > 0).await;
@@ -362,6 +363,33 @@ async fn a_device_whose_copy_was_overwritten_is_not_served(driver: Driver) {
         until("still stale", || shown(&next) == Some(DeviceState::Stale)).await;
         assert_eq!(machine.served_again(), 0);
     }
+}
+
+/// More happens at once than is kept for who listens: the state tells that it is not the copy that was left.
+async fn one_whose_moves_were_missed_is_not_served(driver: Driver) {
+    let machine = Machine::new();
+    machine.left_behind(&Record::new(UUID, id(driver, 3), 1));
+    let mirror = &machine.mirror;
+    mirror.change(|mirror| {
+        mirror.status.was_primary = true;
+        mirror.promotes = Err("this copy is being resynchronised");
+    });
+    let daemon = machine.daemon().await;
+    until("an attempt", || mirror.change(|m| m.promotions) > 0).await;
+    mirror.is_overwritten();
+    for _ in 0..100 {
+        mirror.happens(Notice::Connection {
+            from: Connection::Connecting,
+            to: Connection::Connected,
+            cause: String::new(),
+        });
+    }
+    mirror.change(|mirror| {
+        mirror.status.was_primary = false;
+        mirror.promotes = Ok(());
+    });
+    until("it is stale", || shown(&daemon) == Some(DeviceState::Stale)).await;
+    assert_eq!(machine.served_again(), 0);
 }
 
 /// No request came that could have been refused: the role alone tells of it.
@@ -477,7 +505,7 @@ async fn after_a_reboot_it_is_the_same_device_once_the_copy_is_caught_up(driver:
     });
     let daemon = machine.daemon_before_resume();
     machine.mirror.is_overwritten();
-    daemon.resume().await;
+    daemon.resume("pg").await;
     let mirror = machine.mirror.clone();
     until("an attempt", || mirror.change(|m| m.promotions) > 0).await;
     assert_eq!(shown(&daemon), Some(DeviceState::Waiting));

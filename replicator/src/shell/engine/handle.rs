@@ -16,14 +16,18 @@ use crate::core::{Command, NodeId, Settings};
 use crate::shell::arbiter::together::{Board, Follow};
 use crate::shell::buffers::{Pool, PoolConfig};
 use crate::shell::identity::{IdentityError, NodeKeys};
-use crate::shell::quic::{LinkConfig, LinkError, Note, PeerConfig};
+use crate::shell::quic::{LinkConfig, LinkError, Note, PeerConfig, SHUTDOWN_PATIENCE};
 use crate::shell::runtime;
 use crate::shell::storage::{Storage, StorageError};
 
 /// Events that a slow listener may be behind; it is told how many it missed.
 const EVENTS: usize = 1024;
-/// Stores close within, and threads end within, once their mirrors have stopped or been given up.
+/// Stores close within, and threads end within, once their mirrors have stopped or been given up and the peers
+/// were told.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(3);
+/// A [stop](Engine::stop) takes so much longer than its mirrors: their stores are closed, and the peers told.
+pub const END_PATIENCE: Duration =
+    Duration::from_secs(2 * CLOSE_PATIENCE.as_secs() + SHUTDOWN_PATIENCE.as_secs());
 
 /// Why the engine can't start.
 #[derive(Debug, thiserror::Error)]
@@ -59,8 +63,15 @@ struct Inner {
     threads: Vec<Thread>,
     events: broadcast::Sender<MirrorEvent>,
     peer_events: broadcast::Sender<PeerEvent>,
-    /// Which mirror is on which thread.
-    places: Mutex<Vec<(String, u16)>>,
+    places: Mutex<Places>,
+}
+
+/// Which mirror is on which thread.
+#[derive(Debug, Default)]
+struct Places {
+    of: Vec<(String, u16)>,
+    /// The engine stops: no more of them.
+    closed: bool,
 }
 
 struct Thread {
@@ -130,7 +141,9 @@ impl Engine {
         self.inner.threads.len() as u16
     }
 
-    /// Opens, fences and reads a mirror's stores on a thread that may block, then serves it.
+    /// Opens, fences and reads a mirror's stores on a thread that may block, then serves it. It takes as long as
+    /// the stores do. Given up half-way, the stores are closed again once they have answered, or
+    /// the mirror is served all the same; one whose stores answer after [`stop`](Self::stop) has begun is not.
     ///
     /// # Errors
     ///
@@ -156,13 +169,26 @@ impl Engine {
         spawned.map_err(|_| stopping())?;
         let opened = open.await.map_err(|_| stopping())??;
         let (reply, answer) = oneshot::channel();
-        thread
-            .orders
-            .send(Order::Add(Box::new(opened), reply))
-            .map_err(|_| stopping())?;
-        answer.await.map_err(|_| stopping())??;
-        self.inner.places().push((name, index));
-        Ok(())
+        {
+            // At once: a stop finds it, or it is not begun.
+            let mut places = self.inner.places();
+            if places.closed {
+                return Err(stopping());
+            }
+            if places.of.iter().any(|(other, _)| *other == name) {
+                return Err(StartError::Exists(name));
+            }
+            thread
+                .orders
+                .send(Order::Add(Box::new(opened), reply))
+                .map_err(|_| stopping())?;
+            places.of.push((name.clone(), index));
+        }
+        let added = answer.await.unwrap_or_else(|_| Err(stopping()));
+        if added.is_err() {
+            self.inner.places().of.retain(|(other, _)| *other != name);
+        }
+        added
     }
 
     /// Stops a mirror cleanly and closes its stores.
@@ -187,7 +213,7 @@ impl Engine {
                 let _ = answer.await;
             }
         }
-        self.inner.places().retain(|(name, _)| name != mirror);
+        self.inner.places().of.retain(|(name, _)| name != mirror);
     }
 
     /// Carries out an operator's command.
@@ -335,18 +361,18 @@ impl Engine {
     }
 
     /// Stops every mirror cleanly (demoted, everything on both disks, the peer told), closes the stores
-    /// and ends the threads. A mirror that isn't done within `patience` is left as a crash would; a store that
+    /// and ends the threads, once the peers have acknowledged that ([`SHUTDOWN_PATIENCE`]).
+    /// A mirror that isn't done within `patience` is left as a crash would; a store that
     /// the kernel does not let go of within some seconds more is left to the end of the process, and its thread with
     /// it: what it was given may be written until then, which the next daemon waits for (`shell/fence.rs`).
     ///
     /// Gives the mirrors that were not stopped cleanly, and why.
     pub async fn stop(&self, patience: Duration) -> Vec<(String, Refusal)> {
-        let names: Vec<_> = self
-            .inner
-            .places()
-            .iter()
-            .map(|(name, _)| name.clone())
-            .collect();
+        let names: Vec<_> = {
+            let mut places = self.inner.places();
+            places.closed = true;
+            places.of.iter().map(|(name, _)| name.clone()).collect()
+        };
         let (reply, mut replies) = mpsc::unbounded_channel();
         for name in &names {
             let (engine, name, reply) = (self.clone(), name.clone(), reply.clone());
@@ -377,7 +403,8 @@ impl Engine {
         while let Some((name, refusal)) = replies.recv().await {
             left.extend(refusal.map(|refusal| (name, refusal)));
         }
-        if tokio::time::timeout(CLOSE_PATIENCE, self.end(false))
+        let patience = SHUTDOWN_PATIENCE + CLOSE_PATIENCE;
+        if tokio::time::timeout(patience, self.end(false))
             .await
             .is_err()
         {
@@ -404,12 +431,13 @@ impl Engine {
 }
 
 impl Inner {
-    fn places(&self) -> std::sync::MutexGuard<'_, Vec<(String, u16)>> {
+    fn places(&self) -> std::sync::MutexGuard<'_, Places> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn place(&self, mirror: &str) -> Option<u16> {
         self.places()
+            .of
             .iter()
             .find(|(name, _)| name == mirror)
             .map(|(_, thread)| *thread)

@@ -20,7 +20,7 @@ mod status;
 
 pub use config::{ArbiterConfig, DEFAULT_BUFFERS, DEFAULT_FENCE_WAIT, EngineConfig, MirrorConfig};
 pub use device::{DeviceFacts, MirrorDevice, Payload, Requester, Stretch};
-pub use handle::{Engine, EngineError};
+pub use handle::{END_PATIENCE, Engine, EngineError};
 pub use latency::Latencies;
 pub use offline::OfflineCopy;
 pub use plane::Plane;

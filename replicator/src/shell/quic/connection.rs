@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quinn::{ConnectionError, ReadExactError, RecvStream, SendStream, TransportErrorCode, VarInt};
+use tokio::sync::watch;
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
@@ -57,6 +58,13 @@ pub(super) struct Conn {
     opening: RefCell<HashMap<u64, Opening>>,
     /// When the present second of counting began, and the streams that the peer opened in it.
     opened: Cell<(Instant, u32)>,
+    /// Its receivers are the last words that the peer has not acknowledged.
+    last_words: watch::Sender<()>,
+}
+
+/// What a session says last is on its way to the peer for as long as this lives.
+pub(super) struct LastWord {
+    _said: watch::Receiver<()>,
 }
 
 /// A session of which not all streams are here yet.
@@ -84,7 +92,19 @@ impl Conn {
             sessions: RefCell::default(),
             opening: RefCell::default(),
             opened: Cell::new((Instant::now(), 0)),
+            last_words: watch::Sender::new(()),
         })
+    }
+
+    pub(super) fn begin_last_word(&self) -> LastWord {
+        LastWord {
+            _said: self.last_words.subscribe(),
+        }
+    }
+
+    /// Waits until the peer has acknowledged the last words of all sessions that have ended, or can't any more.
+    pub(super) async fn last_words_arrived(&self) {
+        self.last_words.closed().await;
     }
 
     /// Listens to what the peer tells of itself, where both speak a version that has notes.
@@ -315,7 +335,7 @@ impl Conn {
                 ];
                 spawn_local(async move {
                     if control.write(&mut pieces).await.is_ok() {
-                        control.finish();
+                        drop(control.finish());
                     }
                 });
             }

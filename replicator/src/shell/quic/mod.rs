@@ -36,7 +36,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::task::spawn_local;
+use tokio::task::{JoinSet, spawn_local};
 use tokio::time::timeout;
 
 pub use config::{
@@ -54,6 +54,10 @@ use crate::wire::frame::{Class, KIND_CLOSE, OutFrame};
 use event::EventQueue;
 use inner::{Inner, Mirror};
 use peer::Peer;
+
+/// The peers' acknowledgement of what is said last is waited for no longer, whatever their time-outs are: a packet that
+/// was lost has been sent again many times by then.
+pub const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The link can't be set up.
 #[derive(Debug, thiserror::Error)]
@@ -337,8 +341,25 @@ impl Link {
         })
     }
 
-    /// Ends all sessions and connections and waits, at most a second, for the peers to be told.
+    /// Ends all sessions and connections, and waits for the peers to be told: QUIC forgets what was not acknowledged
+    /// when a connection is closed, and a peer that was not told holds its requests. It takes no longer than
+    /// [`SHUTDOWN_PATIENCE`], nor than the time-out of a peer that does not answer, and a second.
     pub async fn shutdown(self) {
+        self.rest();
+        let sessions: Vec<_> = self.inner.sessions.borrow().values().cloned().collect();
+        for session in sessions {
+            session.down(stopping());
+        }
+        let peers: Vec<_> = self.inner.peers.borrow().values().cloned().collect();
+        let mut waits = JoinSet::new();
+        for conn in peers.iter().filter_map(|peer| peer.connection()) {
+            let patience = conn.timeout.min(SHUTDOWN_PATIENCE);
+            waits.spawn_local(async move {
+                // A peer that isn't told finds out by its time-out.
+                let _ = timeout(patience, conn.last_words_arrived()).await;
+            });
+        }
+        waits.join_all().await;
         self.stop();
         let endpoints = self.inner.endpoints.take();
         let all_idle = async {
@@ -350,18 +371,25 @@ impl Link {
         let _ = timeout(Duration::from_secs(1), all_idle).await;
     }
 
-    fn stop(&self) {
-        let reason = DownReason::ClosedHere(CloseReason::new(code::STOPPING, "the daemon stops"));
+    /// From now on no connection is dialled and no session begins.
+    fn rest(&self) {
         for mirror in self.inner.mirrors.borrow_mut().values_mut() {
             mirror.wanted = false;
             if let Some(keeper) = mirror.keeper.take() {
                 keeper.abort();
             }
         }
-        for peer in self.inner.peers.take().into_values() {
+        for peer in self.inner.peers.borrow().values() {
             if let Some(dialer) = peer.dialer.take() {
                 dialer.abort();
             }
+        }
+    }
+
+    fn stop(&self) {
+        self.rest();
+        let reason = stopping();
+        for peer in self.inner.peers.take().into_values() {
             if let Some(conn) = peer.connection() {
                 conn.close(&reason);
             }
@@ -423,6 +451,10 @@ impl Drop for Link {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+fn stopping() -> DownReason {
+    DownReason::ClosedHere(CloseReason::new(code::STOPPING, "the daemon stops"))
 }
 
 /// A random number, for nonces, connection ids and pauses.

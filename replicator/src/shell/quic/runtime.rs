@@ -14,8 +14,8 @@ use std::future::Future;
 use std::io::{self, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -116,7 +116,45 @@ pub(super) struct WatchedSocket {
     state: UdpSocketState,
     /// The last attempt to send found no room.
     is_full: AtomicBool,
+    /// Nothing is received before this is over.
+    rest: Rest,
     receive_segments: usize,
+}
+
+/// quinn ends an endpoint with all its connections, for good, at the first error of its socket. None is for good: a
+/// network that is down or memory that is short is told by one, too. So it is told in the log, and tried again.
+#[derive(Debug, Default)]
+struct Rest {
+    /// Looked at first: locking costs something for each datagram.
+    is_on: AtomicBool,
+    sleep: Mutex<Option<Pin<Box<Sleep>>>>,
+}
+
+/// A socket that failed is tried again after.
+const REST: Duration = Duration::from_millis(100);
+
+impl Rest {
+    fn begin(&self) {
+        let sleep = sleep_until((now() + REST).into());
+        *self.lock() = Some(Box::pin(sleep));
+        self.is_on.store(true, Ordering::Relaxed);
+    }
+
+    fn poll_over(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.is_on.load(Ordering::Relaxed) {
+            let mut sleep = self.lock();
+            if let Some(sleep) = &mut *sleep {
+                ready!(Future::poll(sleep.as_mut(), cx));
+            }
+            *sleep = None;
+            self.is_on.store(false, Ordering::Relaxed);
+        }
+        Poll::Ready(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Pin<Box<Sleep>>>> {
+        self.sleep.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl WatchedSocket {
@@ -130,6 +168,7 @@ impl WatchedSocket {
             socket: watch(socket, Interest::READABLE)?,
             state,
             is_full: AtomicBool::new(false),
+            rest: Rest::default(),
         })
     }
 }
@@ -175,6 +214,7 @@ impl AsyncUdpSocket for WatchedSocket {
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         loop {
+            ready!(self.rest.poll_over(cx));
             let mut guard = ready!(self.socket.poll_read_ready(cx))?;
             let received = guard.try_io(|socket| {
                 self.state
@@ -183,6 +223,15 @@ impl AsyncUdpSocket for WatchedSocket {
             let Ok(received) = received else {
                 continue;
             };
+            if let Err(error) = received {
+                if error.kind() == io::ErrorKind::ConnectionReset {
+                    // Means nothing here, and a stranger may cause it: no reason to rest.
+                    continue;
+                }
+                tracing::warn!("a socket of the link failed, and is tried again: {error}");
+                self.rest.begin();
+                continue;
+            }
             // Fewer than there was room for: there are no more. The runtime hears of the next one
             // anew, so asking the kernel whether there is one can be spared.
             if received.as_ref().is_ok_and(|count| *count < buffers.len()) {
@@ -237,5 +286,37 @@ impl UdpPoller for Room {
         self.watch = None;
         self.socket.is_full.store(false, Ordering::Relaxed);
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_error_is_not_the_end_of_a_socket() {
+        let bind = || UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        let (ours, theirs) = (bind(), bind());
+        let (here, there) = (
+            ours.local_addr().expect("bound"),
+            theirs.local_addr().expect("bound"),
+        );
+        drop(theirs);
+        // Nobody is there: the next attempt to receive is told so.
+        ours.connect(there).expect("connected");
+        ours.send(b"?").expect("sent");
+        let socket = WatchedSocket::new(ours, 1).expect("watched");
+        let theirs = UdpSocket::bind(there).expect("the address is free");
+        theirs.send_to(b"here", here).expect("sent");
+        let mut bytes = [0; 64];
+        let mut meta = [RecvMeta::default()];
+        let received = poll_fn(|cx| {
+            let mut buffers = [IoSliceMut::new(&mut bytes)];
+            socket.poll_recv(cx, &mut buffers, &mut meta)
+        });
+        assert_eq!(received.await.expect("no error"), 1);
+        assert_eq!(&bytes[..meta[0].len], b"here");
     }
 }

@@ -19,7 +19,7 @@ use tokio::time::sleep;
 
 use super::Inner;
 use super::config::MirrorId;
-use super::connection::Conn;
+use super::connection::{Conn, LastWord};
 use super::event::{CloseReason, DownReason, LinkEvent, SessionId, Undrained, code};
 use super::opening::cut;
 use super::streams::{self, RecvHalf, SendHalf};
@@ -41,6 +41,8 @@ pub(super) struct Session {
     /// The number that streams are reset with, shared with their halves.
     code: Rc<Cell<u32>>,
     tasks: RefCell<Tasks>,
+    /// From the end of the session until its writer has handed over what is said last.
+    last_word: RefCell<Option<LastWord>>,
     gone: Notify,
 }
 
@@ -145,6 +147,7 @@ impl Session {
             state: Cell::new(State::Up),
             code: Rc::new(Cell::new(code::NORMAL)),
             tasks: RefCell::default(),
+            last_word: RefCell::default(),
             gone: Notify::new(),
         });
         inner.add_session(&session);
@@ -198,6 +201,10 @@ impl Session {
         if self.is_up() {
             gone.await;
         }
+    }
+
+    pub(super) fn take_last_word(&self) -> Option<LastWord> {
+        self.last_word.borrow_mut().take()
     }
 
     pub(super) fn queued(&self, class: Class) -> usize {
@@ -264,10 +271,13 @@ impl Session {
                 payload: None,
             });
             lane.last.set(true);
-            let control = control.to_vec();
+            *self.last_word.borrow_mut() = Some(self.conn.begin_last_word());
+            let (session, control) = (Rc::clone(self), control.to_vec());
             spawn_local(async move {
                 sleep(LINGER).await;
                 control.iter().for_each(AbortHandle::abort);
+                // It never went out.
+                drop(session.take_last_word());
             });
         } else {
             control.iter().for_each(AbortHandle::abort);

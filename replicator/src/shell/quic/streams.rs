@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
-use tokio::task::yield_now;
+use tokio::task::{spawn_local, yield_now};
 
 use super::event::{DownReason, PeerFault};
 use super::session::{Session, reason_of};
@@ -62,9 +62,17 @@ impl SendHalf {
         self.stream.write_all_chunks(pieces).await
     }
 
-    /// Ends the stream after what was written.
-    pub(super) fn finish(mut self) {
+    /// Ends the stream after what was written. The future is over when the peer has all of it, reads no more of it, or
+    /// is gone with the connection.
+    pub(super) fn finish(mut self) -> impl Future<Output = ()> + 'static {
         self.finished = self.stream.finish().is_ok();
+        let stopped = self.finished.then(|| self.stream.stopped());
+        async move {
+            if let Some(stopped) = stopped {
+                // However it ended: nothing can be done about it any more.
+                let _ = stopped.await;
+            }
+        }
     }
 }
 
@@ -121,7 +129,15 @@ pub(super) async fn write(session: Rc<Session>, class: Class, mut send: SendHalf
             pieces.clear();
         }
         if lane.next(&mut frames, BATCH).await.is_none() {
-            return send.finish();
+            let arrived = send.finish();
+            // In a task of its own: this one is ended when the last words take long to go out, and these are out.
+            if let Some(word) = session.take_last_word() {
+                spawn_local(async move {
+                    arrived.await;
+                    drop(word);
+                });
+            }
+            return;
         }
         let mut bytes = 0;
         for frame in frames.drain(..) {
