@@ -25,7 +25,7 @@ struct Heap;
 impl BufferSource for Heap {
     type Buffer = Vec<u8>;
 
-    async fn take(&self, _class: Class, len: usize) -> Option<Vec<u8>> {
+    async fn take(&self, _mirror: MirrorId, _class: Class, len: usize) -> Option<Vec<u8>> {
         Some(vec![0; len])
     }
 }

@@ -7,11 +7,12 @@ mod link_support;
 use std::time::Duration;
 
 use bytes::Bytes;
-use engine_support::{DEADLINE, Node, PG, SIZE, run};
+use engine_support::{DEADLINE, Disk, Node, PG, SIZE, run};
 use kagami_bitmap::superblock::Generation;
 use kagami_bitmap::{Block, Run};
 use kagami_replicator::core::message::{Hello, Message};
 use kagami_replicator::core::notice::Notice;
+use kagami_replicator::core::settings::Settings;
 use kagami_replicator::core::state::{self, Replication, Role, Seq, Solo};
 use kagami_replicator::shell::engine::MirrorEvent;
 use kagami_replicator::shell::identity::NodeKeys;
@@ -119,6 +120,10 @@ impl Liar {
 }
 
 async fn a_and_its_liar() -> (Node, Liar) {
+    a_and_its_liar_with(|_| {}).await
+}
+
+async fn a_and_its_liar_with(tune: impl FnOnce(&mut Settings)) -> (Node, Liar) {
     let (mut a, b) = (Node::new(1), Node::new(2));
     a.make_copy("pg", PG, true);
     a.start();
@@ -132,9 +137,9 @@ async fn a_and_its_liar() -> (Node, Liar) {
     a.engine().set_peers(&[peer]);
     node.link.set_mirrors(&[(MirrorId(PG), NodeId(1))]);
     node.link.want(MirrorId(PG), true);
-    a.add(a.mirror("pg", PG, 2, Solo::Never))
-        .await
-        .expect("added");
+    let mut config = a.mirror("pg", PG, 2, Solo::Never);
+    tune(&mut config.settings);
+    a.add(config).await.expect("added");
     let liar = Liar {
         node,
         current: None,
@@ -359,6 +364,93 @@ fn marks_that_no_verdict_asks_for_are_refused() {
         liar.meet().await;
         assert_eq!(a.in_sync().await.core.marked_blocks, 0);
         a.stop().await;
+    }));
+}
+
+/// Writes may overtake the end of a handshake. This one never ends.
+#[test]
+fn what_a_peer_sends_and_never_lets_go_on_is_its_own_mirrors() {
+    run(LocalSet::new().run_until(async {
+        // It has all the time in the world.
+        let patient = |settings: &mut Settings| {
+            settings.timeout_ms = 60_000;
+            settings.ack_timeout_ms = 60_000;
+        };
+        let (mut a, mut liar) = a_and_its_liar_with(patient).await;
+        a.add_alone("other", 0x006f_7468_6572).await;
+        let session = liar.session().await;
+        loop {
+            match liar.next(session).await {
+                Message::Hello(hello) => liar.greet(session, *hello),
+                Message::Ready => break,
+                _ => {}
+            }
+        }
+        for nth in 0..16 {
+            liar.send(session, &write(nth + 1, nth << 20, 256));
+        }
+        a.on_plane(DEADLINE, |plane| async move {
+            while plane.pool().stats().waiting == 0 {
+                tokio::task::yield_now().await;
+            }
+            let other = Disk::of(&plane, "other");
+            for len in [4096, 1 << 20, 2 << 20] {
+                other.write(0, 7, len).await.expect("a good disk");
+                let data = other.read(0, 4096).await.expect("a good disk");
+                assert!(data.iter().all(|&byte| byte == 7));
+            }
+            assert!(plane.pool().stats().waiting > 0, "it is still there");
+        })
+        .await;
+        a.crash().await;
+    }));
+}
+
+/// A peer that has not answered a write keeps it where it is: in memory that is counted.
+#[test]
+fn what_is_put_together_for_a_write_is_the_pools() {
+    run(LocalSet::new().run_until(async {
+        let (mut a, mut liar) = a_and_its_liar().await;
+        let session = liar.meet().await;
+        a.in_sync().await;
+        let granting = async {
+            loop {
+                match liar.next(session).await {
+                    Message::PromoteAsk => liar.send(session, &Message::PromoteGrant),
+                    Message::Offer { .. } => liar.send(session, &Message::Adopted),
+                    _ => {}
+                }
+            }
+        };
+        tokio::select! {
+            () = a.promote() => {}
+            () = granting => {}
+        }
+        const COUNT: usize = 100;
+        a.on_plane(DEADLINE, |plane| async move {
+            let disk = Disk::of(&plane, "pg");
+            for index in 0..COUNT {
+                let disk = disk.clone();
+                tokio::task::spawn_local(async move {
+                    // Within a block, and across two.
+                    let at = (index * 3 * 4096 + 512) as u64;
+                    let _ = disk.write(at, 1, 512 + index % 2 * 4096).await;
+                });
+            }
+        })
+        .await;
+        let mut writes = 0;
+        while writes < COUNT {
+            if let Message::Write { data, .. } = liar.next(session).await {
+                assert!(data.len().is_multiple_of(4096));
+                writes += 1;
+            }
+        }
+        let in_use = a
+            .on_plane(DEADLINE, |plane| async move { plane.pool().stats().in_use })
+            .await;
+        assert!(in_use >= COUNT * 3 / 2 * 4096, "{in_use} bytes of the pool");
+        a.crash().await;
     }));
 }
 

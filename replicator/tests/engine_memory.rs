@@ -2,23 +2,18 @@
 
 mod engine_support;
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use engine_support::*;
-use kagami_replicator::core::state::{NodeId, Replication, Solo};
+use kagami_replicator::core::state::{Replication, Solo};
+use kagami_replicator::core::{Command, Reply};
 use kagami_replicator::shell::buffers::Share;
 
 const OTHER: u128 = 0x006f_7468_6572;
 /// Bytes of a held write.
 const HELD: usize = 256 << 10;
-
-/// Adds a mirror without a peer, and makes it Primary.
-async fn add_alone(node: &Node, name: &str, mirror: u128) {
-    node.make_copy(name, mirror, true);
-    let config = node.mirror(name, mirror, NodeId::NOBODY.0, Solo::Never);
-    node.add(config).await.expect(name);
-    node.promote_mirror(name).await;
-}
 
 /// A node whose mirror pg is Primary and holds its I/O: its peer has died, and it may not go on alone.
 async fn holding() -> Node {
@@ -66,7 +61,7 @@ async fn write_to(node: &Node, name: &'static str, len: usize) {
 fn a_mirror_that_holds_its_writes_stops_no_other() {
     run(async {
         let mut a = holding().await;
-        add_alone(&a, "other", OTHER).await;
+        a.add_alone("other", OTHER).await;
         fill(&a).await;
         for len in [4096, HELD, 1 << 20, 2 << 20] {
             write_to(&a, "other", len).await;
@@ -87,7 +82,7 @@ fn a_mirror_that_held_its_writes_before_stops_no_new_one() {
             })
             .await;
         assert!(held + HELD > limit, "one mirror alone has all of it");
-        add_alone(&a, "other", OTHER).await;
+        a.add_alone("other", OTHER).await;
         for len in [4096, HELD] {
             write_to(&a, "other", len).await;
         }
@@ -101,7 +96,7 @@ fn the_longest_write_goes_through_beside_other_mirrors() {
         let mut a = Node::new(1);
         a.start();
         for (name, mirror) in [("pg", PG), ("other", OTHER)] {
-            add_alone(&a, name, mirror).await;
+            a.add_alone(name, mirror).await;
         }
         a.on_plane(Duration::from_secs(60), |plane| async move {
             let long = Disk::of(&plane, "pg");
@@ -132,5 +127,79 @@ fn the_longest_write_goes_through_beside_other_mirrors() {
         })
         .await;
         a.stop().await;
+    });
+}
+
+/// A client that takes its answers late holds memory of the pool, whoever's disk they were read from.
+#[test]
+fn what_the_peer_reads_is_the_pools_until_the_client_has_taken_it() {
+    run(async {
+        // b lacks nearly everything, is brought up to date without haste, and is Primary meanwhile.
+        let (mut a, mut b) = pair(Solo::Always).await;
+        b.stop().await;
+        a.with_device(|disk| async move {
+            for index in 0..4 {
+                disk.write(index << 20, 6, 1 << 20).await.expect("write");
+            }
+        })
+        .await;
+        let config = |node: &Node, peer| {
+            let mut config = node.mirror("pg", PG, peer, Solo::Always);
+            config.settings.resync_max_rate = Some(4096);
+            config
+        };
+        let slow = Command::Set(config(&a, 2).settings);
+        let reply = a.engine().command("pg", slow).await;
+        assert_eq!(reply, Ok(Reply::Done));
+        a.demote().await;
+        b.start();
+        introduce(&a, &b);
+        b.add(config(&b, 1)).await.expect("b");
+        b.until("a target", |status| {
+            status.core.replication == Replication::SyncTarget
+        })
+        .await;
+        let promote = Command::Promote {
+            force: false,
+            while_resyncing: true,
+        };
+        let reply = b.engine().command("pg", promote).await;
+        assert_eq!(reply, Ok(Reply::Done));
+        b.on_plane(DEADLINE, |plane| async move {
+            let disk = Disk::of(&plane, "pg");
+            let count = plane.pool().limit(Share::Read) / HELD + 4;
+            let answers = Rc::new(RefCell::new(Vec::new()));
+            let answered = |answers: &Rc<RefCell<Vec<bytes::Bytes>>>| answers.borrow().len();
+            for index in 0..count {
+                let (disk, answers) = (disk.clone(), Rc::clone(&answers));
+                tokio::task::spawn_local(async move {
+                    let at = (index % 16 * HELD) as u64;
+                    let data = disk.read(at, HELD as u32).await.expect("the peer's");
+                    answers.borrow_mut().push(data);
+                });
+            }
+            // As many as fit come; the others wait for memory, and the link does not.
+            let fit = plane.pool().limit(Share::Read) / HELD;
+            while plane.pool().stats().waiting == 0 || answered(&answers) < fit {
+                tokio::task::yield_now().await;
+            }
+            let held = answered(&answers) * HELD;
+            assert!(plane.pool().stats().in_use >= held, "{held} bytes are held");
+            let mut taken = 0;
+            while taken < count {
+                for data in answers.borrow_mut().drain(..) {
+                    assert!(data.iter().all(|&byte| byte == 6));
+                    taken += 1;
+                }
+                tokio::task::yield_now().await;
+            }
+            // (The resynchronisation takes some for a moment.)
+            while plane.pool().stats().in_use > 0 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        b.crash().await;
+        a.crash().await;
     });
 }

@@ -493,3 +493,64 @@ fn another_protocol_is_recognised() {
         assert_eq!(b.failure().await, LinkFault::OtherProtocol);
     });
 }
+
+/// It costs its memory, and nothing else comes: the stream alone is silent, the connection is not.
+#[test]
+fn a_payload_that_does_not_go_on_ends_its_session_alone() {
+    let within = Duration::from_millis(300);
+    for class in [Class::Data, Class::Resync] {
+        run(async {
+            let (mut b, mut rogue) = with_rogue(within).await;
+            rogue.open_session(77).await;
+            let session = b.up().await;
+            let frame = encoded(b"begun", Some(&pattern(5000, 1)));
+            let (send, _) = &mut rogue.streams[class as usize];
+            send.write_all(&frame[..frame.len() - 1])
+                .await
+                .expect("sent");
+            let reason = b.down(session).await;
+            let fault = PeerFault::Stalled { class, within };
+            assert_eq!(reason, DownReason::PeerFault(fault.clone()));
+            // What the other is told.
+            let (_, control) = &mut rogue.streams[0];
+            let told = control.read_to_end(1 << 16).await.expect("a last word");
+            let told = String::from_utf8_lossy(&told).into_owned();
+            assert!(told.contains(&fault.to_string()), "{told}");
+            assert!(rogue.connection.close_reason().is_none());
+        });
+    }
+}
+
+/// A resynchronisation's payload has its turn behind the application's.
+#[test]
+fn a_payload_that_more_urgent_ones_overtake_goes_on() {
+    run(async {
+        let within = Duration::from_millis(200);
+        let (mut b, mut rogue) = with_rogue(within).await;
+        rogue.open_session(77).await;
+        let session = b.up().await;
+        let late = encoded(b"late", Some(&pattern(5000, 1)));
+        let (first, rest) = late.split_at(late.len() - 1);
+        rogue.streams[2].0.write_all(first).await.expect("sent");
+        let mut encoder = Encoder::new(1);
+        let begun = tokio::time::Instant::now();
+        while begun.elapsed() < within * 5 {
+            let frame = OutFrame {
+                kind: 1,
+                head: Bytes::from_static(b"urgent"),
+                payload: None,
+            };
+            let mut pieces = Vec::new();
+            encoder.encode(&frame, &mut pieces);
+            encoder.flush(&mut pieces);
+            rogue.streams[1]
+                .0
+                .write_all(&pieces.concat())
+                .await
+                .expect("sent");
+            assert_eq!(&b.frame(session).await.1.head[..], b"urgent");
+        }
+        rogue.streams[2].0.write_all(rest).await.expect("sent");
+        assert_eq!(&b.frame(session).await.1.head[..], b"late");
+    });
+}

@@ -122,9 +122,9 @@ fn a_write_whose_edge_nobody_can_read_fails_once_and_holds_up_no_other() {
             for side in &mut pair.sides {
                 side.hold.reads = true;
             }
-            let (id, _) = pair.request(0, partly(4, 16, 9));
+            let (id, _) = pair.request(0, partly(4, 8, 9));
             pair.pump();
-            let blocks: &[u64] = if others { &[0, 2] } else { &[2] };
+            let blocks: &[u64] = if others { &[0, 1] } else { &[1] };
             for (nth, block) in blocks.iter().enumerate() {
                 fails(&mut pair, 0, *block);
                 pair.pump();
@@ -145,7 +145,7 @@ fn a_write_whose_edge_nobody_can_read_fails_once_and_holds_up_no_other() {
             pair.pump();
             assert!(pair.reply(0, waits).is_some_and(Result::is_ok));
             assert_eq!(pair.reply(0, id), Some(&Err(IoError::Io)));
-            let (after, _) = pair.request(0, partly(4, 16, 9));
+            let (after, _) = pair.request(0, partly(4, 8, 9));
             pair.pump();
             assert!(pair.reply(0, after).is_some_and(Result::is_ok));
         }

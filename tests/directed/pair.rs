@@ -16,7 +16,7 @@ use kagami_replicator::core::state::{
     Attempt, CommandId, DiskId, MetaId, NodeId, RequestId, SessionId, Solo, Time,
 };
 use kagami_replicator::core::{
-    Action, Actions, Command, DiskFault, DiskOp, DiskResult, Event, IoError, Mirror, Notice,
+    Action, Actions, Command, DiskFault, DiskOp, DiskResult, Event, Heap, IoError, Mirror, Notice,
     Refusal, Settings, Start, TAGS,
 };
 
@@ -124,6 +124,7 @@ fn start(node: usize, settings: &Settings) -> Start {
         disk_usable: true,
         unmap_zeroes: true,
         tags: (1..=TAGS as u64).map(|n| first_tag(node) + n).collect(),
+        memory: Box::new(Heap),
     }
 }
 
@@ -219,12 +220,15 @@ impl Pair {
         let side = &mut self.sides[node];
         side.mirror.handle(Time(self.now), event, &mut out);
         side.mirror.check();
-        self.carry_out(node, &out);
+        let more = self.carry_out(node, &out);
+        out.extend(more);
         out
     }
 
-    fn carry_out(&mut self, node: usize, out: &Effects) {
+    /// What followed from it at once: there is always memory.
+    fn carry_out(&mut self, node: usize, out: &Effects) -> Effects {
         let mut drawn = None;
+        let mut rooms = Vec::new();
         for action in out {
             let side = &mut self.sides[node];
             match action {
@@ -264,6 +268,7 @@ impl Pair {
                     self.open.remove(&(node, id.0));
                     side.answers.push((*id, result.clone()));
                 }
+                Action::Room { id, .. } => rooms.push(*id),
                 Action::SetTimer { at } => side.deadline = *at,
                 Action::DrawTags(count) => drawn = Some(*count),
                 Action::Report(notice) => side.notices.push(notice.clone()),
@@ -276,6 +281,10 @@ impl Pair {
             side.next_tag += count as u64;
             self.handle(node, Event::Tags(tags));
         }
+        let given = rooms.into_iter();
+        given
+            .flat_map(|id| self.handle(node, Event::Room { id }))
+            .collect()
     }
 
     /// A session at one node: the other does not know of it (yet).

@@ -77,6 +77,15 @@ impl World {
                 };
                 self.ask_arbiter(question);
             }
+            Action::Room { id, .. } => {
+                // Most often there is memory at once.
+                let wait = if id.0 % 4 == 0 {
+                    self.rng.around(2 * MS)
+                } else {
+                    0
+                };
+                self.plan(wait, Happening::Room { node, life, id });
+            }
             Action::Complete { id, result } => self.complete(node, id.0, result)?,
             Action::CommandDone { id, result } => self.command_done(node, id.0, result)?,
             Action::SetTimer { at } => {

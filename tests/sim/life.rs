@@ -4,7 +4,7 @@
 //! asked of the stores is under way. It first writes the repairs that its recovery asks for.
 
 use kagami_bitmap::planted::{Defect, planted};
-use kagami_replicator::core::{Actions, Mirror, Start, TAGS};
+use kagami_replicator::core::{Actions, Heap, Mirror, Start, TAGS};
 
 use super::check::Violation;
 use super::content::Value;
@@ -97,6 +97,7 @@ impl World {
             disk_usable: !at.store.failed,
             unmap_zeroes: self.options.unmap_zeroes[node],
             tags,
+            memory: Box::new(Heap),
         };
         let name = at.name;
         self.trace.line(|| {

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 
 use kagami_replicator::core::event::{Command, Event};
 use kagami_replicator::core::register::ArbiterAnswer;
-use kagami_replicator::core::state::{SessionId, Time};
+use kagami_replicator::core::state::{RequestId, SessionId, Time};
 use kagami_replicator::core::{Actions, Role, TAGS};
 
 use super::arbiter::{Arbiter, Question};
@@ -45,6 +45,12 @@ pub enum Happening {
     Timer { node: usize, life: u64, timer: u64 },
     /// Random tags that the daemon asked for.
     Tags { node: usize, life: u64 },
+    /// Memory that a request waits for.
+    Room {
+        node: usize,
+        life: u64,
+        id: RequestId,
+    },
     /// A message may arrive.
     Arrive {
         session: u64,
@@ -327,6 +333,12 @@ impl World {
                 }
                 Ok(())
             }
+            Happening::Room { node, life, id } => {
+                if self.lives(node, life) {
+                    return self.feed(node, Event::Room { id });
+                }
+                Ok(())
+            }
             Happening::Arrive {
                 session,
                 from,
@@ -411,6 +423,7 @@ impl World {
         match what {
             Happening::Timer { node, .. }
             | Happening::Tags { node, .. }
+            | Happening::Room { node, .. }
             | Happening::LinkUp { node, .. }
             | Happening::LinkDown { node, .. }
             | Happening::Silence { node, .. } => Some(*node),

@@ -69,6 +69,14 @@ pub enum Action {
         /// The question.
         ask: Ask,
     },
+    /// Keep memory for the answer of this request: the peer is asked for it as soon as [`super::Event::Room`] says
+    /// that there is. It is the request's until it is answered; a request asks once.
+    Room {
+        /// Of [`super::Event::Request`].
+        id: RequestId,
+        /// Bytes.
+        len: u32,
+    },
     /// Answer a front end's request.
     Complete {
         /// Of [`super::Event::Request`].

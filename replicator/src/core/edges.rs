@@ -1,7 +1,10 @@
 //! The edges of a write that covers blocks in part: read here, or by the peer that answers for this node, and
 //! merged with it before anything is written.
+//!
+//! All blocks of such a write are edges ([`super::request`] cuts it so), and what it keeps of them takes the place of
+//! what was read: no write holds memory that was given for a read while it waits for another read's.
 
-use bytes::BytesMut;
+use bytes::Bytes;
 use kagami_bitmap::Block;
 
 use super::event::IoError;
@@ -69,11 +72,16 @@ impl Mirror {
         let write = &mut self.writes[key.0];
         match result {
             Ok(block) if !gone => {
-                write.edges[usize::from(last)] = Some(block);
                 write.stage = Stage::Edges(left - 1);
                 if left == 1 {
+                    write.edges[usize::from(last)] = Some(block);
                     self.merge_edges(key);
                     self.start_write(key, out);
+                } else {
+                    let kept = self.memory.put_together(4096, &mut |kept| {
+                        kept.copy_from_slice(&block);
+                    });
+                    write.edges[usize::from(last)] = Some(kept);
                 }
             }
             Err(_) if !gone && peer_has_it => {
@@ -115,15 +123,17 @@ impl Mirror {
             return;
         };
         let len = write.span.byte_len() as usize;
-        let mut whole = BytesMut::zeroed(len);
-        if let Some(first) = &write.edges[0] {
-            whole[..4096].copy_from_slice(first);
-        }
-        if let Some(last) = &write.edges[1] {
-            whole[len - 4096..].copy_from_slice(last);
-        }
-        whole[*at..*at + data.len()].copy_from_slice(data);
-        write.work = Work::Whole(whole.freeze());
-        write.edges = [None, None];
+        let [first, last] = std::mem::take(&mut write.edges);
+        let copy = |to: &mut [u8], from: &Option<Bytes>| {
+            if let Some(block) = from {
+                to.copy_from_slice(block);
+            }
+        };
+        let whole = self.memory.put_together(len, &mut |whole| {
+            copy(&mut whole[..4096], &first);
+            copy(&mut whole[len - 4096..], &last);
+            whole[*at..*at + data.len()].copy_from_slice(data);
+        });
+        write.work = Work::Whole(whole);
     }
 }

@@ -18,6 +18,11 @@ pub enum Event {
         /// What is asked.
         request: Request,
     },
+    /// There is memory for the answer of a request.
+    Room {
+        /// Of [`super::Action::Room`].
+        id: RequestId,
+    },
     /// A disk operation ended.
     Disk {
         /// Of [`super::Action::Disk`].
@@ -76,7 +81,7 @@ pub enum Event {
 /// What a front end can ask for. Offsets and lengths are bytes, multiples of 512.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// Reads `len` bytes.
+    /// Reads `len` bytes; the blocks that they touch are at most 1 MiB.
     Read {
         /// Bytes from the start of the device.
         offset: u64,

@@ -6,7 +6,8 @@
 //!
 //! - the steps of [`Action::Metadata`] are durable one after the other before its completion;
 //! - [`Action::CloseSession`] takes effect at once; events of a session that is closed are ignored;
-//! - [`Action::SetTimer`] replaces the deadline before it; [`Action::DrawTags`] is answered;
+//! - [`Action::SetTimer`] replaces the deadline before it; [`Action::DrawTags`] is answered, and so is each
+//!   [`Action::Room`], as soon as there is memory;
 //! - what recovery wants repaired is written, durably, before the `Mirror` is made;
 //! - a new `Mirror` starts only when no disk request of an earlier one can be in flight
 //!   (*Fenced*).
@@ -46,6 +47,7 @@ mod handshake;
 mod hot;
 mod invariant;
 mod link;
+mod memory;
 pub mod message;
 pub mod notice;
 mod pace;
@@ -80,8 +82,10 @@ use slab::Slab;
 pub use action::{Action, Actions, Class};
 pub use disk::{DiskFault, DiskOp, DiskResult};
 pub use event::{Command, Event, IoError, Refusal, Reply, Request};
+pub use memory::{Heap, Memory};
 pub use message::Message;
 pub use notice::Notice;
+pub use read::PEER_READ;
 pub use settings::Settings;
 pub use state::{Connection, DiskState, NodeId, Replication, Role, Time};
 pub use status::Status;
@@ -110,6 +114,8 @@ pub struct Start {
     pub unmap_zeroes: bool,
     /// Random tags, at least [`TAGS`].
     pub tags: Vec<u64>,
+    /// Where blocks are put together.
+    pub memory: Box<dyn Memory>,
 }
 
 /// Random tags that the core keeps in stock.
@@ -172,6 +178,9 @@ pub struct Mirror {
     spans: spans::Spans,
     heat: hot::Heat,
     reads: Slab<read::Read>,
+    /// Reads that wait for memory to ask the peer for.
+    rooms: BTreeMap<RequestId, read::ReadKey>,
+    memory: Box<dyn Memory>,
     unflushed: unflushed::Unflushed,
     flush: flush::Flushing,
 
@@ -345,6 +354,8 @@ impl Mirror {
             spans: spans::Spans::default(),
             heat: hot::Heat::default(),
             reads: Slab::new(),
+            rooms: BTreeMap::new(),
+            memory: start.memory,
             unflushed: unflushed::Unflushed::default(),
             flush: flush::Flushing::default(),
             promoting: None,
@@ -379,6 +390,7 @@ impl Mirror {
         self.now = now;
         match event {
             Event::Request { id, request } => self.on_request(id, request, out),
+            Event::Room { id } => self.on_room(id, out),
             Event::Disk { id, result } => self.on_disk(id, result, out),
             Event::MetadataDone { id, result } => self.on_metadata(id, result, out),
             Event::LinkUp { session, version } => self.on_link_up(session, version, out),

@@ -4,19 +4,19 @@
 //! the lease may have ended meanwhile (docs/protocol.md §8); a read that may not be answered
 //! is held and done again.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use kagami_bitmap::planted::{Defect, planted};
 use kagami_bitmap::{Block, Run};
 
 use super::event::{IoError, Request};
 use super::message::Message;
 use super::request::{Held, JobKey};
-use super::state::Replication;
+use super::state::{Replication, RequestId};
 use super::write::WriteKey;
 use super::{Actions, DiskFault, DiskOp, DiskResult, DiskState, DiskWork, Mirror, Notice, Store};
 
-/// Most bytes that one message asks the peer for.
-pub(super) const PEER_READ: u64 = 1 << 20;
+/// Most bytes that one message asks the peer for. The blocks of a front end's read are as many at most.
+pub const PEER_READ: u64 = 1 << 20;
 
 /// Key of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,9 +32,9 @@ pub(super) struct Read {
     len: u32,
     /// The whole blocks that hold it.
     span: Run,
-    /// Collected from the peer.
-    from_peer: BytesMut,
-    /// The local copy could not give it: its span is locked until it is written back, so that
+    /// The local copy could not give it.
+    failed: Option<DiskFault>,
+    /// The peer is asked in its stead: its span is locked until it is written back, so that
     /// no newer write lies between.
     repair: bool,
 }
@@ -65,21 +65,80 @@ impl Mirror {
             offset,
             len,
             span,
-            from_peer: BytesMut::new(),
+            failed: None,
             repair: false,
         };
         let key = ReadKey(self.reads.insert(read));
         if self.has_copy() {
-            let op = DiskOp::Read {
-                offset: span.byte_offset(),
-                len: span.byte_len() as u32,
-            };
-            self.submit(DiskWork::Read(key), op, out);
-        } else if self.spans.is_free(span) {
-            self.read_from_peer(key, out);
+            self.read_here(key, out);
         } else {
+            self.read_there(key, out);
+        }
+    }
+
+    fn read_here(&mut self, key: ReadKey, out: &mut Actions) {
+        let span = self.reads[key.0].span;
+        let op = DiskOp::Read {
+            offset: span.byte_offset(),
+            len: span.byte_len() as u32,
+        };
+        self.submit(DiskWork::Read(key), op, out);
+    }
+
+    /// Reads from the peer, once there is memory for what it sends.
+    fn read_there(&mut self, key: ReadKey, out: &mut Actions) {
+        let read = &self.reads[key.0];
+        let job = &self.jobs[read.job.0];
+        if job.has_room {
+            return self.read_with_room(key, out);
+        }
+        self.rooms.insert(job.id, key);
+        out.push(super::Action::Room {
+            id: job.id,
+            len: read.len,
+        });
+    }
+
+    /// There is memory for the answer of a read. What it found when it asked may have changed.
+    pub(super) fn on_room(&mut self, id: RequestId, out: &mut Actions) {
+        let key = self.rooms.remove(&id);
+        assert!(key.is_some(), "{id} asked for no memory");
+        let Some(key) = key else { return };
+        let job = self.reads[key.0].job;
+        self.jobs[job.0].has_room = true;
+        self.read_with_room(key, out);
+    }
+
+    fn read_with_room(&mut self, key: ReadKey, out: &mut Actions) {
+        if self.is_of_past(key) {
+            return self.end_read_of_past(key, out);
+        }
+        if !self.may_read() && !planted(Defect::ReadCheckedTooEarly) {
+            return self.put_off_read(key, out);
+        }
+        let read = &self.reads[key.0];
+        let (span, failed) = (read.span, read.failed);
+        match failed {
+            Some(fault) if self.can_read_from_peer() => {
+                if planted(Defect::RepairOverNewer) {
+                    // below: written back without a lock
+                } else if !self.spans.try_lock(span) {
+                    // A write is under way there; what the peer has may be older than it.
+                    return self.hold_read(key, out);
+                }
+                self.reads[key.0].repair = true;
+                let doing = "reading (the peer's block is used)";
+                out.push(super::Action::Report(Notice::DiskFailed { fault, doing }));
+                self.read_from_peer(key, out);
+            }
+            Some(_) => {
+                let read = self.reads.remove(key.0);
+                self.end_read(read.job, Err(IoError::Io), out);
+            }
+            None if self.has_copy() => self.read_here(key, out),
+            None if self.spans.is_free(span) => self.read_from_peer(key, out),
             // With protocols A and B a write there may be answered, and not yet be on its disk.
-            self.hold_read(key, out);
+            None => self.hold_read(key, out),
         }
     }
 
@@ -96,17 +155,8 @@ impl Mirror {
                 self.finish_read(key, &data, out);
             }
             Err(fault) if self.can_read_from_peer() => {
-                let read = &self.reads[key.0];
-                if planted(Defect::RepairOverNewer) {
-                    // below: written back without a lock
-                } else if !self.spans.try_lock(read.span) {
-                    // A write is under way there; what the peer has may be older than it.
-                    return self.hold_read(key, out);
-                }
-                self.reads[key.0].repair = true;
-                let doing = "reading (the peer's block is used)";
-                out.push(super::Action::Report(Notice::DiskFailed { fault, doing }));
-                self.read_from_peer(key, out);
+                self.reads[key.0].failed = Some(fault);
+                self.read_there(key, out);
             }
             Err(_) => {
                 let read = self.reads.remove(key.0);
@@ -117,12 +167,18 @@ impl Mirror {
 
     /// Answers the read, or holds it to be done again if this node may not answer any more.
     fn finish_read(&mut self, key: ReadKey, data: &Bytes, out: &mut Actions) {
-        if self.may_read() || planted(Defect::ReadCheckedTooEarly) {
-            let read = self.reads.remove(key.0);
-            let skip = (read.offset - read.span.byte_offset()) as usize;
-            let data = data.slice(skip..skip + read.len as usize);
-            self.end_read(read.job, Ok(data), out);
-        } else if self.has_lost_all() {
+        if !self.may_read() && !planted(Defect::ReadCheckedTooEarly) {
+            return self.put_off_read(key, out);
+        }
+        let read = self.reads.remove(key.0);
+        let skip = (read.offset - read.span.byte_offset()) as usize;
+        let data = data.slice(skip..skip + read.len as usize);
+        self.end_read(read.job, Ok(data), out);
+    }
+
+    /// This node may not answer the read: it is held to be done again, or fails where it never may.
+    fn put_off_read(&mut self, key: ReadKey, out: &mut Actions) {
+        if self.has_lost_all() {
             let read = self.reads.remove(key.0);
             self.end_read(read.job, Err(IoError::Io), out);
         } else {
@@ -184,12 +240,10 @@ impl Mirror {
                         .is_some_and(|up| up.peer.disk == DiskState::UpToDate)))
     }
 
-    /// Asks the peer for the next piece of a read.
     fn read_from_peer(&mut self, key: ReadKey, out: &mut Actions) {
-        let read = &self.reads[key.0];
-        let done = read.from_peer.len() as u64;
-        let offset = read.span.byte_offset() + done;
-        let len = (read.span.byte_len() - done).min(PEER_READ) as u32;
+        let span = self.reads[key.0].span;
+        assert!(span.byte_len() <= PEER_READ, "the host cuts longer reads");
+        let (offset, len) = (span.byte_offset(), span.byte_len() as u32);
         self.ask_peer(PeerRead::Read(key), offset, len, out);
     }
 
@@ -257,13 +311,8 @@ impl Mirror {
             }
             return self.end_read(read.job, Err(IoError::Io), out);
         };
-        let read = &mut self.reads[key.0];
-        read.from_peer.extend_from_slice(&data);
-        if (read.from_peer.len() as u64) < read.span.byte_len() {
-            return self.read_from_peer(key, out);
-        }
+        let read = &self.reads[key.0];
         let (span, repair) = (read.span, read.repair);
-        let data = std::mem::take(&mut read.from_peer).freeze();
         if repair && self.local.store != Store::Usable {
             self.unlock_repair(span);
             self.wake_blocked(out);

@@ -15,6 +15,9 @@ use super::{Actions, Mirror, Role, Store};
 /// Longest run of a write-zeroes or discard that is carried out as one piece.
 const PIECE: u64 = 16 * EXTENT;
 
+/// What is written where a write-zeroes covers blocks in part: at most two, neither of them whole.
+static ZEROES: [u8; 2 * 4096] = [0; 2 * 4096];
+
 /// Key of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct JobKey(pub usize);
@@ -29,6 +32,8 @@ pub(super) struct Job {
     pub pieces: u32,
     /// The first failure of a piece.
     pub failed: Option<IoError>,
+    /// There is memory for what the peer is asked for.
+    pub has_room: bool,
 }
 
 /// A request that is not begun.
@@ -67,6 +72,7 @@ impl Mirror {
             is_write,
             pieces: 1,
             failed: None,
+            has_room: false,
         };
         let job = JobKey(self.jobs.insert(job));
         if self.held.is_empty() && self.may_begin(&request) {
@@ -162,7 +168,25 @@ impl Mirror {
         }
     }
 
+    /// Whole blocks are written as they are. Those at either end that are covered in part are written by
+    /// themselves: what is read and put together for a write is then these blocks and no more.
     fn begin_write(&mut self, job: JobKey, offset: u64, data: Bytes, fua: bool, out: &mut Actions) {
+        let end = offset + data.len() as u64;
+        let (first, last) = (offset.next_multiple_of(4096), end / 4096 * 4096);
+        if first >= last || (offset == first && end == last) {
+            return self.begin_piece(job, offset, data, fua, out);
+        }
+        let cuts = [(offset, first), (first, last), (last, end)];
+        let pieces = || cuts.iter().filter(|(from, upto)| from < upto);
+        self.jobs[job.0].pieces = pieces().count() as u32;
+        for (from, upto) in pieces() {
+            let piece = data.slice((from - offset) as usize..(upto - offset) as usize);
+            self.begin_piece(job, *from, piece, fua, out);
+        }
+    }
+
+    /// Writes whole blocks, or parts of at most two.
+    fn begin_piece(&mut self, job: JobKey, offset: u64, data: Bytes, fua: bool, out: &mut Actions) {
         let len = data.len() as u64;
         let span = self.span_of(offset, len);
         let work = if offset.is_multiple_of(4096) && len.is_multiple_of(4096) {
@@ -211,8 +235,9 @@ impl Mirror {
                 let span = self.span_of(at, len);
                 self.add_write(Origin::Front(job), span, Work::Zero { unmap }, fua, out);
             } else {
-                // At most two blocks: a range within one, or an end of a longer one.
-                self.begin_write(job, at, Bytes::from(vec![0; len as usize]), fua, out);
+                // Parts of at most two blocks: a range without a whole one, or an end of a longer one.
+                let zeroes = Bytes::from_static(&ZEROES[..len as usize]);
+                self.begin_piece(job, at, zeroes, fua, out);
             }
         }
     }

@@ -177,6 +177,7 @@ impl Mirror {
                 Request::Discard { .. } => "request: discard",
                 Request::Flush => "request: flush",
             },
+            Event::Room { .. } => "room",
             Event::Disk { id, result } => self.disk_occasion(*id, result),
             Event::MetadataDone { result: Ok(()), .. } => "metadata: durable",
             Event::MetadataDone { .. } => "metadata: failed",

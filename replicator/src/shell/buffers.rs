@@ -201,6 +201,13 @@ impl Pool {
         self.buffer(place, ask, len)
     }
 
+    /// Memory in place of as much that the caller is about to give back: it is had whatever else is taken.
+    fn take_over(&self, len: usize, ask: Ask) -> Buffer {
+        let place = self.lock().charge(ask);
+        let buffer = self.buffer(place, ask, len);
+        buffer.unwrap_or_else(|| panic!("the system has no memory for {len} bytes"))
+    }
+
     /// Waits until a buffer of `len` bytes can be had; first come, first served within a share.
     /// Poll it or drop it: one that is kept unpolled holds up those behind it.
     ///
@@ -248,18 +255,9 @@ impl Pool {
 
     /// Charges what is asked for to the budget and finds it a run.
     fn take(&self, state: &mut State, ask: Ask) -> Option<Place> {
-        if !state.has_room(&self.shared.limits, ask) {
-            return None;
-        }
-        let pages = ask.pages;
-        state.in_use += pages;
-        state.accounts.charge(ask);
-        Some(if let Some(page) = state.map.take(pages) {
-            Place::Region { page }
-        } else {
-            state.overflows += 1;
-            Place::Overflow
-        })
+        state
+            .has_room(&self.shared.limits, ask)
+            .then(|| state.charge(ask))
     }
 
     /// Makes the buffer of a place already charged. `None` only if the system has no memory for an
@@ -321,6 +319,18 @@ impl State {
         let limit = self.accounts.depth(limits, ask);
         let fits = self.in_use.checked_add(ask.pages);
         fits.is_some_and(|used| used <= limit) && self.accounts.admit(limits, ask)
+    }
+
+    /// Takes what is asked for, whether there is room or not.
+    fn charge(&mut self, ask: Ask) -> Place {
+        self.in_use += ask.pages;
+        self.accounts.charge(ask);
+        if let Some(page) = self.map.take(ask.pages) {
+            Place::Region { page }
+        } else {
+            self.overflows += 1;
+            Place::Overflow
+        }
     }
 
     /// Whether somebody is to have memory before `ask`, which waits with `ticket` or comes now: of a

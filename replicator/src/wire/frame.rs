@@ -365,6 +365,11 @@ impl<B: PayloadBuffer> Decoder<B> {
         matches!(self.state, State::Header) && self.front.is_empty()
     }
 
+    /// Whether a payload is under way, in memory that was supplied for it.
+    pub fn is_within_payload(&self) -> bool {
+        matches!(self.state, State::Payload { .. })
+    }
+
     /// Takes bytes from `input` up to the end of a frame, the need for a buffer or its own end.
     ///
     /// # Errors

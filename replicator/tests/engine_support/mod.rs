@@ -180,6 +180,14 @@ impl Node {
         assert_eq!(reply, Ok(Reply::Done));
     }
 
+    /// Adds a mirror without a peer, and makes it Primary.
+    pub async fn add_alone(&self, name: &str, mirror: u128) {
+        self.make_copy(name, mirror, true);
+        let config = self.mirror(name, mirror, NodeId::NOBODY.0, Solo::Never);
+        self.add(config).await.expect(name);
+        self.promote_mirror(name).await;
+    }
+
     pub async fn demote(&self) {
         let demote = Command::Demote { force: false };
         let reply = self.engine().command("pg", demote).await;

@@ -58,7 +58,7 @@ impl PayloadBuffer for Piece {
 impl BufferSource for Memory {
     type Buffer = Piece;
 
-    async fn take(&self, _class: Class, len: usize) -> Option<Piece> {
+    async fn take(&self, _mirror: MirrorId, _class: Class, len: usize) -> Option<Piece> {
         let room = Arc::clone(&self.0)
             .acquire_many_owned(len as u32)
             .await

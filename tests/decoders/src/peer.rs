@@ -19,8 +19,8 @@ use kagami_replicator::core::message::Hello;
 use kagami_replicator::core::register::{ArbiterAnswer, Register};
 use kagami_replicator::core::state::{Attempt, CommandId, DiskId, MetaId, RequestId, SessionId};
 use kagami_replicator::core::{
-    Action, Actions, Command, DiskFault, DiskOp, Event, Message, Mirror, NodeId, Request, Start,
-    TAGS, Time,
+    Action, Actions, Command, DiskFault, DiskOp, Event, Heap, Message, Mirror, NodeId, Request,
+    Start, TAGS, Time,
 };
 use kagami_replicator::wire::message::{decode, encode};
 
@@ -123,6 +123,7 @@ impl World {
             disk_usable: input.below(8) != 0,
             unmap_zeroes: input.coin(),
             tags: (1_000..1_000 + TAGS as u64).collect(),
+            memory: Box::new(Heap),
         };
         let mut out = Actions::new();
         let now = 1_000_000_000;
@@ -155,6 +156,7 @@ impl World {
 
     fn carry_out(&mut self) {
         let mut tags = None;
+        let mut rooms = Vec::new();
         for action in std::mem::take(&mut self.out) {
             match action {
                 Action::Disk { id, op } => self.disk.push((id, op)),
@@ -187,6 +189,7 @@ impl World {
                 Action::Complete { id, .. } => {
                     assert!(self.waiting.remove(&id), "answered twice");
                 }
+                Action::Room { id, .. } => rooms.push(id),
                 Action::DrawTags(count) => tags = Some(count),
                 Action::WantSession { .. }
                 | Action::CommandDone { .. }
@@ -204,6 +207,9 @@ impl World {
             let from = self.tag;
             self.tag += count as u64;
             self.handle(Event::Tags((from..self.tag).collect()));
+        }
+        for id in rooms {
+            self.handle(Event::Room { id });
         }
     }
 

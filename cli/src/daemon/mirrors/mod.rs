@@ -23,13 +23,12 @@ use tracing::{error, warn};
 
 use super::attach::Attachments;
 use super::attach::device::Kernel;
-
 use super::attach::host;
 use super::engine::{Attached, Engine, MirrorStatus, Noticed, PeerLink, WriteLatency};
 use super::service::Service;
 use super::settings;
-
 use crate::config::Config;
+use crate::control::driver::Wanted;
 use crate::exit::Failure;
 use addresses::Addresses;
 pub use addresses::{fingerprints, witness};

@@ -5,7 +5,8 @@
 //!
 //! With `n` accounts open, one may bring its own use up to 1/n of each share's limit, as all together may
 //! bring the pool's use up to the limit; one account alone has all of it. Beyond that it still has one
-//! request at a time. Whoever asks for more waits, and only others of its account behind it.
+//! request of each kind at a time (what a client sends, a read, what the peer sends), so that none of them waits for
+//! another. Whoever asks for more waits, and only others of its account behind it.
 //!
 //! Two things could take from an account what is its own: the others may hold more than their parts (one
 //! was alone until now, or has one request that is longer), and reads go deeper than front ends. So
@@ -16,7 +17,10 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use slab::Slab;
+
+use crate::core::Memory;
 
 use super::{Buffer, Limits, Pool, Share, WaitAlloc, page_count};
 
@@ -56,6 +60,13 @@ impl Account {
         wait
     }
 
+    /// Memory for a front end's payload in place of as much that was given for a read, which the caller drops before
+    /// anybody else asks for memory. It is had at once: what is charged is the same afterwards.
+    pub fn take_over(&self, len: usize) -> Buffer {
+        let ask = Ask::new(page_count(len), Share::FrontEnd, Some(self.inner.index));
+        self.inner.pool.take_over(len, ask)
+    }
+
     /// The user is gone: the others share without it. What it holds still counts.
     pub fn close(&self) {
         let mut state = self.inner.pool.lock();
@@ -66,6 +77,15 @@ impl Account {
     /// The pool that it is a part of.
     pub fn pool(&self) -> &Pool {
         &self.inner.pool
+    }
+}
+
+/// What the core puts together for a write takes the place of what was read for it.
+impl Memory for Account {
+    fn put_together(&self, len: usize, fill: &mut dyn FnMut(&mut [u8])) -> Bytes {
+        let mut buffer = self.take_over(len);
+        fill(&mut buffer);
+        buffer.freeze()
     }
 }
 
@@ -107,7 +127,8 @@ pub(super) struct Accounts {
 #[derive(Debug, Default)]
 struct Held {
     front_end: u32,
-    others: u32,
+    read: u32,
+    peer: u32,
     is_open: bool,
     /// Nobody can ask for more.
     is_forgotten: bool,
@@ -117,18 +138,23 @@ impl Held {
     fn of(&mut self, share: Share) -> &mut u32 {
         match share {
             Share::FrontEnd => &mut self.front_end,
-            Share::Read | Share::Peer | Share::Bounce => &mut self.others,
+            Share::Read => &mut self.read,
+            Share::Peer | Share::Bounce => &mut self.peer,
         }
+    }
+
+    fn all(&self) -> u64 {
+        u64::from(self.front_end) + u64::from(self.read) + u64::from(self.peer)
     }
 
     /// Whether it would hold at most `part` with `ask`, or nothing else of the kind.
     fn admits(&self, ask: Ask, part: u32) -> bool {
         let alone = match ask.share {
             Share::FrontEnd => self.front_end == 0,
-            Share::Read | Share::Peer | Share::Bounce => self.others == 0,
+            Share::Read => self.read == 0,
+            Share::Peer | Share::Bounce => self.peer == 0,
         };
-        let held = u64::from(self.front_end) + u64::from(self.others);
-        alone || held + u64::from(ask.pages) <= u64::from(part)
+        alone || self.all() + u64::from(ask.pages) <= u64::from(part)
     }
 }
 
@@ -165,7 +191,7 @@ impl Accounts {
     /// Its number is free again when nothing is charged to it any more.
     fn release(&mut self, index: u32) {
         let held = &self.held[index as usize];
-        if held.is_forgotten && held.front_end == 0 && held.others == 0 {
+        if held.is_forgotten && held.all() == 0 {
             self.held.remove(index as usize);
         }
     }

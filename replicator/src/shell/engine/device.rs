@@ -19,7 +19,7 @@ use super::host::Host;
 use crate::core::NodeId;
 use crate::core::event::{IoError, Request};
 use crate::core::register::ArbiterAnswer;
-use crate::core::state::{Attempt, Role};
+use crate::core::state::{Attempt, RequestId, Role};
 use crate::shell::buffers::{Account, Buffer, Share};
 
 /// Where answers go: a front end, which gave the ticket with the request.
@@ -46,6 +46,13 @@ pub(super) enum Item {
         request: Request,
         requester: Rc<dyn Requester>,
         ticket: u64,
+    },
+    /// Memory that a read of the peer's copy waited for.
+    Room {
+        /// The mirror that asked, if it is still there.
+        host: std::rc::Weak<RefCell<Host>>,
+        id: RequestId,
+        room: Buffer,
     },
     Arbiter {
         /// The mirror that asked, if it is still there.

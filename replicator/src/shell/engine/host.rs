@@ -18,11 +18,11 @@ use super::latency::Recorder;
 use crate::core::event::{IoError, Refusal, Reply, Request};
 use crate::core::state::{CommandId, RequestId, Time};
 use crate::core::status::Footing;
-use crate::core::{Event, Mirror};
+use crate::core::{Event, Mirror, PEER_READ};
 use crate::shell::arbiter::Arbiter;
 use crate::shell::arbiter::together::Gate;
 use crate::shell::boot::Token;
-use crate::shell::buffers::Account;
+use crate::shell::buffers::{Account, Buffer, PAGE};
 use crate::shell::quic::{MirrorId, SessionId};
 use crate::shell::storage::{DiskId, MetadataId, StoreId};
 
@@ -156,6 +156,8 @@ struct Piece {
     whole: usize,
     /// Its place among the pieces.
     index: usize,
+    /// Where its bytes go, if the peer was asked for them: those of the link are for what the peer sends alone.
+    room: Option<Buffer>,
 }
 
 struct Whole {
@@ -177,9 +179,8 @@ pub(super) struct Ready {
     pub(super) result: Result<Payload, IoError>,
 }
 
-/// A core's request is at most this long: the payload of one frame (a piece that begins within a block
-/// is completed to whole ones).
-pub(super) const PIECE: u64 = 1 << 20;
+/// The blocks of a core's request are at most as many bytes: the payload of one frame.
+pub(super) const PIECE: u64 = PEER_READ;
 
 impl Requests {
     /// Takes a request in and gives its pieces to `each`, in order.
@@ -241,7 +242,17 @@ impl Requests {
     }
 
     fn piece(&mut self, whole: usize, index: usize) -> RequestId {
-        RequestId(self.pieces.insert(Piece { whole, index }) as u64)
+        let piece = Piece {
+            whole,
+            index,
+            room: None,
+        };
+        RequestId(self.pieces.insert(piece) as u64)
+    }
+
+    /// The bytes of this piece are answered in that memory.
+    pub(super) fn give_room(&mut self, id: RequestId, room: Buffer) {
+        self.pieces[id.0 as usize].room = Some(room);
     }
 
     /// The core answered one piece; the whole's answer, if it was the last.
@@ -255,6 +266,13 @@ impl Requests {
         let piece = self.pieces.remove(id.0 as usize);
         let whole = &mut self.wholes[piece.whole];
         whole.left -= 1;
+        let result = match (result, piece.room) {
+            (Ok(bytes), Some(mut room)) => {
+                room.copy_from_slice(&bytes);
+                Ok(room.freeze())
+            }
+            (result, _) => result,
+        };
         match result {
             Err(error) => {
                 whole.failed.get_or_insert(error);
@@ -298,13 +316,15 @@ impl Requests {
 
 /// How many pieces a range makes: it is cut at multiples of [`PIECE`].
 fn pieces_of(offset: u64, len: u64) -> usize {
-    if len <= PIECE {
-        // Longer by a block at most when completed, which a frame still takes.
-        return 1;
-    }
-    let Some(end) = offset.checked_add(len) else {
+    let block = PAGE as u64;
+    let end = offset.checked_add(len);
+    let Some(last) = end.and_then(|end| end.checked_next_multiple_of(block)) else {
         return 1; // out of range: the core says so
     };
+    if last - offset / block * block <= PIECE {
+        return 1;
+    }
+    let end = offset + len;
     (end.div_ceil(PIECE) - offset / PIECE) as usize
 }
 

@@ -34,7 +34,7 @@ use crate::core::state::{NodeId, Time};
 use crate::core::{self, Event};
 use crate::shell::arbiter::together::{Board, Follow};
 use crate::shell::boot::Boot;
-use crate::shell::buffers::{Buffer, Pool, Share};
+use crate::shell::buffers::{Account, Buffer, Pool, Share};
 use crate::shell::etcd;
 use crate::shell::identity::{NodeKey, NodeKeys};
 use crate::shell::quic::{self, BufferSource, Link, LinkEvent, MirrorId, Note, PeerConfig};
@@ -120,8 +120,11 @@ impl Plane {
     }
 }
 
-/// Payloads from the peer go where the disks can write them from without a copy.
-struct PeerMemory(Pool);
+/// The accounts of the thread's mirrors.
+type AccountsById = Rc<RefCell<HashMap<MirrorId, Account>>>;
+
+/// Payloads from the peer go where the disks can write them from without a copy, and are charged to their mirror.
+struct PeerMemory(AccountsById);
 
 /// A piece of it.
 struct PeerBuffer(Buffer);
@@ -129,12 +132,10 @@ struct PeerBuffer(Buffer);
 impl BufferSource for PeerMemory {
     type Buffer = PeerBuffer;
 
-    async fn take(&self, _class: frame::Class, len: usize) -> Option<PeerBuffer> {
-        self.0
-            .wait_alloc(len, Share::Peer)
-            .await
-            .ok()
-            .map(PeerBuffer)
+    async fn take(&self, mirror: MirrorId, _class: frame::Class, len: usize) -> Option<PeerBuffer> {
+        // One that has none is being removed, and its session with it.
+        let wait = self.0.borrow().get(&mirror)?.wait_alloc(len, Share::Peer);
+        wait.await.ok().map(PeerBuffer)
     }
 }
 
@@ -180,6 +181,7 @@ pub(super) struct Loop {
     peer_events: broadcast::Sender<PeerEvent>,
     plane: Plane,
     by_id: HashMap<MirrorId, usize>,
+    accounts: AccountsById,
     follows: Vec<Follow>,
     board: Arc<watch::Sender<Board>>,
     remotes: HashMap<String, Rc<Remote>>,
@@ -223,7 +225,8 @@ impl Loop {
     pub(super) fn new(parts: Parts, key: NodeKey) -> Result<Self, quic::LinkError> {
         let pool = parts.storage.pool().clone();
         let peers = parts.link.peers.clone();
-        let link = Link::new(parts.link, key, PeerMemory(pool.clone()))?;
+        let accounts = AccountsById::default();
+        let link = Link::new(parts.link, key, PeerMemory(Rc::clone(&accounts)))?;
         let shared = Shared {
             index: parts.index,
             pool,
@@ -247,6 +250,7 @@ impl Loop {
                 shared: Rc::new(shared),
             },
             by_id: HashMap::new(),
+            accounts,
             follows: Vec::new(),
             board: parts.board,
             remotes: HashMap::new(),

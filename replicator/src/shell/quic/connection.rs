@@ -52,6 +52,8 @@ pub(super) struct Conn {
     pub timeout: Duration,
     /// Whether a session ever came up on it.
     pub was_used: Cell<bool>,
+    /// Bytes of all its sessions' data streams.
+    pub data_received: Cell<u64>,
     /// Why it ended, once it has.
     ended: RefCell<Option<DownReason>>,
     sessions: RefCell<Vec<Rc<Session>>>,
@@ -88,6 +90,7 @@ impl Conn {
             key,
             timeout,
             was_used: Cell::new(false),
+            data_received: Cell::new(0),
             ended: RefCell::new(None),
             sessions: RefCell::default(),
             opening: RefCell::default(),
@@ -111,6 +114,13 @@ impl Conn {
     pub(super) fn take_notes(self: &Rc<Self>, inner: &Rc<Inner>) {
         if self.version >= NOTES_SINCE {
             spawn_local(note::serve(Rc::clone(inner), Rc::clone(self)));
+        }
+    }
+
+    pub(super) fn count_received(&self, class: Class, bytes: usize) {
+        if class == Class::Data {
+            let before = self.data_received.get();
+            self.data_received.set(before + bytes as u64);
         }
     }
 

@@ -105,7 +105,7 @@ pub mod code {
     pub const WRONG_NODE: u32 = 8;
     /// The daemon stops.
     pub const STOPPING: u32 = 9;
-    /// An opening was begun and not finished in time.
+    /// An opening, or a payload, was begun and not finished in time.
     pub const SLOW: u32 = 10;
     /// There can be no memory for a payload.
     pub const NO_MEMORY: u32 = 11;
@@ -159,7 +159,8 @@ pub enum DownReason {
     /// The peer closed it.
     #[error("closed by the peer: {0}")]
     ClosedByPeer(CloseReason),
-    /// The peer sent what it must not; the connection was closed.
+    /// The peer did what it must not. The connection was closed, but for damaged data and a payload that did not go
+    /// on: those end the session alone.
     #[error("the peer broke the protocol: {0}")]
     PeerFault(PeerFault),
     /// Nothing came from the peer within the time-out.
@@ -212,6 +213,14 @@ pub enum PeerFault {
     /// It opened a stream or connection and didn't go on.
     #[error("{0} was not finished within {1:?}")]
     Slow(&'static str, Duration),
+    /// It began a payload, for which memory was taken, and sent nothing more of it.
+    #[error("{class} stream: a payload was begun, and nothing more of it came for {within:?}")]
+    Stalled {
+        /// The stream.
+        class: Class,
+        /// For so long at least.
+        within: Duration,
+    },
     /// It opens streams without end.
     #[error("{0} streams opened within a second")]
     TooManyStreams(u32),

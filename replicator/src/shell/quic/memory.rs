@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::config::MirrorId;
 use super::streams::BufferSource;
 use crate::shell::buffers::{Buffer, Pool, Share};
 use crate::wire::frame::{Class, PayloadBuffer};
@@ -19,7 +20,7 @@ impl PayloadBuffer for Buffer {
 impl BufferSource for Pool {
     type Buffer = Buffer;
 
-    async fn take(&self, _class: Class, len: usize) -> Option<Buffer> {
+    async fn take(&self, _mirror: MirrorId, _class: Class, len: usize) -> Option<Buffer> {
         self.wait_alloc(len, Share::Peer).await.ok()
     }
 }

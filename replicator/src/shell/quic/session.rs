@@ -20,7 +20,7 @@ use tokio::time::sleep;
 use super::Inner;
 use super::config::MirrorId;
 use super::connection::{Conn, LastWord};
-use super::event::{CloseReason, DownReason, LinkEvent, SessionId, Undrained, code};
+use super::event::{CloseReason, DownReason, LinkEvent, PeerFault, SessionId, Undrained, code};
 use super::opening::cut;
 use super::streams::{self, RecvHalf, SendHalf};
 use crate::shell::fields::shown;
@@ -183,6 +183,15 @@ impl Session {
         &self.lanes[class as usize]
     }
 
+    /// What a payload of this class goes by that has `received` bytes of its stream: a resynchronisation's has its
+    /// turn when the application has sent its own, on whatever session of the connection.
+    pub(super) fn progress(&self, class: Class, received: u64) -> u64 {
+        match class {
+            Class::Control | Class::Data => received,
+            Class::Resync => received + self.conn.data_received.get(),
+        }
+    }
+
     pub(super) fn is_up(&self) -> bool {
         self.state.get() == State::Up
     }
@@ -308,6 +317,9 @@ fn last_word(reason: &DownReason) -> Option<CloseReason> {
             Some(CloseReason::new(code::QUEUE_FULL, reason.to_string()))
         }
         DownReason::NoMemory(_) => Some(CloseReason::new(code::NO_MEMORY, reason.to_string())),
+        DownReason::PeerFault(fault @ PeerFault::Stalled { .. }) => {
+            Some(CloseReason::new(code::SLOW, fault.to_string()))
+        }
         DownReason::PeerFault(fault) => Some(CloseReason::new(code::DAMAGED, fault.to_string())),
         DownReason::ClosedByPeer(_)
         | DownReason::TimedOut(_)

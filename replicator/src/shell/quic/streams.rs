@@ -5,13 +5,18 @@
 //! stream's window fills and the peer's writer of that class waits too, and no other.
 
 use std::cell::Cell;
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
 use tokio::task::{spawn_local, yield_now};
+use tokio::time::{Instant, Sleep, sleep};
 
+use super::config::MirrorId;
 use super::event::{DownReason, PeerFault};
 use super::session::{Session, reason_of};
 use crate::wire::frame::{Class, Decoded, Decoder, Encoder, FrameFault, KIND_CLOSE, PayloadBuffer};
@@ -21,9 +26,14 @@ pub trait BufferSource: 'static {
     /// One piece of memory.
     type Buffer: PayloadBuffer + 'static;
 
-    /// Waits for memory of at least `len` bytes; the future may be dropped at any time. `None`: it
-    /// could never be had, and the session is closed for it.
-    fn take(&self, class: Class, len: usize) -> impl Future<Output = Option<Self::Buffer>>;
+    /// Waits for memory of at least `len` bytes for what a session of `mirror` receives; the future may be dropped at
+    /// any time. `None`: it could never be had, and the session is closed for it.
+    fn take(
+        &self,
+        mirror: MirrorId,
+        class: Class,
+        len: usize,
+    ) -> impl Future<Output = Option<Self::Buffer>>;
 }
 
 /// Bytes of frames that are encoded and handed over at once.
@@ -172,12 +182,26 @@ pub(super) async fn read<S: BufferSource>(
     let mut decoder = Decoder::<S::Buffer>::new(session.conn.version);
     let mut chunks: [Bytes; CHUNKS] = Default::default();
     let mut since_yield = 0;
+    let mut received: u64 = 0;
+    let mut stall = Stall::new(session.conn.timeout);
     loop {
         if since_yield >= TURN {
             since_yield = 0;
             yield_now().await;
         }
-        let count = match recv.stream.read_chunks(&mut chunks).await {
+        let more = recv.stream.read_chunks(&mut chunks);
+        let more = if decoder.is_within_payload() {
+            stall
+                .unless(more, || session.progress(class, received))
+                .await
+        } else {
+            Some(more.await)
+        };
+        let Some(more) = more else {
+            let within = session.conn.timeout;
+            return session.down(DownReason::PeerFault(PeerFault::Stalled { class, within }));
+        };
+        let count = match more {
             Ok(Some(count)) => count,
             Ok(None) => return on_end(&session, class, decoder.is_between_frames()),
             Err(error) => return on_read_error(&session, class, error),
@@ -185,13 +209,17 @@ pub(super) async fn read<S: BufferSource>(
         for chunk in &mut chunks[..count] {
             let mut input = std::mem::take(chunk);
             since_yield += input.len();
+            received += input.len() as u64;
+            session.conn.count_received(class, input.len());
             loop {
                 match decoder.feed(&mut input) {
                     Ok(Decoded::Hungry) => break,
-                    Ok(Decoded::NeedsBuffer { len }) => match source.take(class, len).await {
-                        Some(buffer) => decoder.supply(buffer),
-                        None => return session.down(DownReason::NoMemory(len)),
-                    },
+                    Ok(Decoded::NeedsBuffer { len }) => {
+                        match source.take(session.mirror, class, len).await {
+                            Some(buffer) => decoder.supply(buffer),
+                            None => return session.down(DownReason::NoMemory(len)),
+                        }
+                    }
                     Ok(Decoded::Frame(frame)) if frame.kind == KIND_CLOSE => {
                         if class == Class::Control {
                             return session.on_close_frame(&frame.head);
@@ -207,6 +235,51 @@ pub(super) async fn read<S: BufferSource>(
                 }
             }
         }
+    }
+}
+
+/// Gives up on what does not go on: a payload that holds memory and of which nothing comes.
+struct Stall {
+    within: Duration,
+    /// Made when it is first needed: most payloads come at once.
+    sleep: Option<Pin<Box<Sleep>>>,
+    /// Progress when it was last looked at.
+    seen: Option<u64>,
+}
+
+impl Stall {
+    fn new(within: Duration) -> Self {
+        Self {
+            within,
+            sleep: None,
+            seen: None,
+        }
+    }
+
+    /// Waits for `more`. `None`: nothing has moved for `within`, and not for as long again: a thread that was stuck
+    /// itself finds its time over, and then what has come meanwhile.
+    async fn unless<F: Future>(
+        &mut self,
+        more: F,
+        progress: impl Fn() -> u64,
+    ) -> Option<F::Output> {
+        let mut more = pin!(more);
+        poll_fn(|cx| {
+            if let Poll::Ready(output) = more.as_mut().poll(cx) {
+                return Poll::Ready(Some(output));
+            }
+            let within = self.within;
+            let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep(within)));
+            while sleep.as_mut().poll(cx).is_ready() {
+                let now = progress();
+                if self.seen.replace(now) == Some(now) {
+                    return Poll::Ready(None);
+                }
+                sleep.as_mut().reset(Instant::now() + within);
+            }
+            Poll::Pending
+        })
+        .await
     }
 }
 
@@ -243,5 +316,65 @@ fn on_read_error(session: &Rc<Session>, class: Class, error: ReadError) {
         ReadError::ConnectionLost(error) => session.conn.on_lost(error),
         // Ours to close, and closed already; reads are ordered, 0-RTT is never used.
         ReadError::ClosedStream | ReadError::IllegalOrderedRead | ReadError::ZeroRttRejected => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    const WITHIN: Duration = Duration::from_millis(20);
+
+    fn block_on<T>(test: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .expect("runtime");
+        runtime.block_on(test)
+    }
+
+    #[test]
+    fn what_does_not_move_is_given_up_after_its_time() {
+        block_on(async {
+            let begun = Instant::now();
+            let more = Stall::new(WITHIN).unless(pending::<()>(), || 7).await;
+            assert_eq!(more, None);
+            assert!(begun.elapsed() >= 2 * WITHIN);
+        });
+    }
+
+    #[test]
+    fn what_moves_is_waited_for_however_slow_it_is() {
+        block_on(async {
+            // A byte more whenever it is looked at, and the rest with the tenth.
+            let looks = Cell::new(0);
+            let rest = poll_fn(|_| {
+                if looks.get() < 10 {
+                    Poll::Pending
+                } else {
+                    Poll::Ready("the rest")
+                }
+            });
+            let progress = || {
+                looks.set(looks.get() + 1);
+                looks.get()
+            };
+            let more = Stall::new(WITHIN).unless(rest, progress).await;
+            assert_eq!(more, Some("the rest"));
+        });
+    }
+
+    #[test]
+    fn each_payload_has_the_whole_time_anew() {
+        block_on(async {
+            let mut stall = Stall::new(WITHIN);
+            // The first payload was waited for, and came; so long ago that its time is over.
+            assert_eq!(stall.unless(pending::<()>(), || 1).await, None);
+            let begun = Instant::now();
+            assert_eq!(stall.unless(pending::<()>(), || 2).await, None);
+            assert!(begun.elapsed() >= WITHIN);
+        });
     }
 }

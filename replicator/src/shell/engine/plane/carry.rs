@@ -12,8 +12,9 @@ use super::{Loop, random_tags, tagged, untagged};
 use crate::core::action::{Action, Class};
 use crate::core::disk::DiskFault;
 use crate::core::notice::Notice;
-use crate::core::state::{DiskId, MetaId, NodeId, Replication, SessionId, Time};
+use crate::core::state::{DiskId, MetaId, NodeId, Replication, RequestId, SessionId, Time};
 use crate::core::{self, Event};
+use crate::shell::buffers::Share;
 use crate::shell::quic::{self, CloseReason, LinkEvent, code};
 use crate::shell::storage::StorageCompletion;
 use crate::shell::time::wall;
@@ -203,6 +204,14 @@ impl Loop {
                     self.handle(&host, event, now);
                 }
             }
+            Item::Room { host, id, room } => {
+                // The requests of one that is leaving are answered.
+                let host = host.upgrade().filter(|host| !host.borrow().is_leaving);
+                if let Some(host) = host {
+                    host.borrow_mut().requests.give_room(id, room);
+                    self.handle(&host, Event::Room { id }, now);
+                }
+            }
             Item::Arbiter {
                 host,
                 attempt,
@@ -340,6 +349,7 @@ impl Loop {
                         });
                     });
                 }
+                Action::Room { id, len } => self.find_room(shared, host, id, len),
                 Action::Complete { id, result } => {
                     let ready = host.requests.end(id, result, now, &mut host.latency);
                     self.answers.extend(ready);
@@ -359,6 +369,23 @@ impl Loop {
             }
         }
         self.actions = actions;
+    }
+
+    /// Takes memory for what the peer is to be asked for, as reads from the disk take theirs.
+    fn find_room(&mut self, shared: &Rc<RefCell<Host>>, host: &mut Host, id: RequestId, len: u32) {
+        if let Some(room) = host.account.alloc(len as usize, Share::Read) {
+            host.requests.give_room(id, room);
+            self.follow_ups.push_back(Event::Room { id });
+            return;
+        }
+        let wait = host.account.wait_alloc(len as usize, Share::Read);
+        let (inbox, host) = (Rc::clone(&self.plane.shared.inbox), Rc::downgrade(shared));
+        tokio::task::spawn_local(async move {
+            match wait.await {
+                Ok(room) => inbox.push(Item::Room { host, id, room }),
+                Err(error) => panic!("the front end was told what fits: {error}"),
+            }
+        });
     }
 
     fn report(&self, host: &Host, notice: Notice) {

@@ -139,7 +139,9 @@ impl Loop {
             disk_usable: disk.is_ok(),
             unmap_zeroes,
             tags: random_tags(TAGS),
+            memory: Box::new(account.clone()),
         };
+        self.accounts.borrow_mut().insert(id, account.clone());
         let mut mirrors = self.mirrors();
         if config.peer != NodeId::NOBODY {
             mirrors.push((id, link_node(config.peer)));
@@ -221,6 +223,7 @@ impl Loop {
             (host.id, host.slot)
         };
         self.by_id.remove(&id);
+        self.accounts.borrow_mut().remove(&id);
         self.forget_footing(&host.borrow().name);
         let mirrors = self.mirrors();
         self.link.set_mirrors(&mirrors);
