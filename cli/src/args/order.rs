@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use super::{UblkVerb, device_id, time};
-use crate::control::message::Source;
 use crate::control::driver::DeviceId;
+use crate::control::message::Source;
 
 /// What every order to a mirror has.
 #[derive(Args, Debug)]

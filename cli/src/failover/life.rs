@@ -353,7 +353,13 @@ fn wire_up(process: &Process<'_>, settings: &Settings, told: Vec<Alert>) -> Resu
     let channel = Channel::new(cluster, me, keys.clone());
     let (guards, lost) = Guards::start(starter(process, &run, &state));
     let daemon = Arc::new(Daemon::new(config.node.control.clone()));
-    let place = place(process, settings, &daemon, &guards, Way(channel.clone(), handle.clone()))?;
+    let place = place(
+        process,
+        settings,
+        &daemon,
+        &guards,
+        Way(channel.clone(), handle.clone()),
+    )?;
 
     for alert in told {
         handle.alert(alert);
