@@ -17,7 +17,7 @@
 //! | [`event`], [`action`], [`disk`], [`message`], [`notice`] | what goes in, and what comes out: to the host, the disks, the peer, people |
 //! | [`state`], [`settings`], [`register`], [`status`] | the words of a mirror's state; what the operator set; the arbiter's register; what `kagami status` shows |
 //! | `request` | a front end's I/O is admitted, begun, or held |
-//! | `write`, `edges`, `read`, `full` | its life; writes of parts of blocks; a store without room |
+//! | `write`, `edges`, `read`, `memory`, `full` | its life; writes of parts of blocks, and where they are put together; a store without room |
 //! | `spans`, `hot`, `unflushed`, `flush` | locks on blocks; the activity log; what a power cut would lose; the disks' caches |
 //! | `link`, `handshake`, [`decide`] | the session with the peer, how the two meet, the table of verdicts |
 //! | `promote`, `demote`, `solo`, `attempt`, `diskless` | who may go on, and by which permission; the arbiter asked; a Primary without a disk |
