@@ -112,7 +112,7 @@ pub(super) enum Awaited {
     Adoption,
     /// *Adopted*: a guest's requests are held until its source has settled.
     Settlement,
-    /// *PromoteAsk*: a promotion waits.
+    /// *`PromoteAsk`*: a promotion waits.
     Grant,
 }
 
