@@ -409,6 +409,7 @@ fn what_a_peer_sends_and_never_lets_go_on_is_its_own_mirrors() {
 /// A peer that has not answered a write keeps it where it is: in memory that is counted.
 #[test]
 fn what_is_put_together_for_a_write_is_the_pools() {
+    const COUNT: usize = 100;
     run(LocalSet::new().run_until(async {
         let (mut a, mut liar) = a_and_its_liar().await;
         let session = liar.meet().await;
@@ -426,7 +427,6 @@ fn what_is_put_together_for_a_write_is_the_pools() {
             () = a.promote() => {}
             () = granting => {}
         }
-        const COUNT: usize = 100;
         a.on_plane(DEADLINE, |plane| async move {
             let disk = Disk::of(&plane, "pg");
             for index in 0..COUNT {

@@ -22,6 +22,11 @@ const PATIENCE: u64 = 2_000;
 /// Longer than any lease, and than all pauses between questions, ms.
 const LONG: u64 = 8_000;
 
+/// What happens to a question.
+type Way = fn(&mut Pair);
+/// What somebody else writes into the register.
+type Change = fn(&mut Register);
+
 fn register(pair: &Pair) -> Register {
     pair.arbiter.register().expect("a register").clone()
 }
@@ -80,8 +85,7 @@ fn a_swap_without_an_answer_is_overwritten_when_both_are_in_sync() {
         about_to_swap(pair, 0);
         pair.elapse(PATIENCE + 100);
     };
-    let ways: [(fn(&mut Pair), u64); 3] = [(read_only, 0), (swap, 1), (give_up, 1)];
-    for (way, swaps) in ways {
+    for (way, swaps) in [(read_only as Way, 0), (swap, 1), (give_up, 1)] {
         let mut pair = asking();
         let before = pair.arbiter.swaps;
         way(&mut pair);
@@ -228,8 +232,8 @@ fn the_register_says_who_goes_on_alone_and_by_whose_word() {
 /// A word that the register has is not told again, nor is one taken for it that is another's, or of another generation.
 #[test]
 fn a_forced_word_is_told_once() {
-    let rows: [(&str, fn(&mut Register), u64); 4] = [
-        ("it is there", |_| {}, 0),
+    let rows = [
+        ("it is there", (|_| {}) as Change, 0),
         ("it names the other copy", |r| r.copies = vec![NodeId(2)], 1),
         ("it names both", |r| r.copies.push(NodeId(2)), 1),
         ("it is of another generation", |r| r.generation += 1, 1),

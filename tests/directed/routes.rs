@@ -20,7 +20,13 @@ const INVALID: [&str; 3] = ["peer goes on alone", "invalidate", "link slowly"];
 const BACK: [&str; 3] = ["peer goes on alone", "connect", "link slowly"];
 
 /// Beginnings, what comes first, and where it goes on from there.
-const ROUTES: &[(&[&str], &[&str], &[&[&str]])] = &[
+type Route = (
+    &'static [&'static str],
+    &'static [&'static str],
+    &'static [&'static [&'static str]],
+);
+
+const ROUTES: &[Route] = &[
     (
         &[
             "read",

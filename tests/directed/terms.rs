@@ -4,7 +4,7 @@
 use kagami_replicator::core::event::Request;
 use kagami_replicator::core::{Command, DiskFault, IoError, Role};
 
-use super::pair::{Pair, write};
+use super::pair::{Hold, Pair, write};
 use super::stands::{guest, in_sync, primary};
 
 const DEMOTE: Command = Command::Demote { force: false };
@@ -40,7 +40,7 @@ fn meet_slowly(pair: &mut Pair) {
 /// All comes to its end: in sync, and equal.
 fn come_to_rest(pair: &mut Pair) {
     for side in &mut pair.sides {
-        side.hold = Default::default();
+        side.hold = Hold::default();
     }
     pair.linked = true;
     pair.elapse(10_000);
@@ -113,7 +113,7 @@ fn a_flush_for_a_demotion_that_is_over_ends_no_later_one() {
     let at = pair.sides[0].disk.len() - 1;
     let late = pair.sides[0].disk.remove(at).expect("the flush");
     taken_over(&mut pair);
-    pair.sides[0].hold = Default::default();
+    pair.sides[0].hold = Hold::default();
     pair.linked = true;
     pair.elapse(5_000);
     assert!(matches!(pair.answer(0, first), Some(Ok(_))), "it is over");

@@ -409,16 +409,7 @@ fn wire_up(process: &Process<'_>, settings: &Settings, told: Vec<Alert>) -> Resu
         control_group,
         handle.clone(),
     );
-    let mut tasks = JoinSet::new();
-    tasks.spawn(notify::run(
-        Arc::clone(cluster),
-        alerts.listen(),
-        Trust::default(),
-    ));
-    tasks.spawn(programs::watch(Arc::clone(&place), handle.clone()));
-    tasks.spawn(log::keep_short(Arc::clone(&place), || {
-        tokio::time::sleep(log::LOOK_EVERY)
-    }));
+    let mut tasks = beside(cluster, &alerts, &place, &handle);
     let desk = OpenDesk::open(office, keys, Arc::clone(&process.control), &mut tasks);
     let parts = Parts {
         cluster: Arc::clone(cluster),
@@ -440,6 +431,26 @@ fn wire_up(process: &Process<'_>, settings: &Settings, told: Vec<Alert>) -> Resu
         desk,
         tasks,
     })
+}
+
+/// What runs beside the manager: people are told, watched programs are watched, logs are kept short.
+fn beside(
+    cluster: &Arc<Cluster>,
+    alerts: &Alerts,
+    place: &Arc<Place>,
+    handle: &Handle,
+) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    tasks.spawn(notify::run(
+        Arc::clone(cluster),
+        alerts.listen(),
+        Trust::default(),
+    ));
+    tasks.spawn(programs::watch(Arc::clone(place), handle.clone()));
+    tasks.spawn(log::keep_short(Arc::clone(place), || {
+        tokio::time::sleep(log::LOOK_EVERY)
+    }));
+    tasks
 }
 
 /// What this node has for its resources, with the links that scripts call.
