@@ -368,3 +368,22 @@ fn a_refusal_is_told_once_and_asked_about_again() {
     pair.elapse(5_000);
     assert_eq!((pair.sides[0].asked, refusals(&pair)), (asked + 2, 2));
 }
+
+/// No arbiter counts as far, but one that lies stops no daemon.
+#[test]
+fn a_register_that_can_t_be_counted_further_grants_nothing() {
+    let mut pair = asking();
+    let register = Register {
+        seq: u64::MAX,
+        ..register(&pair)
+    };
+    pair.arbiter_says(0, ArbiterAnswer::Register(Some(register)));
+    pair.pump();
+    assert!(pair.sides[0].asks.is_empty());
+    pair.elapse(PATIENCE / 4);
+    assert_eq!(pair.sides[0].asks.len(), 1, "it is asked again");
+    assert_eq!(pair.stand(0), "Pn");
+    let (id, _) = pair.request(0, super::pair::write(9));
+    pair.pump();
+    assert_eq!(pair.reply(0, id), None);
+}

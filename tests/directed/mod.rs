@@ -13,6 +13,7 @@ mod hanging;
 mod late;
 mod overdue;
 mod pair;
+mod requests;
 mod rest;
 mod resync_end;
 mod routes;

@@ -400,9 +400,14 @@ impl Mirror {
             ),
             _ => (vec![self.me], attempt.tag, current),
         };
+        // No arbiter that counts from 1 gets there.
+        let Some(seq) = register.as_ref().map_or(0, |r| r.seq).checked_add(1) else {
+            let why = "the arbiter's register was changed too often to be changed again";
+            return self.on_no_answer(attempt.purpose, why.into(), out);
+        };
         let new = Register {
             instance,
-            seq: register.as_ref().map_or(0, |r| r.seq) + 1,
+            seq,
             copies,
             generation,
             parent,

@@ -345,6 +345,9 @@ impl Mirror {
         // there a second time (*One-writer*).
         self.solo.fresh = None;
         self.solo.drawn = None;
+        // What is owed may be overdue sooner now.
+        let overdue = self.now.after_ms(self.settings.ack_timeout_ms);
+        self.timers.set_by(Timer::AckOverdue, overdue);
         self.seek_permission(out);
         if self.solo_rule() == Solo::Arbiter && (self.is_in_sync() || self.alone.is_some()) {
             // It may be a new arbiter, whose register is to be made while both copies are there; or the first one: who is
