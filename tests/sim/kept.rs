@@ -53,6 +53,8 @@ fn a_check_that_was_wrong_finds_none() {
     assert_clean(&run_seed(33033, Trace::off()));
     // a flush, after blocks that it had made durable before went bad in silence
     assert_clean(&run_seed(12725, Trace::off()));
+    // a verification that was dropped while the peer read blocks for it, which are locked until it answers
+    assert_clean(&run_seed(9851, Trace::off()));
 }
 
 #[test]
