@@ -79,7 +79,7 @@ defects! {
     ReadWithoutLease: "a Primary that needs its peer answers reads without a lease",
     ReadCheckedTooEarly: "whether a read may be answered is not looked at after the disk has read",
     RepairOverNewer: "a block read from the peer is written back over a newer write",
-    RepairOutlivesTheRole: "a demotion does not wait for a block that is being written back",
+    RepairOutlivesTheRole: "neither a demotion nor a grant waits for a block that is being written back",
     // metadata
     CoolsUnflushed: "an extent leaves the activity log while blocks of it are not flushed",
     CoolsUnwritten: "an extent leaves the activity log before its page is written",

@@ -84,6 +84,7 @@ fn profile(defect: Defect) -> Profile {
         D::NotNamedGoesOn => Profile::Forced,
         D::GuestOutlivesAPrimary | D::GuestWritesUnmarked => Profile::Guests,
         D::FullCopyDetached => Profile::FullStores,
+        D::RepairOutlivesTheRole => Profile::BadBlocks,
         D::CarriedOutlivesAPrimary | D::CarrierPromotedBesideThePrimary => Profile::Carried,
         _ => Profile::General,
     }

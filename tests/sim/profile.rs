@@ -48,6 +48,8 @@ pub enum Profile {
     Carried,
     /// Stores are full, one or both, while links and daemons come and go.
     FullStores,
+    /// Blocks can't be read, are slow to write, and the service goes from node to node.
+    BadBlocks,
 }
 
 /// What a cause draws after it, on the same node.
@@ -89,6 +91,7 @@ impl Profile {
         Self::Guests,
         Self::Carried,
         Self::FullStores,
+        Self::BadBlocks,
     ];
 
     /// What it is called on the command line.
@@ -108,6 +111,7 @@ impl Profile {
             Self::Guests => "guests",
             Self::Carried => "carried",
             Self::FullStores => "full-stores",
+            Self::BadBlocks => "bad-blocks",
         }
     }
 
@@ -141,6 +145,7 @@ impl Profile {
             Self::Guests => guests(o, rng),
             Self::Carried => carried(o, rng),
             Self::FullStores => full_stores(o, rng),
+            Self::BadBlocks => bad_blocks(o, rng),
         }
     }
 }
@@ -549,6 +554,37 @@ fn full_stores(o: &mut Options, rng: &mut Rng) {
         sequel(full, cut, 20 * MS, 30),
         sequel(cut, full, 20 * MS, 60),
     ];
+}
+
+fn bad_blocks(o: &mut Options, rng: &mut Rng) {
+    small(o, rng);
+    timeouts(o, rng.pick(&[100, 300]));
+    o.settings.solo = rng.pick(&[Solo::Arbiter, Solo::Never]);
+    o.settings.protocol = rng.pick(&[Protocol::C, Protocol::C, Protocol::A, Protocol::B]);
+    o.hot_spots.truncate(rng.pick(&[2, 4]));
+    o.requests = 1200;
+    o.depth = rng.pick(&[1, 4]);
+    o.think_ns = rng.pick(&[100 * US, MS]);
+    o.fault_every_ns = Some(30 * MS);
+    o.faults = vec![
+        (Fault::ReadFails, 12),
+        (Fault::SessionEnds, 1),
+        (Fault::DaemonDies, rng.below(2)),
+    ];
+    o.faults_last_ns = Some(50 * MS);
+    o.order_every_ns = 20 * MS;
+    o.orders = vec![
+        (Order::Promote, 20),
+        (Order::Demote, 4),
+        (Order::TakeOver, 2),
+        (Order::Verify, 1),
+    ];
+    o.sequels = vec![sequel(
+        Cause::Fault(Fault::ReadFails),
+        Cause::Order(Order::Demote),
+        10 * MS,
+        50,
+    )];
 }
 
 impl World {

@@ -342,7 +342,7 @@ impl Mirror {
 
     /// The peer asks to be Primary in this session.
     pub(super) fn on_promote_ask(&mut self, out: &mut Actions) -> Result<(), String> {
-        if self.is_in_sync() && self.has_repairs() {
+        if self.is_in_sync() && self.has_repairs() && !planted(Defect::RepairOutlivesTheRole) {
             // What it writes as Primary could be overtaken by them.
             if let Some(up) = self.up_mut() {
                 up.asked_late = true;
