@@ -83,7 +83,11 @@ impl Mirrors {
             .map_err(|error| failed(&run_dir.display().to_string(), &error))?;
         let boot = Boot::of_this_machine(run_dir).map_err(|error| failed("this boot", &error))?;
         let longest = LOOK_UP_PATIENCE + patience.start + START_MARGIN;
-        service.starting("opening its mirrors", longest);
+        let missing = config.mirrors.iter().flat_map(opening::missing).next();
+        let what = missing.map_or("opening its mirrors".to_owned(), |device| {
+            format!("waiting for {}", device.display())
+        });
+        service.starting(&what, longest);
         let texts = addresses::names(config);
         let mut looking = tokio::spawn(async move {
             // None was known before.

@@ -5,6 +5,7 @@
 //! failure is stated and stays until the next start: it takes a person.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -189,10 +190,16 @@ pub(super) async fn open(inner: Arc<Inner>, mirror: Mirror) {
     }
 }
 
+/// Its stores that are devices and not there.
+pub(super) fn missing(mirror: &Mirror) -> Vec<&PathBuf> {
+    let mut stores = vec![&mirror.backing, &mirror.metadata];
+    stores.retain(|store| store.starts_with("/dev") && !store.exists());
+    stores
+}
+
 /// Waits a while for its stores that are devices and not there.
 async fn devices_appear(mirror: &Mirror) {
-    let mut missing = vec![&mirror.backing, &mirror.metadata];
-    missing.retain(|store| store.starts_with("/dev") && !store.exists());
+    let mut missing = missing(mirror);
     let deadline = Instant::now() + DEVICE_PATIENCE;
     if let Some(first) = missing.first() {
         info!(
