@@ -3,20 +3,11 @@
 use kagami_replicator::core::event::Reply;
 use kagami_replicator::core::register::{ArbiterAnswer, Ask, Register};
 use kagami_replicator::core::state::{Attempt, NodeId};
-use kagami_replicator::core::{Command, Event, Notice};
+use kagami_replicator::core::{Event, Notice};
 
-use super::pair::Pair;
+use super::pair::{DEMOTE, FORCE, PROMOTE, Pair};
 use super::stands::{alone, build, cut, in_sync, primary};
 
-const PROMOTE: Command = Command::Promote {
-    force: false,
-    while_resyncing: false,
-};
-const FORCE: Command = Command::Promote {
-    force: true,
-    while_resyncing: false,
-};
-const DEMOTE: Command = Command::Demote { force: false };
 /// The arbiter's time-out, ms.
 const PATIENCE: u64 = 2_000;
 /// Longer than any lease, and than all pauses between questions, ms.

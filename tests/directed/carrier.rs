@@ -5,18 +5,8 @@ use kagami_replicator::core::message::Message;
 use kagami_replicator::core::state::DiskState;
 use kagami_replicator::core::{Command, DiskFault, Event, Request, Role};
 
-use super::pair::Pair;
+use super::pair::{DEMOTE, FORCE, PROMOTE, Pair};
 use super::stands::{carried, lose_disk, primary};
-
-const PROMOTE: Command = Command::Promote {
-    force: false,
-    while_resyncing: false,
-};
-const FORCE: Command = Command::Promote {
-    force: true,
-    while_resyncing: false,
-};
-const DEMOTE: Command = Command::Demote { force: false };
 
 fn stands(pair: &Pair) -> [&'static str; 2] {
     [pair.stand(0), pair.stand(1)]

@@ -7,10 +7,8 @@
 use kagami_replicator::core::Command;
 use kagami_replicator::core::state::CommandId;
 
-use super::pair::{Pair, write};
+use super::pair::{DEMOTE, Pair, write};
 use super::stands::{alone, cut, in_sync, primary};
-
-const DEMOTE: Command = Command::Demote { force: false };
 
 fn flushes(pair: &Pair) -> [usize; 2] {
     [pair.sides[0].flushes, pair.sides[1].flushes]

@@ -8,13 +8,8 @@ use kagami_replicator::core::register::ArbiterAnswer;
 use kagami_replicator::core::{Command, Event};
 
 use super::cells::hello;
-use super::pair::{Pair, write};
+use super::pair::{FORCE, PROMOTE, Pair, write};
 use super::stands::{alone, build, cut};
-
-const FORCE: Command = Command::Promote {
-    force: true,
-    while_resyncing: false,
-};
 
 #[test]
 fn a_bad_copy_that_is_forced_twice_was_bad() {
@@ -45,11 +40,6 @@ fn a_good_copy_that_is_forced_is_good() {
     pair.done(node, FORCE);
     assert!(!hello(&pair.sides[node].mirror).forced_bad);
 }
-
-const PROMOTE: Command = Command::Promote {
-    force: false,
-    while_resyncing: false,
-};
 
 /// Node 0, alone, is forced, and its questions to the arbiter wait.
 fn forced() -> Pair {

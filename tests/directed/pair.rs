@@ -29,6 +29,18 @@ pub const SIZE: u64 = 16 << 20;
 const MOST: usize = 50_000;
 pub const MS: u64 = 1_000_000;
 
+// Orders.
+pub const DEMOTE: Command = Command::Demote { force: false };
+pub const PROMOTE: Command = Command::Promote {
+    force: false,
+    while_resyncing: false,
+};
+/// Whatever the other node knows.
+pub const FORCE: Command = Command::Promote {
+    force: true,
+    while_resyncing: false,
+};
+
 /// What is not taken from a node's queues.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Hold {

@@ -5,16 +5,12 @@ use bytes::Bytes;
 use kagami_replicator::core::event::Request;
 use kagami_replicator::core::message::Message;
 use kagami_replicator::core::state::{Connection, Time};
-use kagami_replicator::core::{Command, Event, IoError, Notice};
+use kagami_replicator::core::{Command, IoError, Notice};
 
-use super::pair::{MS, Pair, SIZE, write};
+use super::pair::{MS, PROMOTE, Pair, SIZE, write};
 use super::stands::{alone, build, copying, in_sync, primary};
 use super::ways::say;
 
-const PROMOTE: Command = Command::Promote {
-    force: false,
-    while_resyncing: false,
-};
 /// The time-out, and the lease that the clocks' drift leaves of it, ms.
 const TIMEOUT: u64 = 2_000;
 
@@ -224,5 +220,4 @@ fn settings_are_taken_over() {
         Some(&Ok(Bytes::new())),
         "by the new time-out"
     );
-    pair.handle(0, Event::Tags(vec![]));
 }

@@ -8,7 +8,7 @@ use kagami_replicator::core::message::Message;
 use kagami_replicator::core::register::Ask;
 use kagami_replicator::core::{Command, DiskFault, Event, Role};
 
-use super::pair::{Hold, Kept, Pair, write};
+use super::pair::{Hold, Kept, PROMOTE, Pair, write};
 use super::stands::{copying, cut, guest, in_sync, primary};
 use super::ways::put;
 
@@ -223,11 +223,6 @@ pub fn routes() -> Vec<(String, Vec<&'static str>)> {
     }
     routes
 }
-
-const PROMOTE: Command = Command::Promote {
-    force: false,
-    while_resyncing: false,
-};
 
 /// Without holds from here on, but for what is kept.
 fn keep(pair: &mut Pair, node: usize, kept: Option<Kept>) {

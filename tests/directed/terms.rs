@@ -4,14 +4,9 @@
 use kagami_replicator::core::event::Request;
 use kagami_replicator::core::{Command, DiskFault, IoError, Role};
 
-use super::pair::{Hold, Pair, write};
+use super::pair::{DEMOTE, Hold, PROMOTE, Pair, write};
 use super::stands::{guest, in_sync, primary};
 
-const DEMOTE: Command = Command::Demote { force: false };
-const PROMOTE: Command = Command::Promote {
-    force: false,
-    while_resyncing: false,
-};
 const READ: Request = Request::Read {
     offset: 4096 * 3,
     len: 4096,

@@ -9,7 +9,7 @@ use kagami_replicator::core::message::Message;
 use kagami_replicator::core::state::{NodeId, Seq};
 use kagami_replicator::core::{Command, DiskFault, DiskOp, Event, Role};
 
-use super::pair::{Hold, Kept, MS, Pair, write};
+use super::pair::{FORCE, Hold, Kept, MS, Pair, write};
 use super::stands::{alone, build, copying, in_sync, primary};
 use crate::sim::coverage::STANDS;
 
@@ -392,11 +392,6 @@ fn begin_in(kind: &str, stand: &str) -> Option<(Pair, usize)> {
     pair.sides[node].kept = Some(begun);
     Some((pair, node))
 }
-
-const FORCE: Command = Command::Promote {
-    force: true,
-    while_resyncing: false,
-};
 
 /// What a node has under way of what such a beginning is.
 fn under_way(pair: &Pair, node: usize, kind: &str) -> Vec<Kept> {

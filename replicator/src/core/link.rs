@@ -435,10 +435,11 @@ impl Mirror {
         }
     }
 
-    /// A peer that answers pings but no writes is lost. When the oldest answer that it owes will be overdue.
+    /// A peer that answers pings and nothing else is lost. When the oldest answer that it owes will be overdue.
     fn on_ack_overdue(&mut self, out: &mut Actions) -> Option<Time> {
-        let since = match &self.link.as_ref()?.stage {
-            LinkStage::Meeting(_) => self.link.as_ref().map(|link| link.opened),
+        let link = self.link.as_ref()?;
+        let since = match &link.stage {
+            LinkStage::Meeting(_) => Some(link.opened),
             LinkStage::Up(up) => {
                 let verified = self.verify.as_ref().and_then(Verify::asks_since);
                 [up.owes_since(), verified].into_iter().flatten().min()
@@ -451,7 +452,7 @@ impl Mirror {
         out.push(Action::Report(Notice::Stalled { who: "peer" }));
         self.solo.ask_before_hello = true;
         self.door.refused += 1;
-        self.close_session("the peer answers no writes", out);
+        self.close_session("the peer does not answer", out);
         None
     }
 
