@@ -63,7 +63,7 @@ impl Status {
         ),
         (
             Self::Different,
-            "`verify --wait`: the copies differ; the differing blocks are marked.",
+            "`verify --wait`: the copies differ (the differing blocks are marked), or a block can be read on neither node.",
         ),
     ];
 }

@@ -422,6 +422,7 @@ fn verify_tells_by_its_status_whether_the_copies_differ() {
         engine.notice(Notice::VerifyDone {
             compared: 256,
             different: 0,
+            unreadable: 0,
         });
         Ok(Reply::Nothing("1048576 compared, no difference".to_owned()))
     });
@@ -436,6 +437,7 @@ fn verify_tells_by_its_status_whether_the_copies_differ() {
         engine.notice(Notice::VerifyDone {
             compared: 256,
             different: 2,
+            unreadable: 0,
         });
         Ok(Reply::Nothing(
             "2 blocks differ; they are marked".to_owned(),
@@ -445,7 +447,28 @@ fn verify_tells_by_its_status_whether_the_copies_differ() {
     assert_eq!(ended.code, 7);
     assert_eq!(
         ended.out,
-        "{\"compared_bytes\":1048576,\"different_bytes\":8192,\"mirror\":\"pg\",\"outcome\":\"done\",\"repaired\":false}\n"
+        "{\"compared_bytes\":1048576,\"different_bytes\":8192,\"mirror\":\"pg\",\"outcome\":\"done\",\"repaired\":false,\"unreadable_bytes\":0}\n"
+    );
+    // What neither can read is no success of a repair.
+    node.engine.answers(|engine, _| {
+        engine.notice(Notice::VerifyDone {
+            compared: 256,
+            different: 0,
+            unreadable: 1,
+        });
+        Ok(Reply::Nothing(
+            "1 blocks can be read on neither node".to_owned(),
+        ))
+    });
+    let ended = node.run(&["verify", "pg", "--wait", "--repair"]);
+    assert_eq!(
+        (ended.code, ended.out.as_str()),
+        (
+            7,
+            "mirror pg: compared 1.0 MiB: no difference; 4.0 KiB can be read on neither node: write what is there anew, from a backup\n"
+        ),
+        "{}",
+        ended.err
     );
 }
 

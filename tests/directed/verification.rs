@@ -34,6 +34,7 @@ fn found(pair: &Pair, node: usize) -> (Vec<Run>, Option<(u64, u64)>) {
             Notice::VerifyDone {
                 compared,
                 different,
+                ..
             } => {
                 assert_eq!(done, None, "ended twice");
                 done = Some((*compared, *different));

@@ -81,7 +81,8 @@ pub async fn run(context: &Context, args: &VerifyArgs) -> Outcome {
     if args.json {
         print_json(&json!({
             "mirror": name, "outcome": "done", "compared_bytes": found.compared,
-            "different_bytes": found.different, "repaired": repaired,
+            "different_bytes": found.different, "unreadable_bytes": found.unreadable,
+            "repaired": repaired,
         }))?;
     } else {
         let words = match (found.different, repaired) {
@@ -92,12 +93,19 @@ pub async fn run(context: &Context, args: &VerifyArgs) -> Outcome {
                 size(bytes)
             ),
         };
+        let unreadable = match found.unreadable {
+            0 => String::new(),
+            bytes => format!(
+                "; {} can be read on neither node: write what is there anew, from a backup",
+                size(bytes)
+            ),
+        };
         print_out(&format!(
-            "mirror {name}: compared {}: {words}\n",
+            "mirror {name}: compared {}: {words}{unreadable}\n",
             size(found.compared)
         ))?;
     }
-    if found.different > 0 && !repaired {
+    if found.different > 0 && !repaired || found.unreadable > 0 {
         Ok(Status::Different as u8)
     } else {
         DONE
@@ -116,6 +124,7 @@ struct End {
 struct Found {
     compared: u64,
     different: u64,
+    unreadable: u64,
 }
 
 /// Waits for the answer, and for the figures that an event brings.
@@ -167,6 +176,8 @@ fn figures(event: &EventReport, name: &str) -> Option<Found> {
     Some(Found {
         compared: fact("compared_bytes")?,
         different: fact("different_bytes")?,
+        // A daemon that is older by an upgrade knows none.
+        unreadable: fact("unreadable_bytes").unwrap_or(0),
     })
 }
 

@@ -66,7 +66,11 @@ fn severity(notice: &Notice) -> Severity {
             to: Connection::Connected,
             ..
         }
-        | Notice::VerifyDone { different: 0, .. }
+        | Notice::VerifyDone {
+            different: 0,
+            unreadable: 0,
+            ..
+        }
         | Notice::Role { .. }
         | Notice::Replication { .. }
         | Notice::Released
@@ -158,14 +162,19 @@ fn text(notice: &Notice, names: &impl Names) -> String {
         Notice::VerifyDone {
             compared,
             different,
+            unreadable,
         } => {
-            let compared = size(compared.saturating_mul(BLOCK));
-            match different {
-                0 => format!("compared {compared}: no difference"),
-                _ => format!(
-                    "compared {compared}: {} differ and are marked",
-                    size(different.saturating_mul(BLOCK))
-                ),
+            let [compared, differ, bad] =
+                [compared, different, unreadable].map(|blocks| size(blocks.saturating_mul(BLOCK)));
+            let differences = match different {
+                0 => "no difference".to_owned(),
+                _ => format!("{differ} differ and are marked"),
+            };
+            match unreadable {
+                0 => format!("compared {compared}: {differences}"),
+                _ => {
+                    format!("compared {compared}: {differences}; {bad} can be read on neither node")
+                }
             }
         }
         Notice::VerifyFound { run } => format!(
@@ -234,9 +243,11 @@ fn facts_of(notice: &Notice, names: &impl Names) -> Facts {
         Notice::VerifyDone {
             compared,
             different,
+            unreadable,
         } => facts([
             ("compared_bytes", json!(compared.saturating_mul(BLOCK))),
             ("different_bytes", json!(different.saturating_mul(BLOCK))),
+            ("unreadable_bytes", json!(unreadable.saturating_mul(BLOCK))),
         ]),
         Notice::PeerFault { what } => facts([("what", json!(what))]),
         Notice::Stalled { who } => facts([("who", json!(who))]),

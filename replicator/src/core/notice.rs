@@ -116,6 +116,8 @@ pub enum Notice {
         compared: u64,
         /// Blocks that differ (marked now).
         different: u64,
+        /// Blocks that neither node can read (not marked: neither could mend the other).
+        unreadable: u64,
     },
     /// A verification found blocks that differ.
     VerifyFound {

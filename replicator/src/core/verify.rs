@@ -368,10 +368,12 @@ impl Mirror {
         let Some(verify) = self.verify.take() else {
             return;
         };
-        let (compared, different) = (verify.compared, verify.different + verify.unreadable);
+        let (compared, different, unreadable) =
+            (verify.compared, verify.different, verify.unreadable);
         out.push(Action::Report(Notice::VerifyDone {
             compared,
             different,
+            unreadable,
         }));
         self.send(
             Message::Progress {
@@ -379,7 +381,7 @@ impl Mirror {
             },
             out,
         );
-        let found = match (verify.different, verify.unreadable) {
+        let found = match (different, unreadable) {
             (0, 0) => format!("{} compared, no difference", compared * BLOCK),
             (0, bad) => format!("{bad} blocks can be read on neither node"),
             (differ, 0) => format!("{differ} blocks differ; they are marked"),
