@@ -196,7 +196,7 @@ impl Place {
         for folder in [state.join("logs"), run.join("processes"), run.join("watch")] {
             private_folder(&folder)?;
         }
-        let control_groups = control_group_root(&cluster.name);
+        let control_groups = control_group_root(&cluster.name, &cluster.nodes[me]);
         if control_groups.is_none() {
             tracing::warn!("no control group can be made here: groups are not frozen as a whole");
         }
@@ -264,13 +264,14 @@ impl std::fmt::Debug for Place {
     }
 }
 
-/// `kagami/CLUSTER` in the machine's control groups (version 2), if it can be made.
+/// `kagami/c@CLUSTER@NODE` in the machine's control groups (version 2), if it can be made. Two nodes may
+/// share a kernel (containers, a trial on one machine): what one stops and clears is not the other's.
 ///
 /// It is beside, not below, the manager's own: a manager that is restarted takes nothing with it.
-fn control_group_root(cluster: &str) -> Option<PathBuf> {
+fn control_group_root(cluster: &str, node: &str) -> Option<PathBuf> {
     let root = control_group_mount()?
         .join("kagami")
-        .join(format!("c@{cluster}"));
+        .join(format!("c@{cluster}@{node}"));
     fs::create_dir_all(&root).ok()?;
     let writable = rustix::fs::access(
         root.join("cgroup.procs"),

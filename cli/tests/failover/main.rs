@@ -240,7 +240,7 @@ fn what_is_missing_is_said_with_what_to_do() {
     let words = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(2), "{words}");
     assert!(
-        words.contains("node gamma is not in cluster shop"),
+        words.contains(&format!("node gamma is not in cluster {}", pair.cluster)),
         "{words}"
     );
     fs::write(&file, text).unwrap();

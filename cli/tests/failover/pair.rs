@@ -19,6 +19,8 @@ pub const NODES: [&str; 2] = ["alpha", "beta"];
 
 pub struct Pair {
     folder: TempDir,
+    /// The cluster's name, which no other test has: control groups are the machine's.
+    pub cluster: String,
     pub managers: [Option<Child>; 2],
     witness: Option<Child>,
     /// What the managers are.
@@ -44,8 +46,11 @@ impl Pair {
     }
 
     pub fn on(ground: Ground) -> Self {
+        static CLUSTERS: AtomicU16 = AtomicU16::new(0);
+        let (process, count) = (std::process::id(), CLUSTERS.fetch_add(1, Ordering::Relaxed));
         let pair = Self {
             folder: tempfile::tempdir().unwrap(),
+            cluster: format!("shop-{process}-{count}"),
             managers: [None, None],
             witness: None,
             program: env!("CARGO_BIN_EXE_kagami").into(),
@@ -76,10 +81,11 @@ impl Pair {
             Ground::Apart => ("kind = \"witness\"\nname = \"gamma\"", "4s", "2s"),
             Ground::Etcd => ("kind = \"etcd\"\nname = \"kv\"", "3s", "2s"),
         };
+        let name = &pair.cluster;
         let cluster = format!(
             r#"
 [cluster]
-name = "shop"
+name = "{name}"
 revision = 1
 nodes = ["alpha", "beta"]
 wait-for-node = "{wait}"
@@ -390,8 +396,34 @@ impl Drop for Pair {
         for node in NODES {
             let socket = self.path(node).join("run/failover/guard.sock");
             end_guard(&socket);
+            end_control_groups(&format!("c@{}@{node}", self.cluster));
         }
     }
+}
+
+/// Whatever a failed test has left running ends with it.
+fn end_control_groups(root: &str) {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let mount = mounts.lines().find(|line| line.contains(" cgroup2 "));
+    let Some(mount) = mount.and_then(|line| line.split(' ').nth(1)) else {
+        return;
+    };
+    let root = Path::new(mount).join("kagami").join(root);
+    let _ = fs::write(root.join("cgroup.kill"), "1");
+    let begun = Instant::now();
+    while !remove(&root) && begun.elapsed() < Duration::from_secs(5) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// True if the folder is gone, with those below it.
+fn remove(folder: &Path) -> bool {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            remove(&entry.path());
+        }
+    }
+    fs::remove_dir(folder).is_ok() || !folder.exists()
 }
 
 /// Ends the guard of a test: its process is who holds the socket's other end.
