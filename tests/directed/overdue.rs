@@ -101,6 +101,26 @@ fn a_local_disk_that_answers_nothing_is_told_once() {
     assert_eq!(stalled(&pair, 0), ["local disk", "local disk"]);
 }
 
+#[test]
+fn a_metadata_store_that_answers_nothing_is_told_once() {
+    let mut pair = alone();
+    pair.sides[0].hold.metadata = true;
+    let (id, _) = pair.order(0, Command::Demote { force: false });
+    pair.elapse(9_900);
+    assert!(stalled(&pair, 0).is_empty());
+    pair.elapse(40_000);
+    assert_eq!(stalled(&pair, 0), ["metadata store"]);
+    assert_eq!(pair.answer(0, id), None);
+    // It answers, and hangs again.
+    pair.sides[0].hold.metadata = false;
+    pair.pump();
+    assert!(matches!(pair.answer(0, id), Some(Ok(_))));
+    pair.sides[0].hold.metadata = true;
+    pair.order(0, PROMOTE);
+    pair.elapse(LONG);
+    assert_eq!(stalled(&pair, 0), ["metadata store", "metadata store"]);
+}
+
 /// *One-writer*: a node that is alone looks at the register as soon as it is told to ask it.
 #[test]
 fn a_reload_makes_a_node_that_is_alone_look_at_the_register() {

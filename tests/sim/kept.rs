@@ -55,6 +55,8 @@ fn a_check_that_was_wrong_finds_none() {
     assert_clean(&run_seed(12725, Trace::off()));
     // a verification that was dropped while the peer read blocks for it, which are locked until it answers
     assert_clean(&run_seed(9851, Trace::off()));
+    // a hello whose sender has left its session and gone on alone meanwhile
+    assert_clean(&run_seed(363, Trace::off()));
 }
 
 #[test]

@@ -360,6 +360,9 @@ impl World {
         if !lives.is_some_and(|lives| self.lives(0, lives[0]) && self.lives(1, lives[1])) {
             return Ok(()); // the other one has died since it sent its hello
         }
+        if self.net.used_by(0) != self.net.used_by(1) {
+            return Ok(()); // one has left this session, may have gone on alone, and nothing comes of the verdict
+        }
         self.check_source_is_good(verdict)?;
         match verdict.strategy {
             Strategy::Nothing => self.check_marked_as_they_are(None),
@@ -416,9 +419,6 @@ impl World {
         let Some(record) = self.nodes[node].meta.record() else {
             return Ok(());
         };
-        if self.net.used_by(node) != self.net.used_by(1 - node) {
-            return Ok(()); // it has left this session, and nothing comes of the verdict
-        }
         let chosen = matches!(
             verdict.row,
             Row::Forked | Row::Unrelated | Row::AheadForcedBad

@@ -11,7 +11,7 @@ use kagami_bitmap::superblock::{Record, StoredDisk, Superblock};
 
 use super::action::Steps;
 use super::state::{CommandId, MetaId, NodeId, Role, SessionId};
-use super::{Action, Actions, DiskFault, Mirror, Store};
+use super::{Action, Actions, DiskFault, Mirror, Store, UnderWay};
 
 /// A metadata write under way.
 #[derive(Debug)]
@@ -157,8 +157,10 @@ impl Mirror {
     pub(super) fn write_metadata(&mut self, work: Work, steps: Steps, out: &mut Actions) {
         let id = MetaId(self.next_meta);
         self.next_meta += 1;
-        self.metadata.insert(id, work);
+        let since = self.now;
+        self.metadata.insert(id, UnderWay { work, since });
         out.push(Action::Metadata { id, steps });
+        self.watch_acks();
     }
 
     pub(super) fn on_metadata(
@@ -167,8 +169,10 @@ impl Mirror {
         result: Result<(), DiskFault>,
         out: &mut Actions,
     ) {
-        let work = self.metadata.remove(&id);
-        assert!(work.is_some(), "metadata write {id} was not submitted");
+        let ended = self.metadata.remove(&id);
+        assert!(ended.is_some(), "metadata write {id} was not submitted");
+        self.told_metadata = false;
+        let work = ended.map(|ended| ended.work);
         if let Err(fault) = result {
             self.on_metadata_failed(work, fault, out);
             return;

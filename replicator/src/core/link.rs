@@ -264,7 +264,7 @@ impl Mirror {
         ] {
             self.timers.clear(timer);
         }
-        if !self.disk.is_empty() {
+        if !self.disk.is_empty() || !self.metadata.is_empty() {
             self.watch_acks();
         }
         if let LinkStage::Up(up) = link.stage {
@@ -429,8 +429,13 @@ impl Mirror {
     /// Something may be owed for as long as `ack-timeout` (docs/protocol.md §5).
     pub(super) fn on_overdue(&mut self, out: &mut Actions) {
         let peer_due = self.on_ack_overdue(out);
-        let disk_due = self.on_disk_overdue(out);
-        if let Some(at) = [peer_due, disk_due].into_iter().flatten().min() {
+        let disk = self.disk.iter().map(|(_, op)| op.since).min();
+        let disk_due = self.on_store_overdue(disk, "local disk", |m| &mut m.told_disk, out);
+        let metadata = self.metadata.values().map(|write| write.since).min();
+        let metadata_due =
+            self.on_store_overdue(metadata, "metadata store", |m| &mut m.told_metadata, out);
+        let due = [peer_due, disk_due, metadata_due];
+        if let Some(at) = due.into_iter().flatten().min() {
             self.timers.set_by(Timer::AckOverdue, at);
         }
     }
@@ -456,17 +461,21 @@ impl Mirror {
         None
     }
 
-    /// A local disk that answers nothing is told, once until it does. (Nothing can be done about it: what it was given may still
-    /// be carried out.) When its oldest operation will be overdue.
-    fn on_disk_overdue(&mut self, out: &mut Actions) -> Option<Time> {
-        let since = self.disk.iter().map(|(_, op)| op.since).min()?;
-        let due = since.after_ms(self.settings.ack_timeout_ms);
+    /// A store of this node that answers nothing is told, once until it does. (Nothing can be done about it: what it was given may
+    /// still be carried out.) `since`: when its oldest operation began. When that will be overdue.
+    fn on_store_overdue(
+        &mut self,
+        since: Option<Time>,
+        who: &'static str,
+        told: fn(&mut Self) -> &mut bool,
+        out: &mut Actions,
+    ) -> Option<Time> {
+        let due = since?.after_ms(self.settings.ack_timeout_ms);
         if self.now < due {
             return Some(due);
         }
-        if !self.told_stalled {
-            self.told_stalled = true;
-            out.push(Action::Report(Notice::Stalled { who: "local disk" }));
+        if !std::mem::replace(told(self), true) {
+            out.push(Action::Report(Notice::Stalled { who }));
         }
         Some(self.now.after_ms(self.settings.ack_timeout_ms))
     }

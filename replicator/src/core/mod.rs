@@ -140,7 +140,9 @@ pub struct Mirror {
     durable: durable::Durable,
     bitmap: DirtyBitmap,
     log: ActivityLog,
-    metadata: BTreeMap<MetaId, durable::Work>,
+    metadata: BTreeMap<MetaId, UnderWay<durable::Work>>,
+    /// The metadata store was told to be slow, and has not answered since.
+    told_metadata: bool,
     next_meta: u64,
     pages: durable::Pages,
 
@@ -161,9 +163,9 @@ pub struct Mirror {
     echoed_peer: Option<Time>,
 
     // I/O.
-    disk: Slab<UnderWay>,
+    disk: Slab<UnderWay<DiskWork>>,
     /// The local disk was told to be slow, and has not answered since.
-    told_stalled: bool,
+    told_disk: bool,
     jobs: Slab<request::Job>,
     held: VecDeque<request::Held>,
     /// Requests are not even begun: a hand-over, a leave or the end is near.
@@ -235,8 +237,8 @@ struct Told {
 
 /// A disk operation that was submitted.
 #[derive(Debug)]
-struct UnderWay {
-    work: DiskWork,
+struct UnderWay<Work> {
+    work: Work,
     since: Time,
 }
 
@@ -320,6 +322,7 @@ impl Mirror {
             log: ActivityLog::resume(log, superblock.tag()),
             durable: durable::Durable::new(superblock),
             metadata: BTreeMap::new(),
+            told_metadata: false,
             next_meta: 1,
             pages: durable::Pages::new(next_page_seq),
             local: Local {
@@ -343,7 +346,7 @@ impl Mirror {
             door: link::Door::default(),
             echoed_peer: None,
             disk: Slab::new(),
-            told_stalled: false,
+            told_disk: false,
             jobs: Slab::new(),
             held: VecDeque::new(),
             gate: request::Gate::default(),
@@ -435,7 +438,7 @@ impl Mirror {
             self.disk.contains(id.0 as usize),
             "disk operation {id} was not submitted"
         );
-        self.told_stalled = false;
+        self.told_disk = false;
         match self.disk.remove(id.0 as usize).work {
             DiskWork::Write(key) => self.on_write_local(key, result.map(drop), out),
             DiskWork::Edge { write, last } => self.on_edge(write, last, result, false, out),

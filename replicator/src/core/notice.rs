@@ -129,9 +129,9 @@ pub enum Notice {
         /// Which.
         what: String,
     },
-    /// A disk operation or the peer takes longer than `ack-timeout`.
+    /// A disk, the metadata store or the peer takes longer than `ack-timeout`.
     Stalled {
-        /// "local disk" or "peer".
+        /// "local disk", "metadata store" or "peer".
         who: &'static str,
     },
 }
