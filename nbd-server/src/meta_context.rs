@@ -24,8 +24,8 @@ pub const STATE_ZERO: u32 = 1 << 1;
 /// Flag of `kagami:dirty`: the peer lacks this.
 pub const STATE_DIRTY: u32 = 1 << 0;
 
-/// Most descriptors in one reply. The protocol advises 2^20; this keeps a reply within 512 KiB.
-pub const MAX_EXTENTS: usize = 1 << 16;
+/// Most descriptors for a context in one reply. The protocol advises 2^20; this keeps them within 32 KiB.
+pub const MAX_EXTENTS: usize = 1 << 12;
 
 /// A set of contexts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -80,6 +80,12 @@ impl Outbox {
                 && state.bytes + u64::from(bytes) <= self.max_bytes)
     }
 
+    /// What a block status takes of the budget: its answer is in memory that the device does not count, so that a
+    /// client that takes none holds four.
+    pub fn status_share(&self) -> u32 {
+        u32::try_from(self.max_bytes / 4).unwrap_or(u32::MAX)
+    }
+
     /// Takes a request into the budget; its reply gives the room back when it is written.
     pub fn admit(&self, bytes: u32) {
         let mut state = self.state.borrow_mut();

@@ -218,6 +218,7 @@ impl<D: BlockDevice> Session<'_, D> {
         };
         let bytes = match command {
             Command::Read { .. } | Command::Write { .. } => header.len,
+            Command::BlockStatus { .. } => self.outbox.status_share(),
             _ => 0,
         };
         self.admit(bytes).await;

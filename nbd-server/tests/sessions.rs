@@ -9,14 +9,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kagami_nbd_server::negotiate::Terms;
-use kagami_nbd_server::proto::{cmd, cmd_flag, opt, rep};
+use kagami_nbd_server::proto::{chunk, cmd, cmd_flag, opt, rep};
 use kagami_nbd_server::{
     AdoptFault, ClientSocket, DeviceInfo, Errno, Limits, ListenFault, Listener, Request, TlsPolicy,
 };
 use tokio::sync::Semaphore;
 
 use support::client::{
-    Client, Reply, export_data, option_bytes, request_bytes, tcp_stream, unix_stream, write_bytes,
+    Client, Reply, context_data, export_data, option_bytes, request_bytes, tcp_stream, unix_stream,
+    write_bytes,
 };
 use support::{DEADLINE, SIZE, TestServer};
 
@@ -237,6 +238,41 @@ fn no_more_in_flight_than_allowed() {
         .collect();
     seen.sort_unstable();
     assert_eq!(seen, (0..50).collect::<Vec<_>>());
+}
+
+/// Its answers are in no pool.
+#[test]
+fn few_block_status_are_in_flight() {
+    let server = TestServer::start();
+    server.run(|bench| bench.device("disk").hold.set(true));
+    let mut client = Client::greeted(&server.path);
+    client.expect_ack(opt::STRUCTURED_REPLY, &[]);
+    let queries = context_data("disk", &["base:allocation", "kagami:dirty"]);
+    client.expect_ack(opt::SET_META_CONTEXT, &queries);
+    client.go("disk");
+    for cookie in 0..50 {
+        client.request(0, cmd::BLOCK_STATUS, cookie, 0, 4096);
+    }
+    server.wait_for("four", |bench| {
+        bench.device("disk").held.borrow().len() == 4
+    });
+    // A round trip on another connection: the server has had its chance to take more.
+    server.run(|bench| bench.add("other", DeviceInfo::new(SIZE)));
+    Client::connected(&server.path, "other", false).expect_alive();
+    assert_eq!(
+        server.run(|bench| bench.device("disk").held.borrow().len()),
+        4
+    );
+    server.run(|bench| bench.device("disk").release());
+    for _ in 0..100 {
+        assert!(matches!(
+            client.reply(),
+            Reply::Chunk {
+                kind: chunk::BLOCK_STATUS,
+                ..
+            }
+        ));
+    }
 }
 
 /// The device's memory is back-pressure: a write waits for it, other clients read meanwhile.

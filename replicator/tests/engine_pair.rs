@@ -156,7 +156,7 @@ fn holes_are_told_only_where_reads_are_answered() {
 }
 
 async fn holes(disk: Disk) -> bool {
-    disk.has_holes()
+    disk.has_holes().await
 }
 
 /// The daemon's sign of life: it is the loops that turn, not the process that is there.

@@ -75,12 +75,18 @@ impl Served {
         }
     }
 
-    fn status(&self, offset: u64, len: u32, wanted: (bool, bool), max: usize) -> Answer {
+    async fn status(
+        device: &MirrorDevice,
+        offset: u64,
+        len: u32,
+        wanted: (bool, bool),
+        max: usize,
+    ) -> Answer {
         let len = u64::from(len);
         let (allocation, dirty) = wanted;
         Answer::Status {
             allocation: if allocation {
-                let stretches = self.device.allocation(offset, len, max);
+                let stretches = device.allocation(offset, len, max).await;
                 stretches
                     .into_iter()
                     .map(|stretch| Extent {
@@ -93,7 +99,7 @@ impl Served {
                 Vec::new()
             },
             dirty: if dirty {
-                let stretches = self.device.dirty(offset, len, max);
+                let stretches = device.dirty(offset, len, max);
                 stretches
                     .into_iter()
                     .map(|stretch| DirtyExtent {
@@ -244,8 +250,18 @@ impl BlockDevice for Served {
                 dirty,
                 max_extents,
             } => {
-                let answer = self.status(offset, len, (allocation, dirty), max_extents);
-                return completion.complete(Ok(answer));
+                // The file system may take its time; nothing else waits for it.
+                let device = self.device.clone();
+                tokio::task::spawn_local(async move {
+                    let wanted = (allocation, dirty);
+                    let answer = Self::status(&device, offset, len, wanted, max_extents).await;
+                    if term == device.term() {
+                        completion.complete(Ok(answer));
+                    } else {
+                        completion.fail(IoError::new(Errno::Perm, NOT_WITHOUT_A_BREAK));
+                    }
+                });
+                return;
             }
         };
         let ticket = self.answers.pending.borrow_mut().insert(Pending {

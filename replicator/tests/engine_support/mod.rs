@@ -382,8 +382,8 @@ impl Disk {
     }
 
     /// Whether anything is told to be a hole.
-    pub fn has_holes(&self) -> bool {
-        let stretches = self.device.allocation(0, SIZE, 64);
+    pub async fn has_holes(&self) -> bool {
+        let stretches = self.device.allocation(0, SIZE, 64).await;
         stretches.iter().any(|stretch| stretch.is_set)
     }
 

@@ -6,13 +6,11 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use kagami_bitmap::{BLOCK, Block, Run};
-use rustix::fs::{SeekFrom, seek};
 use tokio::sync::Notify;
 
 use super::host::Host;
@@ -108,6 +106,10 @@ pub struct Stretch {
     /// that reads as zeroes.
     pub is_set: bool,
 }
+
+/// Blocks and extents that one answer to [`MirrorDevice::dirty`] looks at: a client may ask for four GiB, 256 times,
+/// and the thread has other work.
+const MAX_LOOKED: usize = 1 << 14;
 
 /// A mirror on its own thread.
 #[derive(Clone)]
@@ -223,7 +225,9 @@ impl MirrorDevice {
         let end = offset.saturating_add(len).min(host.mirror.record().size);
         let mut out = Stretches::new(max);
         let mut at = offset;
-        while at < end && !out.is_full() {
+        let mut looked = 0;
+        while at < end && !out.is_full() && looked < MAX_LOOKED {
+            looked += 1;
             let block = Block(at / BLOCK);
             // Extents that lack nothing are passed over whole.
             let extent = block.extent().run();
@@ -241,54 +245,39 @@ impl MirrorDevice {
 
     /// Which parts of a range are holes that read as zeroes, alternating, at most `max` of them; they may
     /// end before the range does. What can't be known counts as data.
-    pub fn allocation(&self, offset: u64, len: u64, max: usize) -> Vec<Stretch> {
-        let host = self.host.borrow();
-        let end = offset.saturating_add(len).min(host.mirror.record().size);
-        let mut out = Stretches::new(max);
-        let start = host.stores.data_start;
-        let mut at = offset;
-        // The holes of a file are no answer where the other copy answers, nor where it may have been written since: a
-        // client that stayed through a demotion or the end of a lease would take for zeroes what is not.
-        let map = host.stores.map.as_ref();
-        if let Some(file) = map.filter(|_| host.mirror.reads_here()) {
-            while at < end && !out.is_full() {
-                let Some((until, is_hole)) = next_edge(file, start, at, end) else {
-                    break;
-                };
-                out.add(until - at, is_hole);
-                at = until;
+    pub async fn allocation(&self, offset: u64, len: u64, max: usize) -> Vec<Stretch> {
+        let term = self.term();
+        let (end, looks) = {
+            let host = self.host.borrow();
+            let end = offset.saturating_add(len).min(host.mirror.record().size);
+            // The holes of a file are no answer where the other copy answers, nor where it may have been written since: a
+            // client that stayed through a demotion or the end of a lease would take for zeroes what is not.
+            let holes = host.stores.holes.as_ref();
+            let holes = holes.filter(|_| offset < end && host.mirror.reads_here());
+            (end, holes.map(|holes| holes.look(offset, end, max)))
+        };
+        if let Some(looks) = looks {
+            let found = looks.await;
+            if self.term() == term && self.host.borrow().mirror.reads_here() {
+                return found;
             }
         }
-        if at < end && !out.is_full() {
-            out.add(end - at, false);
+        let mut out = Stretches::new(max);
+        if offset < end {
+            out.add(end - offset, false);
         }
         out.finish()
     }
 }
 
-/// Where the stretch of data or hole around `at` ends, and whether it is a hole. Offsets count from
-/// `start` in the file.
-fn next_edge(file: impl AsFd, start: u64, at: u64, end: u64) -> Option<(u64, bool)> {
-    match seek(&file, SeekFrom::Hole(start + at)) {
-        Ok(hole) if hole > start + at => Some(((hole - start).min(end), false)),
-        Ok(_) => match seek(&file, SeekFrom::Data(start + at)) {
-            Ok(data) if data > start + at => Some(((data - start).min(end), true)),
-            // No data behind it: a hole to the end.
-            Err(rustix::io::Errno::NXIO) => Some((end, true)),
-            _ => None,
-        },
-        Err(_) => None,
-    }
-}
-
 /// Collects stretches, joining equal neighbours.
-struct Stretches {
+pub(super) struct Stretches {
     list: Vec<Stretch>,
     max: usize,
 }
 
 impl Stretches {
-    fn new(max: usize) -> Self {
+    pub(super) fn new(max: usize) -> Self {
         Self {
             list: Vec::new(),
             max: max.max(1),
@@ -296,18 +285,18 @@ impl Stretches {
     }
 
     /// One more than wanted is there: the last one wanted has its end.
-    fn is_full(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         self.list.len() > self.max
     }
 
-    fn add(&mut self, len: u64, is_set: bool) {
+    pub(super) fn add(&mut self, len: u64, is_set: bool) {
         match self.list.last_mut() {
             Some(last) if last.is_set == is_set => last.len += len,
             _ => self.list.push(Stretch { len, is_set }),
         }
     }
 
-    fn finish(mut self) -> Vec<Stretch> {
+    pub(super) fn finish(mut self) -> Vec<Stretch> {
         self.list.truncate(self.max);
         self.list
     }

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use super::config::MirrorConfig;
 use super::device::{Payload, Requester};
+use super::holes::Holes;
 use super::latency::Recorder;
 use crate::core::event::{IoError, Refusal, Reply, Request};
 use crate::core::state::{CommandId, RequestId, Time};
@@ -73,10 +74,8 @@ pub(super) struct Stores {
     pub(super) metadata: MetadataId,
     /// Submissions to either that haven't come back.
     pub(super) in_flight: usize,
-    /// Where the data begin in the backing store, in bytes.
-    pub(super) data_start: u64,
-    /// For `base:allocation`: the backing file opened once more, for reading (a file, not a device).
-    pub(super) map: Option<std::fs::File>,
+    /// For `base:allocation`, where the backing store is a file.
+    pub(super) holes: Option<Holes>,
     pub(super) rotational: bool,
 }
 

@@ -10,6 +10,7 @@
 mod config;
 mod device;
 mod handle;
+mod holes;
 mod host;
 mod latency;
 mod offline;

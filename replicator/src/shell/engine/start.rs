@@ -14,9 +14,11 @@ use kagami_bitmap::recover::UNREADABLE;
 use kagami_bitmap::{BLOCK, Placement, Recovered, Recovery, SuperblockFault, read_slots};
 
 use super::config::MirrorConfig;
+use super::holes::Holes;
 use crate::core::state::NodeId;
 use crate::shell::buffers::{PAGE, Pool, PoolConfig};
 use crate::shell::fence::{FenceError, StoreFile};
+use crate::shell::probe::StoreKind;
 use crate::shell::storage::Area;
 
 /// Bytes read at once.
@@ -160,6 +162,7 @@ pub(super) struct Opened {
     /// `None`: in the data's store.
     pub(super) metadata_file: Option<StoreFile>,
     pub(super) metadata_area: Area,
+    pub(super) holes: Option<Holes>,
 }
 
 /// Opens and reads everything. Blocks.
@@ -215,12 +218,18 @@ pub(super) fn open(config: MirrorConfig, node: NodeId) -> Result<Opened, StartEr
         }
         (None, lost) => Err(lost.unwrap_or_default()),
     };
+    let data_start = recovered.superblock.backing.data_offset;
+    let file = data.as_ref().ok().map(|(file, _)| file);
+    let file = file.filter(|file| file.capabilities().kind == StoreKind::File);
+    // Without, all of it counts as data.
+    let holes = file.and_then(|file| Holes::of(file.file(), data_start).ok());
     Ok(Opened {
         recovered,
         findings,
         data,
         metadata_file: separate,
         metadata_area,
+        holes,
         config,
     })
 }

@@ -15,7 +15,6 @@ use super::{End, Loop, Order, no_such_mirror, random_tags};
 use crate::core::state::{NodeId, Time};
 use crate::core::{Mirror, Start, TAGS};
 use crate::shell::identity::NodeKeys;
-use crate::shell::probe::StoreKind;
 use crate::shell::quic::{self, MirrorId};
 
 impl Loop {
@@ -93,23 +92,18 @@ impl Loop {
             data,
             metadata_file,
             metadata_area,
+            holes,
         } = opened;
         let id = MirrorId(config.mirror);
         if self.by_id.contains_key(&id) || self.host_named(&config.name).is_some() {
             return Err(StartError::Exists(config.name));
         }
         let arbiter = self.arbiter(&config)?;
-        let mut map = None;
         let (mut unmap_zeroes, mut rotational) = (false, false);
-        let data_start = recovered.superblock.backing.data_offset;
         let disk = data.map(|(file, area)| {
             let can = file.capabilities();
             unmap_zeroes = can.unmap_zeroes;
             rotational = can.rotational.unwrap_or(false);
-            if can.kind == StoreKind::File {
-                // Its locks are the other descriptor's; this one only looks for holes.
-                map = std::fs::File::open(&config.backing).ok();
-            }
             let store = self.storage.add_store(file);
             (store, self.storage.add_disk(store, area))
         });
@@ -153,8 +147,7 @@ impl Loop {
             metadata_store,
             metadata,
             in_flight: 0,
-            data_start,
-            map,
+            holes,
             rotational,
         };
         let host = Host::new(
