@@ -43,6 +43,9 @@
 //! ```
 
 mod io;
+mod memory;
+
+use std::future::poll_fn;
 
 use bytes::Bytes;
 use slab::Slab;
@@ -170,11 +173,7 @@ impl Storage {
     /// Charges the disk's reads to `account`: what clients don't take of them is missing from no other
     /// account. To be said before the first of them.
     pub fn charge_reads(&mut self, disk: DiskId, account: Account) {
-        let (accounts, index) = (&mut self.io.accounts, usize::from(disk.0));
-        if accounts.len() <= index {
-            accounts.resize_with(index + 1, || None);
-        }
-        accounts[index] = Some(account);
+        self.io.memory.charge(disk, Some(account));
     }
 
     /// Serves the metadata in `area` of a store, which may hold a disk's data besides.
@@ -193,9 +192,7 @@ impl Storage {
             disk.is_idle(),
             "{id:?} is removed with operations in flight"
         );
-        if let Some(account) = self.io.accounts.get_mut(usize::from(id.0)) {
-            *account = None;
-        }
+        self.io.memory.charge(id, None);
         self.io.stores[disk.store.0.into()].users -= 1;
     }
 
@@ -271,16 +268,13 @@ impl Storage {
         if !self.done.is_empty() {
             return Ok(());
         }
-        if self.io.starved.is_empty() {
-            return self.io.ring.ready().await;
+        let (ring, memory) = (&mut self.io.ring, &mut self.io.memory);
+        if !memory.is_wanted() {
+            return ring.ready().await;
         }
-        let wait = self.io.wait_for_memory();
         tokio::select! {
-            result = self.io.ring.ready() => result,
-            granted = wait => {
-                self.io.granted = Some(granted);
-                Ok(())
-            }
+            result = ring.ready() => result,
+            () = poll_fn(|context| memory.poll_granted(context)) => Ok(()),
         }
     }
 
@@ -306,7 +300,7 @@ impl Storage {
             while let Some((tag, answer)) = self.io.answers.pop_front() {
                 self.dispatch(tag, answer);
             }
-            let Some((tag, buffer)) = self.io.feed() else {
+            let Some((tag, buffer)) = self.io.memory.feed() else {
                 return;
             };
             match tag.owner {

@@ -1,25 +1,21 @@
-//! What disks and metadata stores share: the ring, the open stores, flushes, waiting for memory.
+//! What disks and metadata stores share: the ring, the open stores, flushes, memory.
 //!
-//! Keeps one flush of a store under way at a time and gathers those that ask meanwhile. Operations that
-//! wait for memory are in order for each share of the pool and each disk, so that reads whose memory
-//! clients keep hold up neither metadata nor another disk. Every answer goes back to its asker by [`Tag`].
+//! Keeps one flush of a store under way at a time and gathers those that ask meanwhile. Every answer goes back to
+//! its asker by [`Tag`].
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::fs::File;
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
 use std::rc::Rc;
-use std::task::Poll;
 
 use bytes::Bytes;
 use rustix::io::Errno;
 use slab::Slab;
 
-use super::super::buffers::{Account, Buffer, PAGE, Pool, Share};
+use super::super::buffers::{Buffer, PAGE, Pool, Share};
 use super::super::fence::StoreFile;
 use super::super::probe::Capabilities;
 use super::super::uring::{Operation, Payload, Ring};
+use super::memory::{Kind, Memory};
 use super::{Area, DiskId, MetadataId, StoreId};
 use crate::core::disk::DiskFault;
 
@@ -86,37 +82,9 @@ pub(in crate::shell) struct Io {
     /// Zeroes to write from.
     pub(in crate::shell) zeroes: Bytes,
     pub(super) stores: Slab<OpenStore>,
-    /// What the reads of a disk are charged to, where it is not the pool alone.
-    pub(super) accounts: Vec<Option<Account>>,
-    /// Operations that wait for memory, in order for each kind; deeper shares first. No queue is empty.
-    pub(super) starved: BTreeMap<Kind, VecDeque<Starved>>,
-    /// Memory that came for the first of a kind.
-    pub(super) granted: Option<(Kind, Buffer)>,
+    pub(super) memory: Memory,
     /// Answers that did not come from the ring.
     pub(super) answers: VecDeque<(Tag, Answer)>,
-}
-
-/// Who waits for memory in one queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Kind {
-    share: Reverse<Share>,
-    /// Whose account is charged.
-    disk: Option<u16>,
-}
-
-impl Kind {
-    fn of(share: Share, disk: Option<DiskId>) -> Self {
-        Self {
-            share: Reverse(share),
-            disk: disk.map(|disk| disk.0),
-        }
-    }
-}
-
-#[derive(Debug)]
-pub(super) struct Starved {
-    tag: Tag,
-    pub(super) len: usize,
 }
 
 /// A store and what is known of its flushes.
@@ -158,12 +126,10 @@ impl Io {
     pub(super) fn new(ring: Ring, pool: Pool, zeroes: Bytes) -> Self {
         Self {
             ring,
+            memory: Memory::of(pool.clone()),
             pool,
             zeroes,
             stores: Slab::new(),
-            starved: BTreeMap::new(),
-            accounts: Vec::new(),
-            granted: None,
             answers: VecDeque::new(),
         }
     }
@@ -266,93 +232,31 @@ impl Io {
 
     /// Memory for a copy, at once, unless somebody waits for some already.
     pub(in crate::shell) fn alloc_copy(&mut self, len: usize) -> Option<Buffer> {
-        self.alloc(len, Kind::of(Share::Bounce, None))
+        self.memory.alloc(len, Kind::of(Share::Bounce, None))
     }
 
     /// Queues `tag` for the memory of a copy; the owner's `on_memory` gets it. First come, first
     /// served; whoever wants memory while others of its kind or of a deeper share wait goes behind them.
     pub(in crate::shell) fn starve_copy(&mut self, tag: Tag, len: usize) {
-        self.starve(tag, len, Kind::of(Share::Bounce, None));
+        self.starve(tag, len, (Share::Bounce, None));
     }
 
     /// As [`Io::alloc_copy`], for a read of `disk`.
     pub(in crate::shell) fn alloc_read(&mut self, len: usize, disk: DiskId) -> Option<Buffer> {
-        self.alloc(len, Kind::of(Share::Read, Some(disk)))
+        self.memory.alloc(len, Kind::of(Share::Read, Some(disk)))
     }
 
     /// As [`Io::starve_copy`], for a read of `disk`.
     pub(in crate::shell) fn starve_read(&mut self, tag: Tag, len: usize, disk: DiskId) {
-        self.starve(tag, len, Kind::of(Share::Read, Some(disk)));
+        self.starve(tag, len, (Share::Read, Some(disk)));
     }
 
-    fn starve(&mut self, tag: Tag, len: usize, kind: Kind) {
-        if len > self.pool.limit(kind.share.0) {
+    fn starve(&mut self, tag: Tag, len: usize, kind: (Share, Option<DiskId>)) {
+        if len > self.pool.limit(kind.0) {
             self.answers.push_back((tag, Err(Errno::NOMEM)));
         } else {
-            let queue = self.starved.entry(kind).or_default();
-            queue.push_back(Starved { tag, len });
+            self.memory.wait(tag, len, Kind::of(kind.0, kind.1));
         }
-    }
-
-    fn alloc(&mut self, len: usize, kind: Kind) -> Option<Buffer> {
-        let is_before = |first: &Kind| first.share < kind.share || *first == kind;
-        if !self.starved.is_empty() && self.starved.keys().any(is_before) {
-            return None;
-        }
-        self.take(len, kind)
-    }
-
-    fn take(&self, len: usize, kind: Kind) -> Option<Buffer> {
-        match self.account(kind) {
-            Some(account) => account.alloc(len, kind.share.0),
-            None => self.pool.alloc(len, kind.share.0),
-        }
-    }
-
-    fn account(&self, kind: Kind) -> Option<&Account> {
-        self.accounts.get(usize::from(kind.disk?))?.as_ref()
-    }
-
-    /// Waits until the first of some kind has its memory.
-    pub(super) fn wait_for_memory(&self) -> impl Future<Output = (Kind, Buffer)> + use<> {
-        let mut waits: Vec<_> = self
-            .starved
-            .iter()
-            .filter_map(|(kind, queue)| {
-                let (len, share) = (queue.front()?.len, kind.share.0);
-                let wait = match self.account(*kind) {
-                    Some(account) => account.wait_alloc(len, share),
-                    None => self.pool.wait_alloc(len, share),
-                };
-                Some((*kind, wait))
-            })
-            .collect();
-        poll_fn(move |context| {
-            for (kind, wait) in &mut waits {
-                // Checked against the share's limit before it was queued.
-                if let Poll::Ready(Ok(buffer)) = Pin::new(wait).poll(context) {
-                    return Poll::Ready((*kind, buffer));
-                }
-            }
-            Poll::Pending
-        })
-    }
-
-    /// The first of a kind that waits, with its memory, if there is some.
-    pub(super) fn feed(&mut self) -> Option<(Tag, Buffer)> {
-        let (kind, buffer) = self.granted.take().or_else(|| {
-            self.starved.iter().find_map(|(kind, queue)| {
-                let buffer = self.take(queue.front()?.len, *kind)?;
-                Some((*kind, buffer))
-            })
-        })?;
-        let queue = self.starved.get_mut(&kind)?;
-        let first = queue.pop_front()?;
-        if queue.is_empty() {
-            self.starved.remove(&kind);
-        }
-        assert!(buffer.len() == first.len, "memory of another's length");
-        Some((first.tag, buffer))
     }
 }
 
@@ -471,6 +375,57 @@ mod tests {
                     (6, lost)
                 ]
             );
+        });
+    }
+
+    /// A long read waits for its turn, and short ones of another disk, which keep coming, don't pass it for ever.
+    #[test]
+    fn a_long_read_gets_its_turn() {
+        let (_folder, path) = store();
+        crate::shell::runtime::start(async {
+            let config = PoolConfig {
+                bytes: 1 << 20,
+                ..PoolConfig::with_bytes(1 << 20)
+            };
+            let pool = Pool::new(&config).expect("memory");
+            let mut storage = Storage::new(pool.clone()).expect("storage");
+            let store = storage.add_store(StoreFile::open(&path, Duration::ZERO).expect("free"));
+            let len = 1 << 20;
+            let [short, long] = [(); 2].map(|()| {
+                let disk = storage.add_disk(store, Area { start: 0, len });
+                storage.charge_reads(disk, pool.open_account());
+                disk
+            });
+            let read = |len| DiskOp::Read { offset: 0, len };
+            // More than its half of what reads may have.
+            let long_len = 600 << 10;
+            // What clients keep of the other disk's reads: as much as they get.
+            let mut kept = std::collections::VecDeque::new();
+            let mut drained = Vec::new();
+            for id in 0..1000 {
+                storage.submit(short, id, read(4096));
+            }
+            let (mut asked, mut served) = (1000, false);
+            while !served {
+                assert!(asked < 10_000, "it is passed by all others");
+                // Where everybody waits for memory, clients give some back.
+                let soon = Duration::from_millis(1);
+                let _ = tokio::time::timeout(soon, storage.ready()).await;
+                storage.drain(&mut drained).expect("ring");
+                for done in drained.drain(..) {
+                    let StorageCompletion::Disk(done) = done else {
+                        continue;
+                    };
+                    served |= done.id == u64::MAX;
+                    kept.push_back(done.result.expect("read"));
+                }
+                if asked == 1000 {
+                    storage.submit(long, u64::MAX, read(long_len));
+                }
+                kept.pop_front();
+                storage.submit(short, asked, read(4096));
+                asked += 1;
+            }
         });
     }
 
