@@ -66,6 +66,10 @@ fn wrong_usage_and_configuration_are_status_2() {
     assert_eq!(node.run(&["resync", "pg", "--from", "nowhere"]).code, 2);
     assert_eq!(node.run(&["init", "pg2"]).code, 2);
     assert_eq!(node.run(&["init", "pg2", "--size", "2s"]).code, 2);
+    // What would be done all the same.
+    assert_eq!(node.run(&["pair", "pg", "--dry-run"]).code, 2);
+    assert_eq!(node.run(&["pair", "--rotate", "--dry-run"]).code, 2);
+    assert_eq!(node.run(&["pair", "pg", "--give-up-copy"]).code, 2);
     // What destroys something asks; without a terminal it needs --yes.
     let ended = node.run(&["invalidate", "pg"]);
     assert_eq!(ended.code, 2);

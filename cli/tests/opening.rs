@@ -73,6 +73,12 @@ async fn until<T>(what: &str, mut attempt: impl AsyncFnMut() -> Option<T>) -> T 
 }
 
 async fn is_promoted(mirrors: &Mirrors, mirror: &str) {
+    until("it is open", async || {
+        let all = mirrors.status().await;
+        let found = all.into_iter().find(|status| status.name == mirror)?;
+        found.core.ok()
+    })
+    .await;
     let done = mirrors.command(mirror, PROMOTE).await;
     assert_eq!(done.expect("it may be"), Reply::Done, "{mirror}");
 }

@@ -10,6 +10,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::config::resource::{Driver, Kind};
 use crate::config::{Cluster, Group, Ms};
@@ -122,6 +123,8 @@ pub struct Place {
     pub tools: String,
     /// What begins a script, as itself.
     pub shell: PathBuf,
+    /// How long a program that is to run on in the background is looked at: one that ends so soon could not begin.
+    pub at_once: Duration,
     /// Where OCF agents are: `resource.d/PROVIDER/NAME` below it.
     pub ocf_root: PathBuf,
     /// Mirrors.
@@ -205,6 +208,7 @@ impl Place {
             control_groups,
             tools: USUAL_PATH.to_owned(),
             shell: PathBuf::from("/bin/sh"),
+            at_once: Duration::from_millis(50),
             ocf_root: PathBuf::from("/usr/lib/ocf"),
             cluster,
             me,

@@ -4,6 +4,7 @@ mod common;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::{TestNode, runs, until, why};
 use kagami_failover::core::OpResult;
@@ -132,18 +133,20 @@ async fn the_process_of_an_asynchronous_script_is_the_service() {
 
 #[tokio::test]
 async fn the_end_of_an_asynchronous_service_is_seen() {
-    let node = exec("mode = \"async\"\n");
+    let mut node = exec("mode = \"async\"\n");
     let at = node.folder.path().display().to_string();
     node.script(
         "start",
         &format!("echo $$ >{at}/pid; while [ ! -e {at}/end ]; do sleep 0.02; done; exit 5"),
     );
     assert_eq!(node.start("x").await, OpResult::Done);
+    until("it runs", || node.read("pid").ends_with('\n')).await;
     assert_eq!(node.probe("x").await, OpResult::Done);
     std::fs::write(node.path("end"), "").unwrap();
     until("it ends", || !runs(&node.read("pid"))).await;
     assert!(why(node.probe("x").await).contains("has ended"));
     // One that can't even begin is a failure at once.
+    node.change(|place| place.at_once = Duration::from_secs(60));
     node.script("start", "exit 9");
     assert!(why(node.start("x").await).contains("status 9"));
 }

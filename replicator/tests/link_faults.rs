@@ -348,7 +348,7 @@ fn wrong_openings_close_the_connection() {
 #[test]
 fn a_stream_that_says_nothing_closes_the_connection_in_time() {
     run(async {
-        let timeout = Duration::from_millis(300);
+        let timeout = Duration::from_secs(2);
         let (mut b, mut rogue) = with_rogue(timeout).await;
         rogue.open(b"KGM").await;
         let LinkFault::PeerFault(fault) = b.failure().await else {
@@ -362,7 +362,7 @@ fn a_stream_that_says_nothing_closes_the_connection_in_time() {
 #[test]
 fn a_connection_that_opens_nothing_is_not_kept() {
     run(async {
-        let timeout = Duration::from_millis(200);
+        let timeout = Duration::from_secs(2);
         let (_b, rogue) = with_rogue(timeout).await;
         assert_eq!(rogue.closed().await.0, u64::from(code::SLOW));
     });
@@ -497,7 +497,7 @@ fn another_protocol_is_recognised() {
 /// It costs its memory, and nothing else comes: the stream alone is silent, the connection is not.
 #[test]
 fn a_payload_that_does_not_go_on_ends_its_session_alone() {
-    let within = Duration::from_millis(300);
+    let within = Duration::from_secs(2);
     for class in [Class::Data, Class::Resync] {
         run(async {
             let (mut b, mut rogue) = with_rogue(within).await;
@@ -525,7 +525,7 @@ fn a_payload_that_does_not_go_on_ends_its_session_alone() {
 #[test]
 fn a_payload_that_more_urgent_ones_overtake_goes_on() {
     run(async {
-        let within = Duration::from_millis(200);
+        let within = Duration::from_secs(2);
         let (mut b, mut rogue) = with_rogue(within).await;
         rogue.open_session(77).await;
         let session = b.up().await;
@@ -534,7 +534,7 @@ fn a_payload_that_more_urgent_ones_overtake_goes_on() {
         rogue.streams[2].0.write_all(first).await.expect("sent");
         let mut encoder = Encoder::new(1);
         let begun = tokio::time::Instant::now();
-        while begun.elapsed() < within * 5 {
+        while begun.elapsed() < within * 2 {
             let frame = OutFrame {
                 kind: 1,
                 head: Bytes::from_static(b"urgent"),

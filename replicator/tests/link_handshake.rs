@@ -61,7 +61,7 @@ fn a_killed_peer_is_noticed_within_the_time_out_and_met_again() {
         let folder = folder.path().join("keys");
         let key_b = NodeKeys::load_or_create(&folder).expect("a key").current;
         let key_a = key();
-        let timeout = Duration::from_secs(1);
+        let timeout = Duration::from_secs(3);
         let of_a = PeerConfig {
             timeout,
             ..peer(A, vec![], &key_a)

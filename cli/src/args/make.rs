@@ -104,7 +104,7 @@ pub struct PairArgs {
     #[arg(long, conflicts_with = "join")]
     pub again: bool,
     /// Where this node has an old copy of that mirror: give it up, it is copied anew
-    #[arg(long, requires = "join")]
+    #[arg(long, requires = "join", conflicts_with_all = ["mirror", "rotate"])]
     pub give_up_copy: bool,
     /// Give this node another key, without a break: peers and arbiters learn it first
     #[arg(long, conflicts_with = "join")]
@@ -114,7 +114,7 @@ pub struct PairArgs {
     #[arg(long, value_name = "NODE", requires = "rotate")]
     pub told: Vec<String>,
     /// Say what the token is for and what would be made, and do nothing
-    #[arg(long, requires = "join")]
+    #[arg(long, requires = "join", conflicts_with_all = ["mirror", "rotate"])]
     pub dry_run: bool,
     /// Print what was agreed as JSON
     #[arg(long)]

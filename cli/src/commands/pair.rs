@@ -94,11 +94,21 @@ async fn offer(context: &Context, args: &PairArgs, name: &str) -> Outcome {
         return Err(came.refuse(failure).await);
     }
     let taken = offer::take(context, &config, mirror, came).await?;
-    paired(args.json, name, &taken)
+    let next = if taken.live {
+        format!(
+            "`kagami up` on {} (`kagami down` first if its daemon runs); the daemon here knows",
+            taken.peer
+        )
+    } else {
+        format!(
+            "`kagami up` on both nodes (`kagami down` first where the daemon runs), then `kagami promote {name}` on one"
+        )
+    };
+    paired(args.json, name, &taken, &next)
 }
 
 /// What both sides print at the end.
-fn paired(as_json: bool, name: &str, taken: &Taken) -> Outcome {
+fn paired(as_json: bool, name: &str, taken: &Taken, next: &str) -> Outcome {
     if as_json {
         print_json(&json!({
             "mirror": name, "peer": taken.peer, "fingerprint": taken.fingerprint.to_string(),
@@ -111,18 +121,8 @@ fn paired(as_json: bool, name: &str, taken: &Taken) -> Outcome {
     } else {
         "the first copy is full: what one of both holds is sent to the other"
     };
-    let next = if taken.live {
-        format!(
-            "next: `kagami up` on {} (`kagami down` first if its daemon runs); the daemon here knows",
-            taken.peer
-        )
-    } else {
-        format!(
-            "next: `kagami up` on both nodes (`kagami down` first where the daemon runs), then `kagami promote {name}` on one"
-        )
-    };
     print_out(&format!(
-        "mirror {name}: paired with {} (key {})\n  {copy}\n{next}\n",
+        "mirror {name}: paired with {} (key {})\n  {copy}\nnext: {next}\n",
         taken.peer, taken.fingerprint
     ))?;
     DONE
@@ -225,7 +225,12 @@ async fn join(context: &Context, args: &PairArgs, token: &str) -> Outcome {
         zeroed: facts.mirror.zeroed && made.zeroed,
         live: false,
     };
-    paired(args.json, &name, &taken)
+    // The other may be Primary, and know already.
+    let next = format!(
+        "`kagami up` here (`kagami down` first if the daemon runs); what {} has to do, if anything, is told there",
+        taken.peer
+    );
+    paired(args.json, &name, &taken, &next)
 }
 
 /// Says what joining with this token would do.

@@ -86,6 +86,15 @@ fn loss(report: &MirrorReport, peer: &Peer) -> String {
 /// What an arbiter has to be told besides.
 fn at_the_arbiter(config: &Config, mirror: &Mirror, peer: &str) -> String {
     let arbiter = mirror.arbiter.as_ref();
+    let needs_it = |other: &Mirror| {
+        other.name != mirror.name
+            && other.arbiter == mirror.arbiter
+            && other.peer.as_deref() == Some(peer)
+    };
+    if config.mirrors.iter().any(needs_it) {
+        // It asks there for another mirror still.
+        return String::new();
+    }
     match arbiter.and_then(|name| config.arbiter(name)) {
         None => String::new(),
         Some(arbiter) if arbiter.etcd.is_some() => format!(
@@ -193,4 +202,39 @@ pub async fn remove(context: &Context, args: &RemovePeerArgs) -> Outcome {
         at_the_arbiter(&config, mirror, &peer.name)
     ))?;
     DONE
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::places::Places;
+
+    #[test]
+    fn the_old_peer_is_taken_out_of_the_arbiter_with_its_last_mirror() {
+        let mirror = |name: &str| {
+            format!(
+                "[mirror.{name}]\nuuid = \"00112233445566778899aabbccddee{name}\"\nsize = \"20G\"\nbacking = \"/dev/vg0/{name}\"\n\
+                 metadata = \"/dev/vg0/{name}-meta\"\nsolo = \"arbiter\"\npeer = \"beta\"\narbiter = \"gamma\"\n"
+            )
+        };
+        let [key, other] = ["11", "22"].map(|two| two.repeat(32));
+        let text = format!(
+            "[node]\nname = \"alpha\"\nid = 1\n{}{}\
+             [peer.beta]\nid = 2\naddresses = [\"10.0.0.2:7789\"]\nfingerprints = [\"sha256:{key}\"]\n\
+             [arbiter.gamma]\naddresses = [\"10.0.0.3:7790\"]\nfingerprints = [\"sha256:{other}\"]\n",
+            mirror("aa"),
+            mirror("bb")
+        );
+        let mut config =
+            Config::parse(Path::new("k.toml"), &text, &Places::of_root()).expect("right");
+        let hint = |config: &Config| {
+            let one = config.mirror("aa").expect("it");
+            at_the_arbiter(config, one, "beta")
+        };
+        assert_eq!(hint(&config), "");
+        config.mirrors.retain(|mirror| mirror.name == "aa");
+        assert!(hint(&config).contains("`kagami witness forget beta`"));
+    }
 }

@@ -229,7 +229,7 @@ fn loss(mirror: &MirrorReport, args: &ResyncArgs) -> String {
     };
     match args.from {
         Some(Source::Local) => format!(
-            "mirror {name}: this node's copy stays; {what} is overwritten on {peer}, and what only {peer} holds{} is lost",
+            "mirror {name}: this node's copy stays; {what} is overwritten on {peer}, and what only {peer} holds{} is lost; if {peer} is Primary, it is demoted, and what uses the mirror there fails",
             since(verdict.and_then(|v| v.there.as_ref()))
         ),
         Some(Source::Peer) => format!(

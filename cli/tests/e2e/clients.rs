@@ -1,10 +1,9 @@
 //! Real clients against a mirror that is in sync: what they write is on both disks.
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::Path;
 
-use kagami::commands::demo::scratch::MIRROR;
+use kagami::commands::demo::scratch::{self, MIRROR};
 use kagami::control::report::Condition;
 
 use crate::support::{
@@ -120,12 +119,6 @@ fn fio(uri: &str, pair: &Pair) {
     assert!(output.contains("err= 0"), "{output}");
 }
 
-/// A TCP port that nobody has now.
-fn tcp_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("its address").port()
-}
-
 fn append(pair: &Pair, section: &str) {
     let file = pair.nodes.alpha.config();
     let text = fs::read_to_string(&file).expect("the configuration");
@@ -141,7 +134,7 @@ fn append(pair: &Pair, section: &str) {
 #[test]
 fn over_tcp() {
     let mut pair = laid_out("always", "32M");
-    let port = tcp_port();
+    let port = ok(scratch::free_port());
     append(&pair, &format!("[nbd]\nlisten = [\"127.0.0.1:{port}\"]\n"));
     pair.up();
     pair.promote_alpha();
@@ -164,7 +157,7 @@ fn over_tls_with_client_certificates_and_nobody_else() {
     certificates(&stranger);
     fs::copy(pki.join("ca-cert.pem"), stranger.join("ca-cert.pem"))
         .expect("the stranger trusts the server");
-    let port = tcp_port();
+    let port = ok(scratch::free_port());
     let at = pki.display();
     append(
         &pair,

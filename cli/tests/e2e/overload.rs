@@ -30,6 +30,11 @@ fn peak(node: &Node) -> u64 {
 
 #[test]
 fn clients_at_full_depth_over_a_peer_that_stands_still_take_the_pool_and_no_more() {
+    // The daemon inherits it.
+    let limit = rustix::process::Resource::Nofile;
+    let mut files = rustix::process::getrlimit(limit);
+    files.current = files.maximum;
+    rustix::process::setrlimit(limit, files).expect("more descriptors");
     let mut pair = pair("never", "64M");
     let socket = ok(Scratch::socket(&pair.nodes.alpha));
     let before = peak(&pair.nodes.alpha);

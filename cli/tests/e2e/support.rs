@@ -73,6 +73,9 @@ impl Pair {
         until(&mut self.nodes.alpha, Condition::InSync);
         ok(self.nodes.alpha.run(&["promote", MIRROR]));
         ok(self.nodes.wait_in_sync(DEADLINE));
+        if self.nodes.witness.is_some() {
+            registered(self);
+        }
     }
 
     /// A client of alpha.

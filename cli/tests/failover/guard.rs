@@ -68,7 +68,7 @@ fn a_log_that_takes_nothing_keeps_the_guard_from_nothing() {
         control_group: Some(group.clone()),
         units: Vec::new(),
         addresses: Vec::new(),
-        margin_ms: 1000,
+        margin_ms: 10_000,
         bound_ms: 600_000,
         lease_ends_ms: Some(clock::now().after(300).0),
     };

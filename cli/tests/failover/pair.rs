@@ -2,13 +2,14 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
+use kagami::commands::demo::scratch;
 use kagami_failover::{clock, manager};
 use kagami_replicator::shell::identity::NodeKeys;
 use tempfile::TempDir;
@@ -74,12 +75,12 @@ impl Pair {
         let (arbiter, timeout, wait) = match ground {
             Ground::NoArbiter => (
                 "kind = \"none\"\naccepted-risk = \"both nodes may run a group at once and their data may differ\"",
-                "2s",
+                "10s",
                 "5m",
             ),
             Ground::Witness => ("kind = \"witness\"\nname = \"gamma\"", "4s", "5m"),
             Ground::Apart => ("kind = \"witness\"\nname = \"gamma\"", "4s", "2s"),
-            Ground::Etcd => ("kind = \"etcd\"\nname = \"kv\"", "3s", "2s"),
+            Ground::Etcd => ("kind = \"etcd\"\nname = \"kv\"", "8s", "2s"),
         };
         let name = &pair.cluster;
         let cluster = format!(
@@ -363,22 +364,8 @@ depends = ["base"]
     }
 }
 
-/// An address that nobody has, and that no socket without a port of its own gets: what ends and begins again there finds
-/// it free.
 fn own_address() -> SocketAddr {
-    static GIVEN: AtomicU16 = AtomicU16::new(0);
-    // Below `net.ipv4.ip_local_port_range`.
-    const PORTS: std::ops::Range<u16> = 10_000..30_000;
-    loop {
-        let [.., high, low] = std::process::id().to_be_bytes();
-        let own = u16::from_be_bytes([high, low]).wrapping_mul(64);
-        let nth = own.wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed));
-        let port = PORTS.start + nth % (PORTS.end - PORTS.start);
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        if UdpSocket::bind(address).is_ok() && TcpListener::bind(address).is_ok() {
-            return address;
-        }
-    }
+    SocketAddr::from((Ipv4Addr::LOCALHOST, scratch::free_port().expect("a port")))
 }
 
 impl Drop for Pair {

@@ -333,14 +333,14 @@ async fn a_lease_that_ends_freezes_and_permission_thaws() {
 async fn without_permission_the_address_goes_and_a_group_that_does_not_stop_resets_the_node() {
     let mut scene = Scene::new();
     let (guards, mut lost) = scene.guards();
-    guards.arm(&watched(100, 300)).await;
+    guards.arm(&watched(100, 2000)).await;
     scene.mirrors.set(session(LONG));
     scene.mirrors.set(Standing::Sought);
     scene.does(&["freeze", "drop", "thaw"]).await;
     assert_eq!(lost.recv().await.as_deref(), Some("g"));
     // It is lost for good: permission that comes now is not for what runs here.
     scene.mirrors.set(session(LONG));
-    assert_eq!(guards.arm(&watched(100, 300)).await, Armed::Stopping);
+    assert_eq!(guards.arm(&watched(100, 2000)).await, Armed::Stopping);
     scene.does(&["reset"]).await;
 }
 
@@ -348,7 +348,7 @@ async fn without_permission_the_address_goes_and_a_group_that_does_not_stop_rese
 async fn a_group_that_stops_in_time_resets_nothing() {
     let mut scene = Scene::new();
     let (guards, mut lost) = scene.guards();
-    guards.arm(&watched(LONG, 400)).await;
+    guards.arm(&watched(LONG, 2000)).await;
     scene.mirrors.set(session(LONG));
     scene.mirrors.set(Standing::Refused);
     scene.does(&["freeze", "drop", "thaw"]).await;
@@ -356,8 +356,8 @@ async fn a_group_that_stops_in_time_resets_nothing() {
     guards.disarm("g").await;
     scene.does(&["thaw", "rest"]).await;
     // Watched anew, the bound of before is over and means nothing: the next lease's end freezes.
-    guards.arm(&watched(LONG, 400)).await;
-    scene.mirrors.set(session(600));
+    guards.arm(&watched(LONG, 2000)).await;
+    scene.mirrors.set(session(3000));
     scene.does(&["freeze"]).await;
 }
 
@@ -372,7 +372,7 @@ async fn a_group_that_is_armed_again_is_watched_with_what_it_has_become() {
     scene.mirrors.set(session(LONG));
     guards.arm(&with(&["10.0.0.1"], LONG, LONG)).await;
     // The first one may still be there.
-    let again = guards.arm(&with(&["10.0.0.2"], 50, 100)).await;
+    let again = guards.arm(&with(&["10.0.0.2"], 50, 2000)).await;
     assert_eq!(again, Armed::Watching);
     scene.mirrors.set(Standing::Sought);
     scene
@@ -416,7 +416,7 @@ async fn a_mirror_that_a_running_group_has_got_counts_once_it_is_promoted() {
 async fn a_group_that_has_got_its_first_mirror_outlives_the_lease_that_it_had() {
     let mut scene = Scene::new();
     let (guards, _lost) = scene.guards();
-    let ends = clock::now().after(300);
+    let ends = clock::now().after(2000);
     scene.mirrors.set(session(LONG));
     guards.arm(&leased("g", ends)).await;
     guards.arm(&watched(LONG, LONG)).await;
@@ -446,8 +446,8 @@ fn leased(group: &str, ends: Time) -> Watched {
 async fn user_space_that_need_not_be_heard_any_more_resets_nothing_and_gives_the_watchdog_back() {
     let mut scene = Scene::new();
     let (guards, _lost) = scene.guards();
-    let until = clock::now().after(200);
-    guards.alive(200).await;
+    let until = clock::now().after(2000);
+    guards.alive(2000).await;
     guards.alive(0).await;
     scene.does(&["rest"]).await;
     while clock::now() <= until {

@@ -9,9 +9,6 @@ use crate::process::script::Script;
 use crate::process::{Deadline, Failure, Family, GRACE, Process, Step, remove_control_group};
 use crate::watch_list::WatchList;
 
-/// A service that can't even be run has ended by then.
-const AT_ONCE: Duration = Duration::from_millis(50);
-
 fn start_script(subject: Subject<'_>, own: &Exec) -> Script {
     with(subject.script("start", vec![(&own.start).into()]), own)
 }
@@ -53,7 +50,7 @@ pub(super) async fn start(subject: Subject<'_>, own: &Exec, deadline: Deadline) 
             // A monitor looks for it as soon as it is active.
             let record = script.record(subject.place);
             running.recorded(&record, deadline).await?;
-            match running.ends_within(AT_ONCE).await? {
+            match running.ends_within(subject.place.at_once).await? {
                 Some(ended) if ended.status != 0 => Err(Failure::Failed(
                     ended.failure(&own.start.display().to_string()),
                 )),

@@ -3,12 +3,11 @@
 //! It is made with the commands that a person would type, told through [`Scratch::on_command`]; it is
 //! taken down, and its files are removed, when it is dropped.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::net::UdpSocket;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use super::fault::DemoError;
@@ -57,26 +56,31 @@ pub fn in_sync(state: &MirrorReport) -> bool {
         && state.replication == Replication::Established
 }
 
-/// A UDP port of 127.0.0.1 that nobody has now, and that this process has not given out before.
+/// A port of 127.0.0.1 that nobody has now, for UDP and TCP, that this process has not given out before, and that no
+/// socket without a port of its own gets: what ends and begins again there finds it free.
 ///
 /// # Errors
-/// The system has none.
+/// All are taken.
 pub fn free_port() -> Result<u16, DemoError> {
-    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
-    let given = || {
-        GIVEN
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-    };
-    loop {
-        let port = UdpSocket::bind("127.0.0.1:0")
-            .and_then(|socket| socket.local_addr())
-            .map_err(DemoError::system("looking for a free port on 127.0.0.1"))?
-            .port();
-        if given().insert(port) {
-            return Ok(port);
+    static GIVEN: AtomicU16 = AtomicU16::new(0);
+    // Below `net.ipv4.ip_local_port_range`.
+    const PORTS: std::ops::Range<u16> = 10_000..30_000;
+    let own = std::process::id().wrapping_mul(64) as u16;
+    let free = PORTS.map(|_| {
+        let nth = own.wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed));
+        SocketAddr::from((
+            Ipv4Addr::LOCALHOST,
+            PORTS.start + nth % (PORTS.end - PORTS.start),
+        ))
+    });
+    let mut last = Ok(0);
+    for address in free {
+        match UdpSocket::bind(address).and_then(|_| TcpListener::bind(address)) {
+            Ok(_) => return Ok(address.port()),
+            Err(error) => last = Err(error),
         }
     }
+    last.map_err(DemoError::system("looking for a free port on 127.0.0.1"))
 }
 
 impl Scratch {
