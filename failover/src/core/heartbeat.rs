@@ -194,6 +194,11 @@ impl Manager {
                 self.groups[group].not_taken_over = None;
                 self.groups[group].failback = false;
             }
+            // What a node that starts alone leaves to an operator is over where the other one runs it, by whatever
+            // order: from now on it is a group like any other.
+            if brief.active && brief.order.value.owner == self.other() {
+                self.groups[group].dormant = false;
+            }
         }
         if message.suspended.is_newer(&self.durable.suspended) {
             self.record().suspended = message.suspended;

@@ -9,6 +9,7 @@ use super::guard::{Deed, Guard, Word};
 use super::message::Brief;
 use super::*;
 
+mod alone;
 mod meeting;
 mod pause;
 mod right;
