@@ -200,6 +200,9 @@ impl Manager {
             order.cause = Cause::Stop;
         });
         self.groups[group].by_hand = by_hand;
+        if by_hand {
+            self.group_record(group).left_active = false;
+        }
         let what = format!("is to start on node {}", self.name(to));
         self.tell_ordered(out, group, what);
         Ok(())

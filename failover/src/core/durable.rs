@@ -185,6 +185,9 @@ pub struct GroupRecord {
     /// An operator or a final action has stopped it since this node began to work: it does not start by itself.
     #[serde(default)]
     pub stopped: bool,
+    /// The other node's manager has ended with something of it active, and was not heard since.
+    #[serde(default)]
+    pub left_active: bool,
     /// Resources that are deactivated and activated again.
     pub bounce: BTreeSet<usize>,
     /// Its resources, in the configuration's order.

@@ -168,6 +168,10 @@ impl Manager {
             if counts.join(&brief.counts) {
                 self.group_record(group).counts = counts;
             }
+            let left_active = message.phase == Phase::Gone && brief.busy;
+            if self.durable.groups[group].left_active != left_active {
+                self.group_record(group).left_active = left_active;
+            }
             let order = &self.durable.groups[group].order;
             // An operator's word about the other node is over where that speaks itself.
             self.groups[group].by_hand = false;

@@ -152,12 +152,14 @@ impl Manager {
         if silent && cluster.fence.is_some() {
             return self.is_fenced(out);
         }
-        if mirrored || (silent && cluster.arbiter.accepted_risk.is_some()) {
+        if mirrored || self.is_risked(group) {
             return true;
         }
         if !std::mem::replace(&mut self.groups[group].blocked_told, true) {
             let other = self.name(self.other());
-            let what = if silent {
+            let what = if silent && self.durable.groups[group].left_active {
+                format!("not started: node {other} could not stop it, and its manager has ended")
+            } else if silent {
                 format!("not started: node {other} is not heard, and may run it")
             } else {
                 format!("not started: node {other} has another configuration, and may run it")
@@ -202,8 +204,14 @@ impl Manager {
             return self.fence_failed;
         }
         let mirrored = self.cluster.groups[group].mirrors().next().is_some();
-        let risked = silent && arbiter.accepted_risk.is_some();
-        !(mirrored || risked)
+        !(mirrored || self.is_risked(group))
+    }
+
+    /// Somebody has accepted the risk that the other node, which is silent, runs the group. That it may, and not that it
+    /// has said so.
+    fn is_risked(&self, group: GroupId) -> bool {
+        let is_accepted = self.cluster.arbiter.accepted_risk.is_some();
+        is_accepted && !self.peer_up() && !self.durable.groups[group].left_active
     }
 
     /// The other manager has said good-bye, and had nothing of the group any more.

@@ -131,6 +131,59 @@ fn whoever_has_said_good_bye_with_nothing_left_is_not_fenced() {
 }
 
 #[test]
+fn an_accepted_risk_is_none_of_what_the_other_node_has_said_to_be_active_still() {
+    let risk = crate::config::cluster::ACCEPTED_RISK;
+    let risky = web(&format!("accepted-risk = \"{risk}\""), "", "");
+    let what = "not started: node beta could not stop it, and its manager has ended";
+    let good_bye = |host: &mut TestHost, busy: bool| {
+        let mut message = host.agreed();
+        message.phase = Phase::Gone;
+        (message.groups[0].busy, message.groups[0].active) = (busy, busy);
+        host.beat(0, message);
+    };
+    // Its own group, and one that the other node has run.
+    let taken = || {
+        let mut host = TestHost::new(&risky);
+        host.hear();
+        let there = Command::Start {
+            group: 0,
+            on: Some(1),
+            sure: false,
+        };
+        assert_eq!(host.command(there), Ok(()));
+        host
+    };
+    for begin in [&(|| booted(&risky)) as &dyn Fn() -> TestHost, &taken] {
+        let mut host = begin();
+        good_bye(&mut host, false);
+        host.until(300_000);
+        assert_eq!(host.asked, [(0, false)], "{:?}", host.alerts);
+
+        let mut host = begin();
+        good_bye(&mut host, true);
+        host.until(900_000);
+        assert_eq!(host.asked, []);
+        assert_eq!(host.told(what), 1, "{:?}", host.alerts);
+        // The next manager has not heard it, and knows all the same.
+        let mut host = TestHost::from(&risky, host.durable, 3);
+        host.until(900_000);
+        assert_eq!(host.asked, []);
+        start_by_hand(&mut host);
+        assert_eq!(host.asked, [(0, false)]);
+
+        // It is back, with nothing of the group, and lost in silence.
+        let mut host = begin();
+        good_bye(&mut host, true);
+        let mut message = host.agreed();
+        message.incarnation += 1;
+        host.beat(0, message);
+        host.until(900_000);
+        assert!(host.manager.peer_lost());
+        assert_eq!(host.asked.last(), Some(&(0, false)), "{:?}", host.alerts);
+    }
+}
+
+#[test]
 fn whoever_has_another_configuration_is_not_fenced_and_may_run_it() {
     let mut host = booted(&fenced());
     let mut message = host.snapshot(1);
