@@ -216,13 +216,13 @@ impl Manager {
 
     /// A new start begins with counters at 0, and asks for the right at once.
     fn clear_group(&mut self, group: GroupId) {
-        self.group_record(group).counts.clear(|_| false);
+        let record = self.group_record(group);
+        record.counts.clear(|_| false);
+        (record.dormant, record.failback) = (false, false);
         let state = &mut self.groups[group];
         state.refused = None;
         state.ask_again = self.now;
-        state.dormant = false;
         state.intent = None;
-        state.failback = false;
         state.again.fill(Time(0));
     }
 

@@ -185,6 +185,12 @@ pub struct GroupRecord {
     /// An operator or a final action has stopped it since this node began to work: it does not start by itself.
     #[serde(default)]
     pub stopped: bool,
+    /// This node has started alone since it began to work, and leaves it to an operator.
+    #[serde(default)]
+    pub dormant: bool,
+    /// Its home has returned, and it goes back there.
+    #[serde(default)]
+    pub failback: bool,
     /// The other node's manager has ended with something of it active, and was not heard since.
     #[serde(default)]
     pub left_active: bool,
@@ -265,6 +271,13 @@ pub enum Step {
     Final,
 }
 
+impl GroupRecord {
+    /// The node begins to work: what was to be as long as it did is over.
+    pub fn begin_anew(&mut self) {
+        (self.stopped, self.dormant, self.failback) = (false, false, false);
+    }
+}
+
 impl Durable {
     /// This state in the places of a configuration: what that does not have goes, what it has and
     /// this lacks begins anew.
@@ -321,7 +334,7 @@ impl Durable {
                 .any(|r| r.state != ResourceState::Offline);
             let order = &group.order.value;
             group.recover = ran && order.wanted && order.owner == me;
-            group.stopped = false;
+            group.begin_anew();
             group.bounce.clear();
             for resource in &mut group.resources {
                 let name = std::mem::take(&mut resource.name);

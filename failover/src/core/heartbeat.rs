@@ -191,17 +191,17 @@ impl Manager {
                 record.order = brief.order.clone();
                 record.recover = false;
                 record.stopped &= !brief.order.value.wanted;
+                (record.dormant, record.failback) = (false, false);
                 self.release_stuck(group);
-                self.groups[group].dormant = false;
                 self.groups[group].waited_in_vain = false;
                 self.groups[group].waiting_since = None;
                 self.groups[group].not_taken_over = None;
-                self.groups[group].failback = false;
             }
             // What a node that starts alone leaves to an operator is over where the other one runs it, by whatever
             // order: from now on it is a group like any other.
-            if brief.active && brief.order.value.owner == self.other() {
-                self.groups[group].dormant = false;
+            let runs_it = brief.active && brief.order.value.owner == self.other();
+            if runs_it && self.durable.groups[group].dormant {
+                self.group_record(group).dormant = false;
             }
         }
         if message.suspended.is_newer(&self.durable.suspended) {
@@ -288,13 +288,18 @@ impl Manager {
 
     /// Groups whose home has returned go back to it, where they are meant to.
     fn peer_is_back(&mut self) {
-        let home = self.name(self.other());
-        for (group, config) in self.groups.iter_mut().zip(&self.cluster.groups) {
-            let attributes = &config.attributes;
-            group.failback = attributes.failback == Automatic::Automatic
-                && attributes.nodes.first() == Some(&home);
-            group.left_told = false;
+        for group in 0..self.groups.len() {
+            self.groups[group].left_told = false;
+            let goes_back = self.goes_back(group);
+            self.group_record(group).failback = goes_back;
         }
+    }
+
+    /// It is a group that goes back to the other node by itself.
+    pub(super) fn goes_back(&self, group: usize) -> bool {
+        let attributes = &self.cluster.groups[group].attributes;
+        attributes.failback == Automatic::Automatic
+            && attributes.nodes.first() == Some(&self.cluster.nodes[self.other()])
     }
 
     /// The other node is heard, and its manager is at work.
@@ -421,7 +426,7 @@ impl Manager {
         for group in 0..self.groups.len() {
             let order = self.order(group);
             if !self.is_automatic(group) {
-                self.groups[group].dormant = true;
+                self.group_record(group).dormant = true;
             } else if !(order.wanted && order.owner == self.me) && self.may_take_over(group) {
                 self.groups[group].intent = Some(Why::Start);
             }

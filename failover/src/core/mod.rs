@@ -150,8 +150,6 @@ struct Group {
     refused: Option<Time>,
     /// It is to be taken over, and why, once the right is granted.
     intent: Option<durable::Why>,
-    /// This node started alone, and does not start it by itself.
-    dormant: bool,
     ready: bool,
     diskless: bool,
     /// Its order is what this node remembers: the other one may know better.
@@ -160,8 +158,6 @@ struct Group {
     by_hand: bool,
     /// That nothing says that the other node does not run it was told.
     blocked_told: bool,
-    /// Its home has returned, and it goes back there.
-    failback: bool,
     /// Other groups are waited for since then.
     waiting_since: Option<Time>,
     waited_in_vain: bool,
@@ -198,7 +194,7 @@ impl Manager {
             durable.ending = None;
             (durable.settled, durable.met) = (false, false);
             for group in &mut durable.groups {
-                group.stopped = false;
+                group.begin_anew();
             }
             durable.shutdown.value = None;
         }
@@ -562,7 +558,6 @@ impl Group {
             ask_again: Time(0),
             refused: None,
             intent: None,
-            dormant: false,
             // Without a mirror nothing has to be ready.
             ready: config.mirrors().next().is_none(),
             diskless: false,
@@ -570,7 +565,6 @@ impl Group {
             by_hand: false,
             not_taken_over: None,
             blocked_told: false,
-            failback: false,
             waiting_since: None,
             waited_in_vain: false,
             online_since: None,

@@ -50,7 +50,7 @@ impl Manager {
 
     fn consider_takeover(&mut self, group: GroupId, out: &mut Actions) {
         let order = self.order(group);
-        if !order.wanted || order.owner == self.me || self.groups[group].dormant {
+        if !order.wanted || order.owner == self.me || self.durable.groups[group].dormant {
             return;
         }
         // What it had to give up itself, it stops first.
@@ -129,16 +129,17 @@ impl Manager {
     }
 
     fn fail_back(&mut self, group: GroupId, out: &mut Actions) {
-        if !self.groups[group].failback {
+        if !self.durable.groups[group].failback {
             return;
         }
         let order = self.order(group);
-        if !order.wanted || order.owner != self.me {
-            self.groups[group].failback = false;
+        // A newer configuration may not want it any more.
+        if !order.wanted || order.owner != self.me || !self.goes_back(group) {
+            self.group_record(group).failback = false;
             return;
         }
         if self.is_online(group) && self.peer_can(group) {
-            self.groups[group].failback = false;
+            self.group_record(group).failback = false;
             let what = "goes back to its home";
             self.alert(out, Severity::Info, self.group_object(group), what, "");
             self.move_away(group, Cause::Move);

@@ -55,7 +55,7 @@ impl Manager {
             && order.owner == self.me
             && self.durable.ending.is_none()
             && (self.phase == Phase::Running || begun)
-            && !self.groups[group].dormant
+            && !self.durable.groups[group].dormant
             && !self.groups[group].waited_in_vain
             && self.groups[group].right != Hold::Lost
     }
@@ -398,7 +398,7 @@ impl Manager {
     fn on_granted(&mut self, group: GroupId, out: &mut Actions) {
         let (me, other) = (self.me, self.other());
         if let Some(why) = self.groups[group].intent.take() {
-            self.groups[group].dormant = false;
+            self.group_record(group).dormant = false;
             self.set_order(group, |order| {
                 order.wanted = true;
                 order.from = (why == Why::Failover).then_some(other);

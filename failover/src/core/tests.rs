@@ -10,6 +10,7 @@ use super::message::Brief;
 use super::*;
 
 mod alone;
+mod anew;
 mod meeting;
 mod pause;
 mod right;
