@@ -244,6 +244,7 @@ impl Manager {
             over: false,
             cluster,
         };
+        manager.close_bounces();
         manager.take_up(out);
         manager.settle(out);
         manager

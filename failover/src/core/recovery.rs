@@ -255,7 +255,9 @@ impl Manager {
             match step {
                 Step::Reactivate => {
                     let bounce = match &config.target {
-                        Target::Resource(_, name) => self.with_dependents(group, name),
+                        Target::Resource(_, name) => {
+                            self.with_dependents(group, cluster.groups[group].position(name))
+                        }
                         Target::Cluster | Target::Group(_) => {
                             (0..cluster.groups[group].resources.len()).collect()
                         }
@@ -292,10 +294,19 @@ impl Manager {
         }
     }
 
-    /// A resource, and all that need it.
-    fn with_dependents(&self, group: GroupId, name: &str) -> Vec<usize> {
-        let config = &self.cluster.groups[group];
-        let mut all: Vec<usize> = config.position(name).into_iter().collect();
+    /// Reactivations that an earlier manager has begun take in what needs their resources by this configuration: it has
+    /// to be inactive before they can be.
+    pub(super) fn close_bounces(&mut self) {
+        for group in 0..self.groups.len() {
+            let bounce = self.durable.groups[group].bounce.iter().copied();
+            let closed = self.with_dependents(group, bounce);
+            self.group_record(group).bounce.extend(closed);
+        }
+    }
+
+    /// These resources, and all that need them.
+    fn with_dependents(&self, group: GroupId, at: impl IntoIterator<Item = usize>) -> Vec<usize> {
+        let mut all: Vec<usize> = at.into_iter().collect();
         let mut next = 0;
         while let Some(at) = all.get(next).copied() {
             next += 1;

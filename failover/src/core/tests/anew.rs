@@ -71,3 +71,17 @@ fn a_group_left_to_an_operator_is_not_started_by_the_next_manager() {
         assert_eq!(host.asked, [(0, false)], "{:?}", host.alerts);
     }
 }
+
+#[test]
+fn a_reactivation_ends_where_something_active_has_come_to_need_what_is_in_it() {
+    // By the configuration of before the address did not need the mirror.
+    let mut durable = TestHost::alone_and_online(CLUSTER).durable;
+    durable.groups[0].bounce.insert(0);
+    let mut host = TestHost::from(CLUSTER, durable, 1);
+    host.right(0, Right::Granted);
+    let works: Vec<Work> = host.runs.iter().map(|(work, _)| *work).collect();
+    let stop = |resource| Work::Stop { group: 0, resource };
+    let start = |resource| Work::Start { group: 0, resource };
+    assert_eq!(works, [stop(1), stop(0), start(0), start(1)]);
+    assert_eq!(host.manager.group_status(0), GroupStatus::Online);
+}
