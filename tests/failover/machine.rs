@@ -124,6 +124,8 @@ impl World {
                     self.nodes[node].frozen[group] = false;
                     self.release(node, group);
                 }
+                // Each write returns in time here.
+                Action::Reset { why } => return Err(Violation::new("No-reset", why)),
                 Action::Stopped { group } => {
                     self.guard(node, group, Word::Stopped);
                     self.demote(node, group);

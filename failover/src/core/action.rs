@@ -92,6 +92,11 @@ pub enum Action {
         /// What ends.
         kind: EndKind,
     },
+    /// Have the guard reset this node, which needs no disk: what has to stop can't be stopped.
+    Reset {
+        /// Why.
+        why: String,
+    },
     /// Tell people.
     Alert(Alert),
 }

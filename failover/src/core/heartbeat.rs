@@ -435,7 +435,7 @@ impl Manager {
 
     pub(super) fn send_beats(&mut self, out: &mut Actions) {
         // This life's number is said once no later one can have it.
-        if self.persisted == 0 {
+        if self.gate.persisted == 0 {
             return;
         }
         let now = self.now;

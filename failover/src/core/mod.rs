@@ -15,7 +15,7 @@
 //! Nothing in here is a sequence of steps that a crash could cut: what should be is a state
 //! ([`durable`]), what is is a state, and each event's upkeep (`settle`) begins what brings them
 //! together. `heartbeat` says whether the other node is there, `place` where a group should run,
-//! `right_to_run` whether it may run here, `resource` activates and deactivates, `monitor`
+//! `right_to_run` whether it may run here, `gate` what waits for the disk, `resource` activates and deactivates, `monitor`
 //! watches, `recovery` goes through the thresholds, `command` takes an operator's word.
 
 pub mod action;
@@ -24,6 +24,7 @@ mod command;
 pub mod durable;
 pub mod environment;
 pub mod event;
+mod gate;
 pub mod guard;
 mod heartbeat;
 pub mod message;
@@ -51,9 +52,6 @@ pub use state::{GroupId, GroupStatus, MonitorStatus, Node, OpId, ResourceState, 
 use durable::{Counts, EndKind, GroupRecord, Order, Stamp};
 use environment::Host;
 use right_to_run::Hold;
-
-/// A state that could not be written is written again after this long, in milliseconds.
-const PERSIST_AGAIN: u64 = 1000;
 
 /// What a manager starts from.
 #[derive(Debug)]
@@ -86,17 +84,10 @@ pub struct Manager {
     // What is durable, and on its way to be.
     durable: Durable,
     dirty: bool,
-    /// The last number written, and the last that is durable.
-    written: u64,
-    persisted: u64,
-    persist_again: Option<Time>,
-    /// That it could not be written was told.
-    persist_told: bool,
     /// What the other node may be told, once it is durable.
     telling: VecDeque<(u64, Told)>,
     told: Told,
-    /// Actions that wait until the state they follow from is durable.
-    gate: VecDeque<(u64, Action)>,
+    gate: gate::Gate,
 
     // The other node.
     incarnation: u64,
@@ -225,13 +216,9 @@ impl Manager {
             wait_until: now.after(cluster.wait_for_node.0),
             durable,
             dirty: true,
-            written: 0,
-            persisted: 0,
-            persist_again: None,
-            persist_told: false,
             telling: VecDeque::new(),
             told,
-            gate: VecDeque::new(),
+            gate: gate::Gate::default(),
             incarnation,
             beats: heartbeat::Beats::new(&cluster, met, now),
             outside: cluster.arbiter.ping.is_empty(),
@@ -332,6 +319,7 @@ impl Manager {
         self.write(out);
         self.send_beats(out);
         self.open_gate(out);
+        self.watch_disk(out);
         if !self.over {
             out.push(Action::SetTimer {
                 at: self.next_deadline(),
@@ -380,80 +368,10 @@ impl Manager {
         self.group_record(group).stopped = true;
     }
 
-    /// Does this once the state of now is durable.
-    fn act(&mut self, action: Action) {
-        // What this follows from may not be marked as changed: it waits for what is under way, too.
-        let seq = if self.dirty {
-            self.written + 1
-        } else {
-            self.written
-        };
-        self.gate.push_back((seq, action));
-        self.changed = true;
-    }
-
     fn next_op(&mut self) -> OpId {
         let record = self.record();
         record.next_op += 1;
         OpId(record.next_op)
-    }
-
-    fn write(&mut self, out: &mut Actions) {
-        if self.persist_again.is_some_and(|at| at <= self.now) {
-            self.persist_again = None;
-            self.dirty = true;
-        }
-        if !self.dirty {
-            return;
-        }
-        self.dirty = false;
-        self.written += 1;
-        let unsure = self.groups.iter().map(|group| group.unsure).collect();
-        let told = Told::of(&self.durable, unsure, self.phase);
-        self.telling.push_back((self.written, told));
-        out.push(Action::Persist {
-            seq: self.written,
-            state: Box::new(self.durable.clone()),
-        });
-    }
-
-    fn on_persisted(&mut self, seq: u64, done: bool, out: &mut Actions) {
-        if !done {
-            // What was to be told with it comes again with the next write.
-            self.telling.retain(|(at, _)| *at > seq);
-            if !std::mem::replace(&mut self.persist_told, true) {
-                let what = "the manager's state can't be written: nothing is begun until it can";
-                self.alert(
-                    out,
-                    Severity::Error,
-                    Object::Node(self.name(self.me)),
-                    what,
-                    "",
-                );
-            }
-            self.persist_again = Some(self.now.after(PERSIST_AGAIN));
-            return;
-        }
-        self.persisted = self.persisted.max(seq);
-        self.persist_told = false;
-        while let Some((_, told)) = self.telling.pop_front_if(|(at, _)| *at <= seq) {
-            self.told = told;
-        }
-    }
-
-    fn open_gate(&mut self, out: &mut Actions) {
-        let open = |seq: u64| seq <= self.persisted || planted(Defect::ActBeforeDurable);
-        while self.gate.front().is_some_and(|(seq, _)| open(*seq)) {
-            let Some((_, action)) = self.gate.pop_front() else {
-                return;
-            };
-            let end = matches!(action, Action::End { .. });
-            out.push(action);
-            if end {
-                self.over = true;
-                return;
-            }
-        }
     }
 
     #[allow(clippy::unused_self)] // it is this manager's word
@@ -487,7 +405,7 @@ impl Manager {
     }
 
     fn next_deadline(&self) -> Time {
-        let (mut next, now) = (self.beats.next_deadline(self.persisted > 0), self.now);
+        let (mut next, now) = (self.beats.next_deadline(self.gate.persisted > 0), self.now);
         // What has come was looked at.
         let mut by = |at: Time| {
             if at > now {
@@ -500,7 +418,7 @@ impl Manager {
         if let Fence::Again(at) = self.fence {
             by(at);
         }
-        self.persist_again.into_iter().for_each(&mut by);
+        self.gate.deadlines(self.cluster.stop_bound.0, &mut by);
         for (group, config) in self.groups.iter().zip(&self.cluster.groups) {
             by(group.ask_again);
             group.again.iter().copied().for_each(&mut by);

@@ -20,7 +20,7 @@ use super::{Manager, environment};
 impl Manager {
     /// The groups that a monitor's recovery is about and that run here, and whether one of them is
     /// on its way up or down.
-    fn targets(&self, monitor: usize) -> (Vec<GroupId>, bool) {
+    pub(super) fn targets(&self, monitor: usize) -> (Vec<GroupId>, bool) {
         let target = &self.cluster.monitors[monitor].target;
         let is_meant = |group: &GroupId| match target {
             Target::Cluster => true,

@@ -375,8 +375,8 @@ impl Manager {
             } if *of == group => Some(*op),
             _ => None,
         };
-        let recalled: Vec<OpId> = self.gate.iter().filter_map(|(_, a)| is_start(a)).collect();
-        self.gate.retain(|(_, action)| is_start(action).is_none());
+        let recalled: Vec<OpId> = self.gate.actions().filter_map(is_start).collect();
+        self.gate.retain(|action| is_start(action).is_none());
         for op in recalled {
             self.on_op_never(op);
         }

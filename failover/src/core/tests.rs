@@ -83,6 +83,12 @@ struct TestHost {
     probe_fails: bool,
     probe_warns: bool,
     persist_fails: bool,
+    /// A write that has not returned, in this case.
+    persist_hangs: bool,
+    hanging: Option<(u64, Box<Durable>)>,
+    /// It hangs from when this is begun.
+    hangs_at: Option<&'static str>,
+    resets: Vec<String>,
     /// What became of an operation of an earlier manager.
     inquiry: fn(OpId) -> Event,
 }
@@ -132,6 +138,10 @@ impl TestHost {
             probe_fails: false,
             probe_warns: false,
             persist_fails: false,
+            persist_hangs: false,
+            hanging: None,
+            hangs_at: None,
+            resets: Vec::new(),
             inquiry,
         };
         host.carry_out(out);
@@ -147,6 +157,9 @@ impl TestHost {
     fn carry_out(&mut self, actions: Actions) {
         for action in actions {
             match action {
+                Action::Persist { seq, state } if self.persist_hangs => {
+                    self.hanging = Some((seq, state));
+                }
                 Action::Persist { seq, state } => {
                     let done = !self.persist_fails;
                     if done {
@@ -163,6 +176,7 @@ impl TestHost {
                 } => {
                     self.runs.push((work, environment));
                     let shown = format!("{work:?}");
+                    self.persist_hangs |= self.hangs_at.is_some_and(|word| shown.contains(word));
                     let result = if self.fails.iter().any(|word| shown.contains(word)) {
                         OpResult::Failed("no".to_owned())
                     } else {
@@ -193,8 +207,18 @@ impl TestHost {
                 Action::SetTimer { at } => self.timer = at,
                 Action::Alert(alert) => self.alerts.push(alert.to_string()),
                 Action::End { kind, .. } => self.ended = Some(kind),
+                Action::Reset { why } => self.resets.push(why),
                 Action::Stopped { .. } => {}
             }
+        }
+    }
+
+    /// The disk answers again.
+    fn disk_answers(&mut self) {
+        self.persist_hangs = false;
+        if let Some((seq, state)) = self.hanging.take() {
+            self.durable = *state;
+            self.handle(Event::Persisted { seq, done: true });
         }
     }
 

@@ -145,6 +145,11 @@ impl Guards {
         self.ask(Want::Disarm(group.to_owned())).await;
     }
 
+    /// The node is reset, at once. It is asked for before this returns.
+    pub fn begin_reset(&self, why: String) {
+        drop(self.begin(Want::Reset(why)));
+    }
+
     /// User space runs: the node is reset if this is not said again within so many milliseconds; 0:
     /// it need not be said any more. It is said before this returns, and so in the order of calls; it is
     /// heard when the answer is there.
@@ -260,7 +265,7 @@ impl Client {
                     watched.lease_ends_ms = Some(*ends_ms);
                 }
             }
-            Want::Arm { .. } | Want::Alive(_) => {}
+            Want::Arm { .. } | Want::Alive(_) | Want::Reset(_) => {}
         }
         self.next += 1;
         self.waiting.insert(self.next, asked);

@@ -74,6 +74,8 @@ pub enum Want {
     /// User space runs: if this is not said again within so many milliseconds, the node is reset; 0: nobody
     /// will say it.
     Alive(u64),
+    /// The node is reset, at once: something of it has to stop, and the manager can't stop it; why.
+    Reset(String),
 }
 
 /// A request.

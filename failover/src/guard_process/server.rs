@@ -193,6 +193,13 @@ impl<M: Mirrors, D: Deeds> Server<M, D> {
                         self.rest_if_idle();
                         false
                     }
+                    Want::Reset(why) => {
+                        // A watchdog that is not held yet would not do it where the kernel does not.
+                        self.deeds.feed();
+                        self.reset = true;
+                        self.deeds.reset(&why);
+                        false
+                    }
                 };
                 if let Some(manager) = self.managers.get(&from) {
                     let _ = manager.send(Say::Done { id, stopping });

@@ -525,6 +525,22 @@ start = "/bin/true"
 }
 
 #[tokio::test]
+async fn a_node_whose_manager_can_stop_nothing_is_reset_at_its_word() {
+    let mut scene = Scene::new();
+    let mut kept = Kept::new(&scene);
+    kept.keeper.reset("its disk hangs".to_owned());
+    scene.does(&["reset"]).await;
+    // The watchdog that is to do it where the kernel does not is not given back.
+    scene.mirrors.of().promoted_to = Some(session(LONG));
+    kept.keeper.ask(0, false, false);
+    assert_eq!(kept.hears().await, (0, Right::Granted));
+    kept.keeper.release(0);
+    scene.does(&["thaw"]).await;
+    assert_eq!(kept.hears().await, (0, Right::Released));
+    assert!(scene.deeds.try_recv().is_err());
+}
+
+#[tokio::test]
 async fn the_right_is_asked_for_renewed_lost_and_given_up() {
     let mut scene = Scene::new();
     let mut kept = Kept::new(&scene);

@@ -92,6 +92,8 @@ pub trait Rights: Send + 'static {
     fn release(&mut self, group: GroupId);
     /// Nothing of a group whose right was lost runs here any more.
     fn stopped(&mut self, group: GroupId);
+    /// The guard is to reset the node.
+    fn reset(&mut self, why: String);
 }
 
 /// Why a manager did not begin, or could not go on.
@@ -465,6 +467,7 @@ impl<H: Hands, R: Rights> Driver<H, R> {
                 } => self.parts.rights.ask(group, fenced, begun),
                 Action::ReleaseRight { group } => self.parts.rights.release(group),
                 Action::Stopped { group } => self.parts.rights.stopped(group),
+                Action::Reset { why } => self.parts.rights.reset(why),
                 Action::CommandDone { id, result } => {
                     if let Some(answer) = self.asked.remove(&id) {
                         // Who asked may have gone.

@@ -33,6 +33,8 @@ struct World {
     broken: BTreeSet<Node>,
     /// A group was active on two nodes.
     twice: bool,
+    /// What the guards were asked for.
+    resets: Vec<(Node, String)>,
     /// What a node's watchdog was told last: user space runs, or nobody will say it.
     alive: BTreeMap<Node, bool>,
 }
@@ -162,6 +164,10 @@ impl Rights for FakeRights {
     }
 
     fn stopped(&mut self, _: GroupId) {}
+
+    fn reset(&mut self, why: String) {
+        of(&self.world).resets.push((self.node, why));
+    }
 }
 
 /// Two machines.
@@ -188,6 +194,7 @@ name = "shop"
 revision = 1
 nodes = ["alpha", "beta"]
 wait-for-node = "20s"
+stop-bound = "1s"
 [arbiter]
 kind = "none"
 accepted-risk = "both nodes may run a group at once and their data may differ"
@@ -495,4 +502,37 @@ async fn a_damaged_state_is_refused() {
         "{words}"
     );
     assert_eq!(std::fs::metadata(&file).expect("still there").len(), 37);
+}
+
+#[tokio::test]
+async fn a_group_that_a_hanging_disk_keeps_on_its_node_has_that_reset() {
+    let pair = Pair::new();
+    let (alpha, beta) = (pair.start(0), pair.start(1));
+    until("online at home", || alpha.is(GroupStatus::Online)).await;
+    until("ready", || async {
+        let ready = |m: &core::Manager| m.node_status() == NodeStatus::Online;
+        alpha.handle.look(ready).await == Some(true)
+    })
+    .await;
+    // Whoever opens a pipe to write waits for a reader.
+    let pipe = pair.folder(0).join(STATE).with_extension("new");
+    let _ = std::fs::remove_file(&pipe);
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.expect("run").success());
+    let ordered = tokio::spawn({
+        let handle = alpha.handle.clone();
+        async move { handle.command(Command::Move { group: 0, to: 1 }).await }
+    });
+    until("reset", || async { !of(&pair.world).resets.is_empty() }).await;
+    let resets = of(&pair.world).resets.clone();
+    let why = "group g can't be stopped: the manager's state could not be written for 1s";
+    assert_eq!(resets, [(0, why.to_owned())]);
+    assert!(pair.is_active(0) && !ordered.is_finished());
+    // That write comes to its end, and the next one finds no pipe.
+    let _reader = File::open(&pipe).expect("opened");
+    std::fs::remove_file(&pipe).expect("removed");
+    let answer = tokio::time::timeout(PATIENCE, ordered).await;
+    assert_eq!(answer.expect("in time").expect("answered"), Ok(()));
+    until("moved", || beta.is(GroupStatus::Online)).await;
+    pair.begun_once();
 }

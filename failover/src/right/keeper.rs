@@ -44,6 +44,7 @@ enum Input {
     Ask(GroupId, Question),
     Release(GroupId),
     Stopped(GroupId),
+    Reset(String),
     Word(Word),
     Lost(String),
     /// The mirrors are Primary; the other node may still have the address.
@@ -84,6 +85,10 @@ impl Rights for Keeper {
 
     fn stopped(&mut self, group: GroupId) {
         let _ = self.inputs.send(Input::Stopped(group));
+    }
+
+    fn reset(&mut self, why: String) {
+        let _ = self.inputs.send(Input::Reset(why));
     }
 }
 
@@ -239,6 +244,7 @@ impl<M: Mirrors> Task<M> {
                     self.give_up(group, At::Yielding);
                 }
             }
+            Input::Reset(why) => self.guards.begin_reset(why),
             Input::Word(Word::Gone) => {
                 self.gone.get_or_insert(clock::now());
             }

@@ -29,6 +29,161 @@ fn a_state_that_cant_be_written_is_told_once_and_piles_nothing_up() {
 }
 
 #[test]
+fn a_disk_that_answers_no_more_is_told_and_so_is_its_next_time() {
+    let what = "the manager's state can't be written";
+    let mut host = TestHost::alone_and_online(CLUSTER);
+    for times in 1..=2 {
+        host.persist_hangs = true;
+        let command = Command::FailMonitor(0, false);
+        let began = host.now;
+        host.handle(Event::Command { id: 1, command });
+        let command = Command::SuspendMonitor(0);
+        host.until(began + 9_000);
+        // Later ones wait for the first.
+        host.handle(Event::Command { id: 2, command });
+        host.until(began + 9_999);
+        assert_eq!(host.told(what), times - 1, "{:?}", host.alerts);
+        host.until(began + 10_000);
+        assert_eq!(host.told(what), times, "{:?}", host.alerts);
+        host.until(began + 300_000);
+        assert_eq!(host.told(what), times, "{:?}", host.alerts);
+        assert!(host.answers.is_empty());
+        host.disk_answers();
+        assert_eq!(host.answers.remove(&1), Some(Ok(())));
+        assert_eq!(host.answers.remove(&2), Some(Ok(())));
+        assert_eq!(host.command(Command::ResumeMonitor(0)), Ok(()));
+    }
+}
+
+/// It runs here, and the other node is heard and agrees.
+fn online(text: &str) -> TestHost {
+    let mut host = TestHost::alone_and_online(text);
+    host.agree();
+    host
+}
+
+/// The disk hangs, and this is ordered then.
+fn hanging(mut host: TestHost, command: Command) -> TestHost {
+    host.persist_hangs = true;
+    host.handle(Event::Command { id: 1, command });
+    host
+}
+
+const AWAY: Command = Command::Move { group: 0, to: 1 };
+
+#[test]
+fn a_group_that_cant_leave_for_a_disk_that_hangs_ends_with_its_node() {
+    let mut host = hanging(online(CLUSTER), AWAY);
+    let began = host.now;
+    host.until(began + 30_999);
+    assert_eq!(host.resets.len(), 0, "{:?}", host.alerts);
+    host.until(began + 31_000);
+    let why = "group pg can't be stopped: the manager's state could not be written for 30s";
+    assert_eq!(host.resets, [why], "{:?}", host.alerts);
+    assert_eq!(host.told(&format!("node alpha: is reset: {why}")), 1);
+    host.until(began + 300_000);
+    assert_eq!(host.resets.len(), 1);
+
+    // So it is where each write fails.
+    let mut host = online(CLUSTER);
+    host.persist_fails = true;
+    let command = AWAY;
+    host.handle(Event::Command { id: 1, command });
+    host.until(host.now + 31_000);
+    assert_eq!(host.resets.len(), 1);
+
+    // The node is to end, with what it could not stop before or what it can't stop now.
+    for host in [online(CLUSTER), unstopped()] {
+        let mut host = hanging(host, Command::EndNode(EndKind::Reboot));
+        host.until(host.now + 31_000);
+        assert_eq!(host.resets.len(), 1, "{:?}", host.alerts);
+    }
+}
+
+#[test]
+fn a_recovery_that_a_disk_keeps_from_stopping_its_target_ends_with_the_node() {
+    let before = CLUSTER.to_owned() + "[preaction]\nscript = \"/before\"\n";
+    let script = "script = \"/mend\"\nscript-runs = 1\nreactivations = 1\n";
+    let script = replaced("reactivations = 1\n", script);
+    for text in [CLUSTER, &before, &script] {
+        let mut host = online(text);
+        (host.persist_hangs, host.probe_fails) = (true, true);
+        host.until(host.now + 60_000);
+        assert_eq!(host.resets.len(), 1, "{:?}", host.alerts);
+    }
+    // One that would stop nothing is told, and that is all.
+    let nothing = replaced("reactivations = 1\n", "reactivations = 0\n");
+    let before = nothing.clone() + "[preaction]\nscript = \"/before\"\n";
+    let script = script.replacen("reactivations = 1\n", "reactivations = 0\n", 1);
+    for text in [&nothing, &before, &script] {
+        let mut host = online(text);
+        (host.persist_hangs, host.probe_fails) = (true, true);
+        host.until(host.now + 300_000);
+        assert_eq!(host.resets.len(), 0, "{:?}", host.alerts);
+        assert_eq!(host.told("the disk does not answer"), 1);
+    }
+}
+
+#[test]
+fn a_node_where_all_goes_on_well_or_nothing_runs_is_not_reset_for_its_disk() {
+    let stays = |mut host: TestHost| {
+        host.until(host.now + 300_000);
+        assert_eq!(host.resets.len(), 0, "{:?}", host.alerts);
+        assert_eq!(host.told("the disk does not answer"), 1);
+    };
+    stays(hanging(online(CLUSTER), Command::SuspendMonitor(0)));
+    // It goes on until the operator's word can be written, and nobody waits for it.
+    stays(hanging(online(CLUSTER), Command::Stop { group: 0 }));
+    let left = replaced("retries = 5", "retries = 5\nstop-final = \"nothing\"");
+    stays(hanging(online(&left), AWAY));
+    let mut suspended = hanging(online(CLUSTER), AWAY);
+    let command = Command::Suspend;
+    suspended.handle(Event::Command { id: 2, command });
+    stays(suspended);
+    let mut idle = online(CLUSTER);
+    assert_eq!(idle.command(Command::Stop { group: 0 }), Ok(()));
+    stays(hanging(idle, Command::EndNode(EndKind::Shutdown)));
+    // The disk answers in the end.
+    let mut host = hanging(online(CLUSTER), AWAY);
+    host.until(host.now + 30_500);
+    host.hear();
+    host.disk_answers();
+    assert_eq!(host.manager.group_status(0), GroupStatus::Offline);
+    host.until(host.now + 60_000);
+    assert_eq!(host.resets.len(), 0);
+}
+
+#[test]
+fn a_manager_that_stood_still_itself_hears_the_disk_before_it_judges_it() {
+    let mut host = hanging(online(CLUSTER), AWAY);
+    host.now += 100_000;
+    host.agree();
+    assert_eq!(host.resets.len(), 0);
+    host.disk_answers();
+    assert_eq!(host.manager.group_status(0), GroupStatus::Offline);
+    host.until(host.now + 60_000);
+    assert_eq!(host.resets.len(), 0, "{:?}", host.alerts);
+}
+
+#[test]
+fn a_right_that_the_other_node_waits_for_ends_with_a_node_that_cant_give_it_up() {
+    for heard in [true, false] {
+        let mut host = online(CLUSTER);
+        host.hangs_at = Some("Stop { group: 0, resource: 0 }");
+        let command = AWAY;
+        host.handle(Event::Command { id: 1, command });
+        assert!(!host.manager.is_begun(0), "{:?}", host.alerts);
+        let end = host.now + 60_000;
+        if heard {
+            host.hear_until(end);
+        } else {
+            host.until(end);
+        }
+        assert_eq!(host.resets.len(), usize::from(heard), "{:?}", host.alerts);
+    }
+}
+
+#[test]
 fn who_may_not_speak_yet_is_not_woken_to_speak() {
     let mut out = Actions::new();
     let start = start_of(CLUSTER, Durable::default(), 1);
