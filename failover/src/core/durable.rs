@@ -188,6 +188,9 @@ pub struct GroupRecord {
     /// This node has started alone since it began to work, and leaves it to an operator.
     #[serde(default)]
     pub dormant: bool,
+    /// This node has started alone, and starts it as soon as it may: nobody has said since where it should run.
+    #[serde(default)]
+    pub left_to_start: bool,
     /// Its home has returned, and it goes back there.
     #[serde(default)]
     pub failback: bool,
@@ -275,6 +278,7 @@ impl GroupRecord {
     /// The node begins to work: what was to be as long as it did is over.
     pub fn begin_anew(&mut self) {
         (self.stopped, self.dormant, self.failback) = (false, false, false);
+        self.left_to_start = false;
     }
 }
 

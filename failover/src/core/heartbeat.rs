@@ -427,8 +427,11 @@ impl Manager {
             let order = self.order(group);
             if !self.is_automatic(group) {
                 self.group_record(group).dormant = true;
-            } else if !(order.wanted && order.owner == self.me) && self.may_take_over(group) {
-                self.groups[group].intent = Some(Why::Start);
+            } else if !(order.wanted && order.owner == self.me)
+                && self.is_its_node(group)
+                && self.cluster.may_fail_over()
+            {
+                self.group_record(group).left_to_start = true;
             }
         }
     }

@@ -352,6 +352,7 @@ impl Manager {
         let mut value = order.value.clone();
         change(&mut value);
         record.stopped &= !value.wanted;
+        record.left_to_start = false;
         order.set(me, value);
         self.groups[group].unsure = false;
         self.groups[group].waited_in_vain = false;

@@ -27,6 +27,10 @@ impl Manager {
                 self.drop_intent(group);
             } else if self.peer_up() {
                 self.drop_intent(group);
+                // It knows what should run where, or the cluster starts with it.
+                if self.durable.groups[group].left_to_start {
+                    self.group_record(group).left_to_start = false;
+                }
                 // That it waited in vain is over where the other node has it.
                 let owner = self.order(group).owner;
                 self.groups[group].waited_in_vain &= owner == self.me;
@@ -49,8 +53,11 @@ impl Manager {
     }
 
     fn consider_takeover(&mut self, group: GroupId, out: &mut Actions) {
-        let order = self.order(group);
-        if !order.wanted || order.owner == self.me || self.durable.groups[group].dormant {
+        let record = &self.durable.groups[group];
+        let order = &record.order.value;
+        let lost = order.wanted && order.owner != self.me;
+        let left = record.left_to_start;
+        if !(lost || left) || record.dormant {
             return;
         }
         // What it had to give up itself, it stops first.
@@ -61,21 +68,24 @@ impl Manager {
             return;
         }
         let automatic = self.cluster.groups[group].attributes.failover == Automatic::Automatic;
-        if !automatic || !self.may_take_over(group) {
+        if (lost && !automatic) || !self.may_take_over(group) {
             self.groups[group].intent = None;
             if !self.groups[group].left_told {
                 self.groups[group].left_told = true;
-                let cause = if automatic && !self.outside {
-                    "this node reaches none of the `ping` addresses"
-                } else {
-                    "automatic failover is not allowed here"
+                let unreached = "this node reaches none of the `ping` addresses";
+                let (what, cause) = match lost {
+                    true if !automatic || self.outside => (
+                        "not taken over from the lost node",
+                        "automatic failover is not allowed here",
+                    ),
+                    true => ("not taken over from the lost node", unreached),
+                    false => ("not started", unreached),
                 };
-                let what = "not taken over from the lost node";
                 self.alert(out, Severity::Error, self.group_object(group), what, cause);
             }
             return;
         }
-        if self.groups[group].right == Hold::Held {
+        if lost && self.groups[group].right == Hold::Held {
             // It was on its way to the node that is lost, and this one still has the right.
             let me = self.me;
             self.groups[group].intent = None;
@@ -86,6 +96,9 @@ impl Manager {
             });
             let what = "stays: the node that it was to move to is lost";
             self.alert(out, Severity::Warning, self.group_object(group), what, "");
+        } else if self.groups[group].intent.is_none() && left {
+            self.groups[group].intent = Some(Why::Start);
+            self.changed = true;
         } else if self.groups[group].intent.is_none() {
             self.groups[group].intent = Some(Why::Failover);
             self.changed = true;
@@ -123,7 +136,7 @@ impl Manager {
         self.alert(out, Severity::Warning, self.group_object(group), what, "");
     }
 
-    fn is_its_node(&self, group: GroupId) -> bool {
+    pub(super) fn is_its_node(&self, group: GroupId) -> bool {
         let nodes = &self.cluster.groups[group].attributes.nodes;
         nodes.contains(&self.cluster.nodes[self.me])
     }

@@ -49,3 +49,75 @@ fn a_group_left_to_an_operator_is_taken_over_once_the_other_node_has_run_it() {
     assert!(host.manager.peer_lost());
     assert_eq!(host.asked, [(0, false)], "{:?}", host.alerts);
 }
+
+fn asks_outside() -> String {
+    replaced(
+        "name = \"gamma\"\n",
+        "name = \"gamma\"\nping = [\"10.0.0.254\"]\n",
+    )
+}
+
+fn outside(host: &mut TestHost, reachable: bool) {
+    host.handle(Event::Outside { reachable });
+}
+
+#[test]
+fn what_could_not_be_started_alone_for_want_of_a_ping_is_started_with_the_first() {
+    let mut host = TestHost::new(&asks_outside());
+    outside(&mut host, false);
+    host.until(300_000);
+    host.until(400_000);
+    assert_eq!(host.asked, []);
+    let what = "not started: this node reaches none of the `ping` addresses";
+    assert_eq!(host.told(what), 1, "{:?}", host.alerts);
+    outside(&mut host, true);
+    assert_eq!(host.asked, [(0, false)]);
+    // Lost again before the right is there: it is given back, and asked for anew.
+    outside(&mut host, false);
+    host.right(0, Right::Granted);
+    host.until(410_000);
+    assert_eq!((host.asked.len(), host.runs.len()), (1, 0));
+    outside(&mut host, true);
+    assert_eq!(host.asked.len(), 2);
+    host.right(0, Right::Granted);
+    assert_eq!(host.manager.group_status(0), GroupStatus::Online);
+
+    // Once it was started it is not started again.
+    assert_eq!(host.command(Command::Stop { group: 0 }), Ok(()));
+    host.until(500_000);
+    assert_eq!(host.asked.len(), 2);
+}
+
+#[test]
+fn what_is_still_to_be_started_alone_outlives_the_manager_and_no_word_of_the_other_node() {
+    let text = asks_outside();
+    let waiting = || {
+        let mut host = TestHost::new(&text);
+        host.until(310_000);
+        assert_eq!(host.asked, []);
+        host
+    };
+    let mut host = TestHost::from(&text, waiting().durable, 1);
+    host.until(10_000);
+    outside(&mut host, true);
+    assert_eq!(host.asked, [(0, false)], "{:?}", host.alerts);
+
+    // An operator has decided.
+    let mut host = waiting();
+    assert_eq!(host.command(START), Ok(()));
+    assert_eq!(host.command(Command::Stop { group: 0 }), Ok(()));
+    let asked = host.asked.len();
+    outside(&mut host, true);
+    host.until(400_000);
+    assert_eq!(host.asked.len(), asked);
+
+    // The other node was at work: it knows what should run.
+    let mut host = waiting();
+    let mut message = host.snapshot(1);
+    message.met = 99;
+    host.beat(0, message);
+    host.until(400_000);
+    assert!(host.manager.peer_lost());
+    outside(&mut host, true);
+    assert_eq!(host.asked, [], "{:?}", host.alerts);
+}
