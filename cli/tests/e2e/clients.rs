@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use kagami::commands::demo::scratch::{self, MIRROR};
+use kagami::commands::demo::scratch::{MIRROR, free_port};
 use kagami::control::report::Condition;
 
 use crate::support::{
@@ -134,7 +134,7 @@ fn append(pair: &Pair, section: &str) {
 #[test]
 fn over_tcp() {
     let mut pair = laid_out("always", "32M");
-    let port = ok(scratch::free_port());
+    let port = ok(free_port());
     append(&pair, &format!("[nbd]\nlisten = [\"127.0.0.1:{port}\"]\n"));
     pair.up();
     pair.promote_alpha();
@@ -157,7 +157,7 @@ fn over_tls_with_client_certificates_and_nobody_else() {
     certificates(&stranger);
     fs::copy(pki.join("ca-cert.pem"), stranger.join("ca-cert.pem"))
         .expect("the stranger trusts the server");
-    let port = ok(scratch::free_port());
+    let port = ok(free_port());
     let at = pki.display();
     append(
         &pair,
