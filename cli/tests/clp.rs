@@ -4,6 +4,7 @@ mod support;
 
 use std::fs::File;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
 use std::process::{Command as Process, Stdio};
 
 use kagami_failover::config::Severity;
@@ -240,6 +241,25 @@ fn the_cluster_and_its_machines_end_as_they_are_told() {
     });
     let ended = called(&managed.node, "clpcl -t -w 1");
     assert_eq!(ended.code, 4, "{ended:?}");
+}
+
+#[test]
+fn a_manager_that_answers_nothing_is_waited_for_no_longer_than_told() {
+    let node = Node::without_daemon();
+    let folder = node.folder.path().join("run");
+    std::fs::create_dir_all(&folder).unwrap();
+    let _mute = UnixListener::bind(folder.join("failover.sock")).unwrap();
+    for line in [
+        "clpcl -t -w 1",
+        "clpcl -t -a -w 1",
+        "clpcl -t -h beta -w 1",
+        "clpcl -r -w 1",
+        "clpcl --suspend -w 1",
+    ] {
+        let ended = called(&node, line);
+        assert_eq!(ended.code, 4, "{line}: {ended:?}");
+        assert!(ended.err.contains("\n  next: "), "{line}: {ended:?}");
+    }
 }
 
 #[test]

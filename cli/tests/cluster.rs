@@ -223,13 +223,18 @@ fn what_takes_too_long_is_status_4_and_goes_on() {
 
     // A disk that takes no state: the order itself is not answered.
     managed.desk.holds.store(true, Ordering::Relaxed);
-    let orders: [&[&str]; 3] = [
-        &["stop", "pg", "--no-wait"],
-        &["start", "web"],
-        &["move", "pg"],
+    let orders: [&[&str]; 8] = [
+        &["group", "stop", "pg", "--no-wait"],
+        &["group", "start", "web"],
+        &["group", "move", "pg"],
+        &["cluster", "suspend"],
+        &["cluster", "stop", "--yes"],
+        &["node", "shutdown", "--yes"],
+        &["monitor", "suspend", "rows"],
+        &["monitor", "fail", "rows"],
     ];
     for order in orders {
-        let ended = (managed.node).run(&[&["group"], order, &["--timeout", "300ms"]].concat());
+        let ended = (managed.node).run(&[order, &["--timeout", "300ms"]].concat());
         assert_eq!(ended.code, 4, "{ended:?}");
         assert!(
             ended.err.contains(

@@ -12,7 +12,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::net::UnixStream;
 
 use super::options::{Known, parse};
-use crate::commands::cluster::{known_node, socket, suspend};
+use crate::commands::cluster::{PATIENCE, known_node, socket, suspend};
 use crate::commands::{Context, print_out};
 use crate::config::Config;
 use crate::exit::{DONE, Failure, Outcome, Status};
@@ -46,24 +46,24 @@ const CLPCL: Known = Known {
 pub async fn clpcl(context: &Context, arguments: &[String]) -> Outcome {
     let given = parse(&CLPCL, arguments)?;
     let verb = given.one_of("clpcl", &["-s", "-t", "-r", "--suspend", "--resume"])?;
-    let limit = given
-        .number("clpcl", "-w")?
-        .map_or(END_PATIENCE, Duration::from_secs);
+    let seconds = given.number("clpcl", "-w")?.map(Duration::from_secs);
+    let soon = seconds.unwrap_or(PATIENCE);
+    let limit = seconds.unwrap_or(END_PATIENCE);
     let all = given.has("-a");
     match verb {
-        "--suspend" => suspend::run(context, true, false).await,
-        "--resume" => suspend::run(context, false, false).await,
-        "-s" => start(context, all, given.value("-h")).await,
+        "--suspend" => suspend::run(context, true, false, soon).await,
+        "--resume" => suspend::run(context, false, false, soon).await,
+        "-s" => start(context, all, given.value("-h"), soon).await,
         "-t" => stop(context, all, given.value("-h"), limit).await,
         _ => {
             if let Some(host) = given.value("-h") {
-                let report = context.cluster().await?;
+                let report = context.cluster_within(soon).await?;
                 if host != report.local {
                     return Err(elsewhere(host));
                 }
             }
             stop(context, all, None, limit).await?;
-            start(context, all, None).await
+            start(context, all, None, soon).await
         }
     }
 }
@@ -75,7 +75,7 @@ fn elsewhere(host: &str) -> Failure {
     ))
 }
 
-async fn start(context: &Context, all: bool, host: Option<&str>) -> Outcome {
+async fn start(context: &Context, all: bool, host: Option<&str>, limit: Duration) -> Outcome {
     let config = context.config()?;
     if let Some(host) = host.filter(|host| *host != config.node.name) {
         return Err(elsewhere(host));
@@ -86,7 +86,7 @@ async fn start(context: &Context, all: bool, host: Option<&str>) -> Outcome {
     if !all {
         return DONE;
     }
-    let report = context.cluster().await?;
+    let report = context.cluster_within(limit).await?;
     match report.other() {
         Some(other) if !other.answers => Err(elsewhere(&other.name)),
         _ => DONE,
@@ -132,17 +132,33 @@ async fn stop(context: &Context, all: bool, host: Option<&str>, limit: Duration)
     } else {
         Order::EndNode { kind }
     };
+    let end = Instant::now() + limit;
+    let left = || end.saturating_duration_since(Instant::now());
     if let Some(host) = host {
-        known_node(&context.cluster().await?, host)?;
+        known_node(&context.cluster_within(left()).await?, host)?;
     }
     let manager = if here { process(&config).await } else { None };
-    context.order(host.map(str::to_owned), order).await?;
-    if !here {
-        return DONE;
+    let object = match host {
+        _ if all => "the cluster".to_owned(),
+        host => format!("node {}", host.unwrap_or(&config.node.name)),
+    };
+    (context.order(&object, host.map(str::to_owned), order, left())).await?;
+    if here {
+        ended(&config, manager.as_ref(), limit, end).await
+    } else {
+        DONE
     }
-    // Gone with its process, not with its socket: until then its unit is active, and starting that does nothing.
-    let end = Instant::now() + limit;
-    while manager.as_ref().is_some_and(runs) || Client::connect(&socket(&config)).await.is_ok() {
+}
+
+/// Waits until this node's manager is gone with its process, not with its socket: until then its unit is active, and
+/// starting that does nothing.
+async fn ended(
+    config: &Config,
+    manager: Option<&OwnedFd>,
+    limit: Duration,
+    end: Instant,
+) -> Outcome {
+    while manager.is_some_and(runs) || Client::connect(&socket(config)).await.is_ok() {
         if Instant::now() >= end {
             return Err(Failure::new(
                 Status::TimedOut,
@@ -177,7 +193,8 @@ pub async fn clpdown(context: &Context, arguments: &[String]) -> Outcome {
         EndKind::Shutdown
     };
     let host = given.value("-h").map(str::to_owned);
-    context.order(host, Order::EndNode { kind }).await?;
+    let order = Order::EndNode { kind };
+    context.order("the node", host, order, PATIENCE).await?;
     DONE
 }
 
@@ -200,6 +217,7 @@ pub async fn clpstdn(context: &Context, arguments: &[String]) -> Outcome {
         EndKind::Shutdown
     };
     let host = given.value("-h").map(str::to_owned);
-    context.order(host, Order::EndCluster { kind }).await?;
+    let order = Order::EndCluster { kind };
+    context.order("the cluster", host, order, PATIENCE).await?;
     DONE
 }

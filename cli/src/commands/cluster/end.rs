@@ -56,7 +56,7 @@ pub async fn node(context: &Context, verb: NodeVerb) -> Outcome {
         NodeVerb::Shutdown(args) => (Kind::Shutdown, args),
         NodeVerb::Reboot(args) => (Kind::Reboot, args),
     };
-    let report = context.cluster().await?;
+    let report = context.cluster_within(args.end.timeout).await?;
     let node = args.node.unwrap_or_else(|| report.local.clone());
     known_node(&report, &node)?;
     let what = format!(
@@ -70,7 +70,8 @@ pub async fn node(context: &Context, verb: NodeVerb) -> Outcome {
     }
     confirm(&what, args.end.danger.yes)?;
     let order = Order::EndNode { kind: kind.core() };
-    context.order(Some(node.clone()), order).await?;
+    let object = format!("node {node}");
+    (context.order(&object, Some(node.clone()), order, args.end.timeout)).await?;
     if args.end.json {
         print_json(&json!({"node": node, "outcome": "started", "text": what}))?;
     } else {
@@ -109,9 +110,9 @@ fn leaving(report: &ClusterReport, node: &str) -> String {
 /// `kagami cluster stop`, `shutdown`, `reboot`
 ///
 /// # Errors
-/// Not confirmed, refused, no failover manager.
+/// Not confirmed, refused, not taken in time, no failover manager.
 pub async fn cluster(context: &Context, kind: Kind, args: &EndArgs) -> Outcome {
-    let report = context.cluster().await?;
+    let report = context.cluster_within(args.timeout).await?;
     let running: Vec<&str> = (report.groups.iter())
         .filter(|group| group.current.is_some())
         .map(|group| group.name.as_str())
@@ -132,7 +133,8 @@ pub async fn cluster(context: &Context, kind: Kind, args: &EndArgs) -> Outcome {
     }
     confirm(&what, args.danger.yes)?;
     let order = Order::EndCluster { kind: kind.core() };
-    context.order(None, order).await?;
+    let object = format!("cluster {}", report.cluster);
+    context.order(&object, None, order, args.timeout).await?;
     if args.json {
         print_json(&json!({"cluster": report.cluster, "outcome": "started", "text": what}))?;
     } else {
