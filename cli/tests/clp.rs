@@ -10,7 +10,7 @@ use std::process::{Command as Process, Stdio};
 use kagami_failover::config::Severity;
 use kagami_failover::control::Ask;
 use kagami_failover::control::message::{Reach, Refused};
-use kagami_failover::control::status::{RunState, WatchState};
+use kagami_failover::control::status::{NodeState, RunState, WatchState};
 use kagami_failover::core::Command;
 use kagami_failover::core::durable::EndKind;
 use kagami_replicator::core::event::{Command as MirrorCommand, Refusal, Reply};
@@ -241,6 +241,26 @@ fn the_cluster_and_its_machines_end_as_they_are_told() {
     });
     let ended = called(&managed.node, "clpcl -t -w 1");
     assert_eq!(ended.code, 4, "{ended:?}");
+}
+
+#[test]
+fn what_another_node_has_to_do_is_not_told_as_done() {
+    let managed = managed();
+    *managed.desk.other.lock().unwrap() = None;
+    // Neither heartbeats nor the channel tell it of the end.
+    managed.desk.view.lock().unwrap().other = NodeState::Offline;
+    for (line, command, code) in [
+        ("clpstdn", Command::EndCluster(EndKind::Shutdown), 6),
+        ("clpcl -t -a -w 1", Command::EndCluster(EndKind::Manager), 4),
+    ] {
+        let ended = called(&managed.node, line);
+        assert_eq!(ended.code, code, "{ended:?}");
+        assert!(
+            (ended.err).contains("node beta was not told of it: node beta does not answer"),
+            "{ended:?}"
+        );
+        assert_eq!(managed.desk.commands.lock().unwrap().pop(), Some(command));
+    }
 }
 
 #[test]

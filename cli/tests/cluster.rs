@@ -328,6 +328,27 @@ fn the_end_of_a_node_says_what_becomes_of_its_groups_and_asks() {
             .contains("group pg STOPS: no other node can run it"),
         "{ended:?}"
     );
+    // A node that nobody tells goes on, and takes over what stops here.
+    let ended = managed.node.run(&["cluster", "shutdown", "--dry-run"]);
+    assert!(
+        ended
+            .out
+            .ends_with("; node beta is not heard: if it can't be told, it goes on, and may take the groups over\n"),
+        "{ended:?}"
+    );
+    let ended = managed.node.run(&["cluster", "stop", "--yes"]);
+    assert_eq!((ended.code, ended.out.as_str()), (6, ""), "{ended:?}");
+    assert!(
+        (ended.err).contains(
+            "cluster shop: ordered on this node; node beta was not told of it: node beta does not answer: connection refused\n"
+        ),
+        "{ended:?}"
+    );
+    let commands = managed.desk.commands.lock().unwrap();
+    assert_eq!(
+        commands.last(),
+        Some(&Command::EndCluster(EndKind::Manager))
+    );
 }
 
 #[test]

@@ -142,11 +142,20 @@ async fn stop(context: &Context, all: bool, host: Option<&str>, limit: Duration)
         _ if all => "the cluster".to_owned(),
         host => format!("node {}", host.unwrap_or(&config.node.name)),
     };
-    (context.order(&object, host.map(str::to_owned), order, left())).await?;
-    if here {
+    let ordered = context.order_here(&object, host.map(str::to_owned), order, left());
+    let lacking = ordered.await?;
+    let ended = if here {
         ended(&config, manager.as_ref(), limit, end).await
     } else {
         DONE
+    };
+    match (lacking, ended) {
+        (None, ended) => ended,
+        (Some(lacking), Ok(_)) => Err(lacking),
+        (Some(lacking), Err(late)) => {
+            let words = format!("{}\n{}", lacking.words, late.words);
+            Err(Failure::new(late.status, words))
+        }
     }
 }
 
@@ -201,7 +210,7 @@ pub async fn clpdown(context: &Context, arguments: &[String]) -> Outcome {
 /// `clpstdn [-r]`: shuts the cluster down.
 ///
 /// # Errors
-/// It was refused.
+/// It was refused; or the other node could not be told, and this one is shut down alone.
 pub async fn clpstdn(context: &Context, arguments: &[String]) -> Outcome {
     const KNOWN: Known = Known {
         name: "clpstdn",

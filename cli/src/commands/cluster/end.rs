@@ -1,5 +1,6 @@
 //! The end of a node or of the cluster: its groups first, then the managers, then the machines.
 
+use kagami_failover::control::status::{NodeReport, NodeState};
 use kagami_failover::control::{ClusterReport, Order};
 use kagami_failover::core::durable::EndKind;
 use serde_json::json;
@@ -110,7 +111,7 @@ fn leaving(report: &ClusterReport, node: &str) -> String {
 /// `kagami cluster stop`, `shutdown`, `reboot`
 ///
 /// # Errors
-/// Not confirmed, refused, not taken in time, no failover manager.
+/// Not confirmed, refused, not taken in time, no failover manager; the other node could not be told, and this one ends.
 pub async fn cluster(context: &Context, kind: Kind, args: &EndArgs) -> Outcome {
     let report = context.cluster_within(args.timeout).await?;
     let running: Vec<&str> = (report.groups.iter())
@@ -122,10 +123,17 @@ pub async fn cluster(context: &Context, kind: Kind, args: &EndArgs) -> Outcome {
         [one] => format!("group {one} stops"),
         _ => format!("groups {} stop", running.join(", ")),
     };
+    let heard = |state| matches!(state, NodeState::Online | NodeState::Caution);
+    let unheard = |node: &&NodeReport| !node.answers && !heard(node.state);
+    let unheard = report.other().filter(unheard).map(|node| {
+        let node = &node.name;
+        format!("; node {node} is not heard: if it can't be told, it goes on, and may take the groups over")
+    });
     let what = format!(
-        "cluster {}: {groups}, then {}",
+        "cluster {}: {groups}, then {}{}",
         report.cluster,
-        kind.of_cluster()
+        kind.of_cluster(),
+        unheard.unwrap_or_default()
     );
     if args.danger.dry_run {
         print_out(&format!("{what}\n"))?;

@@ -119,7 +119,8 @@ impl Context {
     /// messages begin with.
     ///
     /// # Errors
-    /// Refused, or not taken within `limit`; there is no failover manager.
+    /// Refused, or not taken within `limit`; there is no failover manager; the other node has not got it, and this one
+    /// carries it out.
     pub async fn order(
         &self,
         object: &str,
@@ -127,6 +128,21 @@ impl Context {
         order: Order,
         limit: Duration,
     ) -> Result<(), Failure> {
+        let lacking = self.order_here(object, node, order, limit).await?;
+        lacking.map_or(Ok(()), Err)
+    }
+
+    /// The same, and what there is to say where only this node has got it.
+    ///
+    /// # Errors
+    /// Refused, or not taken within `limit`; there is no failover manager.
+    pub async fn order_here(
+        &self,
+        object: &str,
+        node: Option<String>,
+        order: Order,
+        limit: Duration,
+    ) -> Result<Option<Failure>, Failure> {
         let look = "whether it is carried out is not known: it counts once the failover manager has written it to its disk\n  next: `kagami cluster status` shows what is under way; where the order was not taken, `kagami alerts` may tell what is wrong with the disk";
         let answer = within(
             Some(limit),
@@ -140,7 +156,10 @@ impl Context {
             self.ask(Ask::Order { node, order }),
         );
         match answer.await? {
-            Answer::Done => Ok(()),
+            Answer::Done => Ok(None),
+            Answer::DoneHere { without, why } => Ok(Some(Failure::system(format!(
+                "{object}: ordered on this node; node {without} was not told of it: {why}\n  next: give the same order on node {without}, if it runs: until then it may take over what stops here"
+            )))),
             other => Err(unexpected(&other)),
         }
     }
