@@ -261,6 +261,15 @@ fn what_another_node_has_to_do_is_not_told_as_done() {
         );
         assert_eq!(managed.desk.commands.lock().unwrap().pop(), Some(command));
     }
+    // A start script goes on.
+    let ended = called(&managed.node, "ARMBCAST /MSG moving /A");
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert!(
+        ended
+            .err
+            .contains("node beta did not get it: node beta does not answer"),
+        "{ended:?}"
+    );
 }
 
 #[test]

@@ -80,7 +80,7 @@ pub enum Ask {
         /// Which; its times and its number are not looked at.
         filter: AlertFilter,
     },
-    /// A person's or script's words become an alert: [`Answer::Done`].
+    /// A person's or script's words become an alert: [`Answer::Done`], or [`Answer::DoneHere`].
     Note {
         /// The words.
         text: String,

@@ -321,10 +321,9 @@ pub async fn answer<D: Desk>(desk: &D, ask: Ask) -> Answer {
                 severity,
                 reach: Reach::Node,
             };
-            match desk.forward(ask).await {
-                Ok(Answer::Done) => Answer::Done,
-                Ok(other) => refused_by_other(unexpected(desk, &other)),
-                Err(Unreached(why)) => refused_by_other(why),
+            match done_there(desk, ask).await {
+                Ok(()) => Answer::Done,
+                Err(why) => done_here(desk, why),
             }
         }
         Ask::Push {

@@ -145,3 +145,16 @@ async fn the_end_of_the_cluster_comes_to_the_other_node_by_the_channel_too() {
     alpha.view.lock().unwrap().other = NodeState::Online;
     assert_eq!(answer(alpha.as_ref(), end()).await, Answer::Done);
 }
+
+#[tokio::test]
+async fn words_that_the_other_node_did_not_get_are_told_here_all_the_same() {
+    let alpha = Fake::new(0);
+    let note = Ask::Note {
+        text: "moving".to_owned(),
+        id: None,
+        severity: Severity::Warning,
+        reach: Reach::Cluster,
+    };
+    assert_eq!(answer(alpha.as_ref(), note).await, untold());
+    assert_eq!(alpha.alerts.lock().unwrap().len(), 1);
+}
