@@ -10,7 +10,7 @@ use std::process::{Command as Process, Stdio};
 use kagami_failover::config::Severity;
 use kagami_failover::control::Ask;
 use kagami_failover::control::message::{Reach, Refused};
-use kagami_failover::control::status::{NodeState, RunState, WatchState};
+use kagami_failover::control::status::{ManagerPhase, NodeState, RunState, WatchState};
 use kagami_failover::core::Command;
 use kagami_failover::core::durable::EndKind;
 use kagami_replicator::core::event::{Command as MirrorCommand, Refusal, Reply};
@@ -222,10 +222,6 @@ fn the_cluster_and_its_machines_end_as_they_are_told() {
     // It runs already, here and there.
     assert_eq!(called(&managed.node, "clpcl -s -a").code, 0);
     assert_ne!(called(&managed.node, "clpcl -s -h beta").code, 0);
-    *managed.desk.other.lock().unwrap() = None;
-    let ended = called(&managed.node, "clpcl -s -a");
-    assert_eq!(ended.code, 1);
-    assert!(ended.err.contains("on beta: clpcl -s"), "{ended:?}");
     // It was told to end, and does not.
     let ended = called(&managed.node, "clpcl -t -w 1");
     assert_eq!(ended.code, 4, "{ended:?}");
@@ -246,7 +242,24 @@ fn the_cluster_and_its_machines_end_as_they_are_told() {
 #[test]
 fn what_another_node_has_to_do_is_not_told_as_done() {
     let managed = managed();
+    // Nobody can start the other one from here: nothing is stopped first.
+    let ended = called(&managed.node, "clpcl -r -a -w 1");
+    assert_eq!(ended.code, 1, "{ended:?}");
+    assert!(ended.err.contains("`clpcl -s` on each node"), "{ended:?}");
+    assert!(managed.desk.commands.lock().unwrap().is_empty());
+    // It is about to end, or has.
+    let says = "next: on beta: clpcl -s";
+    for phase in [ManagerPhase::Ending, ManagerPhase::Gone] {
+        managed.desk.other(|beta| beta.phase = phase);
+        let ended = called(&managed.node, "clpcl -s -a");
+        assert_eq!(ended.code, 1, "{ended:?}");
+        assert!(ended.err.contains(says), "{ended:?}");
+    }
     *managed.desk.other.lock().unwrap() = None;
+    let ended = called(&managed.node, "clpcl -s -a");
+    assert_eq!(ended.code, 1, "{ended:?}");
+    assert!(ended.err.contains(says), "{ended:?}");
+
     // Neither heartbeats nor the channel tell it of the end.
     managed.desk.view.lock().unwrap().other = NodeState::Offline;
     for (line, command, code) in [

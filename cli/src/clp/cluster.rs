@@ -5,12 +5,14 @@ use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use kagami_failover::control::{Client, Order};
+use kagami_failover::control::status::ManagerPhase;
+use kagami_failover::control::{Client, ClusterReport, Order};
 use kagami_failover::core::durable::EndKind;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::net::UnixStream;
 
+use super::mirror::after;
 use super::options::{Known, parse};
 use crate::commands::cluster::{PATIENCE, known_node, socket, suspend};
 use crate::commands::{Context, print_out};
@@ -55,6 +57,9 @@ pub async fn clpcl(context: &Context, arguments: &[String]) -> Outcome {
         "--resume" => suspend::run(context, false, false, soon).await,
         "-s" => start(context, all, given.value("-h"), soon).await,
         "-t" => stop(context, all, given.value("-h"), limit).await,
+        _ if all => Err(Failure::refused(
+            "not restarted: a failover manager can only be started on its own node\n  next: `clpcl -t -a`, then `clpcl -s` on each node",
+        )),
         _ => {
             if let Some(host) = given.value("-h") {
                 let report = context.cluster_within(soon).await?;
@@ -62,8 +67,8 @@ pub async fn clpcl(context: &Context, arguments: &[String]) -> Outcome {
                     return Err(elsewhere(host));
                 }
             }
-            stop(context, all, None, limit).await?;
-            start(context, all, None, soon).await
+            stop(context, false, None, limit).await?;
+            start(context, false, None, soon).await
         }
     }
 }
@@ -80,15 +85,22 @@ async fn start(context: &Context, all: bool, host: Option<&str>, limit: Duration
     if let Some(host) = host.filter(|host| *host != config.node.name) {
         return Err(elsewhere(host));
     }
+    let mut done = "";
     if Client::connect(&socket(&config)).await.is_err() {
         systemctl("start")?;
+        done = "this node's was started";
     }
     if !all {
         return DONE;
     }
-    let report = context.cluster_within(limit).await?;
+    runs_there(&context.cluster_within(limit).await?).map_err(|failure| after(failure, done))
+}
+
+/// The other node's manager runs, and goes on.
+fn runs_there(report: &ClusterReport) -> Outcome {
+    let ends = |phase| matches!(phase, ManagerPhase::Ending | ManagerPhase::Gone);
     match report.other() {
-        Some(other) if !other.answers => Err(elsewhere(&other.name)),
+        Some(other) if !other.answers || ends(other.phase) => Err(elsewhere(&other.name)),
         _ => DONE,
     }
 }
@@ -229,4 +241,41 @@ pub async fn clpstdn(context: &Context, arguments: &[String]) -> Outcome {
     let order = Order::EndCluster { kind };
     context.order("the cluster", host, order, PATIENCE).await?;
     DONE
+}
+
+#[cfg(test)]
+mod tests {
+    use kagami_failover::control::status::NodeReport;
+
+    use super::*;
+
+    #[test]
+    fn what_was_started_here_is_not_told_as_nothing() {
+        let node = |name: &str, answers, phase| NodeReport {
+            name: name.to_owned(),
+            answers,
+            phase,
+            ..NodeReport::default()
+        };
+        let with = |answers, phase| ClusterReport {
+            local: "alpha".to_owned(),
+            nodes: vec![
+                node("alpha", true, ManagerPhase::Running),
+                node("beta", answers, phase),
+            ],
+            ..ClusterReport::default()
+        };
+        assert_eq!(runs_there(&with(true, ManagerPhase::Running)), DONE);
+        assert_eq!(runs_there(&with(true, ManagerPhase::Waiting)), DONE);
+        let missing = runs_there(&with(false, ManagerPhase::Unknown)).unwrap_err();
+        assert_eq!(after(missing.clone(), "").status, Status::Refused);
+        let half = after(missing, "this node's was started");
+        assert_eq!(half.status, Status::System);
+        assert!(
+            half.words.contains(
+                "\n  done before that: this node's was started\n  next: on beta: clpcl -s"
+            ),
+            "{half:?}"
+        );
+    }
 }

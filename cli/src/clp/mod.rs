@@ -36,7 +36,7 @@ pub const NAMES: &[(&str, &str)] = &[
     ),
     (
         "clpcl",
-        "-s|-t|-r [-a] [-h HOST] [-w SECONDS] | --suspend | --resume",
+        "-s|-t [-a] [-h HOST] [-w SECONDS] | -r [-h HOST] [-w SECONDS] | --suspend | --resume",
     ),
     ("clpdown", "[-r] [-h HOST]"),
     ("clpstdn", "[-r] [-h HOST]"),
