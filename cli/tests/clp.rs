@@ -4,12 +4,13 @@ mod support;
 
 use std::fs::File;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
 use std::process::{Command as Process, Stdio};
 
 use kagami_failover::config::Severity;
 use kagami_failover::control::Ask;
 use kagami_failover::control::message::{Reach, Refused};
-use kagami_failover::control::status::{RunState, WatchState};
+use kagami_failover::control::status::{ManagerPhase, NodeState, RunState, WatchState};
 use kagami_failover::core::Command;
 use kagami_failover::core::durable::EndKind;
 use kagami_replicator::core::event::{Command as MirrorCommand, Refusal, Reply};
@@ -221,10 +222,6 @@ fn the_cluster_and_its_machines_end_as_they_are_told() {
     // It runs already, here and there.
     assert_eq!(called(&managed.node, "clpcl -s -a").code, 0);
     assert_ne!(called(&managed.node, "clpcl -s -h beta").code, 0);
-    *managed.desk.other.lock().unwrap() = None;
-    let ended = called(&managed.node, "clpcl -s -a");
-    assert_eq!(ended.code, 1);
-    assert!(ended.err.contains("on beta: clpcl -s"), "{ended:?}");
     // It was told to end, and does not.
     let ended = called(&managed.node, "clpcl -t -w 1");
     assert_eq!(ended.code, 4, "{ended:?}");
@@ -240,6 +237,71 @@ fn the_cluster_and_its_machines_end_as_they_are_told() {
     });
     let ended = called(&managed.node, "clpcl -t -w 1");
     assert_eq!(ended.code, 4, "{ended:?}");
+}
+
+#[test]
+fn what_another_node_has_to_do_is_not_told_as_done() {
+    let managed = managed();
+    // Nobody can start the other one from here: nothing is stopped first.
+    let ended = called(&managed.node, "clpcl -r -a -w 1");
+    assert_eq!(ended.code, 1, "{ended:?}");
+    assert!(ended.err.contains("`clpcl -s` on each node"), "{ended:?}");
+    assert!(managed.desk.commands.lock().unwrap().is_empty());
+    // It is about to end, or has.
+    let says = "next: on beta: clpcl -s";
+    for phase in [ManagerPhase::Ending, ManagerPhase::Gone] {
+        managed.desk.other(|beta| beta.phase = phase);
+        let ended = called(&managed.node, "clpcl -s -a");
+        assert_eq!(ended.code, 1, "{ended:?}");
+        assert!(ended.err.contains(says), "{ended:?}");
+    }
+    *managed.desk.other.lock().unwrap() = None;
+    let ended = called(&managed.node, "clpcl -s -a");
+    assert_eq!(ended.code, 1, "{ended:?}");
+    assert!(ended.err.contains(says), "{ended:?}");
+
+    // Neither heartbeats nor the channel tell it of the end.
+    managed.desk.view.lock().unwrap().other = NodeState::Offline;
+    for (line, command, code) in [
+        ("clpstdn", Command::EndCluster(EndKind::Shutdown), 6),
+        ("clpcl -t -a -w 1", Command::EndCluster(EndKind::Manager), 4),
+    ] {
+        let ended = called(&managed.node, line);
+        assert_eq!(ended.code, code, "{ended:?}");
+        assert!(
+            (ended.err).contains("node beta was not told of it: node beta does not answer"),
+            "{ended:?}"
+        );
+        assert_eq!(managed.desk.commands.lock().unwrap().pop(), Some(command));
+    }
+    // A start script goes on.
+    let ended = called(&managed.node, "ARMBCAST /MSG moving /A");
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert!(
+        ended
+            .err
+            .contains("node beta did not get it: node beta does not answer"),
+        "{ended:?}"
+    );
+}
+
+#[test]
+fn a_manager_that_answers_nothing_is_waited_for_no_longer_than_told() {
+    let node = Node::without_daemon();
+    let folder = node.folder.path().join("run");
+    std::fs::create_dir_all(&folder).unwrap();
+    let _mute = UnixListener::bind(folder.join("failover.sock")).unwrap();
+    for line in [
+        "clpcl -t -w 1",
+        "clpcl -t -a -w 1",
+        "clpcl -t -h beta -w 1",
+        "clpcl -r -w 1",
+        "clpcl --suspend -w 1",
+    ] {
+        let ended = called(&node, line);
+        assert_eq!(ended.code, 4, "{line}: {ended:?}");
+        assert!(ended.err.contains("\n  next: "), "{line}: {ended:?}");
+    }
 }
 
 #[test]

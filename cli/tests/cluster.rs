@@ -223,13 +223,18 @@ fn what_takes_too_long_is_status_4_and_goes_on() {
 
     // A disk that takes no state: the order itself is not answered.
     managed.desk.holds.store(true, Ordering::Relaxed);
-    let orders: [&[&str]; 3] = [
-        &["stop", "pg", "--no-wait"],
-        &["start", "web"],
-        &["move", "pg"],
+    let orders: [&[&str]; 8] = [
+        &["group", "stop", "pg", "--no-wait"],
+        &["group", "start", "web"],
+        &["group", "move", "pg"],
+        &["cluster", "suspend"],
+        &["cluster", "stop", "--yes"],
+        &["node", "shutdown", "--yes"],
+        &["monitor", "suspend", "rows"],
+        &["monitor", "fail", "rows"],
     ];
     for order in orders {
-        let ended = (managed.node).run(&[&["group"], order, &["--timeout", "300ms"]].concat());
+        let ended = (managed.node).run(&[order, &["--timeout", "300ms"]].concat());
         assert_eq!(ended.code, 4, "{ended:?}");
         assert!(
             ended.err.contains(
@@ -322,6 +327,27 @@ fn the_end_of_a_node_says_what_becomes_of_its_groups_and_asks() {
             .out
             .contains("group pg STOPS: no other node can run it"),
         "{ended:?}"
+    );
+    // A node that nobody tells goes on, and takes over what stops here.
+    let ended = managed.node.run(&["cluster", "shutdown", "--dry-run"]);
+    assert!(
+        ended
+            .out
+            .ends_with("; node beta is not heard: if it can't be told, it goes on, and may take the groups over\n"),
+        "{ended:?}"
+    );
+    let ended = managed.node.run(&["cluster", "stop", "--yes"]);
+    assert_eq!((ended.code, ended.out.as_str()), (6, ""), "{ended:?}");
+    assert!(
+        (ended.err).contains(
+            "cluster shop: ordered on this node; node beta was not told of it: node beta does not answer: connection refused\n"
+        ),
+        "{ended:?}"
+    );
+    let commands = managed.desk.commands.lock().unwrap();
+    assert_eq!(
+        commands.last(),
+        Some(&Command::EndCluster(EndKind::Manager))
     );
 }
 

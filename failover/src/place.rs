@@ -358,6 +358,7 @@ impl Drop for Tasks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::resource::DISK_RISK;
     use crate::probe::user_space::Devices;
     use crate::process::Deadline;
     use std::sync::mpsc;
@@ -407,7 +408,8 @@ mod tests {
              [heartbeat.lan]\ntype = \"lan\"\npriority = 1\n\
              addresses = {{ alpha = \"10.0.0.1:7791\", beta = \"10.0.0.2:7791\" }}\n\
              [group.g]\nnodes = [\"alpha\", \"beta\"]\n\
-             [group.g.resource.lun]\ntype = \"disk\"\ndevice = \"{disk}\"\n"
+             [group.g.resource.lun]\ntype = \"disk\"\ndevice = \"{disk}\"\n\
+             accepted-risk = \"{DISK_RISK}\"\n"
         );
         let cluster = Cluster::parse(Path::new("cluster.toml"), &text).expect("right");
         let place = Place::new(

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{TestNode, runs, until, why};
+use kagami_failover::config::resource::DISK_RISK;
 use kagami_failover::core::OpResult;
 
 const INSIDE: &str = "KAGAMI_TEST_NAMESPACE";
@@ -226,7 +227,7 @@ async fn a_shared_disk_is_held_while_it_is_active() {
     let path = device.0.display().to_string();
     let disk = || {
         TestNode::new(&format!(
-            "[group.g.resource.lun]\ntype = \"disk\"\ndevice = \"{path}\"\nmount = \"@/mnt\"\n"
+            "[group.g.resource.lun]\ntype = \"disk\"\ndevice = \"{path}\"\nmount = \"@/mnt\"\naccepted-risk = \"{DISK_RISK}\"\n"
         ))
     };
     run(&format!("mkfs.ext4 -q {path}"));
@@ -241,9 +242,9 @@ async fn a_shared_disk_is_held_while_it_is_active() {
 
 #[tokio::test]
 async fn what_was_reserved_is_given_up_by_whatever_configuration() {
-    let node = TestNode::new(
-        "[group.g.resource.lun]\ntype = \"disk\"\ndevice = \"@/disk\"\nreserve = \"never\"\n",
-    );
+    let node = TestNode::new(&format!(
+        "[group.g.resource.lun]\ntype = \"disk\"\ndevice = \"@/disk\"\nreserve = \"never\"\naccepted-risk = \"{DISK_RISK}\"\n"
+    ));
     // Who opens one end waits for the other one: so it is seen whether the disk is asked.
     let device = node.path("disk");
     run(&format!("mkfifo {}", device.display()));
@@ -271,7 +272,7 @@ fn disk_at(device: &Path, unmount_timeout: &str) -> TestNode {
     let path = device.display();
     run(&format!("mkfs.ext4 -q {path}"));
     TestNode::new(&format!(
-        "[group.g.resource.lun]\ntype = \"disk\"\ndevice = \"{path}\"\nmount = \"@/mnt\"\n\
+        "[group.g.resource.lun]\ntype = \"disk\"\ndevice = \"{path}\"\nmount = \"@/mnt\"\naccepted-risk = \"{DISK_RISK}\"\n\
          unmount-timeout = \"{unmount_timeout}\"\nunmount-retries = 0\n"
     ))
 }

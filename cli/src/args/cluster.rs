@@ -108,6 +108,9 @@ pub struct ClusterStatusArgs {
 /// What a command has that is done once it is recorded.
 #[derive(Args, Debug)]
 pub struct AckArgs {
+    /// How long to wait until the failover manager has recorded it
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = time)]
+    pub timeout: Duration,
     /// Print the outcome as JSON
     #[arg(long)]
     pub json: bool,
@@ -119,6 +122,9 @@ pub struct EndArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub danger: DangerArgs,
+    /// How long to wait until the failover manager has recorded it
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = time)]
+    pub timeout: Duration,
     /// Print the outcome as JSON
     #[arg(long)]
     pub json: bool,
@@ -193,6 +199,9 @@ pub struct MonitorArgs {
     /// Only on this node [default: both]
     #[arg(long, value_name = "NODE")]
     pub node: Option<String>,
+    /// How long to wait until the failover manager has recorded it
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = time)]
+    pub timeout: Duration,
     /// Print the outcome as JSON
     #[arg(long)]
     pub json: bool,
@@ -220,6 +229,9 @@ pub enum MonitorVerb {
         /// It sees again what there is
         #[arg(long)]
         clear: bool,
+        /// How long to wait until the failover manager has recorded it
+        #[arg(long, value_name = "TIME", default_value = "1m", value_parser = time)]
+        timeout: Duration,
         /// Print the outcome as JSON
         #[arg(long)]
         json: bool,

@@ -5,14 +5,16 @@ use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use kagami_failover::control::{Client, Order};
+use kagami_failover::control::status::ManagerPhase;
+use kagami_failover::control::{Client, ClusterReport, Order};
 use kagami_failover::core::durable::EndKind;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::net::UnixStream;
 
+use super::mirror::after;
 use super::options::{Known, parse};
-use crate::commands::cluster::{known_node, socket, suspend};
+use crate::commands::cluster::{PATIENCE, known_node, socket, suspend};
 use crate::commands::{Context, print_out};
 use crate::config::Config;
 use crate::exit::{DONE, Failure, Outcome, Status};
@@ -46,24 +48,27 @@ const CLPCL: Known = Known {
 pub async fn clpcl(context: &Context, arguments: &[String]) -> Outcome {
     let given = parse(&CLPCL, arguments)?;
     let verb = given.one_of("clpcl", &["-s", "-t", "-r", "--suspend", "--resume"])?;
-    let limit = given
-        .number("clpcl", "-w")?
-        .map_or(END_PATIENCE, Duration::from_secs);
+    let seconds = given.number("clpcl", "-w")?.map(Duration::from_secs);
+    let soon = seconds.unwrap_or(PATIENCE);
+    let limit = seconds.unwrap_or(END_PATIENCE);
     let all = given.has("-a");
     match verb {
-        "--suspend" => suspend::run(context, true, false).await,
-        "--resume" => suspend::run(context, false, false).await,
-        "-s" => start(context, all, given.value("-h")).await,
+        "--suspend" => suspend::run(context, true, false, soon).await,
+        "--resume" => suspend::run(context, false, false, soon).await,
+        "-s" => start(context, all, given.value("-h"), soon).await,
         "-t" => stop(context, all, given.value("-h"), limit).await,
+        _ if all => Err(Failure::refused(
+            "not restarted: a failover manager can only be started on its own node\n  next: `clpcl -t -a`, then `clpcl -s` on each node",
+        )),
         _ => {
             if let Some(host) = given.value("-h") {
-                let report = context.cluster().await?;
+                let report = context.cluster_within(soon).await?;
                 if host != report.local {
                     return Err(elsewhere(host));
                 }
             }
-            stop(context, all, None, limit).await?;
-            start(context, all, None).await
+            stop(context, false, None, limit).await?;
+            start(context, false, None, soon).await
         }
     }
 }
@@ -75,20 +80,27 @@ fn elsewhere(host: &str) -> Failure {
     ))
 }
 
-async fn start(context: &Context, all: bool, host: Option<&str>) -> Outcome {
+async fn start(context: &Context, all: bool, host: Option<&str>, limit: Duration) -> Outcome {
     let config = context.config()?;
     if let Some(host) = host.filter(|host| *host != config.node.name) {
         return Err(elsewhere(host));
     }
+    let mut done = "";
     if Client::connect(&socket(&config)).await.is_err() {
         systemctl("start")?;
+        done = "this node's was started";
     }
     if !all {
         return DONE;
     }
-    let report = context.cluster().await?;
+    runs_there(&context.cluster_within(limit).await?).map_err(|failure| after(failure, done))
+}
+
+/// The other node's manager runs, and goes on.
+fn runs_there(report: &ClusterReport) -> Outcome {
+    let ends = |phase| matches!(phase, ManagerPhase::Ending | ManagerPhase::Gone);
     match report.other() {
-        Some(other) if !other.answers => Err(elsewhere(&other.name)),
+        Some(other) if !other.answers || ends(other.phase) => Err(elsewhere(&other.name)),
         _ => DONE,
     }
 }
@@ -132,17 +144,42 @@ async fn stop(context: &Context, all: bool, host: Option<&str>, limit: Duration)
     } else {
         Order::EndNode { kind }
     };
+    let end = Instant::now() + limit;
+    let left = || end.saturating_duration_since(Instant::now());
     if let Some(host) = host {
-        known_node(&context.cluster().await?, host)?;
+        known_node(&context.cluster_within(left()).await?, host)?;
     }
     let manager = if here { process(&config).await } else { None };
-    context.order(host.map(str::to_owned), order).await?;
-    if !here {
-        return DONE;
+    let object = match host {
+        _ if all => "the cluster".to_owned(),
+        host => format!("node {}", host.unwrap_or(&config.node.name)),
+    };
+    let ordered = context.order_here(&object, host.map(str::to_owned), order, left());
+    let lacking = ordered.await?;
+    let ended = if here {
+        ended(&config, manager.as_ref(), limit, end).await
+    } else {
+        DONE
+    };
+    match (lacking, ended) {
+        (None, ended) => ended,
+        (Some(lacking), Ok(_)) => Err(lacking),
+        (Some(lacking), Err(late)) => {
+            let words = format!("{}\n{}", lacking.words, late.words);
+            Err(Failure::new(late.status, words))
+        }
     }
-    // Gone with its process, not with its socket: until then its unit is active, and starting that does nothing.
-    let end = Instant::now() + limit;
-    while manager.as_ref().is_some_and(runs) || Client::connect(&socket(&config)).await.is_ok() {
+}
+
+/// Waits until this node's manager is gone with its process, not with its socket: until then its unit is active, and
+/// starting that does nothing.
+async fn ended(
+    config: &Config,
+    manager: Option<&OwnedFd>,
+    limit: Duration,
+    end: Instant,
+) -> Outcome {
+    while manager.is_some_and(runs) || Client::connect(&socket(config)).await.is_ok() {
         if Instant::now() >= end {
             return Err(Failure::new(
                 Status::TimedOut,
@@ -177,14 +214,15 @@ pub async fn clpdown(context: &Context, arguments: &[String]) -> Outcome {
         EndKind::Shutdown
     };
     let host = given.value("-h").map(str::to_owned);
-    context.order(host, Order::EndNode { kind }).await?;
+    let order = Order::EndNode { kind };
+    context.order("the node", host, order, PATIENCE).await?;
     DONE
 }
 
 /// `clpstdn [-r]`: shuts the cluster down.
 ///
 /// # Errors
-/// It was refused.
+/// It was refused; or the other node could not be told, and this one is shut down alone.
 pub async fn clpstdn(context: &Context, arguments: &[String]) -> Outcome {
     const KNOWN: Known = Known {
         name: "clpstdn",
@@ -200,6 +238,44 @@ pub async fn clpstdn(context: &Context, arguments: &[String]) -> Outcome {
         EndKind::Shutdown
     };
     let host = given.value("-h").map(str::to_owned);
-    context.order(host, Order::EndCluster { kind }).await?;
+    let order = Order::EndCluster { kind };
+    context.order("the cluster", host, order, PATIENCE).await?;
     DONE
+}
+
+#[cfg(test)]
+mod tests {
+    use kagami_failover::control::status::NodeReport;
+
+    use super::*;
+
+    #[test]
+    fn what_was_started_here_is_not_told_as_nothing() {
+        let node = |name: &str, answers, phase| NodeReport {
+            name: name.to_owned(),
+            answers,
+            phase,
+            ..NodeReport::default()
+        };
+        let with = |answers, phase| ClusterReport {
+            local: "alpha".to_owned(),
+            nodes: vec![
+                node("alpha", true, ManagerPhase::Running),
+                node("beta", answers, phase),
+            ],
+            ..ClusterReport::default()
+        };
+        assert_eq!(runs_there(&with(true, ManagerPhase::Running)), DONE);
+        assert_eq!(runs_there(&with(true, ManagerPhase::Waiting)), DONE);
+        let missing = runs_there(&with(false, ManagerPhase::Unknown)).unwrap_err();
+        assert_eq!(after(missing.clone(), "").status, Status::Refused);
+        let half = after(missing, "this node's was started");
+        assert_eq!(half.status, Status::System);
+        assert!(
+            half.words.contains(
+                "\n  done before that: this node's was started\n  next: on beta: clpcl -s"
+            ),
+            "{half:?}"
+        );
+    }
 }

@@ -62,6 +62,11 @@ async fn note(
     };
     match context.manager().await?.ask(ask).await? {
         Answer::Done => DONE,
+        // A start script that tells everybody goes on where the other node is down: that is when it is run.
+        Answer::DoneHere { without, why } => {
+            anstream::eprintln!("told here; node {without} did not get it: {why}");
+            DONE
+        }
         other => Err(unexpected(&other)),
     }
 }
@@ -87,7 +92,7 @@ pub async fn armlog(context: &Context, arguments: &[String]) -> Outcome {
 /// `ARMBCAST /MSG TEXT [/A]`: to all operators, those at this machine's terminals among them.
 ///
 /// # Errors
-/// No manager answers, here or on the other node.
+/// No manager answers here. That the other node's does not is only said.
 pub async fn armbcast(context: &Context, arguments: &[String]) -> Outcome {
     let mut text = Vec::new();
     let mut rest = arguments.iter();

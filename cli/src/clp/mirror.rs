@@ -111,7 +111,7 @@ pub async fn clpmdctrl(context: &Context, arguments: &[String]) -> Outcome {
 }
 
 /// A refusal that leaves something changed is no mere refusal.
-fn after(failure: Failure, done: &str) -> Failure {
+pub(super) fn after(failure: Failure, done: &str) -> Failure {
     if done.is_empty() || failure.status != Status::Refused {
         return failure;
     }

@@ -34,7 +34,10 @@ pub const NAMES: &[(&str, &str)] = &[
         "clpgrp",
         "-s|-t|-m|-n [GROUP] [-a NODE] [-h HOST] [--apito SECONDS]",
     ),
-    ("clpcl", "-s|-t|-r [-a] [-h HOST] | --suspend | --resume"),
+    (
+        "clpcl",
+        "-s|-t [-a] [-h HOST] [-w SECONDS] | -r [-h HOST] [-w SECONDS] | --suspend | --resume",
+    ),
     ("clpdown", "[-r] [-h HOST]"),
     ("clpstdn", "[-r] [-h HOST]"),
     (

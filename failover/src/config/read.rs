@@ -419,6 +419,7 @@ impl<'t> Reader<'t> {
                 Kind::Disk(resource::Disk {
                     device: device.device,
                     reserve: device.reserve,
+                    accepted_risk: device.accepted_risk,
                     mount: self.take(mount, &at, &[])?,
                 })
             }

@@ -454,9 +454,15 @@ pub struct Disk {
     pub device: PathBuf,
     /// Whether it is reserved against the other node.
     pub reserve: Reserve,
+    /// [`DISK_RISK`]: what it may come to where it is not.
+    pub accepted_risk: Option<String>,
     /// Its file system.
     pub mount: Mount,
 }
+
+/// The words that accept that a shared disk which is not reserved may be written by a node that has lost the right
+/// and has not stopped yet, while the other one has it mounted.
+pub const DISK_RISK: &str = "both nodes may write the disk at once and what is on it may be lost";
 
 /// Whether a shared disk is reserved against the other node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -471,6 +477,17 @@ pub enum Reserve {
     Never,
 }
 
+impl fmt::Display for Reserve {
+    /// As it is configured.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::IfKnown => "if-known",
+            Self::Always => "always",
+            Self::Never => "never",
+        })
+    }
+}
+
 /// A shared block device's own fields.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -478,6 +495,7 @@ pub(super) struct DiskDevice {
     pub device: PathBuf,
     #[serde(default)]
     pub reserve: Reserve,
+    pub accepted_risk: Option<String>,
 }
 
 /// How long starting, stopping and checking may take.

@@ -9,6 +9,7 @@ use super::*;
 
 mod arbiter;
 mod nodes;
+mod shared_disk;
 mod together;
 
 /// The example of docs/cluster-configuration.md.
@@ -440,16 +441,6 @@ fn a_mount_point_is_a_path_that_the_kernel_shows() {
             )],
         );
     }
-    let disk = |rest: &str| {
-        format!("[group.pg.resource.lun]\ntype = \"disk\"\ndevice = \"/dev/sdb\"\n{rest}\n")
-    };
-    added(&disk("mount = \"lun\""), &["mount: lun is not"]);
-    added(&disk("reserve = \"maybe\""), &["maybe", "if-known"]);
-    let cluster = parse(&small(&disk("reserve = \"always\""))).unwrap();
-    let resource::Kind::Disk(lun) = &cluster.groups[0].resources[3].kind else {
-        panic!("{cluster:?}");
-    };
-    assert_eq!(lun.reserve, resource::Reserve::Always);
 }
 
 #[test]

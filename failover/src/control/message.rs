@@ -58,7 +58,8 @@ pub enum Ask {
         /// Milliseconds between two; at least 50.
         every_ms: u64,
     },
-    /// [`Answer::Done`] once it is recorded, or [`Answer::Refused`].
+    /// [`Answer::Done`] once it is recorded, or [`Answer::Refused`]. [`Answer::DoneHere`]: the end of the cluster, which
+    /// the other node was not told of.
     Order {
         /// Who shall do it; none: the node that is asked.
         #[serde(default)]
@@ -79,7 +80,7 @@ pub enum Ask {
         /// Which; its times and its number are not looked at.
         filter: AlertFilter,
     },
-    /// A person's or script's words become an alert: [`Answer::Done`].
+    /// A person's or script's words become an alert: [`Answer::Done`], or [`Answer::DoneHere`].
     Note {
         /// The words.
         text: String,
@@ -191,6 +192,13 @@ pub enum Order {
 pub enum Answer {
     /// Done, or recorded and being done.
     Done,
+    /// The same on the node that was asked, and not on the other one, which has not got it.
+    DoneHere {
+        /// The other node.
+        without: String,
+        /// `node beta does not answer: connection refused`
+        why: String,
+    },
     /// Not done.
     Refused(Refused),
     /// The state, of both nodes.

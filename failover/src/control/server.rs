@@ -20,7 +20,7 @@ use tracing::{debug, info};
 use super::desk::{Desk, Unreached};
 use super::line::{self, LineError, REQUEST_MAX, Received};
 use super::message::{Answer, Ask, Order, PROTOCOL, Pushed, Reach, Refused, Request};
-use super::status::{ClusterReport, NodeView, RunState};
+use super::status::{ClusterReport, NodeState, NodeView, RunState};
 use super::{merge::merge, order, push};
 use crate::config::Cluster;
 
@@ -32,6 +32,8 @@ const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
 const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
 /// The other node's word is waited for so long; then the state is told without it.
 const VIEW_PATIENCE: Duration = Duration::from_millis(1500);
+/// And for so long with the end of both: a manager that has ended serves its clients no longer than five seconds.
+const END_PATIENCE: Duration = Duration::from_secs(4);
 
 /// A control socket; its file goes away with it.
 #[derive(Debug)]
@@ -319,10 +321,9 @@ pub async fn answer<D: Desk>(desk: &D, ask: Ask) -> Answer {
                 severity,
                 reach: Reach::Node,
             };
-            match desk.forward(ask).await {
-                Ok(Answer::Done) => Answer::Done,
-                Ok(other) => refused_by_other(unexpected(desk, &other)),
-                Err(Unreached(why)) => refused_by_other(why),
+            match done_there(desk, ask).await {
+                Ok(()) => Answer::Done,
+                Err(why) => done_here(desk, why),
             }
         }
         Ask::Push {
@@ -433,6 +434,49 @@ async fn status<D: Desk>(desk: &D) -> ClusterReport {
     merge(&cluster, desk.me(), &mine, theirs.ok().as_ref(), time)
 }
 
+/// Hands over what the other node is to do, too.
+///
+/// Errors: it has not got it, or does not do it; in words.
+async fn done_there<D: Desk>(desk: &D, ask: Ask) -> Result<(), String> {
+    match desk.forward(ask).await {
+        Ok(Answer::Done) => Ok(()),
+        Ok(answer) => Err(unexpected(desk, &answer)),
+        Err(Unreached(why)) => Err(why),
+    }
+}
+
+fn done_here<D: Desk>(desk: &D, why: String) -> Answer {
+    let without = other(desk);
+    Answer::DoneHere { without, why }
+}
+
+/// The end of both managers. The one that is asked tells the other by its heartbeats, and by the channel at once, since
+/// heartbeats may be what is cut: whoever is not told takes over what stops here.
+async fn end_cluster<D: Desk>(desk: &D, order: Order) -> Answer {
+    let ask = Ask::Order {
+        node: None,
+        order: order.clone(),
+    };
+    // A manager whose heartbeats are heard ends only once they have told the other one.
+    let heard = matches!(
+        desk.view().await.other,
+        NodeState::Online | NodeState::Caution
+    );
+    let here = give(desk, &order).await;
+    if here != Answer::Done {
+        return here;
+    }
+    match timeout(END_PATIENCE, done_there(desk, ask)).await {
+        Ok(Err(why)) if !heard => done_here(desk, why),
+        Err(_) if !heard => {
+            let patience = END_PATIENCE.as_secs();
+            let why = format!("node {} does not answer within {patience} s", other(desk));
+            done_here(desk, why)
+        }
+        _ => here,
+    }
+}
+
 /// An order to a node: this one, or the other one's own manager.
 async fn order_on<D: Desk>(desk: &D, node: Option<String>, order: Order) -> Answer {
     let at = match node.map(|node| order::node(&desk.cluster(), &node)) {
@@ -441,7 +485,21 @@ async fn order_on<D: Desk>(desk: &D, node: Option<String>, order: Order) -> Answ
         Some(Err(refused)) => return Answer::Refused(refused),
     };
     if at == desk.me() {
-        return give(desk, &order).await;
+        return match order {
+            Order::EndCluster { .. } => end_cluster(desk, order).await,
+            order => give(desk, &order).await,
+        };
+    }
+    if let Order::EndCluster { .. } = order {
+        let ask = Ask::Order {
+            node: None,
+            order: order.clone(),
+        };
+        // Its heartbeats may not come here, either.
+        return match done_there(desk, ask).await {
+            Ok(()) => give(desk, &order).await,
+            Err(why) => refused_by_other(why),
+        };
     }
     match desk.forward(Ask::Order { node: None, order }).await {
         Ok(answer @ (Answer::Done | Answer::Refused(_))) => answer,

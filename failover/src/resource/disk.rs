@@ -1,7 +1,7 @@
 //! A shared block device: held against the other node where the device can do that, checked, mounted.
 //!
-//! The right to run keeps the other node away. Beside it the device is reserved for this node
-//! ([`reservation`]), so that even a node that has lost its mind
+//! The right to run keeps the other node from mounting it. Beside it the device is reserved for this node
+//! ([`reservation`]), so that a node that has lost the right and is still stopping, or has lost its mind,
 //! can't write; a device that can't be reserved is locked on this node alone.
 
 use std::fs;
@@ -166,7 +166,7 @@ async fn reserve(subject: Subject<'_>, own: &Disk, deadline: Deadline) -> Step {
             Ok(())
         }
         Ok(Held::NotKnown(why)) if own.reserve == Reserve::Always => Err(Failure::Failed(format!(
-            "{shown} can't be reserved ({why}), and `reserve` is \"always\"\n  next: see `sg_persist -k {shown}`"
+            "{shown} can't be reserved ({why}), and `reserve` is \"always\"\n  next: see `sg_persist -k {shown}`; a partition never can: name a whole disk"
         ))),
         Ok(Held::NotKnown(why)) if known.is_there() => Err(Failure::Failed(format!(
             "{shown} was reserved by this resource before, and can't be now: {why}\n  next: see `sg_persist -k {shown}`; \
@@ -177,7 +177,7 @@ async fn reserve(subject: Subject<'_>, own: &Disk, deadline: Deadline) -> Step {
             tracing::warn!(
                 device = %shown,
                 why,
-                "the disk can't be reserved against the other node: only the right to run keeps it away"
+                "the disk can't be reserved against the other node, which may write it until it has stopped"
             );
             Ok(())
         }

@@ -1,5 +1,6 @@
 //! The end of a node or of the cluster: its groups first, then the managers, then the machines.
 
+use kagami_failover::control::status::{NodeReport, NodeState};
 use kagami_failover::control::{ClusterReport, Order};
 use kagami_failover::core::durable::EndKind;
 use serde_json::json;
@@ -56,7 +57,7 @@ pub async fn node(context: &Context, verb: NodeVerb) -> Outcome {
         NodeVerb::Shutdown(args) => (Kind::Shutdown, args),
         NodeVerb::Reboot(args) => (Kind::Reboot, args),
     };
-    let report = context.cluster().await?;
+    let report = context.cluster_within(args.end.timeout).await?;
     let node = args.node.unwrap_or_else(|| report.local.clone());
     known_node(&report, &node)?;
     let what = format!(
@@ -70,7 +71,8 @@ pub async fn node(context: &Context, verb: NodeVerb) -> Outcome {
     }
     confirm(&what, args.end.danger.yes)?;
     let order = Order::EndNode { kind: kind.core() };
-    context.order(Some(node.clone()), order).await?;
+    let object = format!("node {node}");
+    (context.order(&object, Some(node.clone()), order, args.end.timeout)).await?;
     if args.end.json {
         print_json(&json!({"node": node, "outcome": "started", "text": what}))?;
     } else {
@@ -109,9 +111,9 @@ fn leaving(report: &ClusterReport, node: &str) -> String {
 /// `kagami cluster stop`, `shutdown`, `reboot`
 ///
 /// # Errors
-/// Not confirmed, refused, no failover manager.
+/// Not confirmed, refused, not taken in time, no failover manager; the other node could not be told, and this one ends.
 pub async fn cluster(context: &Context, kind: Kind, args: &EndArgs) -> Outcome {
-    let report = context.cluster().await?;
+    let report = context.cluster_within(args.timeout).await?;
     let running: Vec<&str> = (report.groups.iter())
         .filter(|group| group.current.is_some())
         .map(|group| group.name.as_str())
@@ -121,10 +123,17 @@ pub async fn cluster(context: &Context, kind: Kind, args: &EndArgs) -> Outcome {
         [one] => format!("group {one} stops"),
         _ => format!("groups {} stop", running.join(", ")),
     };
+    let heard = |state| matches!(state, NodeState::Online | NodeState::Caution);
+    let unheard = |node: &&NodeReport| !node.answers && !heard(node.state);
+    let unheard = report.other().filter(unheard).map(|node| {
+        let node = &node.name;
+        format!("; node {node} is not heard: if it can't be told, it goes on, and may take the groups over")
+    });
     let what = format!(
-        "cluster {}: {groups}, then {}",
+        "cluster {}: {groups}, then {}{}",
         report.cluster,
-        kind.of_cluster()
+        kind.of_cluster(),
+        unheard.unwrap_or_default()
     );
     if args.danger.dry_run {
         print_out(&format!("{what}\n"))?;
@@ -132,7 +141,8 @@ pub async fn cluster(context: &Context, kind: Kind, args: &EndArgs) -> Outcome {
     }
     confirm(&what, args.danger.yes)?;
     let order = Order::EndCluster { kind: kind.core() };
-    context.order(None, order).await?;
+    let object = format!("cluster {}", report.cluster);
+    context.order(&object, None, order, args.timeout).await?;
     if args.json {
         print_json(&json!({"cluster": report.cluster, "outcome": "started", "text": what}))?;
     } else {

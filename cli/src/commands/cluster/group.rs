@@ -118,19 +118,8 @@ async fn give(
     order: Order,
     limit: Duration,
 ) -> Result<(), Failure> {
-    let look = "whether it is carried out is not known: it counts once the failover manager has written it to its disk\n  next: `kagami cluster status` shows what is under way; where the order was not taken, `kagami alerts` may tell what is wrong with the disk";
-    within(
-        Some(limit),
-        || {
-            format!(
-                "group {group}: the order was not taken within {}; {look}",
-                humantime::format_duration(limit)
-            )
-        },
-        || format!("group {group}: interrupted before the order was taken; {look}"),
-        context.order(None, order),
-    )
-    .await
+    let object = format!("group {group}");
+    context.order(&object, None, order, limit).await
 }
 
 /// Orders a start or a move, and waits until the group is online.

@@ -1,6 +1,7 @@
 //! Commands to the failover manager of this node, which speaks for both.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use kagami_failover::control::{Answer, Ask, Client, ClientError, ClusterReport, Order};
 
@@ -39,8 +40,12 @@ pub fn run(context: &Context, verb: ClusterVerb) -> Outcome {
             dry_run,
             json,
         } => block_on(push::run(context, &file, force, dry_run, json)),
-        ClusterVerb::Suspend(args) => block_on(suspend::run(context, true, args.json)),
-        ClusterVerb::Resume(args) => block_on(suspend::run(context, false, args.json)),
+        ClusterVerb::Suspend(args) => {
+            block_on(suspend::run(context, true, args.json, args.timeout))
+        }
+        ClusterVerb::Resume(args) => {
+            block_on(suspend::run(context, false, args.json, args.timeout))
+        }
         ClusterVerb::Stop(args) => block_on(end::cluster(context, end::Kind::Stop, &args)),
         ClusterVerb::Shutdown(args) => block_on(end::cluster(context, end::Kind::Shutdown, &args)),
         ClusterVerb::Reboot(args) => block_on(end::cluster(context, end::Kind::Reboot, &args)),
@@ -48,6 +53,9 @@ pub fn run(context: &Context, verb: ClusterVerb) -> Outcome {
         ClusterVerb::DemoService(args) => demo::records::run(&args.file, args.listen),
     }
 }
+
+/// A failover manager answers within, where nobody has said how long it may take.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The control socket of the failover manager that runs by this configuration.
 pub fn socket(config: &Config) -> PathBuf {
@@ -77,26 +85,81 @@ impl Context {
     /// The cluster's state, now.
     ///
     /// # Errors
-    /// There is no failover manager.
+    /// There is no failover manager, or it does not answer within [`PATIENCE`].
     pub async fn cluster(&self) -> Result<ClusterReport, Failure> {
-        match self.manager().await?.ask(Ask::Status).await? {
+        self.cluster_within(PATIENCE).await
+    }
+
+    /// The same within `limit`.
+    ///
+    /// # Errors
+    /// There is no failover manager, or it does not answer in time.
+    pub async fn cluster_within(&self, limit: Duration) -> Result<ClusterReport, Failure> {
+        let next = "next: `systemctl status kagami-failover`, `journalctl -u kagami-failover`";
+        let answer = within(
+            Some(limit),
+            || {
+                let limit = humantime::format_duration(limit);
+                format!("the failover manager has not answered within {limit}\n  {next}")
+            },
+            || format!("interrupted before the failover manager answered\n  {next}"),
+            self.ask(Ask::Status),
+        );
+        match answer.await? {
             Answer::Cluster(report) => Ok(*report),
             other => Err(unexpected(&other)),
         }
     }
 
-    /// Gives an order to a node, this one where none is named; it is recorded when this returns.
+    async fn ask(&self, ask: Ask) -> Result<Answer, Failure> {
+        Ok(self.manager().await?.ask(ask).await?)
+    }
+
+    /// Gives an order to a node, this one where none is named; it is recorded when this returns. `object` is what
+    /// messages begin with.
     ///
     /// # Errors
-    /// Refused, or there is no failover manager.
-    pub async fn order(&self, node: Option<String>, order: Order) -> Result<(), Failure> {
-        match self
-            .manager()
-            .await?
-            .ask(Ask::Order { node, order })
-            .await?
-        {
-            Answer::Done => Ok(()),
+    /// Refused, or not taken within `limit`; there is no failover manager; the other node has not got it, and this one
+    /// carries it out.
+    pub async fn order(
+        &self,
+        object: &str,
+        node: Option<String>,
+        order: Order,
+        limit: Duration,
+    ) -> Result<(), Failure> {
+        let lacking = self.order_here(object, node, order, limit).await?;
+        lacking.map_or(Ok(()), Err)
+    }
+
+    /// The same, and what there is to say where only this node has got it.
+    ///
+    /// # Errors
+    /// Refused, or not taken within `limit`; there is no failover manager.
+    pub async fn order_here(
+        &self,
+        object: &str,
+        node: Option<String>,
+        order: Order,
+        limit: Duration,
+    ) -> Result<Option<Failure>, Failure> {
+        let look = "whether it is carried out is not known: it counts once the failover manager has written it to its disk\n  next: `kagami cluster status` shows what is under way; where the order was not taken, `kagami alerts` may tell what is wrong with the disk";
+        let answer = within(
+            Some(limit),
+            || {
+                format!(
+                    "{object}: the order was not taken within {}; {look}",
+                    humantime::format_duration(limit)
+                )
+            },
+            || format!("{object}: interrupted before the order was taken; {look}"),
+            self.ask(Ask::Order { node, order }),
+        );
+        match answer.await? {
+            Answer::Done => Ok(None),
+            Answer::DoneHere { without, why } => Ok(Some(Failure::system(format!(
+                "{object}: ordered on this node; node {without} was not told of it: {why}\n  next: give the same order on node {without}, if it runs: until then it may take over what stops here"
+            )))),
             other => Err(unexpected(&other)),
         }
     }

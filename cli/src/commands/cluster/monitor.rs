@@ -24,6 +24,7 @@ pub async fn run(context: &Context, verb: MonitorVerb) -> Outcome {
             monitor,
             node,
             clear,
+            timeout,
             json,
         } => {
             let node = match node {
@@ -36,6 +37,7 @@ pub async fn run(context: &Context, verb: MonitorVerb) -> Outcome {
             let args = MonitorArgs {
                 monitor,
                 node,
+                timeout,
                 json,
             };
             if clear {
@@ -65,10 +67,12 @@ pub async fn run(context: &Context, verb: MonitorVerb) -> Outcome {
         }
         None => report.nodes.iter().map(|node| node.name.clone()).collect(),
     };
+    let object = format!("monitor {}", args.monitor);
     let mut done = Vec::new();
     for node in nodes {
         let order = order(args.monitor.clone());
-        if let Err(mut failure) = context.order(Some(node.clone()), order).await {
+        let ordered = context.order(&object, Some(node.clone()), order, args.timeout);
+        if let Err(mut failure) = ordered.await {
             if !done.is_empty() {
                 failure.words = format!(
                     "monitor {}: done on {}, and not on {node}\n{}",

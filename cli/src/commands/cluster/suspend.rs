@@ -1,5 +1,7 @@
 //! `kagami cluster suspend` and `resume`.
 
+use std::time::Duration;
+
 use kagami_failover::control::Order;
 use serde_json::json;
 
@@ -9,9 +11,9 @@ use crate::exit::{DONE, Outcome};
 /// Nobody acts any more, or they act again.
 ///
 /// # Errors
-/// There is no failover manager.
-pub async fn run(context: &Context, suspend: bool, json: bool) -> Outcome {
-    let report = context.cluster().await?;
+/// There is no failover manager, or it does not take it within `limit`.
+pub async fn run(context: &Context, suspend: bool, json: bool, limit: Duration) -> Outcome {
+    let report = context.cluster_within(limit).await?;
     let name = &report.cluster;
     let order = if suspend {
         Order::Suspend
@@ -20,7 +22,8 @@ pub async fn run(context: &Context, suspend: bool, json: bool) -> Outcome {
     };
     let nothing = report.suspended == suspend;
     if !nothing {
-        context.order(None, order).await?;
+        let object = format!("cluster {name}");
+        context.order(&object, None, order, limit).await?;
     }
     let words = match (nothing, suspend) {
         (true, true) => "suspended already",

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::Check;
+use crate::config::cluster::ArbiterKind;
 use crate::config::fault::choose;
 use crate::config::group::Group;
 use crate::config::monitor::{self, Monitor, Target};
-use crate::config::resource::{Kind, Mode};
+use crate::config::resource::{DISK_RISK, Disk, Kind, Mode, Reserve};
 
 impl Check<'_> {
     pub(super) fn group(&mut self, group: &Group) {
@@ -72,6 +73,7 @@ impl Check<'_> {
                         self.fault(&at, what, &next);
                     }
                 }
+                Kind::Disk(disk) => self.shared_disk(&at, group, disk),
                 Kind::Ocf(ocf) if !ocf.agent.contains(':') => {
                     let what = format!("agent: \"{}\" has no provider", ocf.agent);
                     self.fault(
@@ -93,6 +95,43 @@ impl Check<'_> {
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// Where the end of a lease is all that the taker waits for, nothing but the disk itself refuses what a node
+    /// writes that is still stopping.
+    fn shared_disk(&mut self, at: &str, group: &Group, disk: &Disk) {
+        let reserved = disk.reserve == Reserve::Always;
+        let cluster = self.cluster;
+        // Else the other node is surely down before anybody takes the group, a person says so, or the risk is accepted
+        // for all; but a group with mirrors has the arbiters of its mirrors.
+        let by_lease = cluster.arbiter.kind != ArbiterKind::None
+            || group.mirrors().next().is_some()
+                && cluster.fence.is_none()
+                && cluster.arbiter.accepted_risk.is_none();
+        match &disk.accepted_risk {
+            Some(_) if reserved => {
+                let what = "accepted-risk: the disk is reserved, so there is no such risk";
+                self.fault(at, what, "take `accepted-risk` out");
+            }
+            Some(words) if words != DISK_RISK => {
+                let what =
+                    format!("accepted-risk: \"{words}\" does not accept the risk in so many words");
+                let next =
+                    format!("write accepted-risk = \"{DISK_RISK}\", or reserve = \"always\"");
+                self.fault(at, what, next);
+            }
+            None if by_lease && !reserved && group.attributes.nodes.len() > 1 => {
+                let what = format!(
+                    "reserve: \"{}\": a node that loses the right to run may write until it has stopped (`stop-bound`, {}), and the other one mounts the disk before that",
+                    disk.reserve, cluster.stop_bound
+                );
+                let next = format!(
+                    "write reserve = \"always\" (a whole disk that knows persistent reservations), or accepted-risk = \"{DISK_RISK}\""
+                );
+                self.fault(at, what, next);
+            }
+            Some(_) | None => {}
         }
     }
 

@@ -1,6 +1,7 @@
 //! What one side knows and the other does not, and what must not wait for either.
 
 use super::*;
+use crate::core::durable::EndKind;
 
 #[tokio::test]
 async fn what_runs_by_a_newer_configuration_is_dropped_only_by_force() {
@@ -84,4 +85,76 @@ async fn orders_that_nobody_waits_for_any_more_keep_nobody_out() {
         matches!(answered, Ok(Answer::Cluster(_))),
         "their places are free"
     );
+}
+
+/// Done on alpha, and beta has not got it.
+fn untold() -> Answer {
+    Answer::DoneHere {
+        without: "beta".to_owned(),
+        why: "node beta does not answer: connection refused".to_owned(),
+    }
+}
+
+fn end() -> Ask {
+    end_at(None)
+}
+
+fn end_at(node: Option<&str>) -> Ask {
+    Ask::Order {
+        node: node.map(str::to_owned),
+        order: Order::EndCluster {
+            kind: EndKind::Manager,
+        },
+    }
+}
+
+#[tokio::test]
+async fn the_end_of_the_cluster_comes_to_the_other_node_by_the_channel_too() {
+    let [alpha, beta] = Fake::pair();
+    let ended = [Command::EndCluster(EndKind::Manager)];
+    assert_eq!(answer(alpha.as_ref(), end()).await, Answer::Done);
+    assert_eq!(*alpha.commands.lock().unwrap(), ended);
+    assert_eq!(
+        *beta.commands.lock().unwrap(),
+        ended,
+        "its heartbeats may be cut"
+    );
+
+    // Whichever is asked.
+    assert_eq!(
+        answer(beta.as_ref(), end_at(Some("alpha"))).await,
+        Answer::Done
+    );
+    for node in [&alpha, &beta] {
+        assert_eq!(*node.commands.lock().unwrap(), [ended[0], ended[0]]);
+    }
+
+    // Nobody tells it: this node ends, and the answer says that the other one does not.
+    alpha.commands.lock().unwrap().clear();
+    *alpha.other.lock().unwrap() = None;
+    alpha.view.lock().unwrap().other = NodeState::Offline;
+    assert_eq!(answer(alpha.as_ref(), end()).await, untold());
+    assert_eq!(*alpha.commands.lock().unwrap(), ended);
+
+    // The other one was to be asked: nothing is done.
+    alpha.commands.lock().unwrap().clear();
+    refusal(answer(alpha.as_ref(), end_at(Some("beta"))).await);
+    assert_eq!(*alpha.commands.lock().unwrap(), []);
+
+    // Heartbeats tell it, and this manager does not end before they have.
+    alpha.view.lock().unwrap().other = NodeState::Online;
+    assert_eq!(answer(alpha.as_ref(), end()).await, Answer::Done);
+}
+
+#[tokio::test]
+async fn words_that_the_other_node_did_not_get_are_told_here_all_the_same() {
+    let alpha = Fake::new(0);
+    let note = Ask::Note {
+        text: "moving".to_owned(),
+        id: None,
+        severity: Severity::Warning,
+        reach: Reach::Cluster,
+    };
+    assert_eq!(answer(alpha.as_ref(), note).await, untold());
+    assert_eq!(alpha.alerts.lock().unwrap().len(), 1);
 }
