@@ -73,7 +73,8 @@ pub struct Side {
     pub messages: VecDeque<(SessionId, Message)>,
     pub asks: VecDeque<(Attempt, Ask)>,
     pub session: Option<SessionId>,
-    wants: Option<Time>,
+    /// It looks for its peer, from then on.
+    pub wants: Option<Time>,
     deadline: Option<Time>,
     /// By block; what is not there reads as zeroes.
     data: BTreeMap<u64, Bytes>,
@@ -107,14 +108,20 @@ pub struct Pair {
 /// What the core was made to do by one event.
 pub type Effects = Actions;
 
-fn start(node: usize, settings: &Settings) -> Start {
-    let mut record = Record::new(7, node as u64 + 1, SIZE);
+/// Of a copy that was just created.
+fn first_record(node: usize, size: u64) -> Record {
+    let mut record = Record::new(7, node as u64 + 1, size);
     record.peer = Some(2 - node as u64);
     record.zeroed = true;
-    let layout = Layout::new(SIZE, 64, Placement::Own).expect("a layout");
+    record
+}
+
+fn start(node: usize, record: Record, boot: u128, settings: &Settings) -> Start {
+    let size = record.size;
+    let layout = Layout::new(size, 64, Placement::Own).expect("a layout");
     let backing = Backing {
         data_offset: 0,
-        store_size: SIZE,
+        store_size: size,
     };
     let mut superblock = Superblock::new(layout, backing, 0, record);
     superblock.seq = 2;
@@ -122,7 +129,7 @@ fn start(node: usize, settings: &Settings) -> Start {
         node: NodeId(node as u64 + 1),
         peer: NodeId(2 - node as u64),
         recovered: Recovered {
-            bitmap: DirtyBitmap::new(SIZE / 4096).with_tag(superblock.tag()),
+            bitmap: DirtyBitmap::new(size / 4096).with_tag(superblock.tag()),
             superblock,
             hot: Vec::new(),
             log: LogState::fresh(64),
@@ -131,7 +138,7 @@ fn start(node: usize, settings: &Settings) -> Start {
             findings: Vec::new(),
         },
         settings: settings.clone(),
-        boot: node as u128 + 1,
+        boot,
         token: true,
         disk_usable: true,
         unmap_zeroes: true,
@@ -180,10 +187,16 @@ impl Pair {
     }
 
     pub fn with(settings: &Settings) -> Self {
+        Self::of_size(SIZE, settings)
+    }
+
+    /// Of so many bytes; the activity log has 64 slots.
+    pub fn of_size(size: u64, settings: &Settings) -> Self {
         let now = 1_000_000 * MS;
         let side = |node| {
             let mut out = Actions::new();
-            let mirror = Mirror::new(start(node, settings), Time(now), &mut out);
+            let start = start(node, first_record(node, size), node as u128 + 1, settings);
+            let mirror = Mirror::new(start, Time(now), &mut out);
             let side = Side {
                 kept: None,
                 mirror,
@@ -219,6 +232,17 @@ impl Pair {
         pair.carry_out(0, &out_a);
         pair.carry_out(1, &out_b);
         pair
+    }
+
+    /// A node's machine starts anew. Nothing of its copy is marked, or lost; nothing is under way.
+    pub fn restart(&mut self, node: usize) {
+        let before = &self.sides[node].mirror;
+        assert_eq!(before.dirty().count(), 0);
+        let boot = before.record().boot.unwrap_or_default() + 100;
+        let start = start(node, before.record().clone(), boot, before.settings());
+        let mut out = Actions::new();
+        self.sides[node].mirror = Mirror::new(start, Time(self.now), &mut out);
+        self.carry_out(node, &out);
     }
 
     /// Where a node stands, in the two letters of [`coverage`].

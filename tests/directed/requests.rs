@@ -206,7 +206,8 @@ fn settings_are_taken_over() {
             ack_timeout_ms,
             ..Settings::default()
         };
-        pair.done(0, Command::Set(settings));
+        pair.done(0, Command::Set(settings.clone()));
+        assert_eq!(pair.sides[0].mirror.settings(), &settings);
     };
     told(&mut pair, 3_000);
     assert!(pair.sides[0].asked > asked, "it may be another arbiter");
