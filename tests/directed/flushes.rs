@@ -5,7 +5,7 @@ use kagami_replicator::core::event::Request;
 use kagami_replicator::core::state::Solo;
 use kagami_replicator::core::{Notice, Settings};
 
-use super::pair::{DEMOTE, PROMOTE, Pair, write};
+use super::pair::{DEMOTE, PROMOTE, Pair, start, write};
 use super::stands::{lose_disk, primary};
 
 /// Bytes of an extent.
@@ -81,7 +81,7 @@ fn half_a_log_of_extents_is_flushed_at_once() {
         flush_after_ms: 60_000,
         ..Settings::default()
     };
-    let mut pair = Pair::of_size(64 * EXTENT, &settings);
+    let mut pair = Pair::of([0, 1].map(|node| start(node, &settings, 64 * EXTENT)));
     pair.pump();
     pair.elapse(500);
     pair.done(0, PROMOTE);

@@ -6,7 +6,7 @@ use kagami_replicator::core::event::Request;
 use kagami_replicator::core::state::{RequestId, Solo, Time};
 use kagami_replicator::core::{DiskOp, IoError, Settings};
 
-use super::pair::{PROMOTE, Pair, write};
+use super::pair::{PROMOTE, Pair, start, write};
 use super::stands::{lose_disk, primary};
 
 /// Blocks of an extent.
@@ -23,7 +23,7 @@ fn large(with_peer: bool) -> Pair {
         ack_timeout_ms: 2_000_000,
         ..Settings::default()
     };
-    let mut pair = Pair::of_size(2 * SLOTS * EXTENT * 4096, &settings);
+    let mut pair = Pair::of([0, 1].map(|node| start(node, &settings, 2 * SLOTS * EXTENT * 4096)));
     pair.pump();
     pair.elapse(500);
     pair.done(0, PROMOTE);

@@ -11,9 +11,12 @@ use kagami_replicator::core::state::{Connection, DiskState, NodeId, SessionId, S
 use kagami_replicator::core::{Action, Command, DiskOp, Event, Notice, Role, Settings, Status};
 
 use super::cells::hello;
-use super::pair::{DEMOTE, Effects, MS, PROMOTE, Pair, SIZE};
+use super::pair::{DEMOTE, Effects, MS, PROMOTE, Pair, SIZE, start};
 use super::stands::{alone, carried, cut, in_sync, primary};
 use super::ways::say;
+
+/// How the pair is, the node that meets, what its peer says that is not so, and what is known of the peer then.
+type Peer = (fn() -> Pair, usize, fn(&mut Hello), Role, DiskState);
 
 /// Longer than every pause after a refusal, ms.
 const LONG: u64 = 15_000;
@@ -162,7 +165,7 @@ fn few_marks_are_one_message() {
 #[test]
 fn many_marks_are_several_messages() {
     const MOST: u64 = 4_096;
-    let mut pair = Pair::of_size(8 * SIZE, &always());
+    let mut pair = Pair::of([0, 1].map(|node| start(node, &always(), 8 * SIZE)));
     pair.pump();
     pair.elapse(500);
     pair.done(0, PROMOTE);
@@ -294,9 +297,8 @@ fn the_verdict_says_what_the_peer_is() {
     };
     let as_it_is = |_: &mut Hello| {};
     let primary_there = |theirs: &mut Hello| theirs.role = Role::Primary;
-    type Row = (fn() -> Pair, usize, fn(&mut Hello), Role, DiskState);
     let (updates, updated) = (DiskState::UpToDate, DiskState::Inconsistent);
-    let rows: [Row; 6] = [
+    let rows: [Peer; 6] = [
         (alone, 0, as_it_is, Role::Secondary, updated),
         (alone, 1, as_it_is, Role::Primary, updates),
         (|| cut(in_sync()), 0, as_it_is, Role::Secondary, updates),
@@ -454,6 +456,8 @@ fn a_split_brain_waits_for_a_word() {
             both_stale: policy,
             ..always()
         });
+        // (Of two that prefer their own neither would have its way.)
+        pair.done(1, Command::Set(always()));
         link(&mut pair);
         for node in [0, 1] {
             let refused = Strategy::Refuse(Refused::SplitBrain);

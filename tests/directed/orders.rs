@@ -8,6 +8,9 @@ use super::meeting::recorded_all;
 use super::pair::{DEMOTE, PROMOTE, Pair};
 use super::stands::{alone, build, copying, cut, guest, in_sync, lose_disk, primary};
 
+/// How a pair is, and which of its nodes is meant.
+type Stand = fn() -> (Pair, usize);
+
 /// Longer than a meeting and a resynchronisation of these, ms.
 const LONG: u64 = 10_000;
 
@@ -163,7 +166,6 @@ fn a_clean_hand_over_forgets_who_was_primary() {
 
 #[test]
 fn a_copy_is_worth_after_a_demotion_what_is_known_of_it() {
-    type Stand = fn() -> (Pair, usize);
     let rows: [(Stand, DiskState); 4] = [
         (|| (primary(), 0), DiskState::UpToDate),
         (|| (copying(), 0), DiskState::UpToDate),

@@ -70,6 +70,8 @@ pub struct Side {
     pub hold: Hold,
     pub disk: VecDeque<(DiskId, DiskOp)>,
     pub metadata: VecDeque<MetaId>,
+    /// What was to be written there, from the beginning: the steps of each write, and the places in a step.
+    pub stored: Vec<Vec<Vec<(u64, Bytes)>>>,
     pub messages: VecDeque<(SessionId, Message)>,
     pub asks: VecDeque<(Attempt, Ask)>,
     pub session: Option<SessionId>,
@@ -99,6 +101,8 @@ pub struct Pair {
     pub arbiter: Arbiter,
     /// The link is there.
     pub linked: bool,
+    /// Of the protocol, in sessions to come.
+    pub version: u16,
     /// Orders and requests that are not answered: the node, and the id.
     pub open: BTreeSet<(usize, u64)>,
     sessions: u64,
@@ -108,16 +112,11 @@ pub struct Pair {
 /// What the core was made to do by one event.
 pub type Effects = Actions;
 
-/// Of a copy that was just created.
-fn first_record(node: usize, size: u64) -> Record {
+/// A new copy of so many bytes, whose peer is the other node.
+pub fn start(node: usize, settings: &Settings, size: u64) -> Start {
     let mut record = Record::new(7, node as u64 + 1, size);
     record.peer = Some(2 - node as u64);
     record.zeroed = true;
-    record
-}
-
-fn start(node: usize, record: Record, boot: u128, settings: &Settings) -> Start {
-    let size = record.size;
     let layout = Layout::new(size, 64, Placement::Own).expect("a layout");
     let backing = Backing {
         data_offset: 0,
@@ -138,7 +137,7 @@ fn start(node: usize, record: Record, boot: u128, settings: &Settings) -> Start 
             findings: Vec::new(),
         },
         settings: settings.clone(),
-        boot,
+        boot: node as u128 + 1,
         token: true,
         disk_usable: true,
         unmap_zeroes: true,
@@ -187,15 +186,15 @@ impl Pair {
     }
 
     pub fn with(settings: &Settings) -> Self {
-        Self::of_size(SIZE, settings)
+        Self::of([0, 1].map(|node| start(node, settings, SIZE)))
     }
 
-    /// Of so many bytes; the activity log has 64 slots.
-    pub fn of_size(size: u64, settings: &Settings) -> Self {
+    /// Of what the two nodes begin with.
+    pub fn of(starts: [Start; 2]) -> Self {
         let now = 1_000_000 * MS;
-        let side = |node| {
+        let [first, second] = starts;
+        let side = |node, start| {
             let mut out = Actions::new();
-            let start = start(node, first_record(node, size), node as u128 + 1, settings);
             let mirror = Mirror::new(start, Time(now), &mut out);
             let side = Side {
                 kept: None,
@@ -203,6 +202,7 @@ impl Pair {
                 hold: Hold::default(),
                 disk: VecDeque::new(),
                 metadata: VecDeque::new(),
+                stored: Vec::new(),
                 messages: VecDeque::new(),
                 asks: VecDeque::new(),
                 session: None,
@@ -219,12 +219,13 @@ impl Pair {
             };
             (side, out)
         };
-        let ((a, out_a), (b, out_b)) = (side(0), side(1));
+        let ((a, out_a), (b, out_b)) = (side(0, first), side(1, second));
         let mut pair = Self {
             now,
             sides: [a, b],
             arbiter: Arbiter::default(),
             linked: true,
+            version: 2,
             open: BTreeSet::new(),
             sessions: 0,
             orders: 0,
@@ -238,8 +239,9 @@ impl Pair {
     pub fn restart(&mut self, node: usize) {
         let before = &self.sides[node].mirror;
         assert_eq!(before.dirty().count(), 0);
-        let boot = before.record().boot.unwrap_or_default() + 100;
-        let start = start(node, before.record().clone(), boot, before.settings());
+        let mut start = start(node, before.settings(), SIZE);
+        start.boot += before.record().boot.unwrap_or_default();
+        start.recovered.superblock.record = before.record().clone();
         let mut out = Actions::new();
         self.sides[node].mirror = Mirror::new(start, Time(self.now), &mut out);
         self.carry_out(node, &out);
@@ -272,7 +274,10 @@ impl Pair {
                     side.flushes += usize::from(*op == DiskOp::Flush);
                     side.disk.push_back((*id, op.clone()));
                 }
-                Action::Metadata { id, .. } => side.metadata.push_back(*id),
+                Action::Metadata { id, steps } => {
+                    side.metadata.push_back(*id);
+                    side.stored.push(steps.clone());
+                }
                 Action::Send {
                     session, message, ..
                 } => {
@@ -334,13 +339,8 @@ impl Pair {
     fn link_up(&mut self, node: usize, session: SessionId) {
         self.sides[node].session = Some(session);
         self.sides[node].wants = None;
-        self.handle(
-            node,
-            Event::LinkUp {
-                session,
-                version: 2,
-            },
-        );
+        let version = self.version;
+        self.handle(node, Event::LinkUp { session, version });
     }
 
     /// A session at both, whether they look for one or not.

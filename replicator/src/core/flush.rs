@@ -100,7 +100,7 @@ impl Mirror {
         let own = self.flush.wanted && mirrors && covers;
         let asked = !self.flush.requests.is_empty() && self.may_write();
         if !own && !asked {
-            if self.flush.wanted && self.unflushed.is_empty() && !resynced {
+            if self.flush.wanted && self.unflushed.is_empty() {
                 self.flush.wanted = false;
                 self.timers.clear(Timer::AutoFlush);
             }
