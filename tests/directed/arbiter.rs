@@ -1,12 +1,13 @@
 //! What a node asks the arbiter, and what it makes of each answer (docs/protocol.md §4).
 
 use kagami_replicator::core::event::Reply;
+use kagami_replicator::core::message::Message;
 use kagami_replicator::core::register::{ArbiterAnswer, Ask, Register};
 use kagami_replicator::core::state::{Attempt, NodeId};
-use kagami_replicator::core::{Event, Notice};
+use kagami_replicator::core::{DiskFault, Event, Notice};
 
-use super::pair::{DEMOTE, FORCE, PROMOTE, Pair};
-use super::stands::{alone, build, cut, in_sync, primary};
+use super::pair::{DEMOTE, FORCE, MS, PROMOTE, Pair};
+use super::stands::{alone, build, copying, cut, in_sync, lose_disk, primary};
 
 /// The arbiter's time-out, ms.
 const PATIENCE: u64 = 2_000;
@@ -317,7 +318,7 @@ fn silence_lets_nobody_go_who_was_not_alone() {
 #[test]
 fn an_arbiter_that_is_not_reached_is_asked_again_soon_and_told_once() {
     let mut pair = asking();
-    let whys = ["no route", "no route", "refused", "refused"];
+    let whys = ["no route", "no route", "no route", "refused"];
     for why in whys {
         pair.arbiter_says(0, ArbiterAnswer::Unreachable(why.into()));
         pair.pump();
@@ -377,4 +378,139 @@ fn a_register_that_can_t_be_counted_further_grants_nothing() {
     let (id, _) = pair.request(0, super::pair::write(9));
     pair.pump();
     assert_eq!(pair.reply(0, id), None);
+}
+
+/// What was to be told in a session is nothing to a node without one: it asks at once whether it may go on.
+#[test]
+fn a_look_at_the_register_ends_with_its_session() {
+    let mut pair = primary();
+    pair.sides[0].hold.asks = true;
+    while pair.sides[0].asks.is_empty() {
+        pair.elapse(500);
+    }
+    pair.cut();
+    pair.pump();
+    assert_eq!(pair.sides[0].asks.len(), 2);
+    pair.sides[0].asks.pop_front();
+    pair.sides[0].hold.asks = false;
+    pair.write(0, 9);
+}
+
+/// The look of a source that is alone says as much as the question that the end of its resynchronisation needs.
+#[test]
+fn the_end_of_a_resynchronisation_takes_the_answer_to_a_look_that_is_under_way() {
+    let mut pair = copying();
+    pair.sides[0].hold.asks = true;
+    pair.elapse(2_500);
+    assert_eq!(pair.sides[0].asks.len(), 1);
+    pair.sides[0].hold.reads = false;
+    pair.pump();
+    assert_ne!(pair.stand(1), "Si");
+    assert_eq!(pair.sides[0].asks.len(), 1);
+    let (attempt, ask) = next(&mut pair, 0);
+    let answer = pair.arbiter.answer(&ask);
+    pair.handle(0, Event::Arbiter { attempt, answer });
+    pair.pump();
+    assert_eq!(pair.stand(1), "Si");
+}
+
+/// *One-writer*: a register that is found may let a copy go, so both have forgotten the one before when either records it.
+#[test]
+fn in_sync_both_record_the_register_that_is_there_and_forget_the_old_one_first() {
+    let mut pair = in_sync();
+    rewrite(&mut pair, |register| register.instance += 2);
+    let found = Some(register(&pair).instance);
+    let mut told = Vec::new();
+    let end = pair.now + 40_000 * MS;
+    while pair.now < end {
+        let new = pair.sides[1].messages.front();
+        if let Some((_, Message::ArbiterInstance { instance })) = new {
+            told.push(*instance);
+        }
+        if !pair.step() {
+            pair.tick(end);
+        }
+    }
+    told.dedup();
+    assert_eq!(told, [None, found]);
+    for side in &pair.sides {
+        assert_eq!(side.mirror.record().arbiter, found);
+    }
+    assert_eq!(register(&pair).copies, [NodeId(1), NodeId(2)]);
+}
+
+/// What was found may be another arbiter's: at one that has no register another one is created.
+#[test]
+fn a_register_that_was_found_is_not_created_anew() {
+    let mut pair = in_sync();
+    rewrite(&mut pair, |register| register.instance += 2);
+    let found = Some(register(&pair).instance);
+    let end = pair.now + 40_000 * MS;
+    while pair.sides[0].mirror.record().arbiter != found {
+        assert!(pair.now < end);
+        if !pair.step() {
+            pair.tick(end);
+        }
+    }
+    pair.arbiter.wipe();
+    pair.elapse(40_000);
+    let new = register(&pair).instance;
+    assert_ne!(Some(new), found);
+    for side in &pair.sides {
+        assert_eq!(side.mirror.record().arbiter, Some(new));
+    }
+}
+
+/// The answer to a look in sync does not put off the question that the Primary without a disk waits for.
+#[test]
+fn who_is_to_carry_asks_so_as_soon_as_an_earlier_look_is_answered() {
+    let mut pair = in_sync();
+    pair.sides[0].hold.asks = true;
+    while pair.sides[0].asks.is_empty() {
+        pair.elapse(500);
+    }
+    pair.done(1, PROMOTE);
+    pair.sides[1].hold.writes = true;
+    pair.request(1, super::pair::write(9));
+    pair.pump();
+    pair.end_disk(1, 0, Err(DiskFault::Io(5)));
+    pair.sides[1].hold.writes = false;
+    pair.pump();
+    assert_eq!(pair.sides[0].asks.len(), 1, "one at a time");
+    pair.sides[0].hold.asks = false;
+    pair.elapse(500);
+    assert_eq!([pair.stand(0), pair.stand(1)], ["Sv", "Dv"]);
+    pair.write(1, 10);
+}
+
+/// Whoever is promoted while the register is looked at asks no second question.
+#[test]
+fn one_question_is_open_at_a_time() {
+    let mut pair = in_sync();
+    pair.sides[0].hold.asks = true;
+    while pair.sides[0].asks.is_empty() {
+        pair.elapse(500);
+    }
+    pair.done(0, PROMOTE);
+    assert_eq!(pair.sides[0].asks.len(), 1);
+}
+
+/// What holds a question back, or lets it pass, is what it is for.
+#[test]
+fn a_question_is_known_by_what_it_is_for() {
+    let open = |pair: &Pair, node: usize| pair.sides[node].asks.front().expect("a question").0;
+    let pair = asking();
+    let id = open(&pair, 0);
+    let mirror = &pair.sides[0].mirror;
+    assert_eq!(mirror.footing().asking, Some(id));
+    assert!(!mirror.asks_to_carry(id));
+
+    let mut pair = primary();
+    pair.sides[1].hold.asks = true;
+    lose_disk(&mut pair);
+    let id = open(&pair, 1);
+    let mirror = &pair.sides[1].mirror;
+    assert_eq!(mirror.footing().asking, None);
+    assert!(mirror.asks_to_carry(id));
+    assert!(!mirror.asks_to_carry(Attempt(id.0 + 1)));
 }

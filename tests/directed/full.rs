@@ -5,7 +5,7 @@ use kagami_replicator::core::state::RequestId;
 use kagami_replicator::core::{DiskFault, DiskOp, IoError};
 
 use super::pair::{Pair, write};
-use super::stands::{alone, carried, copying, primary};
+use super::stands::{alone, build, carried, copying, primary};
 
 const FULL: Result<(), DiskFault> = Err(DiskFault::NoSpace);
 
@@ -162,4 +162,53 @@ fn a_target_gives_way() {
     assert_eq!(pair.stand(1), "Gn");
     pair.write(0, 3);
     assert_eq!(pair.stand(0), "Pn");
+}
+
+#[test]
+fn what_lands_after_its_session_takes_no_targets_copy_away_either() {
+    let mut pair = copying();
+    pair.sides[1].hold.writes = true;
+    pair.sides[0].hold.reads = false;
+    pair.pump();
+    pair.cut();
+    pair.pump();
+    fill(&mut pair, 1);
+    assert_eq!(pair.stand(1), "Bn");
+    comes_together(pair);
+}
+
+/// It has adopted: it may be the last good copy in a moment.
+#[test]
+fn a_target_whose_copy_is_good_keeps_it() {
+    let (pair, _) = build("St");
+    let (mut pair, _) = under_way(pair);
+    fill(&mut pair, 1);
+    pair.pump();
+    assert!(!pair.stand(1).starts_with('G'), "{}", pair.stand(1));
+    comes_together(pair);
+}
+
+/// A source's copy is the only good one: it waits for no word of the target.
+#[test]
+fn a_sources_write_fails_at_once() {
+    let (mut pair, id) = under_way(copying());
+    fill(&mut pair, 0);
+    assert!(has_no_room(&pair, id));
+    pair.pump();
+    assert!(pair.stand(0).starts_with('P'), "{}", pair.stand(0));
+    pair.sides[0].hold.reads = false;
+    flow(&mut pair);
+    comes_together(pair);
+}
+
+#[test]
+fn in_sync_the_primarys_gives_way_at_once_where_the_peer_has_the_write() {
+    let (mut pair, id) = under_way(primary());
+    pair.sides[1].hold.writes = false;
+    pair.pump();
+    assert_eq!(pair.reply(0, id), None);
+    fill(&mut pair, 0);
+    pair.pump();
+    assert_eq!(stands(&pair), ["Dv", "Sv"]);
+    assert_eq!(pair.reply(0, id), Some(&Ok(Bytes::new())));
 }

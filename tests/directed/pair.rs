@@ -70,10 +70,13 @@ pub struct Side {
     pub hold: Hold,
     pub disk: VecDeque<(DiskId, DiskOp)>,
     pub metadata: VecDeque<MetaId>,
+    /// What was to be written there, from the beginning: the steps of each write, and the places in a step.
+    pub stored: Vec<Vec<Vec<(u64, Bytes)>>>,
     pub messages: VecDeque<(SessionId, Message)>,
     pub asks: VecDeque<(Attempt, Ask)>,
     pub session: Option<SessionId>,
-    wants: Option<Time>,
+    /// It looks for its peer, from then on.
+    pub wants: Option<Time>,
     deadline: Option<Time>,
     /// By block; what is not there reads as zeroes.
     data: BTreeMap<u64, Bytes>,
@@ -98,6 +101,8 @@ pub struct Pair {
     pub arbiter: Arbiter,
     /// The link is there.
     pub linked: bool,
+    /// Of the protocol, in sessions to come.
+    pub version: u16,
     /// Orders and requests that are not answered: the node, and the id.
     pub open: BTreeSet<(usize, u64)>,
     sessions: u64,
@@ -107,14 +112,15 @@ pub struct Pair {
 /// What the core was made to do by one event.
 pub type Effects = Actions;
 
-fn start(node: usize, settings: &Settings) -> Start {
-    let mut record = Record::new(7, node as u64 + 1, SIZE);
+/// A new copy of so many bytes, whose peer is the other node.
+pub fn start(node: usize, settings: &Settings, size: u64) -> Start {
+    let mut record = Record::new(7, node as u64 + 1, size);
     record.peer = Some(2 - node as u64);
     record.zeroed = true;
-    let layout = Layout::new(SIZE, 64, Placement::Own).expect("a layout");
+    let layout = Layout::new(size, 64, Placement::Own).expect("a layout");
     let backing = Backing {
         data_offset: 0,
-        store_size: SIZE,
+        store_size: size,
     };
     let mut superblock = Superblock::new(layout, backing, 0, record);
     superblock.seq = 2;
@@ -122,7 +128,7 @@ fn start(node: usize, settings: &Settings) -> Start {
         node: NodeId(node as u64 + 1),
         peer: NodeId(2 - node as u64),
         recovered: Recovered {
-            bitmap: DirtyBitmap::new(SIZE / 4096).with_tag(superblock.tag()),
+            bitmap: DirtyBitmap::new(size / 4096).with_tag(superblock.tag()),
             superblock,
             hot: Vec::new(),
             log: LogState::fresh(64),
@@ -180,16 +186,23 @@ impl Pair {
     }
 
     pub fn with(settings: &Settings) -> Self {
+        Self::of([0, 1].map(|node| start(node, settings, SIZE)))
+    }
+
+    /// Of what the two nodes begin with.
+    pub fn of(starts: [Start; 2]) -> Self {
         let now = 1_000_000 * MS;
-        let side = |node| {
+        let [first, second] = starts;
+        let side = |node, start| {
             let mut out = Actions::new();
-            let mirror = Mirror::new(start(node, settings), Time(now), &mut out);
+            let mirror = Mirror::new(start, Time(now), &mut out);
             let side = Side {
                 kept: None,
                 mirror,
                 hold: Hold::default(),
                 disk: VecDeque::new(),
                 metadata: VecDeque::new(),
+                stored: Vec::new(),
                 messages: VecDeque::new(),
                 asks: VecDeque::new(),
                 session: None,
@@ -206,12 +219,13 @@ impl Pair {
             };
             (side, out)
         };
-        let ((a, out_a), (b, out_b)) = (side(0), side(1));
+        let ((a, out_a), (b, out_b)) = (side(0, first), side(1, second));
         let mut pair = Self {
             now,
             sides: [a, b],
             arbiter: Arbiter::default(),
             linked: true,
+            version: 2,
             open: BTreeSet::new(),
             sessions: 0,
             orders: 0,
@@ -219,6 +233,18 @@ impl Pair {
         pair.carry_out(0, &out_a);
         pair.carry_out(1, &out_b);
         pair
+    }
+
+    /// A node's machine starts anew. Nothing of its copy is marked, or lost; nothing is under way.
+    pub fn restart(&mut self, node: usize) {
+        let before = &self.sides[node].mirror;
+        assert_eq!(before.dirty().count(), 0);
+        let mut start = start(node, before.settings(), SIZE);
+        start.boot += before.record().boot.unwrap_or_default();
+        start.recovered.superblock.record = before.record().clone();
+        let mut out = Actions::new();
+        self.sides[node].mirror = Mirror::new(start, Time(self.now), &mut out);
+        self.carry_out(node, &out);
     }
 
     /// Where a node stands, in the two letters of [`coverage`].
@@ -248,7 +274,10 @@ impl Pair {
                     side.flushes += usize::from(*op == DiskOp::Flush);
                     side.disk.push_back((*id, op.clone()));
                 }
-                Action::Metadata { id, .. } => side.metadata.push_back(*id),
+                Action::Metadata { id, steps } => {
+                    side.metadata.push_back(*id);
+                    side.stored.push(steps.clone());
+                }
                 Action::Send {
                     session, message, ..
                 } => {
@@ -310,13 +339,8 @@ impl Pair {
     fn link_up(&mut self, node: usize, session: SessionId) {
         self.sides[node].session = Some(session);
         self.sides[node].wants = None;
-        self.handle(
-            node,
-            Event::LinkUp {
-                session,
-                version: 2,
-            },
-        );
+        let version = self.version;
+        self.handle(node, Event::LinkUp { session, version });
     }
 
     /// A session at both, whether they look for one or not.

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use kagami_replicator::core::event::Request;
 use kagami_replicator::core::message::Message;
 use kagami_replicator::core::state::{Connection, Time};
+use kagami_replicator::core::status::Standing;
 use kagami_replicator::core::{Command, IoError, Notice};
 
 use super::pair::{MS, PROMOTE, Pair, SIZE, write};
@@ -101,6 +102,27 @@ fn a_read_that_ends_after_the_lease_is_not_answered() {
         if late {
             pair.now += TIMEOUT * MS;
         }
+        pair.end_disk(0, 0, Ok(()));
+        assert_eq!(pair.reply(0, id).is_some(), answered);
+    }
+}
+
+/// To the moment.
+#[test]
+fn a_lease_has_ended_at_its_end() {
+    for (early, answered) in [(1, true), (0, false)] {
+        let mut pair = primary();
+        pair.sides[0].hold.reads = true;
+        let read = Request::Read {
+            offset: 0,
+            len: 4096,
+        };
+        let (id, _) = pair.request(0, read);
+        let Standing::Session { until } = pair.sides[0].mirror.status(Time(pair.now)).standing
+        else {
+            panic!("no session")
+        };
+        pair.now = until.0 - early;
         pair.end_disk(0, 0, Ok(()));
         assert_eq!(pair.reply(0, id).is_some(), answered);
     }
@@ -206,7 +228,8 @@ fn settings_are_taken_over() {
             ack_timeout_ms,
             ..Settings::default()
         };
-        pair.done(0, Command::Set(settings));
+        pair.done(0, Command::Set(settings.clone()));
+        assert_eq!(pair.sides[0].mirror.settings(), &settings);
     };
     told(&mut pair, 3_000);
     assert!(pair.sides[0].asked > asked, "it may be another arbiter");

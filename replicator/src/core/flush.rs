@@ -96,13 +96,11 @@ impl Mirror {
         }
         let mirrors = self.is_mirroring();
         let resynced = self.resync_acked();
-        let own = self.flush.wanted && mirrors && (resynced || self.has_ended_unflushed());
-        if !own && !mirrors {
-            self.flush.wanted = false;
-        }
+        let covers = resynced || self.has_ended_unflushed() || self.is_answerer_unflushed();
+        let own = self.flush.wanted && mirrors && covers;
         let asked = !self.flush.requests.is_empty() && self.may_write();
         if !own && !asked {
-            if self.flush.wanted && self.unflushed.is_empty() && !resynced {
+            if self.flush.wanted && self.unflushed.is_empty() {
                 self.flush.wanted = false;
                 self.timers.clear(Timer::AutoFlush);
             }

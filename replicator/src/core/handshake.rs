@@ -80,8 +80,6 @@ impl Mirror {
 
     fn hello(&self) -> Hello {
         Hello {
-            mirror: self.mirror,
-            node: self.me,
             diskless: self.local.store != Store::Usable,
             marks: self.bitmap.count(),
             role: self.role,

@@ -135,7 +135,7 @@ impl Mirror {
             }
             !lacking
         });
-        if self.log.wants() > 0 || cut.is_none() {
+        if self.log.wants() > 0 {
             self.flush.wanted |= held_by_flush;
             self.heat.in_the_way = in_the_way;
         }

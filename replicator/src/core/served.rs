@@ -355,6 +355,12 @@ impl Mirror {
         self.is_guest() && (self.guest.unflushed || !self.unflushed.is_empty())
     }
 
+    /// True if the peer, which answers for this node, may not have flushed what it answered before this session, or before
+    /// this node became its guest.
+    pub(super) fn is_answerer_unflushed(&self) -> bool {
+        self.guest.unflushed && self.is_primary() && (self.is_served() || self.is_carried())
+    }
+
     /// The peer has flushed, after everything that it answered before; or nothing of this term was.
     pub(super) fn guest_flushed(&mut self) {
         self.guest.unflushed = false;
