@@ -213,8 +213,8 @@ impl Mirror {
                 return;
             }
             Some(Work::Log { seq }) => self.log.record_failed(seq),
+            // (They count as under way: none is written any more.)
             Some(Work::Pages(pages)) => {
-                self.pages.under_way -= 1;
                 for (page, seq) in pages {
                     self.bitmap.page_failed(page, seq);
                 }
@@ -280,30 +280,22 @@ impl Mirror {
             return;
         }
         while self.pages.under_way < PAGE_WRITES {
+            let in_the_way = std::mem::take(&mut self.heat.in_the_way);
+            let stale = self.pages.write_all.then(|| self.bitmap.stale_pages());
             let mut batch: Vec<Page> = Vec::new();
-            for extent in std::mem::take(&mut self.heat.in_the_way) {
-                let page = Page::of(extent);
-                if batch.len() < PAGES_PER_WRITE
-                    && !self.bitmap.is_page_in_flight(page)
-                    && !batch.contains(&page)
-                {
+            for page in (in_the_way.into_iter().map(Page::of)).chain(stale.into_iter().flatten()) {
+                if batch.len() == PAGES_PER_WRITE {
+                    break;
+                }
+                if !self.bitmap.is_page_in_flight(page) && !batch.contains(&page) {
                     batch.push(page);
                 }
             }
-            if self.pages.write_all && batch.len() < PAGES_PER_WRITE {
-                let more: Vec<Page> = self
-                    .bitmap
-                    .stale_pages()
-                    .filter(|page| !self.bitmap.is_page_in_flight(*page) && !batch.contains(page))
-                    .take(PAGES_PER_WRITE - batch.len())
-                    .collect();
-                if more.is_empty() && batch.is_empty() {
+            if batch.is_empty() {
+                if self.pages.write_all {
                     self.pages.write_all = false;
                     self.forget_all_marked();
                 }
-                batch.extend(more);
-            }
-            if batch.is_empty() {
                 return;
             }
             let mut writes = Vec::with_capacity(batch.len());

@@ -259,16 +259,14 @@ impl Mirror {
         }
     }
 
-    /// The running cycle comes to nothing; who waited for it waits for the next one.
+    /// The running cycle comes to nothing; who waited for it waits for the next one. (A source's ends with its session,
+    /// and with that what it sent.)
     pub(super) fn cancel_cycle(&mut self) {
         if let Some(cycle) = self.flush.cycle.take() {
             self.unflushed.cancel_flush();
             let mut requests = cycle.requests;
             requests.append(&mut self.flush.requests);
             self.flush.requests = requests;
-            if let Some(up) = self.up_mut() {
-                up.put_back_resynced(cycle.resynced);
-            }
         }
     }
 }

@@ -14,7 +14,7 @@ use kagami_bitmap::{BLOCK, BLOCKS_PER_EXTENT, Block, Run};
 
 use super::compare::Compared;
 use super::handshake::RUNS;
-use super::link::{Owed, Phase, Up};
+use super::link::{Owed, Phase};
 use super::message::{Doing, Message};
 use super::pace::{Admission, Flow};
 use super::secondary::hash_blocks;
@@ -168,16 +168,6 @@ impl Target {
             served: false,
             offer: None,
             adopted: false,
-        }
-    }
-}
-
-impl Up {
-    /// What a flush would have cleared is to be flushed again.
-    pub fn put_back_resynced(&mut self, runs: Vec<Run>) {
-        if let Phase::Source(source) = &mut self.phase {
-            source.acked_blocks += runs.iter().map(|run| run.count).sum::<u64>();
-            source.acked.extend(runs);
         }
     }
 }

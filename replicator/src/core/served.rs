@@ -395,11 +395,8 @@ impl Mirror {
             return fails;
         }
         match fault {
-            NOT_NOW if matches!(self.writes[key.0].origin, Origin::Front(_)) => {
-                self.park_again(key);
-            }
             NOT_NOW => {
-                // It was failed meanwhile: this node is demoted.
+                // It is begun anew; unless it was failed meanwhile, since this node is demoted.
                 self.writes[key.0].peer = Copy::Lost;
                 self.advance_write(key, out);
             }

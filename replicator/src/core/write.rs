@@ -389,7 +389,7 @@ impl Mirror {
     }
 
     /// Nobody has the write, as far as is known: it is begun anew once it may be.
-    pub(super) fn park_again(&mut self, key: WriteKey) {
+    fn park_again(&mut self, key: WriteKey) {
         let write = &mut self.writes[key.0];
         write.stage = Stage::Parked;
         write.local = Copy::None;
