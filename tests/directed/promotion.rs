@@ -1,0 +1,177 @@
+//! Orders to promote that meet others: what replaces what, what waits, and what a grant is worth.
+
+use kagami_replicator::core::event::{From, Reply};
+use kagami_replicator::core::message::Message;
+use kagami_replicator::core::state::{CommandId, NodeId, Time};
+use kagami_replicator::core::{Command, Notice, Role};
+
+use super::pair::{FORCE, PROMOTE, Pair};
+use super::stands::{copying_idle, cut, guest, in_sync, primary};
+use super::ways::say;
+
+fn refusal(pair: &Pair, node: usize, id: CommandId) -> &str {
+    match pair.answer(node, id) {
+        Some(Err(why)) => &why.what,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn is_done(pair: &Pair, node: usize, id: CommandId) -> bool {
+    matches!(pair.answer(node, id), Some(Ok(Reply::Done)))
+}
+
+fn broke_a_rule(pair: &Pair, node: usize) -> bool {
+    let mut notices = pair.sides[node].notices.iter();
+    notices.any(|notice| matches!(notice, Notice::PeerFault { .. }))
+}
+
+/// The peer granted, and that this node is Primary is not durable yet.
+fn granted() -> (Pair, CommandId) {
+    let mut pair = in_sync();
+    pair.sides[0].hold.metadata = true;
+    let (id, _) = pair.order(0, PROMOTE);
+    pair.pump();
+    assert_eq!((pair.answer(0, id), pair.stand(0)), (None, "Si"));
+    (pair, id)
+}
+
+#[test]
+fn a_primary_that_holds_its_requests_goes_on_by_a_word() {
+    let held = || {
+        let mut pair = primary();
+        pair.sides[0].hold.asks = true;
+        cut(pair)
+    };
+    for (build, node) in [(held as fn() -> Pair, 0), (|| cut(guest()), 1)] {
+        let mut pair = build();
+        let (id, _) = pair.order(node, FORCE);
+        pair.pump();
+        assert!(is_done(&pair, node, id), "{:?}", pair.answer(node, id));
+        let status = pair.sides[node].mirror.status(Time(pair.now));
+        assert_eq!(
+            (status.role, status.alone_by),
+            (Role::Primary, Some("force"))
+        );
+        pair.write(node, 9);
+    }
+}
+
+#[test]
+fn only_a_word_replaces_a_promotion_that_waits() {
+    let waiting = || {
+        let mut pair = cut(in_sync());
+        pair.sides[0].hold.asks = true;
+        let (id, _) = pair.order(0, PROMOTE);
+        pair.pump();
+        (pair, id)
+    };
+    let busy = "not promoted: a change of role is under way";
+    let (mut pair, first) = waiting();
+    let (second, _) = pair.order(0, PROMOTE);
+    assert_eq!(refusal(&pair, 0, second), busy);
+    assert_eq!(pair.answer(0, first), None);
+    let (mut pair, first) = waiting();
+    let (second, _) = pair.order(0, FORCE);
+    pair.pump();
+    let replaced = "not promoted: a forced promotion replaces it";
+    assert_eq!(refusal(&pair, 0, first), replaced);
+    assert!(is_done(&pair, 0, second));
+    // One that the peer was asked about waits for nothing else.
+    let mut pair = in_sync();
+    pair.sides[1].hold.messages = true;
+    let (first, _) = pair.order(0, PROMOTE);
+    let (second, _) = pair.order(0, FORCE);
+    assert_eq!(refusal(&pair, 0, second), busy);
+    pair.sides[1].hold.messages = false;
+    pair.pump();
+    assert!(is_done(&pair, 0, first));
+}
+
+/// A target that has been offered its generation is no guest any more, and in sync in a moment.
+#[test]
+fn a_target_that_adopts_is_promoted_a_moment_later() {
+    let mut pair = copying_idle();
+    pair.sides[0].hold.reads = false;
+    while pair.sides[0].mirror.dirty().count() > 0 {
+        assert!(pair.step());
+    }
+    pair.sides[1].hold.metadata = true;
+    pair.pump();
+    assert_eq!(pair.stand(0), "Sf", "its generation is offered");
+    let (id, _) = pair.order(1, PROMOTE);
+    pair.pump();
+    assert_eq!(pair.answer(1, id), None);
+    pair.sides[1].hold.metadata = false;
+    pair.pump();
+    assert!(is_done(&pair, 1, id), "{:?}", pair.answer(1, id));
+    assert_eq!([pair.stand(0), pair.stand(1)], ["Si", "Pi"]);
+}
+
+#[test]
+fn what_was_granted_is_not_granted_or_refused_again() {
+    let again = [
+        Message::PromoteGrant,
+        Message::PromoteRefuse { why: "no".into() },
+    ];
+    for message in again {
+        let (mut pair, id) = granted();
+        say(&mut pair, 0, message);
+        assert!(broke_a_rule(&pair, 0));
+        assert_eq!(pair.sides[0].session, None);
+        assert_eq!(pair.answer(0, id), None, "it is asked for again");
+    }
+}
+
+/// It is about to answer writes: its copy is overwritten by nobody's word. Before that it gives way.
+#[test]
+fn the_copy_of_whom_a_role_was_granted_stays() {
+    let overwrite = Message::Resolve {
+        keep: NodeId(2),
+        full: false,
+    };
+    let (mut pair, _) = granted();
+    say(&mut pair, 0, overwrite.clone());
+    assert!(broke_a_rule(&pair, 0));
+    let mut pair = in_sync();
+    pair.sides[1].hold.messages = true;
+    pair.order(0, PROMOTE);
+    say(&mut pair, 0, overwrite);
+    assert!(!broke_a_rule(&pair, 0));
+    pair.sides[1].hold.messages = false;
+    pair.elapse(5_000);
+    let verdicts = pair.sides[0].notices.iter();
+    let resynced = verdicts.filter(|n| matches!(n, Notice::Verdict { .. }));
+    assert_eq!(resynced.count(), 2, "the next session made it the target");
+}
+
+/// A grant is worth as long as its session.
+#[test]
+fn a_grant_ends_with_its_session() {
+    let (mut pair, id) = granted();
+    pair.sides[0].hold.asks = true;
+    pair.cut();
+    pair.sides[0].hold.metadata = false;
+    pair.pump();
+    assert_eq!(pair.sides[0].mirror.role(), Role::Secondary);
+    assert_eq!(pair.answer(0, id), None);
+    pair.sides[0].hold.asks = false;
+    pair.elapse(5_000);
+    assert!(is_done(&pair, 0, id), "by the arbiter's word");
+    let status = pair.sides[0].mirror.status(Time(pair.now));
+    assert_eq!(status.alone_by, Some("arbiter"));
+}
+
+/// Of whom the copy is about to be overwritten by this node's operator the other one is not made Primary.
+#[test]
+fn a_copy_that_is_to_be_overwritten_is_granted_nothing() {
+    let mut pair = in_sync();
+    pair.sides[1].hold.messages = true;
+    let from = Some(From::Local);
+    pair.order(0, Command::Resync { from, full: false });
+    say(&mut pair, 0, Message::PromoteAsk);
+    let answer = pair.sides[1].messages.back();
+    assert!(
+        matches!(answer, Some((_, Message::PromoteRefuse { .. }))),
+        "{answer:?}"
+    );
+}
