@@ -255,6 +255,24 @@ fn verifying() {
     screen("verifying", mirror, Condition::Verifying, 0);
 }
 
+/// What a verification found is not repaired by itself, and status is where a person looks.
+#[test]
+fn in_sync_with_blocks_marked() {
+    let mut mirror = well();
+    mirror.marked_bytes = 64 << 10;
+    screen("in-sync-marked", mirror.clone(), Condition::InSync, 0);
+    mirror.role = Role::Secondary;
+    mirror.peer.as_mut().unwrap().role = Some(Role::Primary);
+    screen(
+        "in-sync-marked-secondary",
+        mirror.clone(),
+        Condition::InSync,
+        0,
+    );
+    mirror.peer.as_mut().unwrap().role = Some(Role::Secondary);
+    screen("in-sync-marked-unused", mirror, Condition::InSync, 0);
+}
+
 #[test]
 fn alone() {
     let mut mirror = away();

@@ -117,6 +117,7 @@ pub fn next(mirror: &MirrorReport) -> Vec<String> {
     let peer = mirror.peer.as_ref().map_or("the peer", |p| p.name.as_str());
     let line = |text: String| vec![text];
     match mirror.condition {
+        Condition::InSync if mirror.marked_bytes > 0 => line(repair(mirror, peer)),
         Condition::InSync
         | Condition::Verifying
         | Condition::Resynchronising
@@ -204,6 +205,23 @@ pub fn next(mirror: &MirrorReport) -> Vec<String> {
             "it is served by itself once they can be opened; if that lasts, look after them, or end who holds them".to_owned(),
         ),
         Condition::NotOpened => line("put it right and start kagami again".to_owned()),
+    }
+}
+
+/// In sync, with blocks that may differ all the same: a verification found them. The Primary's are copied.
+fn repair(mirror: &MirrorReport, peer: &str) -> String {
+    let name = &mirror.name;
+    let peer_role = mirror.peer.as_ref().and_then(|peer| peer.role);
+    match (mirror.role, peer_role) {
+        (Role::Primary, _) => {
+            format!(
+                "`kagami verify {name} --repair` compares again, and copies what differs to {peer}"
+            )
+        }
+        (_, Some(Role::Primary)) => {
+            format!("`kagami resync {name}` copies what is marked from {peer}, which is Primary")
+        }
+        _ => format!("`kagami resync {name} --from local` on the node whose blocks are right"),
     }
 }
 

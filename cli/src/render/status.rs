@@ -166,6 +166,9 @@ impl Screen<'_> {
         };
         let since = |ms: u64| self.moment(ms);
         match mirror.condition {
+            Condition::InSync if mirror.marked_bytes > 0 => {
+                (WARNING, "in sync, with blocks marked".to_owned())
+            }
             Condition::InSync => (GOOD, "in sync".to_owned()),
             Condition::Verifying => (GOOD, "in sync, verifying".to_owned()),
             Condition::Resynchronising => (WARNING, format!("resynchronising {target}")),
@@ -452,9 +455,17 @@ impl Screen<'_> {
         }
     }
 
-    /// What the peer lacks, while it is away.
+    /// What the peer lacks, while it is away; what may differ though both are in sync.
     fn marked(&self) -> Vec<String> {
         let mirror = self.mirror;
+        if mirror.condition == Condition::InSync && mirror.marked_bytes > 0 {
+            let text = format!(
+                "{} ({}) in which the copies may differ",
+                size(mirror.marked_bytes),
+                percent(mirror.marked_bytes, mirror.size_bytes),
+            );
+            return vec![self.labelled("marked", &text)];
+        }
         // Nobody lacks anything where nobody else is.
         let away =
             mirror.peer.is_some() && mirror.connection != Connection::Connected && !self.forked();
