@@ -296,7 +296,13 @@ fn held_and_connecting() {
     mirror.in_flight = 64;
     mirror.held =
         Some("the peer is not connected, and solo = \"never\" lets no copy go on alone".to_owned());
-    screen("held", mirror, Condition::Held, 12);
+    screen("held", mirror.clone(), Condition::Held, 12);
+    // `promote` would say that it is Primary already.
+    let mut asking = mirror;
+    asking.solo = "arbiter".to_owned();
+    asking.arbiter = Some("witness2".to_owned());
+    asking.held = Some("the arbiter is not reachable: no answer within 5 s".to_owned());
+    screen("held-arbiter", asking, Condition::Held, 12);
     let mut waiting = away();
     waiting.role = Role::Secondary;
     waiting.disk = Disk::Consistent;

@@ -1,5 +1,6 @@
 //! Directed tests of two cores: what an event does in a stand that seeds do not reach.
 
+mod advice;
 mod another_boot;
 mod arbiter;
 mod bad_blocks;

@@ -237,15 +237,27 @@ fn is_guest(mirror: &MirrorReport) -> bool {
 /// What can be done while the peer stays away.
 fn without_peer(mirror: &MirrorReport, peer: &str) -> String {
     let name = &mirror.name;
+    let force = format!(
+        "if {peer} is gone for good, `kagami promote {name} --force` goes on alone (what only {peer} wrote is lost, or a split brain)"
+    );
+    // A Primary seeks permission by itself: only the arbiter's word is missing, or a person's.
+    match (mirror.role, mirror.solo.as_str(), &mirror.arbiter) {
+        (Role::Primary, "arbiter", Some(arbiter)) => {
+            return format!(
+                "or see to arbiter {arbiter}: it is asked again and again by itself; {force}"
+            );
+        }
+        (Role::Primary, "always", _) => return "this node goes on alone by itself".to_owned(),
+        (Role::Primary, ..) => return force,
+        (Role::Secondary, ..) => {}
+    }
     match mirror.solo.as_str() {
         "arbiter" => format!(
             "if it stays away, `kagami promote {name}` asks arbiter {}",
             mirror.arbiter.as_deref().unwrap_or("(none is configured)")
         ),
         "always" => format!("if it stays away, `kagami promote {name}` goes on alone"),
-        _ => format!(
-            "if {peer} is gone for good, `kagami promote {name} --force` goes on alone (what only {peer} wrote is lost, or a split brain)"
-        ),
+        _ => force,
     }
 }
 

@@ -1,0 +1,37 @@
+//! What an order is refused or not done for, in a person's words: nodes by their ids, and a next step that is not refused
+//! itself.
+
+use kagami_replicator::core::register::ArbiterAnswer;
+use kagami_replicator::core::state::NodeId;
+use kagami_replicator::core::{Command, Refusal, Reply};
+
+use super::pair::{FORCE, Pair};
+use super::stands::{cut, primary};
+
+const GIVE_UP: Command = Command::SetPeer {
+    peer: NodeId::NOBODY,
+};
+
+fn refused(pair: &mut Pair, node: usize, command: Command) -> Refusal {
+    let (id, _) = pair.order(node, command.clone());
+    pair.pump();
+    match pair.answer(node, id) {
+        Some(Err(refusal)) => refusal.clone(),
+        other => panic!("{command:?}: {other:?}"),
+    }
+}
+
+/// It asks the arbiter by itself: `promote` would say that it is Primary already.
+#[test]
+fn a_primary_that_has_no_word_of_the_arbiter_is_not_sent_to_promote() {
+    let mut pair = primary();
+    pair.sides[0].hold.asks = true;
+    let mut pair = cut(pair);
+    pair.arbiter_says(0, ArbiterAnswer::Unreachable("no way there".into()));
+    let why = refused(&mut pair, 0, GIVE_UP);
+    assert!(why.next.contains("it is asked again by itself"), "{why:?}");
+    assert!(!why.next.contains("`kagami promote`"), "{why:?}");
+    // What it names is a way.
+    pair.done(0, FORCE);
+    pair.done(0, GIVE_UP);
+}
