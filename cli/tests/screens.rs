@@ -284,8 +284,9 @@ fn alone() {
     mirror.arbiter = Some("witness1".to_owned());
     mirror.marked_bytes = 212 * MIB;
     screen("alone", mirror.clone(), Condition::Alone, 11);
-    mirror.connection = Connection::StandAlone;
     mirror.alone.as_mut().unwrap().by = Some("consent".to_owned());
+    screen("alone-by-consent", mirror.clone(), Condition::Alone, 11);
+    mirror.connection = Connection::StandAlone;
     screen("alone-disconnected", mirror, Condition::Alone, 11);
 }
 

@@ -136,6 +136,9 @@ pub fn next(mirror: &MirrorReport) -> Vec<String> {
         }
         Condition::Alone => match mirror.verdict.as_ref().and_then(|v| v.refused) {
             Some(refusal) => refused(mirror, refusal),
+            None if left_by_itself(mirror) => line(format!(
+                "{peer} left: `kagami up` there, or `kagami connect {name}` there if its daemon runs; it resynchronises by itself then"
+            )),
             None => line(format!(
                 "when {peer} is back it resynchronises by itself; nothing to do"
             )),
@@ -178,9 +181,14 @@ pub fn next(mirror: &MirrorReport) -> Vec<String> {
             without_peer(mirror, peer)
         )),
         // It has nothing to serve, and does not look for the peer.
-        Condition::Unusable if mirror.disk_fault.is_some() && mirror.role == Role::Secondary => {
+        Condition::Unusable if has_lost_disk(mirror) && mirror.role == Role::Secondary => {
+            let or_elsewhere = if mirror.disk_fault.is_some() {
+                ", or write into the configuration where it is now,"
+            } else {
+                ""
+            };
             line(format!(
-                "put this node's disk right, or write into the configuration where it is now, and start kagami here again; {peer} can serve meanwhile"
+                "put this node's disk right{or_elsewhere} and start kagami here again; {peer} can serve meanwhile"
             ))
         }
         Condition::Unusable => match mirror.disk {
@@ -223,6 +231,12 @@ fn repair(mirror: &MirrorReport, peer: &str) -> String {
         }
         _ => format!("`kagami resync {name} --from local` on the node whose blocks are right"),
     }
+}
+
+/// The peer left cleanly (`kagami down`, `disconnect`), and this node goes on by its consent.
+pub fn left_by_itself(mirror: &MirrorReport) -> bool {
+    let by = mirror.alone.as_ref().and_then(|alone| alone.by.as_deref());
+    by == Some("consent")
 }
 
 fn has_lost_disk(mirror: &MirrorReport) -> bool {

@@ -4,6 +4,7 @@ use anstyle::Style;
 
 use super::units::{ago, count, latency, left, moment, percent, rate, size};
 use super::{BAD, GOOD, LABEL, Look, NAME, WARNING};
+use crate::control::condition::left_by_itself;
 use crate::control::report::{
     Condition, Connection, DeviceState, Disk, MirrorReport, Refusal, Replication, Role, SideReport,
     StatusReport,
@@ -109,6 +110,17 @@ impl Screen<'_> {
         verdict.is_some_and(|verdict| verdict.refused.is_some())
     }
 
+    /// A Secondary without a disk has nothing to say to the peer, and does not look for it.
+    fn stays_away(&self) -> bool {
+        let lost = matches!(self.mirror.disk, Disk::Diskless | Disk::Failed);
+        lost && self.mirror.role == Role::Secondary
+    }
+
+    /// The peer said that it leaves: whether it can be reached is not known.
+    fn has_left(&self) -> bool {
+        left_by_itself(self.mirror)
+    }
+
     fn forked(&self) -> bool {
         self.mirror.condition == Condition::SplitBrain
     }
@@ -149,7 +161,9 @@ impl Screen<'_> {
                 Some(role) => format!("{here}, {role} on {}", peer.name),
                 None => here,
             },
-            (Some(peer), Connection::Connecting) if !self.is_refused() => {
+            (Some(peer), Connection::Connecting)
+                if !self.is_refused() && !self.stays_away() && !self.has_left() =>
+            {
                 format!("{here}, {} not reachable", peer.name)
             }
             (Some(peer), _) => {
@@ -286,6 +300,12 @@ impl Screen<'_> {
             }
             Connection::Connecting if self.is_refused() => {
                 format!("refused for {}", ago(seconds))
+            }
+            Connection::Connecting if self.stays_away() => {
+                "not looked for: no disk here".to_owned()
+            }
+            Connection::Connecting if self.has_left() => {
+                format!("has left, not connected for {}", ago(seconds))
             }
             Connection::Connecting => format!("not reachable for {}", ago(seconds)),
             Connection::StandAlone => format!(
