@@ -124,6 +124,8 @@ fn progress(paused: bool) -> Option<ProgressReport> {
         rate: 94 * MIB,
         seconds_left: if paused { None } else { Some(2) },
         paused,
+        paused_here: paused,
+        paused_there: false,
         different_bytes: 0,
     })
 }
@@ -239,6 +241,10 @@ fn resynchronising() {
     );
     mirror.progress = progress(true);
     screen("paused", mirror.clone(), Condition::Paused, 10);
+    mirror.progress.as_mut().unwrap().paused_there = true;
+    screen("paused-twice", mirror.clone(), Condition::Paused, 10);
+    mirror.progress.as_mut().unwrap().paused_here = false;
+    screen("paused-there", mirror.clone(), Condition::Paused, 10);
     mirror.role = Role::Secondary;
     mirror.disk = Disk::Inconsistent;
     mirror.replication = Replication::SyncTarget;

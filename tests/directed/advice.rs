@@ -2,11 +2,11 @@
 //! itself.
 
 use kagami_replicator::core::register::ArbiterAnswer;
-use kagami_replicator::core::state::NodeId;
-use kagami_replicator::core::{Command, Refusal, Reply};
+use kagami_replicator::core::state::{NodeId, Time};
+use kagami_replicator::core::{Command, Refusal};
 
 use super::pair::{FORCE, Pair};
-use super::stands::{cut, primary};
+use super::stands::{copying, cut, primary};
 
 const GIVE_UP: Command = Command::SetPeer {
     peer: NodeId::NOBODY,
@@ -34,4 +34,22 @@ fn a_primary_that_has_no_word_of_the_arbiter_is_not_sent_to_promote() {
     // What it names is a way.
     pair.done(0, FORCE);
     pair.done(0, GIVE_UP);
+}
+
+/// Said is where it is paused, and "too" only where it was paused here as well.
+#[test]
+fn a_pause_at_the_other_node_is_named_as_that() {
+    let fact = |here: bool| {
+        let mut pair = copying();
+        pair.done(1, Command::PauseSync);
+        if here {
+            pair.done(0, Command::PauseSync);
+        }
+        let progress = pair.sides[0].mirror.status(Time(pair.now)).progress;
+        let progress = progress.expect("a resynchronisation");
+        assert_eq!((progress.paused_here, progress.paused_there), (here, true));
+        refused(&mut pair, 0, Command::ResumeSync).facts.concat()
+    };
+    assert_eq!(fact(false), "it is paused at the other node");
+    assert_eq!(fact(true), "it is paused at the other node too");
 }

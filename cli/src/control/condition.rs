@@ -122,7 +122,15 @@ pub fn next(mirror: &MirrorReport) -> Vec<String> {
         | Condition::Verifying
         | Condition::Resynchronising
         | Condition::Meeting => Vec::new(),
-        Condition::Paused => line(format!("`kagami resume-sync {name}` goes on with it")),
+        Condition::Paused => {
+            let by = (mirror.progress.as_ref()).map_or((true, false), |p| (p.paused_here, p.paused_there));
+            let at = match by {
+                (true, true) => format!(" here and on {peer}"),
+                (false, true) => format!(" on {peer}"),
+                (_, false) => String::new(),
+            };
+            line(format!("`kagami resume-sync {name}`{at} goes on with it"))
+        }
         Condition::Alone if mirror.peer.is_none() => line(format!(
             "no other node has a copy: `kagami pair {name}` brings one"
         )),
