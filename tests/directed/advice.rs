@@ -5,8 +5,8 @@ use kagami_replicator::core::register::ArbiterAnswer;
 use kagami_replicator::core::state::{NodeId, Time};
 use kagami_replicator::core::{Command, Refusal};
 
-use super::pair::{FORCE, Pair};
-use super::stands::{copying, cut, primary};
+use super::pair::{FORCE, PROMOTE, Pair};
+use super::stands::{alone, copying, cut, primary};
 
 const GIVE_UP: Command = Command::SetPeer {
     peer: NodeId::NOBODY,
@@ -52,4 +52,19 @@ fn a_pause_at_the_other_node_is_named_as_that() {
     };
     assert_eq!(fact(false), "it is paused at the other node");
     assert_eq!(fact(true), "it is paused at the other node too");
+}
+
+#[test]
+fn whom_the_register_names_is_told_by_the_ids_of_the_configuration() {
+    let mut pair = alone();
+    let generation = pair.arbiter.register().expect("a register").generation;
+    let (id, _) = pair.order(1, PROMOTE);
+    pair.elapse(8_000);
+    let Some(Err(why)) = pair.answer(1, id) else {
+        panic!("{:?}", pair.answer(1, id));
+    };
+    assert_eq!(
+        why.facts,
+        [format!("it names node 1 (generation {generation:016x})")]
+    );
 }
