@@ -299,6 +299,19 @@ fn the_end_of_a_node_says_what_becomes_of_its_groups_and_asks() {
         ended.out,
         "node alpha: group pg moves to beta, then the machine is shut down\n"
     );
+    for (command, json) in [
+        (
+            "node",
+            r#"{"node":"alpha","outcome":"dry-run","text":"node alpha: group pg moves to beta, then its failover manager ends"}"#,
+        ),
+        (
+            "cluster",
+            r#"{"cluster":"shop","outcome":"dry-run","text":"cluster shop: group pg stops, then both failover managers end"}"#,
+        ),
+    ] {
+        let ended = (managed.node).run(&[command, "stop", "--dry-run", "--json"]);
+        assert_eq!((ended.code, ended.out), (0, format!("{json}\n")));
+    }
     let ended = managed.node.run(&["node", "shutdown"]);
     assert_eq!(ended.code, 2, "{ended:?}");
     assert!(

@@ -205,28 +205,6 @@ fn a_refusal_is_status_1_with_facts_and_next_step() {
 }
 
 #[test]
-fn dry_runs_do_nothing() {
-    let node = Node::with_daemon();
-    for arguments in [
-        &["promote", "pg", "--force", "--dry-run"][..],
-        &["demote", "pg", "--force", "--dry-run"],
-        &["resync", "pg", "--from", "peer", "--dry-run"],
-        &["invalidate", "pg", "--dry-run"],
-        &["init", "other", "--size", "1G", "--dry-run"],
-    ] {
-        let ended = node.run(arguments);
-        assert_eq!(ended.code, 0, "{arguments:?}: {}", ended.err);
-        assert!(
-            ended.out.starts_with("mirror "),
-            "{arguments:?}: {}",
-            ended.out
-        );
-    }
-    assert!(node.engine.orders.lock().unwrap().is_empty());
-    assert!(!node.folder.path().join("state").exists());
-}
-
-#[test]
 fn force_is_used_where_the_rules_refuse_alone() {
     let promotions = |node: &Node| {
         let orders = std::mem::take(&mut *node.engine.orders.lock().unwrap());

@@ -187,7 +187,7 @@ fn wrong_values() {
     refused(
         "sha256:11",
         "sha256:1g",
-        "k.toml:22: [peer.beta] fingerprints: `sha256:1g11111111111111111111111111111111111111111111111111111111111111` is not a fingerprint\n  next: write sha256: and 64 hexadecimal digits, as `kagami status` on the other machine shows them",
+        "k.toml:22: [peer.beta] fingerprints: `sha256:1g11111111111111111111111111111111111111111111111111111111111111` is not a fingerprint\n  next: write sha256: and 64 hexadecimal digits, as `fingerprint` of `node` in `kagami status --json` on the other machine",
     );
     refused(
         "\"2x\"",

@@ -124,6 +124,8 @@ fn progress(paused: bool) -> Option<ProgressReport> {
         rate: 94 * MIB,
         seconds_left: if paused { None } else { Some(2) },
         paused,
+        paused_here: paused,
+        paused_there: false,
         different_bytes: 0,
     })
 }
@@ -239,6 +241,10 @@ fn resynchronising() {
     );
     mirror.progress = progress(true);
     screen("paused", mirror.clone(), Condition::Paused, 10);
+    mirror.progress.as_mut().unwrap().paused_there = true;
+    screen("paused-twice", mirror.clone(), Condition::Paused, 10);
+    mirror.progress.as_mut().unwrap().paused_here = false;
+    screen("paused-there", mirror.clone(), Condition::Paused, 10);
     mirror.role = Role::Secondary;
     mirror.disk = Disk::Inconsistent;
     mirror.replication = Replication::SyncTarget;
@@ -255,6 +261,24 @@ fn verifying() {
     screen("verifying", mirror, Condition::Verifying, 0);
 }
 
+/// What a verification found is not repaired by itself, and status is where a person looks.
+#[test]
+fn in_sync_with_blocks_marked() {
+    let mut mirror = well();
+    mirror.marked_bytes = 64 << 10;
+    screen("in-sync-marked", mirror.clone(), Condition::InSync, 0);
+    mirror.role = Role::Secondary;
+    mirror.peer.as_mut().unwrap().role = Some(Role::Primary);
+    screen(
+        "in-sync-marked-secondary",
+        mirror.clone(),
+        Condition::InSync,
+        0,
+    );
+    mirror.peer.as_mut().unwrap().role = Some(Role::Secondary);
+    screen("in-sync-marked-unused", mirror, Condition::InSync, 0);
+}
+
 #[test]
 fn alone() {
     let mut mirror = away();
@@ -266,8 +290,9 @@ fn alone() {
     mirror.arbiter = Some("witness1".to_owned());
     mirror.marked_bytes = 212 * MIB;
     screen("alone", mirror.clone(), Condition::Alone, 11);
-    mirror.connection = Connection::StandAlone;
     mirror.alone.as_mut().unwrap().by = Some("consent".to_owned());
+    screen("alone-by-consent", mirror.clone(), Condition::Alone, 11);
+    mirror.connection = Connection::StandAlone;
     screen("alone-disconnected", mirror, Condition::Alone, 11);
 }
 
@@ -278,7 +303,13 @@ fn held_and_connecting() {
     mirror.in_flight = 64;
     mirror.held =
         Some("the peer is not connected, and solo = \"never\" lets no copy go on alone".to_owned());
-    screen("held", mirror, Condition::Held, 12);
+    screen("held", mirror.clone(), Condition::Held, 12);
+    // `promote` would say that it is Primary already.
+    let mut asking = mirror;
+    asking.solo = "arbiter".to_owned();
+    asking.arbiter = Some("witness2".to_owned());
+    asking.held = Some("the arbiter is not reachable: no answer within 5 s".to_owned());
+    screen("held-arbiter", asking, Condition::Held, 12);
     let mut waiting = away();
     waiting.role = Role::Secondary;
     waiting.disk = Disk::Consistent;

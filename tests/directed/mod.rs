@@ -1,6 +1,7 @@
 //! Directed tests of two cores: what an event does in a stand that seeds do not reach.
 
 mod admission;
+mod advice;
 mod another_boot;
 mod another_peer;
 mod arbiter;

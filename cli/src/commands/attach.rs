@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::order::{Carried, ask, give, tell};
-use super::{Context, confirm, print_json, print_out, unexpected};
+use super::{Context, confirm, print_dry_run, print_json, print_out, unexpected};
 use crate::args::{AttachArgs, DetachArgs, KernelDeviceVerb};
 use crate::control::driver::Driver;
 use crate::control::message::{Answer, Order};
@@ -160,8 +160,7 @@ pub async fn detach(context: &Context, args: &DetachArgs) -> Outcome {
         let report = context.mirror(mirror).await?;
         let words = consequences(&report, args.force);
         if args.danger.dry_run {
-            print_out(&format!("{words}\n"))?;
-            return DONE;
+            return print_dry_run("mirror", mirror, &words, args.order.json);
         }
         if report.device.is_some() {
             confirm(&words, args.danger.yes)?;

@@ -12,7 +12,7 @@ use kagami_replicator::shell::fence::StoreFile;
 use serde_json::json;
 
 use super::stores::{Made, Plan, Wanted};
-use super::{Context, confirm, print_json, print_out, stopped};
+use super::{Context, confirm, print_dry_run, print_json, print_out, stopped};
 use crate::args::{ReplaceDiskArgs, StoreArgs};
 use crate::config::edit::Editor;
 use crate::config::keys::Section;
@@ -73,8 +73,8 @@ pub async fn run(context: &Context, args: &ReplaceDiskArgs) -> Outcome {
         ),
     };
     if args.danger.dry_run {
-        print_out(&format!("{what}\n  {}\n", lines.join("\n  ")))?;
-        return DONE;
+        let words = format!("{what}\n  {}", lines.join("\n  "));
+        return print_dry_run("mirror", name, &words, args.json);
     }
     confirm(&what, args.danger.yes)?;
     let made = plan.make()?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::json;
 
 use super::stores::{Plan, Wanted, random_uuid};
-use super::{Context, node, print_json, print_out};
+use super::{Context, node, print_dry_run, print_json, print_out};
 use crate::args::InitArgs;
 use crate::config::disks;
 use crate::config::edit::Editor;
@@ -48,15 +48,11 @@ pub fn run(context: &Context, args: InitArgs) -> Outcome {
         store: &args.store,
     })?;
     if args.dry_run {
-        let mut text = format!(
-            "mirror {name} of {} would be made:\n",
-            spell_size(plan.size)
-        );
+        let mut text = format!("mirror {name} of {} would be made:", spell_size(plan.size));
         for line in plan.lines() {
-            text.push_str(&format!("  {line}\n"));
+            text.push_str(&format!("\n  {line}"));
         }
-        print_out(&text)?;
-        return DONE;
+        return print_dry_run("mirror", name, &text, args.json);
     }
     let lines = plan.lines();
     let made = plan.make()?;

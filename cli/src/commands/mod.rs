@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::json;
 
 pub mod arbiter;
 pub mod attach;
@@ -40,7 +41,7 @@ use crate::config::places::Places;
 use crate::control::client::{Client, ClientError};
 use crate::control::message::{Answer, Ask};
 use crate::control::report::{MirrorReport, StatusReport};
-use crate::exit::{Failure, Outcome, Status};
+use crate::exit::{DONE, Failure, Outcome, Status};
 
 /// Where this command finds things.
 #[derive(Clone, Debug)]
@@ -187,6 +188,16 @@ fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string(value)
         .map_err(|error| Failure::system(format!("the outcome can't be printed: {error}")))?;
     print_out(&format!("{text}\n"))
+}
+
+/// Prints what an order to `name` (a `kind`: mirror, node, cluster) would do and lose. Nothing was done.
+fn print_dry_run(kind: &str, name: &str, words: &str, json: bool) -> Outcome {
+    if json {
+        print_json(&json!({kind: name, "outcome": "dry-run", "text": words}))?;
+    } else {
+        print_out(&format!("{words}\n"))?;
+    }
+    DONE
 }
 
 /// Prints to standard output; a reader that went away ends the command quietly.

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::{Context, confirm, print_json, print_out, unexpected, within};
+use super::{Context, confirm, print_dry_run, print_json, print_out, unexpected, within};
 use crate::args::{DemoteArgs, InvalidateArgs, OrderArgs, PromoteArgs};
 use crate::control::message::{Answer, Ask, Order};
-use crate::control::report::{Connection, Disk, MirrorReport};
+use crate::control::report::{Connection, Disk, MirrorReport, Role};
 use crate::exit::{DONE, Failure, Outcome};
 use crate::render::units::size;
 
@@ -173,8 +173,8 @@ pub async fn promote(context: &Context, args: &PromoteArgs) -> Outcome {
     if args.force || args.danger.dry_run {
         let report = context.mirror(name).await?;
         if args.danger.dry_run {
-            print_out(&format!("{}\n", promotion(&report, args.force)))?;
-            return DONE;
+            let words = promotion(&report, args.force);
+            return print_dry_run("mirror", name, &words, args.order.json);
         }
         if harmless(&report) {
             // Nothing is to be overridden, and nothing is, should that change under way: the rules decide.
@@ -208,15 +208,29 @@ fn promoted(args: &PromoteArgs, carried: &Carried, force: bool) -> Outcome {
     DONE
 }
 
-/// Whether a promotion overrides nothing.
+/// Whether a promotion overrides nothing: no force makes a second Primary of a pair that is connected.
 fn harmless(mirror: &MirrorReport) -> bool {
-    mirror.connection == Connection::Connected && mirror.disk == Disk::UpToDate
+    mirror.connection == Connection::Connected
+        && (mirror.disk == Disk::UpToDate || is_primary_there(mirror))
+}
+
+fn is_primary_there(mirror: &MirrorReport) -> bool {
+    let role = mirror.peer.as_ref().and_then(|peer| peer.role);
+    mirror.connection == Connection::Connected && role == Some(Role::Primary)
 }
 
 /// What a promotion does and loses.
 fn promotion(mirror: &MirrorReport, force: bool) -> String {
     let name = &mirror.name;
     let peer = peer(mirror);
+    if is_primary_there(mirror) {
+        return format!(
+            "mirror {name}: it would be refused, by force too: {peer} is Primary\n  next: `kagami demote {name}` on {peer}, then again"
+        );
+    }
+    if harmless(mirror) && mirror.role == Role::Primary {
+        return format!("mirror {name}: nothing to do: this node is Primary already");
+    }
     if harmless(mirror) {
         return format!(
             "mirror {name}: this node becomes Primary; {peer} is asked and nothing is lost"
@@ -271,8 +285,7 @@ pub async fn demote(context: &Context, args: &DemoteArgs) -> Outcome {
             )
         };
         if args.danger.dry_run {
-            print_out(&format!("{words}\n"))?;
-            return DONE;
+            return print_dry_run("mirror", name, &words, args.order.json);
         }
         if waiting > 0 {
             confirm(&words, args.danger.yes)?;
@@ -308,8 +321,7 @@ pub async fn invalidate(context: &Context, args: &InvalidateArgs) -> Outcome {
         peer(&report),
     );
     if args.danger.dry_run {
-        print_out(&format!("{words}\n"))?;
-        return DONE;
+        return print_dry_run("mirror", name, &words, args.order.json);
     }
     confirm(&words, args.danger.yes)?;
     let carried = give(context, name, Order::Invalidate, args.order.timeout).await?;

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::offer::{self, Offer};
 use super::order::give;
-use super::{Context, confirm, hand_over, print_json, print_out};
+use super::{Context, confirm, hand_over, print_dry_run, print_json, print_out};
 use crate::args::{RemovePeerArgs, ReplacePeerArgs};
 use crate::config::edit::Editor;
 use crate::config::keys::Section;
@@ -118,11 +118,11 @@ pub async fn replace(context: &Context, args: &ReplacePeerArgs) -> Outcome {
     let (mirror, peer, report) = parting(context, &config, name, "replaced").await?;
     let loss = loss(&report, peer);
     if args.danger.dry_run {
-        print_out(&format!(
-            "{loss}\na new node would be waited for, and get a full copy of {}\n",
+        let words = format!(
+            "{loss}\na new node would be waited for, and get a full copy of {}",
             size(report.size_bytes)
-        ))?;
-        return DONE;
+        );
+        return print_dry_run("mirror", name, &words, args.json);
     }
     confirm(&loss, args.danger.yes)?;
     let offer = Offer {
@@ -169,8 +169,7 @@ pub async fn remove(context: &Context, args: &RemovePeerArgs) -> Outcome {
     let (mirror, peer, report) = parting(context, &config, name, "removed").await?;
     let loss = loss(&report, peer);
     if args.danger.dry_run {
-        print_out(&format!("{loss}\n"))?;
-        return DONE;
+        return print_dry_run("mirror", name, &loss, args.json);
     }
     confirm(&loss, args.danger.yes)?;
     give(context, name, Order::SetPeer { peer: None }, PATIENCE).await?;

@@ -14,7 +14,8 @@ use kagami_replicator::shell::fence::StoreFile;
 use kagami_replicator::shell::probe::StoreKind;
 use serde_json::json;
 
-use super::{Context, print_json, print_out, stopped};
+use super::order::{Carried, tell};
+use super::{Context, print_dry_run, print_json, print_out, stopped};
 use crate::args::ResizeArgs;
 use crate::config::Mirror;
 use crate::config::edit::Editor;
@@ -78,20 +79,18 @@ pub async fn run(context: &Context, args: &ResizeArgs) -> Outcome {
         )));
     }
     if wanted <= before && wanted == mirror.size {
-        print_out(&format!(
-            "mirror {name}: it has {} already: nothing to do\n",
-            spell_size(wanted)
-        ))?;
+        let why = format!("it has {} already", spell_size(wanted));
+        tell(name, &Carried::Nothing(why), "", args.json)?;
         return DONE;
     }
     if args.dry_run {
         room(mirror, wanted, false)?;
-        print_out(&format!(
-            "mirror {name}: this node's copy would grow from {} to {}\n",
+        let words = format!(
+            "mirror {name}: this node's copy would grow from {} to {}",
             spell_size(before),
             spell_size(wanted)
-        ))?;
-        return DONE;
+        );
+        return print_dry_run("mirror", name, &words, args.json);
     }
     let zeroed = room(mirror, wanted, true)?;
     if wanted > before {

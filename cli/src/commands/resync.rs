@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::order::{Carried, give, tell};
 use super::waiting::{Shown, Watch, goes_on, wanted};
-use super::{Context, confirm, print_json, print_out, within};
+use super::{Context, confirm, print_dry_run, print_json, print_out, within};
 use crate::args::ResyncArgs;
 use crate::control::client::Client;
 use crate::control::message::{Answer, Ask, Order, Source};
@@ -24,8 +24,7 @@ pub async fn run(context: &Context, args: &ResyncArgs) -> Outcome {
     if args.from.is_some() || args.full || args.danger.dry_run {
         let words = loss(&context.mirror(name).await?, args);
         if args.danger.dry_run {
-            print_out(&format!("{words}\n"))?;
-            return DONE;
+            return print_dry_run("mirror", name, &words, args.json);
         }
         if args.from.is_some() {
             confirm(&words, args.danger.yes)?;

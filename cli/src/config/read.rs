@@ -601,7 +601,7 @@ fn check_fingerprint(text: &str) -> Result<(), (String, String)> {
         Some(Some(_)) => Ok(()),
         _ => Err((
             format!("`{text}` is not a fingerprint"),
-            "write sha256: and 64 hexadecimal digits, as `kagami status` on the other machine shows them".to_owned(),
+            "write sha256: and 64 hexadecimal digits, as `fingerprint` of `node` in `kagami status --json` on the other machine".to_owned(),
         )),
     }
 }

@@ -117,11 +117,20 @@ pub fn next(mirror: &MirrorReport) -> Vec<String> {
     let peer = mirror.peer.as_ref().map_or("the peer", |p| p.name.as_str());
     let line = |text: String| vec![text];
     match mirror.condition {
+        Condition::InSync if mirror.marked_bytes > 0 => line(repair(mirror, peer)),
         Condition::InSync
         | Condition::Verifying
         | Condition::Resynchronising
         | Condition::Meeting => Vec::new(),
-        Condition::Paused => line(format!("`kagami resume-sync {name}` goes on with it")),
+        Condition::Paused => {
+            let by = (mirror.progress.as_ref()).map_or((true, false), |p| (p.paused_here, p.paused_there));
+            let at = match by {
+                (true, true) => format!(" here and on {peer}"),
+                (false, true) => format!(" on {peer}"),
+                (_, false) => String::new(),
+            };
+            line(format!("`kagami resume-sync {name}`{at} goes on with it"))
+        }
         Condition::Alone if mirror.peer.is_none() => line(format!(
             "no other node has a copy: `kagami pair {name}` brings one"
         )),
@@ -135,6 +144,9 @@ pub fn next(mirror: &MirrorReport) -> Vec<String> {
         }
         Condition::Alone => match mirror.verdict.as_ref().and_then(|v| v.refused) {
             Some(refusal) => refused(mirror, refusal),
+            None if left_by_itself(mirror) => line(format!(
+                "{peer} left: `kagami up` there, or `kagami connect {name}` there if its daemon runs; it resynchronises by itself then"
+            )),
             None => line(format!(
                 "when {peer} is back it resynchronises by itself; nothing to do"
             )),
@@ -177,9 +189,14 @@ pub fn next(mirror: &MirrorReport) -> Vec<String> {
             without_peer(mirror, peer)
         )),
         // It has nothing to serve, and does not look for the peer.
-        Condition::Unusable if mirror.disk_fault.is_some() && mirror.role == Role::Secondary => {
+        Condition::Unusable if has_lost_disk(mirror) && mirror.role == Role::Secondary => {
+            let or_elsewhere = if mirror.disk_fault.is_some() {
+                ", or write into the configuration where it is now,"
+            } else {
+                ""
+            };
             line(format!(
-                "put this node's disk right, or write into the configuration where it is now, and start kagami here again; {peer} can serve meanwhile"
+                "put this node's disk right{or_elsewhere} and start kagami here again; {peer} can serve meanwhile"
             ))
         }
         Condition::Unusable => match mirror.disk {
@@ -207,6 +224,29 @@ pub fn next(mirror: &MirrorReport) -> Vec<String> {
     }
 }
 
+/// In sync, with blocks that may differ all the same: a verification found them. The Primary's are copied.
+fn repair(mirror: &MirrorReport, peer: &str) -> String {
+    let name = &mirror.name;
+    let peer_role = mirror.peer.as_ref().and_then(|peer| peer.role);
+    match (mirror.role, peer_role) {
+        (Role::Primary, _) => {
+            format!(
+                "`kagami verify {name} --repair` compares again, and copies what differs to {peer}"
+            )
+        }
+        (_, Some(Role::Primary)) => {
+            format!("`kagami resync {name}` copies what is marked from {peer}, which is Primary")
+        }
+        _ => format!("`kagami resync {name} --from local` on the node whose blocks are right"),
+    }
+}
+
+/// The peer left cleanly (`kagami down`, `disconnect`), and this node goes on by its consent.
+pub fn left_by_itself(mirror: &MirrorReport) -> bool {
+    let by = mirror.alone.as_ref().and_then(|alone| alone.by.as_deref());
+    by == Some("consent")
+}
+
 fn has_lost_disk(mirror: &MirrorReport) -> bool {
     matches!(mirror.disk, Disk::Diskless | Disk::Failed)
 }
@@ -219,15 +259,27 @@ fn is_guest(mirror: &MirrorReport) -> bool {
 /// What can be done while the peer stays away.
 fn without_peer(mirror: &MirrorReport, peer: &str) -> String {
     let name = &mirror.name;
+    let force = format!(
+        "if {peer} is gone for good, `kagami promote {name} --force` goes on alone (what only {peer} wrote is lost, or a split brain)"
+    );
+    // A Primary seeks permission by itself: only the arbiter's word is missing, or a person's.
+    match (mirror.role, mirror.solo.as_str(), &mirror.arbiter) {
+        (Role::Primary, "arbiter", Some(arbiter)) => {
+            return format!(
+                "or see to arbiter {arbiter}: it is asked again and again by itself; {force}"
+            );
+        }
+        (Role::Primary, "always", _) => return "this node goes on alone by itself".to_owned(),
+        (Role::Primary, ..) => return force,
+        (Role::Secondary, ..) => {}
+    }
     match mirror.solo.as_str() {
         "arbiter" => format!(
             "if it stays away, `kagami promote {name}` asks arbiter {}",
             mirror.arbiter.as_deref().unwrap_or("(none is configured)")
         ),
         "always" => format!("if it stays away, `kagami promote {name}` goes on alone"),
-        _ => format!(
-            "if {peer} is gone for good, `kagami promote {name} --force` goes on alone (what only {peer} wrote is lost, or a split brain)"
-        ),
+        _ => force,
     }
 }
 

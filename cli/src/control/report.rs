@@ -385,6 +385,12 @@ pub struct ProgressReport {
     pub seconds_left: Option<u64>,
     /// Held by an operator.
     pub paused: bool,
+    /// At this node.
+    #[serde(default)]
+    pub paused_here: bool,
+    /// At the peer.
+    #[serde(default)]
+    pub paused_there: bool,
     /// Bytes of blocks found different (verification).
     pub different_bytes: u64,
 }

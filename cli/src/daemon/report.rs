@@ -335,18 +335,21 @@ fn verdict(
 fn progress(progress: &Progress, now: Now) -> ProgressReport {
     let total = progress.total_blocks.saturating_mul(BLOCK);
     let done = progress.done_blocks.saturating_mul(BLOCK).min(total);
+    let paused = progress.paused_here || progress.paused_there;
     ProgressReport {
         total_bytes: total,
         done_bytes: done,
         sent_bytes: progress.sent_bytes,
         since_ms: now.wall_at(progress.since),
         rate: progress.rate,
-        seconds_left: if progress.paused {
+        seconds_left: if paused {
             None
         } else {
             (total - done).checked_div(progress.rate)
         },
-        paused: progress.paused,
+        paused,
+        paused_here: progress.paused_here,
+        paused_there: progress.paused_there,
         different_bytes: progress.different.saturating_mul(BLOCK),
     }
 }

@@ -4,6 +4,7 @@ use anstyle::Style;
 
 use super::units::{ago, count, latency, left, moment, percent, rate, size};
 use super::{BAD, GOOD, LABEL, Look, NAME, WARNING};
+use crate::control::condition::left_by_itself;
 use crate::control::report::{
     Condition, Connection, DeviceState, Disk, MirrorReport, Refusal, Replication, Role, SideReport,
     StatusReport,
@@ -109,6 +110,17 @@ impl Screen<'_> {
         verdict.is_some_and(|verdict| verdict.refused.is_some())
     }
 
+    /// A Secondary without a disk has nothing to say to the peer, and does not look for it.
+    fn stays_away(&self) -> bool {
+        let lost = matches!(self.mirror.disk, Disk::Diskless | Disk::Failed);
+        lost && self.mirror.role == Role::Secondary
+    }
+
+    /// The peer said that it leaves: whether it can be reached is not known.
+    fn has_left(&self) -> bool {
+        left_by_itself(self.mirror)
+    }
+
     fn forked(&self) -> bool {
         self.mirror.condition == Condition::SplitBrain
     }
@@ -149,7 +161,9 @@ impl Screen<'_> {
                 Some(role) => format!("{here}, {role} on {}", peer.name),
                 None => here,
             },
-            (Some(peer), Connection::Connecting) if !self.is_refused() => {
+            (Some(peer), Connection::Connecting)
+                if !self.is_refused() && !self.stays_away() && !self.has_left() =>
+            {
                 format!("{here}, {} not reachable", peer.name)
             }
             (Some(peer), _) => {
@@ -166,6 +180,9 @@ impl Screen<'_> {
         };
         let since = |ms: u64| self.moment(ms);
         match mirror.condition {
+            Condition::InSync if mirror.marked_bytes > 0 => {
+                (WARNING, "in sync, with blocks marked".to_owned())
+            }
             Condition::InSync => (GOOD, "in sync".to_owned()),
             Condition::Verifying => (GOOD, "in sync, verifying".to_owned()),
             Condition::Resynchronising => (WARNING, format!("resynchronising {target}")),
@@ -283,6 +300,12 @@ impl Screen<'_> {
             }
             Connection::Connecting if self.is_refused() => {
                 format!("refused for {}", ago(seconds))
+            }
+            Connection::Connecting if self.stays_away() => {
+                "not looked for: no disk here".to_owned()
+            }
+            Connection::Connecting if self.has_left() => {
+                format!("has left, not connected for {}", ago(seconds))
             }
             Connection::Connecting => format!("not reachable for {}", ago(seconds)),
             Connection::StandAlone => format!(
@@ -452,9 +475,17 @@ impl Screen<'_> {
         }
     }
 
-    /// What the peer lacks, while it is away.
+    /// What the peer lacks, while it is away; what may differ though both are in sync.
     fn marked(&self) -> Vec<String> {
         let mirror = self.mirror;
+        if mirror.condition == Condition::InSync && mirror.marked_bytes > 0 {
+            let text = format!(
+                "{} ({}) in which the copies may differ",
+                size(mirror.marked_bytes),
+                percent(mirror.marked_bytes, mirror.size_bytes),
+            );
+            return vec![self.labelled("marked", &text)];
+        }
         // Nobody lacks anything where nobody else is.
         let away =
             mirror.peer.is_some() && mirror.connection != Connection::Connected && !self.forked();

@@ -529,7 +529,7 @@ impl Mirror {
             self.refuse_promotion(
                 Refusal {
                     what: format!("not promoted: {why}"),
-                    facts: register.iter().map(|r| format!("it names {:?} in generation {:x}", r.copies, r.generation)).collect(),
+                    facts: register.iter().map(|r| r.names()).collect(),
                     next: "connect the peer and let it resync, or `kagami promote --force` (loses the peer's writes)".into(),
                 },
                 out,

@@ -73,10 +73,12 @@ impl Mirror {
                 out,
             );
         }
+        let here = self.up().is_some_and(|up| up.paused_here);
         self.pause(pause, out);
         let there = self.up().is_some_and(|up| up.paused_there);
         if !pause && there {
-            let facts = vec!["it is paused at the other node too".to_owned()];
+            let too = if here { " too" } else { "" };
+            let facts = vec![format!("it is paused at the other node{too}")];
             let why = refusal("not resumed", facts, "run `kagami resume-sync` there");
             return self.answer(id, Err(why), out);
         }

@@ -120,8 +120,12 @@ impl Mirror {
                 "the arbiter may still let node {} go on alone",
                 replaced.unwrap_or(NodeId::NOBODY)
             )];
-            let next =
-                "`kagami promote` here first: the arbiter then names this copy; then try again";
+            // A Primary asks by itself.
+            let next = if self.is_primary() {
+                "see to the arbiter: it is asked again by itself; once status says ALONE, try again. If it is gone for good, too, `kagami promote --force` here first: what only the old peer wrote is lost, or a split brain"
+            } else {
+                "`kagami promote` here first: the arbiter then names this copy; then try again"
+            };
             return Err(refusal("the arbiter has not named this copy", facts, next));
         }
         Ok(())

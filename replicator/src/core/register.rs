@@ -22,6 +22,17 @@ pub struct Register {
     pub forced: bool,
 }
 
+impl Register {
+    /// What it says, for people: nodes by the ids of their configuration, the generation by its tag.
+    pub(super) fn names(&self) -> String {
+        let copies: Vec<String> = (self.copies.iter())
+            .map(|id| format!("node {id}"))
+            .collect();
+        let copies = copies.join(" and ");
+        format!("it names {copies} (generation {:016x})", self.generation)
+    }
+}
+
 /// One question to the arbiter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ask {

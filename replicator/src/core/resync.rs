@@ -614,7 +614,7 @@ impl Mirror {
     /// How far the resynchronisation or the verification is.
     pub(super) fn progress(&self, _now: Time) -> Option<Progress> {
         let up = self.up()?;
-        let paused = up.paused_here || up.paused_there;
+        let (paused_here, paused_there) = (up.paused_here, up.paused_there);
         match &up.phase {
             Phase::Source(source) => Some(Progress {
                 total_blocks: (source.done_blocks + self.bitmap.count())
@@ -623,7 +623,8 @@ impl Mirror {
                 sent_bytes: source.sent_bytes,
                 since: source.since,
                 rate: self.pace.rate,
-                paused,
+                paused_here,
+                paused_there,
                 different: 0,
             }),
             Phase::Target(target) => Some(Progress {
@@ -632,7 +633,8 @@ impl Mirror {
                 sent_bytes: 0,
                 since: target.since,
                 rate: self.pace.rate,
-                paused,
+                paused_here,
+                paused_there,
                 different: 0,
             }),
             _ => self.verify_progress(),

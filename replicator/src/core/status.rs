@@ -112,8 +112,10 @@ pub struct Progress {
     pub since: Time,
     /// Bytes per second of late.
     pub rate: u64,
-    /// An operator paused it.
-    pub paused: bool,
+    /// An operator paused it at this node.
+    pub paused_here: bool,
+    /// An operator paused it at the peer.
+    pub paused_there: bool,
     /// Blocks found different (verification).
     pub different: u64,
 }

@@ -448,7 +448,8 @@ impl Mirror {
             sent_bytes: 0,
             since: verify.since,
             rate: 0,
-            paused: false,
+            paused_here: false,
+            paused_there: false,
             different: verify.different,
         })
     }

@@ -5,7 +5,7 @@ use kagami_failover::control::{ClusterReport, Order};
 use kagami_failover::core::durable::EndKind;
 use serde_json::json;
 
-use super::{Context, confirm, known_node, print_json, print_out};
+use super::{Context, confirm, known_node, print_dry_run, print_json, print_out};
 use crate::args::{EndArgs, NodeEndArgs, NodeVerb};
 use crate::exit::{DONE, Outcome};
 
@@ -66,8 +66,7 @@ pub async fn node(context: &Context, verb: NodeVerb) -> Outcome {
         kind.of_node()
     );
     if args.end.danger.dry_run {
-        print_out(&format!("{what}\n"))?;
-        return DONE;
+        return print_dry_run("node", &node, &what, args.end.json);
     }
     confirm(&what, args.end.danger.yes)?;
     let order = Order::EndNode { kind: kind.core() };
@@ -136,8 +135,7 @@ pub async fn cluster(context: &Context, kind: Kind, args: &EndArgs) -> Outcome {
         unheard.unwrap_or_default()
     );
     if args.danger.dry_run {
-        print_out(&format!("{what}\n"))?;
-        return DONE;
+        return print_dry_run("cluster", &report.cluster, &what, args.json);
     }
     confirm(&what, args.danger.yes)?;
     let order = Order::EndCluster { kind: kind.core() };

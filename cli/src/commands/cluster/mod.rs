@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kagami_failover::control::{Answer, Ask, Client, ClientError, ClusterReport, Order};
 
-use super::{Context, block_on, confirm, print_json, print_out, within};
+use super::{Context, block_on, confirm, print_dry_run, print_json, print_out, within};
 use crate::args::ClusterVerb;
 use crate::config::Config;
 use crate::exit::{Failure, Outcome, Status};

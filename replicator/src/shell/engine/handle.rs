@@ -223,7 +223,7 @@ impl Engine {
     /// The core's refusal, or that there is no such mirror.
     pub async fn command(&self, mirror: &str, command: Command) -> Result<Reply, Refusal> {
         let Some(thread) = self.inner.thread_of(mirror) else {
-            return Err(no_such_mirror(mirror));
+            return Err(no_such_mirror());
         };
         let (answerer, answer) = oneshot::channel();
         let sent = thread

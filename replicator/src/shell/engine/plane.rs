@@ -421,9 +421,9 @@ fn random_tags(count: usize) -> Vec<u64> {
 }
 
 /// The refusal of a command for a mirror that this node doesn't have.
-pub(super) fn no_such_mirror(name: &str) -> Refusal {
+pub(super) fn no_such_mirror() -> Refusal {
     Refusal {
-        what: format!("mirror {name}: not known here, or not started"),
+        what: "not known here, or not started".to_owned(),
         facts: Vec::new(),
         next:
             "`kagami status` shows the mirrors of this node; the log says why one was not started"

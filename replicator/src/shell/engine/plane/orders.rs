@@ -29,7 +29,7 @@ impl Loop {
                     self.handle(&host, event, now);
                 }
                 None => {
-                    let _ = answerer.send(Err(no_such_mirror(&name)));
+                    let _ = answerer.send(Err(no_such_mirror()));
                 }
             },
             Order::Status(reply) => {
