@@ -93,7 +93,9 @@ fn either_node_pauses_it() {
         for of in [0, 1] {
             let status = pair.sides[of].mirror.status(Time(pair.now));
             assert_eq!(status.replication, Replication::PausedSync);
-            assert!(status.progress.expect("it is there").paused);
+            let progress = status.progress.expect("it is there");
+            let by = (progress.paused_here, progress.paused_there);
+            assert_eq!(by, (of == node, of != node));
         }
         let counters = pair.sides[0].mirror.status(Time(pair.now)).counters;
         assert_eq!(counters.resync_equal_blocks, begun);

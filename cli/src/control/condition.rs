@@ -122,15 +122,7 @@ pub fn next(mirror: &MirrorReport) -> Vec<String> {
         | Condition::Verifying
         | Condition::Resynchronising
         | Condition::Meeting => Vec::new(),
-        Condition::Paused => {
-            let by = (mirror.progress.as_ref()).map_or((true, false), |p| (p.paused_here, p.paused_there));
-            let at = match by {
-                (true, true) => format!(" here and on {peer}"),
-                (false, true) => format!(" on {peer}"),
-                (_, false) => String::new(),
-            };
-            line(format!("`kagami resume-sync {name}`{at} goes on with it"))
-        }
+        Condition::Paused => line(resume(mirror, peer)),
         Condition::Alone if mirror.peer.is_none() => line(format!(
             "no other node has a copy: `kagami pair {name}` brings one"
         )),
@@ -222,6 +214,17 @@ pub fn next(mirror: &MirrorReport) -> Vec<String> {
         ),
         Condition::NotOpened => line("put it right and start kagami again".to_owned()),
     }
+}
+
+/// Where the pause was said.
+fn resume(mirror: &MirrorReport, peer: &str) -> String {
+    let by = mirror.progress.as_ref();
+    let at = match by.map_or((true, false), |p| (p.paused_here, p.paused_there)) {
+        (true, true) => format!(" here and on {peer}"),
+        (false, true) => format!(" on {peer}"),
+        (_, false) => String::new(),
+    };
+    format!("`kagami resume-sync {}`{at} goes on with it", mirror.name)
 }
 
 /// In sync, with blocks that may differ all the same: a verification found them. The Primary's are copied.
