@@ -96,8 +96,9 @@ impl Mirror {
         }
         let mirrors = self.is_mirroring();
         let resynced = self.resync_acked();
-        let covers = resynced || self.has_ended_unflushed() || self.is_answerer_unflushed();
-        let own = self.flush.wanted && mirrors && covers;
+        // (Whether a write has ended is looked for among those in flight.)
+        let covers = || resynced || self.is_answerer_unflushed() || self.has_ended_unflushed();
+        let own = self.flush.wanted && mirrors && covers();
         let asked = !self.flush.requests.is_empty() && self.may_write();
         if !own && !asked {
             if self.flush.wanted && self.unflushed.is_empty() {
