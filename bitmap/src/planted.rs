@@ -116,6 +116,9 @@ defects! {
     GuestWritesUnmarked: "a source does not mark what it writes for its target",
     CarriedOutlivesAPrimary: "a Primary without a disk stays Primary although its carrier was Primary meanwhile",
     CarrierPromotedBesideThePrimary: "the carrier of a Primary without a disk is promoted while that one is Primary still",
+    // memory that mirrors share
+    SpentAccountHoldsUpOthers: "whoever waits for its own account keeps other mirrors from memory that is free",
+    FirstWaiterAloneIsWoken: "memory that comes back wakes the first who waits, and no other mirror's",
 }
 
 #[cfg(not(planted))]

@@ -58,6 +58,11 @@ impl World {
         let Phase::Calm { since } = self.phase else {
             return Ok(());
         };
+        if let Some(stall) = self.stall() {
+            self.lag(stall, LOOK, (self.now - since) / LOOK)?;
+            self.plan(LOOK, Happening::Rest);
+            return Ok(());
+        }
         if self.rot.is_bad() {
             if self.tend_rot()? {
                 self.plan(LOOK, Happening::Rest);
@@ -192,6 +197,7 @@ impl World {
         both(0)
             && both(1)
             && self.pending.is_empty()
+            && !self.waits_for_room()
             && self.abandoned.is_empty()
             && self.ordered.is_empty()
             && self.has_primary()
@@ -239,6 +245,7 @@ impl World {
         }
         self.ghost.last_words = true;
         let primary = usize::from(self.nodes[0].seen.role != Role::Primary);
+        self.press(primary)?;
         let end = self.options.sectors();
         let sectors: Vec<u64> = self
             .history

@@ -564,6 +564,7 @@ impl World {
                 ordered.command, self.nodes[ordered.node].name
             );
         }
+        what += &self.room_words();
         let current = |node: usize| {
             self.nodes[node]
                 .meta

@@ -14,6 +14,7 @@ mod versions;
 
 use kagami_replicator::core::DiskState;
 
+use super::member::Ground;
 use super::profile::Cause;
 use super::world::{Checked, Happening, MS, Phase, World};
 
@@ -222,7 +223,12 @@ impl World {
             }
             Fault::SessionEnds => match self.net.used_by(node) {
                 Some(session) => {
-                    self.link_down(session, node, "the network dropped it")?;
+                    let reason = "the network dropped it";
+                    if self.member.is_some() {
+                        self.connection_ends(node, reason)?;
+                    } else {
+                        self.link_down(session, node, reason)?;
+                    }
                     true
                 }
                 None => false,
@@ -267,6 +273,7 @@ impl World {
             }
             Fault::ArbiterDown => {
                 self.arbiter.down = true;
+                self.tell(|| Ground::ArbiterDown(true));
                 self.plan(lasts, mend);
                 true
             }
@@ -274,7 +281,9 @@ impl World {
             Fault::DaemonPauses => {
                 let lives = self.nodes[node].mirror.is_some();
                 if lives {
-                    self.nodes[node].paused_until = self.now + lasts;
+                    let until = self.now + lasts;
+                    self.nodes[node].paused_until = until;
+                    self.tell(|| Ground::Pause { node, until });
                     self.plan(lasts, Happening::Resume { node });
                 }
                 lives
@@ -307,7 +316,7 @@ impl World {
         if self.nodes[node].mirror.is_none() && self.nodes[node].repairing.is_none() {
             return false;
         }
-        self.die(node);
+        self.kill_daemon(node);
         self.start_in(node, down);
         true
     }
@@ -358,14 +367,20 @@ impl World {
                 }
             }
             Fault::LinkFlaps => self.flap(change),
-            Fault::LinkSlow => self.net.slow = 1,
+            Fault::LinkSlow => {
+                self.net.slow = 1;
+                self.tell(|| Ground::Slow(1));
+            }
             Fault::DiskSlow => self.nodes[node].slow = 1,
             Fault::StoreFull => self.nodes[node].store.full = false,
-            Fault::ArbiterDown => self.arbiter.down = false,
+            Fault::ArbiterDown => {
+                self.arbiter.down = false;
+                self.tell(|| Ground::ArbiterDown(false));
+            }
             Fault::DiskFails if change == RESTART => {
                 let at = &self.nodes[node];
                 if !at.store_suspect && at.seen.disk == DiskState::Failed {
-                    self.die(node);
+                    self.kill_daemon(node);
                     self.start_in(node, MS);
                 }
             }
@@ -384,6 +399,9 @@ impl World {
     /// The copy counts as failed, though the disk does not (it was full): an operator restarts
     /// the daemon.
     pub(super) fn restart_later(&mut self, node: usize) {
+        if self.stall().is_some() {
+            return; // it would fail again, and its daemon is the others', too
+        }
         let delay = self.fault_rng.around(self.options.order_every_ns);
         let (fault, change) = (Fault::DiskFails, RESTART);
         self.plan(
@@ -396,11 +414,18 @@ impl World {
         );
     }
 
+    /// The copy counts as failed since before: nobody has restarted the daemon for it.
+    pub(super) fn restart_if_failed(&mut self, node: usize) {
+        if self.nodes[node].seen.disk == DiskState::Failed && !self.nodes[node].store_suspect {
+            self.restart_later(node);
+        }
+    }
+
     /// An operator restarts the daemon with the disk that had failed: it is there again, with
     /// any part of what no flush had covered.
     pub(super) fn replace_disk(&mut self, node: usize) {
         if self.nodes[node].mirror.is_some() || self.nodes[node].repairing.is_some() {
-            self.die(node);
+            self.kill_daemon(node);
         }
         let at = &mut self.nodes[node];
         let lost = at.store.come_back(&mut self.rng);

@@ -2,7 +2,7 @@
 //!
 //! What a disk or a metadata store makes of it is theirs (`disk`, `meta`); how long it takes is drawn here.
 
-use kagami_replicator::core::disk::DiskFault;
+use kagami_replicator::core::disk::{DiskFault, DiskOp};
 use kagami_replicator::core::event::Event;
 use kagami_replicator::core::message::Message;
 use kagami_replicator::core::state::{DiskId, MetaId};
@@ -30,15 +30,9 @@ impl World {
             Action::Disk { id, op } => {
                 self.check_disk_op(node, &op)?;
                 let op_id = life << 40 | id.0;
-                let mends = self.nodes[node].store.mends(&op);
-                self.nodes[node].store.submit(op_id, op, &mut self.rng);
-                let mut delay = self.disk_delay(node);
-                if mends {
-                    // A disk takes its time for a bad block, and does other things meanwhile.
-                    let timeout = self.options.settings.timeout_ms * MS;
-                    delay += self.rng.between(0, 2 * timeout);
+                if self.room_to_read(node, op_id, &op) {
+                    self.submit(node, op_id, op);
                 }
-                self.plan(delay, Happening::Disk { node, op: op_id });
             }
             Action::Metadata { id, steps } => {
                 assert!(!steps.is_empty(), "a metadata write of nothing");
@@ -77,7 +71,10 @@ impl World {
                 };
                 self.ask_arbiter(question);
             }
-            Action::Room { id, .. } => {
+            Action::Room { id, len } => {
+                if self.room_for_answer(node, id, len) {
+                    return Ok(());
+                }
                 // Most often there is memory at once.
                 let wait = if id.0 % 4 == 0 {
                     self.rng.around(2 * MS)
@@ -107,6 +104,19 @@ impl World {
         Ok(())
     }
 
+    /// A disk operation sets out.
+    pub(super) fn submit(&mut self, node: usize, op_id: u64, op: DiskOp) {
+        let mends = self.nodes[node].store.mends(&op);
+        self.nodes[node].store.submit(op_id, op, &mut self.rng);
+        let mut delay = self.disk_delay(node);
+        if mends {
+            // A disk takes its time for a bad block, and does other things meanwhile.
+            let timeout = self.options.settings.timeout_ms * MS;
+            delay += self.rng.between(0, 2 * timeout);
+        }
+        self.plan(delay, Happening::Disk { node, op: op_id });
+    }
+
     fn disk_delay(&mut self, node: usize) -> u64 {
         let at = &self.nodes[node];
         let (waits, slow) = (at.stalled_until.saturating_sub(self.now), at.slow);
@@ -133,6 +143,7 @@ impl World {
         let result = at.store.complete(op, heard, &mut |block| {
             touched.insert(block);
         });
+        let result = self.read_into(node, op, result);
         let (life, id) = (op >> 40, DiskId(op & ((1 << 40) - 1)));
         if self.lives(node, life) {
             self.nodes[node].store.told |= is_write && matches!(result, Err(DiskFault::Io(_)));

@@ -69,6 +69,11 @@ fn a_resynchronisation_comes_to_its_end() {
 }
 
 #[test]
+fn whoever_stood_still_is_restarted_for_a_copy_that_failed_meanwhile() {
+    assert_clean(&run_profile(Profile::Mirrors, 2731, Trace::off()));
+}
+
+#[test]
 fn an_arbiter_that_is_replaced_lets_one_copy_go() {
     for seed in [204, 395] {
         let world = World::with(Profile::General, seed, Trace::off(), |options| {

@@ -4,11 +4,12 @@
 //! asked of the stores is under way. It first writes the repairs that its recovery asks for.
 
 use kagami_bitmap::planted::{Defect, planted};
-use kagami_replicator::core::{Actions, Heap, Mirror, Start, TAGS};
+use kagami_replicator::core::{Actions, Mirror, Start, TAGS};
 
 use super::check::Violation;
 use super::content::Value;
 use super::faults::Fault;
+use super::member::Ground;
 use super::node::UNSEEN;
 use super::world::{Checked, Happening, MS, World};
 
@@ -20,6 +21,10 @@ impl World {
     pub(super) fn start(&mut self, node: usize) -> Checked {
         let at = &self.nodes[node];
         if !at.up || at.mirror.is_some() || at.repairing.is_some() || !at.starting {
+            return Ok(());
+        }
+        if let Some(until) = self.daemon_is_down(node) {
+            self.plan_at(until, Happening::Start { node });
             return Ok(());
         }
         if !at.is_idle() && !planted(Defect::SuccessorStartsEarly) {
@@ -86,6 +91,7 @@ impl World {
             let lost = at.store.come_back(&mut self.rng);
             self.lose(&lost);
         }
+        let memory = self.open_account(node);
         let at = &mut self.nodes[node];
         let start = Start {
             node: at.id,
@@ -97,7 +103,7 @@ impl World {
             disk_usable: !at.store.failed,
             unmap_zeroes: self.options.unmap_zeroes[node],
             tags,
-            memory: Box::new(Heap),
+            memory,
         };
         let name = at.name;
         self.trace.line(|| {
@@ -122,9 +128,10 @@ impl World {
     pub(super) fn start_in(&mut self, node: usize, delay: u64) {
         self.nodes[node].starting = true;
         self.plan(delay, Happening::Start { node });
+        self.tell_start(node, delay);
     }
 
-    /// The daemon is gone; its disk operations go on.
+    /// This mirror's part of the daemon is gone; its disk operations go on.
     pub(super) fn die(&mut self, node: usize) {
         let life = self.nodes[node].life;
         self.end_of_life(node);
@@ -136,7 +143,7 @@ impl World {
     }
 
     /// The machine crashes: the cache of its disk, its daemon and its clock are gone.
-    pub(super) fn crash(&mut self, node: usize) {
+    pub(super) fn crash_copy(&mut self, node: usize) {
         self.end_of_life(node);
         let at = &mut self.nodes[node];
         let lost = at.store.crash(&mut self.rng);
@@ -160,6 +167,7 @@ impl World {
         self.give_up_requests(node);
         self.give_up_orders(node);
         self.end_term(node);
+        self.close_account(node);
         let at = &mut self.nodes[node];
         at.mirror = None;
         at.repairing = None;
@@ -190,5 +198,12 @@ impl World {
         self.nodes[node].boot(now, ppm, &mut self.rng);
         let delay = self.rng.around(20 * MS);
         self.start_in(node, delay);
+        let (clock, boot) = (self.nodes[node].clock, self.nodes[node].boot);
+        self.tell(|| Ground::Boot {
+            node,
+            clock,
+            boot,
+            delay,
+        });
     }
 }

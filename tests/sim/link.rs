@@ -12,7 +12,9 @@ use kagami_replicator::core::state::SessionId;
 use kagami_replicator::wire::message::{decode, encode};
 
 use super::check::Violation;
+use super::member::Ground;
 use super::net::{CLASSES, End, class_index};
+use super::room::received_in;
 use super::world::{Checked, Happening, MS, World};
 
 impl World {
@@ -31,6 +33,9 @@ impl World {
         let lives = [self.nodes[0].life, self.nodes[1].life];
         let version = self.nodes[0].version.min(self.nodes[1].version);
         let session = self.net.open(lives, version);
+        if let Some(open) = self.net.session(session) {
+            open.opened = self.now;
+        }
         self.stats.sessions += 1;
         for node in 0..2 {
             let delay = self.rng.around(self.options.net_ns);
@@ -65,6 +70,7 @@ impl World {
         if let Some(open) = self.net.session(session) {
             open.ends[node] = End::Up;
         }
+        self.tell(|| Ground::Connected { node });
         for (class, len) in self.net.waiting_in(session, 1 - node) {
             for _ in 0..len {
                 let from = 1 - node;
@@ -81,6 +87,18 @@ impl World {
         let version = self.net.session(session).map_or(0, |open| open.version);
         let session = Self::node_session(session, node);
         self.feed(node, Event::LinkUp { session, version })
+    }
+
+    /// A node has heard nothing of the other for too long: that is the connection's end, for every mirror on it.
+    pub(super) fn hear_nothing(&mut self, session: u64, node: usize) -> Checked {
+        let reason = "nothing heard";
+        if self.member.is_none() {
+            return self.link_down(session, node, reason);
+        }
+        match self.net.session(session) {
+            Some(open) if open.ends[node] != End::Closed => self.connection_ends(node, reason),
+            _ => Ok(()),
+        }
     }
 
     /// An end is told that its session is gone.
@@ -113,8 +131,9 @@ impl World {
         }
         self.ghost.cut = true;
         let timeout = self.options.settings.timeout_ms * MS;
-        let heard = !self.net.blocked[node] && self.rng.percent(90);
-        let delay = if heard {
+        let delay = if let Some(parting) = self.parting() {
+            parting
+        } else if !self.net.blocked[node] && self.rng.percent(90) {
             self.rng.around(self.options.net_ns)
         } else {
             self.rng.between(timeout / 2, 3 * timeout)
@@ -136,8 +155,9 @@ impl World {
             if self.net.close(session, node) {
                 self.ghost.cut = true;
                 let timeout = self.options.settings.timeout_ms * MS;
-                let soon = self.rng.percent(40);
-                let delay = if soon {
+                let delay = if let Some(parting) = self.parting() {
+                    parting
+                } else if self.rng.percent(40) {
                     MS
                 } else {
                     self.rng.between(timeout / 3, 3 * timeout)
@@ -155,6 +175,11 @@ impl World {
 
     /// Blocks or opens the directions of the link.
     pub(super) fn block(&mut self, blocked: [bool; 2]) {
+        self.tell(|| Ground::Block(blocked));
+        self.block_here(blocked);
+    }
+
+    pub(super) fn block_here(&mut self, blocked: [bool; 2]) {
         let before = self.net.blocked;
         self.net.blocked = blocked;
         self.net.changes += 1;
@@ -213,7 +238,12 @@ impl World {
         self.stats.messages += 1;
         let session = Self::world_session(session, node);
         let class = class_index(class);
-        let encoded = encode(message);
+        let mut encoded = encode(message);
+        if self.member.is_some() {
+            // The transport copies it into packets: what is on its way is in nobody's memory.
+            let payload = encoded.payload.as_deref();
+            encoded.payload = payload.map(Bytes::copy_from_slice);
+        }
         let delay = self.rng.around(self.options.net_ns * self.net.slow);
         self.drags(self.net.slow, delay);
         if let Some(due) = self
@@ -234,10 +264,13 @@ impl World {
     }
 
     pub(super) fn arrive(&mut self, session: u64, from: usize, class: usize) -> Checked {
+        let Some(buffer) = self.room_to_arrive(session, from, class) else {
+            return Ok(());
+        };
         let Some(encoded) = self.net.arrive(session, from, class, self.now) else {
             return Ok(());
         };
-        let encoded = self.framed(session, encoded)?;
+        let encoded = received_in(self.framed(session, encoded)?, buffer);
         let head: &Bytes = &encoded.head;
         let message = decode(encoded.kind, head, encoded.payload.clone()).map_err(|fault| {
             Violation::new("Wire", format!("an encoded message is refused: {fault}"))

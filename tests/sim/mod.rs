@@ -18,6 +18,7 @@ pub mod content;
 pub mod coverage;
 pub mod disk;
 pub mod faults;
+pub mod fleet;
 mod guests;
 pub mod history;
 mod host;
@@ -28,6 +29,7 @@ mod life;
 pub mod lines;
 mod link;
 mod marked;
+pub mod member;
 pub mod meta;
 pub mod net;
 pub mod node;
@@ -40,11 +42,14 @@ mod questions;
 pub mod replay;
 mod restore;
 pub mod rng;
+pub mod room;
+pub mod stall;
 pub mod stats;
 pub mod workload;
 pub mod world;
 
 use check::Violation;
+use fleet::Fleet;
 use profile::Profile;
 use replay::Trace;
 use stats::Stats;
@@ -85,7 +90,27 @@ pub fn run_seed(seed: u64, trace: Trace) -> Outcome {
 
 /// Runs a seed of a profile to its end.
 pub fn run_profile(profile: Profile, seed: u64, trace: Trace) -> Outcome {
-    run_world(seed, World::new(profile, seed, trace))
+    match fleet::mirrors(profile, seed) {
+        1 => run_world(seed, World::new(profile, seed, trace)),
+        count => run_fleet(seed, Fleet::new(profile, seed, count, trace)),
+    }
+}
+
+fn run_fleet(seed: u64, mut fleet: Fleet) -> Outcome {
+    PANIC.with(|kept| kept.borrow_mut().take());
+    let ended = catch_unwind(AssertUnwindSafe(|| fleet.run()));
+    let (mut stats, impossible) = fleet.counted();
+    stats.seeds = 1;
+    let violation = match ended {
+        Ok(checked) => checked.err().or(impossible),
+        Err(_) => Some(assertion()),
+    };
+    Outcome {
+        seed,
+        violation,
+        stats,
+        trace: fleet.into_trace(),
+    }
 }
 
 fn run_world(seed: u64, mut world: World) -> Outcome {

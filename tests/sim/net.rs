@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use bytes::Bytes;
 use kagami_replicator::core::action::Class;
 use kagami_replicator::wire::message::Encoded;
 
@@ -51,6 +52,8 @@ pub struct Session {
     pub lives: [u64; 2],
     /// The protocol version of each end.
     pub version: u16,
+    /// When the nodes began it, ns.
+    pub opened: u64,
     on_way: [[VecDeque<Flight>; 3]; 2],
 }
 
@@ -90,6 +93,7 @@ impl Net {
             ends: [End::Opening; 2],
             lives,
             version,
+            opened: 0,
             on_way: Default::default(),
         };
         self.sessions.insert(self.newest, session);
@@ -197,6 +201,15 @@ impl Net {
             return None;
         }
         queue.pop_front().map(|flight| flight.message)
+    }
+
+    /// How long the payload of what may arrive now is, if anything may and it has one.
+    pub fn next_payload(&self, id: u64, from: usize, class: usize, now: u64) -> Option<usize> {
+        let session = self.sessions.get(&id)?;
+        let open = !self.blocked[from] && session.ends[1 - from] == End::Up;
+        let first = session.on_way[from][class].front();
+        let first = first.filter(|flight| open && flight.due <= now)?;
+        first.message.payload.as_ref().map(Bytes::len)
     }
 
     /// What waits on the streams from a node: (session, class, how many).

@@ -10,6 +10,7 @@ use kagami_replicator::core::state::{NodeId, Protocol, Solo};
 
 use super::faults::Fault;
 use super::faults::kit::Kit;
+use super::member::SHARED;
 use super::orders::Order;
 use super::profile::{Profile, Sequel};
 use super::rng::Rng;
@@ -80,6 +81,8 @@ pub struct Options {
     pub faults_last_ns: Option<u64>,
     /// What tends to follow what.
     pub sequels: Vec<Sequel>,
+    /// Pages of memory that a daemon has for all its mirrors, if there are several.
+    pub room_pages: usize,
 }
 
 impl Options {
@@ -189,6 +192,7 @@ impl Options {
             in_turn: false,
             faults_last_ns: None,
             sequels: Vec::new(),
+            room_pages: 0,
         };
         options.kit = Kit::draw(seed, &mut options.faults, &mut options.orders, forced);
         if options.kit.replacing {
@@ -196,6 +200,21 @@ impl Options {
         }
         options.grow_from_here();
         options
+    }
+
+    /// What is the nodes' and not the mirror's is as `first` has it; its faults are drawn there.
+    pub fn share(&mut self, first: &Self) {
+        self.ids = first.ids;
+        self.drift_ppm = first.drift_ppm;
+        self.net_ns = first.net_ns;
+        self.arbiter_ns = first.arbiter_ns;
+        let (ours, theirs) = (&mut self.settings, &first.settings);
+        ours.timeout_ms = theirs.timeout_ms;
+        ours.ack_timeout_ms = theirs.ack_timeout_ms;
+        ours.arbiter_timeout_ms = theirs.arbiter_timeout_ms;
+        self.kit.clocks = first.kit.clocks;
+        self.kit.versions = first.kit.versions;
+        self.faults.retain(|(fault, _)| !SHARED.contains(fault));
     }
 
     /// The size to grow to, from the one that there is now.

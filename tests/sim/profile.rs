@@ -50,6 +50,8 @@ pub enum Profile {
     FullStores,
     /// Blocks can't be read, are slow to write, and the service goes from node to node.
     BadBlocks,
+    /// Several mirrors on the same two nodes.
+    Mirrors,
 }
 
 /// What a cause draws after it, on the same node.
@@ -92,6 +94,7 @@ impl Profile {
         Self::Carried,
         Self::FullStores,
         Self::BadBlocks,
+        Self::Mirrors,
     ];
 
     /// What it is called on the command line.
@@ -112,6 +115,7 @@ impl Profile {
             Self::Carried => "carried",
             Self::FullStores => "full-stores",
             Self::BadBlocks => "bad-blocks",
+            Self::Mirrors => "mirrors",
         }
     }
 
@@ -131,7 +135,8 @@ impl Profile {
     pub fn bend(self, o: &mut Options, rng: &mut Rng) {
         o.profile = self;
         match self {
-            Self::General => {}
+            // How many there are, and what they share, is `fleet`'s.
+            Self::General | Self::Mirrors => {}
             Self::LeaseRace => lease_race(o, rng),
             Self::LateAnswers => late_answers(o, rng),
             Self::EarlyAnswers => early_answers(o, rng),

@@ -6,8 +6,10 @@
 use bytes::Bytes;
 use kagami_replicator::core::event::{Event, IoError, Request};
 use kagami_replicator::core::state::{RequestId, Role};
+use kagami_replicator::shell::buffers::Buffer;
 
 use super::content::{self, SECTORS, Value, ZERO};
+use super::room::request_in;
 use super::world::{Checked, Happening, Phase, World};
 
 /// What a front end asked for. Units are sectors.
@@ -142,7 +144,9 @@ impl World {
         }
         let think = self.load_rng.around(self.options.think_ns);
         if self.sent_requests() >= self.options.requests || self.now > super::calm::LONGEST_STORM {
-            self.calm();
+            if !self.waits_for_others() {
+                self.calm();
+            }
             return Ok(());
         }
         self.ask_next_daemon()?;
@@ -151,8 +155,8 @@ impl World {
             .iter()
             .any(|node| node.seen.role == Role::Primary);
         let node = self.draw_node();
-        let waits =
-            self.pending.len() >= self.options.depth || !served && !self.load_rng.percent(5);
+        let waits = self.pending.len() + self.asked() >= self.options.depth
+            || !served && !self.load_rng.percent(5);
         if self.nodes[node].mirror.is_none() || waits {
             self.plan(think.max(5_000_000), Happening::Client);
             return Ok(());
@@ -212,13 +216,21 @@ impl World {
 
     /// Sends a request to a node.
     pub(super) fn request(&mut self, node: usize, op: Op) -> Checked {
+        match self.room_to_ask(node, op) {
+            Some((op, buffer)) => self.ask(node, op, buffer),
+            None => Ok(()),
+        }
+    }
+
+    /// The node's daemon has all of it, in this memory where that has a bound.
+    pub(super) fn ask(&mut self, node: usize, op: Op, buffer: Option<Buffer>) -> Checked {
         self.sent += 1;
         self.stats.requests += 1;
         let (id, start) = (self.sent, self.tick + 1);
         for (sector, value) in op.writes() {
             self.history.begin(sector, value, start, node);
         }
-        let request = op.request();
+        let request = request_in(&op, buffer);
         let primary = self.nodes[node].seen.role == Role::Primary;
         let since = self.now;
         let pending = Pending {
@@ -245,6 +257,7 @@ impl World {
         id: u64,
         result: Result<Bytes, IoError>,
     ) -> Checked {
+        self.answer_taken(node, RequestId(id), result.as_ref());
         if self.is_abandoned(node, id) {
             return Ok(());
         }

@@ -18,6 +18,7 @@ use super::content::SECTORS;
 use super::faults::Fault;
 use super::faults::rot::Rot;
 use super::history::History;
+use super::member::Member;
 use super::net::Net;
 use super::node::{Node, Waiting};
 use super::options::{First, Options};
@@ -172,6 +173,8 @@ pub struct World {
     pub ordered: BTreeMap<u64, Ordered>,
     /// What the checks remember.
     pub ghost: Ghost,
+    /// What it shares with other mirrors; `None`: it is alone.
+    pub member: Option<Box<Member>>,
     /// What is counted.
     pub stats: Stats,
     /// Where a trace goes, if one is wanted.
@@ -228,6 +231,7 @@ impl World {
             rot: Rot::default(),
             ordered: BTreeMap::new(),
             ghost: Ghost::default(),
+            member: None,
             stats: Stats::default(),
             trace,
             load_rng: rng.fork(),
@@ -302,11 +306,24 @@ impl World {
     /// The first violation.
     pub fn run(&mut self) -> Checked {
         while self.phase != Phase::Over {
-            let next = self.heap.pop().expect("something is always planned");
-            self.now = next.at;
-            self.happen(next.what)?;
+            self.step()?;
         }
         Ok(())
+    }
+
+    /// The next thing happens.
+    ///
+    /// # Errors
+    /// A violation that shows now.
+    pub fn step(&mut self) -> Checked {
+        let next = self.heap.pop().expect("something is always planned");
+        self.now = next.at;
+        self.happen(next.what)
+    }
+
+    /// When that is, if anything is planned.
+    pub fn next_at(&self) -> Option<u64> {
+        self.heap.peek().map(|next| next.at)
     }
 
     fn happen(&mut self, what: Happening) -> Checked {
@@ -355,7 +372,7 @@ impl World {
                 change,
             } => {
                 if self.net.changes == change && self.net.blocked != [false, false] {
-                    return self.link_down(session, node, "nothing heard");
+                    return self.hear_nothing(session, node);
                 }
                 Ok(())
             }

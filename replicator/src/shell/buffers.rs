@@ -34,6 +34,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
+use kagami_bitmap::planted::{Defect, planted};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 pub use account::Account;
@@ -358,6 +359,9 @@ impl State {
                 seen.push(waiter.ask.account);
                 if self.has_room(limits, waiter.ask) {
                     wakers.push(waiter.waker.clone());
+                }
+                if planted(Defect::FirstWaiterAloneIsWoken) {
+                    break;
                 }
             }
         }

@@ -5,6 +5,7 @@
 //! mirror can do to this one is what is done here: the loss of the link at the same moment, and
 //! messages that wait behind another's.
 
+use super::super::member::Ground;
 use super::super::net::CLASSES;
 use super::super::world::{Happening, MS, Phase, World};
 use super::Fault;
@@ -18,6 +19,8 @@ impl World {
             }
             Fault::LinkSlow => {
                 self.net.slow = self.fault_rng.pick(&[5, 30, 200]);
+                let slow = self.net.slow;
+                self.tell(|| Ground::Slow(slow));
                 let change = 0;
                 self.plan(
                     lasts,

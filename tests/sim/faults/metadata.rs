@@ -61,7 +61,7 @@ impl World {
             Fault::MetadataDamage => {
                 at.meta.harm_at_start = true;
                 if self.fault_rng.coin() && at.mirror.is_some() {
-                    self.die(node);
+                    self.kill_daemon(node);
                     self.start_in(node, lasts);
                 }
                 false // counted when it is done

@@ -111,7 +111,7 @@ impl World {
             return Ok(());
         }
         if self.nodes[node].mirror.is_some() {
-            self.die(node);
+            self.kill_daemon(node);
         }
         if !self.nodes[node].is_idle() {
             self.start_in(node, MS);

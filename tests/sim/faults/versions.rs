@@ -14,7 +14,8 @@ use super::Fault;
 impl World {
     /// A daemon starts: of another build than the last one's, perhaps.
     pub(in crate::sim) fn draw_version(&mut self, node: usize) {
-        if !self.options.kit.versions {
+        // (Of several mirrors the daemon has one version: it was drawn when the one before died.)
+        if !self.options.kit.versions || self.member.is_some() {
             return;
         }
         let version = self.fault_rng.pick(SUPPORTED);

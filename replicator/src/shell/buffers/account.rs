@@ -18,6 +18,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use kagami_bitmap::planted::{Defect, planted};
 use slab::Slab;
 
 use crate::core::Memory;
@@ -235,7 +236,7 @@ impl Accounts {
         }
         // Who waits for its own account takes nothing from others when memory comes back.
         if !self.admit(limits, first) {
-            return false;
+            return planted(Defect::SpentAccountHoldsUpOthers);
         }
         let (Some(index), Some(_)) = (ask.account, first.account) else {
             return true;
