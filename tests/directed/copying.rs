@@ -9,6 +9,7 @@ use kagami_replicator::core::{Command, DiskOp, Notice, Settings};
 
 use super::pair::{PROMOTE, Pair, start, write};
 use super::stands::{copying, cut, primary};
+use super::verification::reads;
 use super::ways::say;
 
 /// Blocks of an extent.
@@ -21,16 +22,6 @@ fn connect(pair: &mut Pair) {
 
 fn progress(pair: &Pair, node: usize) -> Option<Progress> {
     pair.sides[node].mirror.status(Time(pair.now)).progress
-}
-
-/// The reads that a node's disk has not ended, in blocks.
-fn reads(pair: &Pair, node: usize) -> Vec<(u64, u64)> {
-    let ops = pair.sides[node].disk.iter();
-    ops.filter_map(|(_, op)| match op {
-        DiskOp::Read { offset, len } => Some((offset / 4096, u64::from(*len) / 4096)),
-        _ => None,
-    })
-    .collect()
 }
 
 fn disk_writes(pair: &Pair, node: usize) -> usize {

@@ -50,7 +50,7 @@ fn block(at: u64) -> Run {
 }
 
 /// The reads that a node's disk has not ended, in blocks.
-fn reads(pair: &Pair, node: usize) -> Vec<(u64, u64)> {
+pub(super) fn reads(pair: &Pair, node: usize) -> Vec<(u64, u64)> {
     let ops = pair.sides[node].disk.iter();
     ops.filter_map(|(_, op)| match op {
         DiskOp::Read { offset, len } => Some((offset / 4096, u64::from(*len) / 4096)),
