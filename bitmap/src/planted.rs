@@ -118,6 +118,7 @@ defects! {
     CarrierPromotedBesideThePrimary: "the carrier of a Primary without a disk is promoted while that one is Primary still",
     // memory that mirrors share
     SpentAccountHoldsUpOthers: "whoever waits for its own account keeps other mirrors from memory that is free",
+    AnswerCountsAsRead: "memory for an answer of the peer takes the place of the one read that each mirror may have",
     FirstWaiterAloneIsWoken: "memory that comes back wakes the first who waits, and no other mirror's",
 }
 

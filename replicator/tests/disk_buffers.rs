@@ -68,8 +68,10 @@ fn front_ends_leave_the_reserve_to_the_peer_and_the_peer_some_to_copies() {
     };
     let front = take(Share::FrontEnd);
     assert_eq!(front.len() * PAGE, 3 * MIB);
+    let answers = take(Share::Answer);
+    assert_eq!(answers.len() * PAGE, MIB / 4);
     let reads = take(Share::Read);
-    assert_eq!(reads.len() * PAGE, MIB / 2);
+    assert_eq!(reads.len() * PAGE, MIB / 4);
     let peer = take(Share::Peer);
     assert_eq!(peer.len() * PAGE, MIB / 2 - 128 * 1024);
     let copies = take(Share::Bounce);
@@ -186,7 +188,7 @@ fn an_account_has_its_part_beside_others_and_all_of_it_alone() {
     assert_eq!(bytes(&alone), pool.limit(Share::FrontEnd));
     drop(alone);
     let two = pool.open_account();
-    for share in [Share::FrontEnd, Share::Read] {
+    for share in [Share::FrontEnd, Share::Answer, Share::Read] {
         let ones = take_all(&one, PAGE, share);
         assert_eq!(bytes(&ones), pool.limit(share) / 2);
         let twos = take_all(&two, PAGE, share);
@@ -254,6 +256,23 @@ fn who_waits_for_its_own_part_holds_up_no_other_account() {
     assert!(first.as_mut().poll(&mut context).is_ready());
     assert!(second.as_mut().poll(&mut context).is_ready());
     assert_eq!(pool.stats().waiting, 0);
+}
+
+#[test]
+fn reads_find_room_beside_all_that_clients_hold() {
+    for mib in [8, 12, 64] {
+        let pool = Pool::new(&PoolConfig::with_bytes(mib * MIB)).expect("memory");
+        let (one, two) = (pool.open_account(), pool.open_account());
+        let _writes = take_all(&one, PAGE, Share::FrontEnd);
+        let _answers = take_all(&one, PAGE, Share::Answer);
+        let _others = take_all(&two, PAGE, Share::FrontEnd);
+        let _too = take_all(&two, PAGE, Share::Answer);
+        let held = pool.stats().in_use;
+        assert!(held > mib * MIB / 2, "{held} of {mib} MiB");
+        // The writes may wait for a comparison, and the answers for the writes.
+        assert!(one.alloc(MIB, Share::Read).is_some(), "{mib} MiB");
+        assert!(two.alloc(MIB, Share::Read).is_some(), "{mib} MiB");
+    }
 }
 
 #[test]

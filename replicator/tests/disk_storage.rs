@@ -279,10 +279,11 @@ fn replies_that_are_not_taken_hold_up_no_other_disk() {
         }
         // Every answer stays where it is, as in a client that takes none: the disk has its half of what
         // reads may hold, and the rest of its own reads wait.
-        while rig.answers.len() < 14 {
+        let part = rig.storage.pool().limit(Share::Read) / 2 / (256 << 10);
+        while rig.answers.len() < part {
             rig.turn().await;
         }
-        assert_eq!(rig.storage.pool().stats().in_use, 14 * (256 << 10));
+        assert_eq!(rig.storage.pool().stats().in_use, part * (256 << 10));
         rig.disk = two;
         for round in 0..20 {
             rig.submit(100 + round, read(round * (256 << 10)));
@@ -290,7 +291,7 @@ fn replies_that_are_not_taken_hold_up_no_other_disk() {
         for round in 0..20 {
             rig.answer(100 + round).await.expect("a good disk");
         }
-        assert_eq!(rig.answers.len(), 14);
+        assert_eq!(rig.answers.len(), part);
         rig.disk = one;
         for id in 0..40 {
             rig.answer(id).await.expect("a good disk");

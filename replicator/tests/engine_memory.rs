@@ -167,7 +167,7 @@ fn what_the_peer_reads_is_the_pools_until_the_client_has_taken_it() {
         assert_eq!(reply, Ok(Reply::Done));
         b.on_plane(DEADLINE, |plane| async move {
             let disk = Disk::of(&plane, "pg");
-            let count = plane.pool().limit(Share::Read) / HELD + 4;
+            let count = plane.pool().limit(Share::Answer) / HELD + 4;
             let answers = Rc::new(RefCell::new(Vec::new()));
             let answered = |answers: &Rc<RefCell<Vec<bytes::Bytes>>>| answers.borrow().len();
             for index in 0..count {
@@ -179,7 +179,7 @@ fn what_the_peer_reads_is_the_pools_until_the_client_has_taken_it() {
                 });
             }
             // As many as fit come; the others wait for memory, and the link does not.
-            let fit = plane.pool().limit(Share::Read) / HELD;
+            let fit = plane.pool().limit(Share::Answer) / HELD;
             while plane.pool().stats().waiting == 0 || answered(&answers) < fit {
                 tokio::task::yield_now().await;
             }

@@ -59,9 +59,7 @@ impl Fleet {
     /// `count` mirrors of a seed at its beginning.
     pub fn new(profile: Profile, seed: u64, count: usize, trace: Trace) -> Self {
         let mut rng = Rng::new(seed ^ SALT);
-        // A part of it has room for the longest request, 1 MiB of a resynchronisation: one that is longer than its
-        // mirror's part may have to wait for what another mirror holds.
-        let pages = rng.pick(&[300, 320, 400]) * count;
+        let pages = rng.pick(&[100, 150, 300]) * count;
         let forced = rng.percent(20);
         let pools = [0, 1].map(|_| room::pool(pages));
         let divide = |o: &mut Options| {

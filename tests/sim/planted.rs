@@ -85,7 +85,9 @@ fn profile(defect: Defect) -> Profile {
         D::GuestOutlivesAPrimary | D::GuestWritesUnmarked => Profile::Guests,
         D::FullCopyDetached => Profile::FullStores,
         D::RepairOutlivesTheRole => Profile::BadBlocks,
-        D::SpentAccountHoldsUpOthers | D::FirstWaiterAloneIsWoken => Profile::Mirrors,
+        D::AnswerCountsAsRead | D::SpentAccountHoldsUpOthers | D::FirstWaiterAloneIsWoken => {
+            Profile::Mirrors
+        }
         D::CarriedOutlivesAPrimary | D::CarrierPromotedBesideThePrimary => Profile::Carried,
         _ => Profile::General,
     }

@@ -18,7 +18,7 @@ use kagami_replicator::core::event::{IoError, Request};
 use kagami_replicator::core::state::RequestId;
 use kagami_replicator::core::{Heap, Memory};
 use kagami_replicator::shell::buffers::{
-    Account, Buffer, PAGE, Pool, PoolConfig, Share, WaitAlloc,
+    Account, Buffer, MIN_RESERVE, PAGE, Pool, PoolConfig, Share, WaitAlloc,
 };
 use kagami_replicator::wire::message::Encoded;
 
@@ -27,11 +27,12 @@ use super::net::End;
 use super::workload::Op;
 use super::world::{Checked, Happening, World};
 
-/// A pool of so many pages.
+/// A pool that front ends may have so many pages of, with the least reserve that a daemon's has.
 pub fn pool(pages: usize) -> Pool {
     let config = PoolConfig {
+        bytes: pages * PAGE + MIN_RESERVE,
+        reserve: MIN_RESERVE,
         lock: false,
-        ..PoolConfig::with_bytes(pages * PAGE)
     };
     Pool::new(&config).expect("memory for a pool")
 }
@@ -258,7 +259,7 @@ impl World {
         let Some((room, account)) = self.room(node) else {
             return false;
         };
-        match take(&account, len as usize, Share::Read) {
+        match take(&account, len as usize, Share::Answer) {
             Ok(buffer) => {
                 room.answers.insert(id, buffer);
                 self.plan(0, Happening::Room { node, life, id });

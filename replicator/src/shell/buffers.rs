@@ -49,6 +49,9 @@ pub const PAGE: usize = 4096;
 pub enum Share {
     /// Payloads that a client sends: they stop first, and the client waits.
     FrontEnd,
+    /// Kept for what the peer is asked to send to a client. Its read may wait for writes, and those for a comparison that
+    /// reads the local disk.
+    Answer,
     /// Reads from the local disk.
     Read,
     /// Payloads that the peer sends: front ends can't starve it.
@@ -57,7 +60,10 @@ pub enum Share {
     Bounce,
 }
 
-const SHARES: usize = 4;
+/// With this reserve the core's longest read (1 MiB) finds room beside all that front ends and answers may hold.
+pub const MIN_RESERVE: usize = 4 << 20;
+
+const SHARES: usize = 5;
 
 /// Pages that each share may bring the whole pool's use up to.
 type Limits = [u32; SHARES];
@@ -67,7 +73,8 @@ type Limits = [u32; SHARES];
 pub struct PoolConfig {
     /// Bytes of the region; rounded up to whole pages.
     pub bytes: usize,
-    /// Bytes that front ends can't take; half of them are for the peer (and bounces) alone.
+    /// Bytes that front ends can't take: a quarter for answers of the peer, one for reads, and half for the peer (and
+    /// bounces) alone.
     pub reserve: usize,
     /// Whether to lock the region in memory; where that is not permitted the pool works unlocked,
     /// and [`Pool::is_locked`] says so.
@@ -82,11 +89,12 @@ impl Default for PoolConfig {
 }
 
 impl PoolConfig {
-    /// A pool of `bytes` with the usual division: a quarter kept from front ends.
+    /// A pool of `bytes` with the usual division: a quarter kept from front ends, and at least [`MIN_RESERVE`] if
+    /// that is not more than half.
     pub fn with_bytes(bytes: usize) -> Self {
         Self {
             bytes,
-            reserve: bytes / 4,
+            reserve: (bytes / 4).max(MIN_RESERVE.min(bytes / 2)),
             lock: true,
         }
     }
@@ -172,7 +180,13 @@ impl Pool {
             shared: Arc::new(Shared {
                 region,
                 locked,
-                limits: [pages - reserve, pages - reserve / 2, pages - bounce, pages],
+                limits: [
+                    pages - reserve,
+                    pages - reserve / 4 * 3,
+                    pages - reserve / 2,
+                    pages - bounce,
+                    pages,
+                ],
                 state: Mutex::new(State {
                     map: PageMap::new(pages),
                     in_use: 0,

@@ -71,7 +71,7 @@ pub const KEYS: &[Key] = &[
         Node,
         "buffers",
         Kind::Size {
-            min: 4 << 20,
+            min: 8 << 20,
             multiple: 4096,
         },
         Value("64MiB"),

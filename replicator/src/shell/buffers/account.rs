@@ -5,12 +5,12 @@
 //!
 //! With `n` accounts open, one may bring its own use up to 1/n of each share's limit, as all together may
 //! bring the pool's use up to the limit; one account alone has all of it. Beyond that it still has one
-//! request of each kind at a time (what a client sends, a read, what the peer sends), so that none of them waits for
-//! another. Whoever asks for more waits, and only others of its account behind it.
+//! request of each kind at a time (what a client sends, what the peer is asked for, a read, what the peer sends), so that
+//! none of them waits for another. Whoever asks for more waits, and only others of its account behind it.
 //!
 //! Two things could take from an account what is its own: the others may hold more than their parts (one
 //! was alone until now, or has one request that is longer), and reads go deeper than front ends. So
-//! front ends within their parts may use half of what the pool keeps for reads.
+//! front ends within their parts may use what the pool keeps for answers.
 //!
 //! A request longer than its account's part gets its turn though the others never pause: while it waits,
 //! they have what it would leave of the share.
@@ -124,38 +124,36 @@ pub(super) struct Accounts {
     open: u32,
 }
 
-/// What an account holds, in pages.
+/// What an account holds.
 #[derive(Debug, Default)]
 struct Held {
-    front_end: u32,
-    read: u32,
-    peer: u32,
+    /// Pages of each [`kind`].
+    pages: [u32; KINDS],
     is_open: bool,
     /// Nobody can ask for more.
     is_forgotten: bool,
 }
 
-impl Held {
-    fn of(&mut self, share: Share) -> &mut u32 {
-        match share {
-            Share::FrontEnd => &mut self.front_end,
-            Share::Read => &mut self.read,
-            Share::Peer | Share::Bounce => &mut self.peer,
-        }
-    }
+const KINDS: usize = 4;
 
+/// Of what kind a request is: one of each needs no room beside others of its account.
+fn kind(share: Share) -> usize {
+    match share {
+        Share::FrontEnd => 0,
+        Share::Answer if !planted(Defect::AnswerCountsAsRead) => 1,
+        Share::Answer | Share::Read => 2,
+        Share::Peer | Share::Bounce => 3,
+    }
+}
+
+impl Held {
     fn all(&self) -> u64 {
-        u64::from(self.front_end) + u64::from(self.read) + u64::from(self.peer)
+        self.pages.iter().copied().map(u64::from).sum()
     }
 
     /// Whether it would hold at most `part` with `ask`, or nothing else of the kind.
     fn admits(&self, ask: Ask, part: u32) -> bool {
-        let alone = match ask.share {
-            Share::FrontEnd => self.front_end == 0,
-            Share::Read => self.read == 0,
-            Share::Peer | Share::Bounce => self.peer == 0,
-        };
-        alone || self.all() + u64::from(ask.pages) <= u64::from(part)
+        self.pages[kind(ask.share)] == 0 || self.all() + u64::from(ask.pages) <= u64::from(part)
     }
 }
 
@@ -199,24 +197,23 @@ impl Accounts {
 
     pub(super) fn charge(&mut self, ask: Ask) {
         if let Some(index) = ask.account {
-            *self.held[index as usize].of(ask.share) += ask.pages;
+            self.held[index as usize].pages[kind(ask.share)] += ask.pages;
         }
     }
 
     pub(super) fn give_back(&mut self, ask: Ask) {
         if let Some(index) = ask.account {
-            *self.held[index as usize].of(ask.share) -= ask.pages;
+            self.held[index as usize].pages[kind(ask.share)] -= ask.pages;
             self.release(index);
         }
     }
 
     /// Up to how many pages in use of the whole pool this may be had.
     pub(super) fn depth(&self, limits: &Limits, ask: Ask) -> u32 {
-        let limit = limits[ask.share as usize];
         if ask.share == Share::FrontEnd && ask.account.is_some() && self.open > 1 {
-            limit + (limits[Share::Read as usize] - limit) / 2
+            limits[Share::Answer as usize]
         } else {
-            limit
+            limits[ask.share as usize]
         }
     }
 

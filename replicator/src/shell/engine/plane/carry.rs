@@ -371,14 +371,14 @@ impl Loop {
         self.actions = actions;
     }
 
-    /// Takes memory for what the peer is to be asked for, as reads from the disk take theirs.
+    /// Takes memory for what the peer is to be asked for.
     fn find_room(&mut self, shared: &Rc<RefCell<Host>>, host: &mut Host, id: RequestId, len: u32) {
-        if let Some(room) = host.account.alloc(len as usize, Share::Read) {
+        if let Some(room) = host.account.alloc(len as usize, Share::Answer) {
             host.requests.give_room(id, room);
             self.follow_ups.push_back(Event::Room { id });
             return;
         }
-        let wait = host.account.wait_alloc(len as usize, Share::Read);
+        let wait = host.account.wait_alloc(len as usize, Share::Answer);
         let (inbox, host) = (Rc::clone(&self.plane.shared.inbox), Rc::downgrade(shared));
         tokio::task::spawn_local(async move {
             match wait.await {
