@@ -74,6 +74,11 @@ fn whoever_stood_still_is_restarted_for_a_copy_that_failed_meanwhile() {
 }
 
 #[test]
+fn a_comparison_finds_memory_beside_reads_that_wait_for_it() {
+    assert_clean(&run_profile(Profile::Mirrors, 236, Trace::off()));
+}
+
+#[test]
 fn an_arbiter_that_is_replaced_lets_one_copy_go() {
     for seed in [204, 395] {
         let world = World::with(Profile::General, seed, Trace::off(), |options| {
