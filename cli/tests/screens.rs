@@ -6,10 +6,10 @@ use std::path::PathBuf;
 
 use kagami::control::condition::{code, judge};
 use kagami::control::report::{
-    AloneReport, Condition, Connection, CountersReport, DeviceReport, DeviceState, Disk,
-    EventReport, GenerationReport, LoadReport, MirrorReport, NodeReport, PeerReport,
-    ProgressReport, Refusal, Replication, Role, SCHEMA, Severity, SideReport, StatusReport,
-    VerdictReport,
+    AloneReport, ArbiterFaultReport, Condition, Connection, CountersReport, DeviceReport,
+    DeviceState, Disk, EventReport, GenerationReport, LoadReport, MirrorReport, NodeReport,
+    PeerReport, ProgressReport, Refusal, Replication, Role, SCHEMA, Severity, SideReport,
+    StatusReport, VerdictReport,
 };
 use kagami::render::{Look, status};
 
@@ -66,6 +66,7 @@ fn well() -> MirrorReport {
         arbiter: None,
         follows: None,
         held_back: None,
+        arbiter_fault: None,
         fault: None,
         opening: false,
         disk_fault: None,
@@ -279,6 +280,38 @@ fn in_sync_with_blocks_marked() {
     screen("in-sync-marked-unused", mirror, Condition::InSync, 0);
 }
 
+fn arbiter_fault(why: &str) -> Option<ArbiterFaultReport> {
+    Some(ArbiterFaultReport {
+        since_ms: at(14, 2, 11),
+        why: why.to_owned(),
+        refused: false,
+    })
+}
+
+/// It is needed when a node is lost, and then it is too late to hear of it.
+#[test]
+fn an_arbiter_that_can_not_be_used_is_told_before_it_is_needed() {
+    let mut mirror = well();
+    mirror.solo = "arbiter".to_owned();
+    mirror.arbiter = Some("witness1".to_owned());
+    mirror.arbiter_fault = arbiter_fault("witness witness1: connection refused");
+    screen("in-sync-no-arbiter", mirror.clone(), Condition::InSync, 0);
+    let fault = mirror.arbiter_fault.as_mut().unwrap();
+    fault.why = "register 6f1c2d3e4b5a69788796a5b4c3d2e1f0 belongs to other nodes".to_owned();
+    fault.refused = true;
+    screen("in-sync-not-ours", mirror.clone(), Condition::InSync, 0);
+    mirror.replication = Replication::SyncSource;
+    mirror.peer.as_mut().unwrap().disk = Disk::Inconsistent;
+    mirror.progress = progress(false);
+    mirror.arbiter_fault = arbiter_fault("no answer in time");
+    screen(
+        "resynchronising-no-arbiter",
+        mirror,
+        Condition::Resynchronising,
+        10,
+    );
+}
+
 #[test]
 fn alone() {
     let mut mirror = away();
@@ -309,6 +342,8 @@ fn held_and_connecting() {
     asking.solo = "arbiter".to_owned();
     asking.arbiter = Some("witness2".to_owned());
     asking.held = Some("the arbiter is not reachable: no answer within 5 s".to_owned());
+    // Said once.
+    asking.arbiter_fault = arbiter_fault("no answer within 5 s");
     screen("held-arbiter", asking, Condition::Held, 12);
     let mut waiting = away();
     waiting.role = Role::Secondary;
@@ -508,6 +543,7 @@ fn every_field_of_the_json_is_documented() {
     let mut mirror = well();
     mirror.progress = progress(false);
     mirror.load = Some(LoadReport::default());
+    mirror.arbiter_fault = arbiter_fault("");
     mirror.device = device(DeviceState::Attached, None, &[]);
     mirror.alone = Some(AloneReport {
         since_ms: 0,

@@ -3,7 +3,8 @@
 use kagami_replicator::core::event::Reply;
 use kagami_replicator::core::message::Message;
 use kagami_replicator::core::register::{ArbiterAnswer, Ask, Register};
-use kagami_replicator::core::state::{Attempt, NodeId};
+use kagami_replicator::core::state::{Attempt, NodeId, Time};
+use kagami_replicator::core::status::ArbiterFault;
 use kagami_replicator::core::{DiskFault, Event, Notice};
 
 use super::pair::{DEMOTE, FORCE, MS, PROMOTE, Pair};
@@ -188,6 +189,73 @@ fn a_new_register_is_the_first_of_an_instance_that_both_have_recorded() {
     assert_eq!(instances.len(), 4, "each is another one: {instances:x?}");
     // The lower id looks after it while nobody is Primary.
     assert_eq!(pair.sides[1].asked, 0);
+}
+
+/// Both nodes' words about the arbiter.
+fn faults(pair: &Pair) -> [Option<ArbiterFault>; 2] {
+    [0, 1].map(|node| {
+        let status = pair.sides[node].mirror.status(Time(pair.now));
+        status.arbiter_fault
+    })
+}
+
+/// It is needed when a node is lost; whoever looks after the register tells before that an answer is missing.
+#[test]
+fn an_arbiter_that_does_not_answer_is_told_in_sync() {
+    let mut pair = primary();
+    assert_eq!(faults(&pair), [None, None]);
+    pair.sides[0].hold.asks = true;
+    let asked_before = pair.sides[0].asked;
+    let before = Time(pair.now);
+    pair.elapse(40_000);
+    let first = faults(&pair);
+    let fault = first[0].clone().expect("no answer came");
+    assert_eq!(
+        (fault.why.as_str(), fault.refused),
+        ("no answer in time", false)
+    );
+    assert!(fault.since > before && first[1].is_none(), "{first:?}");
+    // It is asked again, and since when stays.
+    let asked = pair.sides[0].asked;
+    pair.elapse(LONG);
+    assert!(pair.sides[0].asked > asked && asked > asked_before);
+    assert_eq!(faults(&pair), first);
+    pair.write(0, 9);
+    // Whoever is not Primary any more asks no more.
+    pair.done(0, DEMOTE);
+    pair.done(1, PROMOTE);
+    pair.elapse(LONG);
+    assert_eq!(
+        faults(&pair),
+        [None, None],
+        "the other one asks, and is answered"
+    );
+    pair.done(1, DEMOTE);
+    pair.done(0, PROMOTE);
+    pair.elapse(LONG);
+    assert!(faults(&pair)[0].is_some());
+    pair.sides[0].asks.clear();
+    pair.sides[0].hold.asks = false;
+    pair.elapse(LONG);
+    assert_eq!(faults(&pair), [None, None]);
+}
+
+/// A register of other nodes is an answer, and as bad as none.
+#[test]
+fn an_arbiter_that_refuses_is_told_in_sync() {
+    let mut pair = primary();
+    pair.sides[0].hold.asks = true;
+    while pair.sides[0].asks.is_empty() {
+        pair.elapse(1_000);
+    }
+    let (attempt, _) = next(&mut pair, 0);
+    let answer = ArbiterAnswer::NotOurs("the register belongs to other nodes".to_owned());
+    pair.handle(0, Event::Arbiter { attempt, answer });
+    let fault = faults(&pair)[0].clone().expect("it refused");
+    assert_eq!(
+        (fault.why.as_str(), fault.refused, fault.since),
+        ("the register belongs to other nodes", true, Time(pair.now))
+    );
 }
 
 #[test]

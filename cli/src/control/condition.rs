@@ -113,6 +113,34 @@ fn connected(mirror: &MirrorReport) -> Condition {
 
 /// What to do, a line each.
 pub fn next(mirror: &MirrorReport) -> Vec<String> {
+    let mut lines = by_condition(mirror);
+    lines.extend(arbiter(mirror));
+    lines
+}
+
+/// What waits for an arbiter that can't be used. Where requests do, the condition's own line says so.
+fn arbiter(mirror: &MirrorReport) -> Option<String> {
+    let fault = mirror.arbiter_fault.as_ref()?;
+    let arbiter = mirror.arbiter.as_ref()?;
+    let waits = match mirror.condition {
+        Condition::InSync | Condition::Verifying => {
+            "neither node may go on alone if the other is lost"
+        }
+        Condition::Alone | Condition::Resynchronising | Condition::Paused => {
+            "no resynchronisation comes to its end"
+        }
+        _ => return None,
+    };
+    Some(if fault.refused {
+        format!(
+            "until arbiter {arbiter} lets this node use it again, {waits}; `kagami arbiter use` gives the mirror another one"
+        )
+    } else {
+        format!("see to arbiter {arbiter}: until it answers, {waits}")
+    })
+}
+
+fn by_condition(mirror: &MirrorReport) -> Vec<String> {
     let name = &mirror.name;
     let peer = mirror.peer.as_ref().map_or("the peer", |p| p.name.as_str());
     let line = |text: String| vec![text];

@@ -259,6 +259,9 @@ pub struct MirrorReport {
     /// Why the arbiter is not asked whether this copy may go on alone.
     #[serde(default)]
     pub held_back: Option<String>,
+    /// What is wrong with the arbiter, where this node asks it.
+    #[serde(default)]
+    pub arbiter_fault: Option<ArbiterFaultReport>,
     /// Why the stores could not be opened, or have not been yet.
     pub fault: Option<String>,
     /// They are still tried: the mirror is served by itself when they can be opened.
@@ -336,6 +339,17 @@ pub struct AloneReport {
     pub since_ms: u64,
     /// By which permission.
     pub by: Option<String>,
+}
+
+/// The arbiter's answers come to nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArbiterFaultReport {
+    /// Since when no question was answered.
+    pub since_ms: u64,
+    /// What the newest one came to.
+    pub why: String,
+    /// It answered, and the register is other nodes'.
+    pub refused: bool,
 }
 
 /// What a handshake found.

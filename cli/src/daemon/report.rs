@@ -15,9 +15,9 @@ use crate::config::value::spell_hex;
 use crate::config::{Config, Mirror, Protocol, Solo};
 use crate::control::condition;
 use crate::control::report::{
-    AloneReport, Condition, Connection, CountersReport, Disk, GenerationReport, LoadReport,
-    MirrorReport, NodeReport, PeerReport, ProgressReport, Replication, Role, SCHEMA, SideReport,
-    StatusReport, VerdictReport,
+    AloneReport, ArbiterFaultReport, Condition, Connection, CountersReport, Disk, GenerationReport,
+    LoadReport, MirrorReport, NodeReport, PeerReport, ProgressReport, Replication, Role, SCHEMA,
+    SideReport, StatusReport, VerdictReport,
 };
 
 /// The clocks at one moment: the core's, and the one on the wall.
@@ -234,6 +234,7 @@ fn skeleton(config: &Config, mirror: &Mirror, now: Now) -> MirrorReport {
         arbiter: mirror.arbiter.clone(),
         follows: mirror.follows.clone(),
         held_back: None,
+        arbiter_fault: None,
         fault: None,
         opening: false,
         disk_fault: None,
@@ -282,6 +283,11 @@ fn fill(
     report.marked_bytes = core.marked_blocks.saturating_mul(BLOCK);
     report.in_flight = core.in_flight as u64;
     report.held.clone_from(&core.held);
+    report.arbiter_fault = (core.arbiter_fault.as_ref()).map(|fault| ArbiterFaultReport {
+        since_ms: now.wall_at(fault.since),
+        why: fault.why.clone(),
+        refused: fault.refused,
+    });
     report.verdict = verdict(report, config, core, memory);
     report.progress = core.progress.as_ref().map(|p| progress(p, now));
     report.load = match core.role {

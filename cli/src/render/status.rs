@@ -80,6 +80,7 @@ impl Screen<'_> {
             lines.push(self.labelled("held", &self.held(held)));
         }
         lines.extend(self.held_back());
+        lines.extend(self.arbiter_fault());
         lines.extend(self.progress());
         lines.extend(self.marked());
         lines.extend(self.load());
@@ -182,6 +183,9 @@ impl Screen<'_> {
         match mirror.condition {
             Condition::InSync if mirror.marked_bytes > 0 => {
                 (WARNING, "in sync, with blocks marked".to_owned())
+            }
+            Condition::InSync if mirror.arbiter_fault.is_some() => {
+                (WARNING, "in sync, without its arbiter".to_owned())
             }
             Condition::InSync => (GOOD, "in sync".to_owned()),
             Condition::Verifying => (GOOD, "in sync, verifying".to_owned()),
@@ -415,6 +419,28 @@ impl Screen<'_> {
         let why = self.mirror.held_back.as_ref()?;
         let is_told = |held: &String| held.contains(why.as_str());
         (!self.mirror.held.as_ref().is_some_and(is_told)).then(|| self.labelled("waits", why))
+    }
+
+    /// `witness1: not reached since 14:02:11: no answer in time`, unless that is what requests wait for.
+    fn arbiter_fault(&self) -> Option<String> {
+        let fault = self.mirror.arbiter_fault.as_ref()?;
+        let is_told = |held: &String| held.contains(fault.why.as_str());
+        if self.mirror.held.as_ref().is_some_and(is_told) {
+            return None;
+        }
+        let name = self.mirror.arbiter.as_deref().unwrap_or("the arbiter");
+        // Most reasons begin with its kind and name.
+        let why = match fault.why.split_once(": ") {
+            Some((who, why)) if who.ends_with(&format!(" {name}")) => why,
+            _ => fault.why.as_str(),
+        };
+        let what = if fault.refused {
+            "refuses"
+        } else {
+            "not reached"
+        };
+        let since = self.moment(fault.since_ms);
+        Some(self.labelled("arbiter", &format!("{name}: {what} since {since}: {why}")))
     }
 
     fn progress(&self) -> Vec<String> {

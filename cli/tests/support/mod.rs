@@ -52,6 +52,7 @@ pub fn in_sync() -> Status {
         marked_blocks: 0,
         in_flight: 0,
         held: None,
+        arbiter_fault: None,
         verdict: None,
         progress: None,
         round_trip_ns: Some(210_000),

@@ -11,6 +11,7 @@ use super::event::Refusal;
 use super::message::Message;
 use super::register::{ArbiterAnswer, Ask, Register};
 use super::state::{Attempt as Nonce, Role, SessionId, Solo};
+use super::status::ArbiterFault;
 use super::timers::Timer;
 use super::{Action, Actions, Mirror, Notice};
 
@@ -170,6 +171,10 @@ impl Mirror {
         self.solo.rejoin = chosen && self.solo_rule() == Solo::Arbiter;
         // What a force was to tell the register is over: both copies are in it again.
         self.solo.forced = false;
+        if !self.solo.rejoin {
+            // The other node asks from now on.
+            self.solo.unreachable = None;
+        }
         if !self.solo.rejoin || self.attempt.is_some() || !self.is_in_sync() {
             return;
         }
@@ -266,7 +271,9 @@ impl Mirror {
             self.on_arbiter_heard();
         }
         match answer {
-            ArbiterAnswer::Unreachable(why) => self.on_no_answer(attempt.purpose, why, out),
+            ArbiterAnswer::Unreachable(why) => {
+                self.on_no_answer(attempt.purpose, why, false, out);
+            }
             ArbiterAnswer::NotOurs(why) => self.on_not_ours(attempt.purpose, why, out),
             ArbiterAnswer::Swapped => self.on_granted(&attempt, out),
             ArbiterAnswer::Register(Some(register))
@@ -284,17 +291,23 @@ impl Mirror {
     pub(super) fn on_attempt_timer(&mut self, out: &mut Actions) {
         if let Some(attempt) = self.attempt.take() {
             self.solo.unknown |= attempt.swapping;
-            self.on_no_answer(attempt.purpose, "no answer in time".into(), out);
+            self.on_no_answer(attempt.purpose, "no answer in time".into(), false, out);
         }
     }
 
-    fn on_no_answer(&mut self, purpose: Purpose, why: String, out: &mut Actions) {
-        if self.solo.unreachable.as_ref() != Some(&why) {
+    /// `refused`: there was an answer, and nothing comes of it.
+    fn on_no_answer(&mut self, purpose: Purpose, why: String, refused: bool, out: &mut Actions) {
+        let before = self.solo.unreachable.take();
+        if before.as_ref().is_none_or(|fault| fault.why != why) {
             out.push(Action::Report(Notice::ArbiterUnreachable {
                 why: why.clone(),
             }));
         }
-        self.solo.unreachable = Some(why);
+        self.solo.unreachable = Some(ArbiterFault {
+            since: before.map_or(self.now, |fault| fault.since),
+            why,
+            refused,
+        });
         let again = self.now.after_ms(self.settings.arbiter_timeout_ms / 4);
         match purpose {
             // *Still alone* (§3): never offered since, so the peer has no such generation.
@@ -318,7 +331,7 @@ impl Mirror {
             Purpose::GoAlone | Purpose::Carry => self.on_not_granted(purpose, None, why, out),
             Purpose::Check if !self.is_source() => self.on_not_named(None, out),
             Purpose::Check | Purpose::Rejoin | Purpose::Probe | Purpose::Force => {
-                self.on_no_answer(purpose, why, out);
+                self.on_no_answer(purpose, why, true, out);
             }
         }
     }
@@ -403,7 +416,7 @@ impl Mirror {
         // No arbiter that counts from 1 gets there.
         let Some(seq) = register.as_ref().map_or(0, |r| r.seq).checked_add(1) else {
             let why = "the arbiter's register was changed too often to be changed again";
-            return self.on_no_answer(attempt.purpose, why.into(), out);
+            return self.on_no_answer(attempt.purpose, why.into(), true, out);
         };
         let new = Register {
             instance,

@@ -564,6 +564,7 @@ impl Mirror {
             standing: self.standing(),
             peer_lease_ends: self.peer_lease_ends(),
             held: self.held_because(),
+            arbiter_fault: self.arbiter_fault(),
             verdict: self.last_verdict,
             progress: self.progress(now),
             round_trip_ns: self.link.as_ref().and_then(|l| l.round_trip_ns),

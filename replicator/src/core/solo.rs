@@ -10,7 +10,7 @@ use super::link::Phase;
 use super::message::Hello;
 use super::settings::BothStalePolicy;
 use super::state::{NodeId, Role, Solo, Time};
-use super::status::{Footing, Standing};
+use super::status::{ArbiterFault, Footing, Standing};
 use super::timers::Timer;
 use super::{Action, Actions, Mirror, Notice};
 
@@ -29,8 +29,8 @@ pub(super) struct Outlook {
     pub refused: Option<String>,
     /// When that was.
     pub refused_at: Option<Time>,
-    /// The arbiter was not reached.
-    pub unreachable: Option<String>,
+    /// The arbiter was not reached, or had no register of this mirror's nodes.
+    pub unreachable: Option<ArbiterFault>,
     /// A swap ended without an answer since the register was last known.
     pub unknown: bool,
     /// The register is to name both again.
@@ -261,6 +261,19 @@ impl Mirror {
         self.solo.refused_at.is_some_and(|at| at >= self.door.since)
     }
 
+    /// What is wrong with the arbiter, while this node asks it. Of a node that has stopped asking an earlier answer says
+    /// nothing.
+    pub(super) fn arbiter_fault(&self) -> Option<ArbiterFault> {
+        let asks = self.solo.rejoin
+            || self.alone.is_some()
+            || self.wants_permission()
+            || self.must_carry();
+        let fault = self.solo.unreachable.as_ref();
+        fault
+            .filter(|_| asks && self.solo_rule() == Solo::Arbiter)
+            .cloned()
+    }
+
     /// What held requests wait for.
     pub(super) fn why_held(&self) -> String {
         if self.link.is_some() {
@@ -277,7 +290,7 @@ impl Mirror {
             Solo::Always => "a generation is being minted".into(),
             Solo::Arbiter => match (&self.solo.refused, &self.solo.unreachable) {
                 (Some(why), _) => why.clone(),
-                (None, Some(why)) => format!("the arbiter is not reachable: {why}"),
+                (None, Some(fault)) => format!("the arbiter is not reachable: {}", fault.why),
                 (None, None) => "asking the arbiter".into(),
             },
         }

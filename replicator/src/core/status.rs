@@ -47,6 +47,9 @@ pub struct Status {
     pub peer_lease_ends: Time,
     /// Why requests are held, if they are.
     pub held: Option<String>,
+    /// What is wrong with the arbiter, by the questions that this node puts to it anyway; `None` also where it puts
+    /// none.
+    pub arbiter_fault: Option<ArbiterFault>,
     /// The last handshake's verdict.
     pub verdict: Option<Verdict>,
     /// The running resynchronisation or verification.
@@ -55,6 +58,17 @@ pub struct Status {
     pub round_trip_ns: Option<u64>,
     /// Counters since start.
     pub counters: Counters,
+}
+
+/// The arbiter's answers come to nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArbiterFault {
+    /// Since when no question was answered.
+    pub since: Time,
+    /// What the newest one came to.
+    pub why: String,
+    /// It answered, and the register is other nodes'.
+    pub refused: bool,
 }
 
 /// What a node's being Primary rests on (docs/protocol.md §3).

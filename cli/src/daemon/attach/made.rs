@@ -209,6 +209,7 @@ pub(super) fn status(role: Role) -> Status {
         marked_blocks: 0,
         in_flight: 0,
         held: None,
+        arbiter_fault: None,
         verdict: None,
         progress: None,
         round_trip_ns: None,
