@@ -387,13 +387,13 @@ pub struct SideReport {
 pub struct ProgressReport {
     /// Bytes of blocks to do.
     pub total_bytes: u64,
-    /// Bytes of blocks done.
+    /// Bytes of blocks done: copied, or compared.
     pub done_bytes: u64,
     /// Bytes sent.
     pub sent_bytes: u64,
     /// When it began.
     pub since_ms: u64,
-    /// Bytes per second of late.
+    /// Bytes of blocks done per second, of late.
     pub rate: u64,
     /// Seconds left at that rate; `null` while it stands still.
     pub seconds_left: Option<u64>,

@@ -77,10 +77,13 @@ pub(super) struct Pace {
     allowance: i64,
     allowed: Time,
     sent_before: u64,
+    done_before: u64,
     ticked: Time,
     due: Time,
-    /// Bytes per second of late.
-    pub rate: u64,
+    /// Bytes per second sent of late.
+    rate: u64,
+    /// The same of what was sent or found equal: for people, nothing is decided by it.
+    pub done_rate: u64,
 }
 
 /// Latencies, in quarters of an octave.
@@ -127,6 +130,8 @@ impl Latencies {
 pub(super) struct Flow {
     /// Bytes sent, since whenever it was begun to count.
     pub sent: u64,
+    /// Bytes of blocks that need not be looked at again: sent, or found equal.
+    pub done: u64,
     /// Bytes that have not arrived.
     pub in_flight: u64,
 }
@@ -157,8 +162,8 @@ impl Pace {
         self.best = 0;
         self.ticked = now;
         self.due = now.after_ms(FIRST_MS);
-        self.sent_before = flow.sent;
-        self.rate = 0;
+        (self.sent_before, self.done_before) = (flow.sent, flow.done);
+        (self.rate, self.done_rate) = (0, 0);
         self.allowed = now;
         self.allowance = 0;
         self.set_bound(settings);
@@ -197,6 +202,7 @@ impl Pace {
                 }
                 self.breath = Breath::Sending(0);
                 (self.ticked, self.sent_before) = (now, flow.sent);
+                self.done_before = flow.done;
                 TICK_MS
             }
         };
@@ -207,15 +213,17 @@ impl Pace {
     /// Sees what a tick of sending has brought. Returns how long the next one is, in milliseconds.
     fn look(&mut self, now: Time, flow: Flow, settings: &Settings) -> u64 {
         let elapsed = now.since(self.ticked).max(1);
-        let bytes = flow.sent.saturating_sub(self.sent_before);
-        let rate = (u128::from(bytes) * 1_000_000_000 / u128::from(elapsed)) as u64;
-        self.rate = if self.rate == 0 {
-            rate
-        } else {
-            (self.rate * 3 + rate) / 4
+        let per_second = |bytes: u64| {
+            let rate = u128::from(bytes) * 1_000_000_000 / u128::from(elapsed);
+            u64::try_from(rate).unwrap_or(u64::MAX)
         };
+        let rate = per_second(flow.sent.saturating_sub(self.sent_before));
+        self.rate = of_late(self.rate, rate);
+        let done = per_second(flow.done.saturating_sub(self.done_before));
+        self.done_rate = of_late(self.done_rate, done);
         self.best = self.best.max(self.rate);
         (self.ticked, self.sent_before) = (now, flow.sent);
+        self.done_before = flow.done;
         let writes = mem::take(&mut self.writes);
         if writes.count == 0 {
             let grown = self.left.map(|left| left.saturating_mul(2));
@@ -304,6 +312,14 @@ impl Pace {
     }
 }
 
+/// A rate, smoothed: of those before and the newest.
+fn of_late(before: u64, newest: u64) -> u64 {
+    match before {
+        0 => newest,
+        _ => (before.saturating_mul(3).saturating_add(newest)) / 4,
+    }
+}
+
 /// What a bound of `rate` bytes per second allows in so many nanoseconds.
 fn share(rate: u64, ns: u64) -> i64 {
     let bytes = u128::from(rate) * u128::from(ns) / 1_000_000_000;
@@ -358,11 +374,7 @@ mod tests {
                     (0..10).for_each(|_| self.pace.wrote(latency));
                 }
                 if self.pace.next_tick() <= self.now {
-                    let flow = Flow {
-                        sent: self.sent,
-                        in_flight: 0,
-                    };
-                    self.pace.tick(self.now, flow, &self.settings);
+                    self.pace.tick(self.now, flow(self.sent), &self.settings);
                 }
             }
             (self.sent - before) * 1000 / ms
@@ -458,7 +470,11 @@ mod tests {
     }
 
     fn flow(sent: u64) -> Flow {
-        Flow { sent, in_flight: 0 }
+        Flow {
+            sent,
+            done: 2 * sent,
+            in_flight: 0,
+        }
     }
 
     /// In MiB/s.
@@ -512,15 +528,15 @@ mod tests {
             };
             // 20 ms of 8 MB/s, then 100 ms of 16.
             assert_eq!(tick(&mut pace, &mut now, flow(161_000)), 100);
-            assert_eq!(pace.rate, 8_000_000);
+            assert_eq!((pace.rate, pace.done_rate), (8_000_000, 16_000_000));
             pace.wrote(MS);
             assert_eq!(tick(&mut pace, &mut now, flow(1_761_000)), 5);
             assert_eq!((pace.rate, pace.best), (10_000_000, 10_000_000));
             let later = Admission::At(pace.next_tick());
             assert_eq!(pace.admits(now, 1, 0), later);
             let draining = Flow {
-                sent: 1_761_000,
                 in_flight: 1,
+                ..flow(1_761_000)
             };
             assert_eq!(tick(&mut pace, &mut now, draining), 5);
             let sent = flow(1_761_000);

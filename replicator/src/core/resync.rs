@@ -102,7 +102,10 @@ pub(super) struct Source {
     /// What the guest wrote at the end of the resynchronisation.
     pub late: Vec<Late>,
     pub marked_at_start: u64,
+    /// Blocks whose marks are gone.
     done_blocks: u64,
+    /// Blocks found equal, or applied at the target, whether or not both have flushed since.
+    reached_blocks: u64,
     pub sent_bytes: u64,
     pub since: Time,
 }
@@ -111,6 +114,8 @@ pub(super) struct Source {
 #[derive(Debug)]
 pub(super) struct Target {
     marked_at_start: u64,
+    /// Blocks found equal, or received.
+    pub reached_blocks: u64,
     since: Time,
     /// The source answers for this node, which is Primary.
     pub served: bool,
@@ -140,6 +145,7 @@ impl Source {
             late: Vec::new(),
             marked_at_start: marked,
             done_blocks: 0,
+            reached_blocks: 0,
             sent_bytes: 0,
             since: now,
         }
@@ -164,6 +170,7 @@ impl Target {
     pub fn new(marked: u64, now: Time) -> Self {
         Self {
             marked_at_start: marked,
+            reached_blocks: 0,
             since: now,
             served: false,
             offer: None,
@@ -206,12 +213,19 @@ impl Mirror {
 
     /// How far the resynchronisation of this session is.
     fn flow(&self) -> Flow {
-        let (sent, in_flight) = match self.up().map(|up| &up.phase) {
-            Some(Phase::Source(source)) => (source.sent_bytes, source.in_flight),
-            Some(Phase::Target(_)) => (self.counters.applied_blocks * BLOCK, 0),
-            _ => (0, 0),
-        };
-        Flow { sent, in_flight }
+        match self.up().map(|up| &up.phase) {
+            Some(Phase::Source(source)) => Flow {
+                sent: source.sent_bytes,
+                done: source.reached_blocks * BLOCK,
+                in_flight: source.in_flight,
+            },
+            Some(Phase::Target(target)) => Flow {
+                sent: self.counters.applied_blocks * BLOCK,
+                done: target.reached_blocks * BLOCK,
+                in_flight: 0,
+            },
+            _ => Flow::default(),
+        }
     }
 
     pub(super) fn on_resync_timer(&mut self, _out: &mut Actions) {
@@ -487,6 +501,7 @@ impl Mirror {
         }
         let Some(source) = self.source() else { return };
         source.acked_blocks += run.count;
+        source.reached_blocks += run.count;
         let enough = source.acked_blocks >= FLUSH_BLOCKS;
         self.flush.wanted |= enough;
         self.spans.unlock(run);
@@ -611,32 +626,42 @@ impl Mirror {
         Ok(())
     }
 
-    /// How far the resynchronisation or the verification is.
+    /// How far the resynchronisation or the verification is. Marks go only when both have flushed, which is seldom: what
+    /// was reached since counts, too.
     pub(super) fn progress(&self, _now: Time) -> Option<Progress> {
         let up = self.up()?;
         let (paused_here, paused_there) = (up.paused_here, up.paused_there);
         match &up.phase {
-            Phase::Source(source) => Some(Progress {
-                total_blocks: (source.done_blocks + self.bitmap.count())
-                    .max(source.marked_at_start),
-                done_blocks: source.done_blocks,
-                sent_bytes: source.sent_bytes,
-                since: source.since,
-                rate: self.pace.rate,
-                paused_here,
-                paused_there,
-                different: 0,
-            }),
-            Phase::Target(target) => Some(Progress {
-                total_blocks: target.marked_at_start,
-                done_blocks: target.marked_at_start.saturating_sub(self.bitmap.count()),
-                sent_bytes: 0,
-                since: target.since,
-                rate: self.pace.rate,
-                paused_here,
-                paused_there,
-                different: 0,
-            }),
+            Phase::Source(source) => {
+                let total = source.done_blocks + self.bitmap.count();
+                let total_blocks = total.max(source.marked_at_start);
+                Some(Progress {
+                    total_blocks,
+                    done_blocks: source
+                        .done_blocks
+                        .max(source.reached_blocks.min(total_blocks)),
+                    sent_bytes: source.sent_bytes,
+                    since: source.since,
+                    rate: self.pace.done_rate,
+                    paused_here,
+                    paused_there,
+                    different: 0,
+                })
+            }
+            Phase::Target(target) => {
+                let total_blocks = target.marked_at_start;
+                let cleared = total_blocks.saturating_sub(self.bitmap.count());
+                Some(Progress {
+                    total_blocks,
+                    done_blocks: cleared.max(target.reached_blocks.min(total_blocks)),
+                    sent_bytes: 0,
+                    since: target.since,
+                    rate: self.pace.done_rate,
+                    paused_here,
+                    paused_there,
+                    different: 0,
+                })
+            }
             _ => self.verify_progress(),
         }
     }

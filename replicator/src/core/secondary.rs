@@ -115,9 +115,10 @@ impl Mirror {
         out: &mut Actions,
     ) -> Result<(), String> {
         let span = self.run_from_peer(offset, data.len() as u64)?;
-        if !matches!(self.up().map(|up| &up.phase), Some(Phase::Target(_))) {
+        let Some(Phase::Target(target)) = self.up_mut().map(|up| &mut up.phase) else {
             return Err("it resynchronises a copy that is not its target".into());
-        }
+        };
+        target.reached_blocks += span.count;
         self.receive(seq)?;
         self.apply(seq, span, Work::Whole(data), false, out);
         Ok(())
@@ -391,13 +392,18 @@ impl Mirror {
         if let Some(up) = self.up_mut() {
             up.asked.end_compare(hashes.len());
         }
-        let result = result.map(|data| {
+        let result: Result<Vec<u32>, _> = result.map(|data| {
             let mine = hash_blocks(&data);
             (0..hashes.len() as u32)
                 .filter(|i| mine.get(*i as usize) != hashes.get(*i as usize))
                 .filter(|_| !planted(Defect::ComparedAsEqual))
                 .collect()
         });
+        if let Ok(different) = &result
+            && let Some(Phase::Target(target)) = self.up_mut().map(|up| &mut up.phase)
+        {
+            target.reached_blocks += (hashes.len() - different.len()) as u64;
+        }
         self.send(Message::Compared { id, result }, out);
     }
 

@@ -118,13 +118,13 @@ pub struct Footing {
 pub struct Progress {
     /// Blocks to do, at its start (grows with new marks).
     pub total_blocks: u64,
-    /// Blocks done.
+    /// Blocks done: copied, or compared.
     pub done_blocks: u64,
     /// Bytes sent to the peer.
     pub sent_bytes: u64,
     /// When it began.
     pub since: Time,
-    /// Bytes per second of late.
+    /// Bytes of blocks done per second, of late.
     pub rate: u64,
     /// An operator paused it at this node.
     pub paused_here: bool,
