@@ -2,9 +2,103 @@
 
 mod support;
 
+use kagami_failover::core::Refusal;
 use kagami_replicator::core::state::Time;
 use kagami_replicator::core::status::ArbiterFault;
 use support::Node;
+use support::desk::Managed;
+
+fn managed() -> Managed {
+    Managed::on(Node::without_daemon())
+}
+
+/// The group is what was asked for.
+fn already(managed: &Managed, what: &'static str) {
+    managed.desk.obeys(move |_, _| {
+        let group = "pg".to_owned();
+        let what = what.to_owned();
+        Err(Refusal::Already { group, what }.into())
+    });
+}
+
+#[test]
+fn a_group_that_is_as_it_is_wanted_is_no_failure() {
+    let managed = managed();
+    already(&managed, "running on node alpha");
+    let start = |more: &[&str]| {
+        let ended = managed
+            .node
+            .run(&[&["group", "start", "pg"], more].concat());
+        (ended.code, ended.out + &ended.err)
+    };
+    let words = "nothing to do: it is running on node alpha already";
+    let told = (0, format!("group pg: {words}\n"));
+    assert_eq!(start(&[]), told);
+    assert_eq!(start(&["--on", "alpha"]), told);
+    assert_eq!(start(&["--no-wait"]), told);
+    let json = format!(r#"{{"group":"pg","outcome":"nothing","text":"{words}"}}"#);
+    assert_eq!(start(&["--json"]), (0, json + "\n"));
+
+    // It runs, and not here.
+    {
+        let mut view = managed.desk.view.lock().unwrap();
+        view.groups[0].order.owner = 1;
+        view.groups[0].state = kagami_failover::control::status::RunState::Offline;
+        managed.desk.other(|beta| {
+            beta.groups[0].order.owner = 1;
+            beta.groups[0].state = kagami_failover::control::status::RunState::Online;
+        });
+    }
+    already(&managed, "running on node beta");
+    assert_eq!(
+        start(&[]),
+        (
+            0,
+            "group pg: nothing to do: it is running on node beta already; `kagami group move pg --to alpha` brings it here\n"
+                .to_owned()
+        )
+    );
+    managed.desk.obeys(|_, _| {
+        Err(Refusal::Elsewhere {
+            group: "pg".to_owned(),
+            node: "beta".to_owned(),
+            to: "alpha".to_owned(),
+        }
+        .into())
+    });
+    assert_eq!(
+        start(&["--on", "alpha"]),
+        (
+            1,
+            "group pg: not started on node alpha: it is running on node beta\n  next: `kagami group move pg --to alpha` moves it\n"
+                .to_owned()
+        )
+    );
+}
+
+#[test]
+fn a_group_that_is_on_its_way_is_waited_for() {
+    let managed = managed();
+    managed.desk.view.lock().unwrap().groups[0].state =
+        kagami_failover::control::status::RunState::OnlinePending;
+    already(&managed, "running on node alpha");
+    let ended = managed
+        .node
+        .run(&["group", "start", "pg", "--timeout", "300ms"]);
+    assert_eq!((ended.code, ended.out.as_str()), (4, ""), "{ended:?}");
+}
+
+#[test]
+fn a_group_that_does_not_run_is_stopped() {
+    let managed = managed();
+    already(&managed, "stopped");
+    let ended = managed.node.run(&["group", "stop", "pg"]);
+    assert_eq!(
+        (ended.code, ended.out.as_str()),
+        (0, "group pg: nothing to do: it is stopped already\n"),
+        "{ended:?}"
+    );
+}
 
 #[test]
 fn an_arbiter_that_does_not_answer_is_in_the_document() {

@@ -269,6 +269,9 @@ pub struct Refused {
     /// What to do.
     #[serde(default)]
     pub next: String,
+    /// Nothing was done, because all is as it was wanted: not a failure.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub nothing: bool,
 }
 
 impl Refused {
@@ -278,6 +281,7 @@ impl Refused {
             what: what.into(),
             facts: Vec::new(),
             next: next.into(),
+            nothing: false,
         }
     }
 
@@ -319,6 +323,9 @@ impl Refused {
 
 impl From<crate::core::Refusal> for Refused {
     fn from(refusal: crate::core::Refusal) -> Self {
-        Self::of_words(&refusal.to_string())
+        Self {
+            nothing: refusal.is_nothing_to_do(),
+            ..Self::of_words(&refusal.to_string())
+        }
     }
 }

@@ -167,10 +167,18 @@ impl Manager {
                 self.tell_ordered(out, group, what);
                 return Ok(());
             }
-            return Err(Refusal::Already {
-                group: name,
-                node: self.name(node),
-                what: "running",
+            return Err(match on {
+                // It is on its way there.
+                Some(to) if to != node && to == order.owner => Refusal::Busy {
+                    group: name,
+                    node: self.name(node),
+                },
+                Some(to) if to != node => Refusal::Elsewhere {
+                    group: name,
+                    node: self.name(node),
+                    to: self.cluster.nodes.get(to).cloned().unwrap_or_default(),
+                },
+                _ => self.runs_there(name, node),
             });
         }
         self.at_rest(group, &name)?;
@@ -206,6 +214,13 @@ impl Manager {
         let what = format!("is to start on node {}", self.name(to));
         self.tell_ordered(out, group, what);
         Ok(())
+    }
+
+    fn runs_there(&self, group: String, node: Node) -> Refusal {
+        Refusal::Already {
+            group,
+            what: format!("running on node {}", self.name(node)),
+        }
     }
 
     /// What an operator's word means for a group.
@@ -265,7 +280,10 @@ impl Manager {
         let name = self.admitted(group)?;
         let order = self.order(group).clone();
         if !order.wanted && self.place_of(group).is_none() {
-            return Err(Refusal::NotRunning(name));
+            return Err(Refusal::Already {
+                group: name,
+                what: "stopped".to_owned(),
+            });
         }
         if order.owner == self.other() && !self.peer_up() && self.is_idle(group) {
             return Err(Refusal::NotHeard {
@@ -286,11 +304,7 @@ impl Manager {
             return Err(Refusal::NotRunning(name));
         };
         if at == to {
-            return Err(Refusal::Already {
-                group: name,
-                node: self.name(at),
-                what: "running",
-            });
+            return Err(self.runs_there(name, at));
         }
         self.at_rest(group, &name)?;
         self.can_run_on(group, &name, to)?;

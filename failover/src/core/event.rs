@@ -172,14 +172,24 @@ pub enum Refusal {
     #[error("this node's failover manager is ending\n  next: ask the other node")]
     Ending,
     /// The group does what was asked for already.
-    #[error("group {group}: it is {what} on node {node} already\n  next: nothing to do")]
+    #[error("group {group}: it is {what} already\n  next: nothing to do")]
     Already {
         /// Which.
         group: String,
-        /// Where.
+        /// `running on node alpha`, `stopped`
+        what: String,
+    },
+    /// It runs on the other node, and a start moves nothing.
+    #[error(
+        "group {group}: not started on node {to}: it is running on node {node}\n  next: `kagami group move {group} --to {to}` moves it"
+    )]
+    Elsewhere {
+        /// Which.
+        group: String,
+        /// Where it runs.
         node: String,
-        /// What.
-        what: &'static str,
+        /// Where it was to start.
+        to: String,
     },
     /// The group is on its way.
     #[error(
@@ -238,4 +248,11 @@ pub enum Refusal {
         /// Where.
         node: String,
     },
+}
+
+impl Refusal {
+    /// Nothing was done, because all is as it was wanted: not a failure.
+    pub fn is_nothing_to_do(&self) -> bool {
+        matches!(self, Self::Already { .. })
+    }
 }

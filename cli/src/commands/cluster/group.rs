@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use kagami_failover::control::status::{GroupReport, RunState};
-use kagami_failover::control::{Answer, Ask, ClusterReport, Order};
+use kagami_failover::control::{Answer, Ask, ClusterReport, Order, Refused};
 use serde_json::json;
 
 use super::status::ended;
@@ -67,8 +67,7 @@ pub async fn run(context: &Context, verb: GroupVerb) -> Outcome {
             (group, wait, order, Goal::Online(to))
         }
     };
-    let words = carry_out(context, &group, order, goal, &wait).await?;
-    let outcome = if wait.no_wait { "started" } else { "done" };
+    let (outcome, words) = carry_out(context, &group, order, &goal, &wait).await?;
     if wait.json {
         print_json(&json!({"group": group, "outcome": outcome, "text": words}))?;
     } else {
@@ -96,30 +95,74 @@ pub fn elsewhere(report: &ClusterReport, group: &str) -> Option<String> {
     nodes.find(|node| *node != current).cloned()
 }
 
+/// What became of it, in a word and in words.
 async fn carry_out(
     context: &Context,
     group: &str,
     order: Order,
-    goal: Goal,
+    goal: &Goal,
     wait: &GroupWaitArgs,
-) -> Result<String, Failure> {
+) -> Result<(&'static str, String), Failure> {
     let begun = Instant::now();
-    give(context, group, order, wait.timeout).await?;
-    if wait.no_wait {
-        return Ok("ordered; `kagami cluster status` shows how it goes".to_owned());
+    if let Some(as_wanted) = give(context, group, order, wait.timeout).await? {
+        // What runs by an earlier order may be on its way still.
+        if !wait.no_wait && matches!(goal, Goal::Online(_)) {
+            reach(context, group, goal, begun, wait.timeout).await?;
+        }
+        let object = format!("group {group}: ");
+        let why = as_wanted.what.strip_prefix(&object);
+        let why = why.unwrap_or(&as_wanted.what);
+        let hint = match goal {
+            Goal::Online(None) => bring_here(&context.cluster().await?, group),
+            _ => String::new(),
+        };
+        return Ok(("nothing", format!("nothing to do: {why}{hint}")));
     }
-    reach(context, group, &goal, begun, wait.timeout).await
+    if wait.no_wait {
+        let words = "ordered; `kagami cluster status` shows how it goes";
+        return Ok(("started", words.to_owned()));
+    }
+    let words = reach(context, group, goal, begun, wait.timeout).await?;
+    Ok(("done", words))
 }
 
-/// Gives the order; it is recorded when this returns.
+/// How to have it on this node, if it is on the other one and may be here.
+fn bring_here(report: &ClusterReport, group: &str) -> String {
+    let here = &report.local;
+    match report.group(group) {
+        Some(at) if at.current.as_ref() != Some(here) && at.nodes.contains(here) => {
+            format!("; `kagami group move {group} --to {here}` brings it here")
+        }
+        _ => String::new(),
+    }
+}
+
+/// Gives the order; it is recorded when this returns, or there was nothing to do, and why.
 async fn give(
     context: &Context,
     group: &str,
     order: Order,
     limit: Duration,
-) -> Result<(), Failure> {
+) -> Result<Option<Refused>, Failure> {
     let object = format!("group {group}");
-    context.order(&object, None, order, limit).await
+    match context.put(&object, None, order, limit).await? {
+        Answer::Done => Ok(None),
+        Answer::Refused(refused) if refused.nothing => Ok(Some(refused)),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// The same where an order that has nothing to do is a refusal, as it is of the commands of CLUSTERPRO.
+async fn insist(
+    context: &Context,
+    group: &str,
+    order: Order,
+    limit: Duration,
+) -> Result<(), Failure> {
+    match give(context, group, order, limit).await? {
+        None => Ok(()),
+        Some(refused) => Err(Failure::refused(refused.words())),
+    }
 }
 
 /// Orders a start or a move, and waits until the group is online.
@@ -134,7 +177,7 @@ pub async fn bring_up(
     limit: Duration,
 ) -> Result<String, Failure> {
     let begun = Instant::now();
-    give(context, group, order, limit).await?;
+    insist(context, group, order, limit).await?;
     reach(context, group, &Goal::Online(on), begun, limit).await
 }
 
@@ -149,7 +192,7 @@ pub async fn bring_down(
     limit: Duration,
 ) -> Result<String, Failure> {
     let begun = Instant::now();
-    give(context, group, order, limit).await?;
+    insist(context, group, order, limit).await?;
     reach(context, group, &Goal::Offline, begun, limit).await
 }
 

@@ -143,8 +143,28 @@ impl Context {
         order: Order,
         limit: Duration,
     ) -> Result<Option<Failure>, Failure> {
+        match self.put(object, node, order, limit).await? {
+            Answer::Done => Ok(None),
+            Answer::DoneHere { without, why } => Ok(Some(Failure::system(format!(
+                "{object}: ordered on this node; node {without} was not told of it: {why}\n  next: give the same order on node {without}, if it runs: until then it may take over what stops here"
+            )))),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The answer to an order, whatever it is.
+    ///
+    /// # Errors
+    /// There is none within `limit`; there is no failover manager.
+    async fn put(
+        &self,
+        object: &str,
+        node: Option<String>,
+        order: Order,
+        limit: Duration,
+    ) -> Result<Answer, Failure> {
         let look = "whether it is carried out is not known: it counts once the failover manager has written it to its disk\n  next: `kagami cluster status` shows what is under way; where the order was not taken, `kagami alerts` may tell what is wrong with the disk";
-        let answer = within(
+        within(
             Some(limit),
             || {
                 format!(
@@ -154,14 +174,8 @@ impl Context {
             },
             || format!("{object}: interrupted before the order was taken; {look}"),
             self.ask(Ask::Order { node, order }),
-        );
-        match answer.await? {
-            Answer::Done => Ok(None),
-            Answer::DoneHere { without, why } => Ok(Some(Failure::system(format!(
-                "{object}: ordered on this node; node {without} was not told of it: {why}\n  next: give the same order on node {without}, if it runs: until then it may take over what stops here"
-            )))),
-            other => Err(unexpected(&other)),
-        }
+        )
+        .await
     }
 }
 

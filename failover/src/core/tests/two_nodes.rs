@@ -223,6 +223,19 @@ fn commands_are_refused_with_the_reason_and_nothing_changes() {
     refused(&mut host, Command::SuspendMonitor(9), &["no such monitor"]);
     let mut host = TestHost::alone_and_online(CLUSTER);
     refused(&mut host, START, &["running on node alpha already"]);
+    // A start moves nothing, and it is not there.
+    let elsewhere = Command::Start {
+        group: 0,
+        on: Some(1),
+        sure: false,
+    };
+    let refusal = host.command(elsewhere).expect_err("it runs here");
+    assert!(!refusal.is_nothing_to_do());
+    let words = refusal.to_string();
+    assert!(
+        words.contains("`kagami group move pg --to beta`"),
+        "{words}"
+    );
     refused(
         &mut host,
         Command::Move { group: 0, to: 0 },
@@ -255,7 +268,10 @@ fn commands_are_refused_with_the_reason_and_nothing_changes() {
     assert_eq!(host.command(Command::Resume), Ok(()));
     assert_eq!(host.command(Command::Stop { group: 0 }), Ok(()));
     assert_eq!(host.manager.group_status(0), GroupStatus::Offline);
-    refused(&mut host, Command::Stop { group: 0 }, &["does not run"]);
+    let refusal = host.command(Command::Stop { group: 0 });
+    let refusal = refusal.expect_err("there is nothing to stop");
+    assert!(refusal.is_nothing_to_do());
+    assert!(refusal.to_string().contains("stopped already"), "{refusal}");
     refused(
         &mut host,
         Command::Move { group: 0, to: 1 },
