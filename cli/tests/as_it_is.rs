@@ -100,6 +100,39 @@ fn a_group_that_does_not_run_is_stopped() {
     );
 }
 
+/// `init` has written a mirror into the file, and the daemon was not started again.
+#[test]
+fn a_mirror_that_the_daemon_does_not_know_is_told_from_one_that_nobody_has() {
+    let node = Node::with_daemon();
+    let file = std::fs::read_to_string(node.file()).unwrap();
+    let third = "\n[mirror.third]\nuuid = \"00112233445566778899aabbccddee00\"\nsize = \"1GiB\"\n\
+                 backing = \"/dev/vg0/third\"\nmetadata = \"/dev/vg0/third-meta\"\n";
+    std::fs::write(node.file(), file + third).unwrap();
+    for command in [
+        &["status", "third"][..],
+        &["promote", "third"],
+        &["promote", "third", "--dry-run"],
+        &["resync", "third", "--wait"],
+    ] {
+        let ended = node.run(command);
+        assert_eq!(ended.code, 1, "{ended:?}");
+        let expected = format!(
+            "mirror third: {} has it, and the daemon that runs does not know it: a new mirror is taken up when the daemon starts\n  next: `kagami down && kagami up` (or `systemctl restart kagami`) when it suits\n",
+            node.file().display()
+        );
+        assert_eq!(ended.err, expected, "{command:?}");
+    }
+    assert!(node.engine.orders.lock().unwrap().is_empty());
+    let ended = node.run(&["status", "fourth"]);
+    assert_eq!(
+        (ended.code, ended.err.as_str()),
+        (
+            1,
+            "mirror fourth: there is no such mirror\n  next: name one of pg\n"
+        )
+    );
+}
+
 #[test]
 fn an_arbiter_that_does_not_answer_is_in_the_document() {
     let node = Node::with_daemon();

@@ -194,13 +194,16 @@ fn a_refusal_is_status_1_with_facts_and_next_step() {
         (ended.code, ended.err.as_str()),
         (
             1,
-            "mirror pgg: there is no mirror pgg\n  next: name one of pg\n"
+            "mirror pgg: there is no such mirror\n  next: did you mean pg?\n"
         )
     );
     let ended = node.run(&["status", "pgg"]);
     assert_eq!(
         (ended.code, ended.err.as_str()),
-        (1, "there is no mirror pgg\n  next: did you mean pg?\n")
+        (
+            1,
+            "mirror pgg: there is no such mirror\n  next: did you mean pg?\n"
+        )
     );
 }
 

@@ -86,6 +86,10 @@ fn a_mirror_without_a_peer_asks_nobody() {
         "there is nothing to record"
     );
     assert_eq!(says(&mut pair, set(NodeId::NOBODY)), "it has no peer");
+    // There is nobody to meet; and whoever comes is not turned away for an order of before.
+    for order in [Command::Connect, Command::Disconnect] {
+        assert_eq!(says(&mut pair, order), "no other node has a copy");
+    }
     pair.done(0, PROMOTE);
     let standing = |pair: &Pair| pair.sides[0].mirror.status(Time(pair.now)).standing;
     assert_eq!(standing(&pair), Standing::Free);

@@ -2,7 +2,7 @@
 //! (docs/protocol.md §8).
 
 use bytes::Bytes;
-use kagami_replicator::core::event::Request;
+use kagami_replicator::core::event::{Reply, Request};
 use kagami_replicator::core::message::Message;
 use kagami_replicator::core::state::{Connection, Time};
 use kagami_replicator::core::status::Standing;
@@ -210,9 +210,21 @@ fn the_connection_is_what_it_is_and_why() {
     assert_eq!(connection(&pair, 0), Connection::Connecting);
     pair.done(0, Command::Disconnect);
     assert_eq!(connection(&pair, 0), Connection::StandAlone);
+    let nothing = |pair: &mut Pair, node: usize, command: Command, why: &str| {
+        let (id, _) = pair.order(node, command);
+        pair.pump();
+        let expected = Ok(Reply::Nothing(why.to_owned()));
+        assert_eq!(pair.answer(node, id), Some(&expected));
+    };
+    let already = "the peer is disconnected already";
+    nothing(&mut pair, 0, Command::Disconnect, already);
     pair.done(0, Command::Connect);
     assert_eq!(connection(&pair, 0), Connection::Connecting);
-    assert_eq!(connection(&copying(), 1), Connection::Connected);
+    let mut pair = copying();
+    assert_eq!(connection(&pair, 1), Connection::Connected);
+    let already = "the peer is connected already";
+    nothing(&mut pair, 1, Command::Connect, already);
+    assert_eq!(pair.stand(1), "Bt", "it goes on");
 }
 
 /// A reload is taken over, and asks for what it may change.

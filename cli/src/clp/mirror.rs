@@ -148,6 +148,7 @@ async fn carry_out(context: &Context, mirror: &str, order: Order) -> Result<bool
     }
     let carried = order::give(context, mirror, order, PATIENCE).await?;
     let words = match &carried {
+        Carried::Nothing(_) if connect => return Ok(false),
         Carried::Nothing(why) => why,
         Carried::Done | Carried::Started if connect => return Ok(true),
         Carried::Done => "done",

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -36,8 +36,8 @@ pub mod waiting;
 pub mod witness;
 
 use crate::args::{Cli, Verb};
-use crate::config::Config;
 use crate::config::places::Places;
+use crate::config::{Config, missing};
 use crate::control::client::{Client, ClientError};
 use crate::control::message::{Answer, Ask};
 use crate::control::report::{MirrorReport, StatusReport};
@@ -154,24 +154,24 @@ impl Context {
     /// There is no daemon, or no such mirror.
     pub async fn mirror(&self, name: &str) -> Result<MirrorReport, Failure> {
         let report = self.report().await?;
-        find(&report, name).cloned()
+        find(&report, name, &self.file).cloned()
     }
 }
 
-/// The mirror of that name.
-fn find<'a>(report: &'a StatusReport, name: &str) -> Result<&'a MirrorReport, Failure> {
+/// The mirror of that name. `file`: the configuration.
+fn find<'a>(
+    report: &'a StatusReport,
+    name: &str,
+    file: &Path,
+) -> Result<&'a MirrorReport, Failure> {
     report
         .mirrors
         .iter()
         .find(|mirror| mirror.name == name)
         .ok_or_else(|| {
             let known: Vec<&str> = report.mirrors.iter().map(|m| m.name.as_str()).collect();
-            let next = match crate::config::keys::nearest(name, known.iter().copied()) {
-                Some(near) => format!("did you mean {near}?"),
-                None if known.is_empty() => "make one with `kagami init`".to_owned(),
-                None => format!("name one of {}", known.join(", ")),
-            };
-            Failure::refused(format!("there is no mirror {name}\n  next: {next}"))
+            let (what, next) = missing::mirror(name, &known, file);
+            Failure::refused(format!("mirror {name}: {what}\n  next: {next}"))
         })
 }
 

@@ -18,7 +18,7 @@ pub async fn run(context: &Context, args: &StatusArgs) -> Outcome {
     if args.watch {
         return watch(context, args).await;
     }
-    let report = only(context.report().await?, args)?;
+    let report = only(context.report().await?, context, args)?;
     if args.json {
         print_json(&report)?;
     } else {
@@ -32,9 +32,13 @@ pub async fn run(context: &Context, args: &StatusArgs) -> Outcome {
 }
 
 /// The report with the wanted mirror alone.
-fn only(mut report: StatusReport, args: &StatusArgs) -> Result<StatusReport, Failure> {
+fn only(
+    mut report: StatusReport,
+    context: &Context,
+    args: &StatusArgs,
+) -> Result<StatusReport, Failure> {
     if let Some(name) = &args.mirror {
-        let mirror = find(&report, name)?.clone();
+        let mirror = find(&report, name, &context.file)?.clone();
         report.mirrors = vec![mirror];
     }
     Ok(report)
@@ -53,7 +57,7 @@ async fn watch(context: &Context, args: &StatusArgs) -> Outcome {
             _ = tokio::signal::ctrl_c() => return DONE,
         };
         let report = match answer {
-            Some(Answer::Status(report)) => only(*report, args)?,
+            Some(Answer::Status(report)) => only(*report, context, args)?,
             Some(other) => return Err(unexpected(&other)),
             None => {
                 return Err(Failure::new(

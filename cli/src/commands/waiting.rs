@@ -2,6 +2,7 @@
 //! Ctrl-C and `--timeout` end the waiting, never the work.
 
 use std::io::IsTerminal as _;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -29,6 +30,8 @@ pub fn wanted(args: &WaitArgs) -> bool {
 pub struct Watch {
     client: Client,
     mirror: String,
+    /// The configuration.
+    file: PathBuf,
 }
 
 impl Watch {
@@ -46,6 +49,7 @@ impl Watch {
         Ok(Self {
             client,
             mirror: mirror.to_owned(),
+            file: context.file.clone(),
         })
     }
 
@@ -56,7 +60,7 @@ impl Watch {
     pub async fn next(&mut self) -> Result<(StatusReport, MirrorReport), Failure> {
         match self.client.next().await? {
             Some(Answer::Status(report)) => {
-                let mirror = find(&report, &self.mirror)?.clone();
+                let mirror = find(&report, &self.mirror, &self.file)?.clone();
                 Ok((*report, mirror))
             }
             Some(other) => Err(unexpected(&other)),

@@ -18,6 +18,7 @@ pub mod document;
 pub mod edit;
 pub mod fault;
 pub mod keys;
+pub mod missing;
 pub mod own_keys;
 pub mod places;
 pub mod read;

@@ -20,6 +20,7 @@ use super::reload::reload;
 use super::rights::{is_news, report};
 use super::socket::ControlSocket;
 use super::{Shared, keys};
+use crate::config::missing;
 use crate::control::driver::Wanted;
 use crate::control::frame::{self, FrameError, REQUEST_MAX};
 use crate::control::message::{Answer, Ask, Order, PROTOCOL, RefusalReport, Request, Source};
@@ -279,19 +280,16 @@ async fn order_mirror<E: Engine>(
     order: Order,
     held: Option<Refusal>,
 ) -> Answer {
-    let known: Vec<String> = {
+    let unknown = {
         let config = shared.config.lock().await;
-        config.mirrors.iter().map(|m| m.name.clone()).collect()
+        let known: Vec<&str> = config.mirrors.iter().map(|m| m.name.as_str()).collect();
+        (!known.contains(&mirror)).then(|| missing::mirror(mirror, &known, &config.file))
     };
-    if !known.iter().any(|name| name == mirror) {
+    if let Some((what, next)) = unknown {
         return Answer::Refused(RefusalReport {
-            what: format!("there is no mirror {mirror}"),
+            what,
             facts: Vec::new(),
-            next: if known.is_empty() {
-                "make one with `kagami init`".to_owned()
-            } else {
-                format!("name one of {}", known.join(", "))
-            },
+            next,
         });
     }
     info!(mirror, "an operator's order: {order}");

@@ -19,6 +19,9 @@ fn refusal(what: &str, facts: Vec<String>, next: &str) -> Refusal {
     }
 }
 
+/// Why there is nobody to connect.
+const NO_PEER: &str = "no other node has a copy";
+
 impl Mirror {
     pub(super) fn on_command(&mut self, id: CommandId, command: Command, out: &mut Actions) {
         if self.stopping.is_some() {
@@ -42,13 +45,7 @@ impl Mirror {
             Command::StopVerify => self.stop_verify(id, out),
             Command::Invalidate => self.order_invalidate(id, out),
             Command::Disconnect => self.order_disconnect(id, out),
-            Command::Connect => {
-                self.door.cause = "an operator connected it".to_owned();
-                self.door.shut = false;
-                self.door.refused = 0;
-                self.open_door(out);
-                self.answer(id, Ok(Reply::Started), out);
-            }
+            Command::Connect => self.order_connect(id, out),
             Command::SetPeer { peer } => self.order_set_peer(id, peer, out),
             Command::Stop => {
                 self.stopping = Some(id);
@@ -291,7 +288,35 @@ impl Mirror {
         }
     }
 
+    fn order_connect(&mut self, id: CommandId, out: &mut Actions) {
+        let nothing = if !self.has_peer() {
+            Some(NO_PEER)
+        } else if self.up().is_some() && !self.door.shut {
+            Some("the peer is connected already")
+        } else {
+            None
+        };
+        if let Some(why) = nothing {
+            return self.answer(id, Ok(Reply::Nothing(why.into())), out);
+        }
+        self.door.cause = "an operator connected it".to_owned();
+        self.door.shut = false;
+        self.door.refused = 0;
+        self.open_door(out);
+        self.answer(id, Ok(Reply::Started), out);
+    }
+
     fn order_disconnect(&mut self, id: CommandId, out: &mut Actions) {
+        let nothing = if !self.has_peer() {
+            Some(NO_PEER)
+        } else if self.door.shut && self.link.is_none() {
+            Some("the peer is disconnected already")
+        } else {
+            None
+        };
+        if let Some(why) = nothing {
+            return self.answer(id, Ok(Reply::Nothing(why.into())), out);
+        }
         let held = self.is_primary() && self.is_in_sync() && self.solo_rule() == Solo::Never;
         if held {
             let facts =
