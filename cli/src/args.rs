@@ -284,7 +284,7 @@ pub enum ConfigVerb {
         /// Look at the file alone, not at the disks that it names
         #[arg(long)]
         file_only: bool,
-        /// Print the faults as JSON
+        /// Print the faults and the warnings as JSON
         #[arg(long)]
         json: bool,
     },

@@ -100,6 +100,35 @@ fn a_group_that_does_not_run_is_stopped() {
     );
 }
 
+#[test]
+fn alerts_of_what_nobody_has_are_refused() {
+    let managed = managed();
+    let alerts = |name: &str| {
+        let ended = managed.node.run(&["alerts", name]);
+        (ended.code, ended.err)
+    };
+    let (code, words) = alerts("nope");
+    assert_eq!(code, 1);
+    assert!(
+        words.starts_with("there is no group, monitor, node or heartbeat nope\n  next: "),
+        "{words}"
+    );
+    let (code, words) = alerts("pgg");
+    assert_eq!(code, 1);
+    assert!(words.ends_with("next: did you mean \"pg\"?\n"), "{words}");
+    for name in ["pg", "pg/server", "rows", "beta", "lan", "cluster", "12"] {
+        assert_eq!(alerts(name), (0, String::new()), "{name}");
+    }
+    // It has left the configuration, and not the log.
+    let told = kagami_failover::control::AlertReport {
+        kind: "group".to_owned(),
+        name: "nope".to_owned(),
+        ..Default::default()
+    };
+    managed.desk.alerts.lock().unwrap().push(told);
+    assert_eq!(alerts("nope"), (0, String::new()));
+}
+
 /// `init` has written a mirror into the file, and the daemon was not started again.
 #[test]
 fn a_mirror_that_the_daemon_does_not_know_is_told_from_one_that_nobody_has() {
@@ -131,6 +160,33 @@ fn a_mirror_that_the_daemon_does_not_know_is_told_from_one_that_nobody_has() {
             "mirror fourth: there is no such mirror\n  next: name one of pg\n"
         )
     );
+}
+
+#[test]
+fn a_warning_is_no_fault() {
+    let node = Node::without_daemon();
+    let check = |more: &[&str]| node.run(&[&["config", "check", "--file-only"], more].concat());
+    let ended = check(&["--json"]);
+    let of_all = serde_json::from_str::<serde_json::Value>(&ended.out).unwrap();
+    assert_eq!(of_all["warnings"], serde_json::json!([]));
+    let file = std::fs::read_to_string(node.file()).unwrap();
+    std::fs::write(node.file(), file + "ack-timeout = \"1s\"\n").unwrap();
+    let ended = check(&[]);
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert!(ended.out.contains(": right: "), "{ended:?}");
+    assert!(
+        ended.err.starts_with("warning: ")
+            && ended.err.contains("[peer.beta] ack-timeout: 1s is shorter")
+            && ended.err.contains("\n  next: "),
+        "{ended:?}"
+    );
+    let ended = check(&["--json"]);
+    let said = serde_json::from_str::<serde_json::Value>(&ended.out).unwrap();
+    assert_eq!(
+        (ended.code, said["faults"].as_array().unwrap().len()),
+        (0, 0)
+    );
+    assert_eq!(said["warnings"].as_array().unwrap().len(), 1, "{said}");
 }
 
 #[test]

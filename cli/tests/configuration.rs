@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use kagami::config::fault::Fault;
 use kagami::config::places::Places;
-use kagami::config::{Config, Latency, Protocol, Solo};
+use kagami::config::{Config, Latency, Protocol, Solo, check};
 
 const GOOD: &str = r#"[node]
 name = "alpha"
@@ -345,6 +346,47 @@ fn each_kind_of_arbiter_has_its_keys() {
     ] {
         refused(keys, expected);
     }
+}
+
+/// To listen on port 0 is to take any; nobody is reached there.
+#[test]
+fn nobody_is_reached_at_port_0() {
+    refused(
+        "\"10.0.0.2:7789\"",
+        "\"10.0.0.2:0\"",
+        "k.toml:21: [peer.beta] addresses: `10.0.0.2:0`: nothing is reached at port 0\n  next: write \"10.0.0.1:7789\" or \"[fd00::1]:7789\"",
+    );
+    refused(
+        "\"10.0.0.2:7789\"",
+        "\"beta.example:0\"",
+        "k.toml:21: [peer.beta] addresses: `beta.example:0`: nothing is reached at port 0\n  next: write \"10.0.0.1:7789\" or \"[fd00::1]:7789\"",
+    );
+    assert!(parse(&GOOD.replace("10.0.0.1:7789", "10.0.0.1:0")).is_ok());
+}
+
+#[test]
+fn an_ack_timeout_below_the_time_out_is_warned_of() {
+    let warned = |from: &str, to: &str| {
+        assert!(GOOD.contains(from), "{from}");
+        let config = parse(&GOOD.replacen(from, to, 1)).unwrap();
+        check::warnings(&config)
+    };
+    assert_eq!(warned("ack-timeout = \"10s\"", "ack-timeout = \"2s\""), []);
+    let short = warned("ack-timeout = \"10s\"", "ack-timeout = \"1500ms\"");
+    let said = Fault::at(
+        24,
+        "[peer.beta] ack-timeout: 1500ms is shorter than `timeout`, 2s: a silence that `timeout` bears ends the session where an answer is owed",
+        "write ack-timeout = \"2s\" or more",
+    );
+    assert_eq!(short, [said]);
+    // What is written is to blame, not what is left out.
+    let long = warned(
+        "timeout = \"2s\"\nack-timeout = \"10s\"",
+        "timeout = \"1m\"",
+    );
+    assert_eq!(long.len(), 1);
+    assert_eq!(long[0].line, Some(23));
+    assert!(long[0].what.contains("10s is shorter"), "{long:?}");
 }
 
 #[test]

@@ -4,7 +4,8 @@ use serde_json::json;
 
 use super::{Context, print_json, print_out};
 use crate::args::ConfigVerb;
-use crate::config::{Config, ConfigError, disks, show};
+use crate::config::fault::Fault;
+use crate::config::{Config, ConfigError, check, disks, show};
 use crate::exit::{DONE, Failure, Outcome, Status};
 
 /// Checks or shows the configuration.
@@ -13,7 +14,7 @@ use crate::exit::{DONE, Failure, Outcome, Status};
 /// It is wrong, or not there.
 pub fn run(context: &Context, verb: &ConfigVerb) -> Outcome {
     match verb {
-        ConfigVerb::Check { file_only, json } => check(context, *file_only, *json),
+        ConfigVerb::Check { file_only, json } => judge(context, *file_only, *json),
         ConfigVerb::Show { defaults, json } => {
             let lines = show::shown(&context.config()?, *defaults);
             if *json {
@@ -47,7 +48,12 @@ pub fn checked(context: &Context) -> Result<Config, ConfigError> {
     }
 }
 
-fn check(context: &Context, file_only: bool, as_json: bool) -> Outcome {
+fn listed(faults: &[Fault]) -> Vec<serde_json::Value> {
+    let one = |fault: &Fault| json!({"line": fault.line, "what": fault.what, "next": fault.next});
+    faults.iter().map(one).collect()
+}
+
+fn judge(context: &Context, file_only: bool, as_json: bool) -> Outcome {
     let result = if file_only {
         Config::load(&context.file)
     } else {
@@ -61,20 +67,23 @@ fn check(context: &Context, file_only: bool, as_json: bool) -> Outcome {
                 config.node.name,
                 config.mirrors.len()
             );
+            let warnings = check::warnings(&config);
             if as_json {
-                print_json(&json!({"file": context.file, "faults": []}))?;
-            } else {
-                print_out(&format!("{words}\n"))?;
+                print_json(
+                    &json!({"file": context.file, "faults": [], "warnings": listed(&warnings)}),
+                )?;
+                return DONE;
             }
+            for warning in &warnings {
+                let of_file = ConfigError::one(context.file.clone(), warning.clone());
+                anstream::eprintln!("warning: {of_file}");
+            }
+            print_out(&format!("{words}\n"))?;
             DONE
         }
         Err(error) if as_json => {
-            let faults: Vec<_> = error
-                .faults
-                .iter()
-                .map(|fault| json!({"line": fault.line, "what": fault.what, "next": fault.next}))
-                .collect();
-            print_json(&json!({"file": error.file, "faults": faults}))?;
+            let faults = listed(&error.faults);
+            print_json(&json!({"file": error.file, "faults": faults, "warnings": []}))?;
             Ok(Status::Usage as u8)
         }
         Err(error) => Err(Failure::from(error)),

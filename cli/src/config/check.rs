@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::fault::Fault;
 use super::keys::{self, Section};
@@ -27,6 +28,40 @@ pub fn check(config: &Config) -> Vec<Fault> {
     nbd(config, &mut faults);
     faults.sort_by_key(|fault| fault.line);
     faults
+}
+
+/// What is allowed, and hardly what was meant, sorted by line: `kagami config check` tells it, and nothing is refused.
+pub fn warnings(config: &Config) -> Vec<Fault> {
+    let sheet = &config.sheet;
+    // As a time is written, in one unit.
+    let spell = |time: Duration| match time.as_millis() {
+        ms if ms % 1000 == 0 => format!("{}s", ms / 1000),
+        ms => format!("{ms}ms"),
+    };
+    let mut warnings = Vec::new();
+    for peer in &config.peers {
+        if peer.ack_timeout >= peer.timeout {
+            continue;
+        }
+        // One of both is in the file: by themselves they fit.
+        let is_written = |key: &&'static str| {
+            let entry = sheet.entry(Section::Peer, &peer.name, key);
+            entry.is_some_and(|entry| entry.line.is_some())
+        };
+        let key = ["ack-timeout", "timeout"].into_iter().find(is_written);
+        warnings.push(Fault::at(
+            sheet.line(Section::Peer, &peer.name, key.unwrap_or("timeout")),
+            format!(
+                "[peer.{}] ack-timeout: {} is shorter than `timeout`, {}: a silence that `timeout` bears ends the session where an answer is owed",
+                peer.name,
+                spell(peer.ack_timeout),
+                spell(peer.timeout)
+            ),
+            format!("write ack-timeout = \"{}\" or more", spell(peer.timeout)),
+        ));
+    }
+    warnings.sort_by_key(|fault| fault.line);
+    warnings
 }
 
 /// Node, peers and arbiters are different machines, so they have different names and ids.

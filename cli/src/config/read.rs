@@ -549,13 +549,17 @@ fn list(
 
 /// An address with a port; a host name where the resolver may be asked.
 fn check_address(text: &str, names: bool) -> Result<(), (String, String)> {
-    if text.parse::<SocketAddr>().is_ok() {
-        return Ok(());
-    }
     let right = "write \"10.0.0.1:7789\" or \"[fd00::1]:7789\"".to_owned();
     let Some((host, port)) = text.rsplit_once(':') else {
         return Err((format!("`{text}` has no port"), right));
     };
+    // To listen on it is to take any that is free.
+    if names && port.parse() == Ok(0_u16) {
+        return Err((format!("`{text}`: nothing is reached at port 0"), right));
+    }
+    if text.parse::<SocketAddr>().is_ok() {
+        return Ok(());
+    }
     let named = !host.is_empty()
         && host.len() <= 253
         && host.split('.').all(|label| {

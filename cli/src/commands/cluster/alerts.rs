@@ -3,10 +3,10 @@
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use kagami_failover::control::message::Reach;
-use kagami_failover::control::{AlertFilter, Answer, Ask};
+use kagami_failover::control::{AlertFilter, AlertReport, Answer, Ask};
 
 use super::status::ended;
-use super::{Context, print_json, print_out, unexpected};
+use super::{Context, known, print_json, print_out, unexpected};
 use crate::args::AlertsArgs;
 use crate::exit::{DONE, Failure, Outcome};
 use crate::render::Look;
@@ -57,6 +57,7 @@ pub async fn run(context: &Context, args: &AlertsArgs) -> Outcome {
         }
         other => return Err(unexpected(&other)),
     };
+    known_objects(context, &args.objects, &told).await?;
     let print = |alert: &_| {
         if args.json {
             print_json(alert)
@@ -85,6 +86,38 @@ pub async fn run(context: &Context, args: &AlertsArgs) -> Outcome {
         }
     }
     DONE
+}
+
+/// Each name is one of the cluster's, or of one that is told of: it may have left the configuration. (A number is that of a
+/// message.)
+async fn known_objects(
+    context: &Context,
+    names: &[String],
+    told: &[AlertReport],
+) -> Result<(), Failure> {
+    let is_told = |name: &String| told.iter().any(|alert| alert.is_about(name));
+    let is_number = |name: &String| name.parse::<u32>().is_ok();
+    let mut untold = names
+        .iter()
+        .filter(|name| !is_told(name) && !is_number(name));
+    let Some(first) = untold.next() else {
+        return Ok(());
+    };
+    let report = context.cluster().await?;
+    let mut objects = vec!["cluster".to_owned()];
+    for group in &report.groups {
+        objects.push(group.name.clone());
+        let resources = group.resources.iter();
+        objects.extend(resources.map(|one| format!("{}/{}", group.name, one.name)));
+    }
+    objects.extend(report.monitors.iter().map(|one| one.name.clone()));
+    objects.extend(report.nodes.iter().map(|one| one.name.clone()));
+    objects.extend(report.heartbeats.iter().map(|one| one.name.clone()));
+    for name in std::iter::once(first).chain(untold) {
+        let objects = objects.iter().map(String::as_str);
+        known("group, monitor, node or heartbeat", name, objects)?;
+    }
+    Ok(())
 }
 
 /// `2h` ago, or a moment of this machine's clock; milliseconds since 1970.
