@@ -331,20 +331,22 @@ mod tests {
 
     #[test]
     fn memory_runs_out_and_comes_back_beside_a_mirror_that_stands_still() {
-        let mut all = Stats::default();
-        for seed in 0..8 {
-            let outcome = run_profile(Profile::Mirrors, seed, Trace::off());
-            assert_eq!(outcome.violation, None, "seed {seed}");
-            all.add(&outcome.stats);
-        }
-        for mark in [
+        let marks = [
             "memory: a write waits",
             "memory: a read waits",
             "memory: all of it came back",
             "stands still: no more",
             "several mirrors, served at both nodes",
-        ] {
-            assert!(all.marks().contains_key(mark), "{mark}: {:?}", all.marks());
+        ];
+        let mut all = Stats::default();
+        // One run in four comes to the rarest.
+        let mut seeds = 0..40;
+        while !marks.iter().all(|mark| all.marks().contains_key(*mark)) {
+            let seed = seeds.next();
+            let seed = seed.unwrap_or_else(|| panic!("only {:?}", all.marks()));
+            let outcome = run_profile(Profile::Mirrors, seed, Trace::off());
+            assert_eq!(outcome.violation, None, "seed {seed}");
+            all.add(&outcome.stats);
         }
     }
 }
