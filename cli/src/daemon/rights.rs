@@ -43,7 +43,7 @@ impl InHand {
     /// is not Primary: it would promote.
     pub fn refusal(&self, mirror: &str, order: &Order) -> Option<Refusal> {
         let (what, go_past) = match order {
-            Order::Promote { force: false, .. } => ("promoted", "promote"),
+            Order::Promote { force: false, .. } | Order::PromoteFenced => ("promoted", "promote"),
             Order::Attach { .. } => ("attached", "promote"),
             Order::Demote { force: false } => ("demoted", "demote"),
             Order::Detach { force: false } => ("detached", "detach"),

@@ -65,11 +65,15 @@ impl Mirrors for Daemon {
     fn promote(
         &self,
         mirror: &str,
-        force: bool,
+        fenced: bool,
     ) -> impl Future<Output = Result<(), String>> + Send + 'static {
-        let order = Order::Promote {
-            force,
-            while_resyncing: false,
+        let order = if fenced {
+            Order::PromoteFenced
+        } else {
+            Order::Promote {
+                force: false,
+                while_resyncing: false,
+            }
         };
         Self::order(self.control.clone(), mirror.to_owned(), order)
     }
