@@ -39,6 +39,9 @@ impl Manager {
                 let value = command == Command::Suspend;
                 if self.durable.suspended.value != value {
                     self.record().suspended.set(me, value);
+                    if value {
+                        self.recall_fence(out);
+                    }
                     let what = if value {
                         "suspended: nobody acts"
                     } else {

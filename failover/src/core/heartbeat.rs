@@ -265,6 +265,7 @@ impl Manager {
         let other = Object::Node(self.name(self.other()));
         match up {
             Some(true) => {
+                self.recall_fence(out);
                 self.fence = Fence::Idle;
                 self.fence_failed = false;
                 for group in &mut self.groups {

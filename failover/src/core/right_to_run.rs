@@ -382,6 +382,45 @@ impl Manager {
         }
     }
 
+    /// The other node is heard again, or nobody is to act: a fence script that has not begun, since the state it follows
+    /// from was not durable, does not begin, and nothing is asked for by one's word.
+    pub(super) fn recall_fence(&mut self, out: &mut Actions) {
+        let is_fence = |action: &Action| {
+            matches!(
+                action,
+                Action::Run {
+                    work: Work::Fence { .. },
+                    ..
+                }
+            )
+        };
+        let asked = |action: &Action| match action {
+            Action::AskRight {
+                group,
+                fenced: true,
+                ..
+            } => Some(*group),
+            _ => None,
+        };
+        if self.gate.actions().any(is_fence) {
+            self.fence = Fence::Idle;
+            let object = super::Object::Node(self.name(self.other()));
+            self.alert(
+                out,
+                Severity::Info,
+                object,
+                "the fence script is not run any more",
+                "",
+            );
+        }
+        let groups: Vec<GroupId> = self.gate.actions().filter_map(asked).collect();
+        self.gate
+            .retain(|action| !is_fence(action) && asked(action).is_none());
+        for group in groups {
+            self.groups[group].right = Hold::None;
+        }
+    }
+
     fn take_right(&mut self, group: GroupId, now: Hold, out: &mut Actions) {
         let before = std::mem::replace(&mut self.groups[group].right, now);
         self.groups[group].refused = None;

@@ -303,3 +303,71 @@ fn each_order_has_its_own_time_to_be_taken_over() {
     host.hear_until(75_000);
     assert_eq!(host.told(what), 1, "{:?}", host.alerts);
 }
+
+/// Beta, which ran the group, is lost while this node's state can't be written.
+fn fence_waits() -> TestHost {
+    let mut host = TestHost::new(&fenced());
+    host.hear();
+    let there = Command::Start {
+        group: 0,
+        on: Some(1),
+        sure: false,
+    };
+    assert_eq!(host.command(there), Ok(()));
+    let mut message = host.agreed();
+    let brief = &mut message.groups[0];
+    (brief.busy, brief.active, brief.online) = (true, true, true);
+    host.beat(0, message);
+    host.persist_fails = true;
+    host.until(host.now + 60_000);
+    assert!(host.manager.peer_lost());
+    let what = "is made sure to be down, by the fence script";
+    assert_eq!(host.told(what), 1, "{:?}", host.alerts);
+    host
+}
+
+#[test]
+fn a_fence_script_that_waits_for_the_disk_is_not_run_once_the_other_node_is_heard() {
+    let mut host = fence_waits();
+    host.agree();
+    host.persist_fails = false;
+    host.until(host.now + 5_000);
+    assert!(host.manager.peer_up());
+    assert_eq!(host.runs, [], "{:?}", host.alerts);
+    assert_eq!(host.told("the fence script is not run any more"), 1);
+}
+
+#[test]
+fn what_waits_for_the_disk_by_the_word_of_a_fence_script_is_not_asked_once_the_other_node_is_heard()
+{
+    let mut host = booted(&fenced());
+    host.until(310_000);
+    assert_eq!(host.asked, [(0, true)]);
+    host.right(0, Right::Refused("not yet".to_owned()));
+    host.persist_fails = true;
+    for (id, command) in [(1, Command::Suspend), (2, Command::Resume)] {
+        host.handle(Event::Command { id, command });
+    }
+    host.until(host.now + 2_000);
+    let mut message = host.agreed();
+    message.groups[0].able = false;
+    host.beat(0, message);
+    host.persist_fails = false;
+    host.until(host.now + 5_000);
+    assert_eq!(host.asked, [(0, true), (0, false)], "{:?}", host.alerts);
+    host.right(0, Right::Granted);
+    assert_eq!(host.manager.group_status(0), GroupStatus::Online);
+}
+
+#[test]
+fn in_a_suspended_cluster_no_fence_script_begins() {
+    let mut host = fence_waits();
+    let command = Command::Suspend;
+    host.handle(Event::Command { id: 1, command });
+    host.persist_fails = false;
+    host.until(host.now + 5_000);
+    assert_eq!(host.runs, [], "{:?}", host.alerts);
+    assert_eq!(host.command(Command::Resume), Ok(()));
+    assert!(matches!(host.runs[..], [(Work::Fence { node: 1 }, _)]));
+    assert_eq!(host.asked, [(0, true)], "{:?}", host.alerts);
+}
