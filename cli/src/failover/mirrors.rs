@@ -164,6 +164,7 @@ fn says(report: RightReport) -> Says {
         in_sync: report.in_sync,
         only_copy: report.only_copy,
         diskless: report.diskless,
+        untrusted: report.untrusted,
         peer_lease_ends: Time(report.peer_lease_ends_ms),
     }
 }

@@ -269,7 +269,8 @@ impl Manager {
                 self.fence = Fence::Idle;
                 self.fence_failed = false;
                 for group in &mut self.groups {
-                    (group.by_hand, group.blocked_told) = (false, false);
+                    group.by_hand = false;
+                    group.blocked_told.clear();
                 }
                 self.alert(out, Severity::Info, other, "heard", "");
                 if was == Some(false) {

@@ -150,26 +150,53 @@ impl Manager {
         }
         let silent = !self.peer_up();
         if silent && cluster.fence.is_some() {
-            return self.is_fenced(out);
+            // What this node could not run anyway the other one is left to run.
+            return self.has_a_copy(group, out) && self.is_fenced(out);
         }
         if mirrored || self.is_risked(group) {
             return true;
         }
-        if !std::mem::replace(&mut self.groups[group].blocked_told, true) {
-            let other = self.name(self.other());
-            let what = if silent && self.durable.groups[group].left_active {
-                format!("not started: node {other} could not stop it, and its manager has ended")
-            } else if silent {
-                format!("not started: node {other} is not heard, and may run it")
-            } else {
-                format!("not started: node {other} has another configuration, and may run it")
-            };
-            let cause = format!(
-                "without an arbiter nothing else can tell; once node {other} surely does not run it: kagami group start {} --not-elsewhere",
-                self.cluster.groups[group].name
-            );
+        let other = self.name(self.other());
+        let what = if silent && self.durable.groups[group].left_active {
+            format!("not started: node {other} could not stop it, and its manager has ended")
+        } else if silent {
+            format!("not started: node {other} is not heard, and may run it")
+        } else {
+            format!("not started: node {other} has another configuration, and may run it")
+        };
+        let cause = format!(
+            "without an arbiter nothing else can tell; once node {other} surely does not run it: kagami group start {} --not-elsewhere",
+            self.cluster.groups[group].name
+        );
+        self.tell_blocked(group, what, cause, out);
+        false
+    }
+
+    /// Told once until the other node is heard.
+    fn tell_blocked(
+        &mut self,
+        group: GroupId,
+        what: String,
+        cause: impl Into<String>,
+        out: &mut Actions,
+    ) {
+        if self.groups[group].blocked_told.insert(what.clone()) {
             self.alert(out, Severity::Error, self.group_object(group), what, cause);
         }
+    }
+
+    /// This node has copies under the group that can be promoted without the other node.
+    fn has_a_copy(&mut self, group: GroupId, out: &mut Actions) -> bool {
+        let state = &self.groups[group];
+        let lacks = match (state.diskless, state.untrusted) {
+            (true, _) => "has no disk under it",
+            (false, true) => "has no copy under it that could be promoted without the other one",
+            (false, false) => return true,
+        };
+        let (me, other) = (self.name(self.me), self.name(self.other()));
+        let what = format!("not started: node {me} {lacks}");
+        let cause = format!("node {other} is not fenced for it: bring it, or its heartbeats, back");
+        self.tell_blocked(group, what, cause, out);
         false
     }
 
@@ -178,16 +205,14 @@ impl Manager {
     fn wait_for_its_word(&mut self, group: GroupId, out: &mut Actions) {
         let now = self.now;
         let since = *self.groups[group].not_taken_over.get_or_insert(now);
-        if now.since(since) < ORDER_PATIENCE
-            || std::mem::replace(&mut self.groups[group].blocked_told, true)
-        {
+        if now.since(since) < ORDER_PATIENCE {
             return;
         }
         let other = self.name(self.other());
         let what =
             format!("not started: node {other} does not take over the order, and may run it");
         let cause = format!("perhaps it can't write its state: see node {other}, or power it off");
-        self.alert(out, Severity::Error, self.group_object(group), what, cause);
+        self.tell_blocked(group, what, cause, out);
     }
 
     /// Nothing but an operator can say that the other node does not run the group: no arbiter, no word of that node, no fence

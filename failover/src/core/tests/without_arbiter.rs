@@ -371,3 +371,43 @@ fn in_a_suspended_cluster_no_fence_script_begins() {
     assert!(matches!(host.runs[..], [(Work::Fence { node: 1 }, _)]));
     assert_eq!(host.asked, [(0, true)], "{:?}", host.alerts);
 }
+
+#[test]
+fn a_node_that_cant_run_the_group_fences_nobody() {
+    let text = CLUSTER.replacen("kind = \"witness\"\nname = \"gamma\"", "kind = \"none\"", 1)
+        + "[fence]\nscript = \"/fence\"\n";
+    let diskless = |diskless| Event::Diskless { group: 0, diskless };
+    let untrusted = |untrusted| Event::Untrusted {
+        group: 0,
+        untrusted,
+    };
+    let states: [(&dyn Fn(bool) -> Event, &str); 2] = [
+        (&diskless, "node alpha has no disk under it"),
+        (&untrusted, "node alpha has no copy under it that could be"),
+    ];
+    for (state, what) in states {
+        let lost = || {
+            let mut host = TestHost::new(&text);
+            host.handle(state(true));
+            host.hear();
+            let there = Command::Start {
+                group: 0,
+                on: Some(1),
+                sure: false,
+            };
+            assert_eq!(host.command(there), Ok(()));
+            host.agree();
+            host.until(host.now + 60_000);
+            assert!(host.manager.peer_lost());
+            host
+        };
+        let mut host = lost();
+        host.until(900_000);
+        assert_eq!((host.runs.len(), host.asked.len()), (0, 0));
+        assert_eq!(host.told(what), 1, "{:?}", host.alerts);
+        // It is put right.
+        host.handle(state(false));
+        assert!(matches!(host.runs[..], [(Work::Fence { node: 1 }, _)]));
+        assert_eq!(host.asked, [(0, true)]);
+    }
+}
