@@ -61,6 +61,11 @@ impl Gate {
         self.waiting.iter().map(|gated| &gated.action)
     }
 
+    /// The state could not be written, or the disk has not answered for long: what follows from it would wait.
+    pub fn is_stuck(&self) -> bool {
+        self.told
+    }
+
     pub fn retain(&mut self, keep: impl Fn(&Action) -> bool) {
         self.waiting.retain(|gated| keep(&gated.action));
     }

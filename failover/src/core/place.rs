@@ -11,8 +11,8 @@ use crate::planted::{Defect, planted};
 use super::Manager;
 use super::action::{Action, Actions};
 use super::durable::{Cause, EndKind, Ending, Why};
-use super::message::Phase;
-use super::right_to_run::Hold;
+use super::message::{Brief, Phase};
+use super::right_to_run::{Hold, ORDER_PATIENCE};
 use super::state::{GroupId, ResourceState};
 
 impl Manager {
@@ -35,6 +35,7 @@ impl Manager {
                 let owner = self.order(group).owner;
                 self.groups[group].waited_in_vain &= owner == self.me;
                 self.pass_on(group, out);
+                self.take_back(group, out);
                 self.fail_back(group, out);
             } else if self.peer_lost() {
                 self.consider_takeover(group, out);
@@ -134,6 +135,41 @@ impl Manager {
             self.name(other)
         );
         self.alert(out, Severity::Warning, self.group_object(group), what, "");
+    }
+
+    /// The other node was to run the group, and does not even take the order over, since its state can't be written. It knows
+    /// nothing of the order that others could have of it, so there is a newer one.
+    fn take_back(&mut self, group: GroupId, out: &mut Actions) {
+        let order = &self.durable.groups[group].order;
+        if !order.value.wanted || order.value.owner == self.me {
+            return;
+        }
+        let can_t = |brief: &Brief| order.is_newer(&brief.order) && !brief.able && !brief.busy;
+        if !self.peer_brief(group).is_some_and(can_t) {
+            self.groups[group].not_taken_over = None;
+            return;
+        }
+        let since = *self.groups[group].not_taken_over.get_or_insert(self.now);
+        let rests = self.groups[group].right == Hold::None && !self.is_begun(group);
+        if self.now.since(since) < ORDER_PATIENCE || !rests || !self.is_able(group) {
+            return;
+        }
+        let me = self.me;
+        self.set_order(group, |order| {
+            order.owner = me;
+            order.why = Why::Failover;
+            order.from = None;
+            order.cause = Cause::Failover;
+        });
+        let other = self.name(self.other());
+        let what = format!("comes back, since node {other} does not take over the order");
+        self.alert(
+            out,
+            Severity::Error,
+            self.group_object(group),
+            what,
+            "perhaps it can't write its state",
+        );
     }
 
     pub(super) fn is_its_node(&self, group: GroupId) -> bool {

@@ -16,7 +16,7 @@ const ASK_AGAIN: u64 = 1000;
 /// A node that was refused counts as unable for this long, in milliseconds, so that the other one tries.
 pub(super) const REFUSED_FOR: u64 = 5000;
 /// The other node has this node's orders after so long, in milliseconds.
-const ORDER_PATIENCE: u64 = 10_000;
+pub(super) const ORDER_PATIENCE: u64 = 10_000;
 
 /// A fence script that failed is run again after this long, in milliseconds.
 const FENCE_AGAIN: u64 = 5000;
@@ -407,6 +407,15 @@ impl Manager {
         }
     }
 
+    /// The right has not been asked for yet, and is not. False: it has.
+    pub(super) fn recall_question(&mut self, group: GroupId) -> bool {
+        let is_it =
+            |action: &Action| matches!(action, Action::AskRight { group: of, .. } if *of == group);
+        let found = self.gate.actions().any(is_it);
+        self.gate.retain(|action| !is_it(action));
+        found
+    }
+
     /// The other node is heard again, or nobody is to act: a fence script that has not begun, since the state it follows
     /// from was not durable, does not begin, and nothing is asked for by one's word.
     pub(super) fn recall_fence(&mut self, out: &mut Actions) {
@@ -509,7 +518,8 @@ impl Manager {
         resources.iter().any(|r| r.state != ResourceState::Offline)
     }
 
-    /// Nothing has refused this node the right just now, and it can run groups at all.
+    /// Nothing has refused this node the right just now, and it can run groups at all: with a state that can't be written
+    /// nothing would begin.
     pub(super) fn is_able(&self, group: GroupId) -> bool {
         let refused = self.groups[group].refused;
         let refused = refused.is_some_and(|at| self.now.since(at) < REFUSED_FOR);
@@ -517,6 +527,7 @@ impl Manager {
         self.phase == Phase::Running
             && self.durable.ending.is_none()
             && !refused
+            && !self.gate.is_stuck()
             && !self.groups[group].diskless
             && nodes.contains(&self.cluster.nodes[self.me])
     }
