@@ -141,14 +141,22 @@ impl Manager {
         if judged || self.groups[group].by_hand {
             return true;
         }
-        if self.groups[group].intent.is_none() && self.has_left(group) {
-            return true;
-        }
         if self.beats.up.is_none() {
             // It has not had the time to be heard: a manager that begins anew on a healthy pair begins so.
             return false;
         }
         let silent = !self.peer_up();
+        if silent && !self.outside {
+            // Rather this node is cut off than the other one lost.
+            let what = "not started: this node reaches none of the `ping` addresses";
+            let other = self.name(self.other());
+            let cause = format!("node {other} is not heard, and may run it");
+            self.tell_blocked(group, what.to_owned(), cause, out);
+            return false;
+        }
+        if self.groups[group].intent.is_none() && self.has_left(group) {
+            return true;
+        }
         if silent && cluster.fence.is_some() {
             // What this node could not run anyway the other one is left to run.
             return self.has_a_copy(group, out) && self.is_fenced(out);
@@ -220,11 +228,16 @@ impl Manager {
     pub(super) fn is_only_known_by_hand(&self, group: GroupId) -> bool {
         let arbiter = &self.cluster.arbiter;
         let judged = arbiter.kind != ArbiterKind::None;
-        let is_known = self.peer_brief(group).is_some() || self.has_left(group);
-        if judged || is_known || self.beats.up.is_none() {
+        if judged || self.peer_brief(group).is_some() || self.beats.up.is_none() {
             return false;
         }
         let silent = !self.peer_up();
+        if silent && !self.outside {
+            return true;
+        }
+        if self.has_left(group) {
+            return false;
+        }
         if silent && self.cluster.fence.is_some() {
             return self.fence_failed;
         }

@@ -411,3 +411,37 @@ fn a_node_that_cant_run_the_group_fences_nobody() {
         assert_eq!(host.asked, [(0, true)]);
     }
 }
+
+#[test]
+fn a_node_that_reaches_nothing_starts_nothing_of_its_own() {
+    let risk = crate::config::cluster::ACCEPTED_RISK;
+    let ping = "ping = [\"10.0.0.254\"]";
+    let risky = web(&format!("accepted-risk = \"{risk}\"\n{ping}"), "", "");
+    let fence = web(ping, "", "[fence]\nscript = \"/fence\"\n");
+    for (text, fenced) in [(risky, false), (fence, true)] {
+        let alone = || {
+            let mut host = booted(&text);
+            host.handle(Event::Outside { reachable: false });
+            host.until(400_000);
+            assert_eq!((host.runs.len(), host.asked.len()), (0, 0));
+            let what = "not started: this node reaches none of the `ping` addresses";
+            assert_eq!(host.told(what), 1, "{:?}", host.alerts);
+            host
+        };
+        let mut host = alone();
+        host.handle(Event::Outside { reachable: true });
+        assert_eq!(host.asked, [(0, fenced)], "{:?}", host.alerts);
+        // An operator has looked.
+        let mut host = alone();
+        start_by_hand(&mut host);
+        assert_eq!(host.asked, [(0, false)]);
+        // A good-bye was of another time.
+        let mut host = booted(&text);
+        host.handle(Event::Outside { reachable: false });
+        let mut message = host.agreed();
+        message.phase = Phase::Gone;
+        host.beat(0, message);
+        host.until(400_000);
+        assert_eq!((host.runs.len(), host.asked.len()), (0, 0));
+    }
+}
