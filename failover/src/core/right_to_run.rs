@@ -68,6 +68,11 @@ impl Manager {
         let must = right == Hold::Lost || self.durable.ending.is_some();
         if self.durable.suspended.value && !must {
             self.groups[group].waiting_since = None;
+            // What was asked for a takeover, or a start alone, is taken back: those are no more, and nothing would follow
+            // from the answer, also when the cluster is resumed.
+            if right == Hold::Asked && !self.should_run(group) && !self.is_begun(group) {
+                self.take_down(group, out);
+            }
             return;
         }
         if !self.wants(group) {

@@ -121,3 +121,39 @@ fn what_is_still_to_be_started_alone_outlives_the_manager_and_no_word_of_the_oth
     outside(&mut host, true);
     assert_eq!(host.asked, [], "{:?}", host.alerts);
 }
+
+#[test]
+fn a_right_that_comes_while_the_cluster_is_suspended_keeps_no_group_from_its_start() {
+    let event = |host: &TestHost| {
+        let (_, environment) = host.runs.first().expect("a start");
+        let event = environment.iter().find(|(name, _)| name == "CLP_EVENT");
+        event.map(|(_, value)| value.clone()).unwrap_or_default()
+    };
+    // It starts alone, or takes the group over from the other node; and the arbiter is away.
+    let alone = || {
+        let mut host = TestHost::new(CLUSTER);
+        host.until(300_000);
+        host
+    };
+    let taking = || {
+        let mut host = runs_there(CLUSTER);
+        host.until(host.now + 60_000);
+        host
+    };
+    for (begin, why) in [
+        (&alone as &dyn Fn() -> TestHost, "START"),
+        (&taking, "FAILOVER"),
+    ] {
+        let mut host = begin();
+        assert_eq!(host.asked, [(0, false)]);
+        assert_eq!(host.command(Command::Suspend), Ok(()));
+        host.right(0, Right::Granted);
+        host.until(host.now + 10_000);
+        assert_eq!((host.runs.len(), host.asked.len()), (0, 1));
+        assert_eq!(host.command(Command::Resume), Ok(()));
+        assert_eq!(host.asked.len(), 2, "{:?}", host.alerts);
+        host.right(0, Right::Granted);
+        assert_eq!(host.manager.group_status(0), GroupStatus::Online);
+        assert_eq!(event(&host), why);
+    }
+}
