@@ -76,6 +76,11 @@ impl Beats {
         }
     }
 
+    /// Both have the same configuration, and what follows from their first meeting has.
+    pub fn has_met(&self) -> bool {
+        self.met != 0 && !self.meeting
+    }
+
     /// `speaks`: this node sends heartbeats.
     pub fn next_deadline(&self, speaks: bool) -> Time {
         let sends = (self.lines.iter()).filter(|_| speaks).map(|line| line.next);

@@ -27,8 +27,8 @@ impl Manager {
                 self.drop_intent(group);
             } else if self.peer_up() {
                 self.drop_intent(group);
-                // It knows what should run where, or the cluster starts with it.
-                if self.durable.groups[group].left_to_start {
+                // It knows what should run where, or the cluster has started with it. Before they have met nothing of that is known.
+                if self.durable.groups[group].left_to_start && self.beats.has_met() {
                     self.group_record(group).left_to_start = false;
                 }
                 // That it waited in vain is over where the other node has it.

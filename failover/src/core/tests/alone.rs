@@ -111,6 +111,16 @@ fn what_is_still_to_be_started_alone_outlives_the_manager_and_no_word_of_the_oth
     host.until(400_000);
     assert_eq!(host.asked.len(), asked);
 
+    // The other node has another configuration: they have not met.
+    let mut host = waiting();
+    let mut message = host.snapshot(1);
+    (message.met, message.revision) = (0, 4);
+    host.beat(0, message);
+    host.until(400_000);
+    assert!(host.manager.peer_lost());
+    outside(&mut host, true);
+    assert_eq!(host.asked, [(0, false)], "{:?}", host.alerts);
+
     // The other node was at work: it knows what should run.
     let mut host = waiting();
     let mut message = host.snapshot(1);
