@@ -31,6 +31,7 @@ impl Manager {
                 if self.durable.groups[group].left_to_start && self.beats.has_met() {
                     self.group_record(group).left_to_start = false;
                 }
+                self.leave_to_operator(group);
                 // That it waited in vain is over where the other node has it.
                 let owner = self.order(group).owner;
                 self.groups[group].waited_in_vain &= owner == self.me;
@@ -40,6 +41,18 @@ impl Manager {
             } else if self.peer_lost() {
                 self.consider_takeover(group, out);
             }
+        }
+    }
+
+    /// What this node leaves to an operator neither does the other one start, which has not run it either and knows no
+    /// newer word: by the order that both remember it would.
+    fn leave_to_operator(&mut self, group: GroupId) {
+        let record = &self.durable.groups[group];
+        let order = &record.order;
+        let mine = order.value.wanted && order.value.owner == self.me;
+        let agrees = |brief: &Brief| brief.order == *order && !brief.busy;
+        if record.dormant && mine && self.peer_brief(group).is_some_and(agrees) {
+            self.set_order(group, |order| order.wanted = false);
         }
     }
 
@@ -255,7 +268,8 @@ impl Manager {
     fn hand_over(&mut self, group: GroupId, out: &mut Actions) {
         self.drop_intent(group);
         let order = self.order(group);
-        if order.wanted && order.owner == self.me && self.peer_can(group) {
+        let dormant = self.durable.groups[group].dormant;
+        if order.wanted && order.owner == self.me && !dormant && self.peer_can(group) {
             let what = format!(
                 "goes to node {}, since this one ends",
                 self.name(self.other())

@@ -50,6 +50,45 @@ fn a_group_left_to_an_operator_is_taken_over_once_the_other_node_has_run_it() {
     assert_eq!(host.asked, [(0, false)], "{:?}", host.alerts);
 }
 
+/// An operator has started the group here; power is lost, and this node is back first.
+fn ran_here(text: &str) -> TestHost {
+    let mut host = TestHost::new(text);
+    host.hear();
+    assert_eq!(host.command(START), Ok(()));
+    host.right(0, Right::Granted);
+    assert_eq!(host.manager.group_status(0), GroupStatus::Online);
+    let mut host = TestHost::from(text, host.durable, 2);
+    host.until(310_000);
+    assert_eq!(host.asked, [], "an operator starts it");
+    host
+}
+
+#[test]
+fn a_group_left_to_an_operator_is_left_so_by_the_other_node_too() {
+    // It comes, and this one goes, or is lost.
+    let mut host = ran_here(&manual());
+    host.agree();
+    let order = host.manager.order_of(0);
+    assert!(!order.wanted, "{order:?}");
+    host.agree();
+    let command = Command::EndNode(EndKind::Reboot);
+    host.handle(Event::Command { id: 1, command });
+    let order = host.manager.order_of(0);
+    assert!(!order.wanted && order.owner == 0, "{order:?}");
+    assert_eq!(host.ended, Some(EndKind::Reboot));
+    // Before it has heard what this node remembers nothing is handed to it.
+    let mut host = ran_here(&manual());
+    host.hear();
+    let command = Command::EndNode(EndKind::Reboot);
+    host.handle(Event::Command { id: 1, command });
+    assert_eq!(host.manager.order_of(0).owner, 0, "{:?}", host.alerts);
+    // An operator starts it all the same.
+    let mut host = ran_here(&manual());
+    host.agree();
+    assert_eq!(host.command(START), Ok(()));
+    assert_eq!(host.asked, [(0, false)]);
+}
+
 fn asks_outside() -> String {
     replaced(
         "name = \"gamma\"\n",
