@@ -166,7 +166,7 @@ impl Manager {
             // What this node could not run anyway the other one is left to run.
             return self.has_a_copy(group, out) && self.is_fenced(out);
         }
-        if mirrored || self.is_risked(group) {
+        if self.may_be_asked(group) {
             return true;
         }
         let other = self.name(self.other());
@@ -246,15 +246,15 @@ impl Manager {
         if silent && self.cluster.fence.is_some() {
             return self.fence_failed;
         }
-        let mirrored = self.cluster.groups[group].mirrors().next().is_some();
-        !(mirrored || self.is_risked(group))
+        !self.may_be_asked(group)
     }
 
-    /// Somebody has accepted the risk that the other node, which is silent, runs the group. That it may, and not that it
-    /// has said so.
-    fn is_risked(&self, group: GroupId) -> bool {
-        let is_accepted = self.cluster.arbiter.accepted_risk.is_some();
-        is_accepted && !self.peer_up() && !self.durable.groups[group].left_active
+    /// The mirrors judge, or somebody has accepted the risk that the other node, which is silent, runs the group. That it
+    /// may, and not that it has said so: a mirror that may always go on alone would let both of them.
+    fn may_be_asked(&self, group: GroupId) -> bool {
+        let mirrored = self.cluster.groups[group].mirrors().next().is_some();
+        let is_accepted = self.cluster.arbiter.accepted_risk.is_some() && !self.peer_up();
+        (mirrored || is_accepted) && !self.durable.groups[group].left_active
     }
 
     /// The other manager has said good-bye, and had nothing of the group any more.

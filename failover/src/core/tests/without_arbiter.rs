@@ -133,7 +133,17 @@ fn whoever_has_said_good_bye_with_nothing_left_is_not_fenced() {
 #[test]
 fn an_accepted_risk_is_none_of_what_the_other_node_has_said_to_be_active_still() {
     let risk = crate::config::cluster::ACCEPTED_RISK;
-    let risky = web(&format!("accepted-risk = \"{risk}\""), "", "");
+    let risky = format!("accepted-risk = \"{risk}\"");
+    let mirrored = replaced(
+        "kind = \"witness\"\nname = \"gamma\"",
+        &format!("kind = \"none\"\n{risky}"),
+    );
+    for text in [web(&risky, "", ""), mirrored] {
+        only_what_it_has_not_said_is_risked(&text);
+    }
+}
+
+fn only_what_it_has_not_said_is_risked(risky: &str) {
     let what = "not started: node beta could not stop it, and its manager has ended";
     let good_bye = |host: &mut TestHost, busy: bool| {
         let mut message = host.agreed();
@@ -143,7 +153,7 @@ fn an_accepted_risk_is_none_of_what_the_other_node_has_said_to_be_active_still()
     };
     // Its own group, and one that the other node has run.
     let taken = || {
-        let mut host = TestHost::new(&risky);
+        let mut host = TestHost::new(risky);
         host.hear();
         let there = Command::Start {
             group: 0,
@@ -153,7 +163,7 @@ fn an_accepted_risk_is_none_of_what_the_other_node_has_said_to_be_active_still()
         assert_eq!(host.command(there), Ok(()));
         host
     };
-    for begin in [&(|| booted(&risky)) as &dyn Fn() -> TestHost, &taken] {
+    for begin in [&(|| booted(risky)) as &dyn Fn() -> TestHost, &taken] {
         let mut host = begin();
         good_bye(&mut host, false);
         host.until(300_000);
@@ -165,7 +175,7 @@ fn an_accepted_risk_is_none_of_what_the_other_node_has_said_to_be_active_still()
         assert_eq!(host.asked, []);
         assert_eq!(host.told(what), 1, "{:?}", host.alerts);
         // The next manager has not heard it, and knows all the same.
-        let mut host = TestHost::from(&risky, host.durable, 3);
+        let mut host = TestHost::from(risky, host.durable, 3);
         host.until(900_000);
         assert_eq!(host.asked, []);
         start_by_hand(&mut host);
