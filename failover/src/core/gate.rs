@@ -174,8 +174,18 @@ impl Manager {
         if self.durable.suspended.value && self.durable.ending.is_none() {
             return None;
         }
-        // What may go on until an operator's stop can be written is no worse for that.
-        let is_urgent = |group: GroupId| self.order(group).wanted || self.durable.ending.is_some();
+        // What may go on until an operator's stop, or the end of the manager alone, can be written is no worse for that.
+        let is_urgent = |group: GroupId| {
+            let order = self.order(group);
+            match self.durable.ending.map(|ending| ending.kind) {
+                Some(EndKind::Manager) => {
+                    let bounces = !self.durable.groups[group].bounce.is_empty();
+                    order.wanted && (order.owner == self.other() || bounces)
+                }
+                Some(EndKind::Shutdown | EndKind::Reboot) => true,
+                None => order.wanted,
+            }
+        };
         let any_resets = |group: &GroupId| {
             let resources = &self.cluster.groups[*group].resources;
             (0..resources.len()).any(|at| self.resets(*group, at))

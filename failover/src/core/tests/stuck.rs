@@ -143,6 +143,12 @@ fn a_node_where_all_goes_on_well_or_nothing_runs_is_not_reset_for_its_disk() {
     let mut idle = online(CLUSTER);
     assert_eq!(idle.command(Command::Stop { group: 0 }), Ok(()));
     stays(hanging(idle, Command::EndNode(EndKind::Shutdown)));
+    // The manager alone ends, and no other node waits for what it has to stop.
+    let end = Command::EndNode(EndKind::Manager);
+    stays(hanging(TestHost::alone_and_online(CLUSTER), end));
+    let mut host = hanging(online(CLUSTER), end);
+    host.until(host.now + 31_000);
+    assert_eq!(host.resets.len(), 1, "{:?}", host.alerts);
     // The disk answers in the end.
     let mut host = hanging(online(CLUSTER), AWAY);
     host.until(host.now + 30_500);
