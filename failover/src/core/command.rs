@@ -103,9 +103,10 @@ impl Manager {
             node: self.name(node),
         };
         let record = &self.durable.groups[group];
-        let moves = record.resources.iter().any(|r| r.op.is_some()) || !record.bounce.is_empty();
-        // What could not be deactivated stays as it is until somebody says more.
+        // What could not be deactivated stays as it is until somebody says more, also within a reactivation.
         let stuck = (record.resources.iter()).any(|r| r.state == ResourceState::StopFailed);
+        let bounces = !record.bounce.is_empty() && !stuck;
+        let moves = record.resources.iter().any(|r| r.op.is_some()) || bounces;
         let turning = !self.is_idle(group) && !self.should_run(group) && !stuck;
         if moves || turning {
             return Err(busy(self.me));

@@ -251,6 +251,22 @@ fn what_could_not_be_deactivated_is_tried_again_at_an_operators_word() {
 }
 
 #[test]
+fn what_could_not_be_deactivated_for_a_reactivation_can_be_moved() {
+    let text = replaced("retries = 5", "retries = 5\nstop-final = \"nothing\"");
+    let mut host = TestHost::alone_and_online(&text);
+    host.fails = vec!["Stop { group: 0, resource: 1 }"];
+    host.probe_fails = true;
+    host.until(host.now + 25_000);
+    assert_eq!(host.manager.group_status(0), GroupStatus::OfflineFailure);
+    assert!(!host.durable.groups[0].bounce.is_empty());
+    host.fails.clear();
+    host.agree();
+    assert_eq!(host.command(AWAY), Ok(()), "{:?}", host.alerts);
+    assert_eq!(host.manager.group_status(0), GroupStatus::Offline);
+    assert_eq!(host.manager.order_of(0).owner, 1);
+}
+
+#[test]
 fn a_recovery_goes_on_whose_script_before_it_is_configured_no_more() {
     let mut durable = TestHost::alone_and_online(CLUSTER).durable;
     durable.next_op += 1;
