@@ -268,10 +268,13 @@ impl Manager {
     fn stop(&mut self, group: GroupId, out: &mut Actions) -> Result<(), Refusal> {
         let name = self.admitted(group)?;
         let order = self.order(group).clone();
-        if !order.wanted && self.place_of(group).is_none() {
+        // By no order yet: it is to start on this node as soon as that may.
+        let is_left = self.durable.groups[group].left_to_start;
+        if !order.wanted && self.place_of(group).is_none() && !is_left {
             return Err(Refusal::NotRunning(name));
         }
-        if order.owner == self.other() && !self.peer_up() && self.is_idle(group) {
+        let theirs = order.wanted && order.owner == self.other();
+        if theirs && !self.peer_up() && self.is_idle(group) {
             return Err(Refusal::NotHeard {
                 group: name,
                 node: self.name(self.other()),

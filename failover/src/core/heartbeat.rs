@@ -434,10 +434,7 @@ impl Manager {
             let order = self.order(group);
             if !self.is_automatic(group) {
                 self.group_record(group).dormant = true;
-            } else if !(order.wanted && order.owner == self.me)
-                && self.is_its_node(group)
-                && self.cluster.may_fail_over()
-            {
+            } else if !(order.wanted && order.owner == self.me) && self.is_its_node(group) {
                 self.group_record(group).left_to_start = true;
             }
         }

@@ -93,7 +93,11 @@ impl Manager {
                         "automatic failover is not allowed here",
                     ),
                     true => ("not taken over from the lost node", unreached),
-                    false => ("not started", unreached),
+                    false if !self.outside => ("not started", unreached),
+                    false => (
+                        "not started",
+                        "nothing may decide that the other node does not run it: `kagami group start` starts it",
+                    ),
                 };
                 self.alert(out, Severity::Error, self.group_object(group), what, cause);
             }

@@ -150,6 +150,21 @@ fn what_is_still_to_be_started_alone_outlives_the_manager_and_no_word_of_the_oth
     host.until(400_000);
     assert_eq!(host.asked.len(), asked);
 
+    // Or that it is not to start.
+    let mut host = waiting();
+    assert_eq!(host.command(Command::Stop { group: 0 }), Ok(()));
+    outside(&mut host, true);
+    host.until(400_000);
+    assert_eq!(host.asked, [], "{:?}", host.alerts);
+    assert!(host.command(Command::Stop { group: 0 }).is_err());
+    let mut host = TestHost::new(CLUSTER);
+    host.until(310_000);
+    assert_eq!(host.asked, [(0, false)], "the arbiter does not answer");
+    assert_eq!(host.command(Command::Stop { group: 0 }), Ok(()));
+    host.right(0, Right::Granted);
+    host.until(400_000);
+    assert_eq!((host.runs.len(), host.asked.len()), (0, 1));
+
     // The other node has another configuration: they have not met.
     let mut host = waiting();
     let mut message = host.snapshot(1);

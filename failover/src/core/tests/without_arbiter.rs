@@ -455,3 +455,16 @@ fn a_node_that_reaches_nothing_starts_nothing_of_its_own() {
         assert_eq!((host.runs.len(), host.asked.len()), (0, 0));
     }
 }
+
+#[test]
+fn a_lone_node_that_nothing_lets_start_its_groups_says_so() {
+    let mut host = TestHost::new(&manual());
+    host.until(310_000);
+    assert_eq!(host.asked, []);
+    let what = "group web: not started: nothing may decide";
+    assert_eq!(host.told(what), 1, "{:?}", host.alerts);
+    host.until(900_000);
+    assert_eq!((host.told(what), host.asked.len()), (1, 0));
+    start_by_hand(&mut host);
+    assert_eq!(host.asked, [(0, false)]);
+}
