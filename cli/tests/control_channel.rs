@@ -262,6 +262,17 @@ fn a_copy_that_carries_a_peer_without_a_disk_is_told_as_the_only_one() {
     node.engine.notice(Notice::Released);
     let gone = right(&mut stream);
     assert_eq!([&gone["only_copy"], &gone["diskless"]], [false, true]);
+    assert_eq!(gone["untrusted"], false);
+    // Nor is a copy that is half overwritten a good one.
+    for bad in [DiskState::Inconsistent, DiskState::Outdated] {
+        node.engine.set(|status| status.disk = bad);
+        node.engine.notice(Notice::Released);
+        let told = right(&mut stream);
+        assert_eq!([&told["untrusted"], &told["diskless"]], [true, false]);
+        node.engine.set(|status| status.disk = DiskState::UpToDate);
+        node.engine.notice(Notice::Released);
+        assert_eq!(right(&mut stream)["untrusted"], false);
+    }
 }
 
 #[test]

@@ -44,6 +44,7 @@ fn commands() -> Vec<(&'static str, Command)> {
                 while_resyncing: false,
             },
         ),
+        ("promote, fenced", Command::PromoteFenced),
         ("demote", Command::Demote { force: false }),
         ("demote --force", Command::Demote { force: true }),
         ("resync", resync(None)),
@@ -350,7 +351,7 @@ pub fn told(pair: &mut Pair, node: usize, event: Event) -> String {
     let role_may_change = matches!(
         event,
         Event::Command {
-            command: Command::Promote { .. },
+            command: Command::Promote { .. } | Command::PromoteFenced,
             ..
         }
     );

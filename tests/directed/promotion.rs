@@ -2,11 +2,12 @@
 
 use kagami_replicator::core::event::{From, Reply};
 use kagami_replicator::core::message::Message;
-use kagami_replicator::core::state::{CommandId, NodeId, Time};
+use kagami_replicator::core::settings::Settings;
+use kagami_replicator::core::state::{CommandId, NodeId, Solo, Time};
 use kagami_replicator::core::{Command, Notice, Role};
 
 use super::pair::{FORCE, PROMOTE, Pair};
-use super::stands::{copying_idle, cut, guest, in_sync, primary};
+use super::stands::{alone, copying, copying_idle, cut, guest, in_sync, primary};
 use super::ways::say;
 
 fn refusal(pair: &Pair, node: usize, id: CommandId) -> &str {
@@ -174,4 +175,95 @@ fn a_copy_that_is_to_be_overwritten_is_granted_nothing() {
         matches!(answer, Some((_, Message::PromoteRefuse { .. }))),
         "{answer:?}"
     );
+}
+
+/// In sync with `solo = "never"`, and the link is cut.
+fn never() -> Pair {
+    let mut pair = Pair::with(&Settings {
+        solo: Solo::Never,
+        ..Settings::default()
+    });
+    pair.pump();
+    pair.done(0, PROMOTE);
+    pair.write(0, 3);
+    pair.elapse(2_500);
+    cut(pair)
+}
+
+#[test]
+fn a_fence_script_stands_in_for_permission() {
+    let mut pair = never();
+    let (id, _) = pair.order(1, PROMOTE);
+    let what = "not promoted: no permission to go on alone";
+    assert_eq!(refusal(&pair, 1, id), what);
+    pair.done(1, Command::PromoteFenced);
+    let status = pair.sides[1].mirror.status(Time(pair.now));
+    assert_eq!(
+        (status.role, status.alone_by),
+        (Role::Primary, Some("fence"))
+    );
+    pair.write(1, 9);
+
+    // The register's word is overruled, and the register told.
+    let mut pair = alone();
+    let named = |pair: &Pair| {
+        let register = pair.arbiter.register().expect("a register");
+        (register.copies.clone(), register.forced)
+    };
+    assert_eq!(named(&pair), (vec![NodeId(1)], false));
+    pair.done(1, Command::PromoteFenced);
+    pair.elapse(5_000);
+    assert_eq!(named(&pair), (vec![NodeId(2)], true));
+    // It is one of two lines then, and neither is overwritten.
+    pair.linked = true;
+    pair.elapse(5_000);
+    assert_eq!([pair.stand(0), pair.stand(1)], ["Pn", "Pn"]);
+}
+
+#[test]
+fn a_fence_script_makes_no_copy_better() {
+    let outdated = || {
+        let mut pair = primary();
+        pair.done(1, Command::Disconnect);
+        cut(pair)
+    };
+    let unmet = || {
+        let mut pair = Pair::new();
+        pair.linked = false;
+        cut(pair)
+    };
+    let target = "not promoted: this copy is Inconsistent";
+    let left = "not promoted: this copy is Outdated";
+    let empty = "not promoted: this mirror has no data yet";
+    let builds = [
+        ((|| cut(copying())) as fn() -> Pair, target),
+        (outdated, left),
+        (unmet, empty),
+    ];
+    for (build, what) in builds {
+        let mut pair = build();
+        let before = pair.sides[1].mirror.record().clone();
+        let (id, _) = pair.order(1, Command::PromoteFenced);
+        pair.pump();
+        assert_eq!(refusal(&pair, 1, id), what);
+        assert_eq!(pair.sides[1].mirror.record(), &before, "{what}");
+    }
+}
+
+/// In a session the peer decides, and a peer that is met anew is not down.
+#[test]
+fn what_a_fence_script_has_said_ends_with_a_meeting() {
+    let mut pair = primary();
+    let (id, _) = pair.order(1, Command::PromoteFenced);
+    assert_eq!(refusal(&pair, 1, id), "not promoted: the peer is Primary");
+
+    let mut pair = never();
+    pair.meet_at(1);
+    let (id, _) = pair.order(1, Command::PromoteFenced);
+    pair.pump();
+    assert_eq!(pair.answer(1, id), None);
+    pair.cut();
+    pair.pump();
+    let what = "not promoted: no permission to go on alone";
+    assert_eq!(refusal(&pair, 1, id), what);
 }

@@ -22,6 +22,7 @@ impl World {
         for node in &mut self.nodes {
             node.broken.fill(0);
             node.failing.fill(0);
+            node.unwritable = 0;
         }
         // A disk that is not replaced stays as it is: the groups run beside it.
         for group in 0..self.mirrors.len() {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use kagami_failover::config::{Cluster, Final};
+use kagami_failover::core::state::NodeStatus;
 use kagami_failover::core::{Alert, Command, GroupStatus, Object, OpId, OpResult, Work};
 
 use super::mirror::{Hold, name};
@@ -424,6 +425,14 @@ impl World {
         };
         if self.nodes[node].ops.contains_key(&op) {
             return twice("its number was used before");
+        }
+        let manager = self.nodes[node].manager.as_ref();
+        if let (Work::Fence { .. }, Some(manager)) = (work, manager) {
+            let status = manager.node_status();
+            if status != NodeStatus::Offline || manager.durable().suspended.value {
+                let what = format!("{at}: the other node is {status:?}");
+                return Err(Violation::new("Fences-the-lost", what));
+            }
         }
         let same_place = |other: &Work| match (work, *other) {
             (

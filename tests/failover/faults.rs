@@ -22,7 +22,7 @@ impl World {
         };
         let kind = self
             .rng
-            .weighted(&[3, 5, 4, 4, 3, 3, 4, 6, 1, 3, 4])
+            .weighted(&[3, 5, 4, 4, 3, 3, 4, 6, 1, 3, 4, 3])
             .unwrap_or_default();
         self.stats.faults[kind] += 1;
         match kind {
@@ -101,10 +101,21 @@ impl World {
                     )
                 });
             }
-            _ => {
+            10 => {
                 let group = self.rng.below(self.mirrors.len() as u64) as usize;
                 if self.fail_disk(node, group) {
                     self.later(4 * lasts, Item::Heal(Heal::Disk { node, group }));
+                }
+            }
+            _ => {
+                // No longer than what may wait for it without a reset. Often the other node is unheard for as long.
+                let lasts = lasts.min(6000);
+                self.nodes[node].unwritable = self.now + lasts;
+                self.note(|| format!("{}: its state can't be written for {lasts} ms", name(node)));
+                if self.rng.coin() {
+                    self.beats_up.fill([false; 2]);
+                    let heal = self.rng.between(2000, lasts.max(2001));
+                    self.later(heal, Item::Heal(Heal::Network));
                 }
             }
         }

@@ -22,7 +22,8 @@ impl World {
         for action in actions {
             match action {
                 Action::Persist { seq, state } => {
-                    let fails = !self.calm && self.rng.below(1000) < self.options.persist_fails;
+                    let drawn = !self.calm && self.rng.below(1000) < self.options.persist_fails;
+                    let fails = drawn || self.nodes[node].unwritable > self.now;
                     let delay = if self.rng.one_in(50) {
                         500
                     } else {

@@ -1,7 +1,7 @@
 //! What was counted.
 
 /// The kinds of fault, in the order of `World::on_fault`.
-pub const FAULTS: [&str; 11] = [
+pub const FAULTS: [&str; 12] = [
     "node crashes",
     "manager deaths",
     "heartbeats lost one way",
@@ -13,6 +13,7 @@ pub const FAULTS: [&str; 11] = [
     "both nodes down",
     "resources broken",
     "disks failed",
+    "states not written",
 ];
 
 /// The kinds of fault of the simulator of leases, in the order of its `on_fault`.
@@ -32,7 +33,7 @@ pub struct Stats {
     pub seeds: u64,
     pub steps: u64,
     pub ms: u64,
-    pub faults: [u64; 11],
+    pub faults: [u64; FAULTS.len()],
     pub commands: u64,
     pub failovers: u64,
     pub recoveries: u64,

@@ -152,6 +152,8 @@ pub struct Node {
     pub broken: Vec<u64>,
     /// Until when a monitor fails here.
     pub failing: Vec<u64>,
+    /// Until when the manager's state can't be written here.
+    pub unwritable: u64,
 }
 
 /// Everything.
@@ -212,6 +214,7 @@ impl World {
             lost_at: vec![None; groups],
             broken: vec![0; groups],
             failing: vec![0; cluster.monitors.len()],
+            unwritable: 0,
         });
         let mut world = Self {
             now: 0,

@@ -157,6 +157,7 @@ impl Stats {
         let name = match command {
             Command::Promote { force: false, .. } => "order: promote",
             Command::Promote { force: true, .. } => "order: promote --force",
+            Command::PromoteFenced => "order: promote, fenced",
             Command::Demote { .. } => "order: demote",
             Command::Resync { .. } => "order: resync",
             Command::PauseSync => "order: pause-sync",

@@ -142,7 +142,7 @@ pub enum Protocol {
 /// Permission to go on alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Solo {
-    /// Only with consent or by force.
+    /// Only with consent, by a fence script's word or by force.
     Never,
     /// If the arbiter says so.
     Arbiter,

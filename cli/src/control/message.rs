@@ -102,6 +102,8 @@ pub enum Order {
         #[serde(default)]
         while_resyncing: bool,
     },
+    /// Become Primary: a fence script has said that the other node is down.
+    PromoteFenced,
     /// Stop being Primary.
     Demote {
         /// Fail what can't be finished.
@@ -163,6 +165,7 @@ impl std::fmt::Display for Order {
                 let early = flag(*while_resyncing, " --while-resyncing");
                 write!(f, "promote{}{early}", flag(*force, " --force"))
             }
+            Self::PromoteFenced => f.write_str("promote (the other node is fenced)"),
             Self::Demote { force } => write!(f, "demote{}", flag(*force, " --force")),
             Self::Resync { from, full } => {
                 let from = match from {

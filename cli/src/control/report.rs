@@ -503,6 +503,9 @@ pub struct RightReport {
     /// This node has no store under it, or none that can be used.
     #[serde(default)]
     pub diskless: bool,
+    /// This node's copy is Inconsistent or Outdated: it is not promoted without the peer, unless by force.
+    #[serde(default)]
+    pub untrusted: bool,
     /// The end of the peer's lease, as this node must count it.
     pub peer_lease_ends_ms: u64,
     /// Why requests are held, if they are.

@@ -43,7 +43,7 @@ impl InHand {
     /// is not Primary: it would promote.
     pub fn refusal(&self, mirror: &str, order: &Order) -> Option<Refusal> {
         let (what, go_past) = match order {
-            Order::Promote { force: false, .. } => ("promoted", "promote"),
+            Order::Promote { force: false, .. } | Order::PromoteFenced => ("promoted", "promote"),
             Order::Attach { .. } => ("attached", "promote"),
             Order::Demote { force: false } => ("demoted", "demote"),
             Order::Detach { force: false } => ("detached", "detach"),
@@ -94,6 +94,7 @@ fn of(mirror: &MirrorStatus) -> RightReport {
             in_sync: false,
             only_copy: false,
             diskless: true,
+            untrusted: false,
             peer_lease_ends_ms: 0,
             held: Some(closed.why.clone()),
         },
@@ -130,6 +131,7 @@ fn of_core(name: &str, core: &Status) -> RightReport {
             && core.alone_since.is_some()
             && core.disk == DiskState::UpToDate,
         diskless: gone(core.disk),
+        untrusted: matches!(core.disk, DiskState::Inconsistent | DiskState::Outdated),
         peer_lease_ends_ms: ms(core.peer_lease_ends) + 1,
         held: core.held.clone(),
     }

@@ -340,6 +340,7 @@ async fn carry_out<E: Engine>(
             };
             engine.command(mirror, command).await?
         }
+        Order::PromoteFenced => engine.command(mirror, Command::PromoteFenced).await?,
         Order::Demote { force } => engine.command(mirror, Command::Demote { force }).await?,
         Order::Resync { from, full } => {
             let from = from.map(|from| match from {

@@ -65,11 +65,15 @@ impl Mirrors for Daemon {
     fn promote(
         &self,
         mirror: &str,
-        force: bool,
+        fenced: bool,
     ) -> impl Future<Output = Result<(), String>> + Send + 'static {
-        let order = Order::Promote {
-            force,
-            while_resyncing: false,
+        let order = if fenced {
+            Order::PromoteFenced
+        } else {
+            Order::Promote {
+                force: false,
+                while_resyncing: false,
+            }
         };
         Self::order(self.control.clone(), mirror.to_owned(), order)
     }
@@ -160,6 +164,7 @@ fn says(report: RightReport) -> Says {
         in_sync: report.in_sync,
         only_copy: report.only_copy,
         diskless: report.diskless,
+        untrusted: report.untrusted,
         peer_lease_ends: Time(report.peer_lease_ends_ms),
     }
 }

@@ -19,12 +19,12 @@ fn slow_lines() -> String {
     format!("\n[mirror.{MIRROR}.resync]\nmax-rate = \"256KiB/s\"\n")
 }
 
-fn slow(node: &Node) {
+pub fn slow(node: &Node) {
     let text = fs::read_to_string(node.config()).expect("the configuration");
     fs::write(node.config(), text + &slow_lines()).expect("written");
 }
 
-fn fast(node: &Node) {
+pub fn fast(node: &Node) {
     let text = fs::read_to_string(node.config()).expect("the configuration");
     fs::write(node.config(), text.replace(&slow_lines(), "\n")).expect("written");
     ok(node.run(&["reload"]));

@@ -5,8 +5,11 @@ use std::time::Duration;
 use kagami::commands::bench::client::Client;
 use kagami::commands::demo::node::wait_until;
 use kagami::commands::demo::scratch::{MIRROR, Scratch, in_sync};
-use kagami::control::report::{Condition, MirrorReport};
+use kagami::control::report::{Condition, Disk, MirrorReport};
+use kagami_failover::right::Mirrors as _;
 
+use crate::guests::{fast, slow};
+use crate::rights::{daemon, run};
 use crate::support::{
     DEADLINE, MIB, down, get, is_held_until, laid_out, noise, ok, pair, put, quiet, refused, until,
     up,
@@ -201,6 +204,45 @@ fn a_clean_leave_gives_consent_at_once() {
     until(&mut pair.nodes.beta, Condition::Connecting);
     let words = refused(&pair.nodes.beta, &["promote", MIRROR], 1);
     assert!(words.contains("Outdated"), "{words}");
+    up(&mut pair.nodes.alpha);
+    pair.stop_and_compare();
+}
+
+#[test]
+fn a_fence_script_is_permission_and_makes_no_copy_better() {
+    let mut pair = pair("never", "64M");
+    down(&mut pair.nodes.beta);
+    let data = noise(24 * MIB, 9);
+    put(&mut pair.on_alpha(), 0, &data);
+    for node in [&pair.nodes.alpha, &pair.nodes.beta] {
+        slow(node);
+    }
+    ok(pair.nodes.alpha.run(&["reload"]));
+    up(&mut pair.nodes.beta);
+    until(&mut pair.nodes.beta, Condition::Resynchronising);
+    ok(pair.nodes.alpha.kill());
+    until(&mut pair.nodes.beta, Condition::Unusable);
+    let beta = daemon(&pair.nodes.beta);
+    let refused = run(beta.promote(MIRROR, true)).expect_err("it is half overwritten");
+    assert!(refused.contains("Inconsistent"), "{refused}");
+    let state = ok(pair.nodes.beta.mirror(MIRROR));
+    assert_eq!(state.disk, Disk::Inconsistent, "{state:?}");
+
+    // With a copy that is good it needs nothing else.
+    fast(&pair.nodes.beta);
+    up(&mut pair.nodes.alpha);
+    until(&mut pair.nodes.beta, Condition::Resynchronising);
+    fast(&pair.nodes.alpha);
+    ok(pair.nodes.wait_in_sync(DEADLINE));
+    ok(pair.nodes.alpha.kill());
+    until(&mut pair.nodes.beta, Condition::Connecting);
+    let refused = run(beta.promote(MIRROR, false)).expect_err("nobody permits it");
+    assert!(refused.contains("permission"), "{refused}");
+    run(beta.promote(MIRROR, true)).expect("the fence script permits it");
+    let state = until(&mut pair.nodes.beta, Condition::Alone);
+    let by = state.alone.as_ref().and_then(|alone| alone.by.clone());
+    assert_eq!(by.as_deref(), Some("fence"), "{state:?}");
+    assert!(get(&mut pair.on_beta(), 0, 24 * MIB) == data);
     up(&mut pair.nodes.alpha);
     pair.stop_and_compare();
 }

@@ -16,13 +16,13 @@ use tokio::time::timeout;
 
 use crate::support::{DEADLINE, get, laid_out, noise, ok, pair, put, registered, until, up};
 
-fn daemon(node: &Node) -> Daemon {
+pub fn daemon(node: &Node) -> Daemon {
     let config = Config::load(&node.config()).unwrap_or_else(|e| panic!("{e}"));
     Daemon::new(config.node.control)
 }
 
 /// Runs a future, with others of the same kind; nothing of them runs between two.
-fn run<T>(future: impl Future<Output = T>) -> T {
+pub fn run<T>(future: impl Future<Output = T>) -> T {
     thread_local! {
         static RUNTIME: tokio::runtime::Runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

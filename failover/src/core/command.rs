@@ -39,6 +39,9 @@ impl Manager {
                 let value = command == Command::Suspend;
                 if self.durable.suspended.value != value {
                     self.record().suspended.set(me, value);
+                    if value {
+                        self.recall_fence(out);
+                    }
                     let what = if value {
                         "suspended: nobody acts"
                     } else {
@@ -100,9 +103,10 @@ impl Manager {
             node: self.name(node),
         };
         let record = &self.durable.groups[group];
-        let moves = record.resources.iter().any(|r| r.op.is_some()) || !record.bounce.is_empty();
-        // What could not be deactivated stays as it is until somebody says more.
+        // What could not be deactivated stays as it is until somebody says more, also within a reactivation.
         let stuck = (record.resources.iter()).any(|r| r.state == ResourceState::StopFailed);
+        let bounces = !record.bounce.is_empty() && !stuck;
+        let moves = record.resources.iter().any(|r| r.op.is_some()) || bounces;
         let turning = !self.is_idle(group) && !self.should_run(group) && !stuck;
         if moves || turning {
             return Err(busy(self.me));
@@ -279,13 +283,16 @@ impl Manager {
     fn stop(&mut self, group: GroupId, out: &mut Actions) -> Result<(), Refusal> {
         let name = self.admitted(group)?;
         let order = self.order(group).clone();
-        if !order.wanted && self.place_of(group).is_none() {
+        // By no order yet: it is to start on this node as soon as that may.
+        let is_left = self.durable.groups[group].left_to_start;
+        if !order.wanted && self.place_of(group).is_none() && !is_left {
             return Err(Refusal::Already {
                 group: name,
                 what: "stopped".to_owned(),
             });
         }
-        if order.owner == self.other() && !self.peer_up() && self.is_idle(group) {
+        let theirs = order.wanted && order.owner == self.other();
+        if theirs && !self.peer_up() && self.is_idle(group) {
             return Err(Refusal::NotHeard {
                 group: name,
                 node: self.name(self.other()),

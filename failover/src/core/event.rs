@@ -59,6 +59,14 @@ pub enum Event {
         /// Whether.
         diskless: bool,
     },
+    /// A copy under what a group needs is not to be trusted on this node (Inconsistent or Outdated), or is
+    /// again: until then the group can't be started here without the other node, whatever else comes.
+    Untrusted {
+        /// Whose.
+        group: GroupId,
+        /// Whether.
+        untrusted: bool,
+    },
     /// A monitor has looked.
     Probed {
         /// Of [`super::Action::Probe`]; a stale one is ignored.

@@ -61,6 +61,11 @@ impl Gate {
         self.waiting.iter().map(|gated| &gated.action)
     }
 
+    /// The state could not be written, or the disk has not answered for long: what follows from it would wait.
+    pub fn is_stuck(&self) -> bool {
+        self.told
+    }
+
     pub fn retain(&mut self, keep: impl Fn(&Action) -> bool) {
         self.waiting.retain(|gated| keep(&gated.action));
     }
@@ -169,8 +174,18 @@ impl Manager {
         if self.durable.suspended.value && self.durable.ending.is_none() {
             return None;
         }
-        // What may go on until an operator's stop can be written is no worse for that.
-        let is_urgent = |group: GroupId| self.order(group).wanted || self.durable.ending.is_some();
+        // What may go on until an operator's stop, or the end of the manager alone, can be written is no worse for that.
+        let is_urgent = |group: GroupId| {
+            let order = self.order(group);
+            match self.durable.ending.map(|ending| ending.kind) {
+                Some(EndKind::Manager) => {
+                    let bounces = !self.durable.groups[group].bounce.is_empty();
+                    order.wanted && (order.owner == self.other() || bounces)
+                }
+                Some(EndKind::Shutdown | EndKind::Reboot) => true,
+                None => order.wanted,
+            }
+        };
         let any_resets = |group: &GroupId| {
             let resources = &self.cluster.groups[*group].resources;
             (0..resources.len()).any(|at| self.resets(*group, at))

@@ -76,6 +76,11 @@ impl Beats {
         }
     }
 
+    /// Both have the same configuration, and what follows from their first meeting has.
+    pub fn has_met(&self) -> bool {
+        self.met != 0 && !self.meeting
+    }
+
     /// `speaks`: this node sends heartbeats.
     pub fn next_deadline(&self, speaks: bool) -> Time {
         let sends = (self.lines.iter()).filter(|_| speaks).map(|line| line.next);
@@ -265,10 +270,12 @@ impl Manager {
         let other = Object::Node(self.name(self.other()));
         match up {
             Some(true) => {
+                self.recall_fence(out);
                 self.fence = Fence::Idle;
                 self.fence_failed = false;
                 for group in &mut self.groups {
-                    (group.by_hand, group.blocked_told) = (false, false);
+                    group.by_hand = false;
+                    group.blocked_told.clear();
                 }
                 self.alert(out, Severity::Info, other, "heard", "");
                 if was == Some(false) {
@@ -427,10 +434,7 @@ impl Manager {
             let order = self.order(group);
             if !self.is_automatic(group) {
                 self.group_record(group).dormant = true;
-            } else if !(order.wanted && order.owner == self.me)
-                && self.is_its_node(group)
-                && self.cluster.may_fail_over()
-            {
+            } else if !(order.wanted && order.owner == self.me) && self.is_its_node(group) {
                 self.group_record(group).left_to_start = true;
             }
         }

@@ -36,7 +36,7 @@ mod right_to_run;
 pub mod state;
 mod status;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crate::config::{Cluster, Severity};
@@ -143,12 +143,13 @@ struct Group {
     intent: Option<durable::Why>,
     ready: bool,
     diskless: bool,
+    untrusted: bool,
     /// Its order is what this node remembers: the other one may know better.
     unsure: bool,
     /// An operator has started it while the other node was not heard: that node does not run it.
     by_hand: bool,
-    /// That nothing says that the other node does not run it was told.
-    blocked_told: bool,
+    /// What was told since the other node was heard last of why it is not started.
+    blocked_told: BTreeSet<String>,
     /// Other groups are waited for since then.
     waiting_since: Option<Time>,
     waited_in_vain: bool,
@@ -257,6 +258,7 @@ impl Manager {
             Event::Right { group, change } => self.on_right(group, change, out),
             Event::Ready { group, ready } => self.groups[group].ready = ready,
             Event::Diskless { group, diskless } => self.groups[group].diskless = diskless,
+            Event::Untrusted { group, untrusted } => self.groups[group].untrusted = untrusted,
             Event::Probed { probe, result } => self.on_probed(probe, result, out),
             Event::Outside { reachable } => self.outside = reachable,
             Event::Command { id, command } => self.on_command(id, command, out),
@@ -481,10 +483,11 @@ impl Group {
             // Without a mirror nothing has to be ready.
             ready: config.mirrors().next().is_none(),
             diskless: false,
+            untrusted: false,
             unsure: true,
             by_hand: false,
             not_taken_over: None,
-            blocked_told: false,
+            blocked_told: BTreeSet::new(),
             waiting_since: None,
             waited_in_vain: false,
             online_since: None,

@@ -11,8 +11,8 @@ use crate::planted::{Defect, planted};
 use super::Manager;
 use super::action::{Action, Actions};
 use super::durable::{Cause, EndKind, Ending, Why};
-use super::message::Phase;
-use super::right_to_run::Hold;
+use super::message::{Brief, Phase};
+use super::right_to_run::{Hold, ORDER_PATIENCE};
 use super::state::{GroupId, ResourceState};
 
 impl Manager {
@@ -27,18 +27,32 @@ impl Manager {
                 self.drop_intent(group);
             } else if self.peer_up() {
                 self.drop_intent(group);
-                // It knows what should run where, or the cluster starts with it.
-                if self.durable.groups[group].left_to_start {
+                // It knows what should run where, or the cluster has started with it. Before they have met nothing of that is known.
+                if self.durable.groups[group].left_to_start && self.beats.has_met() {
                     self.group_record(group).left_to_start = false;
                 }
+                self.leave_to_operator(group);
                 // That it waited in vain is over where the other node has it.
                 let owner = self.order(group).owner;
                 self.groups[group].waited_in_vain &= owner == self.me;
                 self.pass_on(group, out);
+                self.take_back(group, out);
                 self.fail_back(group, out);
             } else if self.peer_lost() {
                 self.consider_takeover(group, out);
             }
+        }
+    }
+
+    /// What this node leaves to an operator neither does the other one start, which has not run it either and knows no
+    /// newer word: by the order that both remember it would.
+    fn leave_to_operator(&mut self, group: GroupId) {
+        let record = &self.durable.groups[group];
+        let order = &record.order;
+        let mine = order.value.wanted && order.value.owner == self.me;
+        let agrees = |brief: &Brief| brief.order == *order && !brief.busy;
+        if record.dormant && mine && self.peer_brief(group).is_some_and(agrees) {
+            self.set_order(group, |order| order.wanted = false);
         }
     }
 
@@ -79,7 +93,11 @@ impl Manager {
                         "automatic failover is not allowed here",
                     ),
                     true => ("not taken over from the lost node", unreached),
-                    false => ("not started", unreached),
+                    false if !self.outside => ("not started", unreached),
+                    false => (
+                        "not started",
+                        "nothing may decide that the other node does not run it: `kagami group start` starts it",
+                    ),
                 };
                 self.alert(out, Severity::Error, self.group_object(group), what, cause);
             }
@@ -134,6 +152,41 @@ impl Manager {
             self.name(other)
         );
         self.alert(out, Severity::Warning, self.group_object(group), what, "");
+    }
+
+    /// The other node was to run the group, and does not even take the order over, since its state can't be written. It knows
+    /// nothing of the order that others could have of it, so there is a newer one.
+    fn take_back(&mut self, group: GroupId, out: &mut Actions) {
+        let order = &self.durable.groups[group].order;
+        if !order.value.wanted || order.value.owner == self.me {
+            return;
+        }
+        let can_t = |brief: &Brief| order.is_newer(&brief.order) && !brief.able && !brief.busy;
+        if !self.peer_brief(group).is_some_and(can_t) {
+            self.groups[group].not_taken_over = None;
+            return;
+        }
+        let since = *self.groups[group].not_taken_over.get_or_insert(self.now);
+        let rests = self.groups[group].right == Hold::None && !self.is_begun(group);
+        if self.now.since(since) < ORDER_PATIENCE || !rests || !self.is_able(group) {
+            return;
+        }
+        let me = self.me;
+        self.set_order(group, |order| {
+            order.owner = me;
+            order.why = Why::Failover;
+            order.from = None;
+            order.cause = Cause::Failover;
+        });
+        let other = self.name(self.other());
+        let what = format!("comes back, since node {other} does not take over the order");
+        self.alert(
+            out,
+            Severity::Error,
+            self.group_object(group),
+            what,
+            "perhaps it can't write its state",
+        );
     }
 
     pub(super) fn is_its_node(&self, group: GroupId) -> bool {
@@ -219,7 +272,8 @@ impl Manager {
     fn hand_over(&mut self, group: GroupId, out: &mut Actions) {
         self.drop_intent(group);
         let order = self.order(group);
-        if order.wanted && order.owner == self.me && self.peer_can(group) {
+        let dormant = self.durable.groups[group].dormant;
+        if order.wanted && order.owner == self.me && !dormant && self.peer_can(group) {
             let what = format!(
                 "goes to node {}, since this one ends",
                 self.name(self.other())

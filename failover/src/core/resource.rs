@@ -121,6 +121,10 @@ impl Manager {
         if !self.durable.groups[group].bounce.is_empty() {
             self.group_record(group).bounce.clear();
         }
+        // It waits for the disk: who has not asked has nothing to give up, and keeps nobody waiting.
+        if self.groups[group].right == Hold::Asked && self.recall_question(group) {
+            self.groups[group].right = Hold::None;
+        }
         match self.groups[group].right {
             Hold::Asked | Hold::MirrorsOnly | Hold::Held | Hold::Frozen => {
                 self.groups[group].right = Hold::Releasing;

@@ -16,7 +16,7 @@ const ASK_AGAIN: u64 = 1000;
 /// A node that was refused counts as unable for this long, in milliseconds, so that the other one tries.
 pub(super) const REFUSED_FOR: u64 = 5000;
 /// The other node has this node's orders after so long, in milliseconds.
-const ORDER_PATIENCE: u64 = 10_000;
+pub(super) const ORDER_PATIENCE: u64 = 10_000;
 
 /// A fence script that failed is run again after this long, in milliseconds.
 const FENCE_AGAIN: u64 = 5000;
@@ -68,6 +68,11 @@ impl Manager {
         let must = right == Hold::Lost || self.durable.ending.is_some();
         if self.durable.suspended.value && !must {
             self.groups[group].waiting_since = None;
+            // What was asked for a takeover, or a start alone, is taken back: those are no more, and nothing would follow
+            // from the answer, also when the cluster is resumed.
+            if right == Hold::Asked && !self.should_run(group) && !self.is_begun(group) {
+                self.take_down(group, out);
+            }
             return;
         }
         if !self.wants(group) {
@@ -141,35 +146,70 @@ impl Manager {
         if judged || self.groups[group].by_hand {
             return true;
         }
-        if self.groups[group].intent.is_none() && self.has_left(group) {
-            return true;
-        }
         if self.beats.up.is_none() {
             // It has not had the time to be heard: a manager that begins anew on a healthy pair begins so.
             return false;
         }
         let silent = !self.peer_up();
-        if silent && cluster.fence.is_some() {
-            return self.is_fenced(out);
+        if silent && !self.outside {
+            // Rather this node is cut off than the other one lost.
+            let what = "not started: this node reaches none of the `ping` addresses";
+            let other = self.name(self.other());
+            let cause = format!("node {other} is not heard, and may run it");
+            self.tell_blocked(group, what.to_owned(), cause, out);
+            return false;
         }
-        if mirrored || self.is_risked(group) {
+        if self.groups[group].intent.is_none() && self.has_left(group) {
             return true;
         }
-        if !std::mem::replace(&mut self.groups[group].blocked_told, true) {
-            let other = self.name(self.other());
-            let what = if silent && self.durable.groups[group].left_active {
-                format!("not started: node {other} could not stop it, and its manager has ended")
-            } else if silent {
-                format!("not started: node {other} is not heard, and may run it")
-            } else {
-                format!("not started: node {other} has another configuration, and may run it")
-            };
-            let cause = format!(
-                "without an arbiter nothing else can tell; once node {other} surely does not run it: kagami group start {} --not-elsewhere",
-                self.cluster.groups[group].name
-            );
+        if silent && cluster.fence.is_some() {
+            // What this node could not run anyway the other one is left to run.
+            return self.has_a_copy(group, out) && self.is_fenced(out);
+        }
+        if self.may_be_asked(group) {
+            return true;
+        }
+        let other = self.name(self.other());
+        let what = if silent && self.durable.groups[group].left_active {
+            format!("not started: node {other} could not stop it, and its manager has ended")
+        } else if silent {
+            format!("not started: node {other} is not heard, and may run it")
+        } else {
+            format!("not started: node {other} has another configuration, and may run it")
+        };
+        let cause = format!(
+            "without an arbiter nothing else can tell; once node {other} surely does not run it: kagami group start {} --not-elsewhere",
+            self.cluster.groups[group].name
+        );
+        self.tell_blocked(group, what, cause, out);
+        false
+    }
+
+    /// Told once until the other node is heard.
+    fn tell_blocked(
+        &mut self,
+        group: GroupId,
+        what: String,
+        cause: impl Into<String>,
+        out: &mut Actions,
+    ) {
+        if self.groups[group].blocked_told.insert(what.clone()) {
             self.alert(out, Severity::Error, self.group_object(group), what, cause);
         }
+    }
+
+    /// This node has copies under the group that can be promoted without the other node.
+    fn has_a_copy(&mut self, group: GroupId, out: &mut Actions) -> bool {
+        let state = &self.groups[group];
+        let lacks = match (state.diskless, state.untrusted) {
+            (true, _) => "has no disk under it",
+            (false, true) => "has no copy under it that could be promoted without the other one",
+            (false, false) => return true,
+        };
+        let (me, other) = (self.name(self.me), self.name(self.other()));
+        let what = format!("not started: node {me} {lacks}");
+        let cause = format!("node {other} is not fenced for it: bring it, or its heartbeats, back");
+        self.tell_blocked(group, what, cause, out);
         false
     }
 
@@ -178,16 +218,14 @@ impl Manager {
     fn wait_for_its_word(&mut self, group: GroupId, out: &mut Actions) {
         let now = self.now;
         let since = *self.groups[group].not_taken_over.get_or_insert(now);
-        if now.since(since) < ORDER_PATIENCE
-            || std::mem::replace(&mut self.groups[group].blocked_told, true)
-        {
+        if now.since(since) < ORDER_PATIENCE {
             return;
         }
         let other = self.name(self.other());
         let what =
             format!("not started: node {other} does not take over the order, and may run it");
         let cause = format!("perhaps it can't write its state: see node {other}, or power it off");
-        self.alert(out, Severity::Error, self.group_object(group), what, cause);
+        self.tell_blocked(group, what, cause, out);
     }
 
     /// Nothing but an operator can say that the other node does not run the group: no arbiter, no word of that node, no fence
@@ -195,23 +233,28 @@ impl Manager {
     pub(super) fn is_only_known_by_hand(&self, group: GroupId) -> bool {
         let arbiter = &self.cluster.arbiter;
         let judged = arbiter.kind != ArbiterKind::None;
-        let is_known = self.peer_brief(group).is_some() || self.has_left(group);
-        if judged || is_known || self.beats.up.is_none() {
+        if judged || self.peer_brief(group).is_some() || self.beats.up.is_none() {
             return false;
         }
         let silent = !self.peer_up();
+        if silent && !self.outside {
+            return true;
+        }
+        if self.has_left(group) {
+            return false;
+        }
         if silent && self.cluster.fence.is_some() {
             return self.fence_failed;
         }
-        let mirrored = self.cluster.groups[group].mirrors().next().is_some();
-        !(mirrored || self.is_risked(group))
+        !self.may_be_asked(group)
     }
 
-    /// Somebody has accepted the risk that the other node, which is silent, runs the group. That it may, and not that it
-    /// has said so.
-    fn is_risked(&self, group: GroupId) -> bool {
-        let is_accepted = self.cluster.arbiter.accepted_risk.is_some();
-        is_accepted && !self.peer_up() && !self.durable.groups[group].left_active
+    /// The mirrors judge, or somebody has accepted the risk that the other node, which is silent, runs the group. That it
+    /// may, and not that it has said so: a mirror that may always go on alone would let both of them.
+    fn may_be_asked(&self, group: GroupId) -> bool {
+        let mirrored = self.cluster.groups[group].mirrors().next().is_some();
+        let is_accepted = self.cluster.arbiter.accepted_risk.is_some() && !self.peer_up();
+        (mirrored || is_accepted) && !self.durable.groups[group].left_active
     }
 
     /// The other manager has said good-bye, and had nothing of the group any more.
@@ -382,6 +425,54 @@ impl Manager {
         }
     }
 
+    /// The right has not been asked for yet, and is not. False: it has.
+    pub(super) fn recall_question(&mut self, group: GroupId) -> bool {
+        let is_it =
+            |action: &Action| matches!(action, Action::AskRight { group: of, .. } if *of == group);
+        let found = self.gate.actions().any(is_it);
+        self.gate.retain(|action| !is_it(action));
+        found
+    }
+
+    /// The other node is heard again, or nobody is to act: a fence script that has not begun, since the state it follows
+    /// from was not durable, does not begin, and nothing is asked for by one's word.
+    pub(super) fn recall_fence(&mut self, out: &mut Actions) {
+        let is_fence = |action: &Action| {
+            matches!(
+                action,
+                Action::Run {
+                    work: Work::Fence { .. },
+                    ..
+                }
+            )
+        };
+        let asked = |action: &Action| match action {
+            Action::AskRight {
+                group,
+                fenced: true,
+                ..
+            } => Some(*group),
+            _ => None,
+        };
+        if self.gate.actions().any(is_fence) {
+            self.fence = Fence::Idle;
+            let object = super::Object::Node(self.name(self.other()));
+            self.alert(
+                out,
+                Severity::Info,
+                object,
+                "the fence script is not run any more",
+                "",
+            );
+        }
+        let groups: Vec<GroupId> = self.gate.actions().filter_map(asked).collect();
+        self.gate
+            .retain(|action| !is_fence(action) && asked(action).is_none());
+        for group in groups {
+            self.groups[group].right = Hold::None;
+        }
+    }
+
     fn take_right(&mut self, group: GroupId, now: Hold, out: &mut Actions) {
         let before = std::mem::replace(&mut self.groups[group].right, now);
         self.groups[group].refused = None;
@@ -445,7 +536,8 @@ impl Manager {
         resources.iter().any(|r| r.state != ResourceState::Offline)
     }
 
-    /// Nothing has refused this node the right just now, and it can run groups at all.
+    /// Nothing has refused this node the right just now, and it can run groups at all: with a state that can't be written
+    /// nothing would begin.
     pub(super) fn is_able(&self, group: GroupId) -> bool {
         let refused = self.groups[group].refused;
         let refused = refused.is_some_and(|at| self.now.since(at) < REFUSED_FOR);
@@ -453,6 +545,7 @@ impl Manager {
         self.phase == Phase::Running
             && self.durable.ending.is_none()
             && !refused
+            && !self.gate.is_stuck()
             && !self.groups[group].diskless
             && nodes.contains(&self.cluster.nodes[self.me])
     }

@@ -82,6 +82,7 @@ impl Made {
                 in_sync: true,
                 only_copy: false,
                 diskless: false,
+                untrusted: false,
                 peer_lease_ends: Time(0),
             });
         change(says);

@@ -40,6 +40,8 @@ pub struct Says {
     pub only_copy: bool,
     /// This node has no disk under it, or none that can be used.
     pub diskless: bool,
+    /// This node's copy is Inconsistent or Outdated: it is not promoted without the other node, unless by force.
+    pub untrusted: bool,
     /// The end of the other node's lease, as this one must count it.
     pub peer_lease_ends: Time,
 }
@@ -195,6 +197,12 @@ impl Basis {
         mirrors.any(|mirror| mirror.says.as_ref().is_some_and(|says| says.diskless))
     }
 
+    /// This node's copy of one of them can't be promoted without the other node.
+    pub fn is_untrusted(&self) -> bool {
+        let mut mirrors = self.mirrors.values();
+        mirrors.any(|mirror| mirror.says.as_ref().is_some_and(|says| says.untrusted))
+    }
+
     /// When the other node's leases have surely ended; `None`: it is connected, and consents.
     pub fn others_lease_ends(&self) -> Option<Time> {
         let apart = self.mirrors.values().filter_map(|m| m.says.as_ref());
@@ -218,6 +226,7 @@ mod tests {
             in_sync: false,
             only_copy: false,
             diskless: false,
+            untrusted: false,
             peer_lease_ends: Time(500),
         }
     }
@@ -270,6 +279,13 @@ mod tests {
         };
         basis.take(Time(0), &gone);
         assert!(basis.is_diskless(), "one of them is enough");
+        assert!(!basis.is_untrusted());
+        let stale = Says {
+            untrusted: true,
+            ..copy("a", false, false)
+        };
+        basis.take(Time(0), &stale);
+        assert!(basis.is_untrusted(), "and here");
     }
 
     #[test]

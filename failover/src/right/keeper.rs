@@ -115,6 +115,7 @@ struct Group {
     at: At,
     ready: Option<bool>,
     diskless: bool,
+    untrusted: bool,
     /// Raised with each thing that is begun: what an earlier one brings is nothing.
     turn: u64,
     under_way: Option<AbortHandle>,
@@ -168,6 +169,7 @@ impl Keeper {
                 at: At::Idle,
                 ready: None,
                 diskless: false,
+                untrusted: false,
                 turn: 0,
                 under_way: None,
                 promoting_again: false,
@@ -519,6 +521,11 @@ impl<M: Mirrors> Task<M> {
             let diskless = of.basis.is_diskless() || away;
             if std::mem::replace(&mut of.diskless, diskless) != diskless {
                 self.handle.event(Event::Diskless { group, diskless });
+            }
+            let of = &mut self.groups[group];
+            let untrusted = of.basis.is_untrusted();
+            if std::mem::replace(&mut of.untrusted, untrusted) != untrusted {
+                self.handle.event(Event::Untrusted { group, untrusted });
             }
             if away {
                 self.without_the_daemon(group);

@@ -43,13 +43,14 @@ pub enum Word {
 /// The mirrors' daemon of this node.
 pub trait Mirrors: Send + Sync + 'static {
     /// Makes this node Primary of a mirror; a node that is Primary stays so. It takes as long as
-    /// permission takes.
+    /// permission takes. `fenced`: the fence script has said that the other node is down, which is the permission; of this
+    /// node's copy it says nothing.
     ///
     /// `Err`: it is refused, and why.
     fn promote(
         &self,
         mirror: &str,
-        force: bool,
+        fenced: bool,
     ) -> impl Future<Output = Result<(), String>> + Send + 'static;
 
     /// Makes it Secondary; one that is Secondary stays so. `force`: what can't be finished fails.

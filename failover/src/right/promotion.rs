@@ -83,11 +83,8 @@ pub(super) async fn promote_all<M: Mirrors>(
         return Err(Refusal::Stopping);
     }
     for name in &names {
-        let mut promoted = promote_when_given_up(&*mirrors, name).await;
-        if promoted.is_err() && fenced {
-            // The fence script is the permission (docs/protocol.md §3).
-            promoted = mirrors.promote(name, true).await;
-        }
+        // The fence script is the permission (docs/protocol.md §3).
+        let promoted = promote_when_given_up(&*mirrors, name, fenced).await;
         promoted.map_err(|why| Refusal::Mirror(format!("mirror {name}: {why}")))?;
     }
     if fenced {
@@ -125,8 +122,12 @@ pub(super) async fn promote_all<M: Mirrors>(
 
 /// Promotes a mirror. Where it is refused while the peer is Primary and connected, as far as the daemon has heard, it
 /// is asked for again when that is so no more: the peer has given it up, or is lost to the daemon, too.
-async fn promote_when_given_up<M: Mirrors>(mirrors: &M, name: &str) -> Result<(), String> {
-    let Err(refused) = mirrors.promote(name, false).await else {
+async fn promote_when_given_up<M: Mirrors>(
+    mirrors: &M,
+    name: &str,
+    fenced: bool,
+) -> Result<(), String> {
+    let Err(refused) = mirrors.promote(name, fenced).await else {
         return Ok(());
     };
     let mut words = mirrors.watch(vec![name.to_owned()], false);
@@ -141,7 +142,7 @@ async fn promote_when_given_up<M: Mirrors>(mirrors: &M, name: &str) -> Result<()
         }
     };
     match timeout(GIVEN_UP_WITHIN, given_up).await {
-        Ok(true) => mirrors.promote(name, false).await,
+        Ok(true) => mirrors.promote(name, fenced).await,
         Ok(false) | Err(_) => Err(refused),
     }
 }

@@ -8,6 +8,7 @@ use super::event::{Command, From, Refusal, Reply};
 use super::flush::FlushOf;
 use super::link::Phase;
 use super::message::Message;
+use super::promote::Order;
 use super::state::{CommandId, NodeId, Role, Solo};
 use super::{Actions, DiskFault, DiskOp, DiskWork, Mirror, Store};
 
@@ -36,7 +37,8 @@ impl Mirror {
             Command::Promote {
                 force,
                 while_resyncing,
-            } => self.promote(id, force, while_resyncing, out),
+            } => self.promote(id, Order::by(force), while_resyncing, out),
+            Command::PromoteFenced => self.promote(id, Order::Fenced, false, out),
             Command::Demote { force } => self.demote(Some(id), force, out),
             Command::Resync { from, full } => self.order_resync(id, from, full, out),
             Command::PauseSync => self.order_pause(id, true, out),

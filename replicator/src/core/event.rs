@@ -161,6 +161,10 @@ pub enum Command {
         /// (docs/protocol.md §5, *A target that is Primary*).
         while_resyncing: bool,
     },
+    /// Become Primary, where a fence script has said that the other node is down: without the peer that is the permission
+    /// to go on alone, whatever `solo` and the register say, and is recorded as such. It says nothing of this copy: one
+    /// that a plain promotion refuses without the peer is refused.
+    PromoteFenced,
     /// Stop being Primary; answered when everything is on both disks.
     /// `force` gives up what waits for a peer that does not answer (those requests fail).
     Demote {

@@ -1,7 +1,8 @@
 //! Roles: promote, force (docs/protocol.md §3, §5); [`super::demote`] is the way back.
 //!
 //! Connected, the peer grants, for that session only; alone, permission is what `solo` says.
-//! *No-stale-promotion*: an Inconsistent or Outdated copy is refused unless forced.
+//! *No-stale-promotion*: an Inconsistent or Outdated copy is refused unless forced. A fence script stands in for
+//! permission, and for nothing else.
 
 use kagami_bitmap::planted::{Defect, planted};
 
@@ -10,13 +11,33 @@ use super::event::{Refusal, Reply};
 use super::link::{Awaited, Phase};
 use super::message::Message;
 use super::request::Gate;
+use super::solo::FENCE;
 use super::state::{CommandId, DiskState, Role, SessionId, Solo};
 use super::{Action, Actions, Mirror, Store};
+
+/// What a promotion goes past.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Nothing.
+    Plain,
+    /// Permission to go on alone: the other node is down, a fence script says.
+    Fenced,
+    /// Permission, and what is known of the copy.
+    Forced,
+}
+
+impl Order {
+    pub(super) fn by(force: bool) -> Self {
+        if force { Self::Forced } else { Self::Plain }
+    }
+}
 
 /// A promotion under way.
 #[derive(Debug)]
 pub(super) struct Promoting {
     command: CommandId,
+    /// Without the peer no permission is needed.
+    fenced: bool,
     /// Also as a guest.
     pub(super) while_resyncing: bool,
     pub(super) stage: Promotion,
@@ -57,10 +78,11 @@ impl Mirror {
     pub(super) fn promote(
         &mut self,
         command: CommandId,
-        force: bool,
+        order: Order,
         while_resyncing: bool,
         out: &mut Actions,
     ) {
+        let (force, fenced) = (order == Order::Forced, order == Order::Fenced);
         let holds = self.wants_permission() || self.is_guest();
         if self.is_primary() && force && self.link.is_none() && holds {
             // It holds its I/O: the operator's word lets it go on.
@@ -80,9 +102,10 @@ impl Mirror {
                 ..
             })
         );
-        if force && waits {
+        if order != Order::Plain && waits {
+            let word = if force { "forced" } else { "fenced" };
             let why = refusal(
-                "not promoted: a forced promotion replaces it",
+                format!("not promoted: a {word} promotion replaces it"),
                 vec![],
                 "see `kagami status`",
             );
@@ -106,17 +129,18 @@ impl Mirror {
                 out,
             );
         }
+        let alone = force && self.up().is_none();
         self.promoting = Some(Promoting {
             command,
+            fenced,
             while_resyncing,
-            stage: Promotion::Begin,
+            stage: if alone {
+                Promotion::Alone
+            } else {
+                Promotion::Begin
+            },
         });
-        if force && self.up().is_none() {
-            self.promoting = Some(Promoting {
-                command,
-                while_resyncing,
-                stage: Promotion::Alone,
-            });
+        if alone {
             self.force(Some(command), true, out);
         }
     }
@@ -153,6 +177,10 @@ impl Mirror {
 
     fn begin_promotion(&mut self, out: &mut Actions) {
         if self.is_meeting() {
+            // The peer is there again: what a fence script has said of it is over.
+            if let Some(promoting) = &mut self.promoting {
+                promoting.fenced = false;
+            }
             return;
         }
         let Some(up) = self.up() else {
@@ -235,7 +263,8 @@ impl Mirror {
                 out,
             );
         }
-        if self.solo_rule() == Solo::Never {
+        let fenced = self.promoting.as_ref().is_some_and(|p| p.fenced);
+        if self.solo_rule() == Solo::Never && !fenced {
             let facts = vec![format!(
                 "node {} is not connected, and solo = \"never\"",
                 self.peer
@@ -255,6 +284,9 @@ impl Mirror {
         }
         if self.solo_rule() == Solo::Always {
             self.change_record(After::Promoted, |r| r.was_primary = true);
+        } else if fenced {
+            self.end_attempt();
+            self.mint(FENCE, out);
         } else {
             self.seek_permission(out);
         }

@@ -302,6 +302,7 @@ fn command_occasion(command: &Command) -> &'static str {
     match command {
         Command::Promote { force: false, .. } => "command: promote",
         Command::Promote { force: true, .. } => "command: promote --force",
+        Command::PromoteFenced => "command: promote, fenced",
         Command::Demote { force: false } => "command: demote",
         Command::Demote { force: true } => "command: demote --force",
         Command::Resync { .. } => "command: resync",

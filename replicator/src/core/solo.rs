@@ -52,6 +52,9 @@ pub(super) struct Outlook {
     pub fresh: Option<u64>,
 }
 
+/// The permission of a fence script.
+pub(super) const FENCE: &str = "fence";
+
 /// A margin on the wait for the peer's lease, milliseconds (docs/protocol.md §8).
 const MARGIN_MS: u64 = 50;
 
@@ -126,7 +129,7 @@ impl Mirror {
     }
 
     /// A generation of this copy's own, durably; then it is alone.
-    fn mint(&mut self, by: &'static str, out: &mut Actions) {
+    pub(super) fn mint(&mut self, by: &'static str, out: &mut Actions) {
         if self.is_frozen() {
             self.close_session("this copy goes on alone", out);
         }
@@ -178,6 +181,9 @@ impl Mirror {
             return self.seek_permission(out);
         }
         self.become_alone(by, out);
+        if by == FENCE {
+            self.overrule_register();
+        }
     }
 
     pub(super) fn become_alone(&mut self, by: &'static str, out: &mut Actions) {
@@ -325,8 +331,13 @@ impl Mirror {
     }
 
     pub(super) fn on_forced_minted(&mut self, out: &mut Actions) {
-        self.solo.forced = self.solo_rule() == Solo::Arbiter;
         self.become_alone("force", out);
+        self.overrule_register();
+    }
+
+    /// The register is told that this copy goes on alone, whatever it says.
+    fn overrule_register(&mut self) {
+        self.solo.forced = self.solo_rule() == Solo::Arbiter;
         self.timers.set(Timer::AskAgain, self.now);
     }
 

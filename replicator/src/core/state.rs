@@ -139,7 +139,7 @@ display_as_spelled!(Role, DiskState, Connection, Replication);
 /// Whether a copy may go on alone when the peer is lost (docs/protocol.md §3).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Solo {
-    /// Only with the peer's consent or by force.
+    /// Only with the peer's consent, by a fence script's word or by force.
     #[default]
     Never,
     /// When the arbiter's register says so.

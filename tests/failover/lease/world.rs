@@ -8,6 +8,7 @@ use kagami_failover::right::lease::{Event, Kept, Question, Said, Terms, Word};
 use kagami_failover::right::register::{Id, Record};
 
 use crate::failover::check::Violation;
+use crate::failover::stats::FAULTS;
 use crate::sim::rng::Rng;
 
 use super::nodes::Node;
@@ -127,7 +128,7 @@ pub struct World {
     fault_every: u64,
     want_every: u64,
     pub steps: u64,
-    pub faults: [u64; 11],
+    pub faults: [u64; FAULTS.len()],
     pub grants: u64,
     pub losses: u64,
     pub trace: Option<Vec<String>>,
@@ -173,7 +174,7 @@ impl World {
             fault_every: rng.between(1500, 20_000),
             want_every: rng.between(2000, 30_000),
             steps: 0,
-            faults: [0; 11],
+            faults: [0; FAULTS.len()],
             grants: 0,
             losses: 0,
             trace: trace.then(Vec::new),

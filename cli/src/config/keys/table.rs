@@ -183,7 +183,7 @@ pub const KEYS: &[Key] = &[
         Kind::Choice(&["never", "arbiter", "always"]),
         Value("never"),
         Live,
-        "Whether a copy that loses its peer may go on alone: only with consent or by force, if the arbiter says so, or always.",
+        "Whether a copy that loses its peer may go on alone: only with consent, by a fence script's word or by force, if the arbiter says so, or always.",
     ),
     key(
         Mirror,

@@ -50,6 +50,45 @@ fn a_group_left_to_an_operator_is_taken_over_once_the_other_node_has_run_it() {
     assert_eq!(host.asked, [(0, false)], "{:?}", host.alerts);
 }
 
+/// An operator has started the group here; power is lost, and this node is back first.
+fn ran_here(text: &str) -> TestHost {
+    let mut host = TestHost::new(text);
+    host.hear();
+    assert_eq!(host.command(START), Ok(()));
+    host.right(0, Right::Granted);
+    assert_eq!(host.manager.group_status(0), GroupStatus::Online);
+    let mut host = TestHost::from(text, host.durable, 2);
+    host.until(310_000);
+    assert_eq!(host.asked, [], "an operator starts it");
+    host
+}
+
+#[test]
+fn a_group_left_to_an_operator_is_left_so_by_the_other_node_too() {
+    // It comes, and this one goes, or is lost.
+    let mut host = ran_here(&manual());
+    host.agree();
+    let order = host.manager.order_of(0);
+    assert!(!order.wanted, "{order:?}");
+    host.agree();
+    let command = Command::EndNode(EndKind::Reboot);
+    host.handle(Event::Command { id: 1, command });
+    let order = host.manager.order_of(0);
+    assert!(!order.wanted && order.owner == 0, "{order:?}");
+    assert_eq!(host.ended, Some(EndKind::Reboot));
+    // Before it has heard what this node remembers nothing is handed to it.
+    let mut host = ran_here(&manual());
+    host.hear();
+    let command = Command::EndNode(EndKind::Reboot);
+    host.handle(Event::Command { id: 1, command });
+    assert_eq!(host.manager.order_of(0).owner, 0, "{:?}", host.alerts);
+    // An operator starts it all the same.
+    let mut host = ran_here(&manual());
+    host.agree();
+    assert_eq!(host.command(START), Ok(()));
+    assert_eq!(host.asked, [(0, false)]);
+}
+
 fn asks_outside() -> String {
     replaced(
         "name = \"gamma\"\n",
@@ -111,6 +150,31 @@ fn what_is_still_to_be_started_alone_outlives_the_manager_and_no_word_of_the_oth
     host.until(400_000);
     assert_eq!(host.asked.len(), asked);
 
+    // Or that it is not to start.
+    let mut host = waiting();
+    assert_eq!(host.command(Command::Stop { group: 0 }), Ok(()));
+    outside(&mut host, true);
+    host.until(400_000);
+    assert_eq!(host.asked, [], "{:?}", host.alerts);
+    assert!(host.command(Command::Stop { group: 0 }).is_err());
+    let mut host = TestHost::new(CLUSTER);
+    host.until(310_000);
+    assert_eq!(host.asked, [(0, false)], "the arbiter does not answer");
+    assert_eq!(host.command(Command::Stop { group: 0 }), Ok(()));
+    host.right(0, Right::Granted);
+    host.until(400_000);
+    assert_eq!((host.runs.len(), host.asked.len()), (0, 1));
+
+    // The other node has another configuration: they have not met.
+    let mut host = waiting();
+    let mut message = host.snapshot(1);
+    (message.met, message.revision) = (0, 4);
+    host.beat(0, message);
+    host.until(400_000);
+    assert!(host.manager.peer_lost());
+    outside(&mut host, true);
+    assert_eq!(host.asked, [(0, false)], "{:?}", host.alerts);
+
     // The other node was at work: it knows what should run.
     let mut host = waiting();
     let mut message = host.snapshot(1);
@@ -120,4 +184,40 @@ fn what_is_still_to_be_started_alone_outlives_the_manager_and_no_word_of_the_oth
     assert!(host.manager.peer_lost());
     outside(&mut host, true);
     assert_eq!(host.asked, [], "{:?}", host.alerts);
+}
+
+#[test]
+fn a_right_that_comes_while_the_cluster_is_suspended_keeps_no_group_from_its_start() {
+    let event = |host: &TestHost| {
+        let (_, environment) = host.runs.first().expect("a start");
+        let event = environment.iter().find(|(name, _)| name == "CLP_EVENT");
+        event.map(|(_, value)| value.clone()).unwrap_or_default()
+    };
+    // It starts alone, or takes the group over from the other node; and the arbiter is away.
+    let alone = || {
+        let mut host = TestHost::new(CLUSTER);
+        host.until(300_000);
+        host
+    };
+    let taking = || {
+        let mut host = runs_there(CLUSTER);
+        host.until(host.now + 60_000);
+        host
+    };
+    for (begin, why) in [
+        (&alone as &dyn Fn() -> TestHost, "START"),
+        (&taking, "FAILOVER"),
+    ] {
+        let mut host = begin();
+        assert_eq!(host.asked, [(0, false)]);
+        assert_eq!(host.command(Command::Suspend), Ok(()));
+        host.right(0, Right::Granted);
+        host.until(host.now + 10_000);
+        assert_eq!((host.runs.len(), host.asked.len()), (0, 1));
+        assert_eq!(host.command(Command::Resume), Ok(()));
+        assert_eq!(host.asked.len(), 2, "{:?}", host.alerts);
+        host.right(0, Right::Granted);
+        assert_eq!(host.manager.group_status(0), GroupStatus::Online);
+        assert_eq!(event(&host), why);
+    }
 }

@@ -143,6 +143,12 @@ fn a_node_where_all_goes_on_well_or_nothing_runs_is_not_reset_for_its_disk() {
     let mut idle = online(CLUSTER);
     assert_eq!(idle.command(Command::Stop { group: 0 }), Ok(()));
     stays(hanging(idle, Command::EndNode(EndKind::Shutdown)));
+    // The manager alone ends, and no other node waits for what it has to stop.
+    let end = Command::EndNode(EndKind::Manager);
+    stays(hanging(TestHost::alone_and_online(CLUSTER), end));
+    let mut host = hanging(online(CLUSTER), end);
+    host.until(host.now + 31_000);
+    assert_eq!(host.resets.len(), 1, "{:?}", host.alerts);
     // The disk answers in the end.
     let mut host = hanging(online(CLUSTER), AWAY);
     host.until(host.now + 30_500);
@@ -245,6 +251,22 @@ fn what_could_not_be_deactivated_is_tried_again_at_an_operators_word() {
 }
 
 #[test]
+fn what_could_not_be_deactivated_for_a_reactivation_can_be_moved() {
+    let text = replaced("retries = 5", "retries = 5\nstop-final = \"nothing\"");
+    let mut host = TestHost::alone_and_online(&text);
+    host.fails = vec!["Stop { group: 0, resource: 1 }"];
+    host.probe_fails = true;
+    host.until(host.now + 25_000);
+    assert_eq!(host.manager.group_status(0), GroupStatus::OfflineFailure);
+    assert!(!host.durable.groups[0].bounce.is_empty());
+    host.fails.clear();
+    host.agree();
+    assert_eq!(host.command(AWAY), Ok(()), "{:?}", host.alerts);
+    assert_eq!(host.manager.group_status(0), GroupStatus::Offline);
+    assert_eq!(host.manager.order_of(0).owner, 1);
+}
+
+#[test]
 fn a_recovery_goes_on_whose_script_before_it_is_configured_no_more() {
     let mut durable = TestHost::alone_and_online(CLUSTER).durable;
     durable.next_op += 1;
@@ -288,4 +310,78 @@ fn an_order_that_comes_after_the_end_is_not_kept_for_the_next_manager() {
     let mut next = TestHost::from(CLUSTER, host.durable, 1);
     next.until(300_000);
     assert_eq!(next.ended, None, "{:?}", next.alerts);
+}
+
+#[test]
+fn a_node_whose_state_cant_be_written_is_not_able() {
+    for hangs in [false, true] {
+        let mut host = online(CLUSTER);
+        assert_eq!(host.command(Command::Stop { group: 0 }), Ok(()));
+        let able = |host: &TestHost| host.said.as_ref().expect("a heartbeat").groups[0].able;
+        assert!(able(&host));
+        (host.persist_fails, host.persist_hangs) = (!hangs, hangs);
+        let command = Command::SuspendMonitor(0);
+        host.handle(Event::Command { id: 1, command });
+        host.until(host.now + 11_000);
+        assert!(!able(&host), "hangs: {hangs}");
+        host.persist_fails = false;
+        host.disk_answers();
+        host.until(host.now + 2_000);
+        assert!(able(&host), "hangs: {hangs}");
+    }
+}
+
+#[test]
+fn a_group_that_the_other_node_cant_begin_comes_back() {
+    let mut host = online(CLUSTER);
+    let before = host.agreed().groups[0].order.clone();
+    assert_eq!(host.command(AWAY), Ok(()));
+    assert_eq!(host.manager.order_of(0).owner, 1);
+    assert_eq!(host.manager.group_status(0), GroupStatus::Offline);
+    let asked = host.asked.len();
+    let hear = |host: &mut TestHost, able: bool, ms: u64| {
+        let end = host.now + ms;
+        while host.now < end {
+            let mut message = host.snapshot(1);
+            let brief = &mut message.groups[0];
+            (brief.order, brief.able, brief.unsure) = (before.clone(), able, false);
+            host.beat(0, message);
+            host.until((host.now + 500).min(end));
+        }
+    };
+    // It takes the order over in a moment.
+    hear(&mut host, true, 20_000);
+    hear(&mut host, false, 9_500);
+    assert_eq!(host.manager.order_of(0).owner, 1, "{:?}", host.alerts);
+    hear(&mut host, false, 1_000);
+    assert_eq!(host.manager.order_of(0).owner, 0, "{:?}", host.alerts);
+    let what = "comes back, since node beta does not take over the order";
+    assert_eq!(host.told(what), 1, "{:?}", host.alerts);
+    assert_eq!(host.asked.len(), asked + 1);
+    host.right(0, Right::Granted);
+    assert_eq!(host.manager.group_status(0), GroupStatus::Online);
+}
+
+#[test]
+fn a_right_that_was_not_asked_for_yet_keeps_the_other_node_from_nothing() {
+    let mut host = online(CLUSTER);
+    assert_eq!(host.command(AWAY), Ok(()));
+    host.agree();
+    let asked = host.asked.len();
+    // It comes back here, which this node can't write, and goes away again.
+    host.persist_hangs = true;
+    let mut order = host.durable.groups[0].order.clone();
+    for owner in [0, 1] {
+        let mut value = order.value.clone();
+        value.owner = owner;
+        order.set(1, value);
+        let mut message = host.snapshot(1);
+        (message.groups[0].order, message.groups[0].unsure) = (order.clone(), false);
+        host.beat(0, message);
+        host.until(host.now + 600);
+        let said = host.said.as_ref().expect("a heartbeat");
+        assert!(!said.groups[0].busy, "{owner}: {:?}", host.alerts);
+    }
+    host.disk_answers();
+    assert_eq!(host.asked.len(), asked);
 }

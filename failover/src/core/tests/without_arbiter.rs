@@ -133,7 +133,17 @@ fn whoever_has_said_good_bye_with_nothing_left_is_not_fenced() {
 #[test]
 fn an_accepted_risk_is_none_of_what_the_other_node_has_said_to_be_active_still() {
     let risk = crate::config::cluster::ACCEPTED_RISK;
-    let risky = web(&format!("accepted-risk = \"{risk}\""), "", "");
+    let risky = format!("accepted-risk = \"{risk}\"");
+    let mirrored = replaced(
+        "kind = \"witness\"\nname = \"gamma\"",
+        &format!("kind = \"none\"\n{risky}"),
+    );
+    for text in [web(&risky, "", ""), mirrored] {
+        only_what_it_has_not_said_is_risked(&text);
+    }
+}
+
+fn only_what_it_has_not_said_is_risked(risky: &str) {
     let what = "not started: node beta could not stop it, and its manager has ended";
     let good_bye = |host: &mut TestHost, busy: bool| {
         let mut message = host.agreed();
@@ -143,7 +153,7 @@ fn an_accepted_risk_is_none_of_what_the_other_node_has_said_to_be_active_still()
     };
     // Its own group, and one that the other node has run.
     let taken = || {
-        let mut host = TestHost::new(&risky);
+        let mut host = TestHost::new(risky);
         host.hear();
         let there = Command::Start {
             group: 0,
@@ -153,7 +163,7 @@ fn an_accepted_risk_is_none_of_what_the_other_node_has_said_to_be_active_still()
         assert_eq!(host.command(there), Ok(()));
         host
     };
-    for begin in [&(|| booted(&risky)) as &dyn Fn() -> TestHost, &taken] {
+    for begin in [&(|| booted(risky)) as &dyn Fn() -> TestHost, &taken] {
         let mut host = begin();
         good_bye(&mut host, false);
         host.until(300_000);
@@ -165,7 +175,7 @@ fn an_accepted_risk_is_none_of_what_the_other_node_has_said_to_be_active_still()
         assert_eq!(host.asked, []);
         assert_eq!(host.told(what), 1, "{:?}", host.alerts);
         // The next manager has not heard it, and knows all the same.
-        let mut host = TestHost::from(&risky, host.durable, 3);
+        let mut host = TestHost::from(risky, host.durable, 3);
         host.until(900_000);
         assert_eq!(host.asked, []);
         start_by_hand(&mut host);
@@ -302,4 +312,159 @@ fn each_order_has_its_own_time_to_be_taken_over() {
     assert_eq!(host.told(what), 0, "{:?}", host.alerts);
     host.hear_until(75_000);
     assert_eq!(host.told(what), 1, "{:?}", host.alerts);
+}
+
+/// Beta, which ran the group, is lost while this node's state can't be written.
+fn fence_waits() -> TestHost {
+    let mut host = TestHost::new(&fenced());
+    host.hear();
+    let there = Command::Start {
+        group: 0,
+        on: Some(1),
+        sure: false,
+    };
+    assert_eq!(host.command(there), Ok(()));
+    let mut message = host.agreed();
+    let brief = &mut message.groups[0];
+    (brief.busy, brief.active, brief.online) = (true, true, true);
+    host.beat(0, message);
+    host.persist_fails = true;
+    host.until(host.now + 60_000);
+    assert!(host.manager.peer_lost());
+    let what = "is made sure to be down, by the fence script";
+    assert_eq!(host.told(what), 1, "{:?}", host.alerts);
+    host
+}
+
+#[test]
+fn a_fence_script_that_waits_for_the_disk_is_not_run_once_the_other_node_is_heard() {
+    let mut host = fence_waits();
+    host.agree();
+    host.persist_fails = false;
+    host.until(host.now + 5_000);
+    assert!(host.manager.peer_up());
+    assert_eq!(host.runs, [], "{:?}", host.alerts);
+    assert_eq!(host.told("the fence script is not run any more"), 1);
+}
+
+#[test]
+fn what_waits_for_the_disk_by_the_word_of_a_fence_script_is_not_asked_once_the_other_node_is_heard()
+{
+    let mut host = booted(&fenced());
+    host.until(310_000);
+    assert_eq!(host.asked, [(0, true)]);
+    host.right(0, Right::Refused("not yet".to_owned()));
+    host.persist_fails = true;
+    for (id, command) in [(1, Command::Suspend), (2, Command::Resume)] {
+        host.handle(Event::Command { id, command });
+    }
+    host.until(host.now + 2_000);
+    let mut message = host.agreed();
+    message.groups[0].able = false;
+    host.beat(0, message);
+    host.persist_fails = false;
+    host.until(host.now + 5_000);
+    assert_eq!(host.asked, [(0, true), (0, false)], "{:?}", host.alerts);
+    host.right(0, Right::Granted);
+    assert_eq!(host.manager.group_status(0), GroupStatus::Online);
+}
+
+#[test]
+fn in_a_suspended_cluster_no_fence_script_begins() {
+    let mut host = fence_waits();
+    let command = Command::Suspend;
+    host.handle(Event::Command { id: 1, command });
+    host.persist_fails = false;
+    host.until(host.now + 5_000);
+    assert_eq!(host.runs, [], "{:?}", host.alerts);
+    assert_eq!(host.command(Command::Resume), Ok(()));
+    assert!(matches!(host.runs[..], [(Work::Fence { node: 1 }, _)]));
+    assert_eq!(host.asked, [(0, true)], "{:?}", host.alerts);
+}
+
+#[test]
+fn a_node_that_cant_run_the_group_fences_nobody() {
+    let text = CLUSTER.replacen("kind = \"witness\"\nname = \"gamma\"", "kind = \"none\"", 1)
+        + "[fence]\nscript = \"/fence\"\n";
+    let diskless = |diskless| Event::Diskless { group: 0, diskless };
+    let untrusted = |untrusted| Event::Untrusted {
+        group: 0,
+        untrusted,
+    };
+    let states: [(&dyn Fn(bool) -> Event, &str); 2] = [
+        (&diskless, "node alpha has no disk under it"),
+        (&untrusted, "node alpha has no copy under it that could be"),
+    ];
+    for (state, what) in states {
+        let lost = || {
+            let mut host = TestHost::new(&text);
+            host.handle(state(true));
+            host.hear();
+            let there = Command::Start {
+                group: 0,
+                on: Some(1),
+                sure: false,
+            };
+            assert_eq!(host.command(there), Ok(()));
+            host.agree();
+            host.until(host.now + 60_000);
+            assert!(host.manager.peer_lost());
+            host
+        };
+        let mut host = lost();
+        host.until(900_000);
+        assert_eq!((host.runs.len(), host.asked.len()), (0, 0));
+        assert_eq!(host.told(what), 1, "{:?}", host.alerts);
+        // It is put right.
+        host.handle(state(false));
+        assert!(matches!(host.runs[..], [(Work::Fence { node: 1 }, _)]));
+        assert_eq!(host.asked, [(0, true)]);
+    }
+}
+
+#[test]
+fn a_node_that_reaches_nothing_starts_nothing_of_its_own() {
+    let risk = crate::config::cluster::ACCEPTED_RISK;
+    let ping = "ping = [\"10.0.0.254\"]";
+    let risky = web(&format!("accepted-risk = \"{risk}\"\n{ping}"), "", "");
+    let fence = web(ping, "", "[fence]\nscript = \"/fence\"\n");
+    for (text, fenced) in [(risky, false), (fence, true)] {
+        let alone = || {
+            let mut host = booted(&text);
+            host.handle(Event::Outside { reachable: false });
+            host.until(400_000);
+            assert_eq!((host.runs.len(), host.asked.len()), (0, 0));
+            let what = "not started: this node reaches none of the `ping` addresses";
+            assert_eq!(host.told(what), 1, "{:?}", host.alerts);
+            host
+        };
+        let mut host = alone();
+        host.handle(Event::Outside { reachable: true });
+        assert_eq!(host.asked, [(0, fenced)], "{:?}", host.alerts);
+        // An operator has looked.
+        let mut host = alone();
+        start_by_hand(&mut host);
+        assert_eq!(host.asked, [(0, false)]);
+        // A good-bye was of another time.
+        let mut host = booted(&text);
+        host.handle(Event::Outside { reachable: false });
+        let mut message = host.agreed();
+        message.phase = Phase::Gone;
+        host.beat(0, message);
+        host.until(400_000);
+        assert_eq!((host.runs.len(), host.asked.len()), (0, 0));
+    }
+}
+
+#[test]
+fn a_lone_node_that_nothing_lets_start_its_groups_says_so() {
+    let mut host = TestHost::new(&manual());
+    host.until(310_000);
+    assert_eq!(host.asked, []);
+    let what = "group web: not started: nothing may decide";
+    assert_eq!(host.told(what), 1, "{:?}", host.alerts);
+    host.until(900_000);
+    assert_eq!((host.told(what), host.asked.len()), (1, 0));
+    start_by_hand(&mut host);
+    assert_eq!(host.asked, [(0, false)]);
 }
