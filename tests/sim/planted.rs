@@ -84,7 +84,7 @@ fn profile(defect: Defect) -> Profile {
         D::NotNamedGoesOn => Profile::Forced,
         D::GuestOutlivesAPrimary | D::GuestWritesUnmarked => Profile::Guests,
         D::FullCopyDetached => Profile::FullStores,
-        D::RepairOutlivesTheRole => Profile::BadBlocks,
+        D::RepairOutlivesTheRole | D::RepairOutlivesTheVerification => Profile::BadBlocks,
         D::AnswerCountsAsRead | D::SpentAccountHoldsUpOthers | D::FirstWaiterAloneIsWoken => {
             Profile::Mirrors
         }
