@@ -88,7 +88,9 @@ fn profile(defect: Defect) -> Profile {
         D::AnswerCountsAsRead | D::SpentAccountHoldsUpOthers | D::FirstWaiterAloneIsWoken => {
             Profile::Mirrors
         }
-        D::CarriedOutlivesAPrimary | D::CarrierPromotedBesideThePrimary => Profile::Carried,
+        D::CarriedOutlivesAPrimary
+        | D::CarrierPromotedBesideThePrimary
+        | D::ReadDiesWithTheDisk => Profile::Carried,
         _ => Profile::General,
     }
 }
