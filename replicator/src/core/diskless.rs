@@ -9,7 +9,7 @@ use kagami_bitmap::superblock::StoredDisk;
 
 use super::durable::After;
 use super::event::IoError;
-use super::link::Phase;
+use super::link::{Phase, Up};
 use super::message::{Hello, Message};
 use super::state::{DiskState, Role, SessionId};
 use super::{Action, Actions, DiskFault, Mirror, Notice, Store};
@@ -79,9 +79,10 @@ impl Mirror {
     }
 
     /// True if this node has neither a disk nor a peer to serve from: EIO, at once. A peer that
-    /// lacks what protocol A or B answered is none: its blocks would be old ones.
+    /// lacks what protocol A or B answered is none: its blocks would be old ones. Nor is one whose own disk is gone.
     pub(super) fn has_lost_all(&self) -> bool {
-        self.local.store != Store::Usable && (self.up().is_none() || self.local.ahead)
+        let gone = |up: &Up| matches!(up.peer.disk, DiskState::Failed | DiskState::Diskless);
+        self.local.store != Store::Usable && (self.up().is_none_or(gone) || self.local.ahead)
     }
 
     /// Why this Primary without a disk can't go on as one through the peer, if it can't: the data are not
