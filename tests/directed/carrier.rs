@@ -130,6 +130,25 @@ fn it_is_refused_while_the_one_without_a_disk_is_primary() {
     pair.done(1, PROMOTE);
 }
 
+/// *Hand over*: also what was answered before the disk failed, a moment ago.
+#[test]
+fn a_demotion_waits_until_the_carrier_has_flushed_what_was_answered_in_sync() {
+    let mut pair = primary();
+    pair.write(0, 4);
+    pair.sides[1].hold.flushes = true;
+    let flushes = pair.sides[1].flushes;
+    lose_disk(&mut pair);
+    assert_eq!(stands(&pair), ["Dv", "Sv"]);
+    let (id, _) = pair.order(0, DEMOTE);
+    pair.pump();
+    assert_eq!(pair.answer(0, id), None);
+    assert_eq!(pair.sides[1].flushes, flushes + 1);
+    pair.sides[1].hold.flushes = false;
+    pair.pump();
+    assert!(matches!(pair.answer(0, id), Some(Ok(_))));
+    assert_eq!(pair.sides[1].flushes, flushes + 1, "once");
+}
+
 #[test]
 fn a_link_that_is_lost_meanwhile_leaves_it_the_only_one() {
     let (mut pair, id) = recording();
