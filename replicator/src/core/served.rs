@@ -288,6 +288,7 @@ impl Mirror {
         }
         let result = Err(NOT_NOW);
         self.send(Message::Done { seq, result }, out);
+        self.begin_peer_flushes(out);
     }
 
     // The guest's side.
