@@ -2,12 +2,13 @@
 //! answer for this node, nothing of that is the client's to see (docs/design.md §5, docs/protocol.md §5).
 
 use bytes::Bytes;
+use kagami_bitmap::superblock::StoredDisk;
 use kagami_replicator::core::event::Request;
 use kagami_replicator::core::state::RequestId;
 use kagami_replicator::core::{DiskFault, DiskOp, IoError};
 
 use super::pair::{MS, Pair, write};
-use super::stands::{alone, primary};
+use super::stands::{alone, guest, primary};
 
 const BROKEN: Result<(), DiskFault> = Err(DiskFault::Io(5));
 const READ: Request = Request::Read {
@@ -121,4 +122,33 @@ fn a_read_that_fails_when_the_lease_is_over_is_done_again() {
     for id in [read, partly] {
         assert!(matches!(pair.reply(0, id), Some(Ok(_))));
     }
+}
+
+/// In the session its source would take it for a copy that is in sync, and its requests wait for ever.
+#[test]
+fn a_guest_whose_disk_dies_when_it_has_adopted_is_carried() {
+    let mut pair = guest();
+    // A page is on its way to its store, slowly.
+    pair.sides[1].hold.metadata = true;
+    pair.elapse(5_000);
+    assert_eq!(pair.sides[1].metadata.len(), 1);
+    pair.sides[0].hold.reads = false;
+    pair.until(0, "Sf");
+    pair.elapse(100);
+    // Its record is durable, and its source has not settled.
+    assert_eq!(pair.sides[1].metadata.len(), 2);
+    pair.sides[0].hold.metadata = true;
+    pair.end_metadata(1, 1, Ok(()));
+    assert_eq!(pair.sides[1].mirror.record().disk, StoredDisk::Consistent);
+    let (held, _) = pair.request(1, write(8));
+    pair.pump();
+    pair.end_metadata(1, 0, BROKEN);
+    pair.pump();
+    for side in &mut pair.sides {
+        side.hold.metadata = false;
+    }
+    pair.elapse(10_000);
+    assert_eq!([pair.stand(0), pair.stand(1)], ["Sv", "Dv"]);
+    assert_eq!(pair.reply(1, held), Some(&Ok(Bytes::new())));
+    pair.write(1, 7);
 }

@@ -61,6 +61,11 @@ impl Mirror {
             self.refuse_promotion(why, out);
             return;
         }
+        if self.target_mut().is_some() {
+            // A guest that has adopted: its source's copy is as good, and carries it in another session. In this one it would
+            // be taken for a copy that is in sync.
+            return self.close_session("the local disk failed", out);
+        }
         if was_newest || !self.is_in_sync() {
             // The only good copy is gone; the peer's is older.
             if self.is_source() || self.is_frozen() {
