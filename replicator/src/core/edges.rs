@@ -9,7 +9,7 @@ use kagami_bitmap::Block;
 
 use super::event::IoError;
 use super::write::{Stage, Work, WriteKey};
-use super::{Actions, DiskOp, DiskResult, DiskWork, Mirror, Store};
+use super::{Actions, DiskOp, DiskResult, DiskWork, Mirror};
 
 impl Mirror {
     /// Reads the first and last block of the span where the write does not cover them.
@@ -113,12 +113,11 @@ impl Mirror {
         }
     }
 
-    /// The blocks that a guest asked its source for will not come in this session. True if the
-    /// write waits for the next one, or for this node's own copy that is good by now.
+    /// The blocks that were asked of the peer that answers for this node will not come in this session. True if
+    /// the write waits for the next one, or for this node's own copy that is good by now.
     pub(super) fn reads_edges_again(&mut self, key: WriteKey) -> bool {
-        let usable = self.local.store == Store::Usable;
         let write = &mut self.writes[key.0];
-        let again = usable && write.edges_there;
+        let again = write.edges_there;
         if again && matches!(write.stage, Stage::Edges(_)) {
             write.stage = Stage::Parked;
             write.edges = [None, None];
