@@ -80,6 +80,8 @@ defects! {
     ReadCheckedTooEarly: "whether a read may be answered is not looked at after the disk has read",
     RepairOverNewer: "a block read from the peer is written back over a newer write",
     RepairOutlivesTheRole: "neither a demotion nor a grant waits for a block that is being written back",
+    ReadDiesWithTheDisk: "a read that a dying disk fails is refused, though the peer is about to carry",
+    RepairOutlivesTheVerification: "what the peer gave a verification is written back after that has ended",
     // metadata
     CoolsUnflushed: "an extent leaves the activity log while blocks of it are not flushed",
     CoolsUnwritten: "an extent leaves the activity log before its page is written",

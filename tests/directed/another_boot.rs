@@ -70,3 +70,15 @@ fn a_crash_that_took_nothing_does_not() {
         assert_eq!(role_after(&mut pair, node, true), Role::Primary, "{stand}");
     }
 }
+
+/// Who answers again flushes what it had answered before, whether anybody asks for a flush or not: a crash takes nothing then.
+#[test]
+fn after_a_lost_link_it_is_flushed_soon() {
+    for stand in STANDS {
+        let (mut pair, node) = build(stand);
+        pair.write(node, 3);
+        assert_eq!(role_after(&mut pair, node, false), Role::Primary, "{stand}");
+        pair.elapse(3_000);
+        assert_eq!(role_after(&mut pair, node, true), Role::Primary, "{stand}");
+    }
+}

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use kagami_bitmap::{Block, Run};
 use kagami_replicator::core::event::{Reply, Request};
 use kagami_replicator::core::state::CommandId;
-use kagami_replicator::core::{Command, DiskFault, DiskOp, Notice, Role};
+use kagami_replicator::core::{Command, DiskFault, DiskOp, Event, Notice, Role};
 
 use super::pair::{DEMOTE, PROMOTE, Pair, write};
 use super::stands::{copying, in_sync, primary};
@@ -85,6 +85,57 @@ fn a_promotion_waits_for_a_block_that_the_peer_writes_back() {
     assert!(pair.answer(0, verification).is_some());
     pair.write(1, 3);
     assert!(pair.is_equal());
+}
+
+/// What the peer was asked for is as old as the question. Whoever is granted the role meanwhile writes there, and
+/// nothing older is written back beside it, or after it.
+#[test]
+fn nothing_is_written_back_for_a_verification_that_is_over() {
+    let of_block = |op: &DiskOp| match op {
+        DiskOp::Read { offset, len } => (*offset, *len) == (12_288, 4096),
+        DiskOp::Write { offset, .. } => *offset == 12_288,
+        _ => false,
+    };
+    for answered_first in [true, false] {
+        let mut pair = in_sync();
+        pair.sides[0].bad.insert(3);
+        pair.sides[1].hold.reads = true;
+        let (verification, _) = pair.order(0, VERIFY);
+        let asked = |pair: &Pair| pair.sides[1].disk.iter().position(|(_, op)| of_block(op));
+        while asked(&pair).is_none() {
+            if !pair.step() {
+                pair.end_disk(1, 0, Ok(()));
+            }
+        }
+        // Its disk has read, and nobody was told yet.
+        let at = asked(&pair).expect("a read of the block");
+        let (id, _) = pair.sides[1].disk.remove(at).expect("a read");
+        let result = Ok(pair.content(1, 12_288, 4096));
+        pair.sides[1].hold.reads = false;
+        pair.done(1, PROMOTE);
+        assert!(matches!(pair.answer(0, verification), Some(Err(_))));
+        pair.sides[0].hold.writes = true;
+        if answered_first {
+            pair.handle(1, Event::Disk { id, result });
+            pair.pump();
+            pair.request(1, write(3));
+        } else {
+            pair.request(1, write(3));
+            pair.pump();
+            pair.handle(1, Event::Disk { id, result });
+        }
+        pair.pump();
+        let written = pair.sides[0].disk.iter().filter(|(_, op)| of_block(op));
+        assert_eq!(written.count(), 1, "the Primary's write alone");
+        pair.sides[0].hold.writes = false;
+        pair.pump();
+        assert_eq!(pair.content(0, 12_288, 4096), content(3));
+        assert!(pair.is_equal());
+        // And the block is free.
+        pair.done(1, DEMOTE);
+        pair.done(0, PROMOTE);
+        pair.write(0, 3);
+    }
 }
 
 #[test]

@@ -3,9 +3,9 @@
 
 use kagami_replicator::core::message::Message;
 use kagami_replicator::core::state::DiskState;
-use kagami_replicator::core::{Command, DiskFault, Event, Request, Role};
+use kagami_replicator::core::{Command, DiskFault, Event, IoError, Request, Role};
 
-use super::pair::{DEMOTE, FORCE, PROMOTE, Pair};
+use super::pair::{DEMOTE, FORCE, PROMOTE, Pair, write};
 use super::stands::{carried, lose_disk, primary};
 
 fn stands(pair: &Pair) -> [&'static str; 2] {
@@ -74,6 +74,29 @@ fn the_carrier_is_promoted_and_answers_alone() {
     assert_eq!(stands(&pair), ["Gv", "Pv"]);
 }
 
+/// Nobody in the session has the data any more: what is asked for fails, and does not wait.
+#[test]
+fn without_the_second_disk_requests_fail_at_once() {
+    let mut pair = given_up();
+    pair.done(1, PROMOTE);
+    pair.sides[1].hold.writes = true;
+    let (wrote, _) = pair.request(1, write(5));
+    pair.pump();
+    pair.end_disk(1, 0, Err(DiskFault::Io(5)));
+    pair.pump();
+    assert_eq!(pair.reply(1, wrote), Some(&Err(IoError::Io)));
+    assert!(pair.sides[1].session.is_some(), "the session goes on");
+    let read = Request::Read {
+        offset: 0,
+        len: 4096,
+    };
+    for request in [read, write(6), Request::Flush] {
+        let (id, _) = pair.request(1, request.clone());
+        assert_eq!(pair.reply(1, id), Some(&Err(IoError::Io)), "{request:?}");
+    }
+    pair.done(1, DEMOTE);
+}
+
 #[test]
 fn whoever_has_no_disk_is_not_promoted_by_any_word() {
     for promoted in [false, true] {
@@ -95,16 +118,35 @@ fn it_is_refused_while_the_one_without_a_disk_is_primary() {
     assert_eq!(stands(&pair), ["Dv", "Sv"]);
     // A demotion on its way is none yet.
     pair.sides[1].hold.writes = true;
-    let (write, _) = pair.request(0, super::pair::write(6));
+    let (wrote, _) = pair.request(0, write(6));
     pair.pump();
     pair.order(0, DEMOTE);
     pair.pump();
     assert!(is_refused(&mut pair, 1, PROMOTE));
     pair.sides[1].hold.writes = false;
     pair.elapse(1_000);
-    assert!(matches!(pair.reply(0, write), Some(Ok(_))));
+    assert!(matches!(pair.reply(0, wrote), Some(Ok(_))));
     assert_eq!(stands(&pair), ["Gv", "Sv"]);
     pair.done(1, PROMOTE);
+}
+
+/// *Hand over*: also what was answered before the disk failed, a moment ago.
+#[test]
+fn a_demotion_waits_until_the_carrier_has_flushed_what_was_answered_in_sync() {
+    let mut pair = primary();
+    pair.write(0, 4);
+    pair.sides[1].hold.flushes = true;
+    let flushes = pair.sides[1].flushes;
+    lose_disk(&mut pair);
+    assert_eq!(stands(&pair), ["Dv", "Sv"]);
+    let (id, _) = pair.order(0, DEMOTE);
+    pair.pump();
+    assert_eq!(pair.answer(0, id), None);
+    assert_eq!(pair.sides[1].flushes, flushes + 1);
+    pair.sides[1].hold.flushes = false;
+    pair.pump();
+    assert!(matches!(pair.answer(0, id), Some(Ok(_))));
+    assert_eq!(pair.sides[1].flushes, flushes + 1, "once");
 }
 
 #[test]

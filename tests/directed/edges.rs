@@ -152,26 +152,31 @@ fn a_write_whose_edge_nobody_can_read_fails_once_and_holds_up_no_other() {
     }
 }
 
-/// Node 1 is Primary while node 0 brings it up to date: what it lacks it reads there.
+/// Node 1 is Primary while node 0 brings it up to date, or node 0 has no disk: what it lacks it reads at the other one.
 #[test]
-fn a_guest_reads_its_edges_again_when_the_session_with_its_source_ends() {
-    for first in [4, 0] {
-        let mut pair = guest();
-        pair.sides[0].hold.reads = true;
-        let (id, _) = pair.request(1, partly(first, 4, 9));
-        pair.pump();
-        let before = pair.content(0, BLOCK * 4096, 4096);
-        pair.cut();
-        pair.pump();
-        assert_eq!(pair.reply(1, id), None, "it waits for the next session");
-        pair.sides[0].hold.reads = false;
-        pair.linked = true;
-        pair.elapse(20_000);
-        assert!(pair.reply(1, id).is_some_and(Result::is_ok));
-        let mut expected = before.to_vec();
-        expected[first as usize * 512..first as usize * 512 + 2048].fill(9);
-        for node in [0, 1] {
-            assert_eq!(pair.content(node, BLOCK * 4096, 4096), expected[..]);
+fn what_is_read_at_the_peer_is_read_again_when_the_session_ends() {
+    let stands: [(Stand, usize, &[usize]); 2] = [(guest, 1, &[0, 1]), (carried, 0, &[1])];
+    for (stand, node, copies) in stands {
+        for sectors in [[4, 4], [0, 4], [4, 8]] {
+            let mut pair = stand();
+            let reader = 1 - node;
+            pair.sides[reader].hold.reads = true;
+            let (id, _) = pair.request(node, partly(sectors[0], sectors[1], 9));
+            pair.pump();
+            let before = pair.content(reader, BLOCK * 4096, 8192);
+            pair.cut();
+            pair.pump();
+            assert_eq!(pair.reply(node, id), None, "it waits for the next session");
+            pair.sides[reader].hold.reads = false;
+            pair.linked = true;
+            pair.elapse(20_000);
+            assert!(pair.reply(node, id).is_some_and(Result::is_ok));
+            let mut expected = before.to_vec();
+            let [first, count] = sectors.map(|sectors| sectors as usize * 512);
+            expected[first..first + count].fill(9);
+            for copy in copies {
+                assert_eq!(pair.content(*copy, BLOCK * 4096, 8192), expected[..]);
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use kagami_replicator::core::event::Request;
 use kagami_replicator::core::message::Message;
 use kagami_replicator::core::state::{CommandId, RequestId};
-use kagami_replicator::core::{Command, DiskFault, DiskOp, Event, IoError, Role};
+use kagami_replicator::core::{Command, DiskFault, DiskOp, Event, IoError, Notice, Role};
 
 use super::pair::{DEMOTE, MS, PROMOTE, Pair, SIZE, start, write};
 use super::stands::{carried, copying_idle, cut, guest};
@@ -139,6 +139,21 @@ fn ending() -> (Pair, RequestId) {
     (pair, id)
 }
 
+/// The guest, whose messages are held, is told of all up to its source's offer.
+fn offered(pair: &mut Pair) {
+    pair.pump();
+    loop {
+        let message = pair.sides[1].messages.pop_front();
+        let (session, message) = message.expect("an offer");
+        let offers = matches!(message, Message::Offer { .. });
+        pair.handle(1, Event::Message { session, message });
+        if offers {
+            return;
+        }
+        pair.elapse(1);
+    }
+}
+
 /// What it takes no more is the guest's own to carry out, in sync.
 #[test]
 fn what_comes_when_the_end_is_near_is_written_in_sync() {
@@ -216,17 +231,7 @@ fn what_is_put_off_after_a_demotion_is_over() {
     pair.pump();
     pair.sides[1].hold.messages = true;
     pair.sides[0].hold.writes = false;
-    pair.pump();
-    loop {
-        let message = pair.sides[1].messages.pop_front();
-        let (session, message) = message.expect("an offer");
-        let offers = matches!(message, Message::Offer { .. });
-        pair.handle(1, Event::Message { session, message });
-        if offers {
-            break;
-        }
-        pair.elapse(1);
-    }
+    offered(&mut pair);
     pair.order(1, Command::Demote { force: true });
     assert!(is_written(&pair, 1, first));
     assert_eq!(pair.reply(1, second), Some(&Err(IoError::NotPrimary)));
@@ -249,6 +254,31 @@ fn what_is_put_off_after_a_demotion_is_over() {
     pair.write(1, 11);
     assert_eq!(pair.content(1, 10 * 4096, 4096), newer);
     comes_together(&mut pair);
+}
+
+/// A flush that waits at the source for a write is begun when that write is put off, though nothing follows it.
+#[test]
+fn a_flush_behind_what_is_put_off_is_answered() {
+    let (mut pair, first) = ending();
+    let (second, _) = pair.request(1, write(10));
+    let (flushed, _) = pair.request(1, Request::Flush);
+    pair.pump();
+    // From the offer on it is a guest no more, and asks for nothing.
+    pair.sides[1].hold.messages = true;
+    pair.sides[0].hold.writes = false;
+    offered(&mut pair);
+    pair.order(1, Command::Demote { force: true });
+    assert!(is_written(&pair, 1, first));
+    for id in [second, flushed] {
+        assert_eq!(pair.reply(1, id), Some(&Err(IoError::NotPrimary)));
+    }
+    pair.sides[1].hold.messages = false;
+    let session = pair.sides[1].session;
+    pair.elapse(20_000);
+    assert_eq!([pair.stand(0), pair.stand(1)], ["Si", "Si"]);
+    assert_eq!(pair.sides[1].session, session, "nothing is owed");
+    let mut notices = pair.sides[1].notices.iter();
+    assert!(!notices.any(|notice| matches!(notice, Notice::Stalled { .. })));
 }
 
 /// Its source answers again, as soon as they have met, and says so once.

@@ -7,7 +7,7 @@ use kagami_replicator::core::register::{ArbiterAnswer, Ask, Register};
 use kagami_replicator::core::state::{NodeId, Solo};
 use kagami_replicator::core::{Command, Event, Notice, Settings};
 
-use super::pair::{PROMOTE, Pair, write};
+use super::pair::{Kept, PROMOTE, Pair, write};
 use super::stands::{alone, copying, in_sync, primary};
 
 /// `ack-timeout`, the leases, the arbiter, and some more, ms.
@@ -99,6 +99,56 @@ fn a_local_disk_that_answers_nothing_is_told_once() {
     pair.request(0, write(10));
     pair.elapse(LONG);
     assert_eq!(stalled(&pair, 0), ["local disk", "local disk"]);
+}
+
+/// Sessions that come and go put it off by nothing, and make nobody say it again.
+#[test]
+fn a_disk_that_hangs_is_told_once_whatever_the_link_does() {
+    let mut pair = alone();
+    pair.sides[0].hold.writes = true;
+    pair.request(0, write(9));
+    let id = pair.sides[0].disk.front().expect("a write").0;
+    pair.sides[0].kept = Some(Kept::Disk(id));
+    pair.sides[0].hold.writes = false;
+    let told = |pair: &Pair| {
+        let all = stalled(pair, 0);
+        all.iter().filter(|who| **who == "local disk").count()
+    };
+    for nth in 1..=12 {
+        pair.meet();
+        pair.elapse(1_500);
+        pair.cut();
+        pair.elapse(1_500);
+        assert_eq!(told(&pair), usize::from(nth >= 4), "after {nth} sessions");
+    }
+}
+
+/// One operation hangs, and others end beside it.
+#[test]
+fn what_hangs_alone_is_told_once() {
+    let mut pair = alone();
+    pair.sides[0].hold.writes = true;
+    pair.request(0, write(9));
+    let id = pair.sides[0].disk.front().expect("a write").0;
+    pair.sides[0].kept = Some(Kept::Disk(id));
+    pair.sides[0].hold.writes = false;
+    for at in 10..50 {
+        pair.write(0, at);
+        pair.elapse(1_000);
+    }
+    assert_eq!(stalled(&pair, 0), ["local disk"]);
+    let mut pair = alone();
+    pair.sides[0].hold.metadata = true;
+    pair.request(0, write(3_000));
+    let id = pair.sides[0].metadata.front().expect("a record of the log");
+    pair.sides[0].kept = Some(Kept::Metadata(*id));
+    pair.sides[0].hold.metadata = false;
+    for nth in 0..20 {
+        let peer = [NodeId::NOBODY, NodeId(2)][nth % 2];
+        pair.done(0, Command::SetPeer { peer });
+        pair.elapse(2_000);
+    }
+    assert_eq!(stalled(&pair, 0), ["metadata store"]);
 }
 
 #[test]

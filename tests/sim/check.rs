@@ -186,8 +186,8 @@ impl World {
                     Fault::StoreFull,
                     Fault::MetadataFails,
                 ];
-                faults.iter().any(|fault| self.stats.count(*fault) > 0)
-                    || role == Some(Role::Secondary)
+                let broken = faults.iter().any(|fault| self.stats.count(*fault) > 0);
+                role == Some(Role::Secondary) || broken && !self.has_other_copy(node)
             }
             IoError::NoSpace => self.stats.count(Fault::StoreFull) > 0,
             IoError::OutOfRange | IoError::Unaligned => false,
@@ -201,6 +201,23 @@ impl World {
             brief(&pending.op)
         );
         Err(self.violation("Liveness", what))
+    }
+
+    /// True if the other copy is good, and in a session with this node: what this node's disk does is not its clients' to
+    /// see. (Where blocks could not be read, an answer on its way may still say so of the other copy; and with protocols A
+    /// and B that may lack what was answered.)
+    fn has_other_copy(&self, node: usize) -> bool {
+        let status = |node: usize| {
+            let mirror = self.nodes[node].mirror.as_ref();
+            mirror.map(|mirror| mirror.status(self.local(node)))
+        };
+        let (Some(here), Some(there)) = (status(node), status(1 - node)) else {
+            return false;
+        };
+        let met = [here.connection, there.connection] == [Connection::Connected; 2];
+        let good = [here.peer_disk, there.disk] == [DiskState::UpToDate; 2];
+        let sound = !self.nodes[1 - node].store.failed && self.stats.count(Fault::ReadFails) == 0;
+        met && good && sound && !self.may_answer_early()
     }
 
     /// Only a Primary answers.

@@ -44,6 +44,11 @@ fn whoever_is_alone_looks_at_the_register_after_a_refused_meeting() {
 }
 
 #[test]
+fn a_session_that_ends_fails_no_write_of_a_primary_that_is_carried() {
+    assert_clean(&run_profile(Profile::Carried, 57, Trace::off()));
+}
+
+#[test]
 fn a_check_that_was_wrong_finds_none() {
     // metadata that go bad again, or back, before the repair of the first damage was durable
     for seed in [20057, 36572] {

@@ -84,11 +84,13 @@ fn profile(defect: Defect) -> Profile {
         D::NotNamedGoesOn => Profile::Forced,
         D::GuestOutlivesAPrimary | D::GuestWritesUnmarked => Profile::Guests,
         D::FullCopyDetached => Profile::FullStores,
-        D::RepairOutlivesTheRole => Profile::BadBlocks,
+        D::RepairOutlivesTheRole | D::RepairOutlivesTheVerification => Profile::BadBlocks,
         D::AnswerCountsAsRead | D::SpentAccountHoldsUpOthers | D::FirstWaiterAloneIsWoken => {
             Profile::Mirrors
         }
-        D::CarriedOutlivesAPrimary | D::CarrierPromotedBesideThePrimary => Profile::Carried,
+        D::CarriedOutlivesAPrimary
+        | D::CarrierPromotedBesideThePrimary
+        | D::ReadDiesWithTheDisk => Profile::Carried,
         _ => Profile::General,
     }
 }

@@ -573,6 +573,7 @@ fn bad_blocks(o: &mut Options, rng: &mut Rng) {
     o.fault_every_ns = Some(30 * MS);
     o.faults = vec![
         (Fault::ReadFails, 12),
+        (Fault::DiskSlow, 3),
         (Fault::SessionEnds, 1),
         (Fault::DaemonDies, rng.below(2)),
     ];
@@ -582,14 +583,14 @@ fn bad_blocks(o: &mut Options, rng: &mut Rng) {
         (Order::Promote, 20),
         (Order::Demote, 4),
         (Order::TakeOver, 2),
-        (Order::Verify, 1),
+        (Order::Verify, 2),
     ];
-    o.sequels = vec![sequel(
-        Cause::Fault(Fault::ReadFails),
-        Cause::Order(Order::Demote),
-        10 * MS,
-        50,
-    )];
+    let bad = Cause::Fault(Fault::ReadFails);
+    o.sequels = vec![
+        sequel(bad, Cause::Order(Order::Demote), 10 * MS, 50),
+        // It finds the block, and the peer, which is slow to read it, becomes Primary.
+        sequel(bad, Cause::Order(Order::Verify), 10 * MS, 30),
+    ];
 }
 
 impl World {

@@ -175,7 +175,7 @@ impl Mirror {
             }
             Demotion::Flushing
                 if self.unflushed.is_empty()
-                    && !self.is_guest_unflushed()
+                    && !self.is_answerer_unflushed()
                     && !self.flush.is_running() =>
             {
                 self.record_demotion()

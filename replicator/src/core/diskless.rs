@@ -9,7 +9,7 @@ use kagami_bitmap::superblock::StoredDisk;
 
 use super::durable::After;
 use super::event::IoError;
-use super::link::Phase;
+use super::link::{Phase, Up};
 use super::message::{Hello, Message};
 use super::state::{DiskState, Role, SessionId};
 use super::{Action, Actions, DiskFault, Mirror, Notice, Store};
@@ -61,6 +61,11 @@ impl Mirror {
             self.refuse_promotion(why, out);
             return;
         }
+        if self.target_mut().is_some() {
+            // A guest that has adopted: its source's copy is as good, and carries it in another session. In this one it would
+            // be taken for a copy that is in sync.
+            return self.close_session("the local disk failed", out);
+        }
         if was_newest || !self.is_in_sync() {
             // The only good copy is gone; the peer's is older.
             if self.is_source() || self.is_frozen() {
@@ -79,9 +84,10 @@ impl Mirror {
     }
 
     /// True if this node has neither a disk nor a peer to serve from: EIO, at once. A peer that
-    /// lacks what protocol A or B answered is none: its blocks would be old ones.
+    /// lacks what protocol A or B answered is none: its blocks would be old ones. Nor is one whose own disk is gone.
     pub(super) fn has_lost_all(&self) -> bool {
-        self.local.store != Store::Usable && (self.up().is_none() || self.local.ahead)
+        let gone = |up: &Up| matches!(up.peer.disk, DiskState::Failed | DiskState::Diskless);
+        self.local.store != Store::Usable && (self.up().is_none_or(gone) || self.local.ahead)
     }
 
     /// Why this Primary without a disk can't go on as one through the peer, if it can't: the data are not

@@ -171,7 +171,7 @@ impl Mirror {
     ) {
         let ended = self.metadata.remove(&id);
         assert!(ended.is_some(), "metadata write {id} was not submitted");
-        self.told_metadata = false;
+        self.on_metadata_answers();
         let work = ended.map(|ended| ended.work);
         if let Err(fault) = result {
             self.on_metadata_failed(work, fault, out);

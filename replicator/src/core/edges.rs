@@ -9,7 +9,7 @@ use kagami_bitmap::Block;
 
 use super::event::IoError;
 use super::write::{Stage, Work, WriteKey};
-use super::{Actions, DiskOp, DiskResult, DiskWork, Mirror, Store};
+use super::{Actions, DiskOp, DiskResult, DiskWork, Mirror};
 
 impl Mirror {
     /// Reads the first and last block of the span where the write does not cover them.
@@ -63,15 +63,18 @@ impl Mirror {
         out: &mut Actions,
     ) {
         let (stage, span) = (self.writes[key.0].stage, self.writes[key.0].span);
-        let (Stage::Edges(left) | Stage::Dropped(left)) = stage else {
+        let (Stage::Edges(left) | Stage::Again(left) | Stage::Dropped(left)) = stage else {
             panic!("an edge was read for a write in {stage:?}");
         };
         assert!(left > 0, "no edge was asked for");
-        let gone = matches!(stage, Stage::Dropped(_));
+        let wanted = matches!(stage, Stage::Edges(_));
         let peer_has_it = !by_peer && self.can_read_from_peer();
+        // As a read that fails: whoever may not answer now tries it again.
+        let put_off = matches!(stage, Stage::Again(_)) || wanted && !by_peer && !self.may_read();
+        let again = put_off && !self.has_lost_all();
         let write = &mut self.writes[key.0];
         match result {
-            Ok(block) if !gone => {
+            Ok(block) if wanted => {
                 write.stage = Stage::Edges(left - 1);
                 if left == 1 {
                     write.edges[usize::from(last)] = Some(block);
@@ -84,7 +87,7 @@ impl Mirror {
                     write.edges[usize::from(last)] = Some(kept);
                 }
             }
-            Err(_) if !gone && peer_has_it => {
+            Err(_) if wanted && peer_has_it => {
                 // The block can't be read here: the peer's is as good.
                 let block = if last {
                     Block(span.end().0 - 1)
@@ -92,6 +95,13 @@ impl Mirror {
                     span.first
                 };
                 self.read_edge_from_peer(key, block, last, out);
+            }
+            _ if again => {
+                write.stage = Stage::Again(left - 1);
+                if left == 1 {
+                    write.edges = [None, None];
+                    self.park(key);
+                }
             }
             _ => {
                 write.stage = Stage::Dropped(left - 1);
@@ -103,12 +113,11 @@ impl Mirror {
         }
     }
 
-    /// The blocks that a guest asked its source for will not come in this session. True if the
-    /// write waits for the next one, or for this node's own copy that is good by now.
+    /// The blocks that were asked of the peer that answers for this node will not come in this session. True if
+    /// the write waits for the next one, or for this node's own copy that is good by now.
     pub(super) fn reads_edges_again(&mut self, key: WriteKey) -> bool {
-        let usable = self.local.store == Store::Usable;
         let write = &mut self.writes[key.0];
-        let again = usable && write.edges_there;
+        let again = write.edges_there;
         if again && matches!(write.stage, Stage::Edges(_)) {
             write.stage = Stage::Parked;
             write.edges = [None, None];

@@ -227,10 +227,7 @@ impl Mirror {
             Timer::PeerSilent,
             self.now.after_ms(self.settings.timeout_ms),
         );
-        self.timers.set(
-            Timer::AckOverdue,
-            self.now.after_ms(self.settings.ack_timeout_ms),
-        );
+        self.watch_acks();
         self.on_ping_due(out);
     }
 
@@ -264,8 +261,11 @@ impl Mirror {
         ] {
             self.timers.clear(timer);
         }
-        if !self.disk.is_empty() || !self.metadata.is_empty() {
-            self.watch_acks();
+        // What a store owes is overdue when it would have been.
+        let owed = [self.disk_owes_since(), self.metadata_owes_since()];
+        if let Some(since) = owed.into_iter().flatten().min() {
+            let due = since.after_ms(self.settings.ack_timeout_ms);
+            self.timers.set(Timer::AckOverdue, due);
         }
         if let LinkStage::Up(up) = link.stage {
             self.cancel_cycle();
@@ -429,9 +429,9 @@ impl Mirror {
     /// Something may be owed for as long as `ack-timeout` (docs/protocol.md §5).
     pub(super) fn on_overdue(&mut self, out: &mut Actions) {
         let peer_due = self.on_ack_overdue(out);
-        let disk = self.disk.iter().map(|(_, op)| op.since).min();
+        let disk = self.disk_owes_since();
         let disk_due = self.on_store_overdue(disk, "local disk", |m| &mut m.told_disk, out);
-        let metadata = self.metadata.values().map(|write| write.since).min();
+        let metadata = self.metadata_owes_since();
         let metadata_due =
             self.on_store_overdue(metadata, "metadata store", |m| &mut m.told_metadata, out);
         let due = [peer_due, disk_due, metadata_due];
@@ -461,8 +461,32 @@ impl Mirror {
         None
     }
 
-    /// A store of this node that answers nothing is told, once until it does. (Nothing can be done about it: what it was given may
-    /// still be carried out.) `since`: when its oldest operation began. When that will be overdue.
+    /// When the oldest operation began that the local disk has under way.
+    fn disk_owes_since(&self) -> Option<Time> {
+        self.disk.iter().map(|(_, op)| op.since).min()
+    }
+
+    /// When the oldest metadata write began that is under way.
+    fn metadata_owes_since(&self) -> Option<Time> {
+        self.metadata.values().map(|write| write.since).min()
+    }
+
+    fn is_overdue(&self, since: Option<Time>) -> bool {
+        since.is_some_and(|since| self.now >= since.after_ms(self.settings.ack_timeout_ms))
+    }
+
+    /// The local disk has ended an operation. That it hangs is over with the last one that is overdue.
+    pub(super) fn on_disk_answers(&mut self) {
+        self.told_disk = self.told_disk && self.is_overdue(self.disk_owes_since());
+    }
+
+    /// The same of the metadata store.
+    pub(super) fn on_metadata_answers(&mut self) {
+        self.told_metadata = self.told_metadata && self.is_overdue(self.metadata_owes_since());
+    }
+
+    /// A store of this node that leaves something unanswered is told, once until it has answered that. (Nothing can be done
+    /// about it: what it was given may still be carried out.) `since`: when its oldest operation began. When that will be overdue.
     fn on_store_overdue(
         &mut self,
         since: Option<Time>,
@@ -470,9 +494,8 @@ impl Mirror {
         told: fn(&mut Self) -> &mut bool,
         out: &mut Actions,
     ) -> Option<Time> {
-        let due = since?.after_ms(self.settings.ack_timeout_ms);
-        if self.now < due {
-            return Some(due);
+        if !self.is_overdue(since) {
+            return Some(since?.after_ms(self.settings.ack_timeout_ms));
         }
         if !std::mem::replace(told(self), true) {
             out.push(Action::Report(Notice::Stalled { who }));

@@ -140,7 +140,7 @@ pub struct Mirror {
     bitmap: DirtyBitmap,
     log: ActivityLog,
     metadata: BTreeMap<MetaId, UnderWay<durable::Work>>,
-    /// The metadata store was told to be slow, and has not answered since.
+    /// The metadata store was told to be slow, and owes still what it was told for.
     told_metadata: bool,
     next_meta: u64,
     pages: durable::Pages,
@@ -163,7 +163,7 @@ pub struct Mirror {
 
     // I/O.
     disk: Slab<UnderWay<DiskWork>>,
-    /// The local disk was told to be slow, and has not answered since.
+    /// The local disk was told to be slow, and owes still what it was told for.
     told_disk: bool,
     jobs: Slab<request::Job>,
     held: VecDeque<request::Held>,
@@ -436,8 +436,9 @@ impl Mirror {
             self.disk.contains(id.0 as usize),
             "disk operation {id} was not submitted"
         );
-        self.told_disk = false;
-        match self.disk.remove(id.0 as usize).work {
+        let ended = self.disk.remove(id.0 as usize);
+        self.on_disk_answers();
+        match ended.work {
             DiskWork::Write(key) => self.on_write_local(key, result.map(drop), out),
             DiskWork::Edge { write, last } => self.on_edge(write, last, result, false, out),
             DiskWork::Read(key) => self.on_read_local(key, result, out),

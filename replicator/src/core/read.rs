@@ -158,6 +158,10 @@ impl Mirror {
                 self.reads[key.0].failed = Some(fault);
                 self.read_there(key, out);
             }
+            // Also where the disk is dying: the peer may be about to answer for this node.
+            Err(_) if !self.may_read() && !planted(Defect::ReadDiesWithTheDisk) => {
+                self.put_off_read(key, out);
+            }
             Err(_) => {
                 let read = self.reads.remove(key.0);
                 self.end_read(read.job, Err(IoError::Io), out);

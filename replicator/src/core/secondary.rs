@@ -190,7 +190,7 @@ impl Mirror {
         Ok(())
     }
 
-    fn begin_peer_flushes(&mut self, out: &mut Actions) {
+    pub(super) fn begin_peer_flushes(&mut self, out: &mut Actions) {
         let Some(session) = self.session() else {
             return;
         };

@@ -288,6 +288,7 @@ impl Mirror {
         }
         let result = Err(NOT_NOW);
         self.send(Message::Done { seq, result }, out);
+        self.begin_peer_flushes(out);
     }
 
     // The guest's side.
@@ -317,7 +318,7 @@ impl Mirror {
         self.be_served().map(|_| ())
     }
 
-    /// From now on the source answers. False: the session is gone.
+    /// From now on the source answers, and flushes what it had answered before. False: the session is gone.
     ///
     /// Errors: this copy is not its target.
     fn be_served(&mut self) -> Result<bool, String> {
@@ -333,9 +334,10 @@ impl Mirror {
         Ok(true)
     }
 
-    /// The peer's machine, in this boot of it, has what is answered from now on.
+    /// The peer's machine, in this boot of it, has what is answered from now on; what it answered before is flushed soon.
     pub(super) fn served_by(&mut self, boot: Option<u128>) {
         self.guest.boot = boot;
+        self.flush.wanted |= self.guest.unflushed;
     }
 
     /// The peer answered what it had not flushed, and its machine has crashed since.

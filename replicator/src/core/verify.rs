@@ -5,6 +5,7 @@
 //! differs then is marked. It runs from the Primary, or from either node while there is none.
 
 use bytes::Bytes;
+use kagami_bitmap::planted::{Defect, planted};
 use kagami_bitmap::{BLOCK, Block, Run};
 
 use super::durable::After;
@@ -278,12 +279,16 @@ impl Mirror {
             .verify
             .as_mut()
             .filter(|verify| verify.number == number);
+        // *Read-your-writes*: one that is over may have ended with a grant, and the peer have written there since.
+        let writes_back = mine.is_some() || planted(Defect::RepairOutlivesTheVerification);
         if let Some(verify) = mine {
             verify.reading -= 1;
             verify.unreadable += if result.is_err() { run.count } else { 0 };
         }
         match result {
-            Ok(data) if self.local.store == Store::Usable => self.repair(run, data, out),
+            Ok(data) if writes_back && self.local.store == Store::Usable => {
+                self.repair(run, data, out);
+            }
             _ => {
                 self.spans.unlock(run);
                 self.wake_blocked(out);

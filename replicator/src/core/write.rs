@@ -50,6 +50,8 @@ pub(super) enum Stage {
     Cold,
     /// Blocks that it covers in part are being read; as many operations are under way.
     Edges(u8),
+    /// An edge could not be read, and nobody may answer it at the moment: once as many operations have ended, it is parked.
+    Again(u8),
     /// Nobody may answer it at the moment.
     Parked,
     /// Submitted.
@@ -574,7 +576,9 @@ impl Mirror {
                         self.end_write(key, out);
                     }
                 }
-                Stage::Edges(left) => self.writes[key.0].stage = Stage::Dropped(left),
+                Stage::Edges(left) | Stage::Again(left) => {
+                    self.writes[key.0].stage = Stage::Dropped(left);
+                }
                 Stage::Dropped(_) => {}
                 Stage::Blocked | Stage::Cold | Stage::Parked => {
                     self.blocked.retain(|k| *k != key);
