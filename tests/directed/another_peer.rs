@@ -317,3 +317,13 @@ fn it_can_t_be_recorded() {
     pair.pump();
     assert!(pair.reply(0, id).is_none_or(Result::is_err));
 }
+
+/// A copy that is being given up is not good any more, though its record says so still.
+#[test]
+fn it_is_refused_for_a_copy_that_is_being_invalidated() {
+    let mut pair = single(Solo::Always, written);
+    pair.sides[0].hold.metadata = true;
+    pair.order(0, Command::Invalidate);
+    let refused = "refused: this copy is not good, the peer's is";
+    assert_eq!(says(&mut pair, set(THIRD)), refused);
+}

@@ -5,7 +5,7 @@ use kagami_replicator::core::message::Message;
 use kagami_replicator::core::register::{ArbiterAnswer, Ask, Register};
 use kagami_replicator::core::state::{Attempt, NodeId, Time};
 use kagami_replicator::core::status::ArbiterFault;
-use kagami_replicator::core::{DiskFault, Event, Notice};
+use kagami_replicator::core::{Command, DiskFault, Event, Notice};
 
 use super::pair::{DEMOTE, FORCE, MS, PROMOTE, Pair};
 use super::stands::{alone, build, copying, cut, in_sync, lose_disk, primary};
@@ -581,4 +581,65 @@ fn a_question_is_known_by_what_it_is_for() {
     assert_eq!(mirror.footing().asking, None);
     assert!(mirror.asks_to_carry(id));
     assert!(!mirror.asks_to_carry(Attempt(id.0 + 1)));
+}
+
+/// A source whose copying is done asks whether the arbiter is there: not with the question that an operator's word is told by.
+#[test]
+fn a_word_that_is_being_told_is_told_to_its_end() {
+    let mut pair = cut(in_sync());
+    pair.sides[0].hold.asks = true;
+    pair.done(0, FORCE);
+    pair.write(0, 5);
+    pair.sides[0].hold.reads = true;
+    pair.linked = true;
+    pair.elapse(100);
+    assert_eq!(pair.stand(0), "Ps");
+    pair.sides[0].asks.clear();
+    pair.elapse(PATIENCE + 500);
+    pair.sides[0].hold.reads = false;
+    pair.pump();
+    assert_eq!(pair.sides[0].mirror.dirty().count(), 0);
+    about_to_swap(&mut pair, 0);
+    let (_, ask) = next(&mut pair, 0);
+    assert!(
+        matches!(&ask, Ask::Swap { register, .. } if register.forced),
+        "{ask:?}"
+    );
+}
+
+/// Where no register was ever recorded nobody can be told.
+#[test]
+fn a_word_for_no_register_is_told_to_none() {
+    let mut pair = Pair::new();
+    pair.linked = false;
+    pair.done(0, FORCE);
+    pair.elapse(LONG);
+    assert_eq!(pair.sides[0].asked, 1);
+    let settings = pair.sides[0].mirror.settings().clone();
+    pair.done(0, Command::Set(settings));
+    pair.elapse(LONG);
+    assert_eq!(pair.sides[0].asked, 1);
+}
+
+/// While the peer records the instance that was drawn, no other one is.
+#[test]
+fn a_register_that_is_being_named_is_named_once() {
+    let mut pair = Pair::new();
+    pair.sides[0].hold.asks = true;
+    pair.elapse(500);
+    pair.sides[1].hold.messages = true;
+    pair.sides[0].hold.asks = false;
+    pair.pump();
+    let named = |pair: &Pair| {
+        let messages = pair.sides[1].messages.iter();
+        let names = |message: &Message| matches!(message, Message::ArbiterInstance { .. });
+        messages.filter(|(_, message)| names(message)).count()
+    };
+    assert_eq!(named(&pair), 1);
+    let settings = pair.sides[0].mirror.settings().clone();
+    pair.done(0, Command::Set(settings));
+    assert_eq!(named(&pair), 1);
+    pair.sides[1].hold.messages = false;
+    pair.elapse(1_000);
+    assert_eq!(register(&pair).copies, [NodeId(1), NodeId(2)]);
 }

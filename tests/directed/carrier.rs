@@ -216,3 +216,56 @@ fn before_it_carries_it_is_refused_and_afterwards_it_asks_without_a_session() {
     assert_eq!(stands(&pair), ["Gn", "Pn"]);
     pair.write(1, 5);
 }
+
+/// Node 1 is to carry node 0, and waits for the arbiter, or for its record.
+fn about_to_carry(asking: bool) -> Pair {
+    let mut pair = primary();
+    pair.sides[1].hold.asks = asking;
+    pair.sides[1].hold.metadata = !asking;
+    lose_disk(&mut pair);
+    if asking {
+        let (attempt, ask) = pair.sides[1].asks.pop_front().expect("a question");
+        let answer = pair.arbiter.answer(&ask);
+        pair.handle(1, Event::Arbiter { attempt, answer });
+        assert_eq!(pair.sides[1].asks.len(), 1, "the register is to be swapped");
+    } else {
+        assert_eq!(pair.sides[1].metadata.len(), 1, "a generation is minted");
+    }
+    pair
+}
+
+/// It says that it is Secondary before it closes the session, in which nobody needs a carrier any more.
+#[test]
+fn a_node_that_is_primary_no_more_is_not_carried() {
+    for asking in [true, false] {
+        let mut pair = about_to_carry(asking);
+        let (role, disk) = (Role::Secondary, DiskState::Failed);
+        super::ways::say(&mut pair, 1, Message::State { role, disk });
+        let recorded = pair.sides[1].stored.len();
+        pair.sides[0].hold.messages = true;
+        pair.sides[1].hold.asks = false;
+        pair.sides[1].hold.metadata = false;
+        pair.pump();
+        assert_eq!(pair.sides[1].stored.len(), recorded, "{asking}");
+        assert!(!pair.sides[1].mirror.footing().alone, "{asking}");
+        let mut messages = pair.sides[0].messages.iter();
+        let carries = messages.any(|(_, message)| *message == Message::Carrying);
+        assert!(!carries, "{asking}");
+    }
+}
+
+/// Of a write that it could not carry out for any other reason than want of room it has lost its copy.
+#[test]
+fn a_carrier_that_fails_a_write_is_left() {
+    let mut pair = carried();
+    pair.sides[1].hold.messages = true;
+    pair.request(0, super::pair::write(9));
+    let mut messages = pair.sides[1].messages.iter();
+    let seq = messages.find_map(|(_, message)| match message {
+        Message::Write { seq, .. } => Some(*seq),
+        _ => None,
+    });
+    let (seq, result) = (seq.expect("a write"), Err(DiskFault::Io(5)));
+    super::ways::say(&mut pair, 0, Message::Done { seq, result });
+    assert_eq!(pair.sides[0].session, None);
+}

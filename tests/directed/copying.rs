@@ -97,6 +97,29 @@ fn either_node_pauses_it() {
     }
 }
 
+/// Nor does it end, where what is left of it is written anew.
+#[test]
+fn paused_it_stays() {
+    let mut pair = cut(primary());
+    for block in [5, 2_000] {
+        pair.write(0, block);
+        pair.sides[0].bad.insert(block);
+    }
+    connect(&mut pair);
+    pair.done(0, Command::PauseSync);
+    for block in [5, 2_000] {
+        pair.write(0, block);
+    }
+    pair.elapse(5_000);
+    assert_eq!(pair.sides[0].mirror.dirty().count(), 0);
+    let status = pair.sides[0].mirror.status(Time(pair.now));
+    assert_eq!(status.replication, Replication::PausedSync);
+    pair.done(0, Command::ResumeSync);
+    pair.elapse(3_000);
+    assert_eq!([pair.stand(0), pair.stand(1)], ["Pi", "Si"]);
+    assert!(pair.is_equal());
+}
+
 /// Both nodes measure how fast it goes.
 #[test]
 fn its_rate_is_told_at_both_ends() {
@@ -278,6 +301,15 @@ fn freezing() -> (Pair, kagami_replicator::core::state::RequestId) {
     (pair, id)
 }
 
+/// A flush adds nothing to what the end waits for: it is not held.
+#[test]
+fn a_flush_is_begun_near_the_end() {
+    let (mut pair, _) = freezing();
+    let before = pair.sides[0].flushes;
+    pair.request(0, Request::Flush);
+    assert_eq!(pair.sides[0].flushes, before + 1);
+}
+
 /// The generation is offered when nothing is under way: no write, no flush.
 #[test]
 fn it_ends_when_all_is_quiet() {
@@ -302,5 +334,32 @@ fn it_ends_when_all_is_quiet() {
         assert!(matches!(pair.reply(0, id), Some(Ok(_))));
     }
     assert_eq!([pair.stand(0), pair.stand(1)], ["Pi", "Si"]);
+    assert!(pair.is_equal());
+}
+
+/// Its blocks are locked until the target has all of them that differ.
+#[test]
+fn a_write_waits_for_all_pieces_of_what_is_copied_there() {
+    let mut pair = primary();
+    for block in [10, 20] {
+        pair.rot(1, block);
+    }
+    pair.sides[1].hold.writes = true;
+    pair.done(1, Command::Invalidate);
+    pair.elapse(1_000);
+    assert_eq!(disk_writes(&pair, 1), 2);
+    let mut ops = pair.sides[1].disk.iter();
+    let first = ops.position(|(_, op)| matches!(op, DiskOp::Write { .. }));
+    pair.end_disk(1, first.expect("a write"), Ok(()));
+    pair.sides[0].hold.writes = true;
+    let (id, _) = pair.request(0, write(15));
+    pair.pump();
+    assert_eq!((disk_writes(&pair, 0), disk_writes(&pair, 1)), (0, 1));
+    for side in &mut pair.sides {
+        side.hold.writes = false;
+    }
+    pair.pump();
+    assert!(pair.reply(0, id).is_some_and(Result::is_ok));
+    pair.elapse(3_000);
     assert!(pair.is_equal());
 }

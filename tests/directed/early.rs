@@ -311,3 +311,26 @@ fn the_time_of_writes_is_counted() {
     slowly(&mut pair, write(9), Ok(()));
     assert_eq!(took(&pair) - before, 10 * MS);
 }
+
+/// So is one that waits for another one, whose end then wakes nothing.
+#[test]
+fn what_waits_for_another_write_is_over_with_the_role() {
+    let mut pair = primary();
+    pair.sides[0].hold.asks = true;
+    pair.sides[0].hold.writes = true;
+    pair.sides[1].hold.messages = true;
+    let ids = [0, 1].map(|_| pair.request(0, write(9)).0);
+    pair.pump();
+    pair.cut();
+    pair.order(0, kagami_replicator::core::Command::Demote { force: true });
+    for id in ids {
+        assert_eq!(pair.reply(0, id), Some(&Err(IoError::NotPrimary)));
+    }
+    pair.sides[0].hold = Hold::default();
+    pair.pump();
+    pair.sides[1].hold.messages = false;
+    pair.linked = true;
+    pair.elapse(5_000);
+    pair.done(0, PROMOTE);
+    pair.write(0, 9);
+}

@@ -1,11 +1,13 @@
 //! Writes that cover blocks in part: which blocks are read for them, where, and what is then on both disks.
 
 use bytes::Bytes;
-use kagami_replicator::core::event::Request;
-use kagami_replicator::core::{DiskFault, DiskOp, IoError};
+use kagami_replicator::core::event::{Reply, Request};
+use kagami_replicator::core::message::Message;
+use kagami_replicator::core::{Command, DiskFault, DiskOp, IoError};
 
 use super::pair::{Pair, write};
 use super::stands::{alone, carried, guest, primary};
+use super::ways::say;
 
 /// How a pair comes to where it is.
 type Stand = fn() -> Pair;
@@ -179,4 +181,67 @@ fn what_is_read_at_the_peer_is_read_again_when_the_session_ends() {
             }
         }
     }
+}
+
+/// What is read and put together is a block at either end, and no more.
+#[test]
+fn whole_blocks_are_written_as_they_are_and_the_ends_by_themselves() {
+    let rows = [
+        (0, 8, 1),
+        (0, 24, 1),
+        (4, 4, 1),
+        (4, 8, 1),
+        (4, 12, 2),
+        (0, 12, 2),
+        (4, 16, 3),
+    ];
+    for (first, sectors, writes) in rows {
+        let mut pair = alone();
+        pair.sides[0].hold.writes = true;
+        pair.request(0, partly(first, sectors, 9));
+        pair.pump();
+        let ops = pair.sides[0].disk.iter();
+        let written = ops.filter(|(_, op)| matches!(op, DiskOp::Write { .. }));
+        assert_eq!(written.count(), writes, "{sectors} from {first}");
+    }
+}
+
+#[test]
+fn an_edge_that_only_the_peer_can_read_is_lost_with_it() {
+    let mut pair = primary();
+    pair.sides[0].hold.reads = true;
+    pair.sides[0].hold.asks = true;
+    pair.sides[1].hold.messages = true;
+    let (id, _) = pair.request(0, partly(4, 4, 9));
+    pair.pump();
+    fails(&mut pair, 0, 0);
+    pair.pump();
+    assert_eq!(pair.reply(0, id), None, "the peer is asked");
+    pair.cut();
+    assert_eq!(pair.reply(0, id), Some(&Err(IoError::Io)));
+}
+
+/// One edge could not be read, and the other one never comes: nothing of the write is left.
+#[test]
+fn a_guests_write_that_failed_ends_with_its_session() {
+    let mut pair = guest();
+    pair.sides[0].hold.messages = true;
+    let (write, _) = pair.request(1, partly(4, 8, 9));
+    pair.pump();
+    let asked: Vec<u64> = pair.sides[0]
+        .messages
+        .iter()
+        .filter_map(|(_, message)| match message {
+            Message::Read { id, .. } => Some(*id),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(asked.len(), 2);
+    let (id, result) = (asked[0], Err(DiskFault::Io(5)));
+    say(&mut pair, 1, Message::ReadReply { id, result });
+    assert_eq!(pair.reply(1, write), Some(&Err(IoError::Io)));
+    pair.cut();
+    let (stop, _) = pair.order(1, Command::Stop);
+    pair.pump();
+    assert_eq!(pair.answer(1, stop), Some(&Ok(Reply::Done)));
 }

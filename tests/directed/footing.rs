@@ -271,12 +271,15 @@ fn consent_ends_with_its_session() {
 fn of_two_bad_copies_the_policy_chooses() {
     use BothStalePolicy::{PreferLastPrimary, PreferLocal, Wait};
     type Row = ([BothStalePolicy; 2], [bool; 2], Option<usize>);
-    let rows: [Row; 7] = [
+    let rows: [Row; 9] = [
         ([Wait, Wait], [true, false], None),
         ([PreferLastPrimary; 2], [true, false], Some(0)),
         ([PreferLastPrimary; 2], [false, true], Some(1)),
         ([PreferLastPrimary; 2], [true, true], None),
         ([PreferLastPrimary; 2], [false, false], None),
+        // It is enough that one of them says so.
+        ([PreferLastPrimary, Wait], [true, false], Some(0)),
+        ([PreferLastPrimary, Wait], [false, true], Some(1)),
         ([PreferLocal, Wait], [false, true], Some(0)),
         ([Wait, PreferLocal], [false, true], Some(1)),
     ];

@@ -132,8 +132,10 @@ fn of_two_that_are_full_at_once_none_is_lost() {
 #[test]
 fn a_carrier_refuses_the_write_and_carries_on() {
     let (mut pair, id) = under_way(carried());
+    let session = pair.sides[1].session;
     fill(&mut pair, 1);
     pair.pump();
+    assert_eq!(pair.sides[1].session, session, "it need not meet anew");
     assert!(has_no_room(&pair, id));
     assert_eq!(stands(&pair), ["Dv", "Sv"]);
     flow(&mut pair);

@@ -186,20 +186,21 @@ fn what_comes_when_the_end_is_near_is_written_in_sync() {
 #[test]
 fn a_guest_adopts_when_nothing_of_it_is_under_way() {
     let (mut pair, first) = ending();
-    pair.sides[0].hold.messages = true;
     let (second, _) = pair.request(1, write(10));
-    pair.sides[0].hold.writes = false;
-    pair.elapse(100);
-    assert!(is_written(&pair, 1, first));
+    // (It is on another stream than what comes after it.)
+    let late = pair.sides[0].messages.pop_back().expect("a write");
+    assert!(matches!(late.1, Message::Write { .. }));
     let stored = pair.sides[1].stored.len();
-    pair.elapse(100);
+    pair.sides[0].hold.writes = false;
+    pair.elapse(200);
+    assert!(is_written(&pair, 1, first));
     assert_eq!(
         pair.sides[1].stored.len(),
         stored,
         "it waits for the second"
     );
     assert_eq!(pair.stand(1), "Pt");
-    pair.sides[0].hold.messages = false;
+    pair.sides[0].messages.push_back(late);
     pair.elapse(1_000);
     assert!(is_written(&pair, 1, second));
     comes_together(&mut pair);
@@ -305,6 +306,11 @@ fn a_guest_is_served_again_in_the_next_session() {
     assert!(is_written(&pair, 1, id));
     assert!(told > 0);
     assert_eq!([pair.stand(0), pair.stand(1)], ["Ss", "Pt"]);
+    pair.sides[1].hold.messages = true;
+    pair.elapse(500);
+    let mut messages = pair.sides[1].messages.iter();
+    assert!(!messages.any(|(_, message)| *message == Message::Carrying));
+    pair.sides[1].hold.messages = false;
     assert!(pair.sides[0].mirror.dirty().count() > 0, "it is not done");
     pair.write(1, 10);
     comes_together(&mut pair);
@@ -343,5 +349,94 @@ fn a_guest_is_demoted_without_its_source_if_that_has_flushed() {
         pair.pump();
         let answer = pair.answer(1, id);
         assert_eq!(matches!(answer, Some(Ok(_))), flushed, "{answer:?}");
+    }
+}
+
+/// Before it answers the source records that it is alone, then that it was not the Primary: each once, whatever happens meanwhile.
+#[test]
+fn a_source_records_once_that_its_guest_is_the_primary() {
+    let mut pair = copying_idle();
+    pair.sides[0].hold.metadata = true;
+    let stored = pair.sides[0].stored.len();
+    let (id, _) = pair.order(1, WHILE_RESYNCING);
+    pair.pump();
+    assert_eq!(
+        (pair.answer(1, id), pair.sides[0].metadata.len()),
+        (None, 1)
+    );
+    for _ in 0..3 {
+        pair.handle(0, Event::Tags(vec![]));
+    }
+    pair.sides[0].hold.metadata = false;
+    pair.pump();
+    assert!(matches!(pair.answer(1, id), Some(Ok(_))));
+    assert_eq!(pair.sides[0].stored.len() - stored, 2);
+}
+
+/// A write that the source had not begun when its disk failed never is: the next session waits for nothing of it.
+#[test]
+fn what_a_source_has_not_begun_ends_with_its_disk() {
+    let mut pair = guest();
+    pair.sides[0].hold.flushes = true;
+    pair.request(1, Request::Flush);
+    pair.pump();
+    pair.sides[0].hold.metadata = true;
+    pair.request(1, write(3_000));
+    pair.pump();
+    assert_eq!(pair.sides[0].metadata.len(), 1, "an extent is to be hot");
+    let mut ops = pair.sides[0].disk.iter();
+    let at = ops.position(|(_, op)| *op == DiskOp::Flush);
+    pair.end_disk(0, at.expect("a flush"), Err(DiskFault::Io(5)));
+    assert_eq!(pair.sides[0].session, None);
+    pair.sides[0].hold = super::pair::Hold::default();
+    pair.pump();
+    pair.meet();
+    pair.pump();
+    assert_ne!(pair.stand(0), "Gm", "it has greeted");
+}
+
+/// Nor does the resynchronisation end before the target is told whether it may be Primary.
+#[test]
+fn a_target_that_asks_is_answered_before_the_end() {
+    let mut pair = copying_idle();
+    pair.sides[0].hold.metadata = true;
+    let (id, _) = pair.order(1, WHILE_RESYNCING);
+    pair.pump();
+    pair.sides[0].hold.reads = false;
+    pair.pump();
+    assert_eq!((pair.answer(1, id), pair.stand(0)), (None, "Ss"));
+    pair.sides[0].hold.metadata = false;
+    pair.pump();
+    assert!(matches!(pair.answer(1, id), Some(Ok(_))));
+    comes_together(&mut pair);
+}
+
+/// Whoever has been offered the generation is answered for by nobody any more.
+#[test]
+fn a_copy_that_is_about_to_adopt_is_not_served() {
+    let (mut pair, _) = ending();
+    pair.sides[1].hold.metadata = true;
+    pair.sides[0].hold.writes = false;
+    pair.pump();
+    assert_eq!(pair.sides[1].metadata.len(), 1, "it adopts");
+    super::ways::say(&mut pair, 1, Message::Carrying);
+    assert_eq!(pair.sides[1].session, None, "a rule is broken");
+}
+
+/// While a write is under way at the copy that answers, a flush there would cover nothing.
+#[test]
+fn a_slow_write_there_is_not_flushed_for() {
+    for (build, node) in [(guest as fn() -> Pair, 1), (carried, 0)] {
+        let mut pair = build();
+        pair.elapse(2_500);
+        let other = 1 - node;
+        pair.sides[other].hold.writes = true;
+        pair.request(node, write(9));
+        pair.pump();
+        pair.sides[other].hold.messages = true;
+        pair.elapse(1_500);
+        let mut messages = pair.sides[other].messages.iter();
+        let flushes = messages.any(|(_, message)| matches!(message, Message::Flush { .. }));
+        assert!(!flushes, "node {node}");
     }
 }

@@ -31,6 +31,7 @@ mod promotion;
 mod requests;
 mod rest;
 mod resync_end;
+mod rooms;
 mod routes;
 mod sessions;
 mod stands;

@@ -2,10 +2,10 @@
 
 use kagami_replicator::core::event::{From, Reply};
 use kagami_replicator::core::state::{Replication, Time};
-use kagami_replicator::core::{Command, DiskState, Role};
+use kagami_replicator::core::{Command, DiskState, IoError, Role};
 
 use super::meeting::recorded_all;
-use super::pair::{DEMOTE, PROMOTE, Pair};
+use super::pair::{DEMOTE, Kept, PROMOTE, Pair};
 use super::stands::{alone, build, copying, cut, guest, in_sync, lose_disk, primary};
 
 /// How a pair is, and which of its nodes is meant.
@@ -166,8 +166,9 @@ fn a_clean_hand_over_forgets_who_was_primary() {
 
 #[test]
 fn a_copy_is_worth_after_a_demotion_what_is_known_of_it() {
-    let rows: [(Stand, DiskState); 4] = [
+    let rows: [(Stand, DiskState); 5] = [
         (|| (primary(), 0), DiskState::UpToDate),
+        (|| build("Pv"), DiskState::UpToDate),
         (|| (copying(), 0), DiskState::UpToDate),
         (|| (alone(), 0), DiskState::Consistent),
         (|| (guest(), 1), DiskState::Inconsistent),
@@ -278,6 +279,50 @@ fn a_stop_waits_for_a_record_of_the_log() {
     pair.sides[node].hold.metadata = false;
     pair.elapse(LONG);
     assert_eq!(pair.answer(node, id), Some(&Ok(Reply::Done)));
+}
+
+/// A Primary that crashed remembers it, until the other one is: then one copy does, as before.
+#[test]
+fn whoever_grants_the_role_forgets_that_it_had_it() {
+    let mut pair = primary();
+    pair.sides[0].hold.asks = true;
+    pair.cut();
+    pair.sides[0].asks.clear();
+    pair.restart(0);
+    pair.sides[0].hold.asks = false;
+    pair.linked = true;
+    pair.elapse(LONG);
+    assert_eq!([pair.stand(0), pair.stand(1)], ["Si", "Si"]);
+    assert!(records(&pair, 0));
+    pair.done(1, PROMOTE);
+    assert_eq!([records(&pair, 0), records(&pair, 1)], [false, true]);
+    // With nothing to forget nothing is recorded.
+    let mut pair = in_sync();
+    let stored = pair.sides[0].stored.len();
+    pair.done(1, PROMOTE);
+    assert_eq!(pair.sides[0].stored.len(), stored);
+}
+
+/// That a write was failed ends no record that it asked for.
+#[test]
+fn a_stop_waits_for_the_record_of_a_write_that_was_failed() {
+    let mut pair = primary();
+    pair.sides[0].hold.asks = true;
+    pair.sides[0].hold.metadata = true;
+    let (write, _) = pair.request(0, super::pair::write(3_000));
+    pair.pump();
+    let record = pair.sides[0].metadata[0];
+    pair.sides[0].kept = Some(Kept::Metadata(record));
+    pair.sides[0].hold.metadata = false;
+    pair.cut();
+    let (id, _) = pair.order(0, Command::Stop);
+    pair.pump();
+    assert_eq!(pair.reply(0, write), Some(&Err(IoError::NotPrimary)));
+    assert_eq!(pair.answer(0, id), None);
+    assert_eq!(pair.sides[0].metadata, [record], "the log is not emptied");
+    pair.sides[0].kept = None;
+    pair.pump();
+    assert_eq!(pair.answer(0, id), Some(&Ok(Reply::Done)));
 }
 
 #[test]

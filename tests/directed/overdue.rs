@@ -171,6 +171,25 @@ fn a_metadata_store_that_answers_nothing_is_told_once() {
     assert_eq!(stalled(&pair, 0), ["metadata store", "metadata store"]);
 }
 
+/// Nothing of it is the session's, whose end it outlives.
+#[test]
+fn a_store_that_hangs_over_the_end_of_a_session_is_told() {
+    let mut pair = primary();
+    pair.sides[1].hold.writes = true;
+    pair.request(0, write(9));
+    pair.pump();
+    pair.cut();
+    pair.elapse(LONG);
+    assert_eq!(stalled(&pair, 1), ["local disk"]);
+    let mut pair = in_sync();
+    pair.sides[0].hold.metadata = true;
+    pair.order(0, PROMOTE);
+    pair.pump();
+    pair.cut();
+    pair.elapse(LONG);
+    assert_eq!(stalled(&pair, 0), ["metadata store"]);
+}
+
 /// *One-writer*: a node that is alone looks at the register as soon as it is told to ask it.
 #[test]
 fn a_reload_makes_a_node_that_is_alone_look_at_the_register() {

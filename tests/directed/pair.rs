@@ -51,6 +51,8 @@ pub struct Hold {
     /// Messages from the peer.
     pub messages: bool,
     pub asks: bool,
+    /// Memory for what the peer is asked for.
+    pub rooms: bool,
 }
 
 /// One thing that ends when a test says so.
@@ -74,6 +76,7 @@ pub struct Side {
     pub stored: Vec<Vec<Vec<(u64, Bytes)>>>,
     pub messages: VecDeque<(SessionId, Message)>,
     pub asks: VecDeque<(Attempt, Ask)>,
+    pub rooms: VecDeque<RequestId>,
     pub session: Option<SessionId>,
     /// It looks for its peer, from then on.
     pub wants: Option<Time>,
@@ -205,6 +208,7 @@ impl Pair {
                 stored: Vec::new(),
                 messages: VecDeque::new(),
                 asks: VecDeque::new(),
+                rooms: VecDeque::new(),
                 session: None,
                 wants: None,
                 deadline: None,
@@ -263,7 +267,7 @@ impl Pair {
         out
     }
 
-    /// What followed from it at once: there is always memory.
+    /// What followed from it at once: there is memory, unless a test says otherwise.
     fn carry_out(&mut self, node: usize, out: &Effects) -> Effects {
         let mut drawn = None;
         let mut rooms = Vec::new();
@@ -309,6 +313,7 @@ impl Pair {
                     self.open.remove(&(node, id.0));
                     side.answers.push((*id, result.clone()));
                 }
+                Action::Room { id, .. } if side.hold.rooms => side.rooms.push_back(*id),
                 Action::Room { id, .. } => rooms.push(*id),
                 Action::SetTimer { at } => side.deadline = *at,
                 Action::DrawTags(count) => drawn = Some(*count),
@@ -423,6 +428,12 @@ impl Pair {
             && let Some((session, message)) = side.messages.pop_front()
         {
             self.handle(node, Event::Message { session, message });
+            return true;
+        }
+        if !hold.rooms
+            && let Some(id) = side.rooms.pop_front()
+        {
+            self.handle(node, Event::Room { id });
             return true;
         }
         let mut asks = side.asks.iter();

@@ -1,12 +1,12 @@
 //! Orders to promote that meet others: what replaces what, what waits, and what a grant is worth.
 
+use kagami_bitmap::superblock::{Generation, StoredDisk};
 use kagami_replicator::core::event::{From, Reply};
 use kagami_replicator::core::message::Message;
-use kagami_replicator::core::settings::Settings;
 use kagami_replicator::core::state::{CommandId, NodeId, Solo, Time};
-use kagami_replicator::core::{Command, Notice, Role};
+use kagami_replicator::core::{Command, DiskState, Notice, Role, Settings};
 
-use super::pair::{FORCE, PROMOTE, Pair};
+use super::pair::{DEMOTE, FORCE, PROMOTE, Pair, SIZE, start};
 use super::stands::{alone, copying, copying_idle, cut, guest, in_sync, primary};
 use super::ways::say;
 
@@ -266,4 +266,106 @@ fn what_a_fence_script_has_said_ends_with_a_meeting() {
     pair.pump();
     let what = "not promoted: no permission to go on alone";
     assert_eq!(refusal(&pair, 1, id), what);
+}
+
+/// So it can be taken back, which a grant that counts can't.
+#[test]
+fn a_promotion_whose_grant_has_ended_is_taken_back() {
+    let (mut pair, id) = granted();
+    pair.sides[0].hold.asks = true;
+    let (busy, _) = pair.order(0, DEMOTE);
+    assert_eq!(refusal(&pair, 0, busy), "not demoted: it is being promoted");
+    pair.cut();
+    let (demoted, _) = pair.order(0, DEMOTE);
+    assert!(is_done(&pair, 0, demoted));
+    let taken_back = "not promoted: it was told to be Secondary meanwhile";
+    assert_eq!(refusal(&pair, 0, id), taken_back);
+    pair.sides[0].hold.metadata = false;
+    pair.pump();
+    assert_eq!(pair.sides[0].mirror.role(), Role::Secondary);
+}
+
+/// Whoever leaves as a Secondary records that its copy is Outdated, once its disk has flushed. It may have been granted the
+/// role in the meantime: then it leaves as a Primary does, with a copy that stays good.
+#[test]
+fn a_copy_whose_node_was_granted_the_role_does_not_leave_as_a_stale_one() {
+    let mut pair = primary();
+    pair.sides[1].hold.flushes = true;
+    let (left, _) = pair.order(1, Command::Disconnect);
+    pair.done(0, DEMOTE);
+    pair.sides[1].hold.metadata = true;
+    let (id, _) = pair.order(1, PROMOTE);
+    pair.pump();
+    assert_eq!((pair.answer(1, left), pair.answer(1, id)), (None, None));
+    pair.sides[1].hold.flushes = false;
+    pair.pump();
+    pair.sides[1].hold.metadata = false;
+    pair.pump();
+    assert!(is_done(&pair, 1, left));
+    assert_eq!(pair.sides[1].session, None);
+    pair.elapse(10_000);
+    assert!(is_done(&pair, 1, id), "{:?}", pair.answer(1, id));
+    let status = pair.sides[1].mirror.status(Time(pair.now));
+    assert_eq!(status.alone_by, Some("arbiter"));
+    assert_eq!(status.disk, DiskState::UpToDate);
+}
+
+/// Node 1 left cleanly, node 0 was forced with a bad copy, and an operator keeps node 1's: its record says Outdated until both are
+/// in sync.
+fn outdated_source() -> Pair {
+    let settings = Settings {
+        solo: Solo::Arbiter,
+        ..Settings::default()
+    };
+    let mut starts = [0, 1].map(|node| start(node, &settings, SIZE));
+    let [common, forced] = [(1, 5), (2, 6)].map(|(counter, tag)| Generation { counter, tag });
+    for start in &mut starts {
+        let record = &mut start.recovered.superblock.record;
+        record.current = Some(common);
+        record.zeroed = false;
+    }
+    let record = &mut starts[0].recovered.superblock.record;
+    record.current = Some(forced);
+    record.history = vec![common];
+    record.forced_bad = true;
+    starts[1].recovered.superblock.record.disk = StoredDisk::Outdated;
+    let mut pair = Pair::of(starts);
+    pair.sides[1].hold.reads = true;
+    let (from, full) = (Some(From::Local), true);
+    pair.done(1, Command::Resync { from, full });
+    pair.elapse(3_000);
+    assert_eq!(pair.sides[1].mirror.record().disk, StoredDisk::Outdated);
+    assert_eq!(pair.stand(0), "Bt");
+    pair
+}
+
+/// It was once promoted, and asked to answer for its target, over and over again, until both were in sync.
+#[test]
+fn a_source_whose_copy_is_outdated_serves_nobody_before_both_are_in_sync() {
+    let while_resyncing = Command::Promote {
+        force: false,
+        while_resyncing: true,
+    };
+    for (node, order, why) in [
+        (1, PROMOTE, "not promoted: this copy is Outdated"),
+        (0, while_resyncing, "not promoted: the peer refuses"),
+    ] {
+        let mut pair = outdated_source();
+        let (id, _) = pair.order(node, order.clone());
+        pair.pump();
+        assert_eq!(refusal(&pair, node, id), why);
+        let (id, offset, len) = (1, 0, 4096);
+        pair.sides[0].hold.messages = true;
+        say(&mut pair, 1, Message::Read { id, offset, len });
+        let answer = pair.sides[0].messages.back();
+        assert!(
+            matches!(answer, Some((_, Message::ReadReply { result: Err(_), .. }))),
+            "{answer:?}"
+        );
+        let mut pair = outdated_source();
+        pair.sides[1].hold.reads = false;
+        pair.elapse(5_000);
+        pair.done(node, order);
+        assert_eq!(pair.sides[node].mirror.role(), Role::Primary);
+    }
 }

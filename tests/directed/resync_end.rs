@@ -4,6 +4,7 @@
 //! arbiter though it had heard of it, one that waited to read a block that had been written anew.
 
 use kagami_replicator::core::DiskFault;
+use kagami_replicator::core::message::Message;
 use kagami_replicator::core::register::ArbiterAnswer;
 
 use super::pair::{Pair, write};
@@ -130,4 +131,21 @@ fn a_copy_that_is_behind_is_brought_up_to_date() {
     pair.pump();
     assert_eq!([pair.stand(0), pair.stand(1)], ["Pi", "Si"]);
     assert!(pair.is_equal());
+}
+
+/// Also where the session ends before that is durable.
+#[test]
+fn a_source_that_has_settled_has_lost_nothing() {
+    let mut pair = copying();
+    pair.sides[0].hold.reads = false;
+    while !matches!(pair.sides[0].messages.front(), Some((_, Message::Adopted))) {
+        assert!(pair.step());
+    }
+    pair.sides[0].hold.metadata = true;
+    pair.pump();
+    assert_eq!(pair.sides[0].metadata.len(), 1);
+    pair.cut();
+    pair.sides[0].hold.metadata = false;
+    pair.pump();
+    assert!(super::meeting::greet(&mut pair, 0).unbroken);
 }

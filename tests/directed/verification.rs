@@ -4,7 +4,7 @@ use kagami_bitmap::{Block, Run};
 use kagami_replicator::core::event::Reply;
 use kagami_replicator::core::message::Message;
 use kagami_replicator::core::state::{CommandId, Replication, Time};
-use kagami_replicator::core::{Action, Command, DiskFault, DiskOp, Event, Notice};
+use kagami_replicator::core::{Action, Command, DiskFault, DiskOp, DiskState, Event, Notice, Role};
 
 use super::pair::{Effects, Pair, SIZE, write};
 use super::stands::{alone, in_sync, primary};
@@ -385,4 +385,38 @@ fn an_answer_to_nothing_or_about_blocks_that_were_not_asked_ends_the_session() {
     assert!(!answers(0, vec![0, 255]) && !answers(3, vec![]));
     assert!(answers(0, vec![0, 256]));
     assert!(answers(4, vec![]));
+}
+
+/// A peer that is leaving is no good copy: what can't be read here is not asked of it.
+#[test]
+fn what_can_t_be_read_here_is_lost_where_the_peer_is_no_good_copy() {
+    let mut pair = primary();
+    pair.sides[0].bad.insert(300);
+    let (role, disk) = (Role::Secondary, DiskState::Outdated);
+    super::ways::say(&mut pair, 0, Message::State { role, disk });
+    let (id, _) = pair.order(0, VERIFY);
+    pair.pump();
+    let answer = "1 blocks can be read on neither node";
+    assert_eq!(said(&pair, 0, id), Some(answer));
+}
+
+/// Nothing is written back to a disk that has failed meanwhile.
+#[test]
+fn what_the_peer_reads_for_it_is_too_late_for_a_disk_that_has_failed() {
+    let mut pair = primary();
+    pair.sides[0].bad.insert(300);
+    pair.order(0, VERIFY);
+    let asked = |pair: &Pair| {
+        let message = pair.sides[1].messages.front();
+        matches!(message, Some((_, Message::Read { .. })))
+    };
+    while !asked(&pair) {
+        assert!(pair.step(), "the peer is not asked");
+    }
+    pair.sides[1].hold.messages = true;
+    super::stands::lose_disk(&mut pair);
+    pair.sides[0].hold.writes = true;
+    pair.sides[1].hold.messages = false;
+    pair.pump();
+    assert!(pair.sides[0].disk.is_empty(), "{:?}", pair.sides[0].disk);
 }

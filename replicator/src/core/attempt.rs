@@ -397,7 +397,11 @@ impl Mirror {
         let instance = match (&register, self.record().arbiter) {
             (Some(register), _) => register.instance,
             (None, Some(instance)) => instance,
-            (None, None) => return self.on_no_register(attempt.purpose),
+            // Only what was forced is told without a register, and it can't be told where none was ever recorded.
+            (None, None) => {
+                self.solo.forced = false;
+                return;
+            }
         };
         let (copies, generation, parent) = match attempt.purpose {
             Purpose::Rejoin => (
@@ -442,12 +446,6 @@ impl Mirror {
                 register: new,
             },
         });
-    }
-
-    fn on_no_register(&mut self, purpose: Purpose) {
-        if purpose == Purpose::Force {
-            self.solo.forced = false;
-        }
     }
 
     fn rejoin(&mut self, attempt: Attempt, register: Option<Register>, out: &mut Actions) {

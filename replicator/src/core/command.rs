@@ -362,7 +362,7 @@ impl Mirror {
             let what = "not disconnected: it was told to connect meanwhile";
             let next = "`kagami disconnect` again, if it is to stay without the other node";
             self.answer(id, Err(refusal(what, vec![], next)), out);
-        } else if result.is_ok() && self.is_in_sync() && !self.is_primary() {
+        } else if result.is_ok() && self.is_in_sync() && !self.is_primary() && !self.is_granted() {
             if planted(Defect::LeaveBeforeOutdated) {
                 self.send(Message::Leave, out);
             }

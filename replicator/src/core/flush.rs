@@ -243,8 +243,6 @@ impl Mirror {
             if source {
                 self.on_synced(covered, out);
             }
-        }
-        if cycle.session.is_some() && (self.is_served() || self.is_carried()) {
             self.guest_flushed();
         }
         if self.unflushed.is_empty() {

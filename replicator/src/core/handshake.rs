@@ -402,8 +402,9 @@ impl Mirror {
                 source.guest_stays = guest_stays;
                 Phase::Source(Box::new(source))
             }
+            // Nothing to copy: both read as zeroes, and the generation is minted. It is offered in a moment.
             Strategy::First { source } if source == self.me => {
-                Phase::Source(Box::new(Source::first(self.now)))
+                Phase::Source(Box::new(Source::new(0, self.now)))
             }
             Strategy::Marks { .. } | Strategy::Full { .. } | Strategy::First { .. } => {
                 Phase::Target(Target::new(self.bitmap.count(), self.now))

@@ -192,7 +192,7 @@ pub struct Mirror {
     stopping: Option<CommandId>,
     stop_progress: command::Stopping,
     verify: Option<verify::Verify>,
-    /// Verifications begun.
+    /// Verifications that did not come to their end.
     verifications: u64,
     pace: pace::Pace,
 

@@ -223,6 +223,13 @@ impl Mirror {
             }
             // A source that is about to settle is Primary a moment later.
             Phase::Source(_) if !copying => {}
+            // An operator kept a copy that had left: it is good when both are in sync.
+            Phase::Source(_) if !self.is_good() => {
+                let facts = vec!["it is until the resynchronisation from it ends".to_owned()];
+                let next = "wait for it: `kagami status --watch`";
+                let what = "not promoted: this copy is Outdated";
+                self.refuse_promotion(refusal(what, facts, next), out);
+            }
             Phase::InSync | Phase::Source(_) => {
                 if let Some(promoting) = &mut self.promoting {
                     promoting.stage = Promotion::Asked;
@@ -391,6 +398,11 @@ impl Mirror {
             Some(format!("node {} is being promoted itself", self.me))
         } else if self.stopping.is_some() {
             Some(format!("node {} is stopping", self.me))
+        } else if self.is_source() && !self.is_good() {
+            let me = self.me;
+            Some(format!(
+                "node {me}'s own copy is Outdated until the resynchronisation ends"
+            ))
         } else if self.is_source() && self.told_boot().is_some() {
             return self.on_guest_asks(out);
         } else if self.is_source() || self.up().is_some_and(|up| up.resolved) {

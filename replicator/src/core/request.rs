@@ -295,7 +295,7 @@ impl Mirror {
 
     /// Begins what was held and may go on now.
     pub(super) fn advance_requests(&mut self, out: &mut Actions) {
-        if !self.parked.is_empty() && (self.may_write() || self.is_serving()) {
+        if !self.parked.is_empty() && self.may_write() {
             for key in std::mem::take(&mut self.parked) {
                 self.start_write(key, out);
             }
@@ -349,10 +349,8 @@ impl Mirror {
         let overdue = self.now.after_ms(self.settings.ack_timeout_ms);
         self.timers.set_by(Timer::AckOverdue, overdue);
         self.seek_permission(out);
-        if self.solo_rule() == Solo::Arbiter && (self.is_in_sync() || self.alone.is_some()) {
-            // It may be a new arbiter, whose register is to be made while both copies are there; or the first one: who is
-            // alone looks whether it is named.
-            self.timers.set_by(Timer::AskAgain, self.now);
-        }
+        // It may be a new arbiter, whose register is to be made while both copies are there; or the first one: who is
+        // alone looks whether it is named. Who has nothing to ask asks nothing.
+        self.timers.set_by(Timer::AskAgain, self.now);
     }
 }

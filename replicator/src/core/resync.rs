@@ -156,14 +156,6 @@ impl Source {
         let asked = |chunk: &Chunk| chunk.data.as_ref().map(|(_, at)| *at);
         self.chunks.values().filter_map(asked).min()
     }
-
-    /// Nothing to copy: both read as zeroes, the generation is minted.
-    pub fn first(now: Time) -> Self {
-        Self {
-            stage: Stage::Leaving,
-            ..Self::new(0, now)
-        }
-    }
 }
 
 impl Target {
@@ -250,10 +242,10 @@ impl Mirror {
                 self.send_chunks(out);
                 self.end_pass(out);
                 if self.source_stage() == Some(Stage::Freezing) {
-                    self.leave_when_quiet(out);
+                    self.leave_when_quiet();
                 }
             }
-            Some(Stage::Freezing) => self.leave_when_quiet(out),
+            Some(Stage::Freezing) => self.leave_when_quiet(),
             Some(Stage::Probing | Stage::Leaving | Stage::Offered | Stage::Settling) => {}
             None => self.advance_adoption(),
         }

@@ -39,7 +39,7 @@ pub(super) struct Guest {
 }
 
 /// A guest's write that comes when the source takes none: it waits for the end of the
-/// resynchronisation, or for its going on.
+/// resynchronisation.
 #[derive(Debug)]
 pub(super) struct Late {
     pub seq: Seq,
@@ -55,6 +55,7 @@ pub(super) fn stays_primary(target: &Hello, source: &Hello) -> bool {
         && target.disk == StoredDisk::Inconsistent
         && !target.diskless
         && source.role == Role::Secondary
+        && source.disk == StoredDisk::Consistent
         && (!source.was_primary || planted(Defect::GuestOutlivesAPrimary))
         && target.boot.is_some()
         && source.boot.is_some()
@@ -85,12 +86,6 @@ impl Mirror {
                 self.up().map(|up| &up.phase),
                 Some(Phase::Target(target)) if target.served && target.offer.is_none()
             )
-    }
-
-    /// True if this source answers for a guest.
-    pub(super) fn is_serving(&self) -> bool {
-        matches!(self.up().map(|up| &up.phase), Some(Phase::Source(source)) if source.serves)
-            && self.alone.is_some()
     }
 
     /// True if the session's protocol knows guests.
@@ -256,19 +251,6 @@ impl Mirror {
             Stage::Offered | Stage::Settling => self.put_off(late.seq, out),
         }
         Ok(())
-    }
-
-    /// The resynchronisation goes on after all: so does what waited for its end.
-    pub(super) fn take_in_late(&mut self, out: &mut Actions) {
-        let late = self
-            .source()
-            .map(|source| std::mem::take(&mut source.late))
-            .unwrap_or_default();
-        for late in late {
-            if let Err(what) = self.on_guest_write(late, out) {
-                return self.on_peer_fault(what, out);
-            }
-        }
     }
 
     /// The generation is offered: what waits here is the guest's own to carry out, in sync.

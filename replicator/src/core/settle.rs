@@ -3,9 +3,9 @@
 //! With no marks left the source freezes new writes for a moment, leaves - `alone` goes, durably -,
 //! and offers its generation; the target adopts it in one durable write; both settle.
 
+use kagami_bitmap::BLOCK;
 use kagami_bitmap::planted::{Defect, planted};
 use kagami_bitmap::superblock::{Generation, StoredDisk};
-use kagami_bitmap::{BLOCK, Block};
 
 use super::durable::After;
 use super::link::{Awaited, Phase};
@@ -53,19 +53,13 @@ impl Mirror {
     }
 
     /// Step 4: no marks, nothing in flight; then `alone` goes, durably.
-    pub(super) fn leave_when_quiet(&mut self, out: &mut Actions) {
-        if self.bitmap.count() > 0 {
-            // An application's write failed at one copy meanwhile: copy on.
-            if let Some(source) = self.source() {
-                source.stage = Stage::Copying;
-                source.cursor = Block(0);
-            }
-            if self.gate == Gate::Frozen {
-                self.gate = Gate::Open;
-            }
-            self.take_in_late(out);
-            return;
-        }
+    pub(super) fn leave_when_quiet(&mut self) {
+        // (A write that fails at one copy marks its blocks as it ends the session.)
+        assert_eq!(
+            self.bitmap.count(),
+            0,
+            "Cleared-only-when-equal: marked blocks at the end of a resynchronisation"
+        );
         if !self.unflushed.is_empty() {
             self.flush.wanted = true;
             return;

@@ -156,16 +156,11 @@ impl Mirror {
         }
     }
 
-    /// The target is durably Inconsistent: it can't ask, so no arbiter is needed (§3 consent).
+    /// The target is durably Inconsistent: it can't ask, so no arbiter is needed (§3 consent). For a copy that is not alone
+    /// yet, in a session: such a one begins with no change of the record under way.
     pub(super) fn go_on_by_consent(&mut self, _out: &mut Actions) {
-        if self.alone.is_none()
-            && !self
-                .durable
-                .awaits(|after| matches!(after, After::Minted { .. }))
-        {
-            let tag = self.draw_tag();
-            self.mint_as(tag, After::Minted { by: "consent" });
-        }
+        let tag = self.draw_tag();
+        self.mint_as(tag, After::Minted { by: "consent" });
     }
 
     pub(super) fn on_minted(&mut self, by: &'static str, out: &mut Actions) {

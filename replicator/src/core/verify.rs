@@ -33,7 +33,8 @@ pub(super) struct Verify {
     reading: usize,
     /// To be compared again, locked.
     suspects: Vec<Run>,
-    /// Which verification since the start: its comparisons are numbered from `number << 32`.
+    /// How many have not come to their end before it: its comparisons are numbered from `number << 32`. What is asked for one
+    /// number is no other one's.
     number: u64,
     next_id: u64,
     compared: u64,
@@ -88,7 +89,7 @@ impl Mirror {
         if let Some(refused) = refused {
             return self.answer(command, Err(refused), out);
         }
-        self.verifications += 1;
+        // (One that has come to its end awaits nothing: it leaves its number.)
         self.verify = Some(Verify {
             number: self.verifications,
             command,
@@ -415,6 +416,7 @@ impl Mirror {
             verify.cursor = Block(0);
             verify.compared = 0;
             verify.unreadable = 0;
+            // What is still asked of the disk or the peer ends without it.
             self.verifications += 1;
             verify.number = self.verifications;
             verify.next_id = self.verifications << 32;

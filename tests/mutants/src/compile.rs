@@ -33,6 +33,7 @@ pub struct Built {
 pub fn build(
     root: &Path,
     copy: &Path,
+    profile: &str,
     builds: &[&[&str]],
     mutants: &[Mutant],
     mut out: BTreeMap<u32, Out>,
@@ -70,6 +71,7 @@ pub fn build(
                 copy,
                 &wrapper,
                 &target,
+                profile,
                 arguments,
                 &mut programs,
                 &mut errors,
@@ -205,6 +207,7 @@ fn cargo(
     copy: &Path,
     wrapper: &Path,
     target: &Path,
+    profile: &str,
     arguments: &[&str],
     programs: &mut BTreeMap<(String, String), PathBuf>,
     errors: &mut Vec<Value>,
@@ -213,10 +216,11 @@ fn cargo(
         .args([
             "test",
             "--quiet",
-            "--release",
             "--no-run",
             "--message-format",
             "json",
+            "--profile",
+            profile,
         ])
         .args(arguments)
         .current_dir(copy)

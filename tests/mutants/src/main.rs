@@ -18,11 +18,13 @@ use list::Mutant;
 use run::{ALL, Results, Step, Trials, Verdict};
 
 const USAGE: &str = "kagami-mutants FOLDER [--shard K/N] [--jobs J] [--seeds S] [--until STEP] [--again] [--only TEXT]
+    [--profile P]
 
   FOLDER   has list.json; gets the copy and the results, and what it has is not tried again
   --until  the last step, such as directed; what all of them let through goes on there in a later run
   --again  tries once more what survived
   --only   of those whose name has TEXT
+  --profile  of cargo: `dev` is built in less time, and tries take more (default: release)
 
 From the root of the workspace. Status 1: some survived without a reason in tests/mutants/equivalent.txt.";
 
@@ -133,6 +135,7 @@ struct Options {
     until: Option<String>,
     again: bool,
     only: String,
+    profile: String,
 }
 
 fn options(mut arguments: impl Iterator<Item = String>) -> Option<Options> {
@@ -144,6 +147,7 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Option<Options> {
         until: None,
         again: false,
         only: String::new(),
+        profile: "release".to_owned(),
     };
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
@@ -162,6 +166,7 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Option<Options> {
             "--until" => options.until = Some(arguments.next()?),
             "--again" => options.again = true,
             "--only" => options.only = arguments.next()?,
+            "--profile" => options.profile = arguments.next()?,
             _ => return None,
         }
     }
@@ -227,7 +232,7 @@ fn go(options: &Options) -> Result<bool, String> {
         .copied()
         .collect();
     let known = out_before(&folder, &mutants)?;
-    let built = compile::build(&root, &copy, &builds, &mutants, known)?;
+    let built = compile::build(&root, &copy, &options.profile, &builds, &mutants, known)?;
     tell_out(&folder, &mutants, &built.out)?;
 
     let mut results = Results::open(&folder.join("results.tsv"))?;
