@@ -10,7 +10,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use kagami_replicator::shell::identity::NodeKey;
 use kagami_replicator::shell::quic::{
-    DownReason, LinkEvent, LinkFault, OpeningFault, PeerConfig, PeerFault, SessionId, code,
+    DownReason, LinkEvent, LinkFault, MirrorId, OpeningFault, PeerConfig, PeerFault, SessionId,
+    Tuning, code,
 };
 use kagami_replicator::shell::tls::{self, Admit, Pins};
 use kagami_replicator::wire::frame::{Class, Encoder, FrameFault, OutFrame};
@@ -31,8 +32,12 @@ fn sum(mut bytes: Vec<u8>) -> Vec<u8> {
 }
 
 fn hello() -> Vec<u8> {
+    hello_of(1)
+}
+
+fn hello_of(agreed: u16) -> Vec<u8> {
     let mut out = b"KGMH".to_vec();
-    out.extend(1_u16.to_le_bytes()); // agreed
+    out.extend(agreed.to_le_bytes());
     out.extend(1_u16.to_le_bytes()); // one version follows
     out.extend(A.0.to_le_bytes());
     out.extend([0; 4]); // thread, reserved
@@ -41,11 +46,15 @@ fn hello() -> Vec<u8> {
 }
 
 fn preamble(class: u8, nonce: u64) -> Vec<u8> {
+    preamble_of(PG, class, nonce)
+}
+
+fn preamble_of(mirror: MirrorId, class: u8, nonce: u64) -> Vec<u8> {
     let mut out = b"KGMP".to_vec();
     out.extend(1_u16.to_le_bytes());
     out.extend([class, 0]);
     out.extend(nonce.to_le_bytes());
-    out.extend(PG.0.to_le_bytes());
+    out.extend(mirror.0.to_le_bytes());
     out.extend([0; 12]); // accepted, no text, reserved
     sum(out)
 }
@@ -113,8 +122,13 @@ impl Rogue {
 
 /// A node with a rogue that has said hello.
 async fn with_rogue(timeout: Duration) -> (Node, Rogue) {
+    with_rogue_and(timeout, |_| {}).await
+}
+
+async fn with_rogue_and(timeout: Duration, tune: impl Fn(&mut Tuning)) -> (Node, Rogue) {
     let (key_a, key_b) = (key(), key());
     let mut config_b = config(B);
+    tune(&mut config_b.tuning);
     config_b.peers = vec![PeerConfig {
         timeout,
         ..peer(A, vec![], &key_a)
@@ -402,9 +416,44 @@ fn a_peer_that_connects_without_end_is_refused() {
 }
 
 #[test]
+fn a_peer_with_many_mirrors_that_are_not_open_here_keeps_the_one_that_is() {
+    run(async {
+        let (mut b, mut rogue) = with_rogue(TIMEOUT).await;
+        for nonce in 0..40 {
+            for class in 0..3 {
+                let unknown = MirrorId(1000 + u128::from(nonce));
+                rogue.open(&preamble_of(unknown, class, nonce)).await;
+            }
+            rogue.streams.clear();
+        }
+        rogue.open_session(77).await;
+        assert_eq!(b.up_with_nonce().await.1, 77);
+    });
+}
+
+#[test]
+fn a_hello_of_another_version_than_was_agreed_on_is_refused() {
+    run(async {
+        let (key_a, key_b) = (key(), key());
+        let mut config_b = config(B);
+        config_b.peers = vec![peer(A, vec![], &key_a)];
+        let pins = Pins::new([key_b.fingerprint()]);
+        let b = Node::new(config_b, key_b);
+        want(&b, A, &[PG]);
+        let rogue = Rogue::dial(&key_a, b.address(), pins).await;
+        let mut send = rogue.connection.open_uni().await.expect("a stream");
+        send.write_all(&hello_of(2)).await.expect("sent");
+        send.finish().expect("open");
+        let (number, why) = rogue.closed().await;
+        assert_eq!(number, u64::from(code::PROTOCOL), "{why}");
+    });
+}
+
+#[test]
 fn endless_streams_close_the_connection() {
     run(async {
-        let (mut b, rogue) = with_rogue(TIMEOUT).await;
+        let one = |tuning: &mut Tuning| tuning.max_mirrors = 1;
+        let (mut b, rogue) = with_rogue_and(TIMEOUT, one).await;
         let flood = async {
             for nonce in 0..200 {
                 let Ok((mut send, _recv)) = rogue.connection.open_bi().await else {

@@ -259,7 +259,7 @@ fn a_node_that_is_primary_no_more_is_not_carried() {
 fn a_carrier_that_fails_a_write_is_left() {
     let mut pair = carried();
     pair.sides[1].hold.messages = true;
-    pair.request(0, super::pair::write(9));
+    pair.request(0, write(9));
     let mut messages = pair.sides[1].messages.iter();
     let seq = messages.find_map(|(_, message)| match message {
         Message::Write { seq, .. } => Some(*seq),

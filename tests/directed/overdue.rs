@@ -89,8 +89,11 @@ fn a_local_disk_that_answers_nothing_is_told_once() {
     let (id, _) = pair.request(0, write(9));
     pair.elapse(9_900);
     assert!(stalled(&pair, 0).is_empty());
+    assert!(pair.sides[0].token);
     pair.elapse(40_000);
     assert_eq!(stalled(&pair, 0), ["local disk"]);
+    // Nobody would hear of what fails after the end of this daemon.
+    assert!(!pair.sides[0].token);
     // It answers, and hangs again.
     pair.sides[0].hold.writes = false;
     pair.pump();

@@ -66,6 +66,8 @@ pub enum Kept {
 /// One node.
 #[derive(Debug)]
 pub struct Side {
+    /// The token of a copy that has lost no completed write since boot.
+    pub token: bool,
     /// This stays in its queue, whatever else is taken.
     pub kept: Option<Kept>,
     pub mirror: Mirror,
@@ -200,6 +202,7 @@ impl Pair {
             let mut out = Actions::new();
             let mirror = Mirror::new(start, Time(now), &mut out);
             let side = Side {
+                token: true,
                 kept: None,
                 mirror,
                 hold: Hold::default(),
@@ -318,7 +321,7 @@ impl Pair {
                 Action::SetTimer { at } => side.deadline = *at,
                 Action::DrawTags(count) => drawn = Some(*count),
                 Action::Report(notice) => side.notices.push(notice.clone()),
-                Action::BreakToken => {}
+                Action::BreakToken => side.token = false,
             }
         }
         if let Some(count) = drawn {

@@ -50,10 +50,10 @@ pub trait Engine: Clone + Send + Sync + 'static {
         let _ = config;
     }
 
-    /// Peers, their addresses and keys, and arbiters are these from now on. `found`: the addresses of names, where they
-    /// were looked up anew. It waits for no resolver.
-    fn relink(&self, config: &Config, found: &Addresses) -> impl Future<Output = ()> + Send {
-        let _ = (config, found);
+    /// Peers, their addresses and keys, and arbiters are from now on what is [in force](Self::in_force). `found`: the
+    /// addresses of names, where they were looked up anew. It waits for no resolver.
+    fn relink(&self, found: &Addresses) -> impl Future<Output = ()> + Send {
+        let _ = found;
         async {}
     }
 

@@ -3,12 +3,16 @@
 //! Under journald a line begins with its priority (`<3>`) and carries no time, for the journal has
 //! its own; elsewhere it begins with the time. The same line again and again is written once, and
 //! then once in a while with a count.
+//!
+//! Data-plane threads log, too, and journald may stand still while its disk hangs: nobody waits for a log that
+//! is not read. What does not fit is counted, and told when it is read again.
 
 use std::fmt::{self, Write as _};
-use std::io::Write as _;
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
@@ -108,13 +112,77 @@ fn lock(repeats: &Mutex<Repeats>) -> std::sync::MutexGuard<'_, Repeats> {
 }
 
 fn print(lines: &[String]) {
-    if lines.is_empty() {
-        return;
+    static UNREAD: Mutex<Unread> = Mutex::new(Unread::none());
+    let mut unread = UNREAD.lock().unwrap_or_else(PoisonError::into_inner);
+    let form = REPEATS.get().and_then(|repeats| lock(repeats).form);
+    unread.print(lines, form.unwrap_or(Form::Text), &std::io::stderr());
+}
+
+/// A log that somebody does not read.
+#[derive(Debug)]
+struct Unread {
+    /// Lines that there was no room for.
+    lost: u64,
+}
+
+/// How long a line may wait for a reader that has kept up until now.
+const READ_WITHIN: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 50_000_000,
+};
+/// What can be written without waiting where there is room at all: a pipe that can be written to takes as much
+/// (pipe(7), `PIPE_BUF`), and a socket's buffer is a quarter full at most.
+const PIECE: usize = 4096;
+
+impl Unread {
+    const fn none() -> Self {
+        Self { lost: 0 }
     }
-    let mut text = lines.join("\n");
-    text.push('\n');
+
+    /// Writes what there is room for, and counts the rest.
+    fn print(&mut self, lines: &[String], form: Form, to: &impl AsFd) {
+        for line in lines {
+            // One that has stood still is not waited for again until it is read.
+            if !has_room(to, self.lost == 0) {
+                self.lost += 1;
+                continue;
+            }
+            if self.lost > 0 {
+                let line = Line {
+                    level: Level::WARN,
+                    message: "lines of this log are lost: nobody read it".to_owned(),
+                    facts: vec![("lines", self.lost.to_string())],
+                };
+                self.lost = 0;
+                write(&line.spell(form, SystemTime::now(), 0), to);
+            }
+            write(line, to);
+        }
+    }
+}
+
+/// Whether a piece can be written at once, or soon.
+fn has_room(to: &impl AsFd, waits: bool) -> bool {
+    let within = if waits {
+        READ_WITHIN
+    } else {
+        Timespec::default()
+    };
+    let mut polled = [PollFd::new(to, PollFlags::OUT)];
+    // An error is no reason to be silent: the write tells what it can.
+    !matches!(poll(&mut polled, Some(&within)), Ok(0))
+}
+
+/// A line, and its end. What is longer than can be written at once is cut: nobody waits for a log.
+fn write(line: &str, to: &impl AsFd) {
+    let mut line = line.to_owned();
+    if line.len() >= PIECE {
+        let end = (0..PIECE).rev().find(|at| line.is_char_boundary(*at));
+        line.truncate(end.unwrap_or(0));
+    }
+    line.push('\n');
     // Nothing can be done about a log that can't be written.
-    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+    let _ = rustix::io::write(to, line.as_bytes());
 }
 
 /// What was said, without the time.
@@ -305,6 +373,42 @@ mod tests {
             message: message.to_owned(),
             facts: vec![("mirror", "pg".to_owned()), ("errno", "5".to_owned())],
         }
+    }
+
+    #[test]
+    fn a_log_that_nobody_reads_holds_nobody_up() {
+        use std::io::Read as _;
+        use std::os::unix::net::UnixStream;
+
+        let (log, mut reader) = UnixStream::pair().expect("a pair");
+        let mut unread = Unread::none();
+        let said = "x".repeat(200);
+        let mut count: u64 = 0;
+        // (A write that waited would wait for ever: nobody reads.)
+        while unread.lost < 100 {
+            unread.print(std::slice::from_ref(&said), Form::Text, &log);
+            count += 1;
+        }
+        let mut found = vec![0; 1 << 20];
+        let len = reader.read(&mut found).expect("what was written");
+        let text = String::from_utf8_lossy(&found[..len]);
+        assert_eq!(text.lines().count() as u64, count - 100);
+        unread.print(&["again".to_owned()], Form::Text, &log);
+        let len = reader.read(&mut found).expect("what was written");
+        let text = String::from_utf8_lossy(&found[..len]);
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[0].ends_with("nobody read it lines=100"), "{text}");
+        assert_eq!(lines[1..], ["again"]);
+    }
+
+    #[test]
+    fn a_line_longer_than_is_written_at_once_is_cut_between_characters() {
+        let (log, mut reader) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        write(&"é".repeat(PIECE), &log);
+        let mut found = vec![0; 2 * PIECE];
+        let len = std::io::Read::read(&mut reader, &mut found).expect("a line");
+        let text = std::str::from_utf8(&found[..len]).expect("whole characters");
+        assert!(text.ends_with("é\n") && len <= PIECE, "{len}");
     }
 
     #[test]

@@ -165,7 +165,7 @@ async fn take_over<E: Engine>(
     next.refresh();
     engine.in_force(&next);
     if relinks {
-        engine.relink(&next, found).await;
+        engine.relink(found).await;
     }
     for mirror in &next.mirrors {
         let before = running
@@ -240,6 +240,14 @@ async fn judge<E: Engine>(
                 Change::Restart
             }
         }
+        // A leader that does not run yet is waited for by nobody.
+        (Section::Mirror, Some("follows")) => {
+            let leader = new.mirror(name).and_then(|mirror| mirror.follows.as_ref());
+            match leader {
+                Some(leader) if next.mirror(leader).is_none() => Change::Restart,
+                _ => difference.change,
+            }
+        }
         _ => difference.change,
     }
 }
@@ -263,6 +271,6 @@ pub async fn take_over_keys<E: Engine>(
         .copy_from(&new.sheet, Section::Peer, peer, "fingerprints");
     running.refresh();
     engine.in_force(running);
-    engine.relink(running, &Addresses::default()).await;
+    engine.relink(&Addresses::default()).await;
     Ok(())
 }

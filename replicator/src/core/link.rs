@@ -430,7 +430,12 @@ impl Mirror {
     pub(super) fn on_overdue(&mut self, out: &mut Actions) {
         let peer_due = self.on_ack_overdue(out);
         let disk = self.disk_owes_since();
+        let was_told = self.told_disk;
         let disk_due = self.on_store_overdue(disk, "local disk", |m| &mut m.told_disk, out);
+        if self.told_disk && !was_told {
+            // Should this daemon end before the disk answers, nobody hears of a flush that fails then.
+            out.push(Action::BreakToken);
+        }
         let metadata = self.metadata_owes_since();
         let metadata_due =
             self.on_store_overdue(metadata, "metadata store", |m| &mut m.told_metadata, out);

@@ -199,6 +199,7 @@ pub fn create_metadata_store(
     let is_device = std::fs::metadata(path).is_ok_and(|metadata| {
         std::os::unix::fs::FileTypeExt::is_block_device(&metadata.file_type())
     });
+    let is_ours = !is_device && !path.exists();
     let file = if is_device {
         claim_unused(path, own)?
     } else {
@@ -209,7 +210,7 @@ pub fn create_metadata_store(
         len: size,
     };
     let prepared = prepare_metadata(&file, area, written);
-    if prepared.is_err() && !is_device {
+    if prepared.is_err() && is_ours {
         remove(path);
     }
     prepared.map(|()| file)

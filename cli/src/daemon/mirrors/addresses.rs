@@ -4,7 +4,9 @@
 //! changed, and by whoever can wait: the rest takes what was found.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use kagami_replicator::shell::engine::ArbiterConfig;
 use kagami_replicator::shell::identity::Fingerprint;
@@ -38,7 +40,7 @@ impl Addresses {
                 (Err(_), Some(last)) if !last.is_empty() => last.clone(),
                 (Err(why), _) => {
                     warn!(
-                        "{text} has no address now ({why}); it is left out until `kagami reload` or a restart"
+                        "{text} has no address now ({why}); it is left out until it has one, and looked up again now and then"
                     );
                     Vec::new()
                 }
@@ -46,6 +48,25 @@ impl Addresses {
             all.insert(text, found);
         }
         Self(all)
+    }
+
+    /// Looks those up that had no address, and gives what was found. It was told already that they have none.
+    pub async fn look_up_again(texts: BTreeSet<String>) -> Self {
+        let mut asked = JoinSet::new();
+        for text in texts {
+            asked.spawn(async move {
+                let found: Vec<_> = tokio::net::lookup_host(&text).await.ok()?.collect();
+                Some((text, found))
+            });
+        }
+        let found = asked.join_all().await.into_iter().flatten();
+        Self(found.filter(|(_, found)| !found.is_empty()).collect())
+    }
+
+    /// Those that were looked up and have no address.
+    pub fn missing(&self, texts: BTreeSet<String>) -> BTreeSet<String> {
+        let is_missing = |text: &String| self.0.get(text).is_some_and(Vec::is_empty);
+        texts.into_iter().filter(is_missing).collect()
     }
 
     /// Takes over what was found later.
@@ -66,6 +87,32 @@ impl Addresses {
         }
         all.dedup();
         all
+    }
+}
+
+/// What is missing is asked for again and again, the pause between growing from the first to the last, and taken over.
+pub(super) async fn look_again<Asked, Taken>(
+    [first, last]: [Duration; 2],
+    missing: impl Fn() -> BTreeSet<String>,
+    ask: impl Fn(BTreeSet<String>) -> Asked,
+    take: impl Fn(Addresses) -> Taken,
+) where
+    Asked: Future<Output = Addresses>,
+    Taken: Future<Output = ()>,
+{
+    let mut pause = first;
+    loop {
+        tokio::time::sleep(pause).await;
+        let texts = missing();
+        pause = if texts.is_empty() {
+            first
+        } else {
+            let found = ask(texts).await;
+            if !found.0.is_empty() {
+                take(found).await;
+            }
+            last.min(pause * 2)
+        };
     }
 }
 
@@ -150,5 +197,58 @@ pub(super) fn warn_of_clear_text(config: &Config) {
                 "etcd is asked in clear text: whoever is on the way can change what it says of who may go on alone; use https:// and certificates"
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+
+    use super::*;
+
+    #[test]
+    fn a_name_that_nobody_knew_is_looked_up_until_somebody_does() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            let name = "alpha.example:7789".to_owned();
+            let address: SocketAddr = "192.0.2.1:7789".parse().expect("an address");
+            let known = RefCell::new(Addresses(BTreeMap::from([
+                (name.clone(), Vec::new()),
+                ("beta.example:7789".to_owned(), vec![address]),
+            ])));
+            let tries = Cell::new(0);
+            let all = || BTreeSet::from([name.clone(), "beta.example:7789".to_owned()]);
+            let looking = look_again(
+                [Duration::from_millis(1); 2],
+                || known.borrow().missing(all()),
+                async |texts| {
+                    assert_eq!(
+                        texts,
+                        BTreeSet::from([name.clone()]),
+                        "what is known is not"
+                    );
+                    tries.set(tries.get() + 1);
+                    match tries.get() {
+                        1 | 2 => Addresses::default(),
+                        _ => Addresses(BTreeMap::from([(name.clone(), vec![address])])),
+                    }
+                },
+                async |found| known.borrow_mut().update(&found),
+            );
+            let found = async {
+                while known.borrow().of(std::slice::from_ref(&name)).is_empty() {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::select! {
+                () = looking => unreachable!("it goes on"),
+                () = found => {}
+            }
+            assert_eq!(tries.get(), 3);
+            assert!(known.borrow().missing(all()).is_empty());
+        });
     }
 }

@@ -39,6 +39,8 @@ use opening::{Book, Closed, Patience};
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
 /// The start waits so long for the addresses of names; what is found later is taken over then.
 const LOOK_UP_PATIENCE: Duration = Duration::from_secs(10);
+/// Names without an address are looked up again after so long, at first and in the end.
+const LOOK_AGAIN: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(300)];
 /// The start takes no longer than what is waited for, and this for the rest.
 const START_MARGIN: Duration = Duration::from_secs(30);
 
@@ -52,6 +54,8 @@ pub struct Mirrors {
 struct Inner {
     shell: Shell,
     book: watch::Sender<Book>,
+    /// Held while the engine is told of peers and arbiters.
+    linking: tokio::sync::Mutex<()>,
     patience: Patience,
     fronts: Fronts,
     attachments: Attachments<host::Engine>,
@@ -111,6 +115,7 @@ impl Mirrors {
             fronts: Fronts::start(config, &shell),
             attachments: attachments(config, &shell),
             book: watch::Sender::new(Book::new(config, found)),
+            linking: tokio::sync::Mutex::new(()),
             patience,
             events,
             shell,
@@ -123,8 +128,7 @@ impl Mirrors {
             let this = this.clone();
             tokio::spawn(async move {
                 if let Ok(found) = looking.await {
-                    let config = this.inner.book.borrow().config.clone();
-                    this.relink(&config, &found).await;
+                    this.take_addresses(&found).await;
                 }
             });
         }
@@ -132,7 +136,43 @@ impl Mirrors {
             tokio::spawn(opening::open(Arc::clone(&this.inner), mirror.clone()));
         }
         this.opened().await;
+        tokio::spawn(this.clone().keep_looking());
         Ok(this)
+    }
+
+    /// After a power cut the nodes may be there before the name server is.
+    async fn keep_looking(self) {
+        let missing = || {
+            let book = self.inner.book.borrow();
+            book.addresses.missing(addresses::names(&book.config))
+        };
+        let take = async |found: Addresses| self.take_addresses(&found).await;
+        addresses::look_again(LOOK_AGAIN, missing, Addresses::look_up_again, take).await;
+    }
+
+    /// Tells the engine what is in force, with the addresses that were found.
+    async fn take_addresses(&self, found: &Addresses) {
+        let inner = &self.inner;
+        // One after the other, with what is in force then: the last word is the newest.
+        let _one = inner.linking.lock().await;
+        let (mut config, mut addresses) = (None, Addresses::default());
+        inner.book.send_modify(|book| {
+            book.addresses.update(found);
+            book.changes += 1;
+            (config, addresses) = (Some(book.config.clone()), book.addresses.clone());
+        });
+        let config = config.expect("the book was read");
+        inner
+            .shell
+            .set_peers(&addresses::peers(&config, &addresses));
+        inner.shell.set_follows(&settings::follows(&config));
+        for mirror in &config.mirrors {
+            // One that is not open is told when it joins.
+            if inner.closed(&mirror.name).is_none() {
+                let arbiter = addresses::arbiter(&config, mirror, &addresses);
+                inner.set_arbiter(&mirror.name, arbiter).await;
+            }
+        }
     }
 
     /// Waits until every mirror has joined or its failure is stated, for as long as the start may take.
@@ -264,23 +304,8 @@ impl Engine for Mirrors {
         });
     }
 
-    async fn relink(&self, config: &Config, found: &Addresses) {
-        let inner = &self.inner;
-        let mut addresses = Addresses::default();
-        inner.book.send_modify(|book| {
-            book.addresses.update(found);
-            book.changes += 1;
-            addresses = book.addresses.clone();
-        });
-        inner.shell.set_peers(&addresses::peers(config, &addresses));
-        inner.shell.set_follows(&settings::follows(config));
-        for mirror in &config.mirrors {
-            // One that is not open is told when it joins.
-            if inner.closed(&mirror.name).is_none() {
-                let arbiter = addresses::arbiter(config, mirror, &addresses);
-                inner.set_arbiter(&mirror.name, arbiter).await;
-            }
-        }
+    async fn relink(&self, found: &Addresses) {
+        self.take_addresses(found).await;
     }
 
     async fn status(&self) -> Vec<MirrorStatus> {

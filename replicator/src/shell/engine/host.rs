@@ -80,6 +80,14 @@ pub(super) struct Stores {
 }
 
 impl Host {
+    /// This copy may have lost a completed write since boot, as the next daemon finds.
+    pub(super) fn break_token(&self) {
+        if let Err(error) = self.token.break_it() {
+            tracing::error!(mirror = &*self.name, path = %self.token.path().display(), %error,
+                "the token of an unbroken copy can't be removed: remove the file before the daemon starts again");
+        }
+    }
+
     /// Takes a command in; its event.
     pub(super) fn command(&mut self, command: crate::core::Command, answerer: Answerer) -> Event {
         let id = CommandId(self.next_command);

@@ -33,8 +33,8 @@ use crate::wire::limits::MAX_REASON;
 
 /// Sessions that a peer may open within a second, beside those of its mirrors.
 const OPENINGS: u32 = 8;
-/// Sessions that a peer may open within a second for each mirror: its pauses between attempts allow
-/// for four.
+/// Sessions that a peer may open within a second for each mirror that a connection can carry: its pauses between attempts
+/// allow for four. (How many of them are open here says nothing: the peer asks for all that it has.)
 const OPENINGS_OF_A_MIRROR: u32 = 8;
 /// TLS alerts (RFC 8446, section 6.2) by which a peer refuses a key or a protocol.
 const ALERT_BAD_CERTIFICATE: u8 = 42;
@@ -305,7 +305,7 @@ impl Conn {
             (Instant::now(), 1)
         };
         self.opened.set((since, count));
-        let sessions = OPENINGS + OPENINGS_OF_A_MIRROR * inner.mirrors_with(self.peer.node) as u32;
+        let sessions = OPENINGS + OPENINGS_OF_A_MIRROR * inner.config.tuning.max_mirrors;
         let too_many = count > Class::ALL.len() as u32 * sessions;
         if too_many {
             self.fail(inner, PeerFault::TooManyStreams(count));
@@ -429,6 +429,14 @@ pub(super) fn check_hello(
     peer: NodeId,
     theirs: &Hello,
 ) -> Result<(), LinkFault> {
+    let agreed = tls::agreed_protocol(quic).and_then(|name| version_of(&name));
+    if let Some(agreed) = agreed.filter(|agreed| *agreed != theirs.version) {
+        let found = theirs.version;
+        let fault = PeerFault::Opening(OpeningFault::Version { found, agreed });
+        let fault = LinkFault::from(fault);
+        refuse(quic, code::PROTOCOL, &fault);
+        return Err(fault);
+    }
     let fault = if theirs.node != peer {
         LinkFault::WrongNode {
             found: theirs.node,

@@ -359,12 +359,7 @@ impl Loop {
                 Action::DrawTags(count) => {
                     self.follow_ups.push_back(Event::Tags(random_tags(count)))
                 }
-                Action::BreakToken => {
-                    if let Err(error) = host.token.break_it() {
-                        tracing::error!(mirror = &*host.name, path = %host.token.path().display(), %error,
-                            "the token of an unbroken copy can't be removed: remove the file before the daemon starts again");
-                    }
-                }
+                Action::BreakToken => host.break_token(),
                 Action::Report(notice) => self.report(host, notice),
             }
         }

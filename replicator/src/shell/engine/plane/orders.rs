@@ -211,6 +211,10 @@ impl Loop {
         let (id, slot) = {
             let mut host = host.borrow_mut();
             host.is_leaving = true;
+            // What is on its way yet may fail when nobody hears it any more: a flush of writes that were answered.
+            if host.stores.in_flight > 0 {
+                host.break_token();
+            }
             host.account.close();
             host.requests.fail_all(&mut self.answers);
             (host.id, host.slot)
