@@ -187,7 +187,11 @@ impl World {
                     Fault::MetadataFails,
                 ];
                 let broken = faults.iter().any(|fault| self.stats.count(*fault) > 0);
-                role == Some(Role::Secondary) || broken && !self.has_other_copy(node)
+                // (and one that the other copy has no room for fails)
+                let full = self.stats.count(Fault::StoreFull) > 0
+                    && !matches!(pending.op, Op::Read { .. });
+                let served = self.has_other_copy(node) && !full;
+                role == Some(Role::Secondary) || broken && !served
             }
             IoError::NoSpace => self.stats.count(Fault::StoreFull) > 0,
             IoError::OutOfRange | IoError::Unaligned => false,

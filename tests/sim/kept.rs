@@ -79,6 +79,14 @@ fn whoever_stood_still_is_restarted_for_a_copy_that_failed_meanwhile() {
 }
 
 #[test]
+fn who_was_called_too_late_is_called_again() {
+    // a disk and a peer that hang together; a write that neither store has room for
+    for seed in [12710, 15125] {
+        assert_clean(&run_seed(seed, Trace::off()));
+    }
+}
+
+#[test]
 fn a_comparison_finds_memory_beside_reads_that_wait_for_it() {
     assert_clean(&run_profile(Profile::Mirrors, 236, Trace::off()));
 }

@@ -441,7 +441,7 @@ impl Mirror {
             self.on_store_overdue(metadata, "metadata store", |m| &mut m.told_metadata, out);
         let due = [peer_due, disk_due, metadata_due];
         if let Some(at) = due.into_iter().flatten().min() {
-            self.timers.set_by(Timer::AckOverdue, at);
+            self.timers.set(Timer::AckOverdue, at);
         }
     }
 

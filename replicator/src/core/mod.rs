@@ -467,6 +467,7 @@ impl Mirror {
     }
 
     fn on_timer(&mut self, out: &mut Actions) {
+        self.timers.called();
         let now = self.now;
         if self.timers.take_due(Timer::PeerSilent, now) {
             self.on_peer_silent(out);

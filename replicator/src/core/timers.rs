@@ -45,7 +45,7 @@ impl Timer {
 #[derive(Debug, Default)]
 pub(super) struct Timers {
     at: [Option<Time>; Timer::Count as usize],
-    /// What the shell was told last.
+    /// What the shell was told last, and has not called for since.
     told: Option<Time>,
 }
 
@@ -80,6 +80,11 @@ impl Timers {
         due
     }
 
+    /// The shell has called: it knows of no deadline any more, also of none that was set to the same time again.
+    pub fn called(&mut self) {
+        self.told = None;
+    }
+
     /// The first kind, in their order, whose deadline has passed.
     pub fn first_due(&self, now: Time) -> Option<Timer> {
         Timer::ALL
@@ -100,6 +105,18 @@ impl Timers {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_deadline_that_has_come_is_told_anew() {
+        let mut timers = Timers::default();
+        timers.set(Timer::Ping, Time(5));
+        assert_eq!(timers.changed(), Some(Some(Time(5))));
+        assert_eq!(timers.changed(), None);
+        timers.called();
+        assert!(timers.take_due(Timer::Ping, Time(5)));
+        timers.set(Timer::AckOverdue, Time(5));
+        assert_eq!(timers.changed(), Some(Some(Time(5))));
+    }
 
     #[test]
     fn a_deadline_is_set_kept_or_moved_to_an_earlier_time() {
