@@ -1,4 +1,5 @@
-//! Orders that find everything as it was wanted, names that nobody has, and what status knows before it is needed.
+//! Orders that find everything as it was wanted, names that nobody has or a restart alone gives, and what status knows
+//! before it is needed.
 
 mod support;
 
@@ -211,4 +212,35 @@ fn an_arbiter_that_does_not_answer_is_in_the_document() {
         (&"no answer in time".into(), &false.into())
     );
     assert!(fault["since_ms"].as_u64().unwrap() > 0, "{fault}");
+}
+
+/// Nobody is told that a mirror follows one which only a restart makes.
+#[test]
+fn a_reload_leaves_a_leader_that_does_not_run_to_the_restart() {
+    let node = Node::with_daemon();
+    let asking = "peer = \"beta\"\nsolo = \"arbiter\"\narbiter = \"gamma\"";
+    let text = std::fs::read_to_string(node.file()).unwrap();
+    let text = text.replace("peer = \"beta\"", asking)
+        + &format!(
+            "\n[arbiter.gamma]\naddresses = [\"10.0.0.3:7790\"]\nfingerprints = [\"sha256:{}\"]\n",
+            "22".repeat(32)
+        );
+    let at = text.find("[mirror.pg]").expect("the mirror");
+    let end = text.find("[peer.beta]").expect("the peer");
+    let first = text[at..end]
+        .replace("[mirror.pg]", "[mirror.first]")
+        .replace("00112233", "99112233")
+        .replace("/pg", "/first");
+    let follows = format!("{asking}\nfollows = \"first\"");
+    let second = text.replace(asking, &follows);
+    std::fs::write(node.file(), format!("{second}\n{first}")).unwrap();
+    let ended = node.run(&["reload"]);
+    assert_eq!(ended.code, 0, "{} {}", ended.out, ended.err);
+    assert!(
+        ended
+            .out
+            .contains("needs a restart: [mirror.pg] follows = \"first\""),
+        "{}",
+        ended.out
+    );
 }

@@ -536,37 +536,6 @@ fn a_resolver_that_is_dead_holds_up_a_reload_alone() {
     assert_eq!(asked, [["10.0.0.2:7789"], ["beta.example:7789"]]);
 }
 
-/// Nobody is told that a mirror follows one which only a restart makes.
-#[test]
-fn a_reload_leaves_a_leader_that_does_not_run_to_the_restart() {
-    let node = Node::with_daemon();
-    let asking = "peer = \"beta\"\nsolo = \"arbiter\"\narbiter = \"gamma\"";
-    let text = std::fs::read_to_string(node.file()).unwrap();
-    let text = text.replace("peer = \"beta\"", asking)
-        + &format!(
-            "\n[arbiter.gamma]\naddresses = [\"10.0.0.3:7790\"]\nfingerprints = [\"sha256:{}\"]\n",
-            "22".repeat(32)
-        );
-    let at = text.find("[mirror.pg]").expect("the mirror");
-    let end = text.find("[peer.beta]").expect("the peer");
-    let first = text[at..end]
-        .replace("[mirror.pg]", "[mirror.first]")
-        .replace("00112233", "99112233")
-        .replace("/pg", "/first");
-    let follows = format!("{asking}\nfollows = \"first\"");
-    let second = text.replace(asking, &follows);
-    std::fs::write(node.file(), format!("{second}\n{first}")).unwrap();
-    let ended = node.run(&["reload"]);
-    assert_eq!(ended.code, 0, "{} {}", ended.out, ended.err);
-    assert!(
-        ended
-            .out
-            .contains("needs a restart: [mirror.pg] follows = \"first\""),
-        "{}",
-        ended.out
-    );
-}
-
 #[test]
 fn an_arbiter_stays_as_long_as_a_mirror_that_runs_asks_it() {
     let mut node = Node::without_daemon();
