@@ -45,8 +45,10 @@ impl Timer {
 #[derive(Debug, Default)]
 pub(super) struct Timers {
     at: [Option<Time>; Timer::Count as usize],
-    /// What the shell was told last, and has not called for since.
+    /// What the shell was told last.
     told: Option<Time>,
+    /// It has called since.
+    called: bool,
 }
 
 impl Timers {
@@ -80,9 +82,9 @@ impl Timers {
         due
     }
 
-    /// The shell has called: it knows of no deadline any more, also of none that was set to the same time again.
+    /// The shell has called: it is told the next deadline in any case, also one that is what it was.
     pub fn called(&mut self) {
-        self.told = None;
+        self.called = true;
     }
 
     /// The first kind, in their order, whose deadline has passed.
@@ -95,7 +97,8 @@ impl Timers {
     /// The next deadline, if the shell was not told of it yet.
     pub fn changed(&mut self) -> Option<Option<Time>> {
         let next = self.at.iter().flatten().min().copied();
-        (next != self.told).then(|| {
+        let called = std::mem::take(&mut self.called);
+        (called || next != self.told).then(|| {
             self.told = next;
             next
         })
@@ -116,6 +119,9 @@ mod tests {
         assert!(timers.take_due(Timer::Ping, Time(5)));
         timers.set(Timer::AckOverdue, Time(5));
         assert_eq!(timers.changed(), Some(Some(Time(5))));
+        timers.called();
+        timers.clear(Timer::AckOverdue);
+        assert_eq!(timers.changed(), Some(None));
     }
 
     #[test]
