@@ -104,15 +104,21 @@ fn a_local_disk_that_answers_nothing_is_told_once() {
     assert_eq!(stalled(&pair, 0), ["local disk", "local disk"]);
 }
 
-/// Sessions that come and go put it off by nothing, and make nobody say it again.
-#[test]
-fn a_disk_that_hangs_is_told_once_whatever_the_link_does() {
+/// A write that the disk of a node that is alone does not answer; whatever comes later it does.
+fn one_write_hangs() -> Pair {
     let mut pair = alone();
     pair.sides[0].hold.writes = true;
     pair.request(0, write(9));
     let id = pair.sides[0].disk.front().expect("a write").0;
     pair.sides[0].kept = Some(Kept::Disk(id));
     pair.sides[0].hold.writes = false;
+    pair
+}
+
+/// Sessions that come and go put it off by nothing, and make nobody say it again.
+#[test]
+fn a_disk_that_hangs_is_told_once_whatever_the_link_does() {
+    let mut pair = one_write_hangs();
     let told = |pair: &Pair| {
         let all = stalled(pair, 0);
         all.iter().filter(|who| **who == "local disk").count()
@@ -129,12 +135,7 @@ fn a_disk_that_hangs_is_told_once_whatever_the_link_does() {
 /// One operation hangs, and others end beside it.
 #[test]
 fn what_hangs_alone_is_told_once() {
-    let mut pair = alone();
-    pair.sides[0].hold.writes = true;
-    pair.request(0, write(9));
-    let id = pair.sides[0].disk.front().expect("a write").0;
-    pair.sides[0].kept = Some(Kept::Disk(id));
-    pair.sides[0].hold.writes = false;
+    let mut pair = one_write_hangs();
     for at in 10..50 {
         pair.write(0, at);
         pair.elapse(1_000);

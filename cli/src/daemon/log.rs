@@ -155,6 +155,10 @@ impl Unread {
                 };
                 self.lost = 0;
                 write(&line.spell(form, SystemTime::now(), 0), to);
+                if !has_room(to, false) {
+                    self.lost = 1;
+                    continue;
+                }
             }
             write(line, to);
         }

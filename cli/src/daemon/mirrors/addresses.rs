@@ -25,16 +25,8 @@ impl Addresses {
     /// Looks all of these up at once. A name that does not resolve has the addresses that it has in `before`, if it
     /// has any; else it is a warning, and has none.
     pub async fn look_up(texts: &BTreeSet<String>, before: &Self) -> Self {
-        let mut asked = JoinSet::new();
-        for text in texts.iter().cloned() {
-            asked.spawn(async move {
-                let found = tokio::net::lookup_host(&text).await.map(Iterator::collect);
-                (text, found)
-            });
-        }
         let mut all = BTreeMap::new();
-        for (text, found) in asked.join_all().await {
-            let found: std::io::Result<Vec<SocketAddr>> = found;
+        for (text, found) in ask(texts.iter().cloned()).await {
             let found = match (found, before.0.get(&text)) {
                 (Ok(found), _) => found,
                 (Err(_), Some(last)) if !last.is_empty() => last.clone(),
@@ -52,14 +44,8 @@ impl Addresses {
 
     /// Looks those up that had no address, and gives what was found. It was told already that they have none.
     pub async fn look_up_again(texts: BTreeSet<String>) -> Self {
-        let mut asked = JoinSet::new();
-        for text in texts {
-            asked.spawn(async move {
-                let found: Vec<_> = tokio::net::lookup_host(&text).await.ok()?.collect();
-                Some((text, found))
-            });
-        }
-        let found = asked.join_all().await.into_iter().flatten();
+        let found = ask(texts.into_iter()).await.into_iter();
+        let found = found.filter_map(|(text, found)| Some((text, found.ok()?)));
         Self(found.filter(|(_, found)| !found.is_empty()).collect())
     }
 
@@ -88,6 +74,20 @@ impl Addresses {
         all.dedup();
         all
     }
+}
+
+/// What the resolver says of each, all asked at once.
+async fn ask(
+    texts: impl Iterator<Item = String>,
+) -> Vec<(String, std::io::Result<Vec<SocketAddr>>)> {
+    let mut asked = JoinSet::new();
+    for text in texts {
+        asked.spawn(async move {
+            let found = tokio::net::lookup_host(&text).await.map(Iterator::collect);
+            (text, found)
+        });
+    }
+    asked.join_all().await
 }
 
 /// What is missing is asked for again and again, the pause between growing from the first to the last, and taken over.
