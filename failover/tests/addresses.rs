@@ -5,7 +5,7 @@ mod common;
 
 use std::process::{Child, Command, Stdio};
 
-use common::{TestNode, until, why};
+use common::{TestNode, Want, left_out, until, why};
 use kagami_failover::config::Ms;
 use kagami_failover::core::OpResult;
 use kagami_failover::resource::neighbour::{self, Interface, Wire};
@@ -20,7 +20,10 @@ fn inside(test: &str) -> bool {
     }
     let can = Command::new("unshare").args(["-rn", "true"]).status();
     if !can.is_ok_and(|status| status.success()) {
-        eprintln!("{test}: left out: this machine gives no network namespace");
+        left_out(
+            test,
+            Want::Kernel("this machine gives no network namespace"),
+        );
         return false;
     }
     let status = Command::new("unshare")

@@ -4,7 +4,7 @@ mod common;
 
 use std::os::unix::fs::PermissionsExt;
 
-use common::{TestNode, runs, until, why};
+use common::{TestNode, Want, left_out, runs, until, why};
 use kagami_failover::config::Ms;
 use kagami_failover::core::OpResult;
 use kagami_failover::resource;
@@ -55,7 +55,10 @@ async fn an_ocf_agent_sees_its_parameters_and_its_statuses_are_understood() {
 #[tokio::test]
 async fn an_agent_of_the_distribution_is_started_and_stopped() {
     if !std::path::Path::new("/usr/lib/ocf/resource.d/heartbeat/Dummy").exists() {
-        eprintln!("left out: resource-agents is not installed");
+        left_out(
+            "an_agent_of_the_distribution_is_started_and_stopped",
+            Want::Program("agent of resource-agents"),
+        );
         return;
     }
     let node = TestNode::new(

@@ -8,7 +8,7 @@ use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{TestNode, runs, until, why};
+use common::{TestNode, Want, left_out, runs, until, why};
 use kagami_failover::config::Ms;
 use kagami_failover::core::OpResult;
 use kagami_failover::probe::probe;
@@ -43,7 +43,7 @@ fn is_root() -> bool {
 /// A node with a new, empty data folder, and two ways to run a server on it. `None`: there is no `MariaDB` here.
 fn node() -> Option<TestNode> {
     if !shell("command -v mariadbd mariadb mariadb-install-db") {
-        eprintln!("left out: there is no MariaDB on this machine");
+        left_out("the monitor of MariaDB", Want::Program("MariaDB"));
         return None;
     }
     let port = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -198,8 +198,13 @@ async fn as_the_process_of_a_script_it_takes_a_row_dies_and_ends_well() {
 #[tokio::test]
 async fn as_the_service_of_its_agent_it_takes_a_row() {
     // The agent becomes another user by `su`.
-    if !is_root() || !Path::new(AGENT).exists() {
-        eprintln!("left out: this is not root, or resource-agents is not installed");
+    let test = "as_the_service_of_its_agent_it_takes_a_row";
+    if !is_root() {
+        left_out(test, Want::Kernel("this is not root"));
+        return;
+    }
+    if !Path::new(AGENT).exists() {
+        left_out(test, Want::Program("agent of resource-agents"));
         return;
     }
     let Some(node) = &node() else {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{TestNode, runs, until, why};
+use common::{TestNode, Want, left_out, runs, until, why};
 use kagami_failover::config::resource::DISK_RISK;
 use kagami_failover::core::OpResult;
 
@@ -25,7 +25,7 @@ fn inside(test: &str) -> bool {
         .args(["-m", "sh", "-c", line])
         .status();
     if !can.is_ok_and(|status| status.success()) {
-        eprintln!("{test}: left out: loop devices and mounts need root");
+        left_out(test, Want::Kernel("loop devices and mounts need root"));
         return false;
     }
     let status = Command::new("unshare")
@@ -443,7 +443,10 @@ async fn a_file_system_that_never_answers_holds_nobody_who_stops_another() {
         return;
     }
     if !Path::new("/dev/fuse").exists() {
-        eprintln!("left out: there is no /dev/fuse");
+        left_out(
+            "a_file_system_that_never_answers_holds_nobody_who_stops_another",
+            Want::Kernel("there is no /dev/fuse"),
+        );
         return;
     }
     let under = folder();

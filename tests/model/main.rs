@@ -1,6 +1,7 @@
 //! `kagami-model`: searches the protocol's model, plants mistakes in it, goes through the table.
 //!
-//! Exit status: 0 as it should be; 1 a broken promise, or a planted mistake not caught; 2 wrong usage.
+//! Exit status: 0 as it should be; 1 a broken promise, a search that is smaller than it was, or a planted mistake not caught;
+//! 2 wrong usage.
 
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -10,7 +11,7 @@ use anstream::println;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kagami_tests::model::bounds::Bounds;
 use kagami_tests::model::mistake::Mistake;
-use kagami_tests::model::runs::{FULL, LONG, QUICK};
+use kagami_tests::model::runs::{FULL, LONG, QUICK, Run};
 use kagami_tests::model::search::{self, Found};
 use kagami_tests::model::table;
 
@@ -40,9 +41,9 @@ enum Command {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Profile {
-    /// About a minute.
+    /// Seconds.
     Quick,
-    /// Under ten minutes.
+    /// About a minute.
     Full,
     /// Hours.
     Long,
@@ -137,7 +138,7 @@ fn spread(count: usize, threads: usize, work: impl Fn(usize) + Sync) {
 }
 
 fn check(args: &CheckArgs) -> Result<bool, String> {
-    let runs: Vec<(String, Bounds, usize)> = if args.with.is_empty() {
+    let runs: Vec<(&str, Bounds, usize, Option<&Run>)> = if args.with.is_empty() {
         let list = match args.profile {
             Profile::Quick => QUICK,
             Profile::Full => FULL,
@@ -149,14 +150,14 @@ fn check(args: &CheckArgs) -> Result<bool, String> {
                     .as_ref()
                     .is_none_or(|only| run.about.contains(only.as_str()))
             })
-            .map(|run| (run.about.to_owned(), run.parsed(), run.most))
+            .map(|run| (run.about, run.parsed(), run.most, Some(run)))
             .collect()
     } else {
         let mut bounds = Bounds::default();
         for assignment in args.with.iter().flat_map(|text| text.split_whitespace()) {
             bounds.set(assignment)?;
         }
-        vec![("your bounds".to_owned(), bounds, args.most)]
+        vec![("your bounds", bounds, args.most, None)]
     };
     if runs.is_empty() {
         return Err("no run has these words; `kagami-model check` shows all".into());
@@ -170,9 +171,11 @@ fn check(args: &CheckArgs) -> Result<bool, String> {
     let failed = AtomicUsize::new(0);
     let printing = Mutex::new(());
     spread(runs.len(), args.threads, |index| {
-        let (about, bounds, most) = &runs[index];
+        let (about, bounds, most, run) = &runs[index];
         let found = search::run(bounds, *most);
-        failed.fetch_add(usize::from(found.violation.is_some()), Ordering::Relaxed);
+        let far = run.map_or(Ok(()), |run| run.went_far_enough(&found));
+        let good = found.violation.is_none() && far.is_ok();
+        failed.fetch_add(usize::from(!good), Ordering::Relaxed);
         let shown = printing.lock();
         if args.json {
             println!("{}", json(about, bounds, &found));
@@ -185,6 +188,9 @@ fn check(args: &CheckArgs) -> Result<bool, String> {
                 found.took.as_secs_f64()
             );
             tell(&found);
+        }
+        if let (Err(what), None) = (far, &found.violation) {
+            eprintln!("{about}: {what}");
         }
         drop(shown);
     });

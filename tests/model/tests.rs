@@ -5,7 +5,7 @@ use kagami_bitmap::superblock::{Generation, Record};
 use super::bounds::Bounds;
 use super::mistake::Mistake;
 use super::runs::{FULL, LONG, QUICK};
-use super::search;
+use super::search::{self, Found};
 use super::state::{Node, in_history};
 use super::steps::Step;
 use super::verdict::{Outcome, View, verdict};
@@ -189,6 +189,21 @@ fn every_list_can_be_read() {
         let again = Bounds::of(bounds.to_string().trim_start_matches("defaults"));
         assert_eq!(again.to_string(), bounds.to_string());
     }
+}
+
+#[test]
+fn a_search_that_is_smaller_than_it_was_is_told() {
+    let run = QUICK[0];
+    let cut = search::run(&run.parsed(), 1_500);
+    assert!(run.went_far_enough(&cut).unwrap_err().contains("cut at"));
+    let all = |states| Found {
+        states,
+        complete: true,
+        ..search::run(&run.parsed(), 1)
+    };
+    assert_eq!(run.went_far_enough(&all(run.had)), Ok(()));
+    let lost = run.went_far_enough(&all(run.had / 5 * 4));
+    assert!(lost.unwrap_err().contains("can't be taken any more"));
 }
 
 #[test]

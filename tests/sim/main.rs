@@ -1,6 +1,6 @@
 //! `kagami-sim`: runs seeds of the simulator, and replays one.
 //!
-//! Exit status: 0 nothing found; 1 a violation; 2 wrong usage.
+//! Exit status: 0 nothing found; 1 a violation, or a fault that so many seeds never met; 2 wrong usage.
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write as _};
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anstream::{eprintln, println};
 use clap::{Args, Parser, Subcommand};
 use kagami_tests::sim::coverage;
+use kagami_tests::sim::faults::Fault;
 use kagami_tests::sim::planted::{self, Form};
 use kagami_tests::sim::profile::Profile;
 use kagami_tests::sim::replay::Trace;
@@ -39,12 +40,14 @@ enum Command {
     Replay(Replay),
     /// Plant defects one at a time, and run seeds until one catches it.
     Planted(Planted),
+    /// The names of what runs can be bent towards, a line each.
+    Profiles,
 }
 
 #[derive(Args)]
 struct Run {
     /// How many seeds.
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
     /// The first one.
     #[arg(long, default_value_t = 0)]
@@ -104,6 +107,12 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     catch_assertions();
     let found = match cli.command {
+        Command::Profiles => {
+            for profile in Profile::ALL {
+                println!("{}", profile.name());
+            }
+            return ExitCode::SUCCESS;
+        }
         Command::Run(run) => run_many(&run),
         Command::Replay(replay) => run_one(&replay),
         Command::Planted(args) => {
@@ -189,6 +198,7 @@ fn run_many(run: &Run) -> bool {
     });
     clear_progress();
     failed.sort_by_key(|(seed, _)| *seed);
+    let never = never_met(run, &total);
     if run.json {
         let violations: Vec<_> = failed
             .iter()
@@ -215,13 +225,32 @@ fn run_many(run: &Run) -> bool {
             "cells": cells_json(&total),
             "resync_marked_bytes": total.resync_marked,
             "resync_sent_bytes": total.resync_sent,
+            "never_met": never,
             "violations": violations,
         });
         println!("{summary}");
     } else {
         summarise(run, &total, failed.len(), began);
+        if !never.is_empty() {
+            println!("never met: {}: is it still drawn?", never.join(", "));
+        }
     }
-    !failed.is_empty()
+    !failed.is_empty() || !never.is_empty()
+}
+
+/// Each fault of the general mix comes in so many seeds, or it is not drawn any more.
+const ALL_FAULTS_COME: u64 = 5_000;
+
+/// The faults that a long enough run has not met.
+fn never_met(run: &Run, total: &Stats) -> Vec<&'static str> {
+    if run.profile != Profile::General || total.seeds < ALL_FAULTS_COME {
+        return Vec::new();
+    }
+    let faults = Fault::ALL.iter().chain(Fault::MORE);
+    faults
+        .filter(|fault| total.count(**fault) == 0)
+        .map(|fault| fault.name())
+        .collect()
 }
 
 fn summarise(run: &Run, total: &Stats, violations: usize, began: Instant) {

@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test file uses its part
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -19,6 +20,39 @@ use kagami_failover::probe::user_space::Devices;
 use kagami_failover::resource;
 use kagami_failover::resource::files::Image;
 use tempfile::TempDir;
+
+/// A test needs what this machine does not have. Of a program that a package brings, `./do` installs the package, and
+/// says by `KAGAMI_HAS_ITS_PACKAGES` that nothing may be left out for it; what a kernel or a container withholds is told, and
+/// written into the file that `KAGAMI_LEFT_OUT` names.
+pub fn left_out(test: &str, want: Want) {
+    let line = match want {
+        Want::Program(what) => {
+            assert!(
+                std::env::var_os("KAGAMI_HAS_ITS_PACKAGES").is_none(),
+                "{test}: left out for want of {what}"
+            );
+            format!("{test}: left out: there is no {what}\n")
+        }
+        Want::Kernel(what) => format!("{test}: left out: {what}\n"),
+    };
+    eprint!("{line}");
+    if let Some(file) = std::env::var_os("KAGAMI_LEFT_OUT") {
+        let mut file = fs::File::options()
+            .append(true)
+            .create(true)
+            .open(file)
+            .expect("the file of KAGAMI_LEFT_OUT");
+        file.write_all(line.as_bytes()).expect("a line");
+    }
+}
+
+/// What is not there.
+pub enum Want {
+    /// A program of a package.
+    Program(&'static str),
+    /// Something that the kernel, or who runs the test, may not do.
+    Kernel(&'static str),
+}
 
 /// Mirrors whose device is a file's loop device, or none.
 #[derive(Default)]
