@@ -212,7 +212,7 @@ pub async fn probe(
         Kind::Systemd(own) => systemd::probe(subject, own, deadline).await,
         Kind::Action(own) => action::probe(subject, own, deadline).await,
         Kind::Service(own) => service::probe(subject, own, deadline).await,
-        Kind::Package(_) => package::probe(subject),
+        Kind::Package(own) => package::probe(subject, own),
         Kind::Files(_) => Ok(()),
     })
 }
