@@ -217,8 +217,8 @@ pub async fn probe(
     })
 }
 
-/// What goes on beside a resource that was active when this manager began: files are sent on.
-pub fn resume(place: &std::sync::Arc<Place>, group: &Group, resource: &Resource) {
+/// What goes on beside an active resource begins, for whoever looks after it from now on: files are sent.
+pub fn resume(place: &Place, group: &Group, resource: &Resource) {
     if let Kind::Files(own) = &resource.kind {
         files::keep_sending(place, group, resource, own);
     }
