@@ -179,12 +179,12 @@ impl Desk for Office {
     }
 
     async fn forward(&self, ask: Ask) -> Result<Answer, Unreached> {
-        match self.channel.ask(&PeerAsk::Control(ask)).await {
-            Ok(PeerAnswer::Control(answer)) => Ok(answer),
-            Ok(other) => Err(Unreached(format!(
-                "the other node answered something else: {other:?}"
-            ))),
-            Err(why) => Err(Unreached(why)),
+        match self.channel.ask(&PeerAsk::Control(ask)).await? {
+            PeerAnswer::Control(answer) => Ok(answer),
+            other => Err(Unreached {
+                why: format!("the other node answered something else: {other:?}"),
+                asked: true,
+            }),
         }
     }
 }

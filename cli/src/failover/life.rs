@@ -252,7 +252,8 @@ impl FileChannel for Way {
             image,
         };
         Box::pin(async move {
-            match self.0.ask(&ask).await.map_err(NotSent::Away)? {
+            let answer = self.0.ask(&ask).await;
+            match answer.map_err(|unreached| NotSent::Away(unreached.why))? {
                 PeerAnswer::File(installed) => installed.map_err(NotSent::Refused),
                 other => Err(NotSent::Refused(format!(
                     "the other node answered something else: {other:?}"

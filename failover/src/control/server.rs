@@ -296,7 +296,7 @@ pub async fn answer<D: Desk>(desk: &D, ask: Ask) -> Answer {
                     missing
                 }
                 Ok(other) => Some(unexpected(desk, &other)),
-                Err(Unreached(why)) => Some(why),
+                Err(unreached) => Some(unreached.why),
             };
             let mine = (mine.missing).map(|why| unread(desk, &why));
             let missing: Vec<String> = mine.into_iter().chain(theirs).collect();
@@ -323,7 +323,7 @@ pub async fn answer<D: Desk>(desk: &D, ask: Ask) -> Answer {
             };
             match done_there(desk, ask).await {
                 Ok(()) => Answer::Done,
-                Err(why) => done_here(desk, why),
+                Err(unreached) => done_here(desk, unreached.why),
             }
         }
         Ask::Push {
@@ -340,7 +340,7 @@ pub async fn answer<D: Desk>(desk: &D, ask: Ask) -> Answer {
             Ok(_) => match desk.forward(Ask::Logs { node: None }).await {
                 Ok(answer @ Answer::Logs { .. }) => answer,
                 Ok(other) => refused_by_other(unexpected(desk, &other)),
-                Err(Unreached(why)) => refused_by_other(why),
+                Err(unreached) => refused_by_other(unreached.why),
             },
         },
         ask => answer_peer(desk, ask).await,
@@ -414,12 +414,29 @@ fn refused_by_other(why: String) -> Answer {
     Answer::Refused(refused)
 }
 
+/// What is known of an order that the other node has not answered.
+fn not_answered<D: Desk>(desk: &D, unreached: Unreached) -> Answer {
+    if !unreached.asked {
+        return refused_by_other(unreached.why);
+    }
+    let other = other(desk);
+    let what = format!("whether node {other} carries it out is not known");
+    let mut refused = Refused::new(
+        what,
+        format!("`kagami cluster status` shows what is under way, also when it is asked on node {other}; give it again where nothing is"),
+    )
+    .fact(format!("it was sent there: {}", unreached.why))
+    .fact("an order counts once the manager that gets it has written it to its disk");
+    refused.unknown = true;
+    Answer::Refused(refused)
+}
+
 /// What the other node says of itself; or why it says nothing.
 async fn their_view<D: Desk>(desk: &D) -> Result<NodeView, String> {
     match timeout(VIEW_PATIENCE, desk.forward(Ask::View)).await {
         Ok(Ok(Answer::Node(view))) => Ok(*view),
         Ok(Ok(answer)) => Err(unexpected(desk, &answer)),
-        Ok(Err(Unreached(why))) => Err(why),
+        Ok(Err(unreached)) => Err(unreached.why),
         Err(_) => Err(format!(
             "node {} does not answer within {} ms",
             other(desk),
@@ -436,12 +453,14 @@ async fn status<D: Desk>(desk: &D) -> ClusterReport {
 
 /// Hands over what the other node is to do, too.
 ///
-/// Errors: it has not got it, or does not do it; in words.
-async fn done_there<D: Desk>(desk: &D, ask: Ask) -> Result<(), String> {
-    match desk.forward(ask).await {
-        Ok(Answer::Done) => Ok(()),
-        Ok(answer) => Err(unexpected(desk, &answer)),
-        Err(Unreached(why)) => Err(why),
+/// Errors: it has not got it, does not do it, or does not say.
+async fn done_there<D: Desk>(desk: &D, ask: Ask) -> Result<(), Unreached> {
+    match desk.forward(ask).await? {
+        Answer::Done => Ok(()),
+        answer => Err(Unreached {
+            why: unexpected(desk, &answer),
+            asked: false,
+        }),
     }
 }
 
@@ -467,7 +486,7 @@ async fn end_cluster<D: Desk>(desk: &D, order: Order) -> Answer {
         return here;
     }
     match timeout(END_PATIENCE, done_there(desk, ask)).await {
-        Ok(Err(why)) if !heard => done_here(desk, why),
+        Ok(Err(unreached)) if !heard => done_here(desk, unreached.why),
         Err(_) if !heard => {
             let patience = END_PATIENCE.as_secs();
             let why = format!("node {} does not answer within {patience} s", other(desk));
@@ -498,13 +517,13 @@ async fn order_on<D: Desk>(desk: &D, node: Option<String>, order: Order) -> Answ
         // Its heartbeats may not come here, either.
         return match done_there(desk, ask).await {
             Ok(()) => give(desk, &order).await,
-            Err(why) => refused_by_other(why),
+            Err(unreached) => not_answered(desk, unreached),
         };
     }
     match desk.forward(Ask::Order { node: None, order }).await {
         Ok(answer @ (Answer::Done | Answer::Refused(_))) => answer,
         Ok(answer) => refused_by_other(unexpected(desk, &answer)),
-        Err(Unreached(why)) => refused_by_other(why),
+        Err(unreached) => not_answered(desk, unreached),
     }
 }
 
@@ -660,9 +679,9 @@ async fn push<D: Desk>(
                     "use the same build on both nodes",
                 ));
             }
-            Err(Unreached(why)) => {
+            Err(unreached) => {
                 return Err(Refused::new(
-                    not(why),
+                    not(unreached.why),
                     format!(
                         "see whether node {other} has it now (`kagami cluster status`), and push again"
                     ),
