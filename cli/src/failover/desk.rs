@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use kagami_failover::channel::{Channel, PeerAnswer, PeerAsk};
 use kagami_failover::config::{Cluster, Severity};
+use kagami_failover::control::answer::answer_peer;
 use kagami_failover::control::logs::{self, LogFile};
 use kagami_failover::control::message::Refused;
-use kagami_failover::control::server::answer_peer;
 use kagami_failover::control::{AlertReport, Answer, Ask, Desk, NodeView, Unreached, view};
 use kagami_failover::core::{Command, Node};
 use kagami_failover::manager::alerts::{Alerts, Kept};

@@ -11,10 +11,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::sync::{broadcast, watch};
 
+use super::answer::{answer, answer_peer};
 use super::desk::{Desk, Unreached};
 use super::logs::LogFile;
 use super::message::{Answer, Ask, Order, Reach, Refused};
-use super::server::{Socket, answer, answer_peer, serve};
+use super::server::{Socket, serve};
 use super::status::{
     BeatState, GroupView, ManagerPhase, MonitorView, NodeState, NodeView, OrderView, RunState,
     Seen, WatchState,
