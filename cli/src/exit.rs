@@ -235,8 +235,9 @@ When no daemon answers, `status --exit-code` ends with 3, like every command.
 `kagami failover` ends with 1 or 2 only where it has not begun and nothing passes by itself (a manager runs already, there is no key, the
 configuration is wrong), and systemd then leaves it so. Where a manager had begun and no other can follow it, it ends with 6 and is started again.
 
-Commands to the failover manager end with 3 when it does not answer on this node, and with 1 when the
-other node would have to answer and does not. The end of the cluster that the other node could not be told of is carried out on this one,
+Commands to the failover manager end with 3 when it does not answer on this node, with 1 when the
+other node would have to answer and is not reached, and with 4 when an order was sent there and not answered: it may
+be carried out. The end of the cluster that the other node could not be told of is carried out on this one,
 and the command ends with 6; an alert that only this node got (`ARMBCAST`) is done, with 0 and a word on standard error.
 ",
     );

@@ -269,7 +269,8 @@ fn what_another_node_has_to_do_is_not_told_as_done() {
         let ended = called(&managed.node, line);
         assert_eq!(ended.code, code, "{ended:?}");
         assert!(
-            (ended.err).contains("node beta was not told of it: node beta does not answer"),
+            (ended.err)
+                .contains("node beta has not said that it knows of it: node beta does not answer"),
             "{ended:?}"
         );
         assert_eq!(managed.desk.commands.lock().unwrap().pop(), Some(command));

@@ -353,7 +353,7 @@ fn the_end_of_a_node_says_what_becomes_of_its_groups_and_asks() {
     assert_eq!((ended.code, ended.out.as_str()), (6, ""), "{ended:?}");
     assert!(
         (ended.err).contains(
-            "cluster shop: ordered on this node; node beta was not told of it: node beta does not answer: connection refused\n"
+            "cluster shop: ordered on this node; node beta has not said that it knows of it: node beta does not answer: connection refused\n"
         ),
         "{ended:?}"
     );

@@ -22,7 +22,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::config::{Cluster, HeartbeatKind};
 use crate::control::line::{self, Received};
-use crate::control::{Answer, Ask};
+use crate::control::{Answer, Ask, Unreached};
 use crate::core::Node;
 use crate::resource::files::Image;
 use crate::right::lease::{Question, Word};
@@ -209,11 +209,13 @@ impl Channel {
     /// Asks the other manager, by the first address that answers.
     ///
     /// # Errors
-    /// It does not answer; in words.
-    pub async fn ask(&self, ask: &PeerAsk) -> Result<PeerAnswer, String> {
+    /// It does not answer.
+    pub async fn ask(&self, ask: &PeerAsk) -> Result<PeerAnswer, Unreached> {
         let node = &self.node;
+        let unreached = |why, asked| Unreached { why, asked };
         let Some(connector) = self.keys.connector().await else {
-            return Err(format!("node {node} is not paired with this one"));
+            let why = format!("node {node} is not paired with this one");
+            return Err(unreached(why, false));
         };
         let mut why = "no heartbeat has an address of it".to_owned();
         for address in &self.others {
@@ -224,13 +226,16 @@ impl Channel {
                     let asked = exchange(&self.keys, stream, ask);
                     let asked = timeout(ANSWER_WITHIN, asked).await;
                     let said = asked.unwrap_or_else(|_| Err("no answer in time".to_owned()));
-                    return said.map_err(|why| format!("node {node} does not answer: {why}"));
+                    return said.map_err(|why| {
+                        unreached(format!("node {node} does not answer: {why}"), true)
+                    });
                 }
                 Ok(Err(error)) => why = format!("{address}: {error}"),
                 Err(_) => why = format!("{address}: no connection in time"),
             }
         }
-        Err(format!("node {node} does not answer: {why}"))
+        let why = format!("node {node} does not answer: {why}");
+        Err(unreached(why, false))
     }
 
     /// Asks the other manager by all addresses at once; the first answer counts. Only for what may be
@@ -403,4 +408,61 @@ where
         .map_err(|error| error.to_string())?;
     let _ = stream.shutdown().await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One key for both ends.
+    fn settings() -> Settings {
+        let own = rcgen::generate_simple_self_signed(vec!["kagami".to_owned()]).expect("made");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(own.cert.der().clone()).expect("a certificate");
+        let client = rustls::ClientConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .expect("there are some")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let key = rustls::pki_types::PrivatePkcs8KeyDer::from(own.signing_key.serialize_der());
+        let server = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("there are some")
+            .with_no_client_auth()
+            .with_single_cert(vec![own.cert.der().clone()], key.into())
+            .expect("they belong together");
+        (client, server)
+    }
+
+    #[tokio::test]
+    async fn a_question_that_was_sent_may_have_been_got() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let (keys, own) = (settings(), listener.local_addr().expect("bound"));
+        let acceptor = both_ends(keys.clone()).1;
+        let channel = Channel {
+            node: "beta".to_owned(),
+            others: vec![own],
+            keys: Keys::new(Some(keys), || None),
+        };
+        let ask = PeerAsk::Control(Ask::View);
+        let hangs_up = async {
+            let (stream, _) = listener.accept().await.expect("it comes");
+            let mut stream = acceptor.accept(stream).await.expect("it knows the key");
+            let asked = Received::default()
+                .next::<PeerAsk>(&mut stream, LINE_MAX)
+                .await;
+            assert!(matches!(asked, Ok(Some(PeerAsk::Control(Ask::View)))));
+        };
+        let (answered, ()) = tokio::join!(channel.ask(&ask), hangs_up);
+        let unreached = answered.expect_err("nobody answers");
+        assert!(unreached.asked, "{unreached}");
+        assert!(
+            unreached.why.starts_with("node beta does not answer: "),
+            "{unreached}"
+        );
+        drop(listener);
+        let unreached = channel.ask(&ask).await.expect_err("nobody listens");
+        assert!(!unreached.asked, "{unreached}");
+    }
 }

@@ -16,7 +16,7 @@ use crate::config::resource::{Driver, Kind};
 use crate::config::{Cluster, Group, Ms};
 use crate::core::Node;
 use crate::resource::apart::Apart;
-use crate::resource::files::Image;
+use crate::resource::files::{Image, Sender};
 
 /// What a trait object of this module answers, later.
 pub type Pending<'p, T> = Pin<Box<dyn Future<Output = T> + Send + 'p>>;
@@ -139,6 +139,8 @@ pub struct Place {
     pub(crate) apart: Apart,
     /// Shared disks that are held.
     pub(crate) held: Arc<Mutex<HashMap<PathBuf, fs::File>>>,
+    /// What the start of a resource has sent, for whoever sends on, by its key.
+    pub(crate) sent: Arc<Mutex<HashMap<String, Sender>>>,
 }
 
 /// What is one for all managers of a process: an operation goes on when its manager is replaced, in the place that it was
@@ -148,6 +150,7 @@ pub struct Lasting {
     tasks: Arc<Tasks>,
     apart: Apart,
     held: Arc<Mutex<HashMap<PathBuf, fs::File>>>,
+    sent: Arc<Mutex<HashMap<String, Sender>>>,
 }
 
 impl Lasting {
@@ -193,7 +196,12 @@ impl Place {
         lasting: &Lasting,
     ) -> std::io::Result<Self> {
         lasting.let_go_of_others(&cluster);
-        let Lasting { tasks, apart, held } = lasting.clone();
+        let Lasting {
+            tasks,
+            apart,
+            held,
+            sent,
+        } = lasting.clone();
         // Scripts run as any user, and find the compatible commands there.
         fs::create_dir_all(run.join("bin"))?;
         for folder in [state.join("logs"), run.join("processes"), run.join("watch")] {
@@ -221,6 +229,7 @@ impl Place {
             tasks,
             apart,
             held,
+            sent,
         })
     }
 

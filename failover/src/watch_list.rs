@@ -367,7 +367,7 @@ impl WatchList {
         }
         let until = Instant::now() + BEGUN_WITHIN;
         let process = loop {
-            if let Some(process) = Process::recorded(&record) {
+            if let Some(process) = Process::recorded(&record).map_err(|e| self.wrong(e))? {
                 break process;
             }
             if Instant::now() > until {
@@ -464,7 +464,7 @@ impl WatchList {
             family.signal(signal);
             let until = Instant::now() + time;
             loop {
-                if family.members().is_empty() {
+                if family.is_gone() {
                     return Ok(());
                 }
                 if Instant::now() >= until {

@@ -326,6 +326,24 @@ async fn a_package_is_active_once_its_services_can_be_found() {
 }
 
 #[tokio::test]
+async fn what_can_not_be_read_is_not_taken_for_stopped() {
+    let node = TestNode::new(
+        "[group.g.resource.p]\ntype = \"package\"\ncontrol-file = \"@/p\"\n\
+         [group.g.resource.s]\ntype = \"service\"\nstart-command = \"@/s\"\n\
+         [group.g.resource.x]\ntype = \"exec\"\nstart = \"@/x\"\nmode = \"async\"\n",
+    );
+    for (name, record) in [("p", "services"), ("s", "start"), ("x", "start")] {
+        // No more can be read of a folder than of a disk that fails.
+        let record = node.path(&format!("run/processes/g@{name}@{record}"));
+        std::fs::create_dir(&record).unwrap();
+        let why = why(node.stop(name).await);
+        assert!(why.contains("directory"), "{name}: {why}");
+        std::fs::remove_dir(&record).unwrap();
+        assert_eq!(node.stop(name).await, OpResult::Done, "nothing was started");
+    }
+}
+
+#[tokio::test]
 async fn files_go_to_the_other_node_and_are_installed_there_as_a_whole() {
     let node = TestNode::new(
         "[group.g.resource.f]\ntype = \"files\"\nfiles = [{ path = \"@/one\", mode = \"0640\" }, { path = \"@/two\" }]\n",

@@ -336,6 +336,41 @@ async fn a_disk_whose_last_writes_wait_is_not_let_go() {
     run(&format!("e2fsck -fn {}", inner.0.display()));
 }
 
+/// A program that has a device for itself, as a check or mkfs has that was begun by a manager that was killed.
+fn for_itself(device: &Loop) -> std::fs::File {
+    let mut options = std::fs::OpenOptions::new();
+    let options = options.read(true).custom_flags(libc::O_EXCL);
+    options.open(&device.0).unwrap()
+}
+
+#[tokio::test]
+async fn a_check_that_an_earlier_manager_has_left_is_waited_for() {
+    if !inside("a_check_that_an_earlier_manager_has_left_is_waited_for") {
+        return;
+    }
+    let (node, device) = mirror("initial-mkfs = true\nmount-retries = 0\n");
+    // The first time one is made, the second time it is checked.
+    for _ in 0..2 {
+        let left = for_itself(&device);
+        let start = node.start("md");
+        tokio::pin!(start);
+        let early = tokio::time::timeout(Duration::from_secs(3), &mut start).await;
+        assert!(early.is_err(), "{early:?}");
+        drop(left);
+        assert_eq!(start.await, OpResult::Done);
+        assert_eq!(node.stop("md").await, OpResult::Done);
+    }
+    // Not for ever.
+    let (node, device) = mirror("fsck-timeout = \"1s\"\n");
+    run(&format!("mkfs.ext4 -q {}", device.0.display()));
+    let left = for_itself(&device);
+    let reason = why(node.start("md").await);
+    assert!(reason.contains("has it for itself"), "{reason}");
+    drop(left);
+    assert_eq!(node.start("md").await, OpResult::Done);
+    assert_eq!(node.stop("md").await, OpResult::Done);
+}
+
 #[tokio::test]
 async fn what_is_mounted_elsewhere_too_is_not_let_go() {
     if !inside("what_is_mounted_elsewhere_too_is_not_let_go") {

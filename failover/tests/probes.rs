@@ -2,7 +2,11 @@
 
 mod common;
 
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::process::{Command, Stdio};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use common::{TestNode, Want, left_out, runs, until, why};
 use kagami_failover::config::Ms;
@@ -37,6 +41,65 @@ async fn a_script_says_whether_all_is_well() {
     until("it was ended", || !runs(&node.read("pid"))).await;
     node.script("look", "exit 0");
     assert_eq!(look(&node, 60_000).await, OpResult::Done);
+}
+
+/// A look, on a thread as the manager has one; `None`: it goes on no more.
+fn look_on_one_thread(node: &TestNode) -> Option<OpResult> {
+    let place = Arc::clone(&node.place);
+    let (done, ended) = mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let looked = probe(&place, &place.cluster.monitors[0], &[], Ms(60_000));
+        done.send(runtime.block_on(looked)).unwrap();
+    });
+    ended.recv_timeout(Duration::from_secs(30)).ok()
+}
+
+#[test]
+fn a_log_that_hangs_holds_up_nobody() {
+    let node = node("[monitor.orders]\ntype = \"script\"\nprobe = \"@/look\"\ntarget = \"g\"\n");
+    node.script("look", "exit 3");
+    let log = node.place.log("monitor@orders");
+    let made = Command::new("mkfifo").arg(&log).status().unwrap();
+    assert!(made.success());
+    // Who reads it waits for somebody who writes.
+    let looked = look_on_one_thread(&node).expect("it goes on");
+    assert!(why(looked).contains("status 3"));
+    // Who writes to it waits for somebody who reads.
+    let mut options = std::fs::OpenOptions::new();
+    let options = options
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK);
+    let mut pipe = options.open(&log).unwrap();
+    let full = loop {
+        if let Err(error) = pipe.write(&[0; 4096]) {
+            break error;
+        }
+    };
+    assert_eq!(full.kind(), ErrorKind::WouldBlock);
+    let looked = look_on_one_thread(&node).expect("it goes on");
+    assert!(why(looked).contains("status 3"));
+    // One that comes while it hangs.
+    let looked = look_on_one_thread(&node).expect("it goes on");
+    assert!(why(looked).contains("status 3"));
+}
+
+#[tokio::test]
+async fn a_look_that_does_not_hear_that_it_is_to_end_is_killed() {
+    let hangs = |at: &str| format!("trap '' TERM; echo $$ >{at}; while :; do sleep 0.05; done");
+    let of_script = node("[monitor.m]\ntype = \"script\"\nprobe = \"@/look\"\ntarget = \"g\"\n");
+    let of_resource =
+        TestNode::new("[group.g.resource.a]\ntype = \"action\"\nscript = \"@/look\"\n");
+    for node in [of_script, of_resource] {
+        let pid = node.path("pid").display().to_string();
+        node.script("look", &hangs(&pid));
+        assert_eq!(look(&node, 1000).await, OpResult::TimedOut);
+        until("it was killed", || !runs(&node.read("pid"))).await;
+    }
 }
 
 #[tokio::test]

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use kagami_failover::channel::{Channel, PeerAnswer, PeerAsk};
 use kagami_failover::config::{Cluster, Severity};
+use kagami_failover::control::answer::answer_peer;
 use kagami_failover::control::logs::{self, LogFile};
 use kagami_failover::control::message::Refused;
-use kagami_failover::control::server::answer_peer;
 use kagami_failover::control::{AlertReport, Answer, Ask, Desk, NodeView, Unreached, view};
 use kagami_failover::core::{Command, Node};
 use kagami_failover::manager::alerts::{Alerts, Kept};
@@ -179,12 +179,12 @@ impl Desk for Office {
     }
 
     async fn forward(&self, ask: Ask) -> Result<Answer, Unreached> {
-        match self.channel.ask(&PeerAsk::Control(ask)).await {
-            Ok(PeerAnswer::Control(answer)) => Ok(answer),
-            Ok(other) => Err(Unreached(format!(
-                "the other node answered something else: {other:?}"
-            ))),
-            Err(why) => Err(Unreached(why)),
+        match self.channel.ask(&PeerAsk::Control(ask)).await? {
+            PeerAnswer::Control(answer) => Ok(answer),
+            other => Err(Unreached {
+                why: format!("the other node answered something else: {other:?}"),
+                asked: true,
+            }),
         }
     }
 }

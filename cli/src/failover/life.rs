@@ -12,7 +12,7 @@ use kagami_failover::control::server::{Socket, serve};
 use kagami_failover::core::durable::EndKind;
 use kagami_failover::core::environment::Host;
 use kagami_failover::core::{Alert, Command, Object};
-use kagami_failover::guard_process::client::{Guards, Starter};
+use kagami_failover::guard_process::client::{Guards, Starter, Trouble};
 use kagami_failover::heartbeat::Heartbeats;
 use kagami_failover::manager::alerts::Alerts;
 use kagami_failover::manager::hands::LocalHands;
@@ -41,6 +41,8 @@ use crate::config::Config;
 use crate::daemon::service::Service;
 use crate::exit::{DONE, Failure, Outcome};
 
+/// A guard that was started is there within: it only reads the node's configuration.
+const GUARD_BEGINS_WITHIN: Duration = Duration::from_secs(10);
 /// A guard that runs has heard a word within.
 const GUARD_WITHIN: Duration = Duration::from_secs(2);
 /// Where another manager is to begin, those who ask are answered for so long: without one nobody is heard, and no lease
@@ -228,10 +230,7 @@ struct GuardsWatchdog(Guards);
 impl Watchdog for GuardsWatchdog {
     fn alive(&self, _device: &Path, timeout: Ms) -> Pending<'static, Result<(), String>> {
         let told = self.0.alive(timeout.0);
-        Box::pin(async move {
-            told.await;
-            Ok(())
-        })
+        Box::pin(told)
     }
 
     fn rest(&self) {
@@ -253,7 +252,8 @@ impl FileChannel for Way {
             image,
         };
         Box::pin(async move {
-            match self.0.ask(&ask).await.map_err(NotSent::Away)? {
+            let answer = self.0.ask(&ask).await;
+            match answer.map_err(|unreached| NotSent::Away(unreached.why))? {
                 PeerAnswer::File(installed) => installed.map_err(NotSent::Refused),
                 other => Err(NotSent::Refused(format!(
                     "the other node answered something else: {other:?}"
@@ -351,7 +351,10 @@ fn wire_up(process: &Process<'_>, settings: &Settings, told: Vec<Alert>) -> Resu
     let (handle, inputs) = manager::channel();
     let keys = settings.keys();
     let channel = Channel::new(cluster, me, keys.clone());
-    let (guards, lost) = Guards::start(starter(process, &run, &state));
+    let (guards, lost) = Guards::start(
+        starter(process, &run, &state),
+        trouble(&cluster.nodes[me], &handle),
+    );
     let daemon = Arc::new(Daemon::new(config.node.control.clone()));
     let place = place(
         process,
@@ -567,6 +570,20 @@ fn starter(process: &Process<'_>, run: &Path, state: &Path) -> Starter {
         socket,
         command: Some((program.to_owned(), arguments)),
         log: Some(state.join(log::OF_GUARD)),
+        within: GUARD_BEGINS_WITHIN,
+    }
+}
+
+/// Tells people what is wrong with the guard.
+fn trouble(node: &str, handle: &Handle) -> impl Fn(Trouble) + Send + Sync + use<> {
+    let (node, handle) = (node.to_owned(), handle.clone());
+    move |Trouble { what, why }| {
+        handle.alert(Alert {
+            severity: Severity::Error,
+            object: Object::Node(node.clone()),
+            what,
+            cause: why,
+        });
     }
 }
 

@@ -211,7 +211,10 @@ impl Desk for FakeDesk {
         }]
     }
     async fn forward(&self, ask: Ask) -> Result<Answer, Unreached> {
-        let unreached = || Unreached("node beta does not answer: connection refused".to_owned());
+        let unreached = || Unreached {
+            why: "node beta does not answer: connection refused".to_owned(),
+            asked: false,
+        };
         let view = self.other.lock().unwrap().clone().ok_or_else(unreached)?;
         if ask == Ask::View {
             return Ok(Answer::Node(Box::new(view)));

@@ -15,11 +15,13 @@ use std::sync::Arc;
 
 /// Why the other node's manager did not answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Unreached(
+#[error("{why}")]
+pub struct Unreached {
     /// `node beta does not answer: connection refused`
-    pub String,
-);
+    pub why: String,
+    /// It may have got the question: what that says may be done, or be done yet.
+    pub asked: bool,
+}
 
 /// A manager, as the server of the control socket sees it. Everything is of this node alone, except
 /// [`Desk::forward`]: what needs both nodes is brought together by the server.

@@ -272,6 +272,9 @@ pub struct Refused {
     /// Nothing was done, because all is as it was wanted: not a failure.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub nothing: bool,
+    /// No refusal: whether it is done is not known, it was sent and not answered.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unknown: bool,
 }
 
 impl Refused {
@@ -282,6 +285,7 @@ impl Refused {
             facts: Vec::new(),
             next: next.into(),
             nothing: false,
+            unknown: false,
         }
     }
 

@@ -1,13 +1,15 @@
 //! How people's commands, and the manager of the other node, reach a manager.
 //!
 //! [`message`] is what is asked and answered, [`status`] and [`alert`] the documents in it: JSON, a
-//! line each ([`line`](mod@line)). [`client`] asks on a Unix socket. [`server`] serves one, and
-//! answers what comes over the channel between the nodes in the same way; it brings together what
+//! line each ([`line`](mod@line)). [`client`] asks on a Unix socket, [`server`] serves one. [`answer`](mod@answer) has the
+//! answers, for those who ask over the channel between the nodes, too; it brings together what
 //! both nodes say ([`merge`](mod@merge)) and knows nothing of how a manager works: that is the
-//! [`Desk`], which the manager implements. [`push`] judges a new configuration, [`logs`] gathers
+//! [`Desk`], which the manager implements. [`push`] judges a new configuration, `adopt` brings it into force, [`logs`] gathers
 //! what a person would ask for.
 
+mod adopt;
 pub mod alert;
+pub mod answer;
 pub mod client;
 pub mod desk;
 pub mod line;

@@ -1,5 +1,7 @@
 //! What a new configuration means for what runs, and whether it may take the old one's place.
 
+use std::collections::BTreeMap;
+
 use super::message::Refused;
 use super::status::{ClusterReport, GroupReport, RunState};
 use crate::config::resource::{Kind, Mode, Resource};
@@ -148,11 +150,27 @@ fn held(resource: &Resource) -> String {
             disk.device.display(),
             path(&disk.mount.mount)
         ),
-        Kind::Ocf(ocf) => format!("agent {}", ocf.agent),
+        Kind::Ocf(ocf) => format!("agent {}{}", ocf.agent, parameters(&ocf.parameters)),
         Kind::Systemd(unit) => format!("unit {}", unit.unit),
         Kind::Action(action) => format!("action script {}", action.script.display()),
         Kind::Service(service) => format!("service `{}`", service.start_command),
         Kind::Package(package) => format!("package {}", package.control_file.display()),
         Kind::Files(_) => "files".to_owned(),
     }
+}
+
+/// An agent's parameters say what it stops: their names, and what tells that a value has changed. The values are not told,
+/// one may be a secret.
+fn parameters(all: &BTreeMap<String, String>) -> String {
+    if all.is_empty() {
+        return " without parameters".to_owned();
+    }
+    let mut digest = blake3::Hasher::new();
+    for word in all.iter().flat_map(|(name, value)| [name, value]) {
+        digest.update(&(word.len() as u64).to_le_bytes());
+        digest.update(word.as_bytes());
+    }
+    let names: Vec<&str> = all.keys().map(String::as_str).collect();
+    let digest = digest.finalize().to_hex();
+    format!(" with {} (values {})", names.join(", "), &digest[..8])
 }

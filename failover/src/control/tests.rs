@@ -1,6 +1,7 @@
 //! Two desks that reach each other, one of them behind a socket.
 
 mod held_up;
+mod push;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,10 +11,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::sync::{broadcast, watch};
 
+use super::answer::{answer, answer_peer};
 use super::desk::{Desk, Unreached};
 use super::logs::LogFile;
 use super::message::{Answer, Ask, Order, Reach, Refused};
-use super::server::{Socket, answer, answer_peer, serve};
+use super::server::{Socket, serve};
 use super::status::{
     BeatState, GroupView, ManagerPhase, MonitorView, NodeState, NodeView, OrderView, RunState,
     Seen, WatchState,
@@ -62,6 +64,8 @@ struct Fake {
     refuses: AtomicBool,
     /// It answers no command.
     holds: AtomicBool,
+    /// Where the other one does not answer it may have got the question.
+    cuts: AtomicBool,
 }
 
 fn cluster(text: &str) -> Arc<Cluster> {
@@ -114,6 +118,7 @@ impl Fake {
             other: Mutex::new(None),
             refuses: AtomicBool::new(false),
             holds: AtomicBool::new(false),
+            cuts: AtomicBool::new(false),
         })
     }
 
@@ -212,9 +217,10 @@ impl Desk for Fake {
                 let text = serde_json::to_string(&answer.await).unwrap();
                 Ok(serde_json::from_str(&text).unwrap())
             }
-            None => Err(Unreached(
-                "node beta does not answer: connection refused".to_owned(),
-            )),
+            None => Err(Unreached {
+                why: "node beta does not answer: connection refused".to_owned(),
+                asked: self.cuts.load(Ordering::Relaxed),
+            }),
         }
     }
 }
@@ -473,141 +479,6 @@ async fn words_reach_both_nodes_and_those_who_follow() {
         ("error", "message 12")
     );
     assert_eq!(alpha.alerts.lock().unwrap().len(), 2);
-}
-
-#[tokio::test]
-async fn a_new_configuration_comes_to_both_nodes() {
-    let [alpha, beta] = Fake::pair();
-    let new = TEXT
-        .replace("revision = 7", "revision = 8")
-        .replace("10.0.0.254", "10.0.0.253");
-    let Answer::Pushed(pushed) = answer(alpha.as_ref(), push_of(&new, false)).await else {
-        panic!("not pushed");
-    };
-    assert_eq!((pushed.from, pushed.revision), (7, 8));
-    assert_eq!(pushed.nodes, ["beta", "alpha"]);
-    assert_eq!(
-        (alpha.cluster().revision, beta.configuration()),
-        (8, new.clone())
-    );
-    // Once more does no harm: it finds a node that lacked it.
-    assert!(matches!(
-        answer(beta.as_ref(), push_of(&new, false)).await,
-        Answer::Pushed(_)
-    ));
-}
-
-#[tokio::test]
-async fn a_configuration_that_is_not_the_next_one_is_refused() {
-    let [alpha, beta] = Fake::pair();
-    for (from, to, says) in [
-        (
-            "revision = 7",
-            "revision = 6",
-            "it has revision 6, and revision 7 is in force",
-        ),
-        (
-            "10.0.0.254",
-            "10.0.0.253",
-            "it differs from the one in force, which has revision 7",
-        ),
-        ("\"shop\"", "\"ship\"", "it is of cluster ship"),
-        (
-            "nodes = [\"alpha\", \"beta\"]\n[arbiter]",
-            "nodes = [\"beta\", \"alpha\"]\n[arbiter]",
-            "its nodes are beta and alpha, and not alpha and beta",
-        ),
-        (
-            "kind = \"witness\"",
-            "kind = \"wittness\"",
-            "the configuration is wrong, nothing was changed",
-        ),
-    ] {
-        let text = TEXT.replace(from, to);
-        assert_ne!(text, TEXT);
-        let said = refusal(answer(alpha.as_ref(), push_of(&text, true)).await);
-        assert!(said.contains(says), "{said}");
-        assert!(said.contains("\n  next: "), "{said}");
-    }
-    // The other node has a newer one.
-    let newer = TEXT.replace("revision = 7", "revision = 9");
-    beta.adopt(newer.clone(), (*cluster(&newer)).clone())
-        .await
-        .unwrap();
-    let mine = TEXT.replace("revision = 7", "revision = 8");
-    let said = refusal(answer(alpha.as_ref(), push_of(&mine, true)).await);
-    assert!(
-        said.contains("node beta has revision 9, which is newer"),
-        "{said}"
-    );
-    assert_eq!((alpha.cluster().revision, beta.cluster().revision), (7, 9));
-}
-
-#[tokio::test]
-async fn what_runs_is_dropped_only_by_force() {
-    let [alpha, beta] = Fake::pair();
-    let next = TEXT.replace("revision = 7", "revision = 8");
-    let moved = next.replace("10.0.0.10/24", "10.0.0.11/24");
-    let away = next.replace(
-        "nodes = [\"alpha\", \"beta\"]\n[group.pg.r",
-        "nodes = [\"beta\"]\n[group.pg.r",
-    );
-    let renamed = next.replace("group.pg", "group.db");
-    for (text, says) in [
-        (
-            &moved,
-            "resource pg/address is online on alpha as address 10.0.0.10/24",
-        ),
-        (
-            &away,
-            "group pg is online on alpha, where it may not run by it",
-        ),
-        (
-            &renamed,
-            "group pg is online on alpha, and is not in it any more",
-        ),
-    ] {
-        let said = refusal(answer(beta.as_ref(), push_of(text, false)).await);
-        assert!(said.contains(says), "{said}");
-        assert_eq!(alpha.cluster().revision, 7, "nothing was changed");
-    }
-    let Answer::Pushed(pushed) = answer(beta.as_ref(), push_of(&moved, true)).await else {
-        panic!("not pushed");
-    };
-    assert_eq!(pushed.changes.len(), 1);
-    assert_eq!(alpha.cluster().revision, 8);
-}
-
-#[tokio::test]
-async fn a_node_that_does_not_answer_is_left_behind_only_by_force() {
-    let alpha = Fake::new(0);
-    let next = TEXT.replace("revision = 7", "revision = 8");
-    let said = refusal(answer(alpha.as_ref(), push_of(&next, false)).await);
-    assert!(said.contains("node beta can't be given it"), "{said}");
-    let Answer::Pushed(pushed) = answer(alpha.as_ref(), push_of(&next, true)).await else {
-        panic!("not pushed");
-    };
-    assert_eq!(pushed.nodes, ["alpha"]);
-    assert!(pushed.missing.is_some());
-}
-
-#[tokio::test]
-async fn a_push_that_one_node_could_not_take_over_can_be_repeated() {
-    let [alpha, beta] = Fake::pair();
-    let next = TEXT.replace("revision = 7", "revision = 8");
-    alpha.refuses.store(true, Ordering::Relaxed);
-    let said = refusal(answer(alpha.as_ref(), push_of(&next, false)).await);
-    assert!(
-        said.contains("node beta has it already: push again"),
-        "{said}"
-    );
-    assert_eq!((alpha.cluster().revision, beta.cluster().revision), (7, 8));
-    alpha.refuses.store(false, Ordering::Relaxed);
-    assert!(matches!(
-        answer(alpha.as_ref(), push_of(&next, false)).await,
-        Answer::Pushed(_)
-    ));
-    assert_eq!(alpha.cluster().revision, 8);
 }
 
 #[tokio::test]

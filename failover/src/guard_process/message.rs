@@ -78,6 +78,19 @@ pub enum Want {
     Reset(String),
 }
 
+impl Want {
+    /// Its name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Arm { .. } => "arm",
+            Self::Extend { .. } => "extend",
+            Self::Disarm(_) => "disarm",
+            Self::Alive(_) => "alive",
+            Self::Reset(_) => "reset",
+        }
+    }
+}
+
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
@@ -85,6 +98,12 @@ pub struct Request {
     pub id: u64,
     /// What is wanted.
     pub want: Want,
+}
+
+/// What is understood of a request in any case.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(super) struct Numbered {
+    pub id: u64,
 }
 
 /// What a guard says.
@@ -100,4 +119,11 @@ pub enum Say {
     },
     /// The right to run this group is lost; its addresses are gone, and it has to stop.
     Lost(String),
+    /// The guard does not know what is wanted: the manager is of a later build.
+    Unknown {
+        /// Of the request.
+        id: u64,
+        /// In words.
+        why: String,
+    },
 }

@@ -23,7 +23,7 @@ use crate::right::basis::{Basis, Judged};
 use crate::right::{Mirrors, Word};
 
 use super::deeds::Deeds;
-use super::message::{LINE_MAX, Request, Say, Want, Watched};
+use super::message::{LINE_MAX, Numbered, Request, Say, Want, Watched};
 
 /// The watchdog is fed this often, in milliseconds.
 const FEED_EVERY: u64 = 1000;
@@ -38,6 +38,8 @@ const HELD_GRACE: u64 = 1000;
 enum Input {
     Connected(u64, mpsc::UnboundedSender<Say>),
     Request(u64, Request),
+    /// A request with this number, and why it makes no sense.
+    Unknown(u64, u64, String),
     Gone(u64),
     /// The addresses of a group, by the number of that removal.
     Dropped(String, u64, io::Result<()>),
@@ -156,9 +158,13 @@ async fn read_all(id: u64, read: OwnedReadHalf, inputs: &mpsc::UnboundedSender<I
             Ok(request) => {
                 let _ = inputs.send(Input::Request(id, request));
             }
+            // A manager of a later build: it must not ask the same again and again, and what else it wants is done.
             Err(error) => {
                 tracing::warn!("a manager said what makes no sense: {error}");
-                return;
+                let Ok(Numbered { id: number }) = serde_json::from_str(&line) else {
+                    return;
+                };
+                let _ = inputs.send(Input::Unknown(id, number, error.to_string()));
             }
         }
     }
@@ -174,6 +180,11 @@ impl<M: Mirrors, D: Deeds> Server<M, D> {
                 self.managers.remove(&id);
             }
             Input::Dropped(group, number, dropped) => self.dropped(&group, number, &dropped),
+            Input::Unknown(from, id, why) => {
+                if let Some(manager) = self.managers.get(&from) {
+                    let _ = manager.send(Say::Unknown { id, why });
+                }
+            }
             Input::Request(from, Request { id, want }) => {
                 let stopping = match want {
                     Want::Arm { watched, held } => self.arm(watched, held),

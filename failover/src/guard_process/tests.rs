@@ -4,6 +4,7 @@
 mod addresses;
 mod keeper;
 mod next;
+mod none;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, ready};
@@ -279,11 +280,13 @@ impl Scene {
     }
 
     fn guards(&self) -> (Guards, UnboundedReceiver<String>) {
-        Guards::start(Starter {
+        let starter = Starter {
             socket: self.folder.path().join("guard.sock"),
             command: None,
             log: None,
-        })
+            within: PATIENCE,
+        };
+        Guards::start(starter, |trouble| panic!("{trouble:?}"))
     }
 
     async fn does(&mut self, wanted: &[&str]) {
@@ -448,8 +451,8 @@ async fn user_space_that_need_not_be_heard_any_more_resets_nothing_and_gives_the
     let mut scene = Scene::new();
     let (guards, _lost) = scene.guards();
     let until = clock::now().after(2000);
-    guards.alive(2000).await;
-    guards.alive(0).await;
+    guards.alive(2000).await.expect("heard");
+    guards.alive(0).await.expect("heard");
     scene.does(&["rest"]).await;
     while clock::now() <= until {
         tokio::time::sleep(Duration::from_millis(until.since(clock::now()) + 1)).await;
@@ -457,15 +460,15 @@ async fn user_space_that_need_not_be_heard_any_more_resets_nothing_and_gives_the
     // Of a group that is watched nothing is given back.
     let leased = leased("g", clock::now().after(LONG));
     assert_eq!(guards.arm(&leased).await, Armed::Watching);
-    guards.alive(LONG).await;
-    guards.alive(0).await;
+    guards.alive(LONG).await.expect("heard");
+    guards.alive(0).await.expect("heard");
     guards.disarm("g").await;
     scene.does(&["thaw", "rest"]).await;
     // And what is not said resets the node.
-    guards.alive(50).await;
+    guards.alive(50).await.expect("heard");
     scene.does(&["reset"]).await;
     // A watchdog that is to reset the node is not given back.
-    guards.alive(0).await;
+    guards.alive(0).await.expect("heard");
     guards.arm(&leased).await;
     guards.disarm("g").await;
     scene.does(&["thaw"]).await;
@@ -479,6 +482,10 @@ struct Kept {
 
 impl Kept {
     fn new(scene: &Scene) -> Self {
+        Self::with(scene, scene.guards())
+    }
+
+    fn with(scene: &Scene, (guards, lost): (Guards, UnboundedReceiver<String>)) -> Self {
         let text = r#"
 [cluster]
 name = "shop"
@@ -504,7 +511,6 @@ type = "exec"
 start = "/bin/true"
 "#;
         let cluster = Cluster::parse(Path::new("cluster.toml"), text).expect("right");
-        let (guards, lost) = scene.guards();
         let (handle, inputs) = channel();
         let mirrors = Arc::new(scene.mirrors.clone());
         let none = Arc::new(|_: &str| None);
@@ -539,161 +545,4 @@ async fn a_node_whose_manager_can_stop_nothing_is_reset_at_its_word() {
     scene.does(&["thaw"]).await;
     assert_eq!(kept.hears().await, (0, Right::Released));
     assert!(scene.deeds.try_recv().is_err());
-}
-
-#[tokio::test]
-async fn the_right_is_asked_for_renewed_lost_and_given_up() {
-    let mut scene = Scene::new();
-    let mut kept = Kept::new(&scene);
-    scene.mirrors.of().promoted_to = Some(session(LONG));
-    kept.keeper.ask(0, false, false);
-    assert_eq!(kept.hears().await, (0, Right::Granted));
-    kept.keeper.ask(0, false, false);
-    assert_eq!(
-        kept.hears().await,
-        (0, Right::Granted),
-        "it may be said again"
-    );
-    scene.mirrors.set(Standing::Sought);
-    assert_eq!(kept.hears().await, (0, Right::LeaseEnded));
-    scene.does(&["freeze"]).await;
-    scene.mirrors.set(Standing::Alone);
-    assert_eq!(kept.hears().await, (0, Right::Renewed));
-    scene.does(&["thaw"]).await;
-    // No permission within the margin: the guard says so, once the address is gone.
-    scene.mirrors.set(Standing::Sought);
-    assert_eq!(kept.hears().await, (0, Right::LeaseEnded));
-    scene.does(&["freeze", "drop", "thaw"]).await;
-    assert_eq!(kept.hears().await, (0, Right::Lost));
-    kept.keeper.ask(0, false, false);
-    assert_eq!(
-        kept.hears().await,
-        (0, Right::Lost),
-        "the guard is stopping it"
-    );
-    kept.keeper.stopped(0);
-    scene.does(&["thaw", "rest"]).await;
-    kept.keeper.release(0);
-    assert_eq!(kept.hears().await, (0, Right::Released));
-    let standing = scene.mirrors.of().says["pg"].standing;
-    assert_eq!(standing, Standing::Secondary, "it was demoted");
-}
-
-#[tokio::test]
-async fn who_takes_over_waits_until_the_other_node_has_lost_its_address() {
-    let scene = Scene::new();
-    let mut kept = Kept::new(&scene);
-    let ends = clock::now().after(300);
-    scene.mirrors.change(|says| {
-        says.connected = false;
-        says.peer_lease_ends = ends;
-    });
-    scene.mirrors.of().promoted_to = Some(Standing::Alone);
-    let begun = Instant::now();
-    kept.keeper.ask(0, false, false);
-    assert_eq!(kept.hears().await, (0, Right::MirrorsOnly));
-    assert!(clock::now() < ends.after(MARGIN), "{:?}", begun.elapsed());
-    assert_eq!(kept.hears().await, (0, Right::Granted));
-    assert!(clock::now() >= ends.after(MARGIN), "{:?}", begun.elapsed());
-    // What an earlier manager has left active has no use for half of it.
-    kept.keeper.release(0);
-    assert_eq!(kept.hears().await, (0, Right::Released));
-    let ends = clock::now().after(100);
-    scene.mirrors.change(|says| says.peer_lease_ends = ends);
-    kept.keeper.ask(0, false, true);
-    assert_eq!(kept.hears().await, (0, Right::Granted));
-    // The fence script has said that it is down: nothing to wait for.
-    kept.keeper.release(0);
-    assert_eq!(kept.hears().await, (0, Right::Released));
-    let late = clock::now().after(LONG);
-    scene.mirrors.change(|says| says.peer_lease_ends = late);
-    kept.keeper.ask(0, true, false);
-    assert_eq!(kept.hears().await, (0, Right::Granted));
-}
-
-#[tokio::test]
-async fn what_was_true_before_a_promotion_does_not_refuse_it() {
-    let scene = Scene::new();
-    // The other node was Primary a moment ago, and that it is no more is heard late.
-    scene.mirrors.change(|says| says.peer_is_primary = true);
-    let mut kept = Kept::new(&scene);
-    let heard = async { while !matches!(kept.inputs.event().await, Event::Ready { .. }) {} };
-    timeout(PATIENCE, heard).await.expect("its first word");
-    scene.mirrors.of().promoted_to = Some(session(LONG));
-    scene.mirrors.of().lagging = true;
-    kept.keeper.ask(0, false, false);
-    let early = timeout(Duration::from_millis(300), kept.hears()).await;
-    assert!(early.is_err(), "{early:?}");
-    scene.mirrors.of().lagging = false;
-    scene.mirrors.set(session(LONG));
-    assert_eq!(kept.hears().await, (0, Right::Granted));
-}
-
-#[tokio::test]
-async fn a_mirror_that_the_other_node_has_just_given_up_is_waited_for() {
-    let scene = Scene::new();
-    // Its manager has said so; its daemon's word is on its way.
-    scene.mirrors.change(|says| {
-        says.connected = true;
-        says.peer_is_primary = true;
-    });
-    scene.mirrors.of().refuses = Some("the peer is Primary".to_owned());
-    let mut kept = Kept::new(&scene);
-    kept.keeper.ask(0, false, false);
-    let early = timeout(Duration::from_millis(200), kept.hears()).await;
-    assert!(early.is_err(), "{early:?}");
-    scene.mirrors.of().refuses = None;
-    scene.mirrors.of().promoted_to = Some(session(LONG));
-    scene.mirrors.change(|says| says.peer_is_primary = false);
-    assert_eq!(kept.hears().await, (0, Right::Granted));
-}
-
-#[tokio::test]
-async fn a_node_that_the_daemon_has_not_lost_yet_is_waited_for() {
-    let scene = Scene::new();
-    scene.mirrors.change(|says| {
-        says.connected = true;
-        says.peer_is_primary = true;
-    });
-    scene.mirrors.of().refuses = Some("the peer is Primary".to_owned());
-    let mut kept = Kept::new(&scene);
-    kept.keeper.ask(0, false, false);
-    let early = timeout(Duration::from_millis(200), kept.hears()).await;
-    assert!(early.is_err(), "{early:?}");
-    scene.mirrors.of().refuses = None;
-    scene.mirrors.of().promoted_to = Some(Standing::Alone);
-    scene.mirrors.change(|says| says.connected = false);
-    assert_eq!(kept.hears().await, (0, Right::Granted));
-}
-
-#[tokio::test]
-async fn a_refusal_says_why_and_a_group_without_a_mirror_needs_a_lease() {
-    let scene = Scene::new();
-    let mut kept = Kept::new(&scene);
-    scene.mirrors.of().refuses = Some("the peer is Primary".to_owned());
-    kept.keeper.ask(0, false, false);
-    let refused = kept.hears().await;
-    let why = "mirror pg: the peer is Primary".to_owned();
-    assert_eq!(refused, (0, Right::Refused(why)));
-    kept.keeper.ask(1, false, false);
-    let (group, refused) = kept.hears().await;
-    assert!(
-        group == 1 && matches!(refused, Right::Refused(_)),
-        "{refused:?}"
-    );
-}
-
-#[tokio::test]
-async fn a_daemon_that_was_started_again_is_told_that_this_node_is_primary() {
-    let scene = Scene::new();
-    let mut kept = Kept::new(&scene);
-    scene.mirrors.of().promoted_to = Some(session(LONG));
-    kept.keeper.ask(0, false, false);
-    assert_eq!(kept.hears().await, (0, Right::Granted));
-    scene.mirrors.set(Standing::Secondary);
-    let begun = Instant::now();
-    while scene.mirrors.of().says["pg"].standing == Standing::Secondary {
-        assert!(begun.elapsed() < PATIENCE, "not promoted again");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }

@@ -60,7 +60,7 @@ pub trait Hands: Send + Sync + 'static {
     /// Waits for an operation that an earlier manager began, and that has no outcome yet.
     fn wait(&self, op: OpId, begun: Begun) -> impl Future<Output = OpResult> + Send + 'static;
 
-    /// A resource was active when this manager began: what goes on beside it goes on.
+    /// A resource is active, since now or since before this manager began: what goes on beside it does.
     fn resume(&self, group: GroupId, resource: usize);
 
     /// Lets a monitor look once. `timeout`: 0 for as long as it likes. What it tells a watchdog is told
@@ -334,6 +334,18 @@ pub fn kept_alerts(state: &Path) -> alerts::Kept {
     alerts::kept(&state.join(ALERTS))
 }
 
+/// The resources that are active here.
+fn online(manager: &core::Manager) -> BTreeSet<(GroupId, usize)> {
+    let groups = manager.durable().groups.iter().enumerate();
+    groups
+        .flat_map(|(group, record)| {
+            let all = record.resources.iter().enumerate();
+            let online = all.filter(|(_, record)| record.state == ResourceState::Online);
+            online.map(move |(resource, _)| (group, resource))
+        })
+        .collect()
+}
+
 struct Driver<H, R> {
     parts: Parts<H, R>,
     handle: Handle,
@@ -351,13 +363,7 @@ impl<H: Hands, R: Rights> Driver<H, R> {
     async fn run(&mut self, start: Start, mut inputs: mpsc::UnboundedReceiver<Input>) -> Ended {
         let mut out = Actions::new();
         let mut manager = core::Manager::new(start, clock::now(), &mut out);
-        for (group, record) in manager.durable().groups.iter().enumerate() {
-            for (resource, record) in record.resources.iter().enumerate() {
-                if record.state == ResourceState::Online {
-                    self.parts.hands.resume(group, resource);
-                }
-            }
-        }
+        self.resume(online(&manager));
         // An earlier manager may have promised looks that this one's configuration or state has none of.
         self.parts.hands.rest();
         loop {
@@ -402,7 +408,21 @@ impl<H: Hands, R: Rights> Driver<H, R> {
             if matches!(event, Event::Timer) {
                 self.timer = None;
             }
+            let begun = match &event {
+                Event::OpDone { result, .. } if *result == OpResult::Done => Some(online(&manager)),
+                _ => None,
+            };
             manager.handle(clock::now(), event, &mut out);
+            if let Some(before) = begun {
+                self.resume(online(&manager).difference(&before).copied());
+            }
+        }
+    }
+
+    /// Whoever began an operation may be an earlier manager: what goes on beside its resource is this one's.
+    fn resume(&self, resources: impl IntoIterator<Item = (GroupId, usize)>) {
+        for (group, resource) in resources {
+            self.parts.hands.resume(group, resource);
         }
     }
 

@@ -35,6 +35,8 @@ struct World {
     twice: bool,
     /// What the guards were asked for.
     resets: Vec<(Node, String)>,
+    /// What goes on beside a node's resources has begun so often, (node, group, resource).
+    resumed: BTreeMap<(Node, GroupId, usize), u32>,
     /// What a node's watchdog was told last: user space runs, or nobody will say it.
     alive: BTreeMap<Node, bool>,
 }
@@ -111,7 +113,12 @@ impl Hands for FakeHands {
         }
     }
 
-    fn resume(&self, _: GroupId, _: usize) {}
+    fn resume(&self, group: GroupId, resource: usize) {
+        let mut world = of(&self.world);
+        let key = (self.node, group, resource);
+        assert!(world.active.contains(&key), "{key:?} is not active");
+        *world.resumed.entry(key).or_default() += 1;
+    }
 
     fn probe(&self, _: usize, _: Ms) -> impl Future<Output = OpResult> + Send + 'static {
         of(&self.world).alive.insert(self.node, true);
@@ -369,6 +376,9 @@ async fn a_new_manager_begins_nothing_twice_that_the_old_one_has_begun() {
     until("online", || alpha.is(GroupStatus::Online)).await;
     pair.begun_once();
     assert_eq!(of(&pair.world).begun.len(), 2, "two resources, two starts");
+    // What goes on beside them is the new one's business.
+    let resumed = of(&pair.world).resumed.clone();
+    assert_eq!(resumed, [((0, 0, 0), 1), ((0, 0, 1), 1)].into());
 
     // With nothing under way it takes up what is active as it is.
     alpha.kill().await;

@@ -28,7 +28,7 @@ pub async fn probe(
     timeout: Ms,
 ) -> OpResult {
     let deadline = Deadline::after(timeout);
-    let looked = look(place, monitor, environment, timeout, deadline);
+    let looked = look(place, monitor, environment, deadline);
     // Whatever a kind does, the time-out holds.
     ended(deadline.wait(looked).await.unwrap_or_else(Err))
 }
@@ -55,7 +55,6 @@ async fn look(
     place: &Arc<Place>,
     monitor: &Monitor,
     environment: &[(String, String)],
-    timeout: Ms,
     deadline: Deadline,
 ) -> Step {
     match &monitor.kind {
@@ -71,7 +70,7 @@ async fn look(
             link(&own.mirror, &status)
         }
         Kind::Pid(of) | Kind::FloatingIp(of) | Kind::Resource(of) => {
-            resource(place, of, environment, timeout).await
+            resource(place, of, environment, earlier(deadline)).await
         }
         Kind::UserSpace(own) => Ok(place.watchdog.alive(&own.device, monitor.timeout()).await?),
         Kind::Tcp(tcp) => {
@@ -84,15 +83,8 @@ async fn look(
         Kind::Agent(own) => {
             let times = (monitor.timeout(), monitor.interval());
             let name = &monitor.name;
-            ocf::look(
-                place,
-                name,
-                &own.agent,
-                &own.parameters,
-                times,
-                earlier(deadline),
-            )
-            .await
+            let within = Deadline::after(earlier(deadline));
+            ocf::look(place, name, &own.agent, &own.parameters, times, within).await
         }
         Kind::Script(own) => {
             let script = Script {
@@ -103,17 +95,17 @@ async fn look(
                     &seen_by(place, monitor, environment),
                 )
             };
-            script.must(place, earlier(deadline)).await
+            script.must(place, Deadline::after(earlier(deadline))).await
         }
     }
 }
 
-/// A script is ended by its own time-out before everything else is dropped.
-fn earlier(deadline: Deadline) -> Deadline {
+/// How long a script may take: it is ended by its own time-out before everything else is dropped.
+fn earlier(deadline: Deadline) -> Ms {
     let left = deadline.left().as_millis() as u64;
     // Time for TERM and KILL, where there is some.
     let margin = (left / 5).min(6000);
-    Deadline::after(Ms((left - margin).max(1)))
+    Ms((left - margin).max(1))
 }
 
 /// What a monitor's script sees: whose it is, where it is, and what else it is told.

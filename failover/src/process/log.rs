@@ -11,14 +11,20 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Deadline;
+use super::{Deadline, Step};
 use crate::config::Ms;
 use crate::place::Place;
+use crate::resource::apart::Apart;
 
 /// A log that is longer is cut; as much as this is kept beside it.
 pub const BOUND: u64 = 1 << 20;
 /// How often they are looked at.
 pub const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// A script's log is there within, or the script runs without: it may have to stop a service.
+const WITHIN: Ms = Ms(2000);
+/// So long is a log waited for that another one waits for already: those that come after it are not each held up by a disk
+/// that hangs.
+const WITHIN_MORE: Ms = Ms(300);
 /// The guard's, in the state folder.
 pub const OF_GUARD: &str = "guard.log";
 
@@ -59,13 +65,59 @@ pub fn open(path: &Path) -> io::Result<File> {
     trim(path);
     let mut options = OpenOptions::new();
     options.append(true).read(true).mode(0o640);
-    match options.clone().create(true).open(path) {
+    match options.create(true).open(path) {
         Ok(log) => Ok(log),
         Err(error) => {
             tracing::warn!(%error, log = %path.display(), "a script's log can't be opened: what it writes is lost");
-            options.open("/dev/null")
+            nowhere()
         }
     }
+}
+
+fn nowhere() -> io::Result<File> {
+    OpenOptions::new().append(true).read(true).open("/dev/null")
+}
+
+/// What is done with one log, one at a time.
+fn turn(path: &Path) -> String {
+    format!("the log {}", path.display())
+}
+
+/// Opens a log as [`open`] does, notes in it what follows, and says where that begins; `None`: in no file. The disk may
+/// hang: it is not waited for longer than [`WITHIN`], and what is written is lost then.
+///
+/// # Errors
+/// As [`open`].
+pub(super) async fn begin(
+    apart: &Apart,
+    path: &Path,
+    what: String,
+) -> io::Result<(File, Option<u64>)> {
+    let owned = path.to_owned();
+    let opening = move || -> io::Result<_> {
+        let mut log = open(&owned)?;
+        note(&mut log, &what);
+        // What was in a log that can't be written is of others.
+        let about = log.metadata().ok().filter(fs::Metadata::is_file);
+        Ok((log, about.map(|about| about.len())))
+    };
+    match apart_from_all(apart, path, opening).await {
+        Ok(opened) => opened,
+        Err(why) => {
+            tracing::warn!(?why, log = %path.display(), "a script's log is not there in time: what it writes is lost");
+            Ok((nowhere()?, None))
+        }
+    }
+}
+
+async fn apart_from_all<T: Send + 'static>(
+    apart: &Apart,
+    path: &Path,
+    what: impl FnOnce() -> T + Send + 'static,
+) -> Step<T> {
+    let turn = turn(path);
+    apart.returned(&turn, Deadline::after(WITHIN_MORE)).await?;
+    apart.run(&turn, Deadline::after(WITHIN), what).await
 }
 
 /// Cuts a log that is too long; its last part is kept as `NAME.1`, where there is room for that.
@@ -97,7 +149,7 @@ fn cut(path: &Path) -> io::Result<()> {
 }
 
 /// Notes in the log what follows.
-pub(super) fn note(file: &mut File, what: &str) {
+fn note(file: &mut File, what: &str) {
     let now = jiff::Timestamp::now();
     // As above: it runs all the same.
     if let Err(error) = writeln!(file, "--- {now:.0} {what}") {
@@ -106,7 +158,14 @@ pub(super) fn note(file: &mut File, what: &str) {
 }
 
 /// The last line that was written from there on, for an error's text.
-pub(super) fn last_line(path: &Path, from: u64) -> Option<String> {
+/// `None`: there is none, or the disk does not say in time.
+pub(super) async fn last_line(apart: &Apart, path: &Path, from: u64) -> Option<String> {
+    let owned = path.to_owned();
+    let read = apart_from_all(apart, path, move || read_last_line(&owned, from));
+    read.await.ok().flatten()
+}
+
+fn read_last_line(path: &Path, from: u64) -> Option<String> {
     let mut file = File::open(path).ok()?;
     let length = file.metadata().ok()?.len();
     file.seek(SeekFrom::Start(
@@ -123,6 +182,22 @@ pub(super) fn last_line(path: &Path, from: u64) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn the_last_line_of_a_log_that_hangs_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let (log, pipe) = (folder.path().join("x.log"), folder.path().join("y.log"));
+        fs::write(&log, "before\none\ntwo\n\n").unwrap();
+        let apart = Apart::default();
+        let last = last_line(&apart, &log, 7).await;
+        assert_eq!(last.as_deref(), Some("two"));
+        // Nobody will ever write to it: who opens it waits.
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
+        assert_eq!(last_line(&apart, &pipe, 0).await, None);
+        let opened = OpenOptions::new().append(true).open(&pipe);
+        assert!(opened.is_ok(), "it waits for it still");
+    }
 
     #[test]
     fn a_log_is_cut_in_place_and_its_last_part_kept() {

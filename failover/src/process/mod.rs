@@ -1,19 +1,24 @@
 //! Processes that resources start: they outlive the manager, so each is known by its number and
 //! the time of its start, written down before it begins.
 //!
-//! [`script`] runs what operators wrote, [`tool`] the system's programs, [`log`] keeps what they say.
+//! [`script`] runs what operators wrote, [`tool`] the system's programs, [`log`] keeps what they say, `table` is who runs.
 
 pub mod log;
 pub mod script;
+mod table;
 pub mod tool;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
 use tokio::time::{Instant, sleep};
+
+pub(crate) use table::all;
+use table::{in_control_group, stat, unless_gone};
 
 use crate::config::Ms;
 use crate::core::OpResult;
@@ -114,56 +119,41 @@ pub struct Process {
     pub start: u64,
 }
 
-/// What the kernel tells of a process, of which little is asked.
-#[derive(Clone, Copy, Debug)]
-struct Stat {
-    state: char,
-    group: i32,
-    start: u64,
-}
-
-fn stat(pid: i32) -> Option<Stat> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Its name may have anything in it, `)` too.
-    let (_, rest) = text.rsplit_once(") ")?;
-    let fields: Vec<&str> = rest.split(' ').collect();
-    Some(Stat {
-        state: fields.first()?.chars().next()?,
-        group: fields.get(2)?.parse().ok()?,
-        start: fields.get(19)?.parse().ok()?,
-    })
-}
-
 impl Process {
     /// The process that has this number now.
     pub fn of(pid: i32) -> Option<Self> {
-        let start = stat(pid)?.start;
+        let start = stat(pid).ok()??.start;
         Some(Self { pid, start })
     }
 
     /// It runs; one that has ended and was not waited for does not.
+    ///
+    /// # Errors
+    /// That can't be seen.
+    pub fn runs(self) -> io::Result<bool> {
+        Ok(stat(self.pid)?.is_some_and(|s| s.start == self.start && s.runs()))
+    }
+
+    /// It has not ended, as far as can be seen.
     pub fn is_alive(self) -> bool {
-        stat(self.pid).is_some_and(|s| s.start == self.start && !matches!(s.state, 'Z' | 'X'))
+        self.runs().unwrap_or(true)
     }
 
-    /// The process of a record.
-    pub fn recorded(record: &Path) -> Option<Self> {
-        let text = fs::read_to_string(record).ok()?;
-        let (pid, start) = text.trim().split_once(' ')?;
-        Some(Self {
-            pid: pid.parse().ok()?,
-            start: start.parse().ok()?,
-        })
+    /// The process of a record; `None`: there is none, or it says nothing yet.
+    ///
+    /// # Errors
+    /// It can't be read.
+    pub fn recorded(record: &Path) -> io::Result<Option<Self>> {
+        let text = unless_gone(fs::read_to_string(record))?.unwrap_or_default();
+        let of = |text: &str| {
+            let (pid, start) = text.trim().split_once(' ')?;
+            Some(Self {
+                pid: pid.parse().ok()?,
+                start: start.parse().ok()?,
+            })
+        };
+        Ok(of(&text))
     }
-}
-
-/// All numbers of processes.
-pub(crate) fn all() -> Vec<i32> {
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    let names = entries.filter_map(|e| e.ok()?.file_name().into_string().ok());
-    names.filter_map(|name| name.parse().ok()).collect()
 }
 
 /// A process with what it has started: its process group, and a control group where there is one.
@@ -177,28 +167,43 @@ pub struct Family {
 
 impl Family {
     /// Those that run.
-    pub fn members(&self) -> Vec<i32> {
+    ///
+    /// # Errors
+    /// They can't be seen: it is not known that nobody does.
+    pub fn members(&self) -> io::Result<Vec<i32>> {
         let mut all_of_it = BTreeSet::new();
         if let Some(group) = &self.control_group {
-            in_control_group(group, &mut all_of_it);
+            in_control_group(group, &mut all_of_it)?;
         }
         if let Some(leader) = self.leader {
             // The number is not given to another process while the group has members: a stranger
             // that has it tells that the group is gone.
-            let stranger = stat(leader.pid).is_some_and(|s| s.start != leader.start);
+            let stranger = stat(leader.pid)?.is_some_and(|s| s.start != leader.start);
             // Nobody is looked for in a group that is empty, as it is most of the time.
             let empty = Pid::from_raw(leader.pid).is_none_or(|group| {
                 rustix::process::test_kill_process_group(group) == Err(rustix::io::Errno::SRCH)
             });
             if !stranger && !empty {
-                let ours = |pid: &i32| {
-                    stat(*pid).is_some_and(|s| s.group == leader.pid && s.start >= leader.start)
-                };
-                all_of_it.extend(all().into_iter().filter(ours));
+                for pid in all()? {
+                    let ours = |s: table::Stat| s.group == leader.pid && s.start >= leader.start;
+                    if stat(pid)?.is_some_and(ours) {
+                        all_of_it.insert(pid);
+                    }
+                }
             }
         }
-        let runs = |pid: &i32| stat(*pid).is_some_and(|s| !matches!(s.state, 'Z' | 'X'));
-        all_of_it.into_iter().filter(runs).collect()
+        let mut running = Vec::new();
+        for pid in all_of_it {
+            if stat(pid)?.is_some_and(table::Stat::runs) {
+                running.push(pid);
+            }
+        }
+        Ok(running)
+    }
+
+    /// Nobody of it runs any more, as far as can be seen.
+    pub fn is_gone(&self) -> bool {
+        self.members().is_ok_and(|left| left.is_empty())
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
@@ -208,7 +213,11 @@ impl Family {
             // All at once, so that none can fork away; where the kernel is too old for it, one by one.
             let _ = fs::write(group.join("cgroup.kill"), "1");
         }
-        for pid in self.members() {
+        let members = self.members().unwrap_or_else(|error| {
+            tracing::warn!(%error, ?signal, "processes that are to hear it can't be seen");
+            Vec::new()
+        });
+        for pid in members {
             if let Some(pid) = Pid::from_raw(pid) {
                 // One that has ended meanwhile is what is wanted.
                 let _ = rustix::process::kill_process(pid, signal);
@@ -219,9 +228,9 @@ impl Family {
     /// Ends all of it: asks first, and kills what is left after `grace`.
     ///
     /// # Errors
-    /// Something of it is still there: the kernel can't end it.
+    /// Something of it is still there: the kernel can't end it. Or that can't be seen.
     pub async fn end(&self, grace: Duration) -> Step {
-        if self.members().is_empty() {
+        if self.is_gone() {
             return Ok(());
         }
         self.signal(Signal::TERM);
@@ -234,7 +243,11 @@ impl Family {
         if self.gone_within(GONE_WITHIN).await {
             return Ok(());
         }
-        let left = self.members();
+        let left = self.members().map_err(|error| {
+            Failure::Failed(format!(
+                "killed, and whether they have ended can't be seen: {error}\n  next: see whether this node has too many open files or processes"
+            ))
+        })?;
         let names: Vec<String> = left.iter().map(|pid| describe(*pid)).collect();
         Err(Failure::Failed(format!(
             "killed, and still there: {}: a process in a system call that does not return can't be ended",
@@ -246,26 +259,13 @@ impl Family {
     pub async fn gone_within(&self, time: Duration) -> bool {
         let until = Instant::now() + time;
         loop {
-            if self.members().is_empty() {
+            if self.is_gone() {
                 return true;
             }
             if Instant::now() >= until {
                 return false;
             }
             sleep(POLL).await;
-        }
-    }
-}
-
-fn in_control_group(group: &Path, into: &mut BTreeSet<i32>) {
-    let procs = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
-    into.extend(procs.lines().filter_map(|line| line.parse::<i32>().ok()));
-    let Ok(below) = fs::read_dir(group) else {
-        return;
-    };
-    for entry in below.flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            in_control_group(&entry.path(), into);
         }
     }
 }

@@ -17,6 +17,7 @@ use tokio::time::sleep;
 
 use super::{Deadline, Failure, Family, GRACE, POLL, Process, Step, log};
 use crate::place::Place;
+use crate::resource::apart::Apart;
 
 /// Writes its own number and start down, goes into its control group, and becomes the program.
 /// Whoever can't do that does not run: it could not be found, or frozen, later.
@@ -74,8 +75,10 @@ pub(super) fn status(status: ExitStatus) -> i32 {
 pub struct Running {
     child: Child,
     log: PathBuf,
-    from: u64,
+    /// Where in its log it begins; `None`: what it writes is lost.
+    from: Option<u64>,
     family: Family,
+    apart: Apart,
 }
 
 impl Script {
@@ -89,12 +92,42 @@ impl Script {
         place.run.join("processes").join(&self.key)
     }
 
+    /// The process that was begun under this key last.
+    ///
+    /// # Errors
+    /// Its record can't be read.
+    pub fn leader(&self, place: &Place) -> Step<Option<Process>> {
+        let record = self.record(place);
+        let unread = |error| format!("{}: {error}", record.display());
+        Ok(Process::recorded(&record).map_err(unread)?)
+    }
+
     /// The process that was begun under this key last, with what it started.
-    pub fn family(&self, place: &Place) -> Family {
-        Family {
-            leader: Process::recorded(&self.record(place)),
+    ///
+    /// # Errors
+    /// Its record can't be read.
+    pub fn family(&self, place: &Place) -> Step<Family> {
+        Ok(Family {
+            leader: self.leader(place)?,
             control_group: self.control_group.clone(),
-        }
+        })
+    }
+
+    /// The process that was begun under this key last runs.
+    ///
+    /// # Errors
+    /// That can't be seen.
+    pub fn runs(&self, place: &Place) -> Step<bool> {
+        let Some(process) = self.leader(place)? else {
+            return Ok(false);
+        };
+        let unseen = |error| {
+            format!(
+                "whether process {} runs can't be seen: {error}",
+                process.pid
+            )
+        };
+        Ok(process.runs().map_err(unseen)?)
     }
 
     /// Begins it.
@@ -137,18 +170,9 @@ impl Script {
             })?;
         }
         let path = place.log(&self.log);
-        let mut log = log::open(&path)
+        let (log, from) = log::begin(&place.apart, &path, self.name())
+            .await
             .map_err(|error| refused(format!("its log {}: {error}", path.display())))?;
-        log::note(&mut log, &self.name());
-        // What was in a log that can't be written is of others.
-        let end = |about: fs::Metadata| {
-            if about.is_file() {
-                about.len()
-            } else {
-                u64::MAX
-            }
-        };
-        let from = log.metadata().map_or(u64::MAX, end);
         let twice = log
             .try_clone()
             .map_err(|error| refused(error.to_string()))?;
@@ -181,6 +205,7 @@ impl Script {
                 leader,
                 control_group: self.control_group.clone(),
             },
+            apart: place.apart.clone(),
         })
     }
 
@@ -190,7 +215,7 @@ impl Script {
     /// # Errors
     /// It can't be ended.
     pub async fn end_leftover(&self, place: &Place) -> Step {
-        let family = self.family(place);
+        let family = self.family(place)?;
         if family.leader.is_some_and(Process::is_alive) {
             tracing::warn!(
                 key = self.key,
@@ -211,7 +236,7 @@ impl Script {
     /// It can't be begun, or takes longer than the deadline: it is ended with all that it started.
     pub async fn run(&self, place: &Place, deadline: Deadline) -> Step<Ended> {
         self.end_leftover(place).await?;
-        let mut running = self.begin(place).await?;
+        let running = self.begin(place).await?;
         running.wait(deadline).await
     }
 
@@ -268,24 +293,29 @@ impl Running {
     /// Waits for its end.
     ///
     /// # Errors
-    /// The deadline passed: it is ended with all that it started.
-    pub async fn wait(&mut self, deadline: Deadline) -> Step<Ended> {
+    /// The deadline passed: it is ended with all that it started, also where nobody waits for that any more.
+    pub async fn wait(mut self, deadline: Deadline) -> Step<Ended> {
         tokio::select! {
             status = self.child.wait() => {
                 let status = status.map_err(|error| error.to_string())?;
-                Ok(self.ended(status))
+                return Ok(self.ended(status).await);
             }
-            () = sleep(deadline.left()) => {
-                tracing::warn!(log = %self.log.display(), "a script took too long: it is ended");
-                let end = self.family.end(GRACE);
-                // It is waited for meanwhile, else it would stay as a zombie.
-                let (end, _) = tokio::join!(end, tokio::time::timeout(GRACE * 3, self.child.wait()));
-                if let Err(Failure::Failed(why)) = end {
-                    tracing::error!(why, "a script that took too long");
-                }
-                Err(Failure::TimedOut)
-            }
+            () = sleep(deadline.left()) => {}
         }
+        tracing::warn!(log = %self.log.display(), "a script took too long: it is ended");
+        // A task of its own: whoever waits may have less patience than is left from TERM to KILL.
+        let ending = tokio::spawn(async move {
+            let end = self.family.end(GRACE);
+            // It is waited for meanwhile, else it would stay as a zombie.
+            let (end, _) = tokio::join!(end, tokio::time::timeout(GRACE * 3, self.child.wait()));
+            if let Err(Failure::Failed(why)) = end {
+                tracing::error!(why, "a script that took too long");
+            }
+        });
+        if let Err(error) = ending.await {
+            tracing::error!(%error, "a script that took too long");
+        }
+        Err(Failure::TimedOut)
     }
 
     /// Its end, if it ends within this time.
@@ -296,23 +326,27 @@ impl Running {
         match tokio::time::timeout(time, self.child.wait()).await {
             Ok(status) => {
                 let status = status.map_err(|error| error.to_string())?;
-                Ok(Some(self.ended(status)))
+                Ok(Some(self.ended(status).await))
             }
             Err(_) => Ok(None),
         }
     }
 
-    fn ended(&self, status: ExitStatus) -> Ended {
+    async fn ended(&self, status: ExitStatus) -> Ended {
         Ended {
             status: self::status(status),
-            last: log::last_line(&self.log, self.from),
+            last: match self.from {
+                Some(from) => log::last_line(&self.apart, &self.log, from).await,
+                None => None,
+            },
         }
     }
 }
 
 /// The record is this process's, not the one's before it; or the process has ended.
 async fn is_recorded(process: Process, record: &Path) {
-    while Process::recorded(record) != Some(process) && process.is_alive() {
+    let is_it = || matches!(Process::recorded(record), Ok(Some(found)) if found == process);
+    while !is_it() && process.is_alive() {
         sleep(POLL).await;
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Subject;
 use crate::config::resource::{Exec, Mode};
 use crate::process::script::Script;
-use crate::process::{Deadline, Failure, Family, GRACE, Process, Step, remove_control_group};
+use crate::process::{Deadline, Failure, Family, GRACE, Step, remove_control_group};
 use crate::watch_list::WatchList;
 
 fn start_script(subject: Subject<'_>, own: &Exec) -> Script {
@@ -26,10 +26,11 @@ fn with(mut script: Script, own: &Exec) -> Script {
 }
 
 /// The service: what the start script left running, or is.
-fn service(subject: Subject<'_>, own: &Exec) -> Family {
-    let mut family = start_script(subject, own).family(subject.place);
-    family.control_group = subject.control_group();
-    family
+fn service(subject: Subject<'_>, own: &Exec) -> Step<Family> {
+    Ok(Family {
+        leader: start_script(subject, own).leader(subject.place)?,
+        control_group: subject.control_group(),
+    })
 }
 
 pub(super) async fn start(subject: Subject<'_>, own: &Exec, deadline: Deadline) -> Step {
@@ -37,15 +38,11 @@ pub(super) async fn start(subject: Subject<'_>, own: &Exec, deadline: Deadline) 
     match own.mode {
         Mode::Sync => script.must(subject.place, deadline).await,
         Mode::Async => {
-            if script
-                .family(subject.place)
-                .leader
-                .is_some_and(Process::is_alive)
-            {
+            if script.runs(subject.place)? {
                 return Ok(());
             }
             // Something of an earlier one would be in the way of this one.
-            service(subject, own).end(GRACE).await?;
+            service(subject, own)?.end(GRACE).await?;
             let mut running = script.begin(subject.place).await?;
             // A monitor looks for it as soon as it is active.
             let record = script.record(subject.place);
@@ -73,7 +70,7 @@ pub(super) async fn stop(subject: Subject<'_>, own: &Exec, deadline: Deadline) -
     }
     end_loaded(subject).await?;
     // What was told to stop may need a moment; nothing of the group may run on.
-    let family = service(subject, own);
+    let family = service(subject, own)?;
     if own.stop.is_some() {
         let patience = deadline.left().min(Duration::from_secs(10));
         family.gone_within(patience).await;
@@ -100,7 +97,7 @@ pub(super) fn probe(subject: Subject<'_>, own: &Exec) -> Step {
         return Ok(());
     }
     let script = start_script(subject, own);
-    match script.family(subject.place).leader {
+    match script.leader(subject.place)? {
         Some(process) if process.is_alive() => Ok(()),
         Some(process) => Err(Failure::Failed(format!(
             "its process {} has ended",

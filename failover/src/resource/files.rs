@@ -9,7 +9,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::OFlags;
@@ -282,7 +282,7 @@ fn replace(path: &Path, content: &[u8], (owner, group): (u32, u32), mode: u32) -
 
 /// What was sent, and arrived.
 #[derive(Debug, Default)]
-struct Sender {
+pub(crate) struct Sender {
     arrived: BTreeMap<PathBuf, Option<Seen>>,
     failed: BTreeMap<PathBuf, String>,
 }
@@ -367,17 +367,19 @@ pub(super) async fn start(subject: Subject<'_>, own: &Files, deadline: Deadline)
         Ok(Err(why)) => tracing::info!(%why, "files are not sent yet"),
         Err(_) => tracing::info!("files are not sent yet: the other node does not answer"),
     }
-    go_on(subject.place, subject.group, subject.resource, own, sender);
+    // Another manager may be there by now: who knows it to be active sends on, by its own configuration and channel.
+    lock(&subject.place.sent).insert(subject.key(), sender);
     Ok(())
 }
 
-/// Sends what changes from now on.
-pub(super) fn keep_sending(place: &Arc<Place>, group: &Group, resource: &Resource, own: &Files) {
-    go_on(place, group, resource, own, Sender::default());
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn go_on(place: &Place, group: &Group, resource: &Resource, own: &Files, mut sender: Sender) {
+/// Sends what changes from now on.
+pub(super) fn keep_sending(place: &Place, group: &Group, resource: &Resource, own: &Files) {
     let key = Place::key(group, &resource.name);
+    let mut sender = lock(&place.sent).remove(&key).unwrap_or_default();
     let (group, resource) = (group.name.clone(), resource.name.clone());
     let (files, channel) = (own.files.clone(), place.files.clone());
     let apart = place.apart.clone();
@@ -415,12 +417,12 @@ fn go_on(place: &Place, group: &Group, resource: &Resource, own: &Files, mut sen
 
 pub(super) async fn stop(subject: Subject<'_>) {
     subject.place.tasks.end(&subject.key()).await;
+    // Its start may have failed at what came after.
+    lock(&subject.place.sent).remove(&subject.key());
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use super::*;
     use crate::channel::{LINE_MAX, PeerAsk};
     use crate::place::Pending;

@@ -212,13 +212,13 @@ pub async fn probe(
         Kind::Systemd(own) => systemd::probe(subject, own, deadline).await,
         Kind::Action(own) => action::probe(subject, own, deadline).await,
         Kind::Service(own) => service::probe(subject, own, deadline).await,
-        Kind::Package(_) => package::probe(subject),
+        Kind::Package(own) => package::probe(subject, own),
         Kind::Files(_) => Ok(()),
     })
 }
 
-/// What goes on beside a resource that was active when this manager began: files are sent on.
-pub fn resume(place: &std::sync::Arc<Place>, group: &Group, resource: &Resource) {
+/// What goes on beside an active resource begins, for whoever looks after it from now on: files are sent.
+pub fn resume(place: &Place, group: &Group, resource: &Resource) {
     if let Kind::Files(own) = &resource.kind {
         files::keep_sending(place, group, resource, own);
     }

@@ -84,7 +84,9 @@ pub(super) async fn up(
             format!("{path} has no file system on it\n  next: make one, or set `initial-mkfs` for a new mirror")
         })?,
     };
-    check(subject, device, &kind, mount, deadline).await?;
+    let patience = deadline.within(mount.fsck_timeout);
+    unused(subject, device, patience).await?;
+    check(subject, device, &kind, mount, patience).await?;
     let mut words: Vec<OsString> = vec!["-t".into(), kind.into()];
     if !mount.options.is_empty() {
         words.extend(["-o".into(), mount.options.join(",").into()]);
@@ -156,7 +158,7 @@ async fn check(
     device: &Path,
     kind: &str,
     mount: &Mount,
-    deadline: Deadline,
+    patience: Deadline,
 ) -> Step {
     let always = match mount.fsck {
         Fsck::Never => return Ok(()),
@@ -182,7 +184,6 @@ async fn check(
             ],
         ),
     };
-    let patience = deadline.within(mount.fsck_timeout);
     let said = tool::ask(subject.place, program, &words, &[], patience).await?;
     // 1: repaired; 2: repaired, and a mounted root would want a reboot, which this is not.
     if said.status & !3 == 0 {
@@ -292,16 +293,69 @@ fn alone(named: &Path, known: Option<&Known>) -> Alone {
         return Alone::Yes;
     };
     match Errno::from_io_error(&error) {
-        Some(Errno::BUSY) => Alone::No(places()),
+        // By whom it is held is for people alone.
+        Some(Errno::BUSY) => Alone::No(places().unwrap_or_default()),
         // A device that has gone may be mounted still.
         Some(Errno::NOENT) => match places() {
-            places if places.is_empty() => Alone::Yes,
-            places => Alone::No(places),
+            Ok(places) if places.is_empty() => Alone::Yes,
+            Ok(places) => Alone::No(places),
+            Err(error) => Alone::Unknown(error.to_string()),
         },
         // The kernel asks whether it is free before it asks the device.
         Some(Errno::NXIO | Errno::NODEV | Errno::NOMEDIUM | Errno::IO) => Alone::Yes,
         _ => Alone::Unknown(error.to_string()),
     }
+}
+
+/// The same, for as long as a device may take to say it.
+async fn ask(subject: Subject<'_>, device: &Path, known: Option<&Known>) -> Alone {
+    let name = format!("opening {}", device.display());
+    let (owned, of) = (device.to_owned(), known.cloned());
+    let asked = subject
+        .place
+        .apart
+        .run(&name, Deadline::after(LOOK), move || {
+            alone(&owned, of.as_ref())
+        });
+    // Once in any case, when the deadline has passed, too: it says who has it.
+    let asked = asked.await;
+    asked.unwrap_or_else(|_| Alone::Unknown("it does not answer".to_owned()))
+}
+
+/// Waits until no program has the device for itself: a check, or the making of a file system, goes on when the manager that
+/// began it was killed, and refuses the next one. What has it for as long as it likes is not waited for: a mount elsewhere,
+/// a device that is made of it.
+///
+/// # Errors
+/// A program has it when the deadline passes.
+async fn unused(subject: Subject<'_>, device: &Path, deadline: Deadline) -> Step {
+    let mut told = false;
+    while let Alone::No(places) = ask(subject, device, None).await {
+        if !places.is_empty() || is_part_of_another(device) {
+            return Ok(());
+        }
+        let shown = device.display();
+        if deadline.passed() {
+            return Err(Failure::Failed(format!(
+                "{shown}: a program of this node has it for itself, a check perhaps that was begun before\n  \
+                 next: `fuser -v {shown}` shows which; wait for it or end it, and start it again"
+            )));
+        }
+        if !std::mem::replace(&mut told, true) {
+            tracing::warn!(device = %shown, "a program has it for itself, a check perhaps that was begun before: it is waited for");
+        }
+        sleep(PAUSE.min(deadline.left())).await;
+    }
+    Ok(())
+}
+
+/// Another device of the kernel is made of it (device-mapper, RAID).
+fn is_part_of_another(device: &Path) -> bool {
+    let Ok(Some(number)) = number(device) else {
+        return false;
+    };
+    let holders = fs::read_dir(format!("/sys/dev/block/{number}/holders"));
+    holders.is_ok_and(|mut all| all.next().is_some())
 }
 
 /// Waits until nothing on this node has the device for itself any more: no file system of it is mounted,
@@ -321,24 +375,14 @@ pub(super) async fn quiet(
         return under_way;
     };
     loop {
-        let (owned, of) = (device.to_owned(), known.cloned());
-        // Once in any case, when the deadline has passed, too: it says who has it.
-        let name = format!("opening {}", device.display());
-        let apart = &subject.place.apart;
-        let asked = apart
-            .run(&name, Deadline::after(LOOK), move || {
-                alone(&owned, of.as_ref())
-            })
-            .await;
-        let why = match asked {
-            Ok(Alone::Yes) => return under_way,
-            Ok(Alone::No(places)) if places.is_empty() => {
+        let why = match ask(subject, device, known).await {
+            Alone::Yes => return under_way,
+            Alone::No(places) if places.is_empty() => {
                 "what was unmounted is still being written, or another device or program has it"
                     .to_owned()
             }
-            Ok(Alone::No(places)) => format!("mounted on {}", places.join(", ")),
-            Ok(Alone::Unknown(error)) => error,
-            Err(_) => "it does not answer".to_owned(),
+            Alone::No(places) => format!("mounted on {}", places.join(", ")),
+            Alone::Unknown(error) => error,
         };
         if deadline.passed() {
             let gone = known.filter(|_| !device.exists());

@@ -5,13 +5,14 @@
 //! package starts is written down in `run`, so that it is stopped as it was started.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Subject;
 use crate::config::resource::Package;
 use crate::process::script::Script;
-use crate::process::{Deadline, Failure, Family, GRACE, Process, Step, remove_control_group, tool};
+use crate::process::{Deadline, Failure, Family, GRACE, Step, remove_control_group, tool};
 
 const RUNNER: &str = include_str!("package.sh");
 
@@ -64,6 +65,17 @@ fn noted(subject: Subject<'_>) -> PathBuf {
     subject.place.run.join("processes").join(name)
 }
 
+/// The services as the package was started with them; `None`: it was not.
+fn started(subject: Subject<'_>) -> Step<Option<String>> {
+    let path = noted(subject);
+    match fs::read_to_string(&path) {
+        Ok(list) => Ok(Some(list)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        // What can't be read may tell of services that run.
+        Err(error) => Err(Failure::Failed(format!("{}: {error}", path.display()))),
+    }
+}
+
 pub(super) async fn start(subject: Subject<'_>, own: &Package, deadline: Deadline) -> Step {
     let path = own.control_file.display().to_string();
     let words = ["-c", RUNNER, &path, "list"];
@@ -73,11 +85,11 @@ pub(super) async fn start(subject: Subject<'_>, own: &Package, deadline: Deadlin
         return Err(Failure::Failed(format!("{path} can't be read: {why}")));
     }
     let services = services_of(&list.output);
-    let running = |s: &Service| {
-        let family = service(subject, own, s).family(subject.place);
-        family.leader.is_some_and(Process::is_alive)
-    };
-    if !services.is_empty() && services.iter().all(running) {
+    let mut running = 0;
+    for one in &services {
+        running += usize::from(service(subject, own, one).runs(subject.place)?);
+    }
+    if running > 0 && running == services.len() {
         return Ok(());
     }
     fs::write(noted(subject), &list.output).map_err(|error| error.to_string())?;
@@ -85,11 +97,7 @@ pub(super) async fn start(subject: Subject<'_>, own: &Package, deadline: Deadlin
     run.must(subject.place, deadline).await?;
     for one in &services {
         let script = service(subject, own, one);
-        if script
-            .family(subject.place)
-            .leader
-            .is_some_and(Process::is_alive)
-        {
+        if script.runs(subject.place)? {
             continue;
         }
         let mut begun = script.begin(subject.place).await?;
@@ -105,7 +113,7 @@ pub(super) async fn start(subject: Subject<'_>, own: &Package, deadline: Deadlin
 }
 
 pub(super) async fn stop(subject: Subject<'_>, own: &Package, deadline: Deadline) -> Step {
-    let Ok(list) = fs::read_to_string(noted(subject)) else {
+    let Some(list) = started(subject)? else {
         return Ok(());
     };
     let mut services = services_of(&list);
@@ -113,16 +121,14 @@ pub(super) async fn stop(subject: Subject<'_>, own: &Package, deadline: Deadline
     for one in &services {
         let script = service(subject, own, one);
         script
-            .family(subject.place)
+            .family(subject.place)?
             .end(one.halt.min(deadline.left()))
             .await?;
     }
     let halt = runner(subject, own, "halt", "halt");
     halt.must(subject.place, deadline).await?;
     let rest = Family {
-        leader: runner(subject, own, "run", "run")
-            .family(subject.place)
-            .leader,
+        leader: runner(subject, own, "run", "run").leader(subject.place)?,
         control_group: subject.control_group(),
     };
     rest.end(GRACE).await?;
@@ -134,12 +140,10 @@ pub(super) async fn stop(subject: Subject<'_>, own: &Package, deadline: Deadline
 }
 
 /// All of its services run.
-pub(super) fn probe(subject: Subject<'_>) -> Step {
-    let list = fs::read_to_string(noted(subject)).map_err(|_| "it was not started".to_owned())?;
+pub(super) fn probe(subject: Subject<'_>, own: &Package) -> Step {
+    let list = started(subject)?.ok_or_else(|| "it was not started".to_owned())?;
     for one in services_of(&list) {
-        let key = format!("{}@service-{}", subject.key(), one.index);
-        let record = subject.place.run.join("processes").join(key);
-        if !Process::recorded(&record).is_some_and(Process::is_alive) {
+        if !service(subject, own, &one).runs(subject.place)? {
             return Err(Failure::Failed(format!("service {} has ended", one.name)));
         }
     }

@@ -8,7 +8,7 @@ use tokio::time::sleep;
 use super::Subject;
 use crate::config::resource::Service;
 use crate::process::script::Script;
-use crate::process::{Deadline, Failure, Family, GRACE, Process, Step, remove_control_group};
+use crate::process::{Deadline, Failure, Family, GRACE, Step, remove_control_group};
 
 /// Between two probes of a service that starts.
 const AGAIN: Duration = Duration::from_millis(250);
@@ -17,11 +17,12 @@ fn command(subject: Subject<'_>, part: &str, line: &str) -> Script {
     subject.script(part, vec!["/bin/sh".into(), "-c".into(), line.into()])
 }
 
-fn processes(subject: Subject<'_>, own: &Service) -> Family {
-    let mut family = command(subject, "start", &own.start_command).family(subject.place);
-    // The probe's own are not the service's.
-    family.control_group = subject.control_group().map(|group| group.join("start"));
-    family
+fn processes(subject: Subject<'_>, own: &Service) -> Step<Family> {
+    Ok(Family {
+        leader: command(subject, "start", &own.start_command).leader(subject.place)?,
+        // The probe's own are not the service's.
+        control_group: subject.control_group().map(|group| group.join("start")),
+    })
 }
 
 async fn asked(subject: Subject<'_>, probe: &str, deadline: Deadline) -> Step {
@@ -31,15 +32,11 @@ async fn asked(subject: Subject<'_>, probe: &str, deadline: Deadline) -> Step {
 
 pub(super) async fn start(subject: Subject<'_>, own: &Service, deadline: Deadline) -> Step {
     let script = command(subject, "start", &own.start_command);
-    let there = script
-        .family(subject.place)
-        .leader
-        .is_some_and(Process::is_alive);
-    let mut running = if there {
+    let mut running = if script.runs(subject.place)? {
         None
     } else {
         // Something of an earlier one would be in the way of this one.
-        processes(subject, own).end(GRACE).await?;
+        processes(subject, own)?.end(GRACE).await?;
         Some(script.begin(subject.place).await?)
     };
     loop {
@@ -68,12 +65,14 @@ pub(super) async fn start(subject: Subject<'_>, own: &Service, deadline: Deadlin
             break;
         }
     }
-    processes(subject, own).end(GRACE).await?;
+    processes(subject, own)?.end(GRACE).await?;
     Err(Failure::TimedOut)
 }
 
 fn watched(subject: Subject<'_>, own: &Service) -> Step {
-    if processes(subject, own).members().is_empty() {
+    let unseen = |error| format!("whether a process of it runs can't be seen: {error}");
+    let members = processes(subject, own)?.members().map_err(unseen)?;
+    if members.is_empty() {
         return Err(Failure::Failed("no process of it runs any more".to_owned()));
     }
     Ok(())
@@ -87,7 +86,7 @@ pub(super) async fn stop(subject: Subject<'_>, own: &Service, deadline: Deadline
         }
         None => Ok(()),
     };
-    let family = processes(subject, own);
+    let family = processes(subject, own)?;
     if own.stop_command.is_some() && told.is_ok() {
         let patience = deadline.left().min(Duration::from_secs(10));
         family.gone_within(patience).await;

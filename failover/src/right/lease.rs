@@ -35,6 +35,7 @@ use super::register::{Id, Record};
 use lengths::too_long;
 
 mod agreed;
+mod guarded;
 mod lengths;
 mod seek;
 mod words;
@@ -265,6 +266,7 @@ impl Lease {
                 }
             }
             Event::Guarded { attempt, stopping } => self.on_guarded(attempt, stopping, out),
+            Event::Unguarded { attempt, why } => self.on_unguarded(now, attempt, why, out),
             Event::Marked => self.on_marked(now, out),
             Event::Arbiter { attempt, said } => self.on_arbiter(now, attempt, said, out),
             Event::Peer { nonce, word } => self.on_peer(now, nonce, word, out),
@@ -340,18 +342,6 @@ impl Lease {
         self.to_free = true;
         self.again = now;
         self.phase = Phase::Releasing(now.after(self.terms.length / 2), tell);
-    }
-
-    fn on_guarded(&mut self, attempt: u64, stopping: bool, out: &mut Actions) {
-        if self.guard != Guard::Asked(attempt) || !matches!(self.phase, Phase::Asking(_)) {
-            return;
-        }
-        if stopping {
-            self.guard = Guard::Away;
-            self.lose(out);
-        } else {
-            self.guard = Guard::There;
-        }
     }
 
     fn on_marked(&mut self, now: Time, out: &mut Actions) {

@@ -9,7 +9,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::clock;
 use crate::core::Time;
-use crate::guard_process::client::Guards;
+use crate::guard_process::client::{Armed, Guards};
 use crate::guard_process::message::Watched;
 
 use super::basis::Basis;
@@ -40,7 +40,7 @@ pub(super) struct Question {
 /// Why it is not to be had.
 #[derive(Debug)]
 pub(super) enum Refusal {
-    /// The mirror refuses.
+    /// The mirror refuses, or no guard watches it.
     Mirror(String),
     /// The guard is stopping the group.
     Stopping,
@@ -78,9 +78,10 @@ pub(super) async fn promote_all<M: Mirrors>(
 ) -> Result<(), Refusal> {
     let fenced = question.fenced;
     // A guard that was started just now has to know that a group is active.
-    let armed = guards.begin_arm(&watched, question.begun).await;
-    if armed.is_stopping() {
-        return Err(Refusal::Stopping);
+    match guards.begin_arm(&watched, question.begun).await {
+        Armed::Watching => {}
+        Armed::Stopping => return Err(Refusal::Stopping),
+        Armed::Not(why) => return Err(Refusal::Mirror(why)),
     }
     for name in &names {
         // The fence script is the permission (docs/protocol.md §3).

@@ -18,7 +18,7 @@ use crate::channel::{Channel, LeaseAsk, PeerAnswer, PeerAsk};
 use crate::clock;
 use crate::config::{ArbiterKind, Cluster, Severity};
 use crate::core::{self, Alert, GroupId, Node, Object, Time};
-use crate::guard_process::client::Guards;
+use crate::guard_process::client::{Armed, Guards};
 use crate::guard_process::message::Watched;
 use crate::manager::Handle;
 
@@ -395,8 +395,13 @@ impl Task {
                 };
                 let armed = self.guards.begin_arm(&watched, false);
                 tokio::spawn(async move {
-                    let stopping = armed.await.is_stopping();
-                    say(Event::Guarded { attempt, stopping });
+                    say(match armed.await {
+                        Armed::Not(why) => Event::Unguarded { attempt, why },
+                        armed => Event::Guarded {
+                            attempt,
+                            stopping: armed == Armed::Stopping,
+                        },
+                    });
                 });
             }
             Action::Extend(ends) => self.guards.extend(name, ends),

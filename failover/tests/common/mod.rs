@@ -240,15 +240,14 @@ impl TestNode {
     }
 
     pub async fn start_with(&self, name: &str, environment: &[(String, String)]) -> OpResult {
-        let one = self.resource(name);
-        resource::start(
-            &self.place,
-            self.group(),
-            one,
-            environment,
-            one.time_outs().0,
-        )
-        .await
+        let (group, one) = (self.group(), self.resource(name));
+        let timeout = one.time_outs().0;
+        let started = resource::start(&self.place, group, one, environment, timeout).await;
+        if started == OpResult::Done {
+            // As a manager does that knows it to be active.
+            resource::resume(&self.place, group, one);
+        }
+        started
     }
 
     pub async fn stop(&self, name: &str) -> OpResult {

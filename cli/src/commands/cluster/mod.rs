@@ -146,7 +146,7 @@ impl Context {
         match self.put(object, node, order, limit).await? {
             Answer::Done => Ok(None),
             Answer::DoneHere { without, why } => Ok(Some(Failure::system(format!(
-                "{object}: ordered on this node; node {without} was not told of it: {why}\n  next: give the same order on node {without}, if it runs: until then it may take over what stops here"
+                "{object}: ordered on this node; node {without} has not said that it knows of it: {why}\n  next: give the same order on node {without}, if it runs: until then it may take over what stops here"
             )))),
             other => Err(unexpected(&other)),
         }
@@ -182,6 +182,9 @@ impl Context {
 /// A refusal, or an answer that this question can't have.
 pub fn unexpected(answer: &Answer) -> Failure {
     match answer {
+        Answer::Refused(refused) if refused.unknown => {
+            Failure::new(Status::TimedOut, refused.words())
+        }
         Answer::Refused(refused) => Failure::refused(refused.words()),
         other => {
             let error = ClientError::NotUnderstood {

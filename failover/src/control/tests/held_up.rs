@@ -158,3 +158,31 @@ async fn words_that_the_other_node_did_not_get_are_told_here_all_the_same() {
     assert_eq!(answer(alpha.as_ref(), note).await, untold());
     assert_eq!(alpha.alerts.lock().unwrap().len(), 1);
 }
+
+#[tokio::test]
+async fn an_order_that_the_other_node_may_carry_out_is_not_called_refused() {
+    let alpha = Fake::new(0);
+    let stop = Ask::Order {
+        node: Some("beta".to_owned()),
+        order: Order::StopGroup {
+            group: "pg".to_owned(),
+        },
+    };
+    for (ask, cut) in [
+        (stop.clone(), false),
+        (stop, true),
+        (end_at(Some("beta")), false),
+        (end_at(Some("beta")), true),
+    ] {
+        // It had got the order when the connection ended, or it could not be connected to.
+        alpha.cuts.store(cut, Ordering::Relaxed);
+        let Answer::Refused(said) = answer(alpha.as_ref(), ask).await else {
+            panic!("nobody has answered");
+        };
+        assert_eq!(said.unknown, cut, "{said}");
+        let words = "whether node beta carries it out is not known";
+        assert_eq!(said.what.contains(words), cut, "{said}");
+        assert!(said.next.contains("kagami cluster status"), "{said}");
+    }
+    assert_eq!(*alpha.commands.lock().unwrap(), []);
+}

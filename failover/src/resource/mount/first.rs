@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use super::unused;
 use crate::config::resource::Mount;
 use crate::process::{Deadline, Failure, Step, tool};
 use crate::resource::note::Note;
@@ -63,6 +64,12 @@ pub(in crate::resource) async fn make_file_system(
     if shown(subject, device, deadline).await?.is_some() {
         return Ok(());
     }
+    // One may be about to be made.
+    let patience = deadline.within(mount.fsck_timeout);
+    unused(subject, device, patience).await?;
+    if shown(subject, device, deadline).await?.is_some() {
+        return Ok(());
+    }
     if made.is_there() {
         return Err(Failure::Failed(format!(
             "{path}: a file system was made on it before ({}), and there is none now: it is not made again\n  \
@@ -80,13 +87,7 @@ pub(in crate::resource) async fn make_file_system(
     let kind = mount.filesystem.as_deref().unwrap_or(USUAL);
     let program = format!("mkfs.{kind}");
     tracing::info!(device = %path, kind, "the first file system is made");
-    tool::run(
-        subject.place,
-        &program,
-        &[device.as_os_str()],
-        deadline.within(mount.fsck_timeout),
-    )
-    .await?;
+    tool::run(subject.place, &program, &[device.as_os_str()], patience).await?;
     made.write(&format!("{kind} {:.0}", jiff::Timestamp::now()))?;
     Ok(())
 }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -50,7 +51,7 @@ pub(super) async fn of(point: &Path, deadline: Deadline) -> Found {
     let looked = apart::call(deadline, move || look(&point, &into)).await;
     Found {
         users: lock(&found).clone(),
-        whole: looked.is_ok(),
+        whole: matches!(looked, Ok(Ok(()))),
     }
 }
 
@@ -159,13 +160,13 @@ impl Mark {
     }
 }
 
-fn look(point: &Path, into: &Mutex<Vec<Process>>) {
+fn look(point: &Path, into: &Mutex<Vec<Process>>) -> io::Result<()> {
     let own = std::process::id().cast_signed();
     // The first process and the manager itself are never ended.
-    let candidates = all().into_iter().filter(|pid| *pid > 1 && *pid != own);
+    let candidates = all()?.into_iter().filter(|pid| *pid > 1 && *pid != own);
     let candidates: Vec<Process> = candidates.filter_map(Process::of).collect();
     let Some(mark) = Mark::of(point, &candidates) else {
-        return;
+        return Ok(());
     };
     // What a process has mapped comes last: that is what may be locked for as long as a disk hangs.
     for uses in [Mark::has_open, Mark::has_mapped] {
@@ -181,15 +182,19 @@ fn look(point: &Path, into: &Mutex<Vec<Process>>) {
             }
         }
     }
+    Ok(())
 }
 
 /// Where a file system is still mounted, in whatever namespace; in words, a few of them.
-pub(super) fn mounted(is_it: impl Fn(&Mounted) -> bool) -> Vec<String> {
+///
+/// # Errors
+/// Other namespaces can't be seen.
+pub(super) fn mounted(is_it: impl Fn(&Mounted) -> bool) -> io::Result<Vec<String>> {
     let mut seen = BTreeSet::new();
     let mut found = Vec::new();
     // This process first: its namespace is everybody's.
     let own = std::process::id().cast_signed();
-    for pid in std::iter::once(own).chain(all()) {
+    for pid in std::iter::once(own).chain(all()?) {
         if found.len() >= 3 || !seen.insert(namespace(pid)) {
             continue;
         }
@@ -205,7 +210,7 @@ pub(super) fn mounted(is_it: impl Fn(&Mounted) -> bool) -> Vec<String> {
                 .map(|m| format!("{}{whose}", m.point.display())),
         );
     }
-    found
+    Ok(found)
 }
 
 #[cfg(test)]

@@ -462,3 +462,34 @@ fn without_either_source_it_says_what_is_missing() {
         "{why}"
     );
 }
+
+#[test]
+fn without_a_guard_the_right_is_refused_and_what_may_run_has_to_stop() {
+    let unguarded = |before| {
+        let mut scene = Scene::new(0, before);
+        scene.tell(Event::Ask);
+        scene.peer(PROMISED);
+        let mut told = scene.tell(Event::Marked);
+        let Guard::Asked(attempt) = scene.lease.guard else {
+            panic!("it was not asked: {told:?}");
+        };
+        let why = "no guard runs".to_owned();
+        let late = Event::Unguarded {
+            attempt: attempt + 1,
+            why: why.clone(),
+        };
+        assert_eq!(scene.tell(late), [], "it is of another attempt");
+        told = scene.tell(Event::Unguarded { attempt, why });
+        (scene, told)
+    };
+    let (mut scene, told) = unguarded(Before::Free);
+    let refused = Action::Tell(Right::Refused("no guard runs".to_owned()));
+    assert!(told.contains(&refused), "{told:?}");
+    assert!(!scene.lease.holds(Time(scene.now)));
+    // It may be asked for again.
+    scene.tell(Event::Marked);
+    scene.tell(Event::Ask);
+    assert!(matches!(scene.lease.phase, Phase::Asking(_)));
+    let (_, told) = unguarded(Before::Held);
+    assert!(told.contains(&Action::Tell(Right::Lost)), "{told:?}");
+}

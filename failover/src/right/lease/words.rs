@@ -165,6 +165,13 @@ pub enum Event {
         /// It is stopping it.
         stopping: bool,
     },
+    /// No guard has the group.
+    Unguarded {
+        /// Of [`Action::Arm`].
+        attempt: u64,
+        /// Why.
+        why: String,
+    },
     /// [`Action::Mark`] is durable.
     Marked,
     /// The arbiter's answer.
@@ -225,7 +232,7 @@ pub enum Action {
     },
     /// Make this durable; [`Event::Marked`] follows, and none is asked for before.
     Mark(Kept),
-    /// Have the guard watch the group, whose lease ends then; [`Event::Guarded`] follows.
+    /// Have the guard watch the group, whose lease ends then; [`Event::Guarded`] or [`Event::Unguarded`] follows.
     Arm {
         /// Comes back with the answer.
         attempt: u64,
