@@ -39,6 +39,7 @@ defects! {
     NeverFrozen: "the end of a lease does not freeze the group",
     ActBeforeDurable: "an action does not wait until the state that it follows from is durable",
     OperationsForgotten: "what was under way when the manager died is begun anew after its restart",
+    NeverBegunCountsAsDone: "what an earlier manager has decided on and not begun counts as done",
     OneRetryMore: "a resource is tried once more than its threshold",
     NoPause: "a resource is tried again without its pause",
     OneReactivationMore: "a monitor reactivates once more than its threshold",

@@ -112,6 +112,8 @@ pub struct Manager {
 struct Told {
     /// It waits for the other one no more, and these are the orders that follow from it.
     at_work: bool,
+    /// As [`Snapshot::met`] says it.
+    met: u64,
     orders: Vec<(Stamp<Order>, Counts)>,
     unsure: Vec<bool>,
     suspended: Stamp<bool>,
@@ -198,7 +200,9 @@ impl Manager {
         let incarnation = start.incarnation.max(durable.life + 1);
         durable.life = incarnation;
         let (settled, met) = (durable.settled, durable.met);
-        let told = Told::of(&durable, vec![true; cluster.groups.len()], Phase::Waiting);
+        let beats = heartbeat::Beats::new(&cluster, met, now);
+        let unsure = vec![true; cluster.groups.len()];
+        let told = Told::of(&durable, unsure, Phase::Waiting, beats.met());
         let groups = cluster.groups.iter().map(Group::new).collect();
         let watches = cluster
             .monitors
@@ -221,7 +225,7 @@ impl Manager {
             told,
             gate: gate::Gate::default(),
             incarnation,
-            beats: heartbeat::Beats::new(&cluster, met, now),
+            beats,
             outside: cluster.arbiter.ping.is_empty(),
             fence: Fence::Idle,
             fence_failed: false,
@@ -254,6 +258,9 @@ impl Manager {
             Event::Persisted { seq, done } => self.on_persisted(seq, done, out),
             Event::Beat { heartbeat, message } => self.on_beat(heartbeat, *message, out),
             Event::OpDone { op, result } => self.on_op(op, &result, out),
+            Event::OpNever { op } if planted(Defect::NeverBegunCountsAsDone) => {
+                self.on_op(op, &OpResult::Done, out);
+            }
             Event::OpNever { op } => self.on_op_never(op),
             Event::Right { group, change } => self.on_right(group, change, out),
             Event::Ready { group, ready } => self.groups[group].ready = ready,
@@ -441,10 +448,11 @@ impl Manager {
 }
 
 impl Told {
-    fn of(durable: &Durable, unsure: Vec<bool>, phase: Phase) -> Self {
+    fn of(durable: &Durable, unsure: Vec<bool>, phase: Phase, met: u64) -> Self {
         let groups = durable.groups.iter();
         Self {
             at_work: phase != Phase::Waiting,
+            met,
             orders: groups
                 .map(|g| (g.order.clone(), g.counts.clone()))
                 .collect(),
