@@ -63,6 +63,7 @@ defects! {
     LengthForgotten: "a manager that starts again counts what it promised by its own leases' length",
     AnyRegister: "a node takes the right by a register that the other one has not agreed on",
     LateMark: "a mark that an earlier manager had under way is written over what the next one has read",
+    ExtendForgotten: "a guard is not told that the lease was renewed",
     NotRenewed: "a holder writes its record once and not again",
 }
 

@@ -95,6 +95,10 @@ pub struct Manager {
     /// One of the `ping` addresses answers.
     outside: bool,
     fence: Fence,
+    /// This process has stood still, and takes in until then what has come meanwhile.
+    behind_until: Time,
+    /// When it wanted to be called.
+    deadline: Time,
     /// The fence script has failed since the other node was lost.
     fence_failed: bool,
 
@@ -228,6 +232,8 @@ impl Manager {
             beats,
             outside: cluster.arbiter.ping.is_empty(),
             fence: Fence::Idle,
+            behind_until: now,
+            deadline: now,
             fence_failed: false,
             groups,
             watches,
@@ -252,6 +258,9 @@ impl Manager {
         self.now = now;
         if self.over {
             return;
+        }
+        if now.since(self.deadline) >= gate::LOOK_AGAIN {
+            self.on_stood_still(out);
         }
         match event {
             Event::Timer => {}
@@ -330,9 +339,8 @@ impl Manager {
         self.open_gate(out);
         self.watch_disk(out);
         if !self.over {
-            out.push(Action::SetTimer {
-                at: self.next_deadline(),
-            });
+            self.deadline = self.next_deadline();
+            out.push(Action::SetTimer { at: self.deadline });
         }
     }
 
@@ -428,6 +436,7 @@ impl Manager {
         if let Fence::Again(at) = self.fence {
             by(at);
         }
+        by(self.behind_until);
         self.gate.deadlines(self.cluster.stop_bound.0, &mut by);
         for (group, config) in self.groups.iter().zip(&self.cluster.groups) {
             by(group.ask_again);
