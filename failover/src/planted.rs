@@ -41,6 +41,8 @@ defects! {
     OperationsForgotten: "what was under way when the manager died is begun anew after its restart",
     NeverBegunCountsAsDone: "what an earlier manager has decided on and not begun counts as done",
     OneRetryMore: "a resource is tried once more than its threshold",
+    OneRetryLess: "a resource is given up one try before its threshold",
+    NoFailover: "a resource that is given up comes to its final action without the failovers before it",
     NoPause: "a resource is tried again without its pause",
     OneReactivationMore: "a monitor reactivates once more than its threshold",
     FailoverNotCounted: "a failover does not count",

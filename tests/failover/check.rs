@@ -49,6 +49,11 @@ pub struct Said {
     /// The monitor's failures in a row.
     pub failures: u32,
     pub suspended: bool,
+    /// The other node could have taken the group, as far as this one knew, whose resource is given up.
+    pub other_can: bool,
+    /// Its failovers for this cause, as this one counts.
+    pub failovers: u32,
+    pub gave_up: bool,
 }
 
 /// What was seen so far: the reference's own counts.
@@ -59,6 +64,8 @@ pub struct Seen {
     last_persist: [u64; 2],
     /// Failed activations in a row, by (node, group, resource).
     tries: BTreeMap<(usize, usize, usize), u32>,
+    /// As `tries`, whatever an operator said: no fewer than the core can have counted.
+    fails: BTreeMap<(usize, usize, usize), u32>,
     /// When an activation failed last, and in which life of the manager, by (node, group, resource).
     failed_at: BTreeMap<(usize, usize, usize), (u64, u64)>,
     /// Failovers, by (group, what made them).
@@ -92,6 +99,7 @@ impl Seen {
             waiting: Vec::new(),
             last_persist: [0; 2],
             tries: BTreeMap::new(),
+            fails: BTreeMap::new(),
             failed_at: BTreeMap::new(),
             failovers: BTreeMap::new(),
             steps: BTreeMap::new(),
@@ -131,6 +139,7 @@ impl Seen {
 
     pub fn rebooted(&mut self, node: usize) {
         self.tries.retain(|(at, _, _), _| *at != node);
+        self.fails.retain(|(at, _, _), _| *at != node);
         self.failed_at.retain(|(at, _, _), _| *at != node);
         self.failures.retain(|(at, _), _| *at != node);
         self.leaving.retain(|(at, _)| *at != node);
@@ -156,7 +165,7 @@ impl Seen {
 }
 
 impl World {
-    fn group_of(&self, object: &Object) -> Option<usize> {
+    pub fn group_of(&self, object: &Object) -> Option<usize> {
         let (Object::Group(name) | Object::Resource(name, _)) = object else {
             return None;
         };
@@ -217,6 +226,30 @@ impl World {
         let at = name(node);
         let key = alert.cause.as_str();
         let monitor = self.monitor_of(key);
+        if let Object::Resource(_, name) = &alert.object
+            && alert.what.starts_with("not activated in ")
+            && let Some(resource) = cluster.groups[group].position(name)
+        {
+            let fails = self.seen.fails.get(&(node, group, resource));
+            let fails = fails.copied().unwrap_or_default();
+            let needed = 1 + cluster.groups[group].resources[resource].retries();
+            if fails < needed {
+                let what = format!("{at}: {alert}: after {fails} tries of {needed}");
+                return Err(Violation::new("Thresholds", what));
+            }
+        }
+        let resource = key.strip_prefix("resource ");
+        let found = resource.and_then(|name| cluster.groups[group].position(name));
+        if let Some(found) =
+            found.filter(|_| alert.what.starts_with("final action") && said.gave_up)
+        {
+            let count = said.failovers;
+            let threshold = cluster.groups[group].resources[found].common.failovers;
+            if count < threshold && said.other_can {
+                let what = format!("{at}: {alert}: after {count} failovers of {threshold}");
+                return Err(Violation::new("Thresholds", what));
+            }
+        }
         let by_operator = self.now.saturating_sub(self.seen.spoken[group]) < 10_000;
         if alert.what == "final action: the group stops" {
             // What the rest of its stop is for changes with an older failover that is heard of meanwhile.
@@ -326,6 +359,7 @@ impl World {
         match (work, result) {
             (Work::Start { group, resource } | Work::Stop { group, resource }, OpResult::Done) => {
                 self.seen.tries.remove(&(node, group, resource));
+                self.seen.fails.remove(&(node, group, resource));
                 self.seen.failed_at.remove(&(node, group, resource));
             }
             (Work::Start { group, resource }, _) => {
@@ -336,6 +370,7 @@ impl World {
                     here && !manager.is_frozen(group) && manager.durable().ending.is_none()
                 });
                 let place = (node, group, resource);
+                *self.seen.fails.entry(place).or_default() += 1;
                 if order == Some(true) {
                     self.seen.failed_at.insert(place, (self.now, host.life));
                 }

@@ -21,6 +21,8 @@ impl World {
                 self.nodes[node].written = *seq;
             }
         }
+        // The alert before this one.
+        let mut before = None;
         for action in actions {
             match action {
                 Action::Persist { seq, state } => {
@@ -197,13 +199,26 @@ impl World {
                     };
                     let host = &self.nodes[node];
                     let manager = host.manager.as_ref();
+                    let group = self.group_of(&alert.object);
+                    let can = |group| manager.is_some_and(|m| m.other_can(group));
+                    let count = |group: usize| {
+                        let groups = manager.map(|m| &m.durable().groups);
+                        groups.map_or(0, |groups| groups[group].counts.of(&alert.cause))
+                    };
+                    let gives_up = |(object, what): (Object, String)| {
+                        self.group_of(&object) == group && what.starts_with("not activated in ")
+                    };
                     let said = Said {
+                        other_can: group.is_some_and(can),
+                        failovers: group.map_or(0, count),
+                        gave_up: before.take().is_some_and(gives_up),
                         node,
                         written: host.written,
                         failures: self.seen.failures_of(node, monitor),
                         suspended: manager.is_some_and(|m| m.durable().suspended.value),
                         alert,
                     };
+                    before = Some((said.alert.object.clone(), said.alert.what.clone()));
                     self.seen.alert(said);
                 }
             }
