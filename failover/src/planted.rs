@@ -39,7 +39,10 @@ defects! {
     NeverFrozen: "the end of a lease does not freeze the group",
     ActBeforeDurable: "an action does not wait until the state that it follows from is durable",
     OperationsForgotten: "what was under way when the manager died is begun anew after its restart",
+    NeverBegunCountsAsDone: "what an earlier manager has decided on and not begun counts as done",
     OneRetryMore: "a resource is tried once more than its threshold",
+    OneRetryLess: "a resource is given up one try before its threshold",
+    NoFailover: "a resource that is given up comes to its final action without the failovers before it",
     NoPause: "a resource is tried again without its pause",
     OneReactivationMore: "a monitor reactivates once more than its threshold",
     FailoverNotCounted: "a failover does not count",
@@ -62,6 +65,7 @@ defects! {
     LengthForgotten: "a manager that starts again counts what it promised by its own leases' length",
     AnyRegister: "a node takes the right by a register that the other one has not agreed on",
     LateMark: "a mark that an earlier manager had under way is written over what the next one has read",
+    ExtendForgotten: "a guard is not told that the lease was renewed",
     NotRenewed: "a holder writes its record once and not again",
 }
 

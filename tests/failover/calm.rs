@@ -24,6 +24,9 @@ impl World {
             node.failing.fill(0);
             node.unwritable = 0;
         }
+        for node in 0..2 {
+            self.go_on(node)?;
+        }
         // A disk that is not replaced stays as it is: the groups run beside it.
         for group in 0..self.mirrors.len() {
             for node in 0..2 {

@@ -8,7 +8,9 @@ use std::fmt;
 
 use kagami_failover::config::{Cluster, Final};
 use kagami_failover::core::state::NodeStatus;
-use kagami_failover::core::{Alert, Command, GroupStatus, Object, OpId, OpResult, Work};
+use kagami_failover::core::{
+    Alert, Command, GroupStatus, Object, OpId, OpResult, ResourceState, Work,
+};
 
 use super::mirror::{Hold, name};
 use super::world::{Live, Op, World};
@@ -47,6 +49,11 @@ pub struct Said {
     /// The monitor's failures in a row.
     pub failures: u32,
     pub suspended: bool,
+    /// The other node could have taken the group, as far as this one knew, whose resource is given up.
+    pub other_can: bool,
+    /// Its failovers for this cause, as this one counts.
+    pub failovers: u32,
+    pub gave_up: bool,
 }
 
 /// What was seen so far: the reference's own counts.
@@ -57,6 +64,8 @@ pub struct Seen {
     last_persist: [u64; 2],
     /// Failed activations in a row, by (node, group, resource).
     tries: BTreeMap<(usize, usize, usize), u32>,
+    /// As `tries`, whatever an operator said: no fewer than the core can have counted.
+    fails: BTreeMap<(usize, usize, usize), u32>,
     /// When an activation failed last, and in which life of the manager, by (node, group, resource).
     failed_at: BTreeMap<(usize, usize, usize), (u64, u64)>,
     /// Failovers, by (group, what made them).
@@ -80,6 +89,8 @@ pub struct Seen {
     /// Since when a group is about to start, by node and group.
     pending: [Vec<Option<u64>>; 2],
     pub unneeded_reset: Option<String>,
+    /// What was found as a life of a manager ended.
+    pub at_the_end: Option<Violation>,
 }
 
 impl Seen {
@@ -88,6 +99,7 @@ impl Seen {
             waiting: Vec::new(),
             last_persist: [0; 2],
             tries: BTreeMap::new(),
+            fails: BTreeMap::new(),
             failed_at: BTreeMap::new(),
             failovers: BTreeMap::new(),
             steps: BTreeMap::new(),
@@ -101,6 +113,7 @@ impl Seen {
             in_vain: vec![false; cluster.groups.len()],
             pending: [(); 2].map(|()| vec![None; cluster.groups.len()]),
             unneeded_reset: None,
+            at_the_end: None,
         }
     }
 
@@ -126,6 +139,7 @@ impl Seen {
 
     pub fn rebooted(&mut self, node: usize) {
         self.tries.retain(|(at, _, _), _| *at != node);
+        self.fails.retain(|(at, _, _), _| *at != node);
         self.failed_at.retain(|(at, _, _), _| *at != node);
         self.failures.retain(|(at, _), _| *at != node);
         self.leaving.retain(|(at, _)| *at != node);
@@ -151,7 +165,7 @@ impl Seen {
 }
 
 impl World {
-    fn group_of(&self, object: &Object) -> Option<usize> {
+    pub fn group_of(&self, object: &Object) -> Option<usize> {
         let (Object::Group(name) | Object::Resource(name, _)) = object else {
             return None;
         };
@@ -200,6 +214,10 @@ impl World {
             }
             return Ok(());
         };
+        if alert.what == "is to stop" {
+            // Recorded, whether or not the operator has heard so.
+            self.seen.stopped[group] = true;
+        }
         // An operator's start and move, and another try, begin with counts at 0.
         let again = ["is to start", "is to move", "what could not"];
         if alert.cause == "an operator" && again.iter().any(|what| alert.what.starts_with(what)) {
@@ -208,6 +226,30 @@ impl World {
         let at = name(node);
         let key = alert.cause.as_str();
         let monitor = self.monitor_of(key);
+        if let Object::Resource(_, name) = &alert.object
+            && alert.what.starts_with("not activated in ")
+            && let Some(resource) = cluster.groups[group].position(name)
+        {
+            let fails = self.seen.fails.get(&(node, group, resource));
+            let fails = fails.copied().unwrap_or_default();
+            let needed = 1 + cluster.groups[group].resources[resource].retries();
+            if fails < needed {
+                let what = format!("{at}: {alert}: after {fails} tries of {needed}");
+                return Err(Violation::new("Thresholds", what));
+            }
+        }
+        let resource = key.strip_prefix("resource ");
+        let found = resource.and_then(|name| cluster.groups[group].position(name));
+        if let Some(found) =
+            found.filter(|_| alert.what.starts_with("final action") && said.gave_up)
+        {
+            let count = said.failovers;
+            let threshold = cluster.groups[group].resources[found].common.failovers;
+            if count < threshold && said.other_can {
+                let what = format!("{at}: {alert}: after {count} failovers of {threshold}");
+                return Err(Violation::new("Thresholds", what));
+            }
+        }
         let by_operator = self.now.saturating_sub(self.seen.spoken[group]) < 10_000;
         if alert.what == "final action: the group stops" {
             // What the rest of its stop is for changes with an older failover that is heard of meanwhile.
@@ -317,6 +359,7 @@ impl World {
         match (work, result) {
             (Work::Start { group, resource } | Work::Stop { group, resource }, OpResult::Done) => {
                 self.seen.tries.remove(&(node, group, resource));
+                self.seen.fails.remove(&(node, group, resource));
                 self.seen.failed_at.remove(&(node, group, resource));
             }
             (Work::Start { group, resource }, _) => {
@@ -327,6 +370,7 @@ impl World {
                     here && !manager.is_frozen(group) && manager.durable().ending.is_none()
                 });
                 let place = (node, group, resource);
+                *self.seen.fails.entry(place).or_default() += 1;
                 if order == Some(true) {
                     self.seen.failed_at.insert(place, (self.now, host.life));
                 }
@@ -384,6 +428,10 @@ impl World {
 
     pub fn check_step(&mut self) -> Result<(), Violation> {
         self.see_pending();
+        if let Some(violation) = self.seen.at_the_end.take() {
+            return Err(violation);
+        }
+        self.check_states()?;
         if let Some(what) = self.seen.unneeded_reset.take() {
             return Err(Violation::new("Stops-in-time", what));
         }
@@ -403,6 +451,35 @@ impl World {
                 if hold == Hold::Asking && self.serves(node, group) {
                     let what = format!("g{group} runs at {} after its lease", name(node));
                     return Err(Violation::new("Frozen-at-lease-end", what));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What a manager takes for active is, and what it takes for inactive has nothing left.
+    fn check_states(&self) -> Result<(), Violation> {
+        for (node, host) in self.nodes.iter().enumerate() {
+            let Some(manager) = &host.manager else {
+                continue;
+            };
+            for (group, record) in manager.durable().groups.iter().enumerate() {
+                let live = &host.live[group];
+                for (resource, live) in record.resources.iter().zip(live) {
+                    let wrong = match resource.state {
+                        ResourceState::Online => *live != Live::On,
+                        ResourceState::Offline => *live != Live::Off,
+                        _ => false,
+                    };
+                    if wrong {
+                        let what = format!(
+                            "{}: {} of g{group} counts as {:?}, and is {live:?}",
+                            name(node),
+                            resource.name,
+                            resource.state
+                        );
+                        return Err(Violation::new("Says-what-is", what));
+                    }
                 }
             }
         }
@@ -460,8 +537,7 @@ impl World {
                     return twice("it is active already");
                 }
                 let hold = self.mirrors[group].hold[node];
-                let told =
-                    self.nodes[node].lost_at[group].is_some_and(|(when, _)| self.now - when < 10);
+                let told = self.has_just_lost(node, group);
                 if !matches!(hold, Hold::Together | Hold::Alone | Hold::Asking) && !told {
                     let what = format!("{at}: {work:?} without the right to run");
                     return Err(Violation::new("Right-first", what));
@@ -541,6 +617,14 @@ impl World {
         Ok(())
     }
 
+    /// The word that the right is lost may not have reached the manager.
+    fn has_just_lost(&self, node: usize, group: usize) -> bool {
+        let host = &self.nodes[node];
+        let stood = host.stood.filter(|(_, until)| *until == self.now);
+        let unheard = |when: u64| stood.is_some_and(|(since, _)| when + 10 > since);
+        host.lost_at[group].is_some_and(|(when, _)| self.now - when < 10 || unheard(when))
+    }
+
     fn counts_exactly(&self, node: usize, group: usize) -> bool {
         let calm_right = self.nodes[node].lost_at[group].is_none();
         calm_right && self.now.saturating_sub(self.seen.spoken[group]) > 10_000
@@ -566,14 +650,17 @@ impl World {
     /// A node is reset only because something could not be stopped, or nobody was there to stop it.
     pub fn check_reset(&mut self, node: usize, group: usize) {
         let host = &self.nodes[node];
-        let same_life = host.lost_at[group].is_some_and(|(_, life)| life == host.life);
+        let stood = host.stood.map(|(_, until)| until);
+        let same_life = host.lost_at[group].is_some_and(|(when, life)| {
+            life == host.life && stood.is_none_or(|until| until < when)
+        });
         let resources = self.options.cluster.groups[group].resources.len() as u64;
         let busy = host.ops.values().any(|op| matches!(op, Op::Running { .. }));
         let clean = self.options.stop_fails == 0
             && self.options.hangs == 0
             && self.options.persist_fails == 0;
         let long = self.options.cluster.stop_bound.0 > resources * 4500 + 1000;
-        if same_life && host.manager.is_some() && clean && long && !busy {
+        if same_life && host.manager.is_some() && host.paused.is_none() && clean && long && !busy {
             self.seen.unneeded_reset =
                 Some(format!("{}: g{group} was not stopped in time", name(node)));
         }

@@ -5,7 +5,7 @@ use kagami_failover::core::{Command, Event};
 
 use super::check::Violation;
 use super::mirror::name;
-use super::world::{Heal, Item, World};
+use super::world::{Blow, Heal, Item, World};
 
 impl World {
     pub(super) fn on_fault(&mut self) {
@@ -22,17 +22,12 @@ impl World {
         };
         let kind = self
             .rng
-            .weighted(&[3, 5, 4, 4, 3, 3, 4, 6, 1, 3, 4, 3])
+            .weighted(&[3, 5, 4, 4, 3, 3, 4, 6, 1, 3, 4, 3, 3])
             .unwrap_or_default();
         self.stats.faults[kind] += 1;
         match kind {
-            0 => self.crash_node(node, true),
-            1 => {
-                if self.nodes[node].manager.is_some() {
-                    self.note(|| format!("{}: its manager dies", name(node)));
-                    self.stop_manager(node, 8000);
-                }
-            }
+            0 => self.blow(node, Blow::Crash),
+            1 => self.blow(node, Blow::Death),
             2 => {
                 let heartbeat = self.rng.below(self.beats_up.len() as u64) as usize;
                 self.beats_up[heartbeat][node] = false;
@@ -107,7 +102,7 @@ impl World {
                     self.later(4 * lasts, Item::Heal(Heal::Disk { node, group }));
                 }
             }
-            _ => {
+            11 => {
                 // No longer than what may wait for it without a reset. Often the other node is unheard for as long.
                 let lasts = lasts.min(6000);
                 self.nodes[node].unwritable = self.now + lasts;
@@ -118,6 +113,17 @@ impl World {
                     self.later(heal, Item::Heal(Heal::Network));
                 }
             }
+            _ => self.blow(node, Blow::StandStill(lasts)),
+        }
+    }
+
+    /// It comes now, or while the manager's next write is under way: what is recorded by then is not done, or done
+    /// and not recorded as such.
+    fn blow(&mut self, node: usize, blow: Blow) {
+        if self.rng.coin() {
+            self.strike(node, blow);
+        } else {
+            self.nodes[node].at_next_write = Some(blow);
         }
     }
 
@@ -196,6 +202,8 @@ impl World {
         self.commands += 1;
         let id = self.commands;
         self.asked.insert(id, command);
-        self.handle(node, Event::Command { id, command })
+        let life = self.nodes[node].life;
+        let event = Event::Command { id, command };
+        self.step(Item::Deliver { node, life, event })
     }
 }

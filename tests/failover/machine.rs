@@ -1,5 +1,7 @@
 //! The machines: what a manager's actions do there, and how machines and managers start and end.
 
+use std::collections::VecDeque;
+
 use kagami_failover::core::durable::EndKind;
 use kagami_failover::core::environment::Host;
 use kagami_failover::core::guard::{Guard, Word};
@@ -9,7 +11,7 @@ use crate::sim::rng::Rng;
 
 use super::check::{Said, Violation};
 use super::mirror::name;
-use super::world::{Item, Live, Op, World};
+use super::world::{Blow, Item, Live, Op, World};
 
 impl World {
     pub(super) fn carry_out(&mut self, node: usize, actions: Actions) -> Result<(), Violation> {
@@ -19,6 +21,8 @@ impl World {
                 self.nodes[node].written = *seq;
             }
         }
+        // The alert before this one.
+        let mut before = None;
         for action in actions {
             match action {
                 Action::Persist { seq, state } => {
@@ -41,6 +45,10 @@ impl World {
                         done: !fails,
                     };
                     self.later(at - self.now, item);
+                    if let Some(blow) = self.nodes[node].at_next_write.take() {
+                        let delay = self.rng.below(at - self.now + 1);
+                        self.later(delay, Item::Blow { node, life, blow });
+                    }
                 }
                 Action::Beat { heartbeat, message } => {
                     if self.beats_up[heartbeat][node] && self.nodes[1 - node].up {
@@ -191,13 +199,26 @@ impl World {
                     };
                     let host = &self.nodes[node];
                     let manager = host.manager.as_ref();
+                    let group = self.group_of(&alert.object);
+                    let can = |group| manager.is_some_and(|m| m.other_can(group));
+                    let count = |group: usize| {
+                        let groups = manager.map(|m| &m.durable().groups);
+                        groups.map_or(0, |groups| groups[group].counts.of(&alert.cause))
+                    };
+                    let gives_up = |(object, what): (Object, String)| {
+                        self.group_of(&object) == group && what.starts_with("not activated in ")
+                    };
                     let said = Said {
+                        other_can: group.is_some_and(can),
+                        failovers: group.map_or(0, count),
+                        gave_up: before.take().is_some_and(gives_up),
                         node,
                         written: host.written,
                         failures: self.seen.failures_of(node, monitor),
                         suspended: manager.is_some_and(|m| m.durable().suspended.value),
                         alert,
                     };
+                    before = Some((said.alert.object.clone(), said.alert.what.clone()));
                     self.seen.alert(said);
                 }
             }
@@ -299,9 +320,18 @@ impl World {
             _ => {}
         }
         self.note(|| format!("{}: {op} ended: {result:?}", name(node)));
-        self.see_op_end(node, work, &result);
         self.nodes[node].ops.insert(op, Op::Ended(result.clone()));
-        self.handle(node, Event::OpDone { op, result })
+        if self.nodes[node].manager.is_none() {
+            self.see_op_end(node, work, &result);
+            return Ok(());
+        }
+        self.step(Item::OpTold {
+            node,
+            life: self.nodes[node].life,
+            op,
+            work,
+            result,
+        })
     }
 
     pub(super) fn start_node(&mut self, node: usize) -> Result<(), Violation> {
@@ -326,7 +356,7 @@ impl World {
         let mut out = Actions::new();
         let host = &mut self.nodes[node];
         host.life += 1;
-        host.written = 0;
+        (host.written, host.landed) = (0, 0);
         host.timer = u64::MAX;
         let start = kagami_failover::core::Start {
             cluster: self.options.cluster.clone(),
@@ -345,13 +375,72 @@ impl World {
     }
 
     pub(super) fn stop_manager(&mut self, node: usize, again: u64) {
+        self.land(node);
+        let boot = self.nodes[node].boot;
+        for item in self.end_life(node) {
+            if let Item::OpTold { work, result, .. } = item {
+                self.see_op_end(node, work, &result);
+            }
+        }
+        let delay = self.rng.between(500, again);
+        self.later(delay, Item::ManagerStart { node, boot });
+    }
+
+    /// What was on its way to the manager finds nobody. Back comes what had waited for it.
+    fn end_life(&mut self, node: usize) -> VecDeque<Item> {
         let host = &mut self.nodes[node];
         host.manager = None;
         host.life += 1;
-        let boot = host.boot;
-        self.seen.forget_uncommitted(node);
-        let delay = self.rng.between(500, again);
-        self.later(delay, Item::ManagerStart { node, boot });
+        (host.paused, host.stood, host.at_next_write) = (None, None, None);
+        std::mem::take(&mut host.inbox)
+    }
+
+    pub(super) fn strike(&mut self, node: usize, blow: Blow) {
+        match blow {
+            Blow::Crash => self.crash_node(node, true),
+            Blow::Death if self.nodes[node].manager.is_some() => {
+                self.note(|| format!("{}: its manager dies", name(node)));
+                self.stop_manager(node, 8000);
+            }
+            Blow::Death => {}
+            Blow::StandStill(lasts) => self.pause(node, lasts),
+        }
+    }
+
+    /// The manager's process stands still, as by SIGSTOP or a machine short of memory; its guard, the mirrors'
+    /// daemon and what it has begun go on.
+    fn pause(&mut self, node: usize, lasts: u64) {
+        let now = self.now;
+        let host = &mut self.nodes[node];
+        if host.manager.is_none() || host.paused.is_some() {
+            return;
+        }
+        host.paused = Some(now);
+        let life = host.life;
+        self.note(|| format!("{}: its manager stands still for {lasts} ms", name(node)));
+        self.later(lasts, Item::GoOn { node, life });
+    }
+
+    /// It takes in what came meanwhile, each source's in its order.
+    pub(super) fn go_on(&mut self, node: usize) -> Result<(), Violation> {
+        let Some(since) = self.nodes[node].paused.take() else {
+            return Ok(());
+        };
+        self.note(|| format!("{}: its manager goes on", name(node)));
+        self.nodes[node].stood = Some((since, self.now));
+        if self.rng.coin() {
+            // It looks at the clock first.
+            let (timers, rest): (VecDeque<Item>, VecDeque<Item>) =
+                std::mem::take(&mut self.nodes[node].inbox)
+                    .into_iter()
+                    .partition(|item| matches!(item, Item::Timer { .. }));
+            self.nodes[node].inbox = timers.into_iter().chain(rest).collect();
+        }
+        while let Some(item) = self.nodes[node].inbox.pop_front() {
+            self.step(item)?;
+            self.check_step()?;
+        }
+        Ok(())
     }
 
     pub fn crash_node(&mut self, node: usize, fault: bool) {
@@ -365,11 +454,11 @@ impl World {
                 if fault { "crashes" } else { "goes down" }
             )
         });
+        self.land(node);
+        self.end_life(node);
         let groups = self.mirrors.len();
         let host = &mut self.nodes[node];
         host.up = false;
-        host.manager = None;
-        host.life += 1;
         host.ops.clear();
         host.guards.clear();
         for resources in &mut host.live {
@@ -378,7 +467,6 @@ impl World {
         host.frozen = vec![false; groups];
         host.dropped = vec![false; groups];
         host.lost_at = vec![None; groups];
-        self.seen.forget_uncommitted(node);
         self.seen.rebooted(node);
         self.disconnect();
         for mirror in &mut self.mirrors {

@@ -156,7 +156,7 @@ fn run(seeds: u64, from: u64, threads: u64, stop_after: usize, leases: bool) -> 
     }
     println!(
         "{} seeds from {from} in {:.1} s: {} steps, {:.1} h of the managers' time, {} commands, {} failovers, \
-         {} recoveries, {} ends, {} resets, {} groups online at the end ({} of them beside a failed disk); faults: {}; violations: {}",
+         {} recoveries, {} ends, {} writes landed unheard, {} resets, {} groups online at the end ({} of them beside a failed disk); faults: {}; violations: {}",
         total.seeds,
         began.elapsed().as_secs_f64(),
         total.steps,
@@ -165,6 +165,7 @@ fn run(seeds: u64, from: u64, threads: u64, stop_after: usize, leases: bool) -> 
         total.failovers,
         total.recoveries,
         total.ends,
+        total.landed,
         total.resets,
         total.online,
         total.beside,

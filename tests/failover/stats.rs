@@ -1,7 +1,7 @@
 //! What was counted.
 
 /// The kinds of fault, in the order of `World::on_fault`.
-pub const FAULTS: [&str; 12] = [
+pub const FAULTS: [&str; 13] = [
     "node crashes",
     "manager deaths",
     "heartbeats lost one way",
@@ -14,6 +14,7 @@ pub const FAULTS: [&str; 12] = [
     "resources broken",
     "disks failed",
     "states not written",
+    "managers standing still",
 ];
 
 /// The kinds of fault of the simulator of leases, in the order of its `on_fault`.
@@ -38,6 +39,8 @@ pub struct Stats {
     pub failovers: u64,
     pub recoveries: u64,
     pub ends: u64,
+    /// Writes that had landed when their manager died, and that it had not heard of.
+    pub landed: u64,
     /// Groups that run beside a disk that has failed, at the end.
     pub beside: u64,
     pub resets: u64,
@@ -59,6 +62,7 @@ impl Stats {
         self.failovers += other.failovers;
         self.recoveries += other.recoveries;
         self.ends += other.ends;
+        self.landed += other.landed;
         self.beside += other.beside;
         self.resets += other.resets;
         self.online += other.online;

@@ -1,6 +1,6 @@
 //! The world of a seed: time, what happens next, two machines with their managers, and what breaks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use kagami_failover::core::durable::Durable;
 use kagami_failover::core::guard::{Guard, Word};
@@ -11,7 +11,7 @@ use kagami_failover::core::{
 use crate::sim::rng::Rng;
 
 use super::check::{Seen, Violation};
-use super::mirror::Mirror;
+use super::mirror::{Mirror, name};
 use super::options::Options;
 use super::stats::Stats;
 
@@ -46,6 +46,14 @@ pub enum Item {
         op: OpId,
         hung: bool,
     },
+    /// The manager hears that an operation has ended.
+    OpTold {
+        node: usize,
+        life: u64,
+        op: OpId,
+        work: Work,
+        result: OpResult,
+    },
     Probe {
         node: usize,
         life: u64,
@@ -56,6 +64,17 @@ pub enum Item {
     ManagerStart {
         node: usize,
         boot: u128,
+    },
+    /// What was to come while its state is written.
+    Blow {
+        node: usize,
+        life: u64,
+        blow: Blow,
+    },
+    /// A manager that stood still goes on.
+    GoOn {
+        node: usize,
+        life: u64,
     },
     NodeStart {
         node: usize,
@@ -102,6 +121,29 @@ pub enum Item {
     End,
 }
 
+impl Item {
+    /// Whose manager takes it in: it waits while that stands still.
+    fn is_for_manager(&self) -> Option<usize> {
+        match self {
+            Self::Deliver { node, .. }
+            | Self::Timer { node, .. }
+            | Self::Persisted { node, .. }
+            | Self::Beat { to: node, .. }
+            | Self::OpTold { node, .. }
+            | Self::Probe { node, .. } => Some(*node),
+            _ => None,
+        }
+    }
+}
+
+/// What ends a manager, or stops it for so many milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub enum Blow {
+    Crash,
+    Death,
+    StandStill(u64),
+}
+
 /// What is whole again.
 #[derive(Clone, Copy, Debug)]
 pub enum Heal {
@@ -140,7 +182,15 @@ pub struct Node {
     pub manager: Option<Manager>,
     pub timer: u64,
     pub disk: Durable,
+    /// Handed out to be written, and the last that the disk has, by this life of the manager.
     pub written: u64,
+    pub landed: u64,
+    /// Since when the manager stands still, what waits for it, and when it stood still last.
+    pub paused: Option<u64>,
+    pub inbox: VecDeque<Item>,
+    pub stood: Option<(u64, u64)>,
+    /// Comes while its next write is under way.
+    pub at_next_write: Option<Blow>,
     pub ops: BTreeMap<OpId, Op>,
     pub live: Vec<Vec<Live>>,
     pub frozen: Vec<bool>,
@@ -202,6 +252,11 @@ impl World {
             timer: 0,
             disk: Durable::default(),
             written: 0,
+            landed: 0,
+            paused: None,
+            inbox: VecDeque::new(),
+            stood: None,
+            at_next_write: None,
             ops: BTreeMap::new(),
             live: cluster
                 .groups
@@ -298,7 +353,13 @@ impl World {
         Err(Violation::new("World", "nothing happens any more"))
     }
 
-    fn step(&mut self, item: Item) -> Result<(), Violation> {
+    pub(super) fn step(&mut self, item: Item) -> Result<(), Violation> {
+        if let Some(node) = item.is_for_manager()
+            && self.nodes[node].paused.is_some()
+        {
+            self.nodes[node].inbox.push_back(item);
+            return Ok(());
+        }
         match item {
             Item::Deliver { node, life, event } if life == self.nodes[node].life => {
                 self.handle(node, event)?;
@@ -320,8 +381,11 @@ impl World {
                 if life != self.nodes[node].life {
                     return Ok(());
                 }
+                // A sync that failed after the rename: the new state may stand all the same.
+                if done || self.rng.one_in(4) {
+                    (self.nodes[node].disk, self.nodes[node].landed) = (*state, seq);
+                }
                 if done {
-                    self.nodes[node].disk = *state;
                     self.commit(node, seq)?;
                 }
                 self.handle(node, Event::Persisted { seq, done })?;
@@ -339,6 +403,17 @@ impl World {
                 op,
                 hung,
             } => self.on_op_end(node, boot, op, hung)?,
+            Item::OpTold {
+                node,
+                life,
+                op,
+                work,
+                result,
+            } if life == self.nodes[node].life => {
+                self.see_op_end(node, work, &result);
+                self.handle(node, Event::OpDone { op, result })?;
+            }
+            Item::OpTold { .. } => {}
             Item::Probe {
                 node,
                 life,
@@ -363,6 +438,16 @@ impl World {
                 let host = &self.nodes[node];
                 if host.up && host.boot == boot && host.manager.is_none() {
                     self.start_manager(node)?;
+                }
+            }
+            Item::Blow { node, life, blow } => {
+                if life == self.nodes[node].life && !self.calm {
+                    self.strike(node, blow);
+                }
+            }
+            Item::GoOn { node, life } => {
+                if life == self.nodes[node].life {
+                    self.go_on(node)?;
                 }
             }
             Item::NodeStart { node } => self.start_node(node)?,
@@ -407,6 +492,33 @@ impl World {
         };
         manager.handle(now, event, &mut out);
         self.carry_out(node, out)
+    }
+
+    /// A manager's process ends. What it has handed out to be written may be on the disk, though nobody has said so:
+    /// some of it, in its order.
+    pub(super) fn land(&mut self, node: usize) {
+        let of = |item: &Item| match item {
+            Item::Persisted {
+                node: at,
+                life,
+                seq,
+                state,
+                ..
+            } if (*at, *life) == (node, self.nodes[node].life) => Some((*seq, state.clone())),
+            _ => None,
+        };
+        let waiting = self.nodes[node].inbox.iter();
+        let mut under_way: Vec<_> = waiting.chain(self.queue.values()).filter_map(of).collect();
+        let count = self.rng.below(under_way.len() as u64 + 1) as usize;
+        if count > 0 {
+            let (seq, state) = under_way.swap_remove(count - 1);
+            self.stats.landed += 1;
+            self.note(|| format!("{}: write {seq} had landed", name(node)));
+            (self.nodes[node].disk, self.nodes[node].landed) = (*state, seq);
+        }
+        let told = self.commit(node, self.nodes[node].landed);
+        self.seen.at_the_end = self.seen.at_the_end.take().or(told.err());
+        self.seen.forget_uncommitted(node);
     }
 
     /// Resources that depend on this one.

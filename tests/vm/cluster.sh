@@ -372,8 +372,19 @@ alerted() { # NODE WORDS
 start_watcher() { "$VM/never-two" "$FLOATING" "$SEEN" alpha beta 2>"$work/never-two.log" & WATCHER=$!; disown; }
 never_two() {
     kill -0 "$WATCHER" 2>/dev/null || fail "the watcher has ended: $(cat "$work/never-two.log")"
+    [ -s "$SEEN" ] || fail 'the watcher has not looked yet'
     ! grep -B 6 BOTH "$SEEN" || fail 'both nodes answered at once'
 }
+# What the watcher saw of a node last.
+last_seen() { awk -v node="$1" '$2 == node { last = $3 " " $4 } END { print last }' "$SEEN"; } # NODE
+was_seen() { [[ $(last_seen "$1") = "$2"* ]]; }                                                # NODE WORDS
+# It has eyes: it sees who serves now, and who does not.
+watcher_sees() {
+    wait_until 10 "the watcher sees that $ACTIVE serves (it sees: $(last_seen "$ACTIVE"))" was_seen "$ACTIVE" 'address=1 runs=1'
+    wait_until 10 "the watcher sees that $(other "$ACTIVE") does not (it sees: $(last_seen "$(other "$ACTIVE")"))" was_seen "$(other "$ACTIVE")" 'address=0 '
+}
+# And it looked all the time: the longest time between two looks since FROM, as far as it is worth telling.
+not_looked_for_ms() { awk -v from="$1" '$1 >= from && $2 == "BLIND" && $3 > most { most = $3 } END { print most + 0 }' "$SEEN"; } # FROM-MS
 # From FROM to the first commit after the longest time without one.
 back_after_ms() { # FROM-MS
     awk -v from="$1" 'BEGIN { last = from } $2 > last { if ($2 - last > most) { most = $2 - last; end = $2 } last = $2 } END { print end - from }' "$ACKNOWLEDGED"
@@ -384,8 +395,9 @@ check_all() {
     local status=0
     kill -STOP "$CLIENT"
     nothing_is_missing
+    sql CHECKPOINT
     inside "$ACTIVE" fsfreeze -f "$MOUNTED"
-    (compare_stores && fsck "${COPIES[0]}") || status=$?
+    (memory_is_on_the_device inside "$ACTIVE" && compare_stores && fsck "${COPIES[0]}") || status=$?
     inside "$ACTIVE" fsfreeze -u "$MOUNTED"
     kill -CONT "$CLIENT"
     [ "$status" = 0 ] || exit "$status"
@@ -393,13 +405,14 @@ check_all() {
     dmesg -C
     KERNEL_COMPLAINS=
     never_two
+    watcher_sees
     serves_again 30
 }
 
 # One fault, from its beginning until everything is well again. The fault sets FROM, when it begins; it may say more in
 # MORE; `stays` and `moved` say where the group has to be then.
 episode() { # "WORDS" COMMAND...
-    local words=$1 before gap back MORE='' synced
+    local words=$1 before gap back MORE='' synced blind
     shift
     wait_until 60 'both managers are at work' both_are_heard
     wait_for "$ACTIVE" in-sync 120
@@ -411,6 +424,8 @@ episode() { # "WORDS" COMMAND...
     note_active
     wait_for "$ACTIVE" in-sync 120
     synced=$(($(now_ms) - FROM))
+    blind=$(not_looked_for_ms "$FROM")
+    [ "$blind" -le 3000 ] || fail "the watcher did not look for $blind ms: two could have answered unseen"
     gap=$(longest_gap_ms "$FROM") back=$(back_after_ms "$FROM")
     wait_until 60 'both managers are at work' both_are_heard
     check_all
@@ -485,6 +500,12 @@ could_be_taken_over() { on "$ACTIVE" cluster status --json | grep -q '"other_rea
 end_cluster() {
     local node manager
     kill "$CLIENT"
+    nothing_is_missing
+    # Read again, from the device.
+    on "$ACTIVE" group stop shop >/dev/null
+    echo 3 >/proc/sys/vm/drop_caches
+    on "$ACTIVE" group start shop --on "$ACTIVE" >/dev/null
+    wait_until 60 'the group is online' is_online
     nothing_is_missing
     on "$ACTIVE" group stop shop >/dev/null
     never_two

@@ -14,9 +14,8 @@ use super::{Manager, Told};
 const WRITE_AGAIN: u64 = 1000;
 /// A write that has not returned after so long is told like one that failed, in milliseconds.
 const WRITE_PATIENCE: u64 = 10_000;
-/// It may be this process that stood still: the disk's answer is among what it has to take in first. For so long, in
-/// milliseconds.
-const LOOK_AGAIN: u64 = 1000;
+/// It may be this process that stood still: the answer is among what it has to take in first. For so long, in milliseconds.
+pub(super) const LOOK_AGAIN: u64 = 1000;
 
 /// An action that waits until the state it follows from is durable.
 #[derive(Debug)]
@@ -94,7 +93,7 @@ impl Manager {
         gate.written += 1;
         gate.writing_since.get_or_insert(self.now);
         let unsure = self.groups.iter().map(|group| group.unsure).collect();
-        let told = Told::of(&self.durable, unsure, self.phase);
+        let told = Told::of(&self.durable, unsure, self.phase, self.beats.met());
         self.telling.push_back((self.gate.written, told));
         out.push(Action::Persist {
             seq: self.gate.written,

@@ -27,7 +27,7 @@ pub(super) struct Beats {
     life: u64,
     /// It has said that it hears this life of this manager.
     acquainted: bool,
-    /// As [`Snapshot::met`] says it.
+    /// As [`Snapshot::met`] says it, before what follows from that is durable.
     met: u64,
     /// Neither had heard the other before, and nothing has followed from that yet.
     meeting: bool,
@@ -78,7 +78,12 @@ impl Beats {
 
     /// Both have the same configuration, and what follows from their first meeting has.
     pub fn has_met(&self) -> bool {
-        self.met != 0 && !self.meeting
+        self.met() != 0
+    }
+
+    /// What is to be told of that.
+    pub fn met(&self) -> u64 {
+        if self.meeting { 0 } else { self.met }
     }
 
     /// `speaks`: this node sends heartbeats.
@@ -340,6 +345,8 @@ impl Manager {
             None if self.now < self.wait_until => return,
             None => self.start_alone(out),
             Some(Phase::Waiting) => self.start_cluster(out),
+            // It has not recorded yet what follows from hearing this node: if it went down now nobody would know.
+            Some(Phase::Running) if self.peer_is_meeting() && self.now < self.wait_until => return,
             // It knows what should run where.
             Some(_) => {}
         }
@@ -348,6 +355,12 @@ impl Manager {
         self.record().met = self.beats.met != 0;
         self.phase = Phase::Running;
         self.record().settled = true;
+    }
+
+    /// The other node has this configuration, and has not met this one.
+    fn peer_is_meeting(&self) -> bool {
+        let peer = self.beats.peer.as_ref();
+        peer.is_some_and(|peer| peer.met == 0 && peer.groups.len() == self.groups.len())
     }
 
     /// Both nodes have just started.
@@ -470,7 +483,7 @@ impl Manager {
             incarnation: self.incarnation,
             seq: 0,
             echo: self.beats.life,
-            met: self.beats.met,
+            met: self.told.met,
             revision: self.cluster.revision,
             phase,
             suspended: self.told.suspended,

@@ -27,8 +27,8 @@ pub struct Snapshot {
     pub incarnation: u64,
     /// The life of the other manager that it hears; 0: none yet.
     pub echo: u64,
-    /// The first life of the other manager that it has heard since it began to work in this boot; 0: none yet,
-    /// the highest: an earlier life of this manager has.
+    /// The first life of the other manager that it has heard since it began to work in this boot, once what follows
+    /// from that is durable; 0: none yet, the highest: an earlier life of this manager has.
     pub met: u64,
     /// Raised with each heartbeat.
     pub seq: u64,

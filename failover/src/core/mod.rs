@@ -95,6 +95,10 @@ pub struct Manager {
     /// One of the `ping` addresses answers.
     outside: bool,
     fence: Fence,
+    /// This process has stood still, and takes in until then what has come meanwhile.
+    behind_until: Time,
+    /// When it wanted to be called.
+    deadline: Time,
     /// The fence script has failed since the other node was lost.
     fence_failed: bool,
 
@@ -112,6 +116,8 @@ pub struct Manager {
 struct Told {
     /// It waits for the other one no more, and these are the orders that follow from it.
     at_work: bool,
+    /// As [`Snapshot::met`] says it.
+    met: u64,
     orders: Vec<(Stamp<Order>, Counts)>,
     unsure: Vec<bool>,
     suspended: Stamp<bool>,
@@ -198,7 +204,9 @@ impl Manager {
         let incarnation = start.incarnation.max(durable.life + 1);
         durable.life = incarnation;
         let (settled, met) = (durable.settled, durable.met);
-        let told = Told::of(&durable, vec![true; cluster.groups.len()], Phase::Waiting);
+        let beats = heartbeat::Beats::new(&cluster, met, now);
+        let unsure = vec![true; cluster.groups.len()];
+        let told = Told::of(&durable, unsure, Phase::Waiting, beats.met());
         let groups = cluster.groups.iter().map(Group::new).collect();
         let watches = cluster
             .monitors
@@ -221,9 +229,11 @@ impl Manager {
             told,
             gate: gate::Gate::default(),
             incarnation,
-            beats: heartbeat::Beats::new(&cluster, met, now),
+            beats,
             outside: cluster.arbiter.ping.is_empty(),
             fence: Fence::Idle,
+            behind_until: now,
+            deadline: now,
             fence_failed: false,
             groups,
             watches,
@@ -249,11 +259,17 @@ impl Manager {
         if self.over {
             return;
         }
+        if now.since(self.deadline) >= gate::LOOK_AGAIN {
+            self.on_stood_still(out);
+        }
         match event {
             Event::Timer => {}
             Event::Persisted { seq, done } => self.on_persisted(seq, done, out),
             Event::Beat { heartbeat, message } => self.on_beat(heartbeat, *message, out),
             Event::OpDone { op, result } => self.on_op(op, &result, out),
+            Event::OpNever { op } if planted(Defect::NeverBegunCountsAsDone) => {
+                self.on_op(op, &OpResult::Done, out);
+            }
             Event::OpNever { op } => self.on_op_never(op),
             Event::Right { group, change } => self.on_right(group, change, out),
             Event::Ready { group, ready } => self.groups[group].ready = ready,
@@ -323,9 +339,8 @@ impl Manager {
         self.open_gate(out);
         self.watch_disk(out);
         if !self.over {
-            out.push(Action::SetTimer {
-                at: self.next_deadline(),
-            });
+            self.deadline = self.next_deadline();
+            out.push(Action::SetTimer { at: self.deadline });
         }
     }
 
@@ -421,6 +436,7 @@ impl Manager {
         if let Fence::Again(at) = self.fence {
             by(at);
         }
+        by(self.behind_until);
         self.gate.deadlines(self.cluster.stop_bound.0, &mut by);
         for (group, config) in self.groups.iter().zip(&self.cluster.groups) {
             by(group.ask_again);
@@ -441,10 +457,11 @@ impl Manager {
 }
 
 impl Told {
-    fn of(durable: &Durable, unsure: Vec<bool>, phase: Phase) -> Self {
+    fn of(durable: &Durable, unsure: Vec<bool>, phase: Phase, met: u64) -> Self {
         let groups = durable.groups.iter();
         Self {
             at_work: phase != Phase::Waiting,
+            met,
             orders: groups
                 .map(|g| (g.order.clone(), g.counts.clone()))
                 .collect(),

@@ -7,6 +7,7 @@ use super::Manager;
 use super::action::{Action, Actions};
 use super::alert::Object;
 use super::event::OpResult;
+use super::gate::LOOK_AGAIN;
 use super::message::Phase;
 use super::right_to_run::{Hold, reason};
 use super::state::{MonitorStatus, ResourceState, Time};
@@ -20,6 +21,8 @@ pub(super) struct Watch {
     pub status: MonitorStatus,
     /// The probe that is under way, and when it is given up.
     probe: Option<(u64, Time)>,
+    /// That time has come, and its answer is among what has come until then, or it is given up.
+    last_look: bool,
     /// When it looks next.
     next: Time,
     /// Failures in a row that do not count yet.
@@ -37,6 +40,7 @@ impl Watch {
         Self {
             status: MonitorStatus::Unused,
             probe: None,
+            last_look: false,
             next: now,
             failures: 0,
             last_failure: now,
@@ -95,6 +99,11 @@ impl Manager {
                 watch.next = self.now.after(config.common.start_delay.0);
             }
             match watch.probe {
+                // It may be this process that stood still.
+                Some((probe, until)) if until <= self.now && !watch.last_look => {
+                    watch.last_look = true;
+                    watch.probe = Some((probe, self.now.after(LOOK_AGAIN)));
+                }
                 Some((probe, until)) if until <= self.now => {
                     self.on_probed(probe, OpResult::TimedOut, out);
                 }
@@ -107,6 +116,7 @@ impl Manager {
                         timeout => self.now.after(timeout + GRACE),
                     };
                     self.watches[at].probe = Some((probe, until));
+                    self.watches[at].last_look = false;
                     out.push(Action::Probe {
                         probe,
                         monitor: at,

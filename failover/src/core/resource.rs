@@ -339,7 +339,8 @@ impl Manager {
     /// Failed activations after which a resource is tried again.
     fn tries_allowed(&self, group: GroupId, at: usize) -> u32 {
         let more = u32::from(planted(Defect::OneRetryMore));
-        self.cluster.groups[group].resources[at].retries() + more
+        let less = u32::from(planted(Defect::OneRetryLess));
+        (self.cluster.groups[group].resources[at].retries() + more).saturating_sub(less)
     }
 
     /// A resource's retries are used up: the group fails over, or the final action is next.
@@ -353,7 +354,8 @@ impl Manager {
         self.alert(out, Severity::Error, object, what, "");
         let key = format!("resource {}", config.name);
         let done = self.durable.groups[group].counts.of(&key);
-        if done < config.common.failovers && self.peer_can(group) {
+        let fails_over = done < config.common.failovers && !planted(Defect::NoFailover);
+        if fails_over && self.peer_can(group) {
             self.fail_over(group, &key, out);
         } else {
             self.final_action(group, config.common.final_action, &key, out);

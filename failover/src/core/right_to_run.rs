@@ -7,6 +7,7 @@ use crate::planted::{Defect, planted};
 use super::action::{Action, Actions, Work};
 use super::durable::{Cause, Run, Why};
 use super::event::{OpResult, Right};
+use super::gate::LOOK_AGAIN;
 use super::message::Phase;
 use super::state::{GroupId, OpId, ResourceState, Time};
 use super::{Fence, Manager};
@@ -301,6 +302,9 @@ impl Manager {
         let Some(fence) = cluster.fence.as_ref() else {
             return true;
         };
+        if self.is_behind() {
+            return false;
+        }
         match self.fence {
             Fence::Down => true,
             Fence::Running(_) => false,
@@ -323,9 +327,28 @@ impl Manager {
         }
     }
 
+    /// This process did not run for some time. The node that was down at its beginning may be up again, and has heard
+    /// nothing from here: what the fence script said of it counts no more, and it is listened to first.
+    pub(super) fn on_stood_still(&mut self, out: &mut Actions) {
+        self.behind_until = self.now.after(LOOK_AGAIN);
+        self.recall_fence(out);
+        if self.fence == Fence::Down {
+            self.fence = Fence::Idle;
+        }
+    }
+
+    fn is_behind(&self) -> bool {
+        self.now < self.behind_until
+    }
+
     pub(super) fn on_fenced(&mut self, result: &OpResult, out: &mut Actions) {
         let object = super::Object::Node(self.name(self.other()));
-        if *result == OpResult::Done {
+        if *result == OpResult::Done && self.is_behind() {
+            self.fence = Fence::Idle;
+            let what =
+                "was down when this manager stood still, the fence script said: that is over";
+            self.alert(out, Severity::Warning, object, what, "");
+        } else if *result == OpResult::Done {
             self.fence = Fence::Down;
             self.alert(
                 out,
@@ -349,6 +372,13 @@ impl Manager {
             // What an earlier manager has left active waits for the whole right.
             (Right::MirrorsOnly, Hold::Asked) if !self.is_begun(group) => {
                 self.take_right(group, Hold::MirrorsOnly, out);
+            }
+            // Asked for before this manager stood still, on the fence script's word.
+            (Right::Granted, Hold::Asked)
+                if self.is_behind() && self.is_judged_by_word(group) && !self.is_begun(group) =>
+            {
+                self.groups[group].right = Hold::Releasing;
+                self.act(Action::ReleaseRight { group });
             }
             // Its lease had ended before it was granted: nothing was frozen for that.
             (Right::Granted, Hold::Asked | Hold::MirrorsOnly | Hold::Held | Hold::Frozen)
@@ -406,6 +436,12 @@ impl Manager {
             _ => {}
         }
         self.changed = true;
+    }
+
+    /// Neither an arbiter nor mirrors say that the other node does not run it.
+    fn is_judged_by_word(&self, group: GroupId) -> bool {
+        let mirrored = self.cluster.groups[group].mirrors().next().is_some();
+        self.cluster.arbiter.kind == ArbiterKind::None && !mirrored
     }
 
     /// Activations that were decided on and have not begun are not begun without the right.

@@ -66,6 +66,11 @@ impl Manager {
         self.peer_brief(group)
     }
 
+    /// The other node is there and can run the group, as far as this one knows.
+    pub fn other_can(&self, group: GroupId) -> bool {
+        self.peer_can(group)
+    }
+
     /// What a monitor is at on this node.
     pub fn monitor_status(&self, monitor: usize) -> MonitorStatus {
         self.watches[monitor].status

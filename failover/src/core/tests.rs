@@ -82,6 +82,9 @@ struct TestHost {
     durable: Durable,
     probe_fails: bool,
     probe_warns: bool,
+    /// A probe that has not answered, in this case.
+    probe_hangs: bool,
+    probing: Option<u64>,
     persist_fails: bool,
     /// A write that has not returned, in this case.
     persist_hangs: bool,
@@ -137,6 +140,8 @@ impl TestHost {
             durable: Durable::default(),
             probe_fails: false,
             probe_warns: false,
+            probe_hangs: false,
+            probing: None,
             persist_fails: false,
             persist_hangs: false,
             hanging: None,
@@ -185,6 +190,7 @@ impl TestHost {
                     self.handle(Event::OpDone { op, result });
                 }
                 Action::Inquire { op } => self.handle((self.inquiry)(op)),
+                Action::Probe { probe, .. } if self.probe_hangs => self.probing = Some(probe),
                 Action::Probe { probe, .. } => {
                     let result = if self.probe_fails {
                         OpResult::TimedOut

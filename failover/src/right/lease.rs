@@ -575,7 +575,8 @@ impl Lease {
             }
             _ => {}
         }
-        if self.guard == Guard::There && self.ends() > self.told {
+        let renewed = self.ends() > self.told && !planted(Defect::ExtendForgotten);
+        if self.guard == Guard::There && renewed {
             self.told = self.ends();
             out.push(Action::Extend(self.told));
         }

@@ -45,14 +45,25 @@ impl World {
     }
 
     /// One source of leases is enough.
-    pub(super) fn check_undisturbed(&self, node: usize) -> Result<(), Violation> {
-        if self.profile == Profile::Everything || node != 0 || self.calm {
+    pub(super) fn check_undisturbed(&self, node: usize, was: &str) -> Result<(), Violation> {
+        let runs = self.nodes[node].core == Core::Running;
+        if self.profile == Profile::Everything || node != 0 || self.calm || !runs {
             return Ok(());
         }
-        Err(Violation::new(
-            "Undisturbed",
-            format!("the lease has ended at {}, {:?}", name(node), self.profile),
-        ))
+        let what = format!("the lease was {was} at {}, {:?}", name(node), self.profile);
+        Err(Violation::new("Undisturbed", what))
+    }
+
+    /// A guard that freezes a group whose lease runs was not told of it by a manager that could have.
+    pub(super) fn check_frozen(&self, node: usize) -> Result<(), Violation> {
+        let host = &self.nodes[node];
+        let clock = host.clock(self.now);
+        let holds = host.lease.as_ref().is_some_and(|lease| lease.holds(clock));
+        if !holds || host.paused || host.core != Core::Running {
+            return Ok(());
+        }
+        let what = format!("frozen at {} under a lease that runs", name(node));
+        Err(Violation::new("Undisturbed", what))
     }
 
     /// Whoever wants the group alone has it.
@@ -64,8 +75,12 @@ impl World {
             }
             let clock = host.clock(self.now);
             let holds = host.lease.as_ref().is_some_and(|lease| lease.holds(clock));
-            if host.core != Core::Running || !holds {
-                let what = format!("{:?} at {}: {:?}", host.core, name(node), host.lease);
+            let serves = host
+                .guard
+                .is_some_and(|watch| !watch.frozen && !watch.dropped);
+            if host.core != Core::Running || !holds || !serves {
+                let (core, guard) = (host.core, host.guard);
+                let what = format!("{core:?} at {}: {guard:?}, {:?}", name(node), host.lease);
                 return Err(Violation::new("Granted-at-last", what));
             }
         }

@@ -386,14 +386,19 @@ impl World {
     }
 
     /// The guards do what their clocks say.
-    pub fn look_all(&mut self) {
+    pub fn look_all(&mut self) -> Result<(), Violation> {
         for node in 0..2 {
             let clock = self.nodes[node].clock(self.now);
             let margin = self.margin;
             let Some(watch) = &mut self.nodes[node].guard else {
                 continue;
             };
-            watch.frozen |= clock >= watch.until;
+            if clock >= watch.until && !std::mem::replace(&mut watch.frozen, true) {
+                self.check_frozen(node)?;
+            }
+            let Some(watch) = &mut self.nodes[node].guard else {
+                continue;
+            };
             if clock >= watch.until.after(margin) && !std::mem::replace(&mut watch.dropped, true) {
                 self.note(|| format!("{}: its guard drops the address", name(node)));
                 let life = self.nodes[node].life;
@@ -401,6 +406,7 @@ impl World {
                 self.later(0, Item::Deliver { node, life, event });
             }
         }
+        Ok(())
     }
 
     fn told(&mut self, node: usize, change: &Right) -> Result<(), Violation> {
@@ -415,6 +421,7 @@ impl World {
             }
             Right::Refused(_) => {
                 if self.nodes[node].running {
+                    self.check_undisturbed(node, "refused")?;
                     self.stop(node, true);
                 } else {
                     self.nodes[node].core = Core::Idle;
@@ -423,13 +430,14 @@ impl World {
             }
             Right::Lost => {
                 self.losses += 1;
+                self.check_undisturbed(node, "lost")?;
                 self.stop(node, true);
             }
             Right::Released => {
                 self.nodes[node].core = Core::Idle;
                 self.later(0, Item::AskAgain { node, life });
             }
-            Right::LeaseEnded => self.check_undisturbed(node)?,
+            Right::LeaseEnded => self.check_undisturbed(node, "ended")?,
             // Of mirrors alone.
             Right::MirrorsOnly => unreachable!("a lease has no mirrors"),
             Right::Renewed => {}

@@ -223,7 +223,7 @@ impl World {
             if matches!(item, Item::End) {
                 return self.check_end();
             }
-            self.look_all();
+            self.look_all()?;
             self.step(item)?;
             self.check_step()?;
         }

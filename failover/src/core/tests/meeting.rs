@@ -113,3 +113,37 @@ fn nodes_with_different_configurations_have_not_met_yet() {
     let order = host.manager.order_of(0);
     assert!(order.wanted && order.owner == 0, "{:?}", host.alerts);
 }
+
+#[test]
+fn who_has_not_recorded_what_follows_from_the_meeting_is_waited_for() {
+    // It was alone, hears this node, and goes down before it has recorded that the cluster starts.
+    let mut host = TestHost::new(CLUSTER);
+    come(&mut host, Phase::Running, 0);
+    assert_eq!(host.manager.phase(), Phase::Waiting);
+    host.until(10_000);
+    let mut message = host.snapshot(1);
+    (message.incarnation, message.phase, message.met) = (8, Phase::Waiting, 0);
+    host.beat(0, message);
+    assert!(host.manager.order_of(0).wanted, "{:?}", host.alerts);
+
+    // It has, and knows what should run where.
+    let mut host = TestHost::new(CLUSTER);
+    come(&mut host, Phase::Running, 0);
+    let met = host.manager.incarnation;
+    come(&mut host, Phase::Running, met);
+    assert_eq!(host.manager.phase(), Phase::Running);
+    assert!(!host.manager.order_of(0).wanted);
+    assert_eq!(host.told("starts: both nodes are there"), 0);
+}
+
+#[test]
+fn that_they_have_met_is_told_with_what_follows_from_it() {
+    let met = |host: &TestHost| host.said.as_ref().map(|said| said.met);
+    let mut host = refused(CLUSTER);
+    host.persist_hangs = true;
+    come(&mut host, Phase::Waiting, 0);
+    assert!(host.manager.order_of(0).wanted);
+    assert_eq!(met(&host), Some(0));
+    host.disk_answers();
+    assert_eq!(met(&host), Some(7));
+}

@@ -468,3 +468,22 @@ fn a_lone_node_that_nothing_lets_start_its_groups_says_so() {
     start_by_hand(&mut host);
     assert_eq!(host.asked, [(0, false)]);
 }
+
+#[test]
+fn what_the_fence_script_said_before_this_manager_stood_still_counts_no_more() {
+    let is_fence = |run: &&(Work, _)| matches!(run.0, Work::Fence { node: 1 });
+    let mut host = booted(&fenced());
+    host.until(310_000);
+    assert_eq!(host.asked, [(0, true)]);
+    // The other node may have booted meanwhile, has heard nothing from here, and may be about to start it.
+    host.now += 60_000;
+    host.right(0, Right::Granted);
+    assert_eq!(host.manager.group_status(0), GroupStatus::OnlinePending);
+    assert_eq!(host.runs.iter().filter(is_fence).count(), host.runs.len());
+    // It is listened to; it is not there, and is fenced anew.
+    host.until(host.now + 3_000);
+    assert_eq!(host.runs.iter().filter(is_fence).count(), 2);
+    assert_eq!(host.asked, [(0, true), (0, true)], "{:?}", host.alerts);
+    host.right(0, Right::Granted);
+    assert_eq!(host.manager.group_status(0), GroupStatus::Online);
+}
