@@ -427,6 +427,49 @@ fn what_an_old_copy_holds_is_looked_at_before_it_is_given_up() {
     assert_eq!(beta.record("pg").current, None);
 }
 
+/// A volume that is not activated holds what it held: its record is believed.
+#[test]
+fn a_copy_whose_data_can_not_be_opened_is_judged_by_its_record() {
+    let (alpha, beta) = (Node::named("alpha"), Node::named("beta"));
+    alpha.done(&["init", "pg", "--size", "16M"]);
+    let (mut child, _lines, token) = alpha.offer(&["pair", "pg"]);
+    beta.done(&["pair", "--join", &token]);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let change = |alone: bool| {
+        let mut copy = alpha.copy("pg");
+        let changed = copy.change(|record| {
+            if record.current.is_none() {
+                record.mint(7);
+            }
+            record.peer = Some(2);
+            record.alone = alone;
+        });
+        changed.unwrap();
+    };
+    let backing = alpha.config().mirror("pg").unwrap().backing.clone();
+    std::fs::rename(&backing, backing.with_extension("away")).unwrap();
+    let new = alpha.path("new.data").display().to_string();
+    let replace = ["replace-disk", "pg", "--backing", &new, "--dry-run"];
+    change(true);
+    let (code, _, err) = alpha.run(&replace);
+    assert_eq!(code, 1, "{err}");
+    for words in [
+        "it went on alone",
+        "it is generation 1",
+        "can't be read now",
+        "--force",
+    ] {
+        assert!(err.contains(words), "{words}: {err}");
+    }
+    // One of a pair whose disk died.
+    change(false);
+    let out = alpha.done(&replace);
+    assert!(
+        out.contains("it is generation 1") && out.contains("can't be read now"),
+        "{out}"
+    );
+}
+
 #[test]
 fn wrong_tokens_say_what_is_wrong() {
     let node = Node::named("beta");
