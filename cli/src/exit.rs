@@ -59,7 +59,7 @@ impl Status {
         ),
         (
             Self::System,
-            "The system refused something: a file, a permission, a socket, a disk. Also where a later step of a command was refused. What was done before is said.",
+            "The system refused something: a file, a permission, a socket, a disk. Also where a later step of a command was refused, or what was begun came to another end. What was done before is said.",
         ),
         (
             Self::Different,
@@ -99,6 +99,18 @@ impl Failure {
     /// The system refused.
     pub fn system(words: impl Into<String>) -> Self {
         Self::new(Status::System, words)
+    }
+
+    /// The same where something is another than before: that is no mere refusal.
+    #[must_use]
+    pub fn after_a_change(self) -> Self {
+        Self {
+            status: match self.status {
+                Status::Refused => Status::System,
+                other => other,
+            },
+            ..self
+        }
     }
 
     /// The daemon's refusal.
@@ -202,11 +214,12 @@ largest number):
 |---|---|
 | 0 | In sync: every write goes to both copies (also while they are verified). |
 | 10 | Resynchronising, paused, or just connected: both copies are there, one is not up to date. |
-| 11 | Alone: this node serves, and one copy is away or has no disk. |
+| 11 | Alone: this node serves, and one copy is away or has no disk. Also in sync while the arbiter can't be used, or with blocks marked that a verification found. |
 | 12 | Not usable here: requests are held, the peer is not reachable, or a person must choose. |
 | 13 | Split brain: both copies went on alone. |
 
-Each of the words in `condition` of `kagami status --json` belongs to one of them:
+Each of the words in `condition` of `kagami status --json` belongs to one of them (`in-sync` and `verifying` to 11 where
+`arbiter_fault` is set, `in-sync` also where `marked_bytes` is not 0):
 
 | condition | status |
 |---|---|
@@ -229,7 +242,7 @@ When no daemon answers, `status --exit-code` ends with 3, like every command.
 |---|---|
 | 0 | Every group that should run is online, and both nodes are; what should not run is offline. |
 | 10 | A group is on its way up or down. |
-| 11 | The groups run, and a takeover may not be possible: a node or a heartbeat is missing, a copy is not in sync, or the cluster is suspended. |
+| 11 | The groups run, and a takeover may not be possible: a node or a heartbeat is missing, the arbiter does not answer, a copy is not in sync, or the cluster is suspended. |
 | 12 | A group that should run does not, could not be started or stopped, or nobody can say. |
 
 `kagami failover` ends with 1 or 2 only where it has not begun and nothing passes by itself (a manager runs already, there is no key, the

@@ -1,7 +1,9 @@
 //! `kagami up`: from the configuration to a running daemon.
 
 use std::fs::{self, OpenOptions};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -23,6 +25,8 @@ use crate::exit::{DONE, Failure, Outcome, Status};
 
 /// A daemon that runs answers within.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
+/// The configuration that systemd's unit starts the daemon with.
+const UNIT_FILE: &str = "/etc/kagami/kagami.toml";
 /// How often is looked whether one that was started answers, or has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -101,11 +105,21 @@ pub async fn signal() {
 /// Starts a daemon of its own session and waits for its first answer.
 async fn detach(context: &Context, args: &UpArgs) -> Outcome {
     let config = Config::load(&context.file)?;
+    if rustix::process::geteuid().is_root() && context.file == Path::new(UNIT_FILE) {
+        not_beside_its_unit(
+            Command::new("systemctl")
+                .args(["is-enabled", "--quiet", "kagami.service"])
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status(),
+        )?;
+    }
     if let Some(pid) = answers(&config).await {
         return Err(runs_already(&config, pid));
     }
     let log_file = config.node.state_dir.join("kagami.log");
-    let fault = |error: std::io::Error| {
+    let fault = |error: io::Error| {
         Failure::system(format!(
             "not started: {}: {error}\n  next: run the command as a user who may write there",
             log_file.display()
@@ -175,6 +189,21 @@ async fn detach(context: &Context, args: &UpArgs) -> Outcome {
     }
 }
 
+/// The machine's daemon belongs to its unit, where that is enabled: beside it, nobody would start it again when it dies,
+/// and at a shutdown nothing would be unmounted before it ends.
+///
+/// `asked`: how `systemctl is-enabled` ended.
+///
+/// Errors: the unit is enabled.
+fn not_beside_its_unit(asked: io::Result<ExitStatus>) -> Result<(), Failure> {
+    if asked.is_ok_and(|status| status.success()) {
+        return Err(Failure::refused(
+            "not started: kagami.service is enabled, and systemd would neither restart this daemon nor stop it after what is mounted\n  next: `systemctl start kagami`; or `systemctl disable kagami` first, where it is to run without systemd",
+        ));
+    }
+    Ok(())
+}
+
 /// What is told of a daemon that ended at once: its own status. One that a signal ended said nothing.
 fn status_of(ended: ExitStatus) -> Status {
     let is_told = |status: &Status| ended.code() == Some(i32::from(*status as u8));
@@ -202,9 +231,32 @@ fn runs_already(config: &Config, pid: u32) -> Failure {
 }
 
 /// The last lines of a log.
-fn tail(file: &std::path::Path) -> String {
+fn tail(file: &Path) -> String {
     let text = fs::read(file).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(10)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
+    use super::*;
+
+    #[test]
+    fn no_daemon_is_started_beside_a_unit_that_is_enabled() {
+        let refused = not_beside_its_unit(Ok(ExitStatus::from_raw(0))).expect_err("it is enabled");
+        assert_eq!(refused.status, Status::Refused);
+        assert!(
+            refused.words.contains("systemctl start kagami"),
+            "{refused:?}"
+        );
+        // Disabled or not installed; no systemd.
+        let disabled = Ok(ExitStatus::from_raw(1 << 8));
+        let without = Err(io::ErrorKind::NotFound.into());
+        for asked in [disabled, without] {
+            assert_eq!(not_beside_its_unit(asked), Ok(()));
+        }
+    }
 }

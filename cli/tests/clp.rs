@@ -15,6 +15,7 @@ use kagami_failover::core::Command;
 use kagami_failover::core::durable::EndKind;
 use kagami_replicator::core::event::{Command as MirrorCommand, Refusal, Reply};
 use kagami_replicator::core::state::{Connection, DiskState, Replication};
+use kagami_replicator::core::status::Progress;
 use support::desk::Managed;
 use support::{Ended, Node};
 
@@ -454,6 +455,94 @@ fn a_mirror_is_told_in_colours() {
         orders,
         [MirrorCommand::Disconnect, MirrorCommand::Connect],
         "in sync: nothing to fetch"
+    );
+}
+
+#[test]
+fn a_resynchronisation_that_was_held_goes_on_by_the_name_that_begins_one() {
+    let managed = Managed::on(Node::with_daemon());
+    let node = &managed.node;
+    let ordered = || std::mem::take(&mut *node.engine.orders.lock().unwrap());
+    let hold = |here: bool, there: bool| {
+        node.engine.set(|status| {
+            status.replication = Replication::SyncSource;
+            status.progress = Some(Progress {
+                paused_here: here,
+                paused_there: there,
+                ..Progress::default()
+            });
+        });
+    };
+    let answers = |connected: bool| {
+        node.engine.answers(move |_, command| match command {
+            MirrorCommand::Connect if connected => Ok(Reply::Nothing("connected".to_owned())),
+            MirrorCommand::Resync { .. } => Err(Refusal {
+                what: "refused: a resynchronisation runs".to_owned(),
+                facts: Vec::new(),
+                next: "watch it".to_owned(),
+            }),
+            _ => Ok(Reply::Done),
+        });
+    };
+    answers(true);
+    hold(true, false);
+    let ended = called(node, "clpmdctrl -r pg");
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert_eq!(
+        ordered(),
+        [MirrorCommand::Connect, MirrorCommand::ResumeSync]
+    );
+    // At the other node it is held by somebody's word there.
+    hold(false, true);
+    let ended = called(node, "clpmdctrl -r pg");
+    assert_eq!(ended.code, 1, "{ended:?}");
+    assert!(
+        ended.err.contains("`kagami resume-sync pg` on beta"),
+        "{ended:?}"
+    );
+    assert_eq!(ordered(), [MirrorCommand::Connect]);
+    // It runs: that is what was asked for, whether the session came by this command or before.
+    for connected in [true, false] {
+        answers(connected);
+        hold(false, false);
+        let ended = called(node, "clpmdctrl -r pg");
+        assert_eq!(ended.code, 0, "{ended:?}");
+        assert!(ended.out.contains("Recovering"), "{ended:?}");
+        assert_eq!(ordered(), [MirrorCommand::Connect]);
+    }
+}
+
+#[test]
+fn a_forced_activation_says_what_it_overrides() {
+    let managed = Managed::on(Node::with_daemon());
+    let node = &managed.node;
+    let promoted = || {
+        let orders = std::mem::take(&mut *node.engine.orders.lock().unwrap());
+        orders
+            .into_iter()
+            .find_map(|order| match order {
+                MirrorCommand::Promote { force, .. } => Some(force),
+                _ => None,
+            })
+            .expect("a promotion")
+    };
+    // Nothing is to be overridden.
+    node.engine
+        .set(|status| status.role = kagami_replicator::core::state::Role::Secondary);
+    called(node, "clpmdctrl -f pg");
+    assert!(!promoted(), "the rules decide where they permit");
+    node.engine.set(|status| {
+        status.connection = Connection::Connecting;
+        status.disk = DiskState::Outdated;
+        status.peer_role = None;
+    });
+    let ended = called(node, "clpmdctrl -f pg");
+    assert!(promoted());
+    assert!(
+        ended
+            .err
+            .contains("beta holds newer writes, which are lost"),
+        "{ended:?}"
     );
 }
 

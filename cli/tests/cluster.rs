@@ -93,6 +93,17 @@ monitors
     );
 }
 
+/// Nobody takes over without its word: that is heard before a node is lost, or never.
+#[test]
+fn a_silent_arbiter_is_in_the_exit_status() {
+    let managed = managed();
+    let code = || managed.node.run(&["cluster", "status", "--exit-code"]).code;
+    for (answers, expected) in [(None, 0), (Some(true), 0), (Some(false), 11)] {
+        managed.desk.view.lock().unwrap().arbiter = answers;
+        assert_eq!(code(), expected, "{answers:?}");
+    }
+}
+
 #[test]
 fn what_is_amiss_is_said_in_words_and_in_the_exit_status() {
     let managed = managed();
@@ -158,7 +169,7 @@ fn a_move_is_waited_for() {
 }
 
 #[test]
-fn a_move_that_fails_is_status_1_and_says_where_it_is() {
+fn a_move_that_fails_is_status_6_and_says_where_it_is() {
     let managed = managed();
     // It could not be activated on beta, and came back: another order since.
     managed.desk.obeys(|_, view| {
@@ -166,7 +177,7 @@ fn a_move_that_fails_is_status_1_and_says_where_it_is() {
         Ok(())
     });
     let ended = managed.node.run(&["group", "move", "pg", "--to", "beta"]);
-    assert_eq!(ended.code, 1);
+    assert_eq!(ended.code, 6);
     assert_eq!(
         ended.err,
         "group pg: it could not run there, and is to run on alpha now (online)\n  next: `kagami alerts pg` tells what happened\n"

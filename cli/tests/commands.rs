@@ -262,6 +262,25 @@ fn force_is_used_where_the_rules_refuse_alone() {
     );
 }
 
+/// The way out of a stale device is on the node that is Secondary now.
+#[test]
+fn a_detached_device_is_told_with_the_role_that_is_left() {
+    let node = Node::with_daemon();
+    let detach = || node.run(&["detach", "pg"]).out;
+    assert_eq!(
+        detach(),
+        "mirror pg: detached; it stays Primary here until `kagami demote pg`\n"
+    );
+    node.engine.set(|status| {
+        status.role = Role::Secondary;
+        status.peer_role = Some(Role::Primary);
+    });
+    assert_eq!(detach(), "mirror pg: detached; beta is Primary\n");
+    node.engine
+        .set(|status| status.connection = Connection::Connecting);
+    assert_eq!(detach(), "mirror pg: detached; it is Secondary here\n");
+}
+
 #[test]
 fn a_peer_that_no_link_tells_of_a_key_is_not_forgotten() {
     let node = Node::with_daemon();

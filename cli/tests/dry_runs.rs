@@ -2,7 +2,8 @@
 
 mod support;
 
-use kagami_replicator::core::state::{Connection, DiskState, Replication, Role};
+use kagami_replicator::core::event::Command;
+use kagami_replicator::core::state::{Connection, DiskState, Replication, Role, Time};
 
 use support::Node;
 
@@ -106,4 +107,97 @@ fn a_promotion_that_would_be_refused_is_told_as_that() {
         told(&node, &["promote", "pg"]),
         "mirror pg: this node becomes Primary; beta is asked and nothing is lost\n"
     );
+}
+
+/// The newest writes may be nowhere else.
+#[test]
+fn the_only_copy_of_the_newest_writes_is_not_invalidated_unlooked_at() {
+    let node = Node::with_daemon();
+    node.engine.set(|status| {
+        status.role = Role::Secondary;
+        status.connection = Connection::Connecting;
+        status.replication = Replication::Off;
+        status.peer_role = None;
+        status.peer_disk = DiskState::Unknown;
+        status.alone_since = Some(Time(0));
+        status.marked_blocks = (200 << 30) / 4096;
+    });
+    let words = told(&node, &["invalidate", "pg"]);
+    assert!(
+        words.contains("alone since ")
+            && words.contains("200 GiB marked that beta lacks are lost")
+            && words.contains("--force"),
+        "{words}"
+    );
+    let ended = node.run(&["invalidate", "pg", "--yes"]);
+    assert_eq!(ended.code, 1, "{}", ended.err);
+    assert!(
+        ended.err.contains("200 GiB") && ended.err.contains("--force"),
+        "{}",
+        ended.err
+    );
+    // Nor where it was demoted since, and only its marks tell.
+    node.engine.set(|status| status.alone_since = None);
+    assert_eq!(node.run(&["invalidate", "pg", "--yes"]).code, 1);
+    assert!(node.engine.orders.lock().unwrap().is_empty());
+    let ended = node.run(&["invalidate", "pg", "--force", "--yes"]);
+    assert_eq!(ended.code, 0, "{}", ended.err);
+    assert!(ended.err.contains("200 GiB"), "{}", ended.err);
+    assert_eq!(
+        node.engine.orders.lock().unwrap().pop(),
+        Some(Command::Invalidate)
+    );
+    // What differs here is older than the peer's, or nothing does: that is what the order is for.
+    for (disk, marked) in [(DiskState::Outdated, 512), (DiskState::Consistent, 0)] {
+        node.engine.set(|status| {
+            status.disk = disk;
+            status.marked_blocks = marked;
+        });
+        let words = told(&node, &["invalidate", "pg"]);
+        assert!(!words.contains("--force"), "{words}");
+        assert_eq!(node.run(&["invalidate", "pg", "--yes"]).code, 0);
+    }
+}
+
+/// It is refused without the flag; with it nothing is broken, and all waits where the other node is lost.
+#[test]
+fn a_promotion_of_a_target_is_told_as_what_it_is() {
+    let node = Node::with_daemon();
+    node.engine.set(|status| {
+        status.role = Role::Secondary;
+        status.peer_role = Some(Role::Secondary);
+        status.disk = DiskState::Inconsistent;
+        status.replication = Replication::SyncTarget;
+    });
+    let words = told(&node, &["promote", "pg"]);
+    assert!(
+        words.contains("it would be refused") && words.contains("--while-resyncing"),
+        "{words}"
+    );
+    let words = told(&node, &["promote", "pg", "--while-resyncing"]);
+    assert!(
+        words.contains("every read and write goes to beta") && !words.contains("broken"),
+        "{words}"
+    );
+}
+
+/// In sync no handshake decides: the Primary's copy goes over the other.
+#[test]
+fn a_full_resynchronisation_names_the_copy_that_is_overwritten() {
+    let node = Node::with_daemon();
+    let full = ["resync", "pg", "--full"];
+    let words = told(&node, &full);
+    assert!(
+        words.contains("sent from this node, which is Primary, over the copy of beta")
+            && words.contains("what beta holds is lost"),
+        "{words}"
+    );
+    node.engine.set(|status| {
+        status.role = Role::Secondary;
+        status.peer_role = Some(Role::Primary);
+    });
+    assert!(told(&node, &full).contains("sent from beta"));
+    node.engine
+        .set(|status| status.peer_role = Some(Role::Secondary));
+    assert!(told(&node, &full).contains("it would be refused: it is not clear"));
 }

@@ -3,10 +3,12 @@
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::time::Duration;
 
 use kagami::config::Config;
 use kagami_bitmap::read_slots;
 use kagami_bitmap::superblock::Record;
+use kagami_replicator::shell::engine::OfflineCopy;
 use tempfile::TempDir;
 
 /// A node's folder; no daemon runs.
@@ -67,6 +69,14 @@ impl Node {
         let bytes = std::fs::read(&config.mirror(mirror).unwrap().metadata).unwrap();
         let read = read_slots(&bytes, bytes.len() as u64, None).unwrap();
         read.superblock.record
+    }
+
+    /// The mirror's metadata, as no daemon has them open.
+    fn copy(&self, mirror: &str) -> OfflineCopy {
+        let config = self.config();
+        let mirror = config.mirror(mirror).unwrap();
+        let id = u128::from_be_bytes(mirror.uuid);
+        OfflineCopy::open(&mirror.name, id, &mirror.metadata, Duration::ZERO).unwrap()
     }
 
     /// Starts what prints a token and waits, and gives the token.
@@ -250,6 +260,23 @@ fn keep_data_keeps_every_byte_and_begins_a_generation() {
     assert!(!record.zeroed && record.current.is_some() && record.alone);
 }
 
+/// The configuration may say more than the copy has: what a file holds behind the copy's end is no hole.
+#[test]
+fn what_lies_behind_a_copy_is_marked_when_it_grows_to_what_the_file_says() {
+    let node = Node::named("alpha");
+    let file = node.path("disk");
+    std::fs::write(&file, vec![7; 6 << 20]).unwrap();
+    let at = file.display().to_string();
+    let init = ["init", "pg", "--backing", &at, "--keep-data"];
+    node.done(&[&init[..], &["--size", "4M"]].concat());
+    let marked = node.copy("pg").marked_bytes();
+    let text = node.text().replace("size = \"4MiB\"", "size = \"8MiB\"");
+    std::fs::write(node.path("kagami.toml"), text).unwrap();
+    let out = node.done(&["resize", "pg", "--grow", "8M"]);
+    assert!(out.contains("is marked"), "{out}");
+    assert_eq!(node.copy("pg").marked_bytes(), marked + (4 << 20));
+}
+
 #[test]
 fn a_first_init_writes_the_node() {
     let folder = tempfile::tempdir().unwrap();
@@ -354,6 +381,95 @@ fn a_node_that_can_not_join_leaves_nothing_behind() {
     assert_eq!((alpha.text(), beta.text()), before);
 }
 
+/// An old copy that is to be given up may be the only one of what was written there.
+#[test]
+fn what_an_old_copy_holds_is_looked_at_before_it_is_given_up() {
+    let (alpha, beta) = (Node::named("alpha"), Node::named("beta"));
+    alpha.done(&["init", "pg", "--size", "16M"]);
+    let (mut child, _lines, token) = alpha.offer(&["pair", "pg"]);
+    beta.done(&["pair", "--join", &token]);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    // beta serves alone; alpha comes back, and somebody pairs them anew.
+    beta.copy("pg").change(|record| record.mint(7)).unwrap();
+    let before = beta.record("pg");
+    for (more, status, expected) in [
+        (&[][..], 1, "it is generation 1, Consistent, 0 B marked"),
+        (&[], 1, "it went on alone"),
+        (&["--give-up-copy"], 1, "--give-up-copy --force here"),
+        (&["--give-up-copy", "--yes"], 1, "it went on alone"),
+        (&["--give-up-copy", "--force"], 2, "add --yes"),
+    ] {
+        let (child, _lines, token) = alpha.offer(&["pair", "pg", "--again"]);
+        let (code, _, err) = beta.run(&[&["pair", "--join", &token][..], more].concat());
+        assert_eq!(code, status, "{more:?}: {err}");
+        assert!(err.contains(expected), "{more:?}: {err}");
+        let (code, _, err) = words(child.wait_with_output().unwrap());
+        assert_eq!(code, 1, "{err}");
+        assert!(err.contains("the other side refused: "), "{err}");
+        assert_eq!(beta.record("pg"), before, "{more:?}");
+    }
+    let (mut child, _lines, token) = alpha.offer(&["pair", "pg", "--again"]);
+    let join = ["pair", "--join", &token, "--give-up-copy"];
+    let out = beta.done(&[&join[..], &["--dry-run"]].concat());
+    assert!(
+        out.contains("mirror pg") && out.contains("it went on alone"),
+        "{out}"
+    );
+    // Other stores are no place of the old copy.
+    let device = [&join[..], &["--device", "/dev/null"]].concat();
+    assert_eq!(beta.run(&device).0, 2);
+    assert_eq!(beta.record("pg"), before);
+    let (code, out, err) = beta.run(&[&join[..], &["--force", "--yes"]].concat());
+    assert_eq!(code, 0, "{err}");
+    assert!(err.contains("given up by force"), "{err}");
+    assert!(out.contains("mirror pg: paired with alpha"), "{out}");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(beta.record("pg").current, None);
+}
+
+/// A volume that is not activated holds what it held: its record is believed.
+#[test]
+fn a_copy_whose_data_can_not_be_opened_is_judged_by_its_record() {
+    let (alpha, beta) = (Node::named("alpha"), Node::named("beta"));
+    alpha.done(&["init", "pg", "--size", "16M"]);
+    let (mut child, _lines, token) = alpha.offer(&["pair", "pg"]);
+    beta.done(&["pair", "--join", &token]);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let change = |alone: bool| {
+        let mut copy = alpha.copy("pg");
+        let changed = copy.change(|record| {
+            if record.current.is_none() {
+                record.mint(7);
+            }
+            record.peer = Some(2);
+            record.alone = alone;
+        });
+        changed.unwrap();
+    };
+    let backing = alpha.config().mirror("pg").unwrap().backing.clone();
+    std::fs::rename(&backing, backing.with_extension("away")).unwrap();
+    let new = alpha.path("new.data").display().to_string();
+    let replace = ["replace-disk", "pg", "--backing", &new, "--dry-run"];
+    change(true);
+    let (code, _, err) = alpha.run(&replace);
+    assert_eq!(code, 1, "{err}");
+    for words in [
+        "it went on alone",
+        "it is generation 1",
+        "can't be read now",
+        "--force",
+    ] {
+        assert!(err.contains(words), "{words}: {err}");
+    }
+    // One of a pair whose disk died.
+    change(false);
+    let out = alpha.done(&replace);
+    assert!(
+        out.contains("it is generation 1") && out.contains("can't be read now"),
+        "{out}"
+    );
+}
+
 #[test]
 fn wrong_tokens_say_what_is_wrong() {
     let node = Node::named("beta");
@@ -401,4 +517,51 @@ fn a_witness_is_enrolled_by_a_pasted_line() {
     );
     let out = witness.done(&["witness", "list"]);
     assert!(out.starts_with("alpha  sha256:"), "{out}");
+}
+
+/// A machine that was set up anew has the name of the witness before, and none of its registers.
+#[test]
+fn a_witness_with_another_key_is_another_arbiter() {
+    let (first, second) = (Node::named("witness1"), Node::named("witness1"));
+    let alpha = Node::named("alpha");
+    alpha.done(&["init", "pg", "--size", "16M"]);
+    let enrol = ["witness", "enrol", "--address", "127.0.0.1"];
+    let (mut child, _lines, token) = first.offer(&enrol);
+    alpha.done(&["arbiter", "join", &token, "--mirror", "pg"]);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let before = alpha.text();
+    let (mut child, _lines, token) = second.offer(&enrol);
+    for (more, expected) in [
+        (&[][..], "--mirror pg --replace"),
+        (&["--mirror", "pg"], "--mirror pg --replace"),
+        (&["--mirror", "pg", "--replace"], "no daemon runs here"),
+    ] {
+        let (code, _, err) = alpha.run(&[&["arbiter", "join", &token][..], more].concat());
+        assert_eq!(code, 1, "{more:?}: {err}");
+        assert!(
+            err.contains("not enrolled") || err.contains("not replaced"),
+            "{err}"
+        );
+        assert!(err.contains(expected), "{more:?}: {err}");
+        assert_eq!(alpha.text(), before, "{more:?}");
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // The same witness again, while it changes its key: both stay known.
+    let known = alpha.config().arbiter("witness1").unwrap().fingerprints[0].clone();
+    let next = format!("sha256:{}", "77".repeat(32));
+    let both = before.replace(
+        &format!("[\"{known}\"]"),
+        &format!("[\"{known}\", \"{next}\"]"),
+    );
+    assert_ne!(both, before);
+    std::fs::write(alpha.path("kagami.toml"), both).unwrap();
+    let (mut child, _lines, token) = first.offer(&enrol);
+    alpha.done(&["arbiter", "join", &token, "--mirror", "pg"]);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let config = alpha.config();
+    assert_eq!(
+        config.arbiter("witness1").unwrap().fingerprints,
+        [known, next]
+    );
 }

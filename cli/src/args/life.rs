@@ -83,8 +83,9 @@ pub struct ReplaceDiskArgs {
 /// `kagami resize`
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n\
-    \x20 beta#  kagami down && kagami resize pg --grow 40G && kagami up --detach    # the Secondary first\n\
-    \x20 alpha# kagami down && kagami resize pg --grow 40G && kagami up --detach")]
+    \x20 beta#  kagami down && kagami resize pg --grow 40G && systemctl start kagami    # the Secondary first\n\
+    \x20 alpha# kagami down && kagami resize pg --grow 40G && systemctl start kagami\n\
+    \x20 beta#  kagami down && kagami resize pg --grow 40G && kagami up --detach       # without systemd")]
 pub struct ResizeArgs {
     /// The mirror
     #[arg(value_parser = name)]

@@ -25,6 +25,16 @@ pub struct StoreArgs {
     pub max_size: Option<u64>,
 }
 
+impl StoreArgs {
+    /// True where one of them was given.
+    pub fn names_any(&self) -> bool {
+        self.device.is_some()
+            || self.backing.is_some()
+            || self.metadata.is_some()
+            || self.max_size.is_some()
+    }
+}
+
 /// Who this node is, where its configuration does not say yet.
 #[derive(Args, Debug, Default)]
 pub struct NodeArgs {
@@ -104,8 +114,14 @@ pub struct PairArgs {
     #[arg(long, conflicts_with = "join")]
     pub again: bool,
     /// Where this node has an old copy of that mirror: give it up, it is copied anew
-    #[arg(long, requires = "join", conflicts_with_all = ["mirror", "rotate"])]
+    #[arg(long, requires = "join", conflicts_with_all = ["mirror", "rotate", "device", "backing", "metadata", "max_size"])]
     pub give_up_copy: bool,
+    /// Give it up though it may be the only good one: what only it holds is lost
+    #[arg(long, requires = "give_up_copy")]
+    pub force: bool,
+    /// Don't ask; needed where there is no terminal to ask on
+    #[arg(long, short, requires = "give_up_copy")]
+    pub yes: bool,
     /// Give this node another key, without a break: peers and arbiters learn it first
     #[arg(long, conflicts_with = "join")]
     pub rotate: bool,

@@ -217,6 +217,9 @@ pub struct InvalidateArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub order: OrderArgs,
+    /// Give this copy up though it may be the only one of the newest writes: they are lost
+    #[arg(long)]
+    pub force: bool,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub danger: DangerArgs,

@@ -7,6 +7,7 @@ use kagami_failover::config::Cluster;
 use kagami_failover::config::resource::Kind;
 
 use super::options::{Known, parse};
+use crate::args::{DangerArgs, OrderArgs, PromoteArgs};
 use crate::commands::cluster::file;
 use crate::commands::order::{self, Carried};
 use crate::commands::{Context, print_out};
@@ -117,13 +118,31 @@ pub(super) fn after(failure: Failure, done: &str) -> Failure {
     }
     let said = format!("\n  done before that: {done}\n  next:");
     let words = failure.words.replacen("\n  next:", &said, 1);
-    Failure::new(Status::System, words)
+    Failure::refused(words).after_a_change()
 }
 
 /// True: something is another than before.
 async fn carry_out(context: &Context, mirror: &str, order: Order) -> Result<bool, Failure> {
     let connect = order == Order::Connect;
     let resync = matches!(order, Order::Resync { .. });
+    if let Order::Promote { force: true, .. } = order {
+        // Nobody is asked under these names; what is overridden is said all the same, and only where something is.
+        let args = PromoteArgs {
+            order: OrderArgs {
+                mirror: mirror.to_owned(),
+                timeout: PATIENCE,
+                json: false,
+            },
+            while_resyncing: false,
+            force: true,
+            danger: DangerArgs {
+                yes: true,
+                dry_run: false,
+            },
+        };
+        let carried = order::promote_now(context, &args).await?;
+        return Ok(!matches!(carried, Carried::Nothing(_)));
+    }
     if let Order::Attach { .. } = order {
         return match order::ask(context, mirror, order, PATIENCE).await? {
             crate::control::message::Answer::Attached {
@@ -138,12 +157,31 @@ async fn carry_out(context: &Context, mirror: &str, order: Order) -> Result<bool
             other => Err(crate::commands::unexpected(&other)),
         };
     }
+    let mut order = order;
     if resync {
-        // What was connected just now first finds out who lacks what, and begins by itself.
         let report = context.mirror(mirror).await?;
-        if report.condition == Condition::InSync || report.connection != Connection::Connected {
-            print_out(&format!("mirror {mirror}: {}\n", status(&report)))?;
-            return Ok(false);
+        match report.condition {
+            // `-c` held it, at this node.
+            Condition::Paused if report.progress.as_ref().is_some_and(|p| p.paused_here) => {
+                order = Order::ResumeSync;
+            }
+            Condition::Paused => {
+                let next = report.next.join("; ");
+                return Err(Failure::refused(format!(
+                    "mirror {mirror}: {}: it is held at the other node\n  next: {next}",
+                    status(&report)
+                )));
+            }
+            // What was connected just now first finds out who lacks what, and begins by itself.
+            Condition::InSync | Condition::Resynchronising | Condition::Meeting => {
+                print_out(&format!("mirror {mirror}: {}\n", status(&report)))?;
+                return Ok(false);
+            }
+            _ if report.connection != Connection::Connected => {
+                print_out(&format!("mirror {mirror}: {}\n", status(&report)))?;
+                return Ok(false);
+            }
+            _ => {}
         }
     }
     let carried = order::give(context, mirror, order, PATIENCE).await?;

@@ -50,6 +50,13 @@ async fn join(context: &Context, token: &str, mirrors: &[String], replace: bool)
         .require(Purpose::Witness)
         .map_err(|error| token_failure(&error))?;
     let config = context.config()?;
+    let shown = token.fingerprint.to_string();
+    let known = config.arbiter(&token.name);
+    let known: &[String] = known.map_or(&[], |known| &known.fingerprints);
+    let is_another = !known.is_empty() && !known.contains(&shown);
+    if is_another {
+        may_take_its_name(context, &config, &token.name, mirrors, replace).await?;
+    }
     may_decide(context, &config, &token.name, mirrors, replace).await?;
     if config.node.name == token.name || config.peer(&token.name).is_some() {
         return Err(Failure::refused(format!(
@@ -92,7 +99,12 @@ async fn join(context: &Context, token: &str, mirrors: &[String], replace: bool)
         Section::Arbiter,
         name,
         "fingerprints",
-        list(vec![enrolled.fingerprint.to_string()]),
+        // Of one that is about to change its key both stay known.
+        list(if is_another || known.is_empty() {
+            vec![enrolled.fingerprint.to_string()]
+        } else {
+            known.to_vec()
+        }),
     );
     let first = format!("witness {name} is known to this node\n");
     write(context, editor, name, mirrors, first).await
@@ -203,6 +215,37 @@ async fn may_decide(
     Ok(())
 }
 
+/// A witness with another key is another one, whatever it is called: a machine that was set up anew has none of the
+/// registers. So whatever asked the one before needs what any other arbiter needs.
+async fn may_take_its_name(
+    context: &Context,
+    config: &Config,
+    name: &str,
+    mirrors: &[String],
+    replace: bool,
+) -> Result<(), Failure> {
+    let asks = |mirror: &&Mirror| mirror.arbiter.as_deref() == Some(name);
+    let of_it: Vec<&str> = config
+        .mirrors
+        .iter()
+        .filter(asks)
+        .map(|mirror| mirror.name.as_str())
+        .collect();
+    let said = replace && of_it.iter().all(|of| mirrors.iter().any(|one| one == of));
+    if !said && !of_it.is_empty() {
+        let named: Vec<String> = of_it.iter().map(|of| format!("--mirror {of}")).collect();
+        return Err(Failure::refused(format!(
+            "not enrolled: this witness shows another key than the {name} that is known here: it was set up anew, or is another machine, and knows nothing of {}\n  next: {} --replace takes it instead, while the copies are in sync; if it is another machine, give it another name (`name` in [node] there)",
+            of_it.join(", "),
+            named.join(" ")
+        )));
+    }
+    for mirror in of_it {
+        may_replace(context, config, mirror, name, replace).await?;
+    }
+    Ok(())
+}
+
 /// Writes who decides for `mirrors`, lets the daemon know, and says so after `text`.
 async fn write(
     context: &Context,
@@ -231,7 +274,7 @@ async fn write(
         None => text.push_str("the daemon finds it when it starts\n"),
         Some(restart) if restart.is_empty() => text.push_str("the running daemon knows\n"),
         Some(restart) => text.push_str(&format!(
-            "needs a restart: {}\nnext: `kagami down && kagami up` here\n",
+            "needs a restart: {}\nnext: `systemctl restart kagami` here (`kagami down && kagami up` without systemd)\n",
             restart.join("; ")
         )),
     }

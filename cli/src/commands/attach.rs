@@ -9,7 +9,7 @@ use super::{Context, confirm, print_dry_run, print_json, print_out, unexpected};
 use crate::args::{AttachArgs, DetachArgs, KernelDeviceVerb};
 use crate::control::driver::Driver;
 use crate::control::message::{Answer, Order};
-use crate::control::report::{Condition, DeviceState, MirrorReport, Role};
+use crate::control::report::{Condition, Connection, DeviceState, MirrorReport, Role};
 use crate::daemon::attach::device::Kernel;
 use crate::daemon::attach::{helper, ublk_child};
 use crate::exit::{DONE, Failure, Outcome, Status};
@@ -168,13 +168,28 @@ pub async fn detach(context: &Context, args: &DetachArgs) -> Outcome {
     }
     let order = Order::Detach { force: args.force };
     let carried = give(context, mirror, order, args.order.timeout).await?;
-    let done = format!("detached; it stays Primary here until `kagami demote {mirror}`");
+    let done = detached(&context.mirror(mirror).await?);
     let carried = match carried {
         Carried::Started => Carried::Done,
         other => other,
     };
     tell(mirror, &carried, &done, args.order.json)?;
     DONE
+}
+
+/// A device that was stale, or waited, was of a node that is Secondary now.
+fn detached(report: &MirrorReport) -> String {
+    let there = report.peer.as_ref().filter(|peer| {
+        peer.role == Some(Role::Primary) && report.connection == Connection::Connected
+    });
+    match (report.role, there) {
+        (Role::Primary, _) => format!(
+            "detached; it stays Primary here until `kagami demote {}`",
+            report.name
+        ),
+        (Role::Secondary, Some(peer)) => format!("detached; {} is Primary", peer.name),
+        (Role::Secondary, None) => "detached; it is Secondary here".to_owned(),
+    }
 }
 
 /// What a detach does and loses.

@@ -6,26 +6,21 @@
 
 use std::time::Duration;
 
-use kagami_bitmap::superblock::StoredDisk;
 use kagami_replicator::shell::engine::OfflineCopy;
-use kagami_replicator::shell::fence::StoreFile;
 use serde_json::json;
 
 use super::stores::{Made, Plan, Wanted};
+use super::worth::Worth;
 use super::{Context, confirm, print_dry_run, print_json, print_out, stopped};
 use crate::args::{ReplaceDiskArgs, StoreArgs};
 use crate::config::edit::Editor;
 use crate::config::keys::Section;
 use crate::config::{Config, Mirror};
 use crate::exit::{DONE, Failure, Outcome};
-use crate::render::units::size;
 
-/// What the copy that goes is worth.
-struct Worth {
-    /// For people.
-    words: String,
-    /// Why it may be the only good one, if it may.
-    needed: Option<String>,
+/// The copy that goes, as its metadata have it.
+struct Old {
+    worth: Worth,
     logical_block: u32,
     max_size: Option<u64>,
     /// Its metadata, so that no daemon takes it up after it was judged; `None`: it can't be used any more.
@@ -52,15 +47,23 @@ pub async fn run(context: &Context, args: &ReplaceDiskArgs) -> Outcome {
         &command,
     )
     .await?;
-    let worth = worth(&config, mirror)?;
+    let old = judge(&config, mirror)?;
+    let worth = &old.worth;
     if let (Some(why), false) = (&worth.needed, args.force) {
+        let next = match &mirror.peer {
+            Some(peer) => format!(
+                "start the daemon here, make {peer} Primary (`kagami promote {name}` there, when they are in sync), `kagami down` here, then again; or --force, if the copy here is worth nothing"
+            ),
+            None => format!(
+                "bring a second node with `kagami pair {name}`, make it Primary when they are in sync, then again; or --force, if the copy here is worth nothing"
+            ),
+        };
         return Err(Failure::refused(format!(
-            "mirror {name}: disk not replaced: {why}\n  {}\n  next: start the daemon here, make {} Primary (`kagami promote {name}` there, when they are in sync), `kagami down` here, then again; or --force, if the copy here is worth nothing",
-            worth.words,
-            mirror.peer.as_deref().unwrap_or("the other node")
+            "mirror {name}: disk not replaced: {why}\n  {}\n  next: {next}",
+            worth.words
         )));
     }
-    let plan = plan(&config, mirror, args, &worth)?;
+    let plan = plan(&config, mirror, args, &old)?;
     let lines = plan.lines();
     let what = match &worth.needed {
         Some(why) => format!(
@@ -88,7 +91,7 @@ pub async fn run(context: &Context, args: &ReplaceDiskArgs) -> Outcome {
         made.take_back();
         return Err(failure);
     }
-    drop(worth.held);
+    drop(old.held);
     if args.json {
         print_json(&json!({
             "mirror": name, "backing": made.backing, "metadata": made.metadata,
@@ -116,69 +119,35 @@ fn write(editor: &mut Editor, name: &str, made: &Made) {
 }
 
 /// What is lost with the present copy, by its own record.
-fn worth(config: &Config, mirror: &Mirror) -> Result<Worth, Failure> {
+fn judge(config: &Config, mirror: &Mirror) -> Result<Old, Failure> {
     let id = u128::from_be_bytes(mirror.uuid);
-    let gone = |words: String| Worth {
-        words,
-        needed: None,
-        logical_block: mirror.logical_block,
-        max_size: None,
-        held: None,
-    };
-    let copy = match OfflineCopy::open(&mirror.name, id, &mirror.metadata, Duration::ZERO) {
-        Ok(copy) => copy,
-        Err(error) if error.is_held() => {
-            return Err(Failure::refused(format!("disk not replaced: {error}")));
-        }
-        Err(error) => return Ok(gone(format!("it can't be used any more: {error}"))),
-    };
-    let record = copy.record().clone();
-    let generation = record.current.map_or_else(
-        || "it was never written".to_owned(),
-        |current| format!("it is generation {}", current.counter),
-    );
-    let state = match record.disk {
-        StoredDisk::Consistent => "Consistent",
-        StoredDisk::Outdated => "Outdated",
-        StoredDisk::Inconsistent => "Inconsistent",
-    };
-    let words = format!(
-        "{generation}, {state}, {} marked that the peer may lack",
-        size(copy.marked_bytes())
-    );
-    let max_size = Some(copy.superblock().layout.max_size);
-    let data_gone = StoreFile::open(&mirror.backing, Duration::ZERO)
-        .err()
-        .filter(|error| !error.is_held());
-    let needed = if record.node != config.node.id || record.current.is_none() || record.is_bad() {
-        None
-    } else if let Some(error) = data_gone {
-        return Ok(Worth {
-            max_size,
+    match OfflineCopy::open(&mirror.name, id, &mirror.metadata, Duration::ZERO) {
+        Ok(copy) => Ok(Old {
+            worth: Worth::of(&copy, config.node.id, &mirror.backing),
+            logical_block: copy.record().logical_block,
+            max_size: Some(copy.superblock().layout.max_size),
             held: Some(copy),
-            ..gone(format!("its data can't be read any more: {error}"))
-        });
-    } else if mirror.peer.is_none() {
-        Some("it is the only copy".to_owned())
-    } else if record.alone {
-        Some("it went on alone, and the peer lacks what was written here".to_owned())
-    } else {
-        Some("nothing says that the peer has a good copy: this node did not leave as a Secondary of a Primary there".to_owned())
-    };
-    Ok(Worth {
-        words,
-        needed,
-        logical_block: record.logical_block,
-        max_size,
-        held: Some(copy),
-    })
+        }),
+        Err(error) if error.is_held() => {
+            Err(Failure::refused(format!("disk not replaced: {error}")))
+        }
+        Err(error) => Ok(Old {
+            worth: Worth {
+                words: format!("it can't be used any more: {error}"),
+                needed: None,
+            },
+            logical_block: mirror.logical_block,
+            max_size: None,
+            held: None,
+        }),
+    }
 }
 
 fn plan(
     config: &Config,
     mirror: &Mirror,
     args: &ReplaceDiskArgs,
-    worth: &Worth,
+    old: &Old,
 ) -> Result<Plan, Failure> {
     let metadata = args.metadata.clone().unwrap_or_else(|| {
         // The first name that nobody has.
@@ -194,7 +163,7 @@ fn plan(
         device: args.device.clone(),
         backing: args.backing.clone(),
         metadata: Some(metadata),
-        max_size: args.max_size.or(worth.max_size),
+        max_size: args.max_size.or(old.max_size),
     };
     let peer = mirror.peer.as_deref().and_then(|peer| config.peer(peer));
     Plan::new(&Wanted {
@@ -204,7 +173,7 @@ fn plan(
         peer: peer.map(|peer| peer.id),
         size: Some(mirror.size),
         keep_data: false,
-        logical_block: worth.logical_block,
+        logical_block: old.logical_block,
         extents: mirror.activity_log_extents,
         state_dir: &config.node.state_dir,
         store: &store,
@@ -213,6 +182,8 @@ fn plan(
 
 #[cfg(test)]
 mod tests {
+    use kagami_replicator::shell::fence::StoreFile;
+
     use super::*;
     use crate::config::places::Places;
     use crate::config::value::spell_hex;
@@ -249,10 +220,10 @@ mod tests {
         let file = folder.path().join("kagami.toml");
         let config = Config::parse(&file, &text, &Places::of_root()).expect("a configuration");
         let mirror = config.mirror("pg").expect("the mirror");
-        let worth = worth(&config, mirror).expect("judged");
+        let old = judge(&config, mirror).expect("judged");
         let taken = StoreFile::open(&made.metadata, Duration::ZERO);
         assert!(taken.expect_err("it is held").is_held());
-        drop(worth);
+        drop(old);
         StoreFile::open(&made.metadata, Duration::ZERO).expect("it is free");
     }
 }

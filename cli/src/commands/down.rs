@@ -7,7 +7,7 @@ use rustix::process::{Pid, PidfdFlags};
 
 use super::{Context, print_out, unexpected, within};
 use crate::args::DownArgs;
-use crate::control::message::{Answer, Ask};
+use crate::control::message::{Answer, Ask, RefusalReport};
 use crate::exit::{DONE, Failure, Outcome};
 
 /// How soon the daemon's end is noticed.
@@ -37,7 +37,7 @@ pub async fn run(context: &Context, args: &DownArgs) -> Outcome {
     within(Some(limit), said, interrupted, async {
         match client.ask(Ask::Stop).await {
             Ok(Answer::Done) => {}
-            Ok(Answer::Refused(refusal)) => unclean = Some(Failure::of_refusal("", &refusal)),
+            Ok(Answer::Refused(refusal)) => unclean = Some(refusal),
             Ok(other) => return Err(unexpected(&other)),
             Err(error) => return Err(error.into()),
         }
@@ -53,9 +53,33 @@ pub async fn run(context: &Context, args: &DownArgs) -> Outcome {
         Ok(())
     })
     .await?;
-    if let Some(failure) = unclean {
-        return Err(failure);
+    if let Some(refusal) = unclean {
+        return Err(not_cleanly(&refusal));
     }
     print_out("stopped: everything is flushed and the stores are free\n")?;
     DONE
+}
+
+/// It has ended, and its next start has something to put right.
+fn not_cleanly(refusal: &RefusalReport) -> Failure {
+    Failure::of_refusal("", refusal).after_a_change()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::Status;
+
+    /// Status 1 would say that it still runs.
+    #[test]
+    fn a_daemon_that_ended_is_no_refusal() {
+        let refusal = RefusalReport {
+            what: "the daemon has stopped, and not every mirror cleanly".to_owned(),
+            facts: vec!["mirror pg: its disk hangs".to_owned()],
+            next: String::new(),
+        };
+        let failure = not_cleanly(&refusal);
+        assert_eq!(failure.status, Status::System);
+        assert!(failure.words.contains("its disk hangs"), "{failure:?}");
+    }
 }

@@ -34,6 +34,7 @@ pub mod stores;
 pub mod verify;
 pub mod waiting;
 pub mod witness;
+pub mod worth;
 
 use crate::args::{Cli, Verb};
 use crate::config::places::Places;
@@ -233,6 +234,29 @@ fn confirm(what: &str, yes: bool) -> Result<(), Failure> {
     Err(Failure::refused("not done: the answer was not yes"))
 }
 
+/// The same, of who keeps another node waiting: its connection is looked after meanwhile.
+///
+/// # Errors
+/// The answer was not yes, there is no terminal, interrupted.
+async fn confirm_meanwhile(what: String, yes: bool) -> Result<(), Failure> {
+    let (say, said) = tokio::sync::oneshot::channel();
+    // A thread of its own, which an interruption leaves behind: what it reads from ends with this process.
+    std::thread::spawn(move || {
+        // Nobody hears it who was interrupted.
+        let _ = say.send(confirm(&what, yes));
+    });
+    within(
+        None,
+        String::new,
+        || "interrupted; nothing was changed".to_owned(),
+        async {
+            said.await
+                .unwrap_or_else(|_| Err(Failure::system("not done: the question was not answered")))
+        },
+    )
+    .await
+}
+
 /// Waits for `future` within `limit`; Ctrl-C and the end of time are failures of their own.
 async fn within<T>(
     limit: Option<Duration>,
@@ -279,10 +303,24 @@ async fn stopped(config: &Config, subject: &str, command: &str) -> Result<(), Fa
     let Some(report) = running(config).await? else {
         return Ok(());
     };
+    let pid = report.node.pid;
+    // One that systemd runs would come back beside its unit, which then neither restarts it nor stops it in order.
+    let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let (down, up) = if is_of_unit(&cgroups) {
+        ("systemctl stop kagami", "systemctl start kagami")
+    } else {
+        ("kagami down", "kagami up --detach")
+    };
     Err(Failure::refused(format!(
-        "{subject}: the daemon (process {}) has the stores open\n  next: `kagami down`, then `{command}`, then `kagami up --detach` (a device that is attached waits meanwhile, and is taken back)",
-        report.node.pid
+        "{subject}: the daemon (process {pid}) has the stores open\n  next: `{down}`, then `{command}`, then `{up}` (a device that is attached waits meanwhile, and is taken back)"
     )))
+}
+
+/// Whether these are the control groups of a process of systemd's unit, as /proc has them.
+fn is_of_unit(cgroups: &str) -> bool {
+    cgroups
+        .lines()
+        .any(|line| line.ends_with("/kagami.service"))
 }
 
 /// Hands a changed configuration to the daemon, if one runs; what it could not take over.
@@ -299,5 +337,25 @@ async fn hand_over(config: &Config) -> Result<Option<Vec<String>>, Failure> {
         Answer::Reloaded { restart, .. } => Ok(Some(restart)),
         Answer::Refused(refusal) => Err(Failure::of_refusal("", &refusal)),
         other => Err(unexpected(&other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_of_systemd_is_told_from_one_of_a_shell() {
+        assert!(is_of_unit("0::/system.slice/kagami.service\n"));
+        assert!(is_of_unit(
+            "12:pids:/\n1:name=systemd:/system.slice/kagami.service\n"
+        ));
+        for other in [
+            "",
+            "0::/user.slice/user-0.slice/session-4.scope\n",
+            "0::/system.slice/kagami-failover.service\n",
+        ] {
+            assert!(!is_of_unit(other), "{other}");
+        }
     }
 }

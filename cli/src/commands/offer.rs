@@ -281,7 +281,7 @@ pub async fn take(
     // What the daemon can't take over at once is none of the pairing.
     let live = is_open && hand_over(&context.config()?).await.is_ok();
     confirmed.map_err(|error| {
-        Failure::refused(format!(
+        Failure::system(format!(
             "mirror {name}: {} is written into the configuration here, and whether it heard so is not known: {error}\n  next: if {} is not paired, run `kagami pair {name} --again`",
             facts.party.name, facts.party.name
         ))

@@ -8,9 +8,9 @@ use serde_json::json;
 use super::{Context, confirm, print_dry_run, print_json, print_out, unexpected, within};
 use crate::args::{DemoteArgs, InvalidateArgs, OrderArgs, PromoteArgs};
 use crate::control::message::{Answer, Ask, Order};
-use crate::control::report::{Connection, Disk, MirrorReport, Role};
+use crate::control::report::{Connection, Disk, MirrorReport, Replication, Role};
 use crate::exit::{DONE, Failure, Outcome};
-use crate::render::units::size;
+use crate::render::units::{moment, size};
 
 /// What the daemon did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,47 +165,58 @@ fn peer(mirror: &MirrorReport) -> &str {
 /// # Errors
 /// See [`give`].
 pub async fn promote(context: &Context, args: &PromoteArgs) -> Outcome {
+    if args.danger.dry_run {
+        let name = &args.order.mirror;
+        let report = context.mirror(name).await?;
+        let words = promotion(&report, args.force, args.while_resyncing);
+        return print_dry_run("mirror", name, &words, args.order.json);
+    }
+    promote_now(context, args).await.and(DONE)
+}
+
+/// The same where it is not tried out, and how it ended.
+///
+/// # Errors
+/// See [`give`].
+pub async fn promote_now(context: &Context, args: &PromoteArgs) -> Result<Carried, Failure> {
     let name = &args.order.mirror;
     let order = |force| Order::Promote {
         force,
         while_resyncing: args.while_resyncing,
     };
-    if args.force || args.danger.dry_run {
+    if args.force {
         let report = context.mirror(name).await?;
-        if args.danger.dry_run {
-            let words = promotion(&report, args.force);
-            return print_dry_run("mirror", name, &words, args.order.json);
-        }
         if harmless(&report) {
             // Nothing is to be overridden, and nothing is, should that change under way: the rules decide.
             match ask(context, name, order(false), args.order.timeout).await? {
                 Answer::Refused(refusal) if refusal.next.contains("--force") => {
                     let report = context.mirror(name).await?;
                     if !harmless(&report) {
-                        confirm(&promotion(&report, true), args.danger.yes)?;
+                        confirm(&promotion(&report, true, false), args.danger.yes)?;
                     }
                 }
                 answer => {
                     let carried = carried(name, answer)?;
-                    return promoted(args, &carried, false);
+                    promoted(args, &carried, false)?;
+                    return Ok(carried);
                 }
             }
         } else {
-            confirm(&promotion(&report, true), args.danger.yes)?;
+            confirm(&promotion(&report, true, false), args.danger.yes)?;
         }
     }
     let carried = give(context, name, order(args.force), args.order.timeout).await?;
-    promoted(args, &carried, args.force)
+    promoted(args, &carried, args.force)?;
+    Ok(carried)
 }
 
-fn promoted(args: &PromoteArgs, carried: &Carried, force: bool) -> Outcome {
+fn promoted(args: &PromoteArgs, carried: &Carried, force: bool) -> Result<(), Failure> {
     let done = if force {
         "Primary here, by force; it is recorded in this copy's history"
     } else {
         "Primary here"
     };
-    tell(&args.order.mirror, carried, done, args.order.json)?;
-    DONE
+    tell(&args.order.mirror, carried, done, args.order.json)
 }
 
 /// Whether a promotion overrides nothing: no force makes a second Primary of a pair that is connected.
@@ -220,7 +231,7 @@ fn is_primary_there(mirror: &MirrorReport) -> bool {
 }
 
 /// What a promotion does and loses.
-fn promotion(mirror: &MirrorReport, force: bool) -> String {
+fn promotion(mirror: &MirrorReport, force: bool, while_resyncing: bool) -> String {
     let name = &mirror.name;
     let peer = peer(mirror);
     if is_primary_there(mirror) {
@@ -234,6 +245,22 @@ fn promotion(mirror: &MirrorReport, force: bool) -> String {
     if harmless(mirror) {
         return format!(
             "mirror {name}: this node becomes Primary; {peer} is asked and nothing is lost"
+        );
+    }
+    let is_target = mirror.connection == Connection::Connected
+        && matches!(
+            mirror.replication,
+            Replication::SyncTarget | Replication::PausedSync
+        )
+        && mirror.disk == Disk::Inconsistent;
+    if is_target && while_resyncing {
+        return format!(
+            "mirror {name}: this node becomes Primary while its copy is resynchronised; {peer} is asked and nothing is lost\n  until that ends every read and write goes to {peer}, and waits while {peer} is not connected"
+        );
+    }
+    if is_target && !force {
+        return format!(
+            "mirror {name}: it would be refused while this copy is resynchronised\n  next: again when it is in sync, or with --while-resyncing: {peer} answers every read and write until then"
         );
     }
     let copy = match mirror.disk {
@@ -305,23 +332,42 @@ pub async fn demote(context: &Context, args: &DemoteArgs) -> Outcome {
 /// `kagami invalidate`
 ///
 /// # Errors
-/// See [`give`].
+/// See [`give`]; this copy may be the only one of what was written here.
 pub async fn invalidate(context: &Context, args: &InvalidateArgs) -> Outcome {
     let name = &args.order.mirror;
     let report = context.mirror(name).await?;
-    let words = format!(
-        "mirror {name}: this node's copy ({}, {}, {}) is declared bad: all of it is fetched from {} again, and until then it can't be used without {}",
+    if report.peer.is_none() {
+        return Err(Failure::refused(format!(
+            "mirror {name}: not invalidated: no other node has a copy that could be fetched\n  next: `kagami pair {name}` brings one"
+        )));
+    }
+    let peer = peer(&report);
+    let mut words = format!(
+        "mirror {name}: this node's copy ({}, {}, {}) is declared bad: all of it is fetched from {peer} again, and until then it can't be used without {peer}",
         report.backing,
         size(report.size_bytes),
         report.generation.as_ref().map_or_else(
             || "never written".to_owned(),
             |g| format!("generation {}", g.number)
         ),
-        peer(&report),
-        peer(&report),
+    );
+    let only_here = only_here(&report);
+    if let Some(lost) = &only_here {
+        words.push_str(&format!("\n  {lost}"));
+    }
+    let next = format!(
+        "let {peer} fetch it: start kagami there, or `kagami connect {name}`; `kagami resync {name} --from peer` settles a split brain; or --force, if what only this copy holds may be lost"
     );
     if args.danger.dry_run {
+        if only_here.is_some() && !args.force {
+            words.push_str(&format!("\n  it would be refused\n  next: {next}"));
+        }
         return print_dry_run("mirror", name, &words, args.order.json);
+    }
+    if let (Some(lost), false) = (&only_here, args.force) {
+        return Err(Failure::refused(format!(
+            "mirror {name}: not invalidated: this copy may be the only one of the newest writes\n  {lost}\n  next: {next}"
+        )));
     }
     confirm(&words, args.danger.yes)?;
     let carried = give(context, name, Order::Invalidate, args.order.timeout).await?;
@@ -332,4 +378,28 @@ pub async fn invalidate(context: &Context, args: &InvalidateArgs) -> Outcome {
         args.order.json,
     )?;
     DONE
+}
+
+/// What is lost with this copy where it may hold what no other does: it went on alone, or has marks that are no
+/// older than the peer's blocks, and no peer with a good copy is there.
+fn only_here(mirror: &MirrorReport) -> Option<String> {
+    let peer = mirror.peer.as_ref()?;
+    let verdict = mirror.verdict.as_ref();
+    let is_met = mirror.connection == Connection::Connected
+        && verdict.is_none_or(|verdict| verdict.refused.is_none());
+    if is_met && peer.disk == Disk::UpToDate
+        || !matches!(mirror.disk, Disk::Consistent | Disk::UpToDate)
+        || mirror.alone.is_none() && mirror.marked_bytes == 0
+    {
+        return None;
+    }
+    let since = mirror.alone.as_ref().map_or_else(String::new, |alone| {
+        let zone = jiff::tz::TimeZone::system();
+        format!("it is alone since {}: ", moment(alone.since_ms, 0, &zone))
+    });
+    Some(format!(
+        "{since}{} marked that {} lacks are lost with it",
+        size(mirror.marked_bytes),
+        peer.name
+    ))
 }

@@ -16,7 +16,10 @@ use serde_json::json;
 
 use super::offer::{self, Offer, Taken};
 use super::stores::{Made, Plan, Wanted};
-use super::{Context, init, node, print_json, print_out, stopped, within};
+use super::worth::Worth;
+use super::{
+    Context, confirm_meanwhile, init, node, print_dry_run, print_json, print_out, stopped, within,
+};
 use crate::args::PairArgs;
 use crate::config::edit::Editor;
 use crate::config::keys::{self, Section};
@@ -29,6 +32,11 @@ use crate::exit::{DONE, Failure, Outcome, Status};
 /// # Errors
 /// The token is wrong, nobody came, the other side refused, no store could be made.
 pub async fn run(context: &Context, args: PairArgs) -> Outcome {
+    if args.join.is_none() && args.store.names_any() {
+        return Err(Failure::usage(
+            "--device, --backing, --metadata and --max-size are for the node that joins\n  next: name them behind the line that is pasted there",
+        ));
+    }
     if args.rotate {
         return super::rotate::run(context, &args.told, args.json).await;
     }
@@ -177,12 +185,11 @@ async fn join(context: &Context, args: &PairArgs, token: &str) -> Outcome {
         }
     };
     let name = facts.mirror.name.clone();
-    let prepared = prepare(args, &config, &facts);
     let Prepared {
         made,
         lines,
         gives_up,
-    } = match prepared {
+    } = match asked(args, prepare(args, &config, &facts)).await {
         Ok(prepared) => prepared,
         Err(failure) => {
             let first = failure.words.lines().next().unwrap_or_default();
@@ -205,7 +212,7 @@ async fn join(context: &Context, args: &PairArgs, token: &str) -> Outcome {
     }
     if let Some(gives_up) = gives_up {
         gives_up.now().map_err(|error| {
-            Failure::refused(format!(
+            Failure::system(format!(
                 "mirror {name}: {} knows this node as its peer, and the old copy here is what it was: {error}\n  next: put that right, then `kagami pair {name} --again` there, and this command with its new line",
                 facts.party.name
             ))
@@ -233,6 +240,15 @@ async fn join(context: &Context, args: &PairArgs, token: &str) -> Outcome {
     paired(args.json, &name, &taken, &next)
 }
 
+/// Asks before an old copy is given up; nothing else is destroyed by joining.
+async fn asked(args: &PairArgs, prepared: Result<Prepared, Failure>) -> Result<Prepared, Failure> {
+    let prepared = prepared?;
+    if let Some(gives_up) = &prepared.gives_up {
+        confirm_meanwhile(gives_up.what.clone(), args.yes).await?;
+    }
+    Ok(prepared)
+}
+
 /// Says what joining with this token would do.
 fn dry_run(args: &PairArgs, config: &Config, token: &Token) -> Outcome {
     let left = token.time_left().map_or_else(
@@ -240,19 +256,34 @@ fn dry_run(args: &PairArgs, config: &Config, token: &Token) -> Outcome {
         |left| format!("valid for {} s", left.as_secs()),
     );
     let addresses: Vec<String> = token.addresses.iter().map(ToString::to_string).collect();
-    print_out(&format!(
-        "the line was made by {} ({}, key {}), {left}; a store of its mirror's size would be made in {}\n",
+    let mut words = format!(
+        "the line was made by {} ({}, key {}), {left}; ",
         token.name,
         addresses.join(", "),
         token.fingerprint,
-        args.store
-            .device
-            .as_ref()
-            .or(args.store.backing.as_ref())
-            .unwrap_or(&config.node.state_dir)
-            .display()
-    ))?;
-    DONE
+    );
+    if args.give_up_copy {
+        // The line does not tell of which mirror it is.
+        words.push_str("this node's old copy of its mirror would be given up");
+        for mirror in &config.mirrors {
+            let old = match old_copy(config, mirror) {
+                Ok((_, worth)) => given_up(mirror, &worth),
+                Err(failure) => failure.words,
+            };
+            words.push_str(&format!("\nif that is {}: {old}", mirror.name));
+        }
+    } else {
+        words.push_str(&format!(
+            "a store of its mirror's size would be made in {}",
+            args.store
+                .device
+                .as_ref()
+                .or(args.store.backing.as_ref())
+                .unwrap_or(&config.node.state_dir)
+                .display()
+        ));
+    }
+    print_dry_run("node", &token.name, &words, args.json)
 }
 
 /// Says what was made on this node for mirror `name`, and what its arbiter still needs.
@@ -289,6 +320,8 @@ struct Prepared {
 
 /// An old copy that is to count as never written, kept open until the other side has agreed.
 struct GivesUp {
+    /// What is lost with it.
+    what: String,
     copy: OfflineCopy,
     begun_anew: Record,
 }
@@ -317,12 +350,7 @@ fn prepare(args: &PairArgs, config: &Config, facts: &Facts) -> Result<Prepared, 
         )));
     }
     if let (Some(old), false) = (old, args.give_up_copy) {
-        return Err(Failure::refused(format!(
-            "not joined: node {} has an old copy of mirror {name} already ({})\n  next: the same command with --give-up-copy takes it in again, and copies all of it from {}",
-            config.node.name,
-            old.backing.display(),
-            facts.party.name
-        )));
+        return Err(has_old_copy(config, old, &facts.party.name));
     }
     if facts.party.name == config.node.name || facts.party.node.0 == config.node.id {
         return Err(Failure::refused(format!(
@@ -342,7 +370,7 @@ fn prepare(args: &PairArgs, config: &Config, facts: &Facts) -> Result<Prepared, 
         )));
     }
     if let Some(old) = old {
-        return give_up_copy(config, old, facts);
+        return give_up_copy(args, config, old, facts);
     }
     let extents = facts
         .settings
@@ -370,13 +398,74 @@ fn prepare(args: &PairArgs, config: &Config, facts: &Facts) -> Result<Prepared, 
     })
 }
 
+/// This node's old copy, which nobody takes up meanwhile, and what it is worth.
+///
+/// Errors: it can't be opened.
+fn old_copy(config: &Config, old: &Mirror) -> Result<(OfflineCopy, Worth), Failure> {
+    let id = u128::from_be_bytes(old.uuid);
+    let copy = OfflineCopy::open(&old.name, id, &old.metadata, Duration::ZERO)
+        .map_err(|error| Failure::refused(format!("mirror {}: not joined: {error}", old.name)))?;
+    let worth = Worth::of(&copy, config.node.id, &old.backing);
+    Ok((copy, worth))
+}
+
+/// What the question says.
+fn given_up(old: &Mirror, worth: &Worth) -> String {
+    let force = worth
+        .needed
+        .as_ref()
+        .map_or_else(String::new, |why| format!(" by force: {why}"));
+    format!(
+        "mirror {}: this node's copy ({}) is given up{force}\n  {}",
+        old.name,
+        old.backing.display(),
+        worth.words
+    )
+}
+
+/// What the copy is comes before how it is given up.
+fn has_old_copy(config: &Config, old: &Mirror, peer: &str) -> Failure {
+    let name = &old.name;
+    let (what, next) = match old_copy(config, old) {
+        Ok((_, worth)) => match worth.needed {
+            Some(why) => (format!("{}\n  {why}", worth.words), keep_or_force(name, peer)),
+            None => (
+                worth.words,
+                format!(
+                    "the same command with --give-up-copy takes it in again, and copies all of it from {peer}"
+                ),
+            ),
+        },
+        Err(failure) => (
+            failure.words,
+            "put that right (`kagami down`, where the daemon has it open), then again: what that copy holds is told then".to_owned(),
+        ),
+    };
+    Failure::refused(format!(
+        "not joined: node {} has an old copy of mirror {name} already ({})\n  {what}\n  next: {next}",
+        config.node.name,
+        old.backing.display()
+    ))
+}
+
+/// What to do with an old copy that may be the only one of what was written here.
+fn keep_or_force(name: &str, peer: &str) -> String {
+    format!(
+        "to keep it, `kagami pair {name} --again` here, and give {peer}'s copy up by that line there; or --give-up-copy --force here, if what only it holds may be lost"
+    )
+}
+
 /// An old copy of this node's that can be given up for what the other side sends. Nothing is changed yet.
-fn give_up_copy(config: &Config, old: &Mirror, facts: &Facts) -> Result<Prepared, Failure> {
+fn give_up_copy(
+    args: &PairArgs,
+    config: &Config,
+    old: &Mirror,
+    facts: &Facts,
+) -> Result<Prepared, Failure> {
     let name = &old.name;
     let refused = |why: String| Failure::refused(format!("mirror {name}: not joined: {why}"));
     let id = facts.mirror.mirror;
-    let copy = OfflineCopy::open(name, id, &old.metadata, Duration::ZERO)
-        .map_err(|error| refused(error.to_string()))?;
+    let (copy, worth) = old_copy(config, old)?;
     let (node, size, block) = (
         copy.record().node,
         copy.record().size,
@@ -397,6 +486,14 @@ fn give_up_copy(config: &Config, old: &Mirror, facts: &Facts) -> Result<Prepared
             spell_size(facts.mirror.size)
         )));
     }
+    if let (Some(why), false) = (&worth.needed, args.force) {
+        return Err(Failure::refused(format!(
+            "mirror {name}: not joined: the old copy here ({}) may be the only good one\n  {}\n  {why}\n  next: {}",
+            old.backing.display(),
+            worth.words,
+            keep_or_force(name, &facts.party.name)
+        )));
+    }
     let begun_anew = Record {
         logical_block: block,
         peer: Some(facts.party.node.0),
@@ -412,7 +509,11 @@ fn give_up_copy(config: &Config, old: &Mirror, facts: &Facts) -> Result<Prepared
     Ok(Prepared {
         made: Made::kept(size, &old.backing, &old.metadata),
         lines,
-        gives_up: Some(GivesUp { copy, begun_anew }),
+        gives_up: Some(GivesUp {
+            what: given_up(old, &worth),
+            copy,
+            begun_anew,
+        }),
     })
 }
 

@@ -84,7 +84,7 @@ pub async fn run(context: &Context, args: &ResizeArgs) -> Outcome {
         return DONE;
     }
     if args.dry_run {
-        room(mirror, wanted, false)?;
+        room(mirror, before, wanted, false)?;
         let words = format!(
             "mirror {name}: this node's copy would grow from {} to {}",
             spell_size(before),
@@ -92,7 +92,7 @@ pub async fn run(context: &Context, args: &ResizeArgs) -> Outcome {
         );
         return print_dry_run("mirror", name, &words, args.json);
     }
-    let zeroed = room(mirror, wanted, true)?;
+    let zeroed = room(mirror, before, wanted, true)?;
     if wanted > before {
         copy.grow(wanted, zeroed).map_err(|error| refused(&error))?;
     }
@@ -131,9 +131,9 @@ fn refused(error: &StartError) -> Failure {
     ))
 }
 
-/// Looks for room in the backing store; a file gets it (`extend`). True if what is new is known to
+/// Looks for room in the backing store of a copy that has `before` bytes; a file gets it (`extend`). True if what is new is known to
 /// read as zeroes.
-fn room(mirror: &Mirror, wanted: u64, extend: bool) -> Result<bool, Failure> {
+fn room(mirror: &Mirror, before: u64, wanted: u64, extend: bool) -> Result<bool, Failure> {
     let path = &mirror.backing;
     let open = || {
         StoreFile::open(path, Duration::ZERO)
@@ -157,8 +157,8 @@ fn room(mirror: &Mirror, wanted: u64, extend: bool) -> Result<bool, Failure> {
         }
         return Ok(false);
     }
-    // A file that ends where the mirror does: what comes behind is a hole.
-    let zeroed = have <= mirror.size.next_multiple_of(4096);
+    // A file that ends where the copy does: what comes behind is a hole. The configuration may say more already.
+    let zeroed = have <= before.next_multiple_of(4096);
     if have >= wanted || !extend {
         return Ok(zeroed);
     }

@@ -8,7 +8,7 @@ use super::{Context, confirm, print_dry_run, print_json, print_out, within};
 use crate::args::ResyncArgs;
 use crate::control::client::Client;
 use crate::control::message::{Answer, Ask, Order, Source};
-use crate::control::report::{Condition, EventReport, MirrorReport};
+use crate::control::report::{Condition, EventReport, MirrorReport, Role};
 use crate::exit::{DONE, Failure, Outcome};
 use crate::render::units::{left, size};
 
@@ -189,7 +189,8 @@ fn stuck(mirror: &MirrorReport) -> Failure {
         words.push_str("\n  next: ");
         words.push_str(next);
     }
-    Failure::refused(words)
+    // The order was given, and the door of a refused handshake opened again.
+    Failure::refused(words).after_a_change()
 }
 
 /// What is overwritten, how much and since when.
@@ -235,8 +236,37 @@ fn loss(mirror: &MirrorReport, args: &ResyncArgs) -> String {
             "mirror {name}: {peer}'s copy stays; {what} is overwritten here, and what only this copy holds{} is lost",
             since(verdict.and_then(|v| v.here.as_ref()))
         ),
-        None => format!(
-            "mirror {name}: {what} is sent from the copy that the handshake finds newest; nothing is lost"
-        ),
+        None => without_from(mirror, peer, &what),
     }
+}
+
+/// In sync the Primary's copy stays; else nothing says which, and it is refused.
+fn without_from(mirror: &MirrorReport, peer: &str, what: &str) -> String {
+    let name = &mirror.name;
+    let there = mirror.peer.as_ref().and_then(|peer| peer.role);
+    let is_in_sync = matches!(
+        mirror.condition,
+        Condition::InSync | Condition::Verifying | Condition::OneCopy
+    );
+    let (from, to) = match (mirror.role, there) {
+        _ if matches!(
+            mirror.condition,
+            Condition::Resynchronising | Condition::Paused
+        ) =>
+        {
+            return format!(
+                "mirror {name}: it would be refused: a resynchronisation runs already\n  next: `kagami status {name}` shows how far it is"
+            );
+        }
+        (Role::Primary, _) if is_in_sync => ("this node", peer),
+        (Role::Secondary, Some(Role::Primary)) if is_in_sync => (peer, "this node"),
+        _ => {
+            return format!(
+                "mirror {name}: it would be refused: it is not clear which copy is to stay\n  next: say whose data stays: `--from local` or `--from peer`"
+            );
+        }
+    };
+    format!(
+        "mirror {name}: {what} is sent from {from}, which is Primary, over the copy of {to}; where they differ, what {to} holds is lost"
+    )
 }

@@ -89,7 +89,7 @@ pub async fn run(context: &Context, args: &VerifyArgs) -> Outcome {
             (0, _) => "no difference".to_owned(),
             (bytes, true) => format!("{} differed and were resynchronised", size(bytes)),
             (bytes, false) => format!(
-                "{} differ and are marked; `kagami events` and the log name where, `kagami resync {name}` repairs them",
+                "{} differ and are marked; `kagami events` and the log name where, and `kagami status {name}` how they are repaired",
                 size(bytes)
             ),
         };

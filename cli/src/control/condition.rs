@@ -11,12 +11,22 @@ pub fn exit_code(report: &StatusReport) -> u8 {
     report
         .mirrors
         .iter()
-        .map(|mirror| code(mirror.condition))
+        .map(|mirror| code(mirror.condition).max(if lacks_help(mirror) { 11 } else { 0 }))
         .max()
         .unwrap_or(0)
 }
 
-/// Exit status for one mirror: 0 in sync, 10 resynchronising, 11 alone, 12 not usable here,
+/// In sync, and something needs a person before a node is lost: the arbiter can't be used, so neither copy may go on
+/// alone; or blocks are marked that a verification found different.
+fn lacks_help(mirror: &MirrorReport) -> bool {
+    match mirror.condition {
+        Condition::InSync => mirror.arbiter_fault.is_some() || mirror.marked_bytes > 0,
+        Condition::Verifying => mirror.arbiter_fault.is_some(),
+        _ => false,
+    }
+}
+
+/// Exit status for a mirror of which nothing else is told: 0 in sync, 10 resynchronising, 11 alone, 12 not usable here,
 /// 13 split brain.
 pub fn code(condition: Condition) -> u8 {
     match condition {

@@ -302,7 +302,8 @@ impl Screen<'_> {
                     .map_or_else(String::new, |ns| format!(", round trip {}", latency(ns)));
                 format!("connected {}{round_trip}", ago(seconds))
             }
-            Connection::Connecting if self.is_refused() => {
+            // Between two attempts the daemon gives StandAlone.
+            Connection::Connecting | Connection::StandAlone if self.is_refused() => {
                 format!("refused for {}", ago(seconds))
             }
             Connection::Connecting if self.stays_away() => {

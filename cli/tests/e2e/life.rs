@@ -133,7 +133,7 @@ fn a_replaced_node_that_went_on_alone_overwrites_nothing() {
         &mut pair.nodes.alpha,
         &["replace-peer", MIRROR, "--yes"],
         &pair.nodes.beta,
-        &["--give-up-copy"],
+        &["--give-up-copy", "--force", "--yes"],
     );
     up(&mut pair.nodes.beta);
     synced(&mut pair.nodes.beta);
@@ -170,7 +170,7 @@ fn a_record_knows_its_peer_whatever_the_file_says() {
         &mut pair.nodes.alpha,
         &["pair", MIRROR, "--again"],
         &gamma,
-        &["--give-up-copy"],
+        &["--give-up-copy", "--force", "--yes"],
     );
     let mended = std::fs::read_to_string(pair.nodes.alpha.config()).expect("the file");
     assert_eq!(mended, after);
@@ -194,7 +194,7 @@ fn who_is_refused_has_given_up_nothing_and_nobody_is_half_replaced() {
         "kgm1-",
         &pair.nodes.beta,
         &["pair", "--join"],
-        &["--give-up-copy"],
+        &["--give-up-copy", "--force", "--yes"],
         &mut quiet,
     );
     let words = refused.expect_err("it is not another node").to_string();
@@ -361,7 +361,7 @@ fn a_node_is_taken_away_and_comes_again() {
         &mut pair.nodes.alpha,
         &["pair", MIRROR],
         &pair.nodes.beta,
-        &["--give-up-copy"],
+        &["--give-up-copy", "--force", "--yes"],
     );
     up(&mut pair.nodes.beta);
     synced(&mut pair.nodes.beta);

@@ -234,7 +234,8 @@ async fn reach(
                     Way::Lost(why) => {
                         return Err(Failure::refused(format!(
                             "group {group}: {why}\n  next: `kagami alerts {group}` tells what happened"
-                        )));
+                        ))
+                        .after_a_change());
                     }
                 }
             }

@@ -82,8 +82,10 @@ pub fn exit_code(report: &ClusterReport) -> u8 {
         NodeState::Online => 0,
         NodeState::Caution | NodeState::Offline | NodeState::Unknown => 11,
     });
-    let suspended = if report.suspended { 11 } else { 0 };
-    groups.chain(nodes).max().unwrap_or(0).max(suspended)
+    // A node that is lost is not taken over from without the arbiter's word.
+    let cannot_act = report.suspended || report.arbiter_answers == Some(false);
+    let amiss = if cannot_act { 11 } else { 0 };
+    groups.chain(nodes).max().unwrap_or(0).max(amiss)
 }
 
 async fn watch(context: &Context, args: &ClusterStatusArgs) -> Outcome {
