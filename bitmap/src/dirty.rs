@@ -309,7 +309,18 @@ impl DirtyBitmap {
     /// flight is among them if it changed since its image was cut.
     pub fn stale_pages(&self) -> impl Iterator<Item = Page> + '_ {
         let bitmap = each(&self.stale).map(Page::bitmap);
-        bitmap.chain(each(&self.stale_directory).map(Page::directory))
+        bitmap.chain(self.stale_directory_pages())
+    }
+
+    /// Those of the directory among them.
+    pub fn stale_directory_pages(&self) -> impl Iterator<Item = Page> + '_ {
+        each(&self.stale_directory).map(Page::directory)
+    }
+
+    /// The stale pages of which an older image is on its way.
+    pub fn outdated_in_flight(&self) -> impl Iterator<Item = Page> + '_ {
+        let pages = self.in_flight.keys().copied();
+        pages.filter(|page| self.is_page_stale(*page))
     }
 
     /// How many pages are stale.
@@ -361,7 +372,7 @@ impl DirtyBitmap {
         }
         let bit = page.index() as usize;
         if !page.is_directory() && self.written.set(bit, bit + 1) > 0 {
-            let directory = (page.index() / PAGES_PER_DIRECTORY_PAGE) as usize;
+            let directory = page.named_in().index() as usize;
             self.stale_directory.set(directory, directory + 1);
         }
     }

@@ -59,6 +59,15 @@ impl Page {
         self.0 & DIRECTORY != 0
     }
 
+    /// The page of the directory that says whether this page was written; of the directory's own, itself.
+    #[must_use]
+    pub fn named_in(self) -> Self {
+        if self.is_directory() {
+            return self;
+        }
+        Self::directory(self.0 / PAGES_PER_DIRECTORY_PAGE)
+    }
+
     /// The number within the bitmap's or the directory's area.
     pub fn index(self) -> u32 {
         self.0 & !DIRECTORY

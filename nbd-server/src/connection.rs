@@ -118,20 +118,23 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 pub async fn hung_up(connection: &RefCell<Connection>) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        let connection = connection.borrow();
-        let mut socket = [PollFd::from_borrowed_fd(
-            connection.socket(),
-            PollFlags::empty(), // these two are told unasked
-        )];
-        let at_once = Some(&Timespec::default());
-        let is_gone = PollFlags::HUP | PollFlags::ERR;
-        // An error: it is looked at again.
-        if rustix::event::poll(&mut socket, at_once).is_ok()
-            && socket[0].revents().intersects(is_gone)
-        {
+        if is_hung_up(connection) {
             return;
         }
     }
+}
+
+/// Whether the client's end is closed or reset by now, as far as can be told.
+pub fn is_hung_up(connection: &RefCell<Connection>) -> bool {
+    let connection = connection.borrow();
+    let mut socket = [PollFd::from_borrowed_fd(
+        connection.socket(),
+        PollFlags::empty(), // these two are told unasked
+    )];
+    let at_once = Some(&Timespec::default());
+    let is_gone = PollFlags::HUP | PollFlags::ERR;
+    // An error: it is looked at again.
+    rustix::event::poll(&mut socket, at_once).is_ok() && socket[0].revents().intersects(is_gone)
 }
 
 /// Size of the read buffer: sixteen pipelined 4 KiB writes, or thousands of reads, come with one

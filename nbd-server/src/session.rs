@@ -294,10 +294,18 @@ impl<D: BlockDevice> Session<'_, D> {
     async fn memory(&self, len: usize) -> Result<D::Buffer, SessionEnd> {
         let mut memory = pin!(self.device.buffer(len));
         let mut gone = pin!(connection::hung_up(self.connection));
+        let mut has_waited = false;
         poll_fn(|cx| {
             if let Poll::Ready(buffer) = memory.as_mut().poll(cx) {
-                return Poll::Ready(Ok(buffer));
+                // It may have gone since it was looked at last.
+                let is_gone = has_waited && connection::is_hung_up(self.connection);
+                return Poll::Ready(if is_gone {
+                    Err(SessionEnd::Cut)
+                } else {
+                    Ok(buffer)
+                });
             }
+            has_waited = true;
             gone.as_mut().poll(cx).map(|()| Err(SessionEnd::Cut))
         })
         .await

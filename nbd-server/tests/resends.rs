@@ -171,6 +171,22 @@ fn a_client_that_goes_while_it_waits_for_memory_is_missed() {
     assert!(written(&server).is_empty());
 }
 
+/// Also where memory comes at the moment at which it goes.
+#[test]
+fn memory_that_comes_for_a_client_that_is_gone_carries_nothing_out() {
+    let server = with_log(false);
+    server.run(|bench| {
+        *bench.device("disk").buffers.borrow_mut() = Arc::new(Semaphore::new(0));
+    });
+    let mut client = attach(&server);
+    client.send(&write_bytes(0, 1, 0, &[1; 512]));
+    server.wait_for("its place", |bench| bench.device("disk").asked.get() == 1);
+    drop(client);
+    server.run(|bench| bench.device("disk").buffers.borrow().add_permits(1));
+    server.wait_for("its end", |bench| bench.server.sessions().is_empty());
+    assert!(written(&server).is_empty());
+}
+
 /// The end of what a client sends is not its own end: it may wait for answers.
 #[test]
 fn a_client_that_only_says_no_more_is_served() {

@@ -1,6 +1,6 @@
 //! A verification (docs/design.md §8): what it compares and how much at once, what it finds, what it locks, what ends it.
 
-use kagami_bitmap::{Block, Run};
+use kagami_bitmap::{Block, Page, Run};
 use kagami_replicator::core::event::Reply;
 use kagami_replicator::core::message::Message;
 use kagami_replicator::core::state::{CommandId, Replication, Time};
@@ -141,6 +141,29 @@ fn what_differs_is_marked_block_by_block_and_brought_in_line_if_that_was_asked()
         }
         assert_eq!([pair.stand(0), pair.stand(1)], ["Pi", "Si"]);
     }
+}
+
+/// *Marked-before-different*: what is told as marked is found marked after a crash, though the first of its page was on its
+/// way to disk when the others were found.
+#[test]
+fn what_is_told_as_marked_is_on_disk() {
+    let mut pair = primary();
+    (0..3).for_each(|at| pair.rot(1, at));
+    pair.sides[0].hold.metadata = true;
+    let (id, _) = pair.order(0, VERIFY);
+    pair.pump();
+    assert_eq!(pair.sides[0].mirror.dirty().count(), 3);
+    let told_early = said(&pair, 0, id).is_some();
+    pair.sides[0].hold.metadata = false;
+    pair.pump();
+    let dirty = pair.sides[0].mirror.dirty();
+    assert!(
+        !dirty.page_lacks_marks(Page::bitmap(0)),
+        "a crash would forget some of them"
+    );
+    assert!(!told_early, "nothing was durable");
+    assert_eq!(said(&pair, 0, id), Some("3 blocks differ; they are marked"));
+    assert!(pair.sides[0].mirror.record().verify_found);
 }
 
 #[test]

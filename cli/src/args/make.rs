@@ -8,7 +8,7 @@ use clap::{Args, ValueHint};
 use super::{logical_block, name, size, time};
 
 /// Where this node's copy is kept.
-#[derive(Args, Debug, Default)]
+#[derive(Args, Clone, Debug, Default)]
 pub struct StoreArgs {
     /// A block device for the data, instead of a file
     #[arg(long, value_name = "DEVICE", conflicts_with = "backing", value_hint = ValueHint::FilePath)]
@@ -36,7 +36,7 @@ impl StoreArgs {
 }
 
 /// Who this node is, where its configuration does not say yet.
-#[derive(Args, Debug, Default)]
+#[derive(Args, Clone, Debug, Default)]
 pub struct NodeArgs {
     /// This node's name, where the configuration does not say yet [default: the host name]
     #[arg(long, value_name = "NAME", value_parser = name)]
@@ -84,7 +84,7 @@ pub struct InitArgs {
 }
 
 /// `kagami pair`
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 #[command(after_help = "Examples:\n\
     \x20 alpha# kagami pair pg                            # prints a line and waits ten minutes\n\
     \x20 beta#  kagami pair --join kgm1-...               # paste it on the other node\n\

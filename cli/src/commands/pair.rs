@@ -189,7 +189,7 @@ async fn join(context: &Context, args: &PairArgs, token: &str) -> Outcome {
         made,
         lines,
         gives_up,
-    } = match asked(args, prepare(args, &config, &facts)).await {
+    } = match asked(args, prepare_while_they_wait(args, &config, &facts).await).await {
         Ok(prepared) => prepared,
         Err(failure) => {
             let first = failure.words.lines().next().unwrap_or_default();
@@ -334,7 +334,23 @@ impl GivesUp {
     }
 }
 
-/// Checks what the other side told, and makes the stores.
+/// Does what may take minutes on a thread of its own. The meeting lives on this one, and ends where it gives no sign for
+/// some seconds.
+async fn beside_the_meeting<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| panic!("the stores were not made: {error}"))
+}
+
+async fn prepare_while_they_wait(
+    args: &PairArgs,
+    config: &Config,
+    facts: &Facts,
+) -> Result<Prepared, Failure> {
+    let (args, config, facts) = (args.clone(), config.clone(), facts.clone());
+    beside_the_meeting(move || prepare(&args, &config, &facts)).await
+}
+
+/// Checks what the other side told, and makes the stores. On a large or slow store this takes minutes.
 fn prepare(args: &PairArgs, config: &Config, facts: &Facts) -> Result<Prepared, Failure> {
     let mirror = &facts.mirror;
     let name = &mirror.name;
@@ -605,4 +621,27 @@ fn write_joined(
     // The result is checked as a whole when it is saved; its size is spelled as the other node's.
     editor.set(Section::Mirror, name, "size", spell_size(made.size));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::commands::block_on;
+
+    /// What keeps the meeting alive is a task of the same thread.
+    #[test]
+    fn a_meeting_goes_on_while_stores_are_made() {
+        let (keeps_alive, sign) = mpsc::channel();
+        let done = block_on(async {
+            let meeting = tokio::spawn(async move { keeps_alive.send(()).expect("heard") });
+            let made = beside_the_meeting(move || sign.recv_timeout(Duration::from_secs(30))).await;
+            meeting.await.expect("it goes on");
+            made.expect("a sign of life while the stores are made");
+            DONE
+        });
+        assert!(done.is_ok());
+    }
 }

@@ -131,8 +131,8 @@ fn refused(error: &StartError) -> Failure {
     ))
 }
 
-/// Looks for room in the backing store of a copy that has `before` bytes; a file gets it (`extend`). True if what is new is known to
-/// read as zeroes.
+/// Looks for room in the backing store of a copy of `before` bytes; a file gets it (`extend`). True if what is
+/// new is known to read as zeroes.
 fn room(mirror: &Mirror, before: u64, wanted: u64, extend: bool) -> Result<bool, Failure> {
     let path = &mirror.backing;
     let open = || {
@@ -157,8 +157,9 @@ fn room(mirror: &Mirror, before: u64, wanted: u64, extend: bool) -> Result<bool,
         }
         return Ok(false);
     }
-    // A file that ends where the copy does: what comes behind is a hole. The configuration may say more already.
-    let zeroed = have <= before.next_multiple_of(4096);
+    // A file that ends where the copy does: what comes behind is a hole. One that is longer, be it by an odd sector that
+    // no block has, holds data there which the other node's file does not.
+    let zeroed = capabilities.size == before;
     if have >= wanted || !extend {
         return Ok(zeroed);
     }
@@ -178,4 +179,49 @@ fn room(mirror: &Mirror, before: u64, wanted: u64, extend: bool) -> Result<bool,
             ))
         })?;
     Ok(zeroed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::config::Config;
+
+    const MIB: u64 = 1 << 20;
+
+    /// Whether what is new counts as zeroes in a file of so many bytes, of which a copy has `before`; the configuration
+    /// says `configured`.
+    fn reads_as_zeroes(file: u64, before: u64, configured: u64) -> bool {
+        let folder = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| folder.path().join(name);
+        fs::File::create(at("pg"))
+            .and_then(|made| made.set_len(file))
+            .expect("made");
+        let text = format!(
+            "[node]\nname = \"alpha\"\nid = 7\n[mirror.pg]\nuuid = \"00112233445566778899aabbccddeeff\"\nsize = \"{}\"\nbacking = \"{}\"\nmetadata = \"/d/pg.meta\"\n",
+            spell_size(configured),
+            at("pg").display()
+        );
+        fs::write(at("kagami.toml"), text).expect("written");
+        let config = Config::load(&at("kagami.toml")).expect("a configuration");
+        let mirror = config.mirror("pg").expect("it is there");
+        let zeroed = room(mirror, before, 64 * MIB, true).expect("room");
+        assert_eq!(
+            fs::metadata(at("pg")).expect("there").len(),
+            file.max(64 * MIB)
+        );
+        zeroed
+    }
+
+    /// *Marked-before-different*: what lies behind the copy's end is not the other node's.
+    #[test]
+    fn what_the_file_has_behind_the_copy_is_no_hole() {
+        assert!(reads_as_zeroes(16 * MIB, 16 * MIB, 16 * MIB));
+        // An odd sector behind the last block.
+        assert!(!reads_as_zeroes(16 * MIB + 512, 16 * MIB, 16 * MIB));
+        // A size that was written by hand.
+        assert!(!reads_as_zeroes(24 * MIB, 16 * MIB, 32 * MIB));
+        assert!(!reads_as_zeroes(64 * MIB, 16 * MIB, 16 * MIB));
+    }
 }

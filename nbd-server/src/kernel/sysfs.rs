@@ -91,16 +91,23 @@ impl Sysfs {
     }
 
     /// The numbers of all devices, in order.
-    pub fn devices(&self) -> Vec<u32> {
-        let Ok(entries) = fs::read_dir(self.root.join("block")) else {
-            return Vec::new();
+    ///
+    /// # Errors
+    /// The folder can't be read: that is no word about what is in it.
+    pub fn devices(&self) -> io::Result<Vec<u32>> {
+        let folder = self.root.join("block");
+        let mut found = Vec::new();
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+            Err(error) => return Err(of(&folder, &error)),
         };
-        let mut found: Vec<u32> = entries
-            .filter_map(Result::ok)
-            .filter_map(|entry| self.kind.index_of(entry.file_name().to_str()?))
-            .collect();
+        for entry in entries {
+            let name = entry.map_err(|error| of(&folder, &error))?.file_name();
+            found.extend(name.to_str().and_then(|name| self.kind.index_of(name)));
+        }
         found.sort_unstable();
-        found
+        Ok(found)
     }
 
     /// Whether there is a device of that number.
@@ -109,34 +116,50 @@ impl Sysfs {
     }
 
     /// Who has a device of nbd: `pid` and `backend` exist while it is set up, its connection dead or not.
-    pub fn owner(&self, index: u32) -> Owner {
-        let pid = self.text(index, "pid");
-        let backend = self.text(index, "backend");
+    ///
+    /// # Errors
+    /// It can't be told: one of them can't be read.
+    pub fn owner(&self, index: u32) -> io::Result<Owner> {
+        let pid = self.text(index, "pid")?;
+        let backend = self.text(index, "backend")?;
         if pid.is_none() && backend.is_none() {
-            return Owner::Nobody;
+            return Ok(Owner::Nobody);
         }
-        Owner::Connected {
+        Ok(Owner::Connected {
             pid: pid.and_then(|pid| pid.parse().ok()),
             backend: backend.filter(|backend| !backend.is_empty()),
-        }
+        })
     }
 
     /// Bytes of a device; 0 while it is not set up.
-    pub fn size(&self, index: u32) -> u64 {
-        let sectors = self.text(index, "size").and_then(|text| text.parse().ok());
-        sectors.unwrap_or(0u64).saturating_mul(512)
+    ///
+    /// # Errors
+    /// It can't be read.
+    pub fn size(&self, index: u32) -> io::Result<u64> {
+        let sectors = self.text(index, "size")?;
+        let sectors = sectors.and_then(|text| text.parse().ok());
+        Ok(sectors.unwrap_or(0u64).saturating_mul(512))
     }
 
     /// The device of nbd that is set up under an identifier.
-    pub fn find(&self, identifier: &str) -> Option<u32> {
-        self.devices().into_iter().find(|index| {
-            matches!(self.owner(*index), Owner::Connected { backend: Some(found), .. } if found == identifier)
-        })
+    ///
+    /// # Errors
+    /// It can't be told whose one of them is.
+    pub fn find(&self, identifier: &str) -> io::Result<Option<u32>> {
+        for index in self.devices()? {
+            if let Owner::Connected { backend, .. } = self.owner(index)?
+                && backend.as_deref() == Some(identifier)
+            {
+                return Ok(Some(index));
+            }
+        }
+        Ok(None)
     }
 
     /// Whether the settings of [`tune`](Self::tune) are there.
     pub fn is_tuned(&self, index: u32) -> bool {
-        self.text(index, "queue/io_timeout") == Some(IO_TIMEOUT_MS.to_string())
+        let set = self.text(index, "queue/io_timeout").ok().flatten();
+        set == Some(IO_TIMEOUT_MS.to_string())
     }
 
     /// Sets a device up for a mirror: requests of a dead connection are sent again within a second,
@@ -150,7 +173,7 @@ impl Sysfs {
     /// The first setting that could not be made; the rest was tried.
     pub fn tune(&self, index: u32, max_kb: u32) -> Result<(), SettingFault> {
         let wanted = MAX_SECTORS_KB.min(max_kb);
-        let now = self.text(index, "queue/max_sectors_kb");
+        let now = self.text(index, "queue/max_sectors_kb").ok().flatten();
         let now: Option<u32> = now.and_then(|text| text.parse().ok());
         let mut first = None;
         let mut set = |name: &str, value: &str| {
@@ -181,10 +204,15 @@ impl Sysfs {
             .map_err(|error| SettingFault { path, error })
     }
 
-    /// A file's text without its line's end; `None` where there is none.
-    fn text(&self, index: u32, name: &str) -> Option<String> {
-        let text = fs::read_to_string(self.device(index).join(name)).ok()?;
-        Some(text.trim().to_owned())
+    /// A file's text without its line's end; `None` where there is none. Any other error (no descriptor is left, no
+    /// memory) says nothing of the device.
+    fn text(&self, index: u32, name: &str) -> io::Result<Option<String>> {
+        let path = self.device(index).join(name);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text.trim().to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound || is_going(&error) => Ok(None),
+            Err(error) => Err(of(&path, &error)),
+        }
     }
 
     /// What is built on a device or one of its partitions, as `dm-0` or `md127`.
@@ -219,6 +247,15 @@ impl Sysfs {
         found.sort_unstable();
         found
     }
+}
+
+/// True if the device was removed while the file was open.
+fn is_going(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error())
+}
+
+fn of(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 /// Driver and number of `/dev/nbd12` or `nbd12`.
@@ -267,20 +304,35 @@ mod tests {
     #[test]
     fn devices_and_their_owners() {
         let (_dir, sysfs) = tree();
-        assert_eq!(sysfs.devices(), [0, 1]);
+        assert_eq!(sysfs.devices().expect("read"), [0, 1]);
         assert!(sysfs.exists(1) && !sysfs.exists(2));
-        assert_eq!(sysfs.owner(0), Owner::Nobody);
+        assert_eq!(sysfs.owner(0).expect("read"), Owner::Nobody);
         let owner = Owner::Connected {
             pid: Some(4711),
             backend: Some("kagami-x".to_owned()),
         };
-        assert_eq!(sysfs.owner(1), owner);
-        assert_eq!(sysfs.find("kagami-x"), Some(1));
-        assert_eq!(sysfs.find("kagami-y"), None);
-        assert_eq!((sysfs.size(0), sysfs.size(1)), (0, 1 << 20));
+        assert_eq!(sysfs.owner(1).expect("read"), owner);
+        assert_eq!(sysfs.find("kagami-x").expect("read"), Some(1));
+        assert_eq!(sysfs.find("kagami-y").expect("read"), None);
+        let size = |index| sysfs.size(index).expect("read");
+        assert_eq!((size(0), size(1)), (0, 1 << 20));
         assert_eq!(sysfs.holders(1), ["dm-3"]);
         assert_eq!(sysfs.partitions(1), ["nbd1p1"]);
-        assert_eq!(sysfs.owner(9), Owner::Nobody);
+        assert_eq!(sysfs.owner(9).expect("not there"), Owner::Nobody);
+    }
+
+    #[test]
+    fn what_can_not_be_read_is_nobodys_by_no_means() {
+        let (dir, sysfs) = tree();
+        fs::remove_file(sysfs.device(1).join("backend")).expect("removed");
+        fs::create_dir(sysfs.device(1).join("backend")).expect("made");
+        let fault = sysfs.owner(1).expect_err("unknown").to_string();
+        assert!(fault.contains("nbd1/backend"), "{fault}");
+        assert!(sysfs.find("kagami-y").is_err());
+        fs::remove_dir_all(dir.path().join("block")).expect("removed");
+        assert_eq!(sysfs.devices().expect("none"), []);
+        fs::write(dir.path().join("block"), "").expect("written");
+        assert!(sysfs.devices().is_err());
     }
 
     #[test]
@@ -333,7 +385,8 @@ mod tests {
         }
         fs::write(dir.path().join("block/ublkb4/ublkb4p1/partition"), "1").expect("written");
         let ublk = Sysfs::new(dir.path(), Kind::Ublk);
-        assert_eq!((nbd.devices(), ublk.devices()), (vec![0, 1], vec![0, 4]));
+        let devices = |of: &Sysfs| of.devices().expect("read");
+        assert_eq!((devices(&nbd), devices(&ublk)), (vec![0, 1], vec![0, 4]));
         assert_eq!(ublk.partitions(4), ["ublkb4p1"]);
         assert_eq!(ublk.holders(0), ["dm-1"]);
     }

@@ -273,7 +273,7 @@ impl Mirror {
         self.close_session("this copy was invalidated", out);
         if full {
             self.bitmap.mark_all();
-            self.pages.write_all = true;
+            self.want_pages();
         }
         self.change_record(After::Invalidated { command }, |r| {
             r.disk = StoredDisk::Inconsistent;
@@ -471,7 +471,7 @@ impl Mirror {
                     self.empty_log(out);
                 }
             }
-            Stopping::Pages => self.pages.write_all = true,
+            Stopping::Pages => self.want_pages(),
             Stopping::Left
             | Stopping::Leaving
             | Stopping::Flushing

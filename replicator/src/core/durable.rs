@@ -5,6 +5,8 @@
 //! the next one; each names what happens once it is durable ([`After`]), and nothing that
 //! depends on a change happens before.
 
+use std::collections::BTreeSet;
+
 use kagami_bitmap::Page;
 use kagami_bitmap::planted::{Defect, planted};
 use kagami_bitmap::superblock::{Record, StoredDisk, Superblock};
@@ -113,8 +115,11 @@ impl Durable {
 pub(super) struct Pages {
     next_seq: u64,
     pub under_way: usize,
-    /// Write every stale page, not only those that hold up the activity log.
-    pub write_all: bool,
+    /// Write every stale page, not only those that hold up the activity log. Taken back once there is none that is not
+    /// on its way.
+    all: bool,
+    /// Write these, too, as soon as none of their images is on its way.
+    wanted: BTreeSet<Page>,
 }
 
 /// Pages in one metadata write.
@@ -127,7 +132,8 @@ impl Pages {
         Self {
             next_seq,
             under_way: 0,
-            write_all: false,
+            all: false,
+            wanted: BTreeSet::new(),
         }
     }
 }
@@ -194,6 +200,9 @@ impl Mirror {
                 self.pages.under_way -= 1;
                 for (page, seq) in pages {
                     self.bitmap.page_written(page, seq);
+                    if !planted(Defect::NamedWithTheNextPages) {
+                        self.want_directory(page.named_in());
+                    }
                 }
                 self.forget_all_marked();
             }
@@ -273,17 +282,46 @@ impl Mirror {
         }
     }
 
-    /// Writes bitmap pages: those that keep extents from cooling, or all stale ones.
+    /// Every page that is stale now is written: one whose older image is on its way is written again after that.
+    pub(super) fn want_pages(&mut self) {
+        self.pages.all = true;
+        if !planted(Defect::PagesOnTheirWayForgotten) {
+            self.pages.wanted.extend(self.bitmap.outdated_in_flight());
+        }
+    }
+
+    /// What the directory does not name yet is named as soon as can be: until then a page that the disk loses passes for
+    /// one that was never written. Once in a page's life.
+    fn want_directory(&mut self, directory: Page) {
+        if self.bitmap.is_page_stale(directory) {
+            self.pages.wanted.insert(directory);
+        }
+    }
+
+    /// A daemon begins: what the one before it left unnamed.
+    pub(super) fn want_directories(&mut self) {
+        self.pages
+            .wanted
+            .extend(self.bitmap.stale_directory_pages());
+    }
+
+    /// Writes bitmap pages: those that keep extents from cooling, those that are wanted, or all stale ones.
     pub(super) fn advance_pages(&mut self, out: &mut Actions) {
         if self.local.store != Store::Usable {
-            self.pages.write_all = false;
+            self.pages.all = false;
+            self.pages.wanted.clear();
             return;
         }
         while self.pages.under_way < PAGE_WRITES {
             let in_the_way = std::mem::take(&mut self.heat.in_the_way);
-            let stale = self.pages.write_all.then(|| self.bitmap.stale_pages());
+            self.pages
+                .wanted
+                .retain(|page| self.bitmap.is_page_stale(*page));
+            let wanted = self.pages.wanted.iter().copied();
+            let stale = self.pages.all.then(|| self.bitmap.stale_pages());
             let mut batch: Vec<Page> = Vec::new();
-            for page in (in_the_way.into_iter().map(Page::of)).chain(stale.into_iter().flatten()) {
+            let asked_for = wanted.chain(stale.into_iter().flatten());
+            for page in in_the_way.into_iter().map(Page::of).chain(asked_for) {
                 if batch.len() == PAGES_PER_WRITE {
                     break;
                 }
@@ -292,8 +330,8 @@ impl Mirror {
                 }
             }
             if batch.is_empty() {
-                if self.pages.write_all {
-                    self.pages.write_all = false;
+                if self.pages.all {
+                    self.pages.all = false;
                     self.forget_all_marked();
                 }
                 return;

@@ -283,7 +283,7 @@ impl Mirror {
             }
             Strategy::Full { source } => {
                 self.bitmap.mark_all();
-                self.pages.write_all = true;
+                self.want_pages();
                 if source == self.me {
                     let all = !planted(Defect::AllMarkedNotWritten);
                     self.change_record(After::Met { session }, |r| r.all_marked = all);

@@ -15,6 +15,7 @@ impl Mirror {
         self.one_writer();
         self.no_stale_promotion();
         self.marked_before_different();
+        self.named_at_once();
         self.read_your_writes();
         self.cleared_only_when_equal();
         self.durable_both();
@@ -99,6 +100,19 @@ impl Mirror {
                 "Marked-before-different: unflushed blocks without a session"
             );
         }
+    }
+
+    /// *Marked-before-different*, whatever the disk loses: what was written is named in the directory, or about to be.
+    fn named_at_once(&self) {
+        if self.local.store != Store::Usable || self.pages.under_way > 0 {
+            return;
+        }
+        let mut stale = self.bitmap.stale_directory_pages();
+        assert_eq!(
+            stale.next(),
+            None,
+            "Marked-before-different: a page that is lost would pass for one never written"
+        );
     }
 
     /// *Read-your-writes*: locked spans belong to somebody.

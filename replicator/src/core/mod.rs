@@ -376,6 +376,7 @@ impl Mirror {
             out.push(Action::BreakToken);
         }
         mirror.record_first_peer();
+        mirror.want_directories();
         mirror.open_door(out);
         mirror.upkeep(out);
         mirror
@@ -488,7 +489,7 @@ impl Mirror {
             self.flush.wanted = true;
         }
         if self.timers.take_due(Timer::WritePages, now) {
-            self.pages.write_all = true;
+            self.want_pages();
         }
         if self.timers.take_due(Timer::Resync, now) {
             self.on_resync_timer(out);

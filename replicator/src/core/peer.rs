@@ -68,7 +68,7 @@ impl Mirror {
         });
         if parted {
             self.bitmap.mark_all();
-            self.pages.write_all = true;
+            self.want_pages();
         }
     }
 

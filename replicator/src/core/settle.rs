@@ -165,7 +165,7 @@ impl Mirror {
         let (current, history) = (*current, history.clone());
         let (boot, primary) = (self.boot, self.is_primary());
         self.bitmap.clear_all();
-        self.pages.write_all = true;
+        self.want_pages();
         self.change_record(After::Adopted { session }, |r| {
             r.current = Some(current);
             r.history = history;
@@ -241,7 +241,7 @@ impl Mirror {
         if self.gate == Gate::Frozen {
             self.gate = Gate::Open;
         }
-        self.pages.write_all = true;
+        self.want_pages();
         self.on_in_sync(out);
     }
 

@@ -4,9 +4,11 @@
 //! with its span locked against writes, so that a busy device gives no false alarm. What
 //! differs then is marked. It runs from the Primary, or from either node while there is none.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use kagami_bitmap::planted::{Defect, planted};
-use kagami_bitmap::{BLOCK, Block, Run};
+use kagami_bitmap::{BLOCK, Block, Page, Run};
 
 use super::durable::After;
 use super::event::{Refusal, Reply};
@@ -39,6 +41,8 @@ pub(super) struct Verify {
     next_id: u64,
     compared: u64,
     different: u64,
+    /// The bitmap pages of what differs: they are to be on disk before it is said to be marked.
+    marked: BTreeSet<Page>,
     /// Blocks that neither node can read.
     unreadable: u64,
     since: Time,
@@ -101,6 +105,7 @@ impl Mirror {
             next_id: self.verifications << 32,
             compared: 0,
             different: 0,
+            marked: BTreeSet::new(),
             unreadable: 0,
             since: self.now,
         });
@@ -188,13 +193,27 @@ impl Mirror {
                 out,
             );
         }
-        if self
+        let has_compared = self
             .verify
             .as_ref()
-            .is_some_and(|v| v.asked.is_empty() && v.reading == 0 && v.suspects.is_empty())
-        {
+            .is_some_and(|v| v.asked.is_empty() && v.reading == 0 && v.suspects.is_empty());
+        if has_compared && self.is_found_durable() {
             self.end_verify(out);
         }
+    }
+
+    /// True if what differs is found marked after a crash, too.
+    fn is_found_durable(&mut self) -> bool {
+        let Some(verify) = &mut self.verify else {
+            return true;
+        };
+        while let Some(page) = verify.marked.first()
+            && !self.bitmap.page_lacks_marks(*page)
+        {
+            verify.marked.pop_first();
+        }
+        // (The record tells that a verification found it.)
+        verify.different == 0 || verify.marked.is_empty() && !self.durable.is_changing()
     }
 
     pub(super) fn on_verify_read(
@@ -356,12 +375,13 @@ impl Mirror {
     /// These blocks differ, or can't be read there: they are marked, durably soon.
     fn found_different(&mut self, run: Run, locked: bool, out: &mut Actions) {
         self.bitmap.mark(run);
-        self.pages.write_all = true;
+        self.want_pages();
         if !self.record().verify_found {
             self.change_record(After::Nothing, |r| r.verify_found = true);
         }
         if let Some(verify) = &mut self.verify {
             verify.different += run.count;
+            verify.marked.extend(run.extents().map(Page::of));
         }
         out.push(Action::Report(Notice::VerifyFound { run }));
         if locked {

@@ -7,11 +7,12 @@
 
 use std::collections::BTreeSet;
 
-use kagami_bitmap::Run;
+use kagami_bitmap::{Block, Run};
 use kagami_replicator::core::event::{Command, From};
 use kagami_replicator::core::state::Role;
 
 use super::super::content::{BlockValue, SECTORS, ZEROES};
+use super::super::meta::recover_bytes;
 use super::super::world::{Checked, Phase, World};
 use super::Fault;
 
@@ -171,6 +172,7 @@ impl World {
             return Err(self.violation("Verify-finds-just-that", what));
         }
         self.stats.mark("bad data found by verify");
+        self.check_found_is_kept()?;
         self.ghost.operator_chose = true;
         let primary = self.primary();
         if self.rot.repair {
@@ -180,6 +182,27 @@ impl World {
             self.command(primary, Command::Demote { force: false })?;
         } else {
             self.mend_by_word(primary)?;
+        }
+        Ok(())
+    }
+
+    /// What was told as marked is marked whatever happens next (*Marked-before-different*).
+    fn check_found_is_kept(&mut self) -> Checked {
+        let node = &self.nodes[self.primary()];
+        if self.rot.repair {
+            // It is being mended by now.
+            return Ok(());
+        }
+        let bytes = node.meta.after_crash(&mut self.check_rng.fork());
+        // (Where neither slot of the superblock is whole no daemon starts.)
+        let Ok(recovered) = recover_bytes(&bytes) else {
+            return Ok(());
+        };
+        let mut blocks = self.rot.blocks.iter();
+        if let Some(lost) = blocks.find(|block| !recovered.bitmap.is_marked(Block(**block))) {
+            let what =
+                format!("verify has told that block {lost} is marked, and a crash would forget it");
+            return Err(self.violation("Marked-before-different", what));
         }
         Ok(())
     }

@@ -17,6 +17,7 @@ use super::host::{Go, Host, Link};
 use super::keeper::{Keeper, Order};
 use super::moved::Moved;
 use super::over_ublk;
+use super::take_down::hang_up;
 use crate::control::driver::{DeviceId, Driver, Wanted};
 
 /// A peer that lives is met within. A daemon that has just started waits so long before it is made Primary
@@ -101,9 +102,9 @@ pub async fn connect<H: Host>(
 pub async fn undo(kernel: &Kernel, mut session: Session, id: DeviceId) {
     match id.driver {
         Driver::Nbd => {
+            hang_up(&session.link, session.socket.as_ref());
             let kernel = kernel.clone();
             let _ = blocking(move || kernel.disconnect(id.index)).await;
-            session.link.set(Go::Cut);
             session.link.ended().await;
         }
         Driver::Ublk => over_ublk::unmake(kernel, Some(session.link), id).await,

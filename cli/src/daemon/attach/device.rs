@@ -22,7 +22,7 @@ use kagami_nbd_server::kernel::{
 use kagami_nbd_server::proto::transmission_flag as flag;
 use kagami_replicator::core::event::Refusal;
 use kagami_replicator::shell::engine::DeviceFacts;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use super::helper::{self, Held, HelperFault};
 use super::over_ublk::told as told_by_ublk;
@@ -133,8 +133,19 @@ impl Kernel {
 
     /// The device that is set up under an identifier; `remembered` may be, where the kernel does not say.
     pub fn find(&self, identifier: &str, remembered: Option<DeviceId>) -> Option<DeviceId> {
-        let found = self.sysfs(Driver::Nbd).find(identifier).map(DeviceId::nbd);
+        let found = self.find_nbd(identifier, remembered);
         found.or_else(|| self.find_by_ublk(Mark::of(identifier), remembered))
+    }
+
+    fn find_nbd(&self, identifier: &str, remembered: Option<DeviceId>) -> Option<DeviceId> {
+        let sysfs = self.sysfs(Driver::Nbd);
+        sysfs.find(identifier).map_or_else(
+            |error| {
+                error!("whose the devices of nbd are can't be told: {error}");
+                remembered.filter(|id| id.driver == Driver::Nbd && sysfs.exists(id.index))
+            },
+            |found| found.map(DeviceId::nbd),
+        )
     }
 
     /// Who has a device.
@@ -146,7 +157,8 @@ impl Kernel {
             let owner = self.owner_by_ublk(id.index, Mark::of(identifier));
             return owner.map_err(|fault| told_by_ublk("not looked at", fault));
         }
-        Ok(match self.sysfs(id.driver).owner(id.index) {
+        let owner = self.sysfs(id.driver).owner(id.index);
+        Ok(match owner.map_err(not_looked_at)? {
             ByNbd::Nobody => Owner::Nobody,
             ByNbd::Connected {
                 backend: Some(backend),
@@ -188,12 +200,34 @@ impl Kernel {
         if self.lacks_admin() {
             return Err(told(&KernelFault::NotPermitted, Vec::new()));
         }
-        if let Some(index) = wanted.index
-            && let ByNbd::Connected { pid, backend } = self.sysfs(Driver::Nbd).owner(index)
+        self.check_nbd(wanted.index, identifier)
+    }
+
+    /// Whether the mirror has no device of nbd yet, and nobody the wanted one.
+    fn check_nbd(&self, wanted: Option<u32>, identifier: &str) -> Result<(), DeviceFault> {
+        let sysfs = self.sysfs(Driver::Nbd);
+        if let Some(index) = sysfs.find(identifier).map_err(not_looked_at)? {
+            // A second device of one mirror: what the kernel holds for the first would be written over it later.
+            return Err(self.has_it_still(DeviceId::nbd(index)));
+        }
+        if let Some(index) = wanted
+            && let ByNbd::Connected { pid, backend } = sysfs.owner(index).map_err(not_looked_at)?
         {
             return Err(self.taken(DeviceId::nbd(index), pid, backend.as_deref()));
         }
         Ok(())
+    }
+
+    /// The mirror is a device already, which no keeper has.
+    pub(super) fn has_it_still(&self, id: DeviceId) -> DeviceFault {
+        refused(
+            format!(
+                "not attached: the kernel has it still, as {}",
+                self.path(id).display()
+            ),
+            vec!["an attach or detach before this one was not finished".to_owned()],
+            "restart the daemon: it takes the device over, and then it can be detached",
+        )
     }
 
     /// Whether this process surely lacks `CAP_SYS_ADMIN`.
@@ -220,6 +254,7 @@ impl Kernel {
         socket: &UnixStream,
     ) -> Result<u32, DeviceFault> {
         let mut nbd = self.nbd().map_err(|fault| told(&fault, Vec::new()))?;
+        self.check_nbd(wanted, identifier)?;
         let mut flags = flag::HAS_FLAGS
             | flag::SEND_FLUSH
             | flag::SEND_FUA
@@ -241,9 +276,6 @@ impl Kernel {
         };
         if let Some(index) = wanted {
             let id = DeviceId::nbd(index);
-            if let ByNbd::Connected { pid, backend } = self.sysfs(Driver::Nbd).owner(index) {
-                return Err(self.taken(id, pid, backend.as_deref()));
-            }
             return connect(Some(index)).map_err(|fault| {
                 let mut users = self.users(id);
                 if users.is_empty() && matches!(fault, KernelFault::Busy) {
@@ -256,8 +288,9 @@ impl Kernel {
             });
         }
         let sysfs = self.sysfs(Driver::Nbd);
-        for index in sysfs.devices() {
-            let is_free = sysfs.owner(index) == ByNbd::Nobody && sysfs.size(index) == 0;
+        for index in sysfs.devices().map_err(not_looked_at)? {
+            let is_free = matches!(sysfs.owner(index), Ok(ByNbd::Nobody))
+                && matches!(sysfs.size(index), Ok(0));
             if !is_free {
                 continue;
             }
@@ -493,12 +526,24 @@ impl Kernel {
         match down {
             Ok(()) => Ok(()),
             Err(KernelFault::NotOurs) => Err(DeviceFault::Gone),
-            Err(fault) => Err(told(&fault, Vec::new())),
+            Err(fault) => {
+                let next = "put that right, and detach it again; it is attached until then";
+                Err(refused(format!("not detached: {fault}"), Vec::new(), next))
+            }
         }
     }
 }
 
-/// The kernel's refusal in the daemon's words.
+/// The kernel's refusal of an attach in the daemon's words.
 fn told(fault: &KernelFault, facts: Vec<String>) -> DeviceFault {
     refused(format!("not attached: {fault}"), facts, fault.next())
+}
+
+/// No word about who has a device.
+fn not_looked_at(error: io::Error) -> DeviceFault {
+    refused(
+        format!("not looked at: {error}"),
+        vec!["whose the kernel's devices are can't be told now".to_owned()],
+        "raise the limit of open files, or free memory; then again",
+    )
 }

@@ -93,6 +93,8 @@ pub struct Keeper<H> {
     pub(super) idle: Option<Link>,
     /// When it was last begun to be served.
     served_at: Option<Instant>,
+    /// The kernel held the connection for dead that was served last.
+    has_died: bool,
     /// The term as Primary in which it was served last, or is.
     served_in: Option<u64>,
     /// It was served by this daemon.
@@ -144,6 +146,7 @@ impl<H: Host> Keeper<H> {
             socket: None,
             idle: None,
             served_at: None,
+            has_died: false,
             served_in: None,
             was_served: false,
             began: Instant::now(),
@@ -198,6 +201,7 @@ impl<H: Host> Keeper<H> {
         self.socket = session.socket;
         self.was_served = true;
         self.served_at = Some(Instant::now());
+        self.has_died = false;
         self.served_in = Some(session.link.term());
         self.pause = LOOK_EVERY;
         self.show(Shown::Attached);
@@ -241,6 +245,7 @@ impl<H: Host> Keeper<H> {
                     let is_dead = self.socket.as_ref().map(is_hung_up);
                     if matches!(is_dead, Some(Ok(true))) {
                         // What is unread in the socket is sent again: it is not carried out twice.
+                        self.has_died = true;
                         session.set(Go::Cut);
                     }
                 }
@@ -288,7 +293,7 @@ impl<H: Host> Keeper<H> {
                 return self.forget("nothing is left of the device").await;
             }
             self.show(Shown::Stale(why));
-        } else if self.has_just_parked() {
+        } else if self.has_just_begun() {
             self.waits("the mirror takes no requests now".to_owned());
             if !self.look().await {
                 return false;
@@ -337,9 +342,10 @@ impl<H: Host> Keeper<H> {
         }
     }
 
-    /// A session that parks as soon as it goes on rests before the next attempt.
-    fn has_just_parked(&self) -> bool {
-        self.idle.is_some() && self.served_at.is_some_and(|at| at.elapsed() < LOOK_EVERY)
+    /// A session that parks, or ends by itself, as soon as it goes on rests before the next attempt: a mirror that is
+    /// being demoted is Primary still, and refuses what the kernel sends again at once.
+    fn has_just_begun(&self) -> bool {
+        !self.has_died && self.served_at.is_some_and(|at| at.elapsed() < LOOK_EVERY)
     }
 
     fn waits(&self, why: String) {
@@ -368,7 +374,11 @@ impl<H: Host> Keeper<H> {
             Some(Order::Stop { reply }) => {
                 let generation = self.generation().await;
                 if self.look().await && self.kept.record.stale.is_none() {
-                    self.note_stop(generation).await;
+                    match (self.moved().await, self.owner().await) {
+                        // The next daemon has heard of nothing.
+                        (Some(moved), Err(_)) => self.is_stale(moved.words()).await,
+                        _ => self.note_stop(generation).await,
+                    }
                 }
                 self.leave_idle().await;
                 let _ = reply.send(());
@@ -408,10 +418,21 @@ impl<H: Host> Keeper<H> {
         let Some(moved) = heard.or_else(|| status.as_ref().and_then(by_status)) else {
             return true;
         };
-        // Where it can't be told, the kernel may hold what is no longer true.
-        if matches!(self.owner().await, Ok(Owner::Ours) | Err(_)) {
-            self.is_stale(moved.words()).await;
-            return true;
+        match self.owner().await {
+            Ok(Owner::Ours) => {
+                self.is_stale(moved.words()).await;
+                return true;
+            }
+            // What the kernel holds can't be told: neither is it stale, nor is nothing there. No attempt serves it before
+            // that is known, and then this is not forgotten, nor by the next daemon.
+            Err(_) => {
+                self.moves.found(moved);
+                if self.kept.record.stopped_at.take().is_some() {
+                    self.write().await;
+                }
+                return true;
+            }
+            Ok(Owner::Nobody | Owner::Another) => {}
         }
         match moved {
             // Somebody took it over there: it does not come back here by itself.

@@ -1,18 +1,15 @@
-//! A kernel, a mirror and a machine that are made up, for [`super::tests`] and [`super::tests_ublk`].
+//! A mirror and a machine that are made up, for the tests beside this. The drivers are [`super::made_nbd`]'s and
+//! [`super::made_ublk`]'s.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::fs;
-use std::io;
-use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use kagami_bitmap::superblock::Generation;
-use kagami_nbd_server::kernel::Transport;
-use kagami_nbd_server::kernel::client::is_hung_up;
-use kagami_nbd_server::kernel::wire::{Attribute, Builder, ERROR, Messages};
+use kagami_nbd_server::kernel::wire::Builder;
 use kagami_nbd_server::ublk::Shape;
 use kagami_replicator::core::event::{Refusal, Reply};
 use kagami_replicator::core::notice::Notice;
@@ -25,6 +22,7 @@ use tokio::sync::{broadcast, watch};
 use super::super::front_end::Term;
 use super::device::Kernel;
 use super::host::{Go, Host, Link, NotServed};
+use super::made_nbd::{Asking, NbdDriver};
 use super::made_ublk::{Driver as UblkDriver, SHAPE, Ublk};
 use super::record::{Record, Records};
 use super::ublk::{Mark, State};
@@ -36,119 +34,6 @@ use crate::control::report::DeviceState;
 pub(super) const DEADLINE: Duration = Duration::from_secs(30);
 pub(super) const UUID: &str = "00112233445566778899aabbccddeeff";
 pub(super) const IDENTIFIER: &str = "kagami-00112233445566778899aabbccddeeff-0000000000000007";
-
-// ---- the kernel -----------------------------------------------------------------------------
-
-/// The nbd driver: what it holds for each device that is set up.
-#[derive(Debug, Default)]
-pub(super) struct NbdDriver {
-    pub(super) devices: BTreeMap<u32, (String, UnixStream)>,
-    pub(super) reconfigured: usize,
-}
-
-/// One netlink socket to it.
-pub(super) struct Asking {
-    pub(super) driver: Arc<Mutex<NbdDriver>>,
-    pub(super) sysfs: PathBuf,
-    pub(super) answers: VecDeque<Vec<u8>>,
-}
-
-/// `NLMSG_ERROR`
-pub(super) fn acknowledgement(sequence: u32, errno: i32) -> Vec<u8> {
-    let mut bytes = 20u32.to_ne_bytes().to_vec();
-    bytes.extend(ERROR.to_ne_bytes());
-    bytes.extend([0, 0]);
-    bytes.extend(sequence.to_ne_bytes());
-    bytes.extend([0; 4]);
-    bytes.extend((-errno).to_ne_bytes());
-    bytes
-}
-
-/// The kernel's own reference to a descriptor of the caller's.
-pub(super) fn taken(number: u32) -> UnixStream {
-    let me = rustix::process::getpid();
-    let me = rustix::process::pidfd_open(me, rustix::process::PidfdFlags::empty()).expect("me");
-    let flags = rustix::process::PidfdGetfdFlags::empty();
-    let number = i32::try_from(number).expect("a descriptor");
-    let fd = rustix::process::pidfd_getfd(me.as_fd(), number, flags).expect("its socket");
-    UnixStream::from(fd)
-}
-
-impl Asking {
-    pub(super) fn set_up(&self, index: u32, backend: Option<&str>) {
-        let device = self.sysfs.join(format!("block/nbd{index}"));
-        if let Some(backend) = backend {
-            fs::write(device.join("pid"), "4711\n").expect("written");
-            fs::write(device.join("backend"), backend).expect("written");
-        } else {
-            let _ = fs::remove_file(device.join("pid"));
-            let _ = fs::remove_file(device.join("backend"));
-        }
-    }
-
-    pub(super) fn carry_out(&mut self, request: &[u8]) -> (u32, i32) {
-        let message = Messages(request).next().expect("one").expect("whole");
-        let (command, attributes) = message.generic().expect("generic");
-        let sequence = message.sequence;
-        if message.kind == 16 {
-            let family = Builder::new(16, sequence, 1, 2).bytes(1, &0x22u16.to_ne_bytes());
-            self.answers.push_back(family.finish());
-            return (sequence, 0);
-        }
-        let index = attributes.find(1).and_then(Attribute::u32).expect("index");
-        let identifier = attributes.find(10).and_then(Attribute::text);
-        let socket = || {
-            let list = attributes.find(7).expect("sockets").nested();
-            let item = list.find(1).expect("one").nested();
-            taken(item.find(1).and_then(Attribute::u32).expect("a number"))
-        };
-        let mut driver = lock(&self.driver);
-        let errno = match command {
-            1 if driver.devices.contains_key(&index) => 16,
-            1 => {
-                let identifier = identifier.expect("always given");
-                driver
-                    .devices
-                    .insert(index, (identifier.to_owned(), socket()));
-                self.set_up(index, Some(identifier));
-                0
-            }
-            2 => match driver.devices.remove(&index) {
-                Some(_) => {
-                    self.set_up(index, None);
-                    0
-                }
-                None => 22,
-            },
-            3 => match driver.devices.get_mut(&index) {
-                Some((known, held)) if Some(known.as_str()) == identifier => {
-                    if is_hung_up(held).expect("asked") {
-                        *held = socket();
-                        driver.reconfigured += 1;
-                    }
-                    0
-                }
-                _ => 22,
-            },
-            other => panic!("command {other}"),
-        };
-        (sequence, errno)
-    }
-}
-
-impl Transport for Asking {
-    fn send(&mut self, request: &[u8]) -> io::Result<()> {
-        let (sequence, errno) = self.carry_out(request);
-        self.answers.push_back(acknowledgement(sequence, errno));
-        Ok(())
-    }
-
-    fn receive(&mut self) -> io::Result<Vec<u8>> {
-        self.answers
-            .pop_front()
-            .ok_or_else(|| io::ErrorKind::TimedOut.into())
-    }
-}
 
 // ---- the mirror -----------------------------------------------------------------------------
 
@@ -165,6 +50,8 @@ pub(super) struct Mirror {
     pub(super) opens: Result<(), &'static str>,
     /// They are opened in part, and stay so.
     pub(super) keeps_queues: bool,
+    /// It is being demoted: its role is the old one, and it answers nothing.
+    pub(super) demotes: bool,
     /// Requests are refused that only a Primary may answer.
     pub(super) refuses: watch::Sender<bool>,
     /// A request comes from the kernel.
@@ -235,6 +122,7 @@ impl Made {
             sessions: 0,
             opens: Ok(()),
             keeps_queues: false,
+            demotes: false,
             refuses: watch::Sender::new(false),
             requests: watch::Sender::new(0),
             answered: 0,
@@ -289,7 +177,8 @@ impl Made {
     fn answers(&self, term: &Term) -> bool {
         self.change(|mirror| {
             let status = &mirror.status;
-            let answers = status.role == Role::Primary && status.term == term.get();
+            let in_term = status.role == Role::Primary && status.term == term.get();
+            let answers = in_term && !mirror.demotes;
             mirror.answered += usize::from(answers);
             answers
         })

@@ -4,10 +4,10 @@
 //! Each attached mirror has a [`keeper`]: a task that serves the device whenever the mirror may be Primary
 //! here ([`bring_up`], [`take_down`]), and never again once the mirror has [`moved`]. [`device`] is the
 //! kernel's side, [`over_ublk`] what is different where its driver is ublk, [`helper`] what is done to a
-//! device by another process, [`record`] what is remembered on disk, [`host`] the mirror's side. Only a daemon
-//! that has the stores of a mirror, behind their fence, keeps its device.
+//! device by another process, [`record`] what is remembered on disk, [`host`] the mirror's side, [`changing`] who may
+//! change what is attached. Only a daemon that has the stores of a mirror, behind their fence, keeps its device.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -19,12 +19,15 @@ use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
 pub mod bring_up;
+mod changing;
 pub mod device;
 pub mod helper;
 pub mod host;
 pub mod keeper;
 #[cfg(test)]
 mod made;
+#[cfg(test)]
+mod made_nbd;
 #[cfg(test)]
 mod made_ublk;
 pub mod moved;
@@ -33,6 +36,8 @@ pub mod record;
 mod take_down;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_nbd;
 #[cfg(test)]
 mod tests_ublk;
 pub mod ublk;
@@ -45,6 +50,7 @@ use crate::config::value::spell_hex;
 use crate::control::driver::{DeviceId, Driver, Wanted};
 use crate::control::report::{DeviceReport, DeviceState};
 use bring_up::{Session, Wait, blocking, demoted_meanwhile};
+use changing::{Changing, stops};
 use device::Kernel;
 use host::Host;
 use keeper::{Keeper, Kept, Order, Shown};
@@ -86,15 +92,6 @@ struct Inner<H> {
     listener: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// What is on its way to another state.
-#[derive(Debug, Default)]
-struct Changing {
-    /// Mirrors that are being attached or detached.
-    mirrors: BTreeSet<String>,
-    /// The daemon stops: no more of them.
-    closed: bool,
-}
-
 #[derive(Debug)]
 struct Entry {
     device: DeviceId,
@@ -114,28 +111,6 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 /// What a mirror's device is known by in the kernel: this mirror, on this node.
 pub fn identifier(mirror: &[u8; 16], node: u64) -> String {
     format!("kagami-{}-{node:016x}", spell_hex(mirror))
-}
-
-/// While it lives, nobody else attaches or detaches that mirror.
-struct Change<'a> {
-    mirror: String,
-    changing: &'a watch::Sender<Changing>,
-}
-
-impl Drop for Change<'_> {
-    fn drop(&mut self) {
-        self.changing.send_modify(|changing| {
-            changing.mirrors.remove(&self.mirror);
-        });
-    }
-}
-
-fn stops() -> Refusal {
-    Refusal {
-        what: "refused: the daemon stops".to_owned(),
-        facts: Vec::new(),
-        next: "start it, and try again".to_owned(),
-    }
 }
 
 fn refusal_of(fault: impl Into<Wait>) -> Refusal {
@@ -521,28 +496,6 @@ impl<H: Host> Attachments<H> {
         if let Some(listener) = lock(&self.inner.listener).take() {
             listener.abort();
         }
-    }
-
-    fn change(&self, mirror: &str) -> Result<Change<'_>, Refusal> {
-        let (mut closed, mut begun) = (false, false);
-        self.inner.changing.send_modify(|changing| {
-            closed = changing.closed;
-            begun = !closed && changing.mirrors.insert(mirror.to_owned());
-        });
-        if closed {
-            return Err(stops());
-        }
-        if !begun {
-            return Err(Refusal {
-                what: "refused: it is being attached or detached".to_owned(),
-                facts: Vec::new(),
-                next: "see `kagami status`, and try again".to_owned(),
-            });
-        }
-        Ok(Change {
-            mirror: mirror.to_owned(),
-            changing: &self.inner.changing,
-        })
     }
 
     fn keep(&self, kept: Kept, session: Option<Session>, moves: Moves) {

@@ -64,16 +64,7 @@ impl Kernel {
         for known in self.ublk.devices().map_err(refused)? {
             let id = DeviceId::ublk(known.id);
             if known.mark == mark && known.state != State::Dead {
-                return Err(DeviceFault::Refused(Refusal {
-                    what: format!(
-                        "not attached: the kernel has it still, as {}",
-                        self.path(id).display()
-                    ),
-                    facts: vec!["an attach or detach before this one was not finished".to_owned()],
-                    next:
-                        "restart the daemon: it takes the device over, and then it can be detached"
-                            .to_owned(),
-                }));
+                return Err(self.has_it_still(id));
             }
             if known.mark != mark && wanted == Some(known.id) {
                 return Err(self.taken(id, u32::try_from(known.pid).ok(), None));

@@ -1,5 +1,7 @@
 //! The end of serving a device: taken down for good, left to the next daemon, or forgotten.
 
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use kagami_replicator::core::event::Refusal;
@@ -24,6 +26,16 @@ async fn end(session: &mut Link) {
     if ended.is_err() {
         session.set(Go::Cut);
     }
+}
+
+/// Ends a session of nbd at once: nothing more is read, and the kernel's sender gets an error.
+///
+/// It may wait in the socket until we read, which waits for memory, which held writes have; and the kernel takes no device
+/// down while its sender waits, uninterruptibly, and no other device of nbd meanwhile.
+pub(super) fn hang_up(session: &Link, socket: Option<&UnixStream>) {
+    session.set(Go::Cut);
+    // The session has the same socket: it is shut for both, whatever the session does. An error: it is shut already.
+    let _ = socket.map(|socket| socket.shutdown(Shutdown::Both));
 }
 
 impl<H: Host> Keeper<H> {
@@ -128,6 +140,9 @@ impl<H: Host> Keeper<H> {
         removed.map_err(|fault| unrecorded(&fault))?;
         match id.driver {
             Driver::Nbd => {
+                if force && let Some(session) = session.as_deref() {
+                    hang_up(session, self.socket.as_ref());
+                }
                 if is_ours {
                     let kernel = self.kernel.clone();
                     match blocking(move || kernel.disconnect(id.index)).await {

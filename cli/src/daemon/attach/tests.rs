@@ -10,7 +10,10 @@ use kagami_replicator::core::notice::Notice;
 use kagami_replicator::core::state::{Connection, DiskState, Replication, Role};
 
 use super::made::{Machine, Made, UUID, refusal, shown, until};
+use super::made_nbd::Unreadable;
+use super::made_ublk::fault;
 use super::record::Record;
+use super::ublk::FaultKind;
 use super::{Attached, Attachments, lock};
 use crate::control::driver::{DeviceId, Driver, Wanted};
 use crate::control::report::DeviceState;
@@ -60,6 +63,7 @@ with_either_driver! {
     a_mirror_in_other_hands_is_attached_where_it_is_primary_and_not_promoted
     an_attach_under_way_at_a_stop_leaves_a_device_that_the_next_daemon_serves
     what_is_demoted_while_it_is_attached_is_not_promoted_again
+    what_is_being_demoted_is_not_attached_and_the_other_way_round
     a_stop_does_not_wait_for_a_promotion_that_waits_for_an_arbiter
     another_program_that_takes_it_down_ends_it
     a_dead_primary_takes_its_device_back_and_a_stranger_to_its_data_does_not
@@ -70,6 +74,7 @@ with_either_driver! {
     a_primary_that_was_none_for_a_moment_goes_on
     a_primary_that_stays_one_beside_another_keeps_its_device
     after_a_reboot_it_is_the_same_device_once_the_copy_is_caught_up
+    after_a_reboot_a_device_whose_owner_can_not_be_told_is_attached_once_it_can
     after_a_takeover_it_does_not_come_back_by_itself
     one_that_is_mounted_is_detached_by_force_alone
     a_daemon_that_begins_looks_for_the_peer_before_it_goes_on_without
@@ -241,6 +246,43 @@ async fn what_is_demoted_while_it_is_attached_is_not_promoted_again(driver: Driv
     assert_eq!(mirror.change(|mirror| mirror.promotions), 1);
     assert!(machine.record().is_none());
     assert!(!machine.is_set_up(id(driver, 1)));
+}
+
+/// Its role and its term are the old ones until the demotion has ended.
+async fn what_is_being_demoted_is_not_attached_and_the_other_way_round(driver: Driver) {
+    let machine = Machine::new();
+    let daemon = machine.daemon().await;
+    let mirror = machine.mirror.clone();
+    mirror.change(|mirror| mirror.status.role = Role::Primary);
+    let [first, second] = [(); 2].map(|()| daemon.demotion("pg").expect("not attached"));
+    for demotion in [Some(first), Some(second), None] {
+        let attached = daemon.attach("pg", any(driver), None).await;
+        match demotion {
+            Some(demotion) => {
+                let refused = attached.expect_err("it is being demoted").what;
+                assert!(refused.contains("demoted"), "{refused}");
+                drop(demotion);
+            }
+            None => assert!(!attached.expect("attached").already),
+        }
+    }
+    let refused = daemon.demotion("pg").expect_err("it is attached");
+    assert!(refused.what.contains("it is attached"), "{}", refused.what);
+    daemon.detach("pg", false).await.expect("detached");
+    drop(daemon.demotion("pg").expect("nothing is in its way"));
+
+    let machine = Machine::new();
+    let (daemon, attaching) = attaching(&machine, driver).await;
+    let refused = daemon.demotion("pg").expect_err("it is being attached");
+    assert!(refused.what.contains("being attached"), "{}", refused.what);
+    machine.release_helper();
+    attaching.await.expect("ended").expect("attached");
+    // A stop does not wait for demotions, nor they for it.
+    let machine = Machine::new();
+    let daemon = machine.daemon().await;
+    let _slow = daemon.demotion("pg").expect("not attached");
+    daemon.stop().await;
+    let _another = daemon.demotion("pg").expect("not attached");
 }
 
 async fn a_stop_does_not_wait_for_a_promotion_that_waits_for_an_arbiter(driver: Driver) {
@@ -520,6 +562,48 @@ async fn after_a_reboot_it_is_the_same_device_once_the_copy_is_caught_up(driver:
     until("attached", || shown(&daemon) == Some(DeviceState::Attached)).await;
     assert!(machine.is_set_up(id(driver, 3)));
     assert_eq!(machine.record().expect("remembered").device, 3);
+}
+
+/// No child can be made, no descriptor is left: that lasts a moment, and says nothing of what the kernel holds.
+async fn after_a_reboot_a_device_whose_owner_can_not_be_told_is_attached_once_it_can(
+    driver: Driver,
+) {
+    let machine = Machine::new();
+    machine
+        .records()
+        .write("pg", &Record::new(UUID, id(driver, 3), 1))
+        .expect("written");
+    let mirror = machine.mirror.clone();
+    mirror.change(|mirror| {
+        mirror.promotes = Err("this copy is being resynchronised");
+        mirror.status.replication = Replication::SyncTarget;
+    });
+    let daemon = machine.daemon().await;
+    until("an attempt", || mirror.change(|m| m.promotions) > 0).await;
+    let sysfs = machine.path().join("sys");
+    let unreadable = Unreadable::from_now(&sysfs, 3);
+    machine.ublk(|ublk| ublk.refuses.insert("list", fault(FaultKind::Failed)));
+    mirror.is_overwritten();
+    let why = || daemon.report("pg").and_then(|report| report.why);
+    until("it is looked at", || {
+        why().is_none_or(|why| why.contains("not looked at"))
+            || machine.record().is_none()
+            || shown(&daemon) == Some(DeviceState::Stale)
+    })
+    .await;
+    assert_eq!(shown(&daemon), Some(DeviceState::Waiting));
+    unreadable.no_more();
+    machine.ublk(|ublk| ublk.refuses.remove("list"));
+    mirror.change(|mirror| {
+        mirror.promotes = Ok(());
+        mirror.status.replication = Replication::Established;
+    });
+    mirror.happens(Notice::Replication {
+        from: Replication::SyncTarget,
+        to: Replication::Established,
+    });
+    until("attached", || shown(&daemon) == Some(DeviceState::Attached)).await;
+    assert!(machine.record().expect("remembered").stale.is_none());
 }
 
 async fn after_a_takeover_it_does_not_come_back_by_itself(driver: Driver) {

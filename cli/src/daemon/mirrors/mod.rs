@@ -222,17 +222,20 @@ impl Engine for Mirrors {
             Some(closed) => return Err(closed.refusal("its stores are not open")),
             None => {}
         }
-        if let Command::Demote { .. } = command
-            && let Some(device) = self.inner.attachments.device_of(mirror)
-        {
-            // By force, too: what waits in the kernel would wait for a Primary that is no more.
-            return Err(Refusal {
-                what: "not demoted: it is attached".to_owned(),
-                facts: vec![format!("{device} is served from here")],
-                next: format!("detach it first: `kagami detach {mirror}`"),
-            });
+        if !matches!(command, Command::Demote { .. }) {
+            return self.inner.shell.command(mirror, command).await;
         }
-        self.inner.shell.command(mirror, command).await
+        let demotion = self.inner.attachments.demotion(mirror)?;
+        let (inner, name) = (Arc::clone(&self.inner), mirror.to_owned());
+        // It goes on where nobody waits for its answer any more.
+        let demoting = tokio::spawn(async move {
+            let answer = inner.shell.command(&name, command).await;
+            drop(demotion);
+            answer
+        });
+        demoting
+            .await
+            .unwrap_or_else(|error| panic!("an order of the daemon's own was lost: {error}"))
     }
 
     async fn attach(

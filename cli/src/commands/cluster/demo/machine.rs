@@ -216,8 +216,9 @@ impl Machine {
         let config = Config::load(&self.node.config()).ok()?;
         let mirror = config.mirror(MIRROR)?;
         let sysfs = Sysfs::new("/sys", Kind::Nbd);
-        let index = sysfs.find(&identifier(&mirror.uuid, config.node.id))?;
-        matches!(sysfs.owner(index), Owner::Connected { .. }).then_some(index)
+        let found = sysfs.find(&identifier(&mirror.uuid, config.node.id));
+        let index = found.ok().flatten()?;
+        matches!(sysfs.owner(index), Ok(Owner::Connected { .. })).then_some(index)
     }
 
     /// What its manager says of the cluster.
