@@ -14,6 +14,7 @@
 //! | [`superblock`], [`slots`], [`page`], [`record`] | the structures on disk |
 //! | [`layout`], [`format`] | where they are; creating them |
 //! | [`recover`], [`replay`] | from the bytes read back to marks, hot set and record |
+//! | [`store`] | is the backing store the one that the metadata speak of |
 //! | [`foreign`] | does a store look used by something else |
 //! | `bits`, `summary` | a set of numbers as words, and which of them are not zero |
 //! | [`planted`] | the defects that tests plant |
@@ -35,6 +36,7 @@ pub mod replay;
 pub mod runs;
 pub mod sector;
 pub mod slots;
+pub mod store;
 mod summary;
 pub mod superblock;
 
@@ -49,4 +51,5 @@ pub use layout::{Layout, LayoutError, Placement};
 pub use page::{ExtentWords, Page};
 pub use recover::{Finding, Recovered, Recovery, recover};
 pub use slots::{ReadSlots, SuperblockFault, read_slots};
+pub use store::{FoundStore, OtherStore};
 pub use superblock::{Backing, Generation, Record, StoredDisk, Superblock, mirror_tag};

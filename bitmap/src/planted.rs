@@ -91,6 +91,7 @@ defects! {
     AllMarkedForgottenEarly: "`all_marked` is taken back while the pages are on their way",
     AllMarkedNotWritten: "a full resynchronisation does not record that all is marked",
     HotNotMarked: "hot extents are not marked after a crash",
+    OtherStoreTrusted: "another disk under the old metadata is taken for the one that was there",
     SummaryBitDropped: "a mark does not reach the bitmap's summary",
     SlotsTogether: "both slots of the superblock are written at once",
     LogEmptiedEarly: "a clean stop empties the activity log before the pages are written",
@@ -101,6 +102,9 @@ defects! {
     HistoryCutShort: "a generation is not looked for among the oldest of the history",
     AlwaysMarks: "a copy that is behind is brought up by marks that do not reach back far enough",
     LoserByMarks: "the loser of a split brain is brought up by marks that it did not count from the fork",
+    WordForEver: "a word of `resync --from` is not taken back by what is done after it",
+    WordTurnedRound: "a word of `resync --from` for the copy that is behind is carried out as its opposite",
+    WordOverAPrimary: "a word of `resync --from` overwrites the copy of a Primary",
     BadAheadWins: "a bad copy with the newer generation is the source",
     // the resynchronisation
     ComparedAsEqual: "a comparison finds every block equal",

@@ -26,6 +26,7 @@ use crate::sector::{
     sector_index,
 };
 use crate::slots::{ReadSlots, Repair, SlotFault, SuperblockFault, read_slots};
+use crate::store::OtherStore;
 use crate::superblock::Superblock;
 
 /// Fill with this what the disk refuses to read: it passes for nothing.
@@ -69,6 +70,8 @@ pub enum Finding {
     },
     /// The record says that every block is marked.
     AllMarked,
+    /// The backing store is not, or may not be, the one that the metadata speak of.
+    OtherStore(OtherStore),
 }
 
 impl Finding {
@@ -78,7 +81,7 @@ impl Finding {
             Finding::Slot { repair, .. } => {
                 !matches!(repair, Repair::Older | Repair::Fault(SlotFault::Torn))
             }
-            Finding::TornRecord { .. } | Finding::AllMarked => false,
+            Finding::TornRecord { .. } | Finding::AllMarked | Finding::OtherStore(_) => false,
             Finding::Log(_) | Finding::Pages { .. } | Finding::Directory { .. } => true,
         }
     }
@@ -122,6 +125,10 @@ impl fmt::Display for Finding {
                 "page directory damaged (sector {sector}: {fault}): blank pages under it count as damaged"
             ),
             Finding::AllMarked => write!(f, "every block is marked: a full resync has not ended"),
+            Finding::OtherStore(why) => write!(
+                f,
+                "the backing store is {why}: what it holds counts for nothing, and every block will be compared with the peer's"
+            ),
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::layout::{Layout, LayoutError, Placement};
 use crate::sector::{
     self, Kind, PAYLOAD_BYTES, SECTORS_PER_UNIT, le32, le64, le128, put32, put64, put128,
 };
+use crate::store::NAME_MAX;
 
 /// Earlier generations that are kept; `base` is kept beside them however old.
 pub const HISTORY_MAX: usize = 64;
@@ -46,7 +47,7 @@ pub mod field {
     pub const CREATED: usize = 112;
     /// Where the data begin in the backing store, bytes, u64.
     pub const DATA_OFFSET: usize = 120;
-    /// Bytes of the backing store at creation, u64.
+    /// Bytes of the backing store when it was last opened, u64.
     pub const STORE_SIZE: usize = 128;
     /// Layout: the size the mirror may grow to, bytes, u64.
     pub const MAX_SIZE: usize = 136;
@@ -72,6 +73,8 @@ pub mod field {
     pub const HISTORY_LEN: usize = 196;
     /// Layout: bytes of all metadata, u64.
     pub const TOTAL_LEN: usize = 200;
+    /// The backing store's name, text, zeroes after it; all zeroes: none. [`NAME_MAX`] bytes.
+    pub const STORE_NAME: usize = 208;
     /// The history, newest first: counter u64 and tag u64 each, 1024 bytes.
     pub const HISTORY: usize = 512;
 }
@@ -90,6 +93,8 @@ pub mod flag {
     pub const VERIFY_FOUND: u32 = 1 << 4;
     /// Every block counts as marked, whatever the pages say.
     pub const ALL_MARKED: u32 = 1 << 5;
+    /// The backing store failed or was not there: what is found next is not taken for it without a name.
+    pub const STORE_LOST: u32 = 1 << 6;
     /// The peer's id is valid.
     pub const PEER: u32 = 1 << 8;
     /// The arbiter's instance is valid.
@@ -164,6 +169,8 @@ pub struct Record {
     /// Every block counts as marked, whatever the pages say: "all marks durable" in one write.
     /// Cleared once the pages were written.
     pub all_marked: bool,
+    /// The backing store failed, or was not there at the last start ([`crate::store`]).
+    pub store_lost: bool,
 }
 
 /// The first 64 bits of a mirror's uuid, which every sector carries.
@@ -192,6 +199,7 @@ impl Record {
             boot: None,
             verify_found: false,
             all_marked: false,
+            store_lost: false,
         }
     }
 
@@ -268,7 +276,7 @@ impl Record {
 pub struct Backing {
     /// Where the data begin in the backing store, bytes; 0 but for foreign layouts.
     pub data_offset: u64,
-    /// Bytes of the backing store when the copy was created.
+    /// Bytes of the backing store when it was last opened.
     pub store_size: u64,
 }
 
@@ -283,6 +291,8 @@ pub struct Superblock {
     pub layout: Layout,
     /// Where the data are.
     pub backing: Backing,
+    /// What names the backing store ([`crate::store`]); empty: nothing, or it is not known yet.
+    pub store_name: String,
     /// Seconds since 1970 at creation; for people.
     pub created: u64,
     /// The record of the copy.
@@ -312,6 +322,7 @@ impl Superblock {
             first_slot: 0,
             layout,
             backing,
+            store_name: String::new(),
             created,
             record,
         }
@@ -398,6 +409,9 @@ impl Superblock {
         put32(b, field::PAGES, layout.pages);
         put32(b, field::HISTORY_LEN, history.len() as u32);
         put64(b, field::TOTAL_LEN, layout.total_len);
+        let name = self.store_name.as_bytes();
+        assert!(name.len() <= NAME_MAX, "a name of {} bytes", name.len());
+        b[field::STORE_NAME..][..name.len()].copy_from_slice(name);
         for (nth, &generation) in history.iter().enumerate() {
             put_generation(b, field::HISTORY + nth * 16, Some(generation));
         }
@@ -478,6 +492,7 @@ impl Superblock {
                 data_offset: le64(body, field::DATA_OFFSET),
                 store_size: le64(body, field::STORE_SIZE),
             },
+            store_name: store_name(&body[field::STORE_NAME..][..NAME_MAX]),
             created: le64(body, field::CREATED),
             record: record_from_body(body, max_size)?,
         })
@@ -525,7 +540,15 @@ fn record_from_body(body: &[u8], max_size: u64) -> Result<Record, BadField> {
         boot: is(flag::BOOT).then(|| le128(body, field::BOOT)),
         verify_found: is(flag::VERIFY_FOUND),
         all_marked: is(flag::ALL_MARKED),
+        store_lost: is(flag::STORE_LOST),
     })
+}
+
+/// What is no text names nothing.
+fn store_name(bytes: &[u8]) -> String {
+    let len = bytes.iter().position(|byte| *byte == 0);
+    let text = std::str::from_utf8(&bytes[..len.unwrap_or(bytes.len())]);
+    text.unwrap_or_default().to_owned()
 }
 
 fn flags(record: &Record) -> u32 {
@@ -536,6 +559,7 @@ fn flags(record: &Record) -> u32 {
         (record.forced_bad, flag::FORCED_BAD),
         (record.verify_found, flag::VERIFY_FOUND),
         (record.all_marked, flag::ALL_MARKED),
+        (record.store_lost, flag::STORE_LOST),
         (record.peer.is_some(), flag::PEER),
         (record.arbiter.is_some(), flag::ARBITER),
         (record.current.is_some(), flag::CURRENT),

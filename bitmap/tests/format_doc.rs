@@ -74,7 +74,7 @@ fn the_fields_are_where_the_page_says() {
         offsets!(body: MIRROR NODE PEER SIZE LOGICAL_BLOCK FLAGS INCOMPATIBLE DISK ARBITER CURRENT
             BASE BOOT CREATED DATA_OFFSET STORE_SIZE MAX_SIZE LOG_CAPACITY PLACEMENT SLOTS_OFFSET
             LOG_OFFSET DIRECTORY_OFFSET PAGES_OFFSET LOG_RECORDS DIRECTORY_PAGES PAGES HISTORY_LEN
-            TOTAL_LEN HISTORY),
+            TOTAL_LEN STORE_NAME HISTORY),
     );
     check(
         "Activity log",
@@ -104,6 +104,7 @@ fn the_flags_are_the_bits_that_the_page_says() {
         ("FORCED_BAD", flag::FORCED_BAD),
         ("VERIFY_FOUND", flag::VERIFY_FOUND),
         ("ALL_MARKED", flag::ALL_MARKED),
+        ("STORE_LOST", flag::STORE_LOST),
         ("PEER", flag::PEER),
         ("ARBITER", flag::ARBITER),
         ("CURRENT", flag::CURRENT),

@@ -60,6 +60,7 @@ fn well() -> MirrorReport {
         in_flight: 0,
         held: None,
         verdict: None,
+        chosen: None,
         progress: None,
         protocol: "C".to_owned(),
         solo: "never".to_owned(),

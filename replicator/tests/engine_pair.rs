@@ -98,6 +98,83 @@ fn a_peer_that_died_is_resynchronised_from_the_marks() {
     });
 }
 
+/// The other node's file is gone, and another one, empty, has its name: its metadata are the old ones.
+#[test]
+fn a_new_file_under_the_old_name_is_copied_whole() {
+    run(async {
+        for missing_first in [false, true] {
+            let (mut a, mut b) = pair(Solo::Always).await;
+            a.with_device(|disk| async move {
+                disk.write(0, 1, 1 << 20).await.expect("write");
+                disk.flush().await.expect("flush");
+            })
+            .await;
+            b.stop().await;
+            a.with_device(|disk| async move {
+                disk.write(2 << 20, 7, 4096).await.expect("alone");
+                disk.flush().await.expect("flush");
+            })
+            .await;
+            std::fs::remove_file(b.path("pg.img")).expect("remove");
+            if missing_first {
+                b.start();
+                introduce(&a, &b);
+                let mirror = b.mirror("pg", PG, 1, Solo::Always);
+                b.add(mirror).await.expect("b without its disk");
+                b.stop().await;
+            }
+            let file = std::fs::File::create(b.path("pg.img")).expect("create");
+            file.set_len(SIZE).expect("a sparse file");
+            b.start();
+            introduce(&a, &b);
+            let mirror = b.mirror("pg", PG, 1, Solo::Always);
+            b.add(mirror).await.expect("b again");
+            a.in_sync().await;
+            b.in_sync().await;
+            a.stop().await;
+            b.stop().await;
+            assert!(a.bytes() == b.bytes(), "missing first: {missing_first}");
+            assert_eq!((b.bytes()[0], b.bytes()[2 << 20]), (1, 7));
+        }
+    });
+}
+
+/// It was not there when the daemon began, and then it was: it is known by its name, and the marks do.
+#[test]
+fn the_same_file_that_comes_back_is_not_copied_whole() {
+    run(async {
+        let (mut a, mut b) = pair(Solo::Always).await;
+        a.with_device(|disk| async move {
+            disk.write(0, 1, 1 << 20).await.expect("write");
+            disk.flush().await.expect("flush");
+        })
+        .await;
+        b.stop().await;
+        std::fs::rename(b.path("pg.img"), b.path("elsewhere")).expect("rename");
+        b.start();
+        let mirror = b.mirror("pg", PG, 1, Solo::Always);
+        b.add(mirror).await.expect("b without its disk");
+        b.stop().await;
+        std::fs::rename(b.path("elsewhere"), b.path("pg.img")).expect("rename");
+        a.with_device(|disk| async move {
+            disk.write(2 << 20, 7, 4096).await.expect("alone");
+            disk.flush().await.expect("flush");
+        })
+        .await;
+        b.start();
+        introduce(&a, &b);
+        let mirror = b.mirror("pg", PG, 1, Solo::Always);
+        b.add(mirror).await.expect("b again");
+        let status = a.in_sync().await;
+        b.in_sync().await;
+        let sent = status.core.counters.resync_bytes;
+        assert!((4096..1 << 20).contains(&sent), "{sent} bytes sent");
+        a.stop().await;
+        b.stop().await;
+        assert!(a.bytes() == b.bytes(), "both copies are the same");
+    });
+}
+
 async fn hand_over(from: &Node, to: &Node) {
     from.demote().await;
     to.until("the other Secondary", |status| {

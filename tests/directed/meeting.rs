@@ -11,7 +11,7 @@ use kagami_replicator::core::state::{Connection, DiskState, NodeId, SessionId, S
 use kagami_replicator::core::{Action, Command, DiskOp, Event, Notice, Role, Settings, Status};
 
 use super::cells::hello;
-use super::pair::{DEMOTE, Effects, FORCE, MS, PROMOTE, Pair, SIZE, start, write};
+use super::pair::{DEMOTE, Effects, MS, PROMOTE, Pair, SIZE, start};
 use super::stands::{alone, carried, cut, in_sync, primary};
 use super::ways::say;
 
@@ -549,23 +549,4 @@ fn two_new_copies_that_may_differ_wait_for_a_word() {
     pair.elapse(LONG);
     assert_eq!([pair.stand(0), pair.stand(1)], ["Si", "Si"]);
     assert!(pair.is_equal());
-}
-
-/// What a Primary has begun to write alone lands before the first block of the copy that is kept.
-#[test]
-fn whoever_is_to_be_overwritten_waits_for_its_own_writes() {
-    let mut pair = alone();
-    pair.sides[0].hold.writes = true;
-    pair.request(0, write(9));
-    pair.done(1, FORCE);
-    let (from, full) = (Some(From::Local), false);
-    pair.done(1, Command::Resync { from, full });
-    pair.sides[1].hold.reads = true;
-    pair.linked = true;
-    pair.meet();
-    pair.pump();
-    assert_eq!(pair.stand(0), "Bm");
-    pair.sides[0].hold.writes = false;
-    pair.pump();
-    assert_eq!(pair.stand(0), "Bt");
 }

@@ -39,6 +39,7 @@ mod store_fails;
 mod terms;
 mod verification;
 mod ways;
+mod words;
 
 #[test]
 fn every_stand_can_be_brought_about() {

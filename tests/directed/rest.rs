@@ -47,7 +47,12 @@ pub fn come_to_rest(pair: &mut Pair) {
         choose(pair);
         pair.elapse(35_000);
     }
-    assert!(is_in_sync(pair), "{:?}", [pair.stand(0), pair.stand(1)]);
+    assert!(
+        is_in_sync(pair),
+        "{:?}, {:?}",
+        [pair.stand(0), pair.stand(1)],
+        pair.sides[0].mirror.status(Time(pair.now)).verdict
+    );
     assert!(pair.is_equal(), "in sync, and not equal");
     // (What a verification found waits for a word.)
     let mirrors = pair.sides.iter().map(|side| &side.mirror);
@@ -88,6 +93,8 @@ fn choose(pair: &mut Pair) {
     let stays = [0, 1].into_iter().max_by_key(worth).unwrap_or_default();
     let goes = 1 - stays;
     pair.order(goes, Command::Demote { force: true });
+    // An earlier word may have been refused there.
+    pair.order(goes, Command::Connect);
     pair.pump();
     let from = Some(From::Local);
     pair.order(stays, Command::Resync { from, full: false });

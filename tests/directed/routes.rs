@@ -87,29 +87,6 @@ const ROUTES: &[Route] = &[
         &[&["half a session"], &["link"]],
     ),
     (
-        &["write alone"],
-        &[],
-        &[
-            &[
-                "peer goes on alone",
-                "peer's copy is kept",
-                "link slowly",
-                "cut",
-                "peer's disk lost",
-                "peer demoted",
-                "link",
-            ],
-            &[
-                "peer goes on alone",
-                "peer's copy is kept",
-                "link slowly",
-                "cut",
-                "record fails",
-                "link",
-            ],
-        ],
-    ),
-    (
         &[
             "a forced source's word, frozen",
             "question of a frozen source",
@@ -393,13 +370,6 @@ pub fn step(pair: &mut Pair, node: usize, step: &str) -> Option<bool> {
         "takes over" => return Some(takes_over(pair, node, true)),
         "connect" => drop(pair.order(node, Command::Connect)),
         "peer promoted" => drop(pair.order(peer, PROMOTE)),
-        "peer's copy is kept" => drop(pair.order(
-            peer,
-            Command::Resync {
-                from: Some(From::Local),
-                full: false,
-            },
-        )),
         "promote while resyncing" => drop(pair.order(
             node,
             Command::Promote {

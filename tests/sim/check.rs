@@ -90,6 +90,8 @@ pub struct Ghost {
     pub drags_until: u64,
     /// A source has had nothing left to copy since then, ns, in this session.
     pub nothing_left: [Option<(u64, u64)>; 2],
+    /// Whose copy is to stay.
+    pub words: super::words::Words,
 }
 
 impl Ghost {

@@ -320,6 +320,11 @@ impl Store {
         values
     }
 
+    /// Blocks in it.
+    pub fn blocks(&self) -> u64 {
+        self.blocks
+    }
+
     /// A block of the range that a write under way changes.
     pub fn write_under_way(&self, blocks: &std::ops::Range<u64>) -> Option<u64> {
         let writes = self.in_flight.values().filter_map(InFlight::written);

@@ -46,8 +46,13 @@ impl World {
                 class,
                 message,
             } => {
-                if matches!(message, Message::Hello(_)) {
-                    self.nodes[node].greeted = self.now;
+                match &message {
+                    Message::Hello(hello) => {
+                        self.nodes[node].greeted = self.now;
+                        self.hear_hello(node, session.0, hello)?;
+                    }
+                    Message::Ready => self.check_word(node, session.0)?,
+                    _ => {}
                 }
                 self.send(node, session, class, &message)?;
             }

@@ -50,6 +50,11 @@ const IMPOSSIBLE: &[(&[&str], &str, &str)] = &[
         "a daemon that stops is demoted and without a session when it flushes for the last time, and takes no session and no order any more",
     ),
     (
+        &["disk: write", "disk: write failed"],
+        "Bv Gv",
+        "a greeting waits for the writes of an older session, a demotion for those of a Primary alone, and no word overwrites a Primary",
+    ),
+    (
         &["disk: repair", "disk: repair failed"],
         "Ps Pf Pt Pv Ss Sf St Sv Bt Bv",
         "only in sync is written back what could not be read, and a demotion, a grant and the next session's greeting wait until that has ended",

@@ -38,7 +38,8 @@ impl World {
             return Ok(());
         }
         self.grow_copy(node)?;
-        let recovered = self.recover(node)?;
+        let mut recovered = self.recover(node)?;
+        self.nodes[node].meet_store(&mut recovered);
         self.ghost_record(node)?; // what a crash let through
         let steps = recovered.repair;
         if steps.is_empty() {

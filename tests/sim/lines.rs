@@ -388,6 +388,7 @@ impl World {
             Some(Refused::OtherSize { .. }) => !self.growth_begun,
             Some(Refused::Impossible) => !self.options.forced && !by_operator,
             Some(Refused::NameSource) => true,
+            Some(Refused::ChosenIsBehind { .. }) => !by_operator,
             Some(Refused::TwoPrimaries) => !self.options.may_fork() && !by_operator,
             // A Primary's disk failed while it was ahead: no copy with its writes is left to serve.
             Some(Refused::NewestLost) => false,

@@ -53,7 +53,7 @@ impl<'a> After<'a> {
             (None, Some(mirror)) => (mirror.record().clone(), None),
             (bytes, _) => {
                 let bytes = bytes.unwrap_or_else(|| node.meta.after_death(rng));
-                let recovered = recover_bytes(&bytes)
+                let mut recovered = recover_bytes(&bytes)
                     .map_err(|fault| format!("{} can't be read: {fault}", node.name))?;
                 if let Some(damage) = recovered
                     .findings
@@ -62,6 +62,8 @@ impl<'a> After<'a> {
                 {
                     return Err(format!("{} would find damage: {damage}", node.name));
                 }
+                // (With the repair under way that has been done.)
+                node.meet_store(&mut recovered);
                 (recovered.superblock.record, Some(recovered.bitmap))
             }
         };

@@ -45,6 +45,7 @@ pub mod rng;
 pub mod room;
 pub mod stall;
 pub mod stats;
+mod words;
 pub mod workload;
 pub mod world;
 

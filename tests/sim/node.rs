@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use kagami_bitmap::superblock::{Backing, Record, Superblock};
-use kagami_bitmap::{Fill, Format, Layout, Placement};
+use kagami_bitmap::{Fill, Format, FoundStore, Layout, Placement, Recovered};
 use kagami_replicator::core::settings::Settings;
 use kagami_replicator::core::state::{NodeId, Role, Time};
 use kagami_replicator::core::{DiskState, Event, Mirror};
@@ -74,6 +74,8 @@ pub struct Node {
     pub life: u64,
     /// The first daemon that had the disk that there is now.
     pub disk_since: u64,
+    /// What names that disk.
+    pub disk_name: String,
     /// The daemon, if it lives.
     pub mirror: Option<Mirror>,
     /// The daemon repairs its metadata before it serves: the write under way.
@@ -145,6 +147,9 @@ pub const UNSEEN: Seen = Seen {
     term: None,
 };
 
+/// What names the disk that a node begins with.
+const FIRST_DISK: &str = "serial 1";
+
 /// The mirror's uuid.
 pub const MIRROR: u128 = 0x6b61_6761_6d69_0000_0000_0000_0000_0001;
 
@@ -172,12 +177,13 @@ impl Node {
             clock: Clock::new(0, rng.below(1 << 40), options.drift_ppm[index]),
             life: 1,
             disk_since: 1,
+            disk_name: FIRST_DISK.to_owned(),
             mirror: None,
             repairing: None,
             starting: false,
             store: Store::new(options.store_blocks()),
             store_suspect: false,
-            meta: Metadata::new(format(options, record, fill)),
+            meta: Metadata::new(format(options, record, fill, FIRST_DISK)),
             settings: options.settings.clone(),
             old_arbiter: false,
             grow: false,
@@ -194,6 +200,17 @@ impl Node {
             timer: 0,
             seen: UNSEEN,
         }
+    }
+
+    /// Holds its disk against what the metadata say, as a daemon does when it starts.
+    pub fn meet_store(&self, recovered: &mut Recovered) {
+        let names = [self.disk_name.clone()];
+        let size = self.store.blocks() * 4096;
+        let found = FoundStore {
+            names: &names,
+            size,
+        };
+        recovered.meet_store((!self.store.failed).then_some(found));
     }
 
     /// True if nothing that a daemon asked of the stores is under way.
@@ -221,23 +238,24 @@ fn boot_id(rng: &mut Rng) -> u128 {
 }
 
 /// A new disk for a node, its copy never written.
-pub fn fresh_copy(index: usize, options: &Options) -> (Store, Metadata) {
+pub fn fresh_copy(index: usize, options: &Options, name: &str) -> (Store, Metadata) {
     let mut record = Record::new(MIRROR, options.ids[index].0, options.size);
     record.peer = Some(options.ids[1 - index].0);
     record.zeroed = true;
-    let meta = Metadata::new(format(options, record, Fill::Blank));
+    let meta = Metadata::new(format(options, record, Fill::Blank, name));
     (Store::new(options.store_blocks()), meta)
 }
 
 /// The bytes of a new metadata store.
-fn format(options: &Options, record: Record, fill: Fill) -> Vec<u8> {
+fn format(options: &Options, record: Record, fill: Fill, name: &str) -> Vec<u8> {
     let layout =
         Layout::new(options.grown, options.log_capacity, Placement::Own).expect("a layout");
     let backing = Backing {
         data_offset: 0,
         store_size: options.store_blocks() * 4096,
     };
-    let superblock = Superblock::new(layout, backing, 0, record);
+    let mut superblock = Superblock::new(layout, backing, 0, record);
+    name.clone_into(&mut superblock.store_name);
     let mut bytes = vec![0; layout.total_len as usize];
     for chunk in Format::new(&superblock, fill) {
         bytes[chunk.offset as usize..][..chunk.bytes.len()].copy_from_slice(&chunk.bytes);

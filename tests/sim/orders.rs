@@ -330,6 +330,9 @@ impl World {
         }
         self.sent += 1;
         self.stats.order(&command);
+        if matches!(command, Command::Resync { from: Some(_), .. }) {
+            self.tell_word(node);
+        }
         let id = self.sent;
         let ordered = Ordered {
             node,

@@ -81,7 +81,9 @@ fn profile(defect: Defect) -> Profile {
         D::AllMarkedForgottenEarly | D::AllMarkedNotWritten => Profile::Invalidated,
         D::AlwaysMarks | D::LoserByMarks | D::BadAheadWins => Profile::OldCopies,
         D::NoFreezeAtTheEnd => Profile::BusyEnd,
-        D::NotNamedGoesOn => Profile::Forced,
+        D::NotNamedGoesOn | D::WordForEver | D::WordTurnedRound | D::WordOverAPrimary => {
+            Profile::Forced
+        }
         D::GuestOutlivesAPrimary | D::GuestWritesUnmarked => Profile::Guests,
         D::FullCopyDetached => Profile::FullStores,
         D::RepairOutlivesTheRole | D::RepairOutlivesTheVerification => Profile::BadBlocks,

@@ -188,9 +188,9 @@ async fn carry_out(context: &Context, mirror: &str, order: Order) -> Result<bool
     let words = match &carried {
         Carried::Nothing(_) if connect => return Ok(false),
         Carried::Nothing(why) => why,
-        Carried::Done | Carried::Started if connect => return Ok(true),
+        Carried::Done | Carried::Started | Carried::Waits(_) if connect => return Ok(true),
         Carried::Done => "done",
-        Carried::Started => "begun",
+        Carried::Started | Carried::Waits(_) => "begun",
     };
     print_out(&format!("mirror {mirror}: {words}\n"))?;
     Ok(!matches!(carried, Carried::Nothing(_)))

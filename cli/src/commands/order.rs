@@ -19,6 +19,8 @@ pub enum Carried {
     Done,
     /// Begun.
     Started,
+    /// Taken, and not begun yet: what it waits for.
+    Waits(String),
     /// There was nothing to do, and why.
     Nothing(String),
 }
@@ -91,6 +93,7 @@ pub fn tell(mirror: &str, carried: &Carried, done: &str, json: bool) -> Result<(
             "started",
             format!("begun; `kagami status {mirror}` shows how it goes"),
         ),
+        Carried::Waits(why) => ("started", format!("not begun yet: {why}")),
         Carried::Nothing(why) => ("nothing", format!("nothing to do: {why}")),
     };
     if json {

@@ -38,6 +38,10 @@ pub async fn run(context: &Context, args: &ResyncArgs) -> Outcome {
     let events = events(context).await?;
     let carried = give(context, name, order, BEGIN).await?;
     if !wanted(&args.wait) || matches!(carried, Carried::Nothing(_)) {
+        let carried = match carried {
+            Carried::Started if args.from.is_some() => begun(&context.mirror(name).await?),
+            carried => carried,
+        };
         tell(name, &carried, "resynchronised", args.json)?;
         return DONE;
     }
@@ -57,6 +61,12 @@ pub async fn run(context: &Context, args: &ResyncArgs) -> Outcome {
         print_out(&format!("mirror {name}: {}\n", done.words()))?;
     }
     DONE
+}
+
+/// Where the peer is not there, the word waits for it.
+fn begun(mirror: &MirrorReport) -> Carried {
+    let waits = mirror.chosen.as_ref().and(mirror.next.first());
+    waits.map_or(Carried::Started, |why| Carried::Waits(why.clone()))
 }
 
 /// What a resynchronisation moved.
@@ -229,7 +239,7 @@ fn loss(mirror: &MirrorReport, args: &ResyncArgs) -> String {
     };
     match args.from {
         Some(Source::Local) => format!(
-            "mirror {name}: this node's copy stays; {what} is overwritten on {peer}, and what only {peer} holds{} is lost; if {peer} is Primary, it is demoted, and what uses the mirror there fails",
+            "mirror {name}: this node's copy stays; {what} is overwritten on {peer}, and what only {peer} holds{} is lost; while {peer} is Primary it is refused",
             since(verdict.and_then(|v| v.there.as_ref()))
         ),
         Some(Source::Peer) => format!(

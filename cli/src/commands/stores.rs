@@ -13,6 +13,7 @@ use kagami_replicator::shell::buffers::{Pool, PoolConfig};
 use kagami_replicator::shell::fence::StoreFile;
 use kagami_replicator::shell::signature::{Place, Signature};
 use kagami_replicator::shell::store::{self, StoreError};
+use kagami_replicator::shell::store_name;
 
 use crate::args::StoreArgs;
 use crate::config::value::spell_size;
@@ -262,7 +263,9 @@ impl Plan {
             data_offset: 0,
             store_size: backing.capabilities().size,
         };
-        let superblock = Superblock::new(self.layout, place, wall_ms() / 1000, self.record);
+        let mut superblock = Superblock::new(self.layout, place, wall_ms() / 1000, self.record);
+        let names = store_name::names(backing.file(), backing.capabilities().kind);
+        superblock.store_name = names.into_iter().next().unwrap_or_default();
         format(&metadata, &superblock).map_err(|error| {
             Failure::system(format!(
                 "no store made: {}: writing the metadata: {error}\n  next: check the disk, and try again",

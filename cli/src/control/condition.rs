@@ -123,9 +123,30 @@ fn connected(mirror: &MirrorReport) -> Condition {
 
 /// What to do, a line each.
 pub fn next(mirror: &MirrorReport) -> Vec<String> {
-    let mut lines = by_condition(mirror);
+    let mut lines: Vec<String> = chosen(mirror).into_iter().collect();
+    lines.extend(by_condition(mirror));
     lines.extend(arbiter(mirror));
     lines
+}
+
+/// An operator's word that waits for the peer.
+fn chosen(mirror: &MirrorReport) -> Option<String> {
+    let chosen = mirror.chosen.as_ref()?;
+    let (name, node) = (&mirror.name, &chosen.node);
+    let peer = mirror.peer.as_ref().map_or("the peer", |p| p.name.as_str());
+    let zone = jiff::tz::TimeZone::system();
+    let until = crate::render::units::moment(chosen.until_ms, 0, &zone);
+    Some(format!(
+        "a word waits: {node}'s copy stays when {peer} is met before {until}; `kagami disconnect {name}` or a promotion takes it back"
+    ))
+}
+
+/// Another disk, and the very same one.
+fn new_disk(mirror: &MirrorReport) -> String {
+    format!(
+        "for a new disk `kagami down`, `kagami replace-disk {}`, `kagami up` on that node",
+        mirror.name
+    )
 }
 
 /// What waits for an arbiter that can't be used. Where requests do, the condition's own line says so.
@@ -183,7 +204,7 @@ fn by_condition(mirror: &MirrorReport) -> Vec<String> {
         },
         // Its copy is brought up to date with the peer's then, and what the kernel holds belongs to neither.
         Condition::OneCopy if has_lost_disk(mirror) && mirror.device.is_some() => line(format!(
-            "{peer} serves from the only copy; to replace the disk here end who uses the device, `kagami detach {name}` (it becomes stale otherwise), replace it and start kagami here again: it resynchronises by itself"
+            "{peer} serves from the only copy; to replace the disk here end who uses the device, `kagami detach {name}` (it becomes stale otherwise), and start kagami here again with the very same disk; {}", new_disk(mirror)
         )),
         Condition::OneCopy => {
             let (where_, whose) = if has_lost_disk(mirror) {
@@ -192,7 +213,8 @@ fn by_condition(mirror: &MirrorReport) -> Vec<String> {
                 ("there", "this node serves".to_owned())
             };
             line(format!(
-                "{whose} from the only copy; replace the disk {where_} and start that daemon again: it resynchronises by itself"
+                "{whose} from the only copy; if the very same disk comes back {where_}, start that daemon again: it resynchronises by itself; {}",
+                new_disk(mirror)
             ))
         }
         Condition::Connecting => line(match (mirror.role, mirror.disk) {
@@ -208,7 +230,7 @@ fn by_condition(mirror: &MirrorReport) -> Vec<String> {
         // The peer is there, and may not go on: this node has its permission, and not its disk.
         Condition::Held if has_lost_disk(mirror) && mirror.connection == Connection::Connected => {
             line(format!(
-                "this node's disk failed when it was to go on alone, so {peer} may not: put this disk right and start kagami here again; if it can't be, `kagami down` here and `kagami promote {name} --force` on {peer}"
+                "this node's disk failed when it was to go on alone, so {peer} may not: put this very disk right and start kagami here again; if it can't be, `kagami down` here and `kagami promote {name} --force` on {peer}"
             ))
         }
         Condition::Held | Condition::Unusable if is_guest(mirror) => line(format!(
@@ -226,7 +248,8 @@ fn by_condition(mirror: &MirrorReport) -> Vec<String> {
                 ""
             };
             line(format!(
-                "put this node's disk right{or_elsewhere} and start kagami here again; {peer} can serve meanwhile"
+                "put this node's disk right{or_elsewhere} and start kagami here again ({}); {peer} can serve meanwhile",
+                new_disk(mirror)
             ))
         }
         Condition::Unusable => match mirror.disk {
@@ -235,7 +258,7 @@ fn by_condition(mirror: &MirrorReport) -> Vec<String> {
             )),
             _ => vec![
                 format!("start kagami on {peer}: it can serve from its copy"),
-                "put this node's disk right and start kagami here again".to_owned(),
+                format!("put this node's disk right and start kagami here again; {}", new_disk(mirror)),
             ],
         },
         Condition::SplitBrain => refused(mirror, Refusal::SplitBrain),
@@ -377,6 +400,12 @@ fn refused(mirror: &MirrorReport, refusal: Refusal) -> Vec<String> {
         Refusal::TwoPrimaries => vec![format!(
             "both nodes were made Primary while apart, and neither has written: `kagami demote {name}` on the one that is not in use"
         )],
+        Refusal::ChosenIsBehind => vec![
+            format!("to take the newer copy after all: `kagami connect {name}` where the other one was chosen"),
+            format!(
+                "to give the newer one up, with all that only it holds: on its node `kagami invalidate {name}`, then there `kagami resync {name} --from peer`"
+            ),
+        ],
         Refusal::Impossible => vec![
             "one of the copies was cloned or restored from a backup; nothing was changed"
                 .to_owned(),

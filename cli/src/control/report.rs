@@ -193,6 +193,8 @@ words! {
         TwoPrimaries = "two-primaries",
         /// What the protocol rules out: a cloned or restored disk.
         Impossible = "impossible",
+        /// The copy that an operator chose is not the newer one.
+        ChosenIsBehind = "chosen-is-behind",
     }
 }
 
@@ -245,6 +247,9 @@ pub struct MirrorReport {
     pub held: Option<String>,
     /// What the last handshake found.
     pub verdict: Option<VerdictReport>,
+    /// Whose copy is to stay when the nodes meet; `null` where nobody has chosen, and from then on.
+    #[serde(default)]
+    pub chosen: Option<ChosenReport>,
     /// The running resynchronisation or verification.
     pub progress: Option<ProgressReport>,
     /// When a write is answered: `A`, `B` or `C`.
@@ -339,6 +344,15 @@ pub struct AloneReport {
     pub since_ms: u64,
     /// By which permission.
     pub by: Option<String>,
+}
+
+/// An operator's word that waits for the peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChosenReport {
+    /// Whose copy is to stay.
+    pub node: String,
+    /// The word counts until then.
+    pub until_ms: u64,
 }
 
 /// The arbiter's answers come to nothing.

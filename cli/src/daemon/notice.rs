@@ -309,6 +309,12 @@ pub fn outcome(verdict: &Verdict, names: &impl Names) -> String {
                     spell_size(size)
                 );
             }
+            Refused::ChosenIsBehind { chosen } => {
+                return format!(
+                    "{}'s copy was chosen to stay, and it is not the newer one; nothing was changed",
+                    names.node(chosen)
+                );
+            }
             Refused::OtherMirror => "these are not two copies of one mirror",
             Refused::NameSource => "neither copy was written, and they may differ",
             Refused::BothStale => "no good copy is left",
@@ -337,6 +343,7 @@ pub fn refusal(verdict: &Verdict) -> Option<Refusal> {
         Refused::NewestLost => Refusal::NewestLost,
         Refused::TwoPrimaries => Refusal::TwoPrimaries,
         Refused::Impossible => Refusal::Impossible,
+        Refused::ChosenIsBehind { .. } => Refusal::ChosenIsBehind,
     })
 }
 

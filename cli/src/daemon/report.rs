@@ -15,9 +15,9 @@ use crate::config::value::spell_hex;
 use crate::config::{Config, Mirror, Protocol, Solo};
 use crate::control::condition;
 use crate::control::report::{
-    AloneReport, ArbiterFaultReport, Condition, Connection, CountersReport, Disk, GenerationReport,
-    LoadReport, MirrorReport, NodeReport, PeerReport, ProgressReport, Replication, Role, SCHEMA,
-    SideReport, StatusReport, VerdictReport,
+    AloneReport, ArbiterFaultReport, ChosenReport, Condition, Connection, CountersReport, Disk,
+    GenerationReport, LoadReport, MirrorReport, NodeReport, PeerReport, ProgressReport,
+    Replication, Role, SCHEMA, SideReport, StatusReport, VerdictReport,
 };
 
 /// The clocks at one moment: the core's, and the one on the wall.
@@ -218,6 +218,7 @@ fn skeleton(config: &Config, mirror: &Mirror, now: Now) -> MirrorReport {
         in_flight: 0,
         held: None,
         verdict: None,
+        chosen: None,
         progress: None,
         protocol: match mirror.protocol {
             Protocol::A => "A",
@@ -289,6 +290,10 @@ fn fill(
         refused: fault.refused,
     });
     report.verdict = verdict(report, config, core, memory);
+    report.chosen = core.chosen.map(|chosen| ChosenReport {
+        node: config.node(chosen.keep),
+        until_ms: now.wall_ms + chosen.until.since(now.boot) / 1_000_000,
+    });
     report.progress = core.progress.as_ref().map(|p| progress(p, now));
     report.load = match core.role {
         CoreRole::Primary => memory.load(status, &core.counters, now),

@@ -54,6 +54,7 @@ pub fn in_sync() -> Status {
         held: None,
         arbiter_fault: None,
         verdict: None,
+        chosen: None,
         progress: None,
         round_trip_ns: Some(210_000),
         counters: Counters::default(),

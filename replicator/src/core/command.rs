@@ -170,8 +170,7 @@ impl Mirror {
                 self.become_invalid(full, None, out);
             }
         } else {
-            self.solo.keep = Some(keep);
-            self.solo.keep_full = full;
+            self.take_word(keep, full);
             self.door.cause = "an operator chose the copy that stays".to_owned();
             self.door.shut = false;
             self.door.refused = 0;
@@ -228,6 +227,7 @@ impl Mirror {
         if let Some(why) = self.gives_up_the_peer() {
             return self.answer(id, Err(why), out);
         }
+        self.forget_word();
         self.become_invalid(true, Some(id), out);
     }
 
@@ -309,6 +309,7 @@ impl Mirror {
     }
 
     fn order_disconnect(&mut self, id: CommandId, out: &mut Actions) {
+        self.forget_word();
         let nothing = if !self.has_peer() {
             Some(NO_PEER)
         } else if self.door.shut && self.link.is_none() {

@@ -107,6 +107,11 @@ pub enum Refused {
     TwoPrimaries,
     /// What the protocol rules out: a cloned or restored disk.
     Impossible,
+    /// An operator chose the copy that is behind: neither it nor the other one is overwritten.
+    ChosenIsBehind {
+        /// Whose was chosen.
+        chosen: NodeId,
+    },
 }
 
 /// A row and what follows from it.
@@ -151,7 +156,7 @@ fn line_has(copy: &Hello, tag: u64) -> bool {
 pub fn decide(mine: &Hello, theirs: &Hello) -> Verdict {
     let verdict = by_record(mine, theirs);
     let Strategy::Refuse(refused) = verdict.strategy else {
-        return verdict;
+        return heeding(verdict, mine, theirs);
     };
     let strategy = match refused {
         Refused::SplitBrain | Refused::Unrelated => {
@@ -163,6 +168,23 @@ pub fn decide(mine: &Hello, theirs: &Hello) -> Verdict {
     Verdict {
         row: verdict.row,
         strategy: strategy.unwrap_or(verdict.strategy),
+    }
+}
+
+/// A verdict that has a source, unless an operator chose the other copy: his word is never turned round.
+fn heeding(verdict: Verdict, mine: &Hello, theirs: &Hello) -> Verdict {
+    let chosen = kept(mine, theirs).filter(|chosen| verdict.source().is_some_and(|s| s != *chosen));
+    let Some(chosen) = chosen.filter(|_| !planted(Defect::WordTurnedRound)) else {
+        return verdict;
+    };
+    let strategy = match verdict.strategy {
+        // Both read as zeroes: either may begin.
+        Strategy::First { .. } => Strategy::First { source: chosen },
+        _ => Strategy::Refuse(Refused::ChosenIsBehind { chosen }),
+    };
+    Verdict {
+        row: verdict.row,
+        strategy,
     }
 }
 
@@ -189,7 +211,15 @@ fn survivor(mine: &Hello, theirs: &Hello, refused: Refused) -> Option<NodeId> {
             .then(|| by_policy(mine, theirs))
             .flatten()
     };
-    kept(mine, theirs).or_else(policy)
+    // *No-silent-fork*: what a Primary has written since it was chosen was nobody's choice.
+    let loses_a_primary = |kept: NodeId| {
+        let loser = if kept == mine.node { theirs } else { mine };
+        loser.role == Role::Primary && !planted(Defect::WordOverAPrimary)
+    };
+    match kept(mine, theirs) {
+        Some(kept) if loses_a_primary(kept) => None,
+        word => word.or_else(policy),
+    }
 }
 
 fn by_policy(mine: &Hello, theirs: &Hello) -> Option<NodeId> {

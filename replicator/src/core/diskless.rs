@@ -44,7 +44,11 @@ impl Mirror {
         self.local.unbroken = false;
         self.alone = None;
         // The store may be beyond recording it; the token says the same for this boot.
-        self.change_record(After::Nothing, |r| r.boot = None);
+        // What is there at the next start may be another disk.
+        self.change_record(After::Nothing, |r| {
+            r.boot = None;
+            r.store_lost = true;
+        });
         self.end_attempt();
         self.cancel_cycle();
         self.release_cold(out);

@@ -79,14 +79,15 @@ impl Mirror {
     }
 
     fn hello(&self) -> Hello {
+        let (keep, full) = self.word();
         Hello {
             diskless: self.local.store != Store::Usable,
             marks: self.bitmap.count(),
             role: self.role,
             unbroken: self.local.unbroken,
             unmap_zeroes: self.unmap_zeroes,
-            keep: self.solo.keep,
-            full: self.solo.keep_full,
+            keep,
+            full,
             boot: self.told_boot(),
             ..Hello::of(self.record(), &self.settings)
         }
@@ -416,8 +417,7 @@ impl Mirror {
             link.stage = LinkStage::Up(Box::new(Up::new(peer, phase)));
         }
         self.door.refused = 0;
-        self.solo.keep = None;
-        self.solo.keep_full = false;
+        self.solo.word = None;
         self.door.cause = "the peer is there".to_owned();
         if good {
             self.local.up_to_date = true;
@@ -465,7 +465,7 @@ impl Mirror {
         };
         if keep == Some(self.me) && matches!(refused, Refused::BothStale | Refused::NameSource) {
             // The kept copy mints; the next handshake finds it ahead.
-            self.solo.keep = Some(self.me);
+            self.take_word(self.me, mine.full || theirs.full);
             self.door.refused = 0;
             self.close_session(&reason, out);
             self.force(None, false, out);
@@ -475,5 +475,6 @@ impl Mirror {
             self.on_both_stale(theirs);
         }
         self.close_session(&reason, out);
+        self.word_refused(refused, mine, theirs, out);
     }
 }

@@ -24,6 +24,7 @@
 //! | `peer`, `served` | another node takes the peer's place; who answers for a target that is Primary |
 //! | `secondary`, `applied` | what the peer sends is applied |
 //! | `resync`, `compare`, `pace`, `settle` | one copy is brought up to date: the blocks, checksums first, how fast, and its end |
+//! | `word` | an operator's word on whose copy stays |
 //! | `verify` | the copies are compared |
 //! | `durable` | the record and the bitmap's pages are written |
 //! | `command`, `timers` | an operator's orders; deadlines |
@@ -69,6 +70,7 @@ pub mod status;
 mod timers;
 mod unflushed;
 mod verify;
+mod word;
 mod write;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -569,6 +571,7 @@ impl Mirror {
             held: self.held_because(),
             arbiter_fault: self.arbiter_fault(),
             verdict: self.last_verdict,
+            chosen: self.chosen(now),
             progress: self.progress(now),
             round_trip_ns: self.link.as_ref().and_then(|l| l.round_trip_ns),
             counters: self.counters,

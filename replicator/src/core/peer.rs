@@ -137,7 +137,7 @@ impl Mirror {
         self.close_session("this copy has another peer", out);
         self.door.refused = 0;
         self.last_verdict = None;
-        self.solo.keep = None;
+        self.forget_word();
         self.solo.told_timeout_ms = 0;
         out.push(super::Action::Report(Notice::PeerSet {
             from: (old != NodeId::NOBODY).then_some(old),

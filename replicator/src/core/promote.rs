@@ -349,6 +349,7 @@ impl Mirror {
             }
         };
         self.role = Role::Primary;
+        self.forget_word();
         self.gate = Gate::Open;
         self.guest_flushed();
         self.promotion_done(out);

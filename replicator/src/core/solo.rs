@@ -9,7 +9,7 @@ use super::durable::After;
 use super::link::Phase;
 use super::message::Hello;
 use super::settings::BothStalePolicy;
-use super::state::{NodeId, Role, Solo, Time};
+use super::state::{Role, Solo, Time};
 use super::status::{ArbiterFault, Footing, Standing};
 use super::timers::Timer;
 use super::{Action, Actions, Mirror, Notice};
@@ -41,9 +41,8 @@ pub(super) struct Outlook {
     pub ask_before_hello: bool,
     /// The longest time-out that a hello told the peer.
     pub told_timeout_ms: u64,
-    /// An operator's word: the copy that stays.
-    pub keep: Option<NodeId>,
-    pub keep_full: bool,
+    /// Whose copy stays.
+    pub word: Option<super::word::Word>,
     /// Both are recording the instance of a register, or that there is none.
     pub naming: bool,
     /// The instance that was drawn for the arbiter of now, and is being named to the peer.
@@ -308,6 +307,10 @@ impl Mirror {
             self.close_session("this copy is forced", out);
         }
         self.end_attempt();
+        if promote {
+            // What is written from now on was not there when it was chosen between the copies.
+            self.forget_word();
+        }
         let tag = self.draw_tag();
         let after = After::Forced {
             command,
@@ -349,7 +352,7 @@ impl Mirror {
                 }
             }
         };
-        self.solo.keep = keep;
+        self.take_policy(keep);
     }
 
     /// The peer left cleanly: its copy is Outdated, durably (§3 consent).

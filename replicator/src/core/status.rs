@@ -3,7 +3,7 @@
 use kagami_bitmap::superblock::Generation;
 
 use super::decide::Verdict;
-use super::state::{Attempt, Connection, DiskState, Replication, Role, Time};
+use super::state::{Attempt, Connection, DiskState, NodeId, Replication, Role, Time};
 
 /// One mirror as one node sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,12 +52,23 @@ pub struct Status {
     pub arbiter_fault: Option<ArbiterFault>,
     /// The last handshake's verdict.
     pub verdict: Option<Verdict>,
+    /// An operator's word that waits for the peer.
+    pub chosen: Option<Chosen>,
     /// The running resynchronisation or verification.
     pub progress: Option<Progress>,
     /// The newest round trip measured by pings, nanoseconds.
     pub round_trip_ns: Option<u64>,
     /// Counters since start.
     pub counters: Counters,
+}
+
+/// Whose copy is to stay when the nodes meet, as an operator has said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chosen {
+    /// Whose.
+    pub keep: NodeId,
+    /// The word counts until then.
+    pub until: Time,
 }
 
 /// The arbiter's answers come to nothing.

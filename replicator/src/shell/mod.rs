@@ -6,6 +6,7 @@
 //! | [`uring`], [`buffers`] | the ring, and the memory that payloads live in |
 //! | [`storage`], [`disk`], [`metadata`] | a thread's stores: a mirror's data, and its metadata |
 //! | [`store`], [`signature`], [`probe`], [`fence`] | making a store, and not of what is used; what it can do; one opener for each |
+//! | [`store_name`] | what tells a store from another one under its path |
 //! | [`boot`], [`time`] | this boot and its token; the clocks |
 //! | [`quic`], `race` | the link; reaching somebody who has several addresses |
 //! | [`identity`], [`tls`], [`pairing`] | a node's key; who is let in by it; how two nodes come to know each other |
@@ -30,6 +31,7 @@ pub mod runtime;
 pub mod signature;
 pub mod storage;
 pub mod store;
+pub mod store_name;
 pub mod time;
 pub mod tls;
 pub mod uring;

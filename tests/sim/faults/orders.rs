@@ -117,15 +117,25 @@ impl World {
             self.start_in(node, MS);
             return Ok(()); // its last writes are landing: another time
         }
-        let (store, meta) = fresh_copy(node, &self.options);
+        let name = format!("serial at {}", self.tick);
+        let (store, meta) = fresh_copy(node, &self.options, &name);
+        // Perhaps nobody says so: another disk is there, under the old metadata.
+        let told = self.fault_rng.coin();
         let at = &mut self.nodes[node];
         at.store = store;
-        at.meta = meta;
+        at.disk_name = name;
+        if told {
+            at.meta = meta;
+        }
         at.store_suspect = false;
         at.disk_since = at.life;
         let record = at.meta.record().cloned();
         self.ghost.records[node] = record;
-        self.stats.mark("disk replaced");
+        self.stats.mark(if told {
+            "disk replaced"
+        } else {
+            "disk replaced under its metadata"
+        });
         let name = self.nodes[node].name;
         self.trace
             .line(|| format!("{:>10} {name} has another disk, empty", self.now / 1000));

@@ -98,6 +98,7 @@ pub(super) fn status(role: Role) -> Status {
         held: None,
         arbiter_fault: None,
         verdict: None,
+        chosen: None,
         progress: None,
         round_trip_ns: None,
         counters: Counters::default(),

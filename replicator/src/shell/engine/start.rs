@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use kagami_bitmap::layout::{LayoutError, SLOTS_BYTES};
 use kagami_bitmap::recover::UNREADABLE;
-use kagami_bitmap::{BLOCK, Placement, Recovered, Recovery, SuperblockFault, read_slots};
+use kagami_bitmap::{
+    BLOCK, FoundStore, Placement, Recovered, Recovery, SuperblockFault, read_slots,
+};
 
 use super::config::MirrorConfig;
 use super::holes::Holes;
@@ -20,6 +22,7 @@ use crate::shell::buffers::{PAGE, Pool, PoolConfig};
 use crate::shell::fence::{FenceError, StoreFile};
 use crate::shell::probe::StoreKind;
 use crate::shell::storage::Area;
+use crate::shell::store_name;
 
 /// Bytes read at once.
 const STEP: u64 = 1 << 20;
@@ -205,7 +208,7 @@ pub(super) fn open(config: MirrorConfig, node: NodeId) -> Result<Opened, StartEr
     let (mut recovered, metadata_area) = reader.recover(placement, config.mirror)?;
     check(&config, node, store.path(), &recovered)?;
     reader.repair(metadata_area, &mut recovered)?;
-    let findings = report(&config.name, &recovered);
+    let mut findings = report(&config.name, &recovered);
     let data = match (backing, lost) {
         (Some(file), _) => {
             let area = data_area(
@@ -218,6 +221,12 @@ pub(super) fn open(config: MirrorConfig, node: NodeId) -> Result<Opened, StartEr
         }
         (None, lost) => Err(lost.unwrap_or_default()),
     };
+    if let Some(store) = &separate {
+        let reader = Reader::new(store, &config.name)?;
+        let found = data.as_ref().ok().map(|(file, _)| file);
+        findings.extend(meet_store(&config, found, &mut recovered));
+        reader.repair(metadata_area, &mut recovered)?;
+    }
     let data_start = recovered.superblock.backing.data_offset;
     let file = data.as_ref().ok().map(|(file, _)| file);
     let file = file.filter(|file| file.capabilities().kind == StoreKind::File);
@@ -401,6 +410,39 @@ fn check(
         });
     }
     Ok(())
+}
+
+/// Holds the backing store against the one that the metadata speak of. (Metadata in its tail come and go
+/// with it.) What is to be told of it.
+fn meet_store(
+    config: &MirrorConfig,
+    found: Option<&StoreFile>,
+    recovered: &mut Recovered,
+) -> Option<String> {
+    let Some(file) = found else {
+        recovered.meet_store(None);
+        return None;
+    };
+    let known = recovered.superblock.store_name.clone();
+    let capabilities = file.capabilities();
+    let names = store_name::names(file.file(), capabilities.kind);
+    let before = recovered.findings.len();
+    recovered.meet_store(Some(FoundStore {
+        names: &names,
+        size: capabilities.size,
+    }));
+    let finding = recovered.findings.get(before)?;
+    let or_none = |name: &str| {
+        if name.is_empty() {
+            "no name".to_owned()
+        } else {
+            name.to_owned()
+        }
+    };
+    let now = or_none(names.first().map_or("", String::as_str));
+    let text = format!("{finding} ({now}; the copy was on: {})", or_none(&known));
+    tracing::warn!(mirror = config.name, path = %config.backing.display(), "{text}");
+    Some(text)
 }
 
 /// Where the data lie, if there is room for them.
