@@ -10,7 +10,7 @@ use std::time::Duration;
 use kagami_replicator::core::notice::Notice;
 use kagami_replicator::core::state::{Connection, DiskState, Replication, Role, Time};
 use kagami_replicator::core::status::Standing;
-use support::Node;
+use support::{Node, eventually};
 
 fn connect(node: &Node) -> UnixStream {
     let stream = UnixStream::connect(node.socket()).unwrap();
@@ -101,6 +101,78 @@ fn silent_clients_do_not_keep_others_out() {
     let node = Node::with_daemon();
     let _silent: Vec<UnixStream> = (0..40).map(|_| connect(&node)).collect();
     assert_eq!(node.run(&["status"]).code, 0);
+}
+
+/// Promotes, in one line.
+const PROMOTE: &str = "{\"protocol\":1,\"ask\":{\"mirror\":{\"mirror\":\"pg\",\"order\":{\"promote\":{\"force\":false}}}}}";
+
+/// Whether a question is answered; whoever has no place waits.
+fn is_answered(node: &Node) {
+    let said = say(node, &framed("{\"protocol\":1,\"ask\":\"status\"}"));
+    assert!(said.starts_with("{\"status\""), "{said}");
+}
+
+#[test]
+fn who_listens_keeps_nobody_from_asking() {
+    let node = Node::with_daemon();
+    let asks = [
+        (
+            "{\"rights\":{\"mirrors\":[\"pg\"],\"every_ms\":3600000,\"take_in_hand\":false}}",
+            256,
+        ),
+        ("\"events\"", 64),
+    ];
+    let mut listeners = Vec::new();
+    for (ask, most) in asks {
+        let request = framed(&format!("{{\"protocol\":1,\"ask\":{ask}}}"));
+        for _ in 0..most {
+            let mut stream = connect(&node);
+            stream.write_all(&request).unwrap();
+            answer(&mut stream);
+            listeners.push(stream);
+        }
+        is_answered(&node);
+        let refused = say(&node, &request);
+        assert!(refused.starts_with("{\"refused\""), "{refused}");
+        // One goes, another comes.
+        listeners.pop();
+        eventually("a place is free", || {
+            !say(&node, &request).starts_with("{\"refused\"")
+        });
+    }
+}
+
+#[test]
+fn the_place_of_a_client_that_has_gone_is_free_and_its_order_goes_on() {
+    let node = Node::with_daemon();
+    node.engine.waits.send_replace(true);
+    for _ in 0..80 {
+        connect(&node).write_all(&framed(PROMOTE)).unwrap();
+    }
+    let mut waits = connect(&node);
+    waits.write_all(&framed(PROMOTE)).unwrap();
+    is_answered(&node);
+    // None was taken back: who ended the command was told that it goes on.
+    eventually("every order was given", || {
+        node.engine.orders.lock().unwrap().len() == 81
+    });
+    node.engine.waits.send_replace(false);
+    assert_eq!(answer(&mut waits), "\"done\"");
+}
+
+/// As `socat` leaves its end.
+#[test]
+fn a_client_that_sends_no_more_is_answered() {
+    let node = Node::with_daemon();
+    node.engine.waits.send_replace(true);
+    let mut stream = connect(&node);
+    stream.write_all(&framed(PROMOTE)).unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    eventually("the order was given", || {
+        node.engine.orders.lock().unwrap().len() == 1
+    });
+    node.engine.waits.send_replace(false);
+    assert_eq!(answer(&mut stream), "\"done\"");
 }
 
 #[test]

@@ -221,6 +221,43 @@ fn a_key_that_is_not_pinned_is_refused_on_both_ends() {
 }
 
 #[test]
+fn a_stranger_with_many_keys_is_not_told_of_each_time() {
+    run(async {
+        let (key_a, key_b) = (key(), key());
+        let mut config_b = config(B);
+        config_b.peers = vec![peer(A, vec![], &key_a)];
+        let of_b = peer(B, vec![], &key_b);
+        let mut b = Node::new(config_b, key_b);
+        want(&b, A, &[PG]);
+        let config_a = || {
+            let mut config_a = config(A);
+            config_a.peers = vec![PeerConfig {
+                addresses: vec![b.address()],
+                ..of_b.clone()
+            }];
+            config_a
+        };
+        for _ in 0..20 {
+            let mut stranger = Node::new(config_a(), key());
+            want(&stranger, B, &[PG]);
+            stranger.failure().await;
+        }
+        // The peer is heard all the same.
+        let a = Node::new(config_a(), key_a);
+        want(&a, B, &[PG]);
+        let mut told = 0;
+        loop {
+            match b.next().await {
+                LinkEvent::ConnectFailed { .. } => told += 1,
+                LinkEvent::Up { .. } => break,
+                _ => {}
+            }
+        }
+        assert!((1..=6).contains(&told), "told {told} times");
+    });
+}
+
+#[test]
 fn the_pins_can_change_while_connected() {
     run(async {
         let (a, in_a, mut b, in_b) = connected().await;

@@ -52,7 +52,7 @@ fn made(folder: &Path) -> Store {
 }
 
 fn names(folder: &Path) -> Vec<(Fingerprint, String)> {
-    store::enrolled(folder).expect("list")
+    store::enrolled(folder, &[]).expect("list")
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn a_node_that_was_taken_out_hears_so() {
     let folder = tempfile::tempdir().expect("tempdir");
     let mut store = made(folder.path());
     assert_eq!(
-        store::forget(folder.path(), "beta").expect("forget"),
+        store::forget(folder.path(), "beta", &[]).expect("forget"),
         [(B, "beta".to_owned())]
     );
     assert!(store.is_forgotten(&B) && !store.is_enrolled(&B));
@@ -109,19 +109,54 @@ fn a_node_that_was_taken_out_hears_so() {
         Some(Reason::Invalid)
     );
     assert!(
-        store::forget(folder.path(), "beta")
+        store::forget(folder.path(), "beta", &[])
             .expect("again")
             .is_empty()
     );
     // By its key, and in again.
     assert_eq!(
-        store::forget(folder.path(), &A.to_string())
+        store::forget(folder.path(), &A.to_string(), &[])
             .expect("forget")
             .len(),
         1
     );
     store::enrol(folder.path(), &A, "alpha").expect("enrol");
     assert!(store.is_enrolled(&A) && !store.is_forgotten(&A));
+}
+
+/// The witness's own configuration names peers, and their keys count.
+#[test]
+fn a_node_that_the_configuration_names_is_taken_out_as_well() {
+    let folder = tempfile::tempdir().expect("tempdir");
+    drop(made(folder.path()));
+    let mut store = Store::open(folder.path(), [B, NEW]).expect("store");
+    let configured = [(B, "beta".to_owned()), (NEW, "gamma".to_owned())];
+    assert_eq!(
+        store::enrolled(folder.path(), &configured)
+            .expect("list")
+            .len(),
+        3
+    );
+    for (key, name) in configured.clone() {
+        assert_eq!(
+            store::forget(folder.path(), &name, &configured).expect("forget"),
+            [(key, name)]
+        );
+        assert_eq!(
+            reason(&ask(&mut store, &key, Op::Read)),
+            Some(Reason::NotAMember)
+        );
+    }
+    assert_eq!(
+        store::enrolled(folder.path(), &configured).expect("list"),
+        [(A, "alpha".to_owned())]
+    );
+    // Enrolling goes before both.
+    store::enrol(folder.path(), &B, "beta").expect("enrol");
+    assert!(matches!(
+        ask(&mut store, &B, Op::Read),
+        Outcome::State(Some(_))
+    ));
 }
 
 #[test]
@@ -154,6 +189,64 @@ fn a_key_is_succeeded_by_another() {
         names(folder.path()),
         [(B, "beta".to_owned()), (NEXT, "alpha".to_owned())]
     );
+    assert!(matches!(
+        ask(&mut store, &B, Op::Read),
+        Outcome::State(Some(_))
+    ));
+}
+
+#[test]
+fn a_key_that_has_named_its_successor_is_not_taken_out_by_the_one_before_it() {
+    let folder = tempfile::tempdir().expect("tempdir");
+    let mut store = made(folder.path());
+    let mut succeed = |asker, key| ask(&mut store, asker, Op::Succeed { key });
+    // NEW is in use: naming the next key is the first that it asks.
+    assert_eq!(succeed(&A, NEW), Outcome::Swapped);
+    assert_eq!(succeed(&NEW, NEXT), Outcome::Swapped);
+    // So A is worth nothing any more, wherever a copy of it may be.
+    let other = Fingerprint::from_bytes([5; 32]);
+    assert_eq!(reason(&succeed(&A, other)), Some(Reason::Stranger));
+    assert!(store.is_enrolled(&NEW) && store.is_enrolled(&NEXT) && !store.is_enrolled(&other));
+    assert!(matches!(
+        ask(&mut store, &NEXT, bind(&[NEXT, B])),
+        Outcome::Refused(Reason::NotAMember, _)
+    ));
+    assert_eq!(
+        names(folder.path()),
+        [(B, "beta".to_owned()), (NEXT, "alpha".to_owned())]
+    );
+}
+
+#[test]
+fn a_key_that_was_taken_out_does_not_come_back_by_what_the_witness_writes_of_it() {
+    let folder = tempfile::tempdir().expect("tempdir");
+    let mut store = made(folder.path());
+    let hex = |key: &Fingerprint| key.to_string().trim_start_matches("sha256:").to_owned();
+    let file = folder.path().join("clients").join(hex(&B));
+    let before = std::fs::read(&file).expect("it is enrolled");
+    assert_eq!(
+        store::forget(folder.path(), "beta", &[])
+            .expect("forget")
+            .len(),
+        1
+    );
+    // The witness was just noting that the key asked; or whoever took it out died half-way.
+    std::fs::write(&file, before).expect("written");
+    assert!(store.is_forgotten(&B) && !store.is_enrolled(&B));
+    assert_eq!(
+        reason(&ask(&mut store, &B, Op::Read)),
+        Some(Reason::NotAMember)
+    );
+    assert_eq!(names(folder.path()), [(A, "alpha".to_owned())]);
+    // It can be taken out again, and let in again.
+    assert_eq!(
+        store::forget(folder.path(), "beta", &[])
+            .expect("forget")
+            .len(),
+        1
+    );
+    assert!(!file.exists());
+    store::enrol(folder.path(), &B, "beta").expect("enrol");
     assert!(matches!(
         ask(&mut store, &B, Op::Read),
         Outcome::State(Some(_))

@@ -3,6 +3,8 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use kagami_replicator::core::register::{ArbiterAnswer, Ask, Register};
@@ -255,6 +257,49 @@ fn strangers_and_impostors_get_nowhere() {
         assert!(text.contains("w1") && text.contains("not pinned"), "{text}");
         witness.stop().await;
     });
+}
+
+/// Counts what the witness warns of on this thread.
+struct Warnings(Arc<AtomicUsize>);
+
+impl tracing::Subscriber for Warnings {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() == tracing::Level::WARN && metadata.target().contains("witness::server")
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn strangers_do_not_fill_the_log() {
+    let warnings = Arc::new(AtomicUsize::new(0));
+    let _heard = tracing::subscriber::set_default(Warnings(Arc::clone(&warnings)));
+    run(async {
+        let world = World::new();
+        let witness = world.start(loopback());
+        for _ in 0..20 {
+            let stranger = NodeKey::generate().expect("key");
+            let text = why(read(&world.asker(&stranger, witness.address)).await);
+            assert!(text.contains("not enrolled"), "{text}");
+        }
+        witness.stop().await;
+    });
+    let told = warnings.load(Ordering::Relaxed);
+    assert!((1..=6).contains(&told), "told {told} times");
 }
 
 #[test]

@@ -46,6 +46,30 @@ fn is_repaired(pair: &Pair, node: usize) -> bool {
     notices.any(|notice| matches!(notice, Notice::ReadRepaired { .. }))
 }
 
+/// As fast as the disk fails, for as long as the write takes, which may be for a hanging peer.
+#[test]
+fn a_bad_block_is_not_read_again_and_again_while_it_is_written() {
+    let mut pair = primary();
+    pair.sides[0].bad.insert(3);
+    pair.sides[0].hold.writes = true;
+    let (written, _) = pair.request(0, write(3));
+    let (id, _) = pair.request(0, read(3));
+    // It comes to rest.
+    pair.pump();
+    assert_eq!(pair.reply(0, id), None);
+    // The neighbours are read meanwhile.
+    let (other, _) = pair.request(0, read(4));
+    pair.pump();
+    assert!(matches!(pair.reply(0, other), Some(Ok(_))));
+    assert_eq!(pair.reply(0, id), None);
+    pair.sides[0].hold.writes = false;
+    pair.pump();
+    assert_eq!(pair.reply(0, written), Some(&Ok(Bytes::new())));
+    let now = pair.content(0, 12_288, 4096);
+    assert_eq!(pair.reply(0, id), Some(&Ok(now)));
+    assert!(pair.is_equal());
+}
+
 /// *Read-your-writes*: the block would be older than what the next Primary has written there meanwhile.
 #[test]
 fn a_demotion_waits_for_a_block_that_is_being_written_back() {

@@ -176,8 +176,11 @@ fn find<'a>(
         })
 }
 
-/// An answer that this question can't have.
+/// An answer that is none to this question: a refusal, or one that it can't have.
 pub(crate) fn unexpected(answer: &Answer) -> Failure {
+    if let Answer::Refused(refusal) = answer {
+        return Failure::of_refusal("", refusal);
+    }
     let error = ClientError::NotUnderstood {
         why: format!("its answer belongs to another question: {answer:?}"),
     };

@@ -60,23 +60,26 @@ fn listen(config: &Config) -> Vec<std::net::SocketAddr> {
         .unwrap_or_default()
 }
 
+/// The keys of this machine's own peers, which may use the witness without being enrolled.
+fn configured(config: &Config) -> Vec<(Fingerprint, String)> {
+    let peers = config.peers.iter();
+    let keys = peers.flat_map(|peer| peer.fingerprints.iter().map(move |key| (key, &peer.name)));
+    keys.filter_map(|(key, name)| Some((key.parse().ok()?, name.clone())))
+        .collect()
+}
+
 /// Answers questions until a signal ends it.
 async fn serve(context: &Context, args: &WitnessArgs) -> Outcome {
     let config = config(context, args)?;
     log::begin(&config.node.log_level, config.node.log_json);
     let keys = config.keys()?;
-    let clients: Vec<Fingerprint> = config
-        .peers
-        .iter()
-        .flat_map(|peer| &peer.fingerprints)
-        .filter_map(|text| text.parse().ok())
-        .collect();
+    let clients = configured(&config).into_iter().map(|(key, _)| key);
     let server = Server::start(
         &keys.current,
         ServerConfig {
             listen: listen(&config),
             state: state(&config),
-            clients,
+            clients: clients.collect(),
         },
     )
     .map_err(|error| {
@@ -169,7 +172,7 @@ fn list(context: &Context, as_json: bool) -> Outcome {
     let config = context.config()?;
     let state = state(&config);
     let found = if state.exists() {
-        store::enrolled(&state).map_err(|error| {
+        store::enrolled(&state, &configured(&config)).map_err(|error| {
             Failure::system(format!(
                 "the enrolled nodes can't be read: {error}\n  next: run the command as the user whose witness it is"
             ))
@@ -199,9 +202,10 @@ fn list(context: &Context, as_json: bool) -> Outcome {
 
 /// Takes a node out.
 fn forget(context: &Context, node: &str) -> Outcome {
-    let state = state(&context.config()?);
+    let config = context.config()?;
+    let state = state(&config);
     let forgotten = if state.exists() {
-        store::forget(&state, node).map_err(|error| {
+        store::forget(&state, node, &configured(&config)).map_err(|error| {
             Failure::system(format!(
                 "{node} was not forgotten: {error}\n  next: run the command as the user whose witness it is, with room on its disk"
             ))

@@ -1,15 +1,18 @@
 //! The daemon's side of the control channel: one request a connection, its answers, nothing else.
 //!
 //! A client can be anything: what it sends is bounded in length and time, what it does not read is
-//! given up, and there are at most [`CONNECTIONS_MAX`] of them.
+//! given up, and there are at most [`CONNECTIONS_MAX`] of them that were not answered yet. Who is to be told
+//! something again and again has a place of another kind, so that nobody who has a question waits for those who
+//! listen. An order goes on when its client has gone (docs/exit-statuses.md, 5); the client's place is free then.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use kagami_replicator::core::event::{Command, From, Refusal, Reply};
 use kagami_replicator::core::state::NodeId;
 use tokio::net::UnixStream;
-use tokio::sync::{Semaphore, broadcast};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, timeout};
 use tracing::{debug, info};
@@ -26,8 +29,14 @@ use crate::control::frame::{self, FrameError, REQUEST_MAX};
 use crate::control::message::{Answer, Ask, Order, PROTOCOL, RefusalReport, Request, Source};
 use crate::control::report::RightReport;
 
-/// Clients at a time; more wait.
+/// Clients at a time that have asked nothing yet, or wait for an answer; more wait.
 const CONNECTIONS_MAX: usize = 64;
+/// Clients that listen, to events or to the state, at a time; more are refused.
+const LISTENERS_MAX: usize = 64;
+/// Managers and guards that are told what being Primary rests on, at a time: two for each group. More are refused.
+const RIGHTS_MAX: usize = 256;
+/// Orders that go on without their clients. Beyond these the place of a client is kept until its order is done.
+const LEFT_MAX: usize = 256;
 /// A request must be there within.
 const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
 /// A client that does not take an answer within is given up.
@@ -35,7 +44,7 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Serves clients until the daemon has stopped.
 pub async fn serve<E: Engine>(shared: Arc<Shared<E>>, socket: ControlSocket) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Arc::new(Places::default());
     let mut clients = JoinSet::new();
     let mut stopped = shared.stopped.subscribe();
     loop {
@@ -46,12 +55,11 @@ pub async fn serve<E: Engine>(shared: Arc<Shared<E>>, socket: ControlSocket) {
         let Some((stream, place)) = accepted else {
             continue;
         };
-        let shared = Arc::clone(&shared);
+        let (shared, places) = (Arc::clone(&shared), Arc::clone(&places));
         clients.spawn(async move {
-            if let Err(error) = client(&shared, stream).await {
+            if let Err(error) = client(&shared, stream, &places, place).await {
                 debug!("a client of the control channel: {error}");
             }
-            drop(place);
         });
         while clients.try_join_next().is_some() {}
     }
@@ -59,11 +67,68 @@ pub async fn serve<E: Engine>(shared: Arc<Shared<E>>, socket: ControlSocket) {
     while clients.join_next().await.is_some() {}
 }
 
+/// What clients take up.
+struct Places {
+    connections: Arc<Semaphore>,
+    listeners: Arc<Semaphore>,
+    rights: Arc<Semaphore>,
+    left: Semaphore,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self {
+            connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            listeners: Arc::new(Semaphore::new(LISTENERS_MAX)),
+            rights: Arc::new(Semaphore::new(RIGHTS_MAX)),
+            left: Semaphore::new(LEFT_MAX),
+        }
+    }
+}
+
+/// A place of this kind; else the answer to who wanted one.
+fn take_place(
+    kind: &Arc<Semaphore>,
+    max: usize,
+    listen: &str,
+) -> Result<OwnedSemaphorePermit, Answer> {
+    Arc::clone(kind).try_acquire_owned().map_err(|_| {
+        Answer::Refused(RefusalReport {
+            what: format!("refused: {max} clients listen to {listen} already"),
+            facts: Vec::new(),
+            next: "end some of them (`ss -xp` shows who has the control socket open)".to_owned(),
+        })
+    })
+}
+
+/// The answer that `work` comes to, however long that takes. When the client has gone meanwhile its `place` is
+/// free, and the work goes on. (Who has only closed its sending side is answered all the same.)
+async fn answer(
+    stream: &mut UnixStream,
+    places: &Places,
+    place: OwnedSemaphorePermit,
+    work: impl Future<Output = Answer>,
+) -> Result<(), FrameError> {
+    let mut work = pin!(work);
+    let answer = tokio::select! {
+        biased;
+        answer = &mut work => answer,
+        () = hung_up(stream) => {
+            let left = places.left.try_acquire();
+            if left.is_ok() {
+                drop(place);
+            }
+            work.await
+        }
+    };
+    say(stream, &answer).await
+}
+
 async fn accept(
     socket: &ControlSocket,
-    places: &Arc<Semaphore>,
-) -> Option<(UnixStream, tokio::sync::OwnedSemaphorePermit)> {
-    let place = Arc::clone(places).acquire_owned().await.ok()?;
+    places: &Places,
+) -> Option<(UnixStream, OwnedSemaphorePermit)> {
+    let place = Arc::clone(&places.connections).acquire_owned().await.ok()?;
     match socket.listener.accept().await {
         Ok((stream, _)) => Some((stream, place)),
         Err(error) => {
@@ -75,7 +140,12 @@ async fn accept(
     }
 }
 
-async fn client<E: Engine>(shared: &Shared<E>, mut stream: UnixStream) -> Result<(), FrameError> {
+async fn client<E: Engine>(
+    shared: &Shared<E>,
+    mut stream: UnixStream,
+    places: &Places,
+    place: OwnedSemaphorePermit,
+) -> Result<(), FrameError> {
     let request = match timeout(
         REQUEST_PATIENCE,
         frame::read::<serde_json::Value>(&mut stream, REQUEST_MAX),
@@ -94,25 +164,28 @@ async fn client<E: Engine>(shared: &Shared<E>, mut stream: UnixStream) -> Result
         Ok(ask) => ask,
         Err(why) => return not_understood(&mut stream, why).await,
     };
-    match ask {
-        Ask::Status => {
-            say(
-                &mut stream,
-                &Answer::Status(Box::new(shared.report().await)),
-            )
-            .await
+    let listens = match &ask {
+        Ask::Watch { .. } | Ask::Events => {
+            let what = "events or the state";
+            Some(take_place(&places.listeners, LISTENERS_MAX, what))
         }
+        Ask::Rights { .. } => {
+            let what = "what being Primary rests on";
+            Some(take_place(&places.rights, RIGHTS_MAX, what))
+        }
+        _ => None,
+    };
+    let place = match listens {
+        None => place,
+        Some(Ok(listens)) => {
+            drop(place);
+            listens
+        }
+        Some(Err(refused)) => return say(&mut stream, &refused).await,
+    };
+    match ask {
         Ask::Watch { every_ms } => watch(shared, &mut stream, every_ms).await,
         Ask::Events => events(shared, &mut stream).await,
-        Ask::Mirror { mirror, order } => {
-            let held = shared.in_hand.refusal(&mirror, &order);
-            let answer = order_mirror(shared, &mirror, order, held).await;
-            say(&mut stream, &answer).await
-        }
-        Ask::Managed { mirror, order } => {
-            let answer = order_mirror(shared, &mirror, order, None).await;
-            say(&mut stream, &answer).await
-        }
         Ask::Rights {
             mirrors,
             every_ms,
@@ -121,21 +194,30 @@ async fn client<E: Engine>(shared: &Shared<E>, mut stream: UnixStream) -> Result
             let _taken = take_in_hand.then(|| shared.in_hand.take(&mirrors));
             rights(shared, &mut stream, &mirrors, every_ms).await
         }
-        Ask::Reload => {
-            let answer = reload_all(shared).await;
-            say(&mut stream, &answer).await
+        ask => answer(&mut stream, places, place, carry_out(shared, ask)).await,
+    }
+}
+
+/// Does what has one answer.
+async fn carry_out<E: Engine>(shared: &Shared<E>, ask: Ask) -> Answer {
+    match ask {
+        Ask::Status => Answer::Status(Box::new(shared.report().await)),
+        Ask::Mirror { mirror, order } => {
+            let held = shared.in_hand.refusal(&mirror, &order);
+            order_mirror(shared, &mirror, order, held).await
         }
-        Ask::Rotate => {
-            let answer = keys::rotate(shared).await;
-            say(&mut stream, &answer).await
-        }
+        Ask::Managed { mirror, order } => order_mirror(shared, &mirror, order, None).await,
+        Ask::Reload => reload_all(shared).await,
+        Ask::Rotate => keys::rotate(shared).await,
         Ask::Stop => {
             let mut stopped = shared.stopped.subscribe();
             shared.stop.send_replace(true);
             // It ends when the engine has stopped, or the daemon is gone altogether.
             let _ = stopped.wait_for(|stopped| *stopped).await;
-            let unclean = shared.unclean.get().cloned().unwrap_or_default();
-            say(&mut stream, &stop_answer(unclean)).await
+            stop_answer(shared.unclean.get().cloned().unwrap_or_default())
+        }
+        Ask::Watch { .. } | Ask::Events | Ask::Rights { .. } => {
+            unreachable!("{ask:?} has more than one answer")
         }
     }
 }
@@ -293,13 +375,13 @@ async fn order_mirror<E: Engine>(
         });
     }
     info!(mirror, "an operator's order: {order}");
-    match carry_out(shared, mirror, &order, held).await {
+    match obey(shared, mirror, &order, held).await {
         Ok(answer) => answer,
         Err(Refusal { what, facts, next }) => Answer::Refused(RefusalReport { what, facts, next }),
     }
 }
 
-async fn carry_out<E: Engine>(
+async fn obey<E: Engine>(
     shared: &Shared<E>,
     mirror: &str,
     order: &Order,

@@ -74,6 +74,8 @@ pub struct Fake {
     pub stopped: Arc<Mutex<bool>>,
     /// What it can't stop cleanly.
     pub unclean: Arc<Mutex<Vec<String>>>,
+    /// Orders are not done yet.
+    pub waits: watch::Sender<bool>,
     /// Its loops don't turn.
     pub stuck: watch::Sender<bool>,
     /// Names are looked up, and there is no answer.
@@ -91,6 +93,7 @@ impl Default for Fake {
             events: broadcast::Sender::new(64),
             stopped: Arc::default(),
             unclean: Arc::default(),
+            waits: watch::Sender::new(false),
             stuck: watch::Sender::new(false),
             unresolved: watch::Sender::new(false),
             looked_up: Arc::default(),
@@ -127,6 +130,7 @@ impl Engine for Fake {
     async fn command(&self, mirror: &str, command: Command) -> Result<Reply, Refusal> {
         assert_eq!(mirror, "pg");
         self.orders.lock().unwrap().push(command.clone());
+        let _ = self.waits.subscribe().wait_for(|waits| !waits).await;
         let script = self.script.lock().unwrap();
         script(self, &command)
     }

@@ -124,7 +124,7 @@ impl Mirror {
                     // below: written back without a lock
                 } else if !self.spans.try_lock(span) {
                     // A write is under way there; what the peer has may be older than it.
-                    return self.hold_read(key, out);
+                    return self.hold_read(key, Some(span), out);
                 }
                 self.reads[key.0].repair = true;
                 let doing = "reading (the peer's block is used)";
@@ -138,7 +138,7 @@ impl Mirror {
             None if self.has_copy() => self.read_here(key, out),
             None if self.spans.is_free(span) => self.read_from_peer(key, out),
             // With protocols A and B a write there may be answered, and not yet be on its disk.
-            None => self.hold_read(key, out),
+            None => self.hold_read(key, Some(span), out),
         }
     }
 
@@ -186,7 +186,7 @@ impl Mirror {
             let read = self.reads.remove(key.0);
             self.end_read(read.job, Err(IoError::Io), out);
         } else {
-            self.hold_read(key, out);
+            self.hold_read(key, None, out);
         }
     }
 
@@ -213,8 +213,9 @@ impl Mirror {
         keys.filter(|key| !self.is_of_past(*key))
     }
 
-    /// Does the read again, later.
-    fn hold_read(&mut self, key: ReadKey, out: &mut Actions) {
+    /// Does the read again, later: when nothing is under way in the run `behind` any more. (A bad block would be read
+    /// again and again, as fast as the disk fails, for as long as a write of it takes.)
+    fn hold_read(&mut self, key: ReadKey, behind: Option<Run>, out: &mut Actions) {
         if self.is_of_past(key) {
             return self.end_read_of_past(key, out);
         }
@@ -226,6 +227,7 @@ impl Mirror {
         self.held.push_back(Held {
             job: read.job,
             request,
+            behind,
         });
     }
 
@@ -379,7 +381,7 @@ impl Mirror {
                         self.wake_blocked(out);
                         self.end_read(read.job, Err(IoError::Io), out);
                     } else {
-                        self.hold_read(key, out);
+                        self.hold_read(key, None, out);
                     }
                 }
             }

@@ -41,6 +41,8 @@ pub(super) struct Job {
 pub(super) struct Held {
     pub job: JobKey,
     pub request: Request,
+    /// It is not begun before nothing is under way there: it would be held again at once.
+    pub behind: Option<Run>,
 }
 
 /// Whether requests are begun.
@@ -78,7 +80,12 @@ impl Mirror {
         if self.held.is_empty() && self.may_begin(&request) {
             self.begin(job, request, out);
         } else {
-            self.held.push_back(Held { job, request });
+            let behind = None;
+            self.held.push_back(Held {
+                job,
+                request,
+                behind,
+            });
         }
     }
 
@@ -304,7 +311,8 @@ impl Mirror {
             return;
         }
         for held in std::mem::take(&mut self.held) {
-            if self.may_begin(&held.request) {
+            let is_free = held.behind.is_none_or(|run| self.spans.is_free(run));
+            if is_free && self.may_begin(&held.request) {
                 self.begin(held.job, held.request, out);
             } else {
                 self.held.push_back(held);

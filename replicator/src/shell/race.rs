@@ -4,13 +4,14 @@
 //! itself (`quic`).
 
 use std::cell::RefCell;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use quinn::{ClientConfig, Connection, ConnectionError, Endpoint};
+use quinn::{ClientConfig, ConnectError, Connection, ConnectionError, Endpoint};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::quic::lasting_endpoint;
 use super::tls::SERVER_NAME;
 
 /// Between the starts of two attempts by different addresses.
@@ -40,11 +41,18 @@ impl Sockets {
                 SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
                 SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
             };
-            place.insert(Endpoint::client(any).map_err(|error| error.to_string())?)
+            let made = UdpSocket::bind(any).and_then(|socket| lasting_endpoint(socket, None));
+            place.insert(made.map_err(|error| error.to_string())?)
         };
         endpoint
             .connect_with(config, address, SERVER_NAME)
-            .map_err(|error| error.to_string())
+            .map_err(|error| {
+                if error == ConnectError::EndpointStopping {
+                    // The next attempt makes another.
+                    *place = None;
+                }
+                error.to_string()
+            })
     }
 
     /// Waits until the connections made from here are closed on the wire too.

@@ -24,7 +24,7 @@ use kagami_replicator::core::event::Refusal;
 use kagami_replicator::shell::engine::DeviceFacts;
 use tracing::{debug, error, warn};
 
-use super::helper::{self, Held, HelperFault};
+use super::helper::{self, Held, HelperFault, Stuck};
 use super::over_ublk::told as told_by_ublk;
 use super::ublk::{ByChild, Mark, UblkControl};
 use crate::control::driver::{DeviceId, Driver, Wanted};
@@ -82,6 +82,7 @@ impl Default for Kernel {
             ublk: Arc::new(ByChild {
                 program: helper.clone(),
                 sysfs: sysfs.clone(),
+                stuck: Stuck::default(),
             }),
             sysfs,
             procfs: "/proc".into(),
@@ -509,7 +510,7 @@ impl Kernel {
                 vec!["it can't be told whether somebody uses it, and what the kernel holds for it can't be written".to_owned()],
                 "see in `kagami status` what the mirror waits for; `--force` takes the device down and fails what waits there",
             ),
-            HelperFault::Failed(why) => refused(
+            why @ (HelperFault::Failed(_) | HelperFault::Stuck { .. }) => refused(
                 format!("not detached: {} can't be looked at: {why}", path.display()),
                 Vec::new(),
                 "`--force` takes it down without looking who uses it",

@@ -5,16 +5,19 @@
 //! fenced: no next daemon could ever answer. A child has none of the daemon's files; killed or not, it
 //! keeps nobody from going on.
 
+use std::collections::BTreeMap;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kagami_nbd_server::kernel::Sysfs;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use tracing::{error, info};
 
 use crate::control::driver::DeviceId;
 
@@ -38,6 +41,14 @@ pub enum HelperFault {
     /// It waits for the device.
     #[error("the device does not answer")]
     NoAnswer,
+    /// A child that was given up waits in the kernel still.
+    #[error("`kagami kernel-device {what}` (process {process}) was given up and has not ended")]
+    Stuck {
+        /// Its process.
+        process: u32,
+        /// Its arguments.
+        what: String,
+    },
     /// Anything else, in words.
     #[error("{0}")]
     Failed(String),
@@ -72,12 +83,70 @@ impl Held {
 }
 
 /// Waits for a child elsewhere: it may be stuck in the kernel.
-fn reap(mut child: Child) {
+fn reap(child: Child) {
+    reap_and(child, || {});
+}
+
+/// The same; `then`, when it has ended.
+fn reap_and(mut child: Child, then: impl FnOnce() + Send + 'static) {
     drop(child.stdin.take());
     // Without a thread it stays a zombie until the daemon ends: nothing else is lost.
     let _ = std::thread::Builder::new()
         .name("kagami-reap".to_owned())
-        .spawn(move || drop(child.wait()));
+        .spawn(move || {
+            drop(child.wait());
+            then();
+        });
+}
+
+/// Children that were given up and have not ended: who can't be interrupted in the kernel stays there, for ever
+/// perhaps, and whoever asks the same again would wait behind it. Clones are the same list.
+#[derive(Clone, Debug, Default)]
+pub struct Stuck(Arc<Mutex<BTreeMap<u32, String>>>);
+
+/// Stuck children at a time; as long as there are as many, no other is begun.
+const STUCK_MAX: usize = 16;
+
+impl Stuck {
+    fn list(&self) -> MutexGuard<'_, BTreeMap<u32, String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a child for `what` may be begun.
+    ///
+    /// # Errors
+    /// [`HelperFault::Stuck`]: one for the same is stuck, or too many are.
+    fn admit(&self, what: &str) -> Result<(), HelperFault> {
+        let list = self.list();
+        let same = list.iter().find(|(_, stuck)| *stuck == what);
+        let one = same.or_else(|| list.iter().next().filter(|_| list.len() >= STUCK_MAX));
+        match one {
+            None => Ok(()),
+            Some((process, what)) => Err(HelperFault::Stuck {
+                process: *process,
+                what: what.clone(),
+            }),
+        }
+    }
+
+    /// `child`, which was begun for `what`, is given up.
+    fn add(&self, child: Child, what: String) {
+        let process = child.id();
+        error!(
+            process,
+            "`kagami kernel-device {what}` was given up and does not end: the kernel holds it (`cat /proc/{process}/stack`); it is not begun again before it has ended"
+        );
+        self.list().insert(process, what);
+        let this = self.clone();
+        reap_and(child, move || {
+            if let Some(what) = this.list().remove(&process) {
+                info!(
+                    process,
+                    "`kagami kernel-device {what}`, which was given up, has ended"
+                );
+            }
+        });
+    }
 }
 
 /// Opens `device` exclusively, writes back what the kernel holds for it if `flush`, and keeps it open.
@@ -136,6 +205,10 @@ pub struct Talk {
     child: Option<Child>,
     /// It is killed, too.
     is_killed: bool,
+    /// Where it is listed, and as what, should it be given up.
+    stuck: Option<(Stuck, String)>,
+    /// It was asked last, and said nothing.
+    is_silent: bool,
     lines: mpsc::Receiver<io::Result<String>>,
 }
 
@@ -145,7 +218,10 @@ impl Drop for Talk {
             if self.is_killed {
                 let _ = child.kill();
             }
-            reap(child);
+            match self.stuck.take() {
+                Some((stuck, what)) if self.is_silent => stuck.add(child, what),
+                _ => reap(child),
+            }
         }
     }
 }
@@ -174,6 +250,8 @@ impl Talk {
         let talk = Self {
             child: Some(child),
             is_killed,
+            stuck: None,
+            is_silent: false,
             lines,
         };
         let Some(output) = output else {
@@ -191,12 +269,29 @@ impl Talk {
         Ok(talk)
     }
 
+    /// Starts one that is never killed, for `what`; only if none for the same is stuck.
+    ///
+    /// # Errors
+    /// [`HelperFault::Stuck`], [`HelperFault::Failed`]
+    pub fn begin_unless_stuck(
+        command: Command,
+        stuck: &Stuck,
+        what: String,
+    ) -> Result<Self, HelperFault> {
+        stuck.admit(&what)?;
+        let mut talk = Self::begin(command, false)?;
+        talk.stuck = Some((stuck.clone(), what));
+        Ok(talk)
+    }
+
     /// What it says next. Blocks up to `patience`.
     ///
     /// # Errors
     /// [`HelperFault::NoAnswer`]: nothing yet. [`HelperFault::Failed`]: it has ended.
     pub fn line(&mut self, patience: Duration) -> Result<String, HelperFault> {
-        match self.lines.recv_timeout(patience) {
+        let said = self.lines.recv_timeout(patience);
+        self.is_silent = matches!(said, Err(RecvTimeoutError::Timeout));
+        match said {
             Ok(Ok(line)) => Ok(line.trim().to_owned()),
             Ok(Err(error)) => Err(HelperFault::Failed(error.to_string())),
             Err(RecvTimeoutError::Timeout) => Err(HelperFault::NoAnswer),
@@ -220,7 +315,10 @@ impl Talk {
         drop(child.stdin.take());
         let has_ended = has_ended_within(&mut child, patience);
         if !has_ended {
-            reap(child);
+            match self.stuck.take() {
+                Some((stuck, what)) => stuck.add(child, what),
+                None => reap(child),
+            }
         }
         has_ended
     }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use super::helper::{HelperFault, Talk};
+use super::helper::{HelperFault, Stuck, Talk};
 
 /// A command that has nobody to wait for is answered within.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -274,13 +274,16 @@ pub struct ByChild {
     pub program: PathBuf,
     /// `/sys`
     pub sysfs: PathBuf,
+    /// Commands that the driver does not come to an end with.
+    pub stuck: Stuck,
 }
 
 impl ByChild {
     fn begin(&self, arguments: &[&str]) -> Result<Talk, UblkFault> {
         let mut command = Command::new(&self.program);
         command.args(["kernel-device", "ublk"]).args(arguments);
-        Ok(Talk::begin(command, false)?)
+        let what = format!("ublk {}", arguments.join(" "));
+        Ok(Talk::begin_unless_stuck(command, &self.stuck, what)?)
     }
 
     /// One command with one answer.
@@ -437,6 +440,10 @@ impl Going for Child {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
+    use rustix::process::{Pid, Signal, kill_process};
+
     use super::*;
 
     #[test]
@@ -498,12 +505,62 @@ mod tests {
         let driver = ByChild {
             program: "/bin/false".into(),
             sysfs: sysfs.path().to_owned(),
+            stuck: Stuck::default(),
         };
         assert_eq!(driver.devices().expect("no driver"), []);
         fs::create_dir_all(sysfs.path().join("class")).expect("made");
         fs::write(sysfs.path().join("class/ublk-char"), "").expect("written");
         let fault = driver.devices().expect_err("no folder");
         assert!(fault.words.contains("ublk-char"), "{fault}");
+    }
+
+    /// Each waits behind the one before in the kernel, and none can be killed there.
+    #[test]
+    fn a_child_that_hangs_is_not_begun_again_and_again() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (program, begun) = (folder.path().join("hangs"), folder.path().join("begun"));
+        // It hears of nothing; another command is answered.
+        let script = format!(
+            "#!/bin/sh\n[ \"$3\" = list ] || {{ echo '{{\"done\":null}}'; exit; }}\necho $$ >>{}\nexec sleep 1000\n",
+            begun.display()
+        );
+        // Written by another process: one that this has open for writing could not be run.
+        let written = Command::new("sh")
+            .args(["-c", "printf %s \"$1\" >$0 && chmod 755 $0"])
+            .arg(&program)
+            .arg(script)
+            .status();
+        assert!(written.expect("a shell").success());
+        let driver = ByChild {
+            program,
+            sysfs: folder.path().to_owned(),
+            stuck: Stuck::default(),
+        };
+        let ask = || driver.ask_within::<Value>(Duration::from_secs(5), &["list"]);
+        let begun = || {
+            let begun = fs::read_to_string(&begun).expect("one was begun");
+            begun.lines().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let fault = ask().expect_err("no answer");
+        assert!(fault.words.contains("does not answer"), "{fault}");
+        let stuck = begun().concat();
+        for _ in 0..3 {
+            let fault = ask().expect_err("it hangs");
+            let words = format!("list` (process {stuck}) was given up and has not ended");
+            assert!(fault.words.contains(&words), "{fault}");
+        }
+        assert_eq!(begun().len(), 1);
+        driver.stop(7).expect("another command is");
+        // Once the kernel lets go of it, it is asked again.
+        let process = Pid::from_raw(stuck.parse().expect("a process")).expect("a process");
+        kill_process(process, Signal::KILL).expect("killed");
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while begun().len() == 1 {
+            assert!(Instant::now() < deadline, "it is not asked again");
+            let _ = driver.ask_within::<Value>(Duration::from_millis(100), &["list"]);
+        }
+        let process = begun()[1].parse().expect("a process");
+        kill_process(Pid::from_raw(process).expect("a process"), Signal::KILL).expect("killed");
     }
 
     #[test]

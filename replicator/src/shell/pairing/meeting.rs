@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -23,6 +23,7 @@ use super::message::{Message, ReadError, Why};
 use super::proof::{Side, Transcript, exported};
 use super::token::{MAX_ADDRESSES, Purpose, SECRET_LEN, Token};
 use crate::shell::identity::{Fingerprint, NodeKey};
+use crate::shell::quic::lasting_endpoint;
 use crate::shell::race::{self, Sockets};
 use crate::shell::tls::{self, Admit, Pins};
 
@@ -183,7 +184,8 @@ impl Offering {
             .listen
             .iter()
             .map(|&address| {
-                Endpoint::server(server.clone(), address)
+                UdpSocket::bind(address)
+                    .and_then(|socket| lasting_endpoint(socket, Some(server.clone())))
                     .map_err(|error| PairError::Listen { address, error })
             })
             .collect::<Result<Vec<_>, _>>()?;

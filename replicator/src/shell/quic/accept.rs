@@ -20,6 +20,10 @@ const MAX_HANDSHAKES: u32 = 64;
 const MAX_DIALLED: u32 = 64;
 
 /// Serves an endpoint until it is closed.
+///
+/// # Panics
+///
+/// It is at its end, and was not closed.
 pub(super) async fn accept(inner: Rc<Inner>, endpoint: quinn::Endpoint) {
     while let Some(incoming) = endpoint.accept().await {
         if inner.handshakes.get() >= MAX_HANDSHAKES {
@@ -43,6 +47,7 @@ pub(super) async fn accept(inner: Rc<Inner>, endpoint: quinn::Endpoint) {
             }
         });
     }
+    inner.assert_stopping(&endpoint);
 }
 
 /// Brings an incoming connection to the point where it may open sessions.
@@ -104,5 +109,116 @@ async fn close_unused(inner: Rc<Inner>, conn: Rc<Conn>) {
         .is_some_and(|current| Rc::ptr_eq(&current, &conn));
     if conn.is_open() && !is_adopted {
         conn.fail(&inner, PeerFault::Slow("the opening of a session", within));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, IoSliceMut};
+    use std::net::{Ipv4Addr, SocketAddr};
+    use std::pin::Pin;
+    use std::sync::Arc;
+    use std::task::{Context, Poll};
+
+    use bytes::Bytes;
+    use quinn::udp::{RecvMeta, Transmit};
+    use quinn::{AsyncUdpSocket, EndpointConfig, TokioRuntime, UdpPoller};
+    use tokio::task::LocalSet;
+
+    use super::super::{BufferSource, Link, LinkConfig, MirrorId, NodeId};
+    use super::*;
+    use crate::shell::identity::NodeKey;
+    use crate::wire::frame::{Class, PayloadBuffer};
+
+    /// No memory for anything.
+    struct Nothing;
+
+    impl AsRef<[u8]> for Nothing {
+        fn as_ref(&self) -> &[u8] {
+            &[]
+        }
+    }
+
+    impl PayloadBuffer for Nothing {
+        fn as_mut_slice(&mut self) -> &mut [u8] {
+            &mut []
+        }
+
+        fn freeze(self) -> Bytes {
+            Bytes::new()
+        }
+    }
+
+    impl BufferSource for Nothing {
+        type Buffer = Self;
+
+        async fn take(&self, _: MirrorId, _: Class, _: usize) -> Option<Self> {
+            None
+        }
+    }
+
+    fn link() -> Link {
+        let key = NodeKey::generate().expect("a key");
+        Link::new(LinkConfig::new(NodeId(1)), key, Nothing).expect("a link")
+    }
+
+    /// A socket that fails, and says so.
+    #[derive(Debug)]
+    struct Failing;
+
+    impl AsyncUdpSocket for Failing {
+        fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+            Box::pin(Self)
+        }
+
+        fn try_send(&self, _: &Transmit<'_>) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn poll_recv(
+            &self,
+            _: &mut Context<'_>,
+            _: &mut [IoSliceMut<'_>],
+            _: &mut [RecvMeta],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Err(io::ErrorKind::NetworkDown.into()))
+        }
+
+        fn local_addr(&self) -> io::Result<SocketAddr> {
+            Ok((Ipv4Addr::LOCALHOST, 1).into())
+        }
+    }
+
+    impl UdpPoller for Failing {
+        fn poll_writable(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    /// An endpoint whose driver ends.
+    fn dying() -> quinn::Endpoint {
+        let (config, socket) = (EndpointConfig::default(), Arc::new(Failing));
+        let runtime = Arc::new(TokioRuntime);
+        quinn::Endpoint::new_with_abstract_socket(config, None, socket, runtime)
+            .expect("an endpoint")
+    }
+
+    #[tokio::test]
+    async fn a_link_that_nobody_can_reach_any_more_is_a_failed_assertion() {
+        let local = LocalSet::new();
+        let link = local.run_until(async { link() }).await;
+        let serving = local.spawn_local(accept(Rc::clone(&link.inner), dying()));
+        let ended = local.run_until(serving).await;
+        assert!(ended.is_err_and(|error| error.is_panic()));
+    }
+
+    #[tokio::test]
+    async fn one_that_was_closed_is_none() {
+        let local = LocalSet::new();
+        let link = local.run_until(async { link() }).await;
+        let endpoint = dying();
+        let serving = local.spawn_local(accept(Rc::clone(&link.inner), endpoint));
+        drop(link);
+        local.run_until(serving).await.expect("it ended well");
     }
 }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use quinn::VarInt;
+use quinn::{ConnectError, VarInt};
 use tokio::task::{JoinSet, spawn_local};
 use tokio::time::{sleep, timeout};
 
@@ -171,7 +171,12 @@ async fn attempt(
     config.transport_config(transport(tuning, within, allow).into());
     let connecting = endpoint
         .connect_with(config, address, tls::SERVER_NAME)
-        .map_err(|error| other(&error))?;
+        .map_err(|error| {
+            if error == ConnectError::EndpointStopping {
+                inner.assert_stopping(endpoint);
+            }
+            other(&error)
+        })?;
     let quic = timeout(within, connecting)
         .await
         .map_err(|_| LinkFault::NoAnswer(within))?

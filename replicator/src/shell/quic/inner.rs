@@ -17,6 +17,7 @@ use super::peer::Peer;
 use super::session::Session;
 use super::streams::RecvHalf;
 use crate::shell::identity::{Fingerprint, NodeKey};
+use crate::shell::strangers::Strangers;
 use crate::shell::tls::Pins;
 use crate::wire::frame::Class;
 
@@ -42,8 +43,11 @@ pub(super) struct Inner {
     pub sessions: RefCell<HashMap<SessionId, Rc<Session>>>,
     pub next_session: Cell<u64>,
     pub handshakes: Cell<u32>,
+    /// The endpoints are closed, or about to be.
+    pub is_stopping: Cell<bool>,
     pub events: EventQueue,
     pub told: RefCell<HashMap<Failing, Told>>,
+    pub strangers: Strangers,
     pub start_reader: StartReader,
 }
 
@@ -206,7 +210,17 @@ impl Inner {
         }
     }
 
-    /// Tells of a failure, unless the same was told a moment ago.
+    /// To be called where an endpoint says that it is at its end: quinn's task for it is gone then, and nothing makes
+    /// another on its address while connections hold this one. No error of a socket does that (`runtime`).
+    pub(super) fn assert_stopping(&self, endpoint: &quinn::Endpoint) {
+        assert!(
+            self.is_stopping.get(),
+            "the link's socket at {:?} has lost its driver: no peer could be met any more",
+            endpoint.local_addr()
+        );
+    }
+
+    /// Tells of a failure, unless the same was told a moment ago, or too much of strangers.
     pub(super) fn report(
         &self,
         peer: Option<NodeId>,
@@ -225,6 +239,12 @@ impl Inner {
                 return;
             }
             repeated = before.repeated;
+        }
+        if peer.is_none()
+            && let Some(address) = address
+            && !self.strangers.may_tell(address.ip())
+        {
+            return;
         }
         if told.len() >= MAX_TOLD {
             told.clear();

@@ -46,9 +46,11 @@ pub use endpoint::BindError;
 pub use event::{CloseReason, DownReason, LinkEvent, LinkFault, PeerFault, SessionId, code};
 pub use note::{NOTES_SINCE, Note};
 pub use opening::OpeningFault;
+pub(in crate::shell) use runtime::lasting_endpoint;
 pub use streams::BufferSource;
 
 use crate::shell::identity::{Fingerprint, NodeKey};
+use crate::shell::strangers::Strangers;
 use crate::shell::tls::{self, Admit, Pins, TlsError};
 use crate::wire::frame::{Class, KIND_CLOSE, OutFrame};
 use event::EventQueue;
@@ -130,8 +132,10 @@ impl Link {
             sessions: RefCell::default(),
             next_session: Cell::new(1),
             handshakes: Cell::new(0),
+            is_stopping: Cell::new(false),
             events: EventQueue::default(),
             told: RefCell::default(),
+            strangers: Strangers::default(),
             start_reader: Box::new(move |session, class, recv| {
                 spawn_local(streams::read(session, class, recv, Rc::clone(&source))).abort_handle()
             }),
@@ -388,6 +392,7 @@ impl Link {
 
     fn stop(&self) {
         self.rest();
+        self.inner.is_stopping.set(true);
         let reason = stopping();
         for peer in self.inner.peers.take().into_values() {
             if let Some(conn) = peer.connection() {

@@ -110,6 +110,25 @@ fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
+/// A QUIC endpoint on this socket for little traffic, which no error of the socket ends: for who is listened to, or
+/// dials, for as long as the process runs.
+///
+/// # Errors
+///
+/// The socket can't be set up.
+///
+/// # Panics
+///
+/// Outside a tokio runtime.
+pub(in crate::shell) fn lasting_endpoint(
+    socket: UdpSocket,
+    server: Option<quinn::ServerConfig>,
+) -> io::Result<quinn::Endpoint> {
+    let socket = Arc::new(WatchedSocket::new(socket, 1)?);
+    let config = quinn::EndpointConfig::default();
+    quinn::Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(ThreadRuntime))
+}
+
 /// A UDP socket that is watched for datagrams always, for room to send only while it has none.
 pub(super) struct WatchedSocket {
     socket: AsyncFd<UdpSocket>,

@@ -6,17 +6,50 @@
 //! STATE/forgotten/<64 hex>   a key that a person took out; the content is its node's name
 //! ```
 //!
+//! A key with a file in both folders is out: whoever takes it out, or in again, does one after the other, may die
+//! between the two, and has no word with the running witness, which may write a file of it at the same time.
+//!
 //! A key that was never enrolled is a stranger and hears so; one that was taken out is told that no
 //! register is its any more, for its node must not take the silence for a witness that is gone
 //! (docs/protocol.md §3, *still alone*).
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::store::{StoreError, at};
 use crate::shell::identity::Fingerprint;
+
+/// Who may use a witness, looked up in its folder each time. Clones are of the same witness.
+#[derive(Clone, Debug)]
+pub(super) struct Clients {
+    state: Arc<Path>,
+    /// Keys that the configuration names.
+    configured: Arc<BTreeSet<Fingerprint>>,
+}
+
+impl Clients {
+    pub(super) fn of(state: &Path, configured: impl IntoIterator<Item = Fingerprint>) -> Self {
+        Self {
+            state: state.into(),
+            configured: Arc::new(configured.into_iter().collect()),
+        }
+    }
+
+    /// Whether a key may use this witness at all. A person's word goes before what the configuration says.
+    pub(super) fn is_enrolled(&self, key: &Fingerprint) -> bool {
+        let is_in = self.configured.contains(key) || file_in(&self.state, CLIENTS, key).is_file();
+        is_in && !self.is_forgotten(key)
+    }
+
+    /// Whether a person took the key out: it is told so, and nothing else.
+    pub(super) fn is_forgotten(&self, key: &Fingerprint) -> bool {
+        is_forgotten(&self.state, key)
+    }
+}
 
 const CLIENTS: &str = "clients";
 const FORGOTTEN: &str = "forgotten";
@@ -47,11 +80,6 @@ pub(super) fn make_folders(state: &Path) -> Result<(), StoreError> {
 fn file_in(state: &Path, folder: &str, key: &Fingerprint) -> PathBuf {
     let text = key.to_string();
     state.join(folder).join(text.trim_start_matches("sha256:"))
-}
-
-/// Whether a key's file is there.
-pub(super) fn is_enrolled(state: &Path, key: &Fingerprint) -> bool {
-    file_in(state, CLIENTS, key).is_file()
 }
 
 /// Whether a person took the key out.
@@ -116,20 +144,38 @@ pub fn enrol(state: &Path, key: &Fingerprint, name: &str) -> Result<(), StoreErr
     take(state, FORGOTTEN, key)
 }
 
-/// Takes out the keys of the node `which`, or the one key that it spells; gives them.
+/// Takes out the keys of the node `which`, or the one key that it spells; gives them. `configured`: keys that
+/// the configuration names, with their nodes' names.
 ///
 /// # Errors
 ///
 /// The system refuses.
-pub fn forget(state: &Path, which: &str) -> Result<Vec<(Fingerprint, String)>, StoreError> {
-    let mut found = enrolled(state)?;
-    found.retain(|(key, name)| name == which || key.to_string() == which);
-    for (key, name) in &found {
-        // First the stone, then the file: between the two the key is out already.
-        put(state, FORGOTTEN, key, &format!("{name}\n"))?;
-        take(state, CLIENTS, key)?;
+pub fn forget(
+    state: &Path,
+    which: &str,
+    configured: &[(Fingerprint, String)],
+) -> Result<Vec<(Fingerprint, String)>, StoreError> {
+    let mut forgotten = Vec::new();
+    loop {
+        // Again after the stones are there: the node may have named its next key meanwhile. One that it names from
+        // now on is not taken in (`Store::succeed`).
+        let mut found = in_folder(state)?;
+        let configured = configured.iter().cloned();
+        found.extend(configured.filter(|(key, _)| !is_forgotten(state, key)));
+        found.retain(|(key, name)| name == which || key.to_string() == which);
+        if found.is_empty() {
+            forgotten.sort();
+            return Ok(forgotten);
+        }
+        for (key, name) in found {
+            // First the stone, then the file: between the two the key is out already.
+            put(state, FORGOTTEN, &key, &format!("{name}\n"))?;
+            take(state, CLIENTS, &key)?;
+            if forgotten.iter().all(|(known, _)| *known != key) {
+                forgotten.push((key, name));
+            }
+        }
     }
-    Ok(found)
 }
 
 /// A key's node, and the key whose place it takes.
@@ -153,7 +199,7 @@ pub(super) fn succeed(
     new: &Fingerprint,
     name: &str,
 ) -> Result<(), StoreError> {
-    for (key, _) in enrolled(state)? {
+    for (key, _) in in_folder(state)? {
         let is_waiting = read(state, &key).is_some_and(|(_, after)| after == Some(*old));
         if is_waiting && key != *new {
             take(state, CLIENTS, &key)?;
@@ -161,6 +207,15 @@ pub(super) fn succeed(
     }
     let name = read(state, old).map_or_else(|| name.to_owned(), |(name, _)| name);
     put(state, CLIENTS, new, &format!("{name}\n{AFTER}{old}\n"))
+}
+
+/// Takes back what [`succeed`] did.
+///
+/// # Errors
+///
+/// The system refuses.
+pub(super) fn withdraw(state: &Path, new: &Fingerprint) -> Result<(), StoreError> {
+    take(state, CLIENTS, new)
 }
 
 /// `key` asks: if it takes another's place, that one is forgotten now.
@@ -176,12 +231,28 @@ pub(super) fn settle(state: &Path, key: &Fingerprint) -> Result<(), StoreError> 
     Ok(())
 }
 
-/// The enrolled keys with their nodes' names, for people.
+/// The keys that may use a witness with their nodes' names, for people: those enrolled, and those `configured` besides.
 ///
 /// # Errors
 ///
 /// The folder can't be read.
-pub fn enrolled(state: &Path) -> Result<Vec<(Fingerprint, String)>, StoreError> {
+pub fn enrolled(
+    state: &Path,
+    configured: &[(Fingerprint, String)],
+) -> Result<Vec<(Fingerprint, String)>, StoreError> {
+    let mut found = in_folder(state)?;
+    for (key, name) in configured {
+        if found.iter().all(|(known, _)| known != key) {
+            found.push((*key, name.clone()));
+        }
+    }
+    found.sort();
+    found.retain(|(key, _)| !is_forgotten(state, key));
+    Ok(found)
+}
+
+/// The keys that have a file, with their nodes' names.
+fn in_folder(state: &Path) -> Result<Vec<(Fingerprint, String)>, StoreError> {
     let folder = state.join(CLIENTS);
     let mut found = Vec::new();
     for entry in fs::read_dir(&folder).map_err(at("read the folder", &folder))? {

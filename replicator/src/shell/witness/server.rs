@@ -4,7 +4,7 @@
 //! read. Requests are carried out one after the other on a blocking thread; the order in which two
 //! askers' swaps get there is the race's result.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,10 +13,13 @@ use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, TransportCon
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use super::clients::Clients;
 use super::protocols;
 use super::store::{Store, StoreError};
 use super::wire::{Answer, MAX_REQUEST, Op, Outcome, Request};
 use crate::shell::identity::{Fingerprint, NodeKey};
+use crate::shell::quic::lasting_endpoint;
+use crate::shell::strangers::Strangers;
 use crate::shell::tls::{self, Admit, TlsError};
 
 /// Connections that a witness holds at most.
@@ -36,6 +39,8 @@ pub(super) mod code {
     pub(crate) const STRANGER: u32 = 2;
     /// A request that breaks the protocol.
     pub(crate) const PROTOCOL: u32 = 3;
+    /// Who is enrolled can't be looked up now.
+    pub(crate) const STORAGE: u32 = 4;
 }
 
 /// What a witness is told.
@@ -112,7 +117,8 @@ impl Server {
             .listen
             .iter()
             .map(|&address| {
-                Endpoint::server(server.clone(), address)
+                UdpSocket::bind(address)
+                    .and_then(|socket| lasting_endpoint(socket, Some(server.clone())))
                     .map_err(|error| ServerError::Listen { address, error })
             })
             .collect::<Result<_, _>>()?;
@@ -131,17 +137,31 @@ impl Server {
     }
 
     /// Answers until `stop` is done, then closes. A change that is under way is finished.
+    ///
+    /// # Panics
+    ///
+    /// Nobody can be listened to any more.
     pub async fn serve(self, stop: impl Future<Output = ()>) {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let strangers = Strangers::default();
+        let clients = lock(&self.store).clients();
         let mut listeners = JoinSet::new();
         for endpoint in &self.endpoints {
             listeners.spawn(listen(
                 endpoint.clone(),
                 Arc::clone(&self.store),
+                clients.clone(),
                 Arc::clone(&places),
+                strangers.clone(),
             ));
         }
-        stop.await;
+        tokio::select! {
+            () = stop => {}
+            // One that nobody can ask would look as if it were alive.
+            Some(ended) = listeners.join_next() => {
+                panic!("a socket of the witness has lost its driver: {ended:?}");
+            }
+        }
         for endpoint in &self.endpoints {
             endpoint.close(VarInt::from_u32(code::STOPPING), b"the witness stops");
         }
@@ -152,7 +172,13 @@ impl Server {
     }
 }
 
-async fn listen(endpoint: Endpoint, store: Arc<Mutex<Store>>, places: Arc<Semaphore>) {
+async fn listen(
+    endpoint: Endpoint,
+    store: Arc<Mutex<Store>>,
+    clients: Clients,
+    places: Arc<Semaphore>,
+    strangers: Strangers,
+) {
     let mut connections = JoinSet::new();
     while let Some(incoming) = endpoint.accept().await {
         while connections.try_join_next().is_some() {}
@@ -162,20 +188,28 @@ async fn listen(endpoint: Endpoint, store: Arc<Mutex<Store>>, places: Arc<Semaph
             continue;
         }
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            tracing::warn!(from = %incoming.remote_address(), "connection refused: {MAX_CONNECTIONS} are open");
+            let from = incoming.remote_address();
+            if strangers.may_tell(from.ip()) {
+                tracing::warn!(%from, "connection refused: {MAX_CONNECTIONS} are open");
+            }
             incoming.refuse();
             continue;
         };
-        let store = Arc::clone(&store);
+        let (store, clients, strangers) = (Arc::clone(&store), clients.clone(), strangers.clone());
         connections.spawn(async move {
-            converse(incoming, store).await;
+            converse(incoming, store, clients, &strangers).await;
             drop(place);
         });
     }
 }
 
 /// One connection, from its handshake to its end.
-async fn converse(incoming: Incoming, store: Arc<Mutex<Store>>) {
+async fn converse(
+    incoming: Incoming,
+    store: Arc<Mutex<Store>>,
+    clients: Clients,
+    strangers: &Strangers,
+) {
     let from = incoming.remote_address();
     let connection = match tokio::time::timeout(PATIENCE, async { incoming.await }).await {
         Ok(Ok(connection)) => connection,
@@ -185,13 +219,20 @@ async fn converse(incoming: Incoming, store: Arc<Mutex<Store>>) {
     let Some(asker) = tls::peer_fingerprint(&connection) else {
         return connection.close(VarInt::from_u32(code::STRANGER), b"no certificate");
     };
-    let (is_enrolled, is_forgotten) = {
-        let store = lock(&store);
-        (store.is_enrolled(&asker), store.is_forgotten(&asker))
+    // Not by the store, nor on this thread: a disk that stands still keeps a request, and nobody who only knocks.
+    let known = tokio::task::spawn_blocking(move || {
+        clients.is_enrolled(&asker) || clients.is_forgotten(&asker)
+    });
+    let Ok(Ok(is_known)) = tokio::time::timeout(PATIENCE, known).await else {
+        tracing::warn!(%from, key = %asker, "nobody is let in: the folder of the enrolled keys does not answer");
+        let text = b"the witness's disk does not answer";
+        return connection.close(VarInt::from_u32(code::STORAGE), text);
     };
     // Who was taken out is answered, and by nothing else than that.
-    if !is_enrolled && !is_forgotten {
-        tracing::warn!(%from, key = %asker, "stranger refused: its key is not enrolled");
+    if !is_known {
+        if strangers.may_tell(from.ip()) {
+            tracing::warn!(%from, key = %asker, "stranger refused: its key is not enrolled");
+        }
         let text = format!(
             "key {asker} is not enrolled at this witness: `kagami witness enrol` there makes a token for it"
         );
@@ -283,4 +324,58 @@ fn log(asker: &Fingerprint, request: &Request, outcome: &Outcome) {
 fn lock(store: &Mutex<Store>) -> std::sync::MutexGuard<'_, Store> {
     // A panic leaves nothing half done here: the files are the state.
     store.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::sync::mpsc;
+
+    use super::super::{ClientConfig, RegisterId, Remote};
+    use super::*;
+
+    /// As under a swap that a slow disk keeps. The thread also has to hear signals, and give a sign of life.
+    #[tokio::test]
+    async fn who_knocks_while_the_store_is_busy_stops_nobody() {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let key = || NodeKey::generate().expect("key");
+        let (witness, stranger) = (key(), key());
+        let config = ServerConfig {
+            listen: vec![(Ipv4Addr::LOCALHOST, 0).into()],
+            state: folder.path().to_owned(),
+            clients: Vec::new(),
+        };
+        let server = Server::start(&witness, config).expect("witness");
+        let addresses = server.addresses();
+        let store = Arc::clone(&server.store);
+        let serving = tokio::spawn(server.serve(std::future::pending()));
+        tokio::task::yield_now().await;
+        let (locked, is_locked) = mpsc::channel();
+        let (release, released) = mpsc::channel();
+        let holder = std::thread::spawn(move || {
+            let _store = lock(&store);
+            locked.send(()).expect("the test waits");
+            // Where the thread of the test stands still, that is for a time only.
+            let _ = released.recv_timeout(Duration::from_secs(20));
+        });
+        is_locked.recv().expect("locked");
+        let config = ClientConfig {
+            name: "w".to_owned(),
+            addresses,
+            fingerprints: vec![witness.fingerprint()],
+            timeout: Duration::from_secs(10),
+        };
+        let remote = Remote::new(&stranger, config).expect("remote");
+        let request = Request {
+            register: RegisterId(7),
+            nonce: 1,
+            op: Op::Read,
+        };
+        let answered = remote.exchange(&request).await.expect_err("a stranger");
+        assert!(answered.to_string().contains("not enrolled"), "{answered}");
+        // It was nobody's end that let it go on.
+        release.send(()).expect("it is held still");
+        holder.join().expect("released");
+        serving.abort();
+    }
 }

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 
 use super::RegisterId;
-use super::clients::{self, make_folders, sync_folders, write_synced};
+use super::clients::{self, Clients, make_folders, sync_folders, write_synced};
 pub use super::clients::{enrol, enrolled, forget, is_forgotten};
 use super::wire::{Content, MAX_MEMBERS, Op, Outcome, Reason, Request};
 use crate::shell::arbiter::kept::{Kept, KeptFault, MAX_KEPT};
@@ -63,8 +63,7 @@ pub(super) fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) ->
 #[derive(Debug)]
 pub struct Store {
     state: PathBuf,
-    /// Keys that the configuration names.
-    configured: BTreeSet<Fingerprint>,
+    clients: Clients,
     /// Registers whose file may not be what a reader sees: a sync failed after the rename.
     unsure: BTreeSet<RegisterId>,
     registers: usize,
@@ -111,32 +110,32 @@ impl Store {
         sync_folders(state)?;
         Ok(Self {
             state: state.to_owned(),
-            configured: configured.into_iter().collect(),
+            clients: Clients::of(state, configured),
             unsure: BTreeSet::new(),
             registers,
             _lock: file,
         })
     }
 
+    /// Who may use it.
+    pub(super) fn clients(&self) -> Clients {
+        self.clients.clone()
+    }
+
     /// Whether a key may use this witness at all.
     pub fn is_enrolled(&self, key: &Fingerprint) -> bool {
-        self.configured.contains(key) || clients::is_enrolled(&self.state, key)
+        self.clients.is_enrolled(key)
     }
 
     /// Whether a person took the key out: it is told so, and nothing else.
     pub fn is_forgotten(&self, key: &Fingerprint) -> bool {
-        !self.is_enrolled(key) && is_forgotten(&self.state, key)
+        self.clients.is_forgotten(key)
     }
 
     /// Carries out one request of the holder of `asker`. A change is durable when this returns.
     pub fn answer(&mut self, asker: &Fingerprint, request: &Request) -> Outcome {
         if self.is_forgotten(asker) {
-            return refused(
-                Reason::NotAMember,
-                format!(
-                    "key {asker} was taken out of this witness: its node has no register here any more"
-                ),
-            );
+            return taken_out(asker);
         }
         if !self.is_enrolled(asker) {
             return refused(
@@ -144,15 +143,13 @@ impl Store {
                 format!("key {asker} is not enrolled at this witness"),
             );
         }
-        let settled = match &request.op {
-            Op::Succeed { key } => {
-                return self.succeed(asker, key);
-            }
-            _ => clients::settle(&self.state, asker),
-        };
-        if let Err(error) = settled {
+        // Also when it names its next key: the one before it could take it out with a next key of its own.
+        if let Err(error) = clients::settle(&self.state, asker) {
             // Two keys of a node where one would do: nothing is wrong with the answer.
             tracing::error!(key = %asker, %error, "the key before this one could not be forgotten");
+        }
+        if let Op::Succeed { key } = &request.op {
+            return self.succeed(asker, key);
         }
         let id = request.register;
         if self.unsure.contains(&id) {
@@ -216,7 +213,14 @@ impl Store {
             let text = format!("key {key} was taken out of this witness");
             return refused(Reason::Invalid, text);
         }
-        match clients::succeed(&self.state, asker, key, &asker.to_string()) {
+        let mut done = clients::succeed(&self.state, asker, key, &asker.to_string());
+        // Either this finds the asker taken out, or who does it finds the next key.
+        let is_out = self.is_forgotten(asker);
+        if is_out {
+            done = done.and_then(|()| clients::withdraw(&self.state, key));
+        }
+        match done {
+            Ok(()) if is_out => taken_out(asker),
             Ok(()) => {
                 tracing::info!(key = %asker, next = %key, "a node's next key is enrolled");
                 Outcome::Swapped
@@ -379,6 +383,36 @@ impl Store {
     }
 }
 
+/// The answer to the holder of a key that a person took out.
+fn taken_out(asker: &Fingerprint) -> Outcome {
+    let text = format!(
+        "key {asker} was taken out of this witness: its node has no register here any more"
+    );
+    refused(Reason::NotAMember, text)
+}
+
 fn refused(reason: Reason, text: String) -> Outcome {
     Outcome::Refused(reason, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A person takes the node out after it was looked whether one has, and before its next key is written.
+    #[test]
+    fn a_node_that_is_taken_out_as_it_names_its_next_key_is_out() {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let (old, new) = ([1; 32], [2; 32]);
+        let (old, new) = (Fingerprint::from_bytes(old), Fingerprint::from_bytes(new));
+        enrol(folder.path(), &old, "alpha").expect("enrol");
+        let store = Store::open(folder.path(), []).expect("store");
+        forget(folder.path(), "alpha", &[]).expect("forget");
+        let outcome = store.succeed(&old, &new);
+        assert!(
+            matches!(outcome, Outcome::Refused(Reason::NotAMember, _)),
+            "{outcome:?}"
+        );
+        assert!(!store.is_enrolled(&new));
+    }
 }
