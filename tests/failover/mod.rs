@@ -2,7 +2,7 @@
 //! arbiter, from one seed.
 //!
 //! A seed draws a configuration and what breaks (`options`); `mirror` is what the managers stand
-//! on, an abstract one that keeps the promises of docs/protocol.md; `world` runs it, `check` looks
+//! on, an abstract one that keeps the promises of docs/protocol.md; `world` runs it, `check` and `states` look
 //! at both nodes from outside and counts for itself. docs/failover-design.md names the invariants.
 //! [`lease`] is a simulator of its own, of the right to run a group without a mirror.
 
@@ -16,6 +16,7 @@ mod machine;
 mod mirror;
 mod options;
 pub mod planted;
+mod states;
 pub mod stats;
 mod world;
 

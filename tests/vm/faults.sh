@@ -115,15 +115,22 @@ failing_disk() { # STORE
     MORE=" ($(longest_gap_ms "$from") when the disk failed)"
     with_disk_back "$1"
 }
-# While both copies are in sync and all extents in use are hot nobody writes metadata: the link fails, too. Where
-# it is the Primary's the arbiter has named that node by then, so that nobody goes on until its disk is back.
+# While both copies are in sync and all extents in use are hot nobody writes metadata: the link fails, too. The
+# other one's node has something to write once it is heard again. The Primary's would go on alone, and can't record
+# it: the arbiter has named it by then, so that nobody goes on until its disk is back.
 failing_metadata() { # STORE
+    local node=${1%%-*}
     put_under "$1" "0 $(sectors "$1") flakey $(side "$1") 0 0 86400 1 error_writes"
     link_down 3
-    wait_until 60 "the mirror has one copy left, or none (it is $(condition "$ACTIVE"))" has_one_copy
+    if [ "$node" = "$ACTIVE" ]; then
+        wait_until 60 "nobody may go on (it is $(condition "$node"))" is "$node" held
+    else
+        wait_until 60 "$node can't write its metadata (it is $(condition "$node"))" is "$node" unusable
+        wait_until 60 "the mirror has one copy left (it is $(condition "$ACTIVE"))" has_one_copy
+    fi
     with_disk_back "$1"
 }
-has_one_copy() { case $(condition "$ACTIVE" 2>/dev/null) in one-copy | alone | held) ;; *) return 1 ;; esac; }
+has_one_copy() { case $(condition "$ACTIVE" 2>/dev/null) in one-copy | alone) ;; *) return 1 ;; esac; }
 
 # Writes are answered, and dropped. Nobody can notice but who compares.
 lying_disk() { # STORE SECONDS
