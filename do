@@ -137,7 +137,7 @@ failover() { # SEEDS
 # Of each profile of docs/simulation.md the first seeds.
 profiles() {
     local name
-    for name in lease-race late-answers early-answers hand-over cooling clean-leave invalidated old-copies forced guests carried full-stores bad-blocks mirrors; do
+    for name in lease-race late-answers early-answers hand-over cooling clean-leave invalidated old-copies busy-end forced fenced guests carried full-stores bad-blocks unheard mirrors; do
         built_and_run kagami-sim run --profile "$name" --seeds 60
     done
 }
