@@ -10,6 +10,7 @@ mod carrier;
 mod cells;
 mod copying;
 mod demotion;
+mod doubted;
 mod dying_disk;
 mod early;
 mod edges;

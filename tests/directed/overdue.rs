@@ -2,6 +2,7 @@
 //! session, so that a Primary whose own copy is good goes on; its own disk is told.
 
 use bytes::Bytes;
+use kagami_replicator::core::event::Request;
 use kagami_replicator::core::message::Message;
 use kagami_replicator::core::register::{ArbiterAnswer, Ask, Register};
 use kagami_replicator::core::state::{NodeId, Solo};
@@ -102,6 +103,55 @@ fn a_local_disk_that_answers_nothing_is_told_once() {
     pair.request(0, write(10));
     pair.elapse(LONG);
     assert_eq!(stalled(&pair, 0), ["local disk", "local disk"]);
+}
+
+/// What hangs may fail when nobody hears it any more, however well the copies are otherwise; once it is answered, it was heard.
+#[test]
+fn a_copy_has_no_token_while_its_disk_hangs() {
+    let mut pair = primary();
+    pair.sides[0].hold.reads = true;
+    let read = Request::Read {
+        offset: 9 * 4096,
+        len: 4096,
+    };
+    pair.request(0, read);
+    let id = pair.sides[0].disk.front().expect("a read").0;
+    pair.sides[0].kept = Some(Kept::Disk(id));
+    pair.sides[0].hold.reads = false;
+    assert!(pair.sides[0].token, "in sync");
+    pair.elapse(LONG);
+    assert_eq!(stalled(&pair, 0), ["local disk"]);
+    assert!(!pair.sides[0].token);
+    // It verifies, and is in sync as before; then again after another session.
+    pair.done(0, Command::Verify { repair: false });
+    assert!(!pair.sides[0].token);
+    pair.cut();
+    pair.linked = true;
+    pair.elapse(2_000);
+    assert_eq!(pair.stand(1), "Si");
+    assert!(!pair.sides[0].token && pair.sides[1].token);
+    pair.sides[0].kept = None;
+    pair.pump();
+    assert!(pair.sides[0].token);
+}
+
+/// The alarm of what comes after does not wait for the time-out of what was before.
+#[test]
+fn a_disk_that_hangs_again_is_told_in_time() {
+    let mut pair = alone();
+    pair.sides[0].hold.writes = true;
+    pair.request(0, write(9));
+    pair.elapse(9_000);
+    pair.request(0, write(10));
+    pair.elapse(2_000);
+    assert!(!pair.sides[0].token);
+    pair.end_disk(0, 0, Ok(()));
+    assert!(pair.sides[0].token);
+    pair.elapse(7_900);
+    assert_eq!(stalled(&pair, 0), ["local disk"]);
+    pair.elapse(200);
+    assert_eq!(stalled(&pair, 0), ["local disk", "local disk"]);
+    assert!(!pair.sides[0].token);
 }
 
 /// A write that the disk of a node that is alone does not answer; whatever comes later it does.

@@ -244,11 +244,22 @@ impl Pair {
 
     /// A node's machine starts anew. Nothing of its copy is marked, or lost; nothing is under way.
     pub fn restart(&mut self, node: usize) {
+        let before = self.sides[node].mirror.record().boot;
+        self.begin(node, |start| start.boot += before.unwrap_or_default());
+    }
+
+    /// A node's daemon starts anew, with its token or without. Nothing of its copy is marked; nothing is under way.
+    pub fn respawn(&mut self, node: usize, token: bool) {
+        self.begin(node, |start| start.token = token);
+    }
+
+    /// The same, of what a test says.
+    pub fn begin(&mut self, node: usize, change: impl FnOnce(&mut Start)) {
         let before = &self.sides[node].mirror;
         assert_eq!(before.dirty().count(), 0);
         let mut start = start(node, before.settings(), SIZE);
-        start.boot += before.record().boot.unwrap_or_default();
         start.recovered.superblock.record = before.record().clone();
+        change(&mut start);
         let mut out = Actions::new();
         self.sides[node].mirror = Mirror::new(start, Time(self.now), &mut out);
         self.carry_out(node, &out);
@@ -322,6 +333,7 @@ impl Pair {
                 Action::DrawTags(count) => drawn = Some(*count),
                 Action::Report(notice) => side.notices.push(notice.clone()),
                 Action::BreakToken => side.token = false,
+                Action::MakeToken => side.token = true,
             }
         }
         if let Some(count) = drawn {

@@ -40,6 +40,9 @@ impl World {
             at.meta.fail_next = None;
             at.meta.stalled_until = 0;
             at.meta.harm_at_start = false;
+            if !at.store.unreadable.is_empty() {
+                self.ghost.unreadable_until[node] = Some(self.now);
+            }
             at.store.unreadable.clear();
             if at.store_suspect {
                 self.replace_disk(node);

@@ -84,6 +84,8 @@ pub struct Ghost {
     pub damage_due: [bool; 2],
     /// Old images of the nodes' disks.
     pub images: [Option<super::restore::Image>; 2],
+    /// When each node's disk last had a block that could not be read, ns, if it has none now.
+    pub unreadable_until: [Option<u64>; 2],
     /// When the last fault was injected, ns.
     pub last_fault: u64,
     /// What began while a disk or the link was slow ends by then, ns.
@@ -192,10 +194,13 @@ impl World {
                 // (and one that the other copy has no room for fails)
                 let full = self.stats.count(Fault::StoreFull) > 0
                     && !matches!(pending.op, Op::Read { .. });
-                let served = self.has_other_copy(node) && !full;
+                let served = self.has_other_copy(node, pending.since) && !full;
                 role == Some(Role::Secondary) || broken && !served
             }
-            IoError::NoSpace => self.stats.count(Fault::StoreFull) > 0,
+            IoError::NoSpace => {
+                let writes = pending.op.is_write() || matches!(pending.op, Op::Discard { .. });
+                writes && self.stats.count(Fault::StoreFull) > 0
+            }
             IoError::OutOfRange | IoError::Unaligned => false,
         };
         if there {
@@ -210,9 +215,9 @@ impl World {
     }
 
     /// True if the other copy is good, and in a session with this node: what this node's disk does is not its clients' to
-    /// see. (Where blocks could not be read, an answer on its way may still say so of the other copy; and with protocols A
-    /// and B that may lack what was answered.)
-    fn has_other_copy(&self, node: usize) -> bool {
+    /// see. (Where blocks of the other copy could not be read since then, an answer on its way may still say so; and with
+    /// protocols A and B that copy may lack what was answered.)
+    fn has_other_copy(&self, node: usize, since: u64) -> bool {
         let status = |node: usize| {
             let mirror = self.nodes[node].mirror.as_ref();
             mirror.map(|mirror| mirror.status(self.local(node)))
@@ -222,7 +227,10 @@ impl World {
         };
         let met = [here.connection, there.connection] == [Connection::Connected; 2];
         let good = [here.peer_disk, there.disk] == [DiskState::UpToDate; 2];
-        let sound = !self.nodes[1 - node].store.failed && self.stats.count(Fault::ReadFails) == 0;
+        let there = &self.nodes[1 - node].store;
+        let bad_until = self.ghost.unreadable_until[1 - node];
+        let readable = there.unreadable.is_empty() && bad_until.is_none_or(|until| until < since);
+        let sound = !there.failed && readable;
         met && good && sound && !self.may_answer_early()
     }
 
@@ -304,8 +312,15 @@ impl World {
             return Ok(());
         }
         let flushed = self.history.may_find(sector, value, bound, Level::Flushed);
-        if self.is_weak() || flushed && self.may_be_lost(sector, value, bound) {
-            for copy in self.counted(node) {
+        let counted = self.counted(node);
+        // It answers from its own copy, if that counts.
+        let on = if counted.contains(&node) {
+            [node == 0, node == 1]
+        } else {
+            [true; 2]
+        };
+        if self.is_weak() || flushed && self.may_be_lost(sector, value, bound, on) {
+            for copy in counted {
                 self.doubt_what_lands(copy, sector, value, bound);
             }
             self.history.settle(sector, value, bound);
@@ -326,13 +341,11 @@ impl World {
         Err(self.violation("Read-your-writes", what))
     }
 
-    /// True if an unflushed write there may be gone (docs/protocol.md §10): a crash took it from a
-    /// copy, or the protocol answered it early and the other node took over since.
-    fn may_be_lost(&self, sector: u64, value: Value, bound: u64) -> bool {
-        if self
-            .history
-            .may_find(sector, value, bound, Level::Surviving)
-        {
+    /// True if an unflushed write there may be gone (docs/protocol.md §10): a crash took it from one of
+    /// these copies, or the protocol answered it early and the other node took over since.
+    fn may_be_lost(&self, sector: u64, value: Value, bound: u64, on: [bool; 2]) -> bool {
+        let surviving = Level::Surviving { on };
+        if self.history.may_find(sector, value, bound, surviving) {
             return true;
         }
         let early = self.may_answer_early();
@@ -369,6 +382,14 @@ impl World {
     /// each copy that counts.
     pub(super) fn check_flush(&mut self, node: usize, pending: &Pending) -> Checked {
         self.check_answerer(node, pending)?;
+        let stands = !self.counted(node).is_empty() || self.has_lost_peer(node) || self.is_weak();
+        if !stands && self.history.owes_flush(pending.start) {
+            let what = format!(
+                "{} answers a flush, and no copy counts",
+                self.nodes[node].name
+            );
+            return Err(self.violation("Durable-both", what));
+        }
         for sector in self.history.unflushed().collect::<Vec<_>>() {
             self.check_durable(node, sector, pending.start, Level::Newest, "flush")?;
         }
@@ -438,7 +459,8 @@ impl World {
             if self.history.may_find(sector, value, bound, level) {
                 continue;
             }
-            if self.is_weak() || self.may_be_lost(sector, value, bound) {
+            let on = [copy == 0, copy == 1];
+            if self.is_weak() || self.may_be_lost(sector, value, bound, on) {
                 self.doubt_what_lands(copy, sector, value, bound);
                 self.history.settle(sector, value, bound);
                 continue;

@@ -3,8 +3,8 @@
 //! Decides what a disk may do to what it was given: operations end in any order; a flush makes
 //! durable what had *ended* before it was submitted; a machine's crash loses any sectors that no
 //! flush covered, whole or torn at 512 bytes; a daemon's death loses nothing, and what was under
-//! way lands later. Faults of single blocks, of the whole disk and a full store are set from
-//! outside.
+//! way lands later. What a failed flush forgot is gone when the disk is opened anew, or a cache answers for it
+//! until the machine crashes. Faults of single blocks, of the whole disk and a full store are set from outside.
 //!
 //! When an operation ends is the world's business: it calls [`Store::complete`].
 
@@ -34,6 +34,8 @@ struct InFlight {
     op: DiskOp,
     /// Operations that had ended when it was submitted.
     submitted: u64,
+    /// When that was, in the world's time.
+    since: u64,
     /// What a read finds, if it looked at once.
     seen: Option<Bytes>,
 }
@@ -70,8 +72,12 @@ pub struct Store {
     pub full: bool,
     /// A failed flush, once.
     pub fail_flush: bool,
-    /// A daemon that lives was told that a write or a flush failed.
+    /// The same for a flush whose daemon is gone.
+    pub fail_unheard: bool,
+    /// A write or a flush failed, and whoever could know of it was told: a daemon that lives, or one that saw it hang.
     pub told: bool,
+    /// What a failed flush forgot is read all the same.
+    hidden: bool,
     allocated: Vec<u64>,
 }
 
@@ -88,7 +94,9 @@ impl Store {
             failed: false,
             full: false,
             fail_flush: false,
+            fail_unheard: false,
             told: false,
+            hidden: false,
             allocated: vec![0; blocks.div_ceil(64) as usize],
         }
     }
@@ -137,8 +145,8 @@ impl Store {
         self.set(block, ZEROES);
     }
 
-    /// Takes an operation; the id is the caller's, unused so far.
-    pub fn submit(&mut self, id: u64, op: DiskOp, rng: &mut Rng) {
+    /// Takes an operation at this moment of the world's time; the id is the caller's, unused so far.
+    pub fn submit(&mut self, id: u64, op: DiskOp, now: u64, rng: &mut Rng) {
         let seen = match &op {
             // A read looks at any moment between its start and its end.
             DiskOp::Read { offset, len } if rng.coin() => Some(self.read(*offset, *len)),
@@ -147,6 +155,7 @@ impl Store {
         let op = InFlight {
             op,
             submitted: self.ended,
+            since: now,
             seen,
         };
         let taken = self.in_flight.insert(id, op).is_some();
@@ -156,6 +165,11 @@ impl Store {
     /// True if it writes a block that can't be read.
     pub fn mends(&self, op: &DiskOp) -> bool {
         writes_of(op).any(|(block, _)| self.unreadable.contains(&block))
+    }
+
+    /// When the oldest operation began that is under way.
+    pub fn owes_since(&self) -> Option<u64> {
+        self.in_flight.values().map(|one| one.since).min()
     }
 
     /// True if this operation is under way.
@@ -177,6 +191,7 @@ impl Store {
             op,
             submitted,
             seen,
+            since: _,
         } = self.in_flight.remove(&id).expect("an operation under way");
         if self.failed {
             return Err(DiskFault::Io(EIO));
@@ -221,8 +236,14 @@ impl Store {
                 Ok(Bytes::new())
             }
             DiskOp::Flush => {
-                if heard && std::mem::take(&mut self.fail_flush) {
+                let fails = if heard {
+                    &mut self.fail_flush
+                } else {
+                    &mut self.fail_unheard
+                };
+                if std::mem::take(fails) {
                     self.forget(submitted);
+                    self.told |= !heard;
                     return Err(DiskFault::Io(EIO));
                 }
                 self.flush(submitted);
@@ -244,19 +265,42 @@ impl Store {
         self.settle_volatile(rng)
     }
 
-    /// The disk is back after it failed, with any part of what no flush covered. (One that failed
-    /// and told nobody lost nothing: no mirror survives a disk that forgets in silence.)
-    pub fn come_back(&mut self, rng: &mut Rng) -> Vec<(u64, Value)> {
+    /// The disk is back after it failed, with any part of what no flush covered; `hides`: a cache has all of it still,
+    /// none of which any flush will cover. (One that failed and told nobody lost nothing: no mirror survives a disk that
+    /// forgets in silence.)
+    pub fn come_back(&mut self, hides: bool, rng: &mut Rng) -> Vec<(u64, Value)> {
         self.failed = false;
         self.fail_flush = false;
-        if std::mem::take(&mut self.told) {
-            self.settle_volatile(rng)
-        } else {
-            Vec::new()
+        self.fail_unheard = false;
+        if !std::mem::take(&mut self.told) {
+            return Vec::new();
+        }
+        if !hides {
+            return self.settle_volatile(rng);
+        }
+        self.forget(u64::MAX);
+        self.hidden = !self.volatile.is_empty();
+        Vec::new()
+    }
+
+    /// True if what was forgotten is read all the same.
+    pub fn hides(&self) -> bool {
+        self.hidden
+    }
+
+    /// What was forgotten is remembered: a later flush covers it after all.
+    pub fn remember(&mut self) {
+        if std::mem::take(&mut self.hidden) {
+            for entry in self.volatile.values_mut() {
+                for (ended, _) in entry.newer.iter_mut().filter(|(at, _)| *at == u64::MAX) {
+                    *ended = 0;
+                }
+            }
         }
     }
 
     fn settle_volatile(&mut self, rng: &mut Rng) -> Vec<(u64, Value)> {
+        self.hidden = false;
         let keep = rng.pick(&[0, 0, 50, 90, 100]);
         let mut lost = Vec::new();
         for block in self.volatile.keys().copied().collect::<Vec<_>>() {
@@ -463,7 +507,7 @@ mod tests {
     }
 
     fn run(store: &mut Store, id: u64, op: DiskOp) -> DiskResult {
-        store.submit(id, op, &mut Rng::new(id));
+        store.submit(id, op, 0, &mut Rng::new(id));
         store.complete(id, true, &mut |_| {})
     }
 
@@ -474,8 +518,8 @@ mod tests {
         let (early, first) = write(1, 1, false);
         let (late, _) = write(2, 2, false);
         run(&mut store, 1, early).unwrap();
-        store.submit(2, late, &mut rng);
-        store.submit(3, DiskOp::Flush, &mut rng);
+        store.submit(2, late, 0, &mut rng);
+        store.submit(3, DiskOp::Flush, 0, &mut rng);
         store.complete(2, true, &mut |_| {}).unwrap();
         store.complete(3, true, &mut |_| {}).unwrap();
         assert_eq!(store.durable(1), first);
@@ -521,7 +565,7 @@ mod tests {
             let mut rng = Rng::new(seed);
             let mut store = Store::new(4);
             let (op, values) = write(3, 9, false);
-            store.submit(1, op, &mut rng);
+            store.submit(1, op, 0, &mut rng);
             assert_eq!(store.block(3), ZEROES);
             let mut dead = store.clone();
             dead.complete(1, false, &mut |block| assert_eq!(block, 3))
@@ -535,6 +579,36 @@ mod tests {
             }
         }
         assert!(there > 0 && gone > 0);
+    }
+
+    #[test]
+    fn what_a_failed_flush_forgot_is_gone_or_read_until_the_machine_crashes() {
+        for hides in [false, true] {
+            let mut gone = 0;
+            for seed in 0..50 {
+                let mut rng = Rng::new(seed);
+                let mut store = Store::new(4);
+                let (op, values) = write(3, 9, false);
+                run(&mut store, 1, op).unwrap();
+                store.fail_unheard = true;
+                store.submit(2, DiskOp::Flush, 0, &mut rng);
+                assert!(store.complete(2, false, &mut |_| {}).is_err());
+                store.come_back(hides, &mut rng);
+                assert_eq!(store.hides(), hides);
+                run(&mut store, 3, DiskOp::Flush).unwrap();
+                assert_eq!(store.is_volatile(3), hides, "no flush covers it");
+                assert!(!hides || store.block(3) == values);
+                if hides && seed % 2 == 0 {
+                    store.remember();
+                    run(&mut store, 4, DiskOp::Flush).unwrap();
+                    assert_eq!(store.durable(3), values);
+                    continue;
+                }
+                store.crash(&mut rng);
+                gone += u64::from(store.block(3) != values);
+            }
+            assert!(gone > 5, "{gone} of 50 were lost");
+        }
     }
 
     #[test]

@@ -10,11 +10,13 @@ mod link;
 pub(super) mod metadata;
 pub(super) mod orders;
 pub(super) mod rot;
+mod unheard;
 mod versions;
 
 use kagami_replicator::core::DiskState;
 
 use super::member::Ground;
+use super::node::Node;
 use super::profile::Cause;
 use super::world::{Checked, Happening, MS, Phase, World};
 
@@ -48,6 +50,8 @@ pub enum Fault {
     DiskFails,
     /// A flush fails, and the next one succeeds.
     FlushFails,
+    /// A disk hangs for longer than `ack-timeout`, its daemon dies, and a flush fails that nobody hears of.
+    FlushFailsUnheard,
     /// A store is full.
     StoreFull,
     /// The arbiter is down.
@@ -132,6 +136,7 @@ impl Fault {
             Self::ReadFails => "read fails",
             Self::DiskFails => "disk fails",
             Self::FlushFails => "flush fails",
+            Self::FlushFailsUnheard => "flush fails unheard",
             Self::StoreFull => "store full",
             Self::ArbiterDown => "arbiter down",
             Self::DaemonPauses => "daemon pauses",
@@ -295,6 +300,7 @@ impl World {
                 self.inject_link(fault, node, lasts)
             }
             Fault::AsksAgain => self.ask_again(node)?,
+            Fault::FlushFailsUnheard => self.hang_unheard(node),
             // these are drawn elsewhere, and counted there
             Fault::ArbiterLate
             | Fault::ClockChanges
@@ -321,7 +327,7 @@ impl World {
         true
     }
 
-    fn power_off(&mut self, node: usize, down: u64) -> bool {
+    pub(super) fn power_off(&mut self, node: usize, down: u64) -> bool {
         if !self.nodes[node].up {
             return false;
         }
@@ -330,9 +336,9 @@ impl World {
         true
     }
 
-    fn may_fail_disk(&self, node: usize) -> bool {
-        let fine = |node: usize| !self.nodes[node].store.failed && !self.nodes[node].store_suspect;
-        fine(0) && fine(1) && self.nodes[node].up
+    pub(super) fn may_fail_disk(&self, node: usize) -> bool {
+        let fine = |at: &Node| !at.store.failed && !at.store_suspect && !at.hangs;
+        self.nodes.iter().all(fine) && self.nodes[node].up
     }
 
     fn fail_disk(&mut self, node: usize, lasts: u64) -> bool {
@@ -367,6 +373,7 @@ impl World {
                 }
             }
             Fault::LinkFlaps => self.flap(change),
+            Fault::FlushFailsUnheard => self.die_unheard(node, change),
             Fault::LinkSlow => {
                 self.net.slow = 1;
                 self.tell(|| Ground::Slow(1));
@@ -427,10 +434,8 @@ impl World {
         if self.nodes[node].mirror.is_some() || self.nodes[node].repairing.is_some() {
             self.kill_daemon(node);
         }
-        let at = &mut self.nodes[node];
-        let lost = at.store.come_back(&mut self.rng);
-        at.store_suspect = false;
-        self.lose(&lost);
+        self.nodes[node].store_suspect = false;
+        self.open_store(node);
         let delay = self.rng.around(5 * MS);
         self.start_in(node, delay);
     }

@@ -6,7 +6,8 @@
 //! answer may be found or not until it is replaced.
 //!
 //! Three levels: *newest*, what a read must find while no copy was lost; *surviving*, what it must
-//! find beside what crashes took; *flushed*, what it must find whatever has crashed. Time is the world's count of events.
+//! find beside what crashes took from the copies that it is answered from, and from those that these were brought up to
+//! date by; *flushed*, what it must find whatever has crashed. Time is the world's count of events.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,9 +23,15 @@ struct Entry {
     end: u64,
     answered: bool,
     flushed: bool,
-    /// A crash took it from a copy.
-    lost: bool,
+    /// A crash took it from these copies, or from the one that such a copy was brought up to date by.
+    lost: [bool; 2],
     by: usize,
+}
+
+impl Entry {
+    fn is_lost(&self) -> bool {
+        self.lost[0] || self.lost[1]
+    }
 }
 
 /// What must be found at least.
@@ -32,8 +39,11 @@ struct Entry {
 pub enum Level {
     /// No answered write is missing.
     Newest,
-    /// No answered write is missing that no crash took from a copy.
-    Surviving,
+    /// No answered write is missing that no crash took from these copies.
+    Surviving {
+        /// By node: it is answered from that copy.
+        on: [bool; 2],
+    },
     /// No answered write that an answered flush covers is missing.
     Flushed,
     /// The write that began at `start`, and what had been answered before it began: what was
@@ -60,7 +70,7 @@ const BEFORE_ALL: Entry = Entry {
     end: 0,
     answered: true,
     flushed: true,
-    lost: false,
+    lost: [false; 2],
     by: 0,
 };
 
@@ -88,7 +98,7 @@ impl History {
             end: OPEN,
             answered: false,
             flushed: false,
-            lost: false,
+            lost: [false; 2],
             by,
         });
     }
@@ -114,7 +124,9 @@ impl History {
         };
         let counts = |later: &Entry| match level {
             Level::Newest => true,
-            Level::Surviving => later.flushed || !later.lost,
+            Level::Surviving { on } => {
+                later.flushed || !(0..2).any(|copy| on[copy] && later.lost[copy])
+            }
             Level::Flushed => later.flushed,
             Level::Write { start } => later.start == start || later.end <= start,
         };
@@ -129,17 +141,31 @@ impl History {
     }
 
     /// A crash took this value from a copy.
-    pub fn lost(&mut self, sector: u64, value: Value) {
+    pub fn lost(&mut self, sector: u64, value: Value, copy: usize) {
         let entries = self.sectors.get_mut(&sector).into_iter().flatten();
         for entry in entries.filter(|entry| entry.value == value) {
-            entry.lost = true;
+            entry.lost[copy] = true;
+        }
+    }
+
+    /// A copy begins to be overwritten with what another one has: what that one lost is lost there, too.
+    pub fn follows(&mut self, copy: usize, source: usize) {
+        for entry in self.sectors.values_mut().flatten() {
+            entry.lost[copy] |= entry.lost[source];
+        }
+    }
+
+    /// A copy holds what another one has: what it lost by itself is there again.
+    pub fn has_followed(&mut self, copy: usize, source: usize) {
+        for entry in self.sectors.values_mut().flatten() {
+            entry.lost[copy] = entry.lost[source];
         }
     }
 
     /// True if a crash took the write that began at `start` from a copy.
     pub fn is_lost(&self, sector: u64, start: u64) -> bool {
         let mut entries = self.sectors.get(&sector).into_iter().flatten();
-        entries.any(|entry| entry.start == start && entry.lost)
+        entries.any(|entry| entry.start == start && entry.is_lost())
     }
 
     /// When the first answered write that replaced this value was answered.
@@ -179,6 +205,15 @@ impl History {
                     || ended.is_some_and(|ended| entry.start <= ended)
             });
         }
+    }
+
+    /// True if a write that no crash took was answered before this moment, and no flush covers it.
+    pub fn owes_flush(&self, before: u64) -> bool {
+        let owed = |entry: &Entry| {
+            entry.answered && !entry.flushed && !entry.is_lost() && entry.end < before
+        };
+        let mut entries = self.unflushed.iter().filter_map(|at| self.sectors.get(at));
+        entries.any(|entries| entries.iter().any(owed))
     }
 
     /// Sectors with answered writes that no flush covers.
@@ -228,7 +263,7 @@ impl History {
             // What a newer write replaced was not there to be flushed, if a crash took it before, or
             // the one that answered it early did not pass it on: a read beside that newer write
             // may miss both.
-            let replaced_by = if entry.lost || self.early {
+            let replaced_by = if entry.is_lost() || self.early {
                 newest_beside
             } else {
                 newest
@@ -241,7 +276,7 @@ impl History {
         entries.retain(|entry| entry.end >= replaced_before);
         entries
             .iter()
-            .any(|entry| entry.answered && !entry.flushed && !entry.lost)
+            .any(|entry| entry.answered && !entry.flushed && !entry.is_lost())
     }
 
     /// The sectors that anything was ever written to.
@@ -257,7 +292,7 @@ impl History {
             let state = match (entry.end == OPEN, entry.answered, entry.flushed) {
                 (true, ..) => "under way",
                 (_, false, _) => "without an answer",
-                (_, _, false) if entry.lost => "answered, lost in a crash,",
+                (_, _, false) if entry.is_lost() => "answered, lost in a crash,",
                 (_, _, false) => "answered",
                 (_, _, true) => "flushed",
             };
@@ -336,7 +371,7 @@ mod tests {
             let mut history = History::default();
             history.begin(5, 1, 10, 0);
             history.end(5, 10, 11, true);
-            history.lost(5, 1);
+            history.lost(5, 1, 0);
             if beside {
                 // begun before the flush was answered: what the flush found may be this one
                 history.begin(5, 2, 21, 0);
@@ -356,11 +391,41 @@ mod tests {
             history.begin(5, value, start, 0);
             history.end(5, start, start + 1, true);
         }
-        history.lost(5, 3);
+        history.lost(5, 3, 0);
         history.settle(5, 2, 40);
         assert!(newest(&history, 2, 50) && !newest(&history, 3, 50));
-        history.lost(5, 2);
-        assert!(history.may_find(5, 1, 50, Level::Surviving) && !newest(&history, 1, 50));
+        history.lost(5, 2, 0);
+        assert!(
+            history.may_find(5, 1, 50, Level::Surviving { on: [true, false] })
+                && !newest(&history, 1, 50)
+        );
+    }
+
+    #[test]
+    fn what_one_copy_lost_is_missed_on_the_other() {
+        let mut history = History::default();
+        history.begin(5, 1, 10, 0);
+        history.end(5, 10, 11, true);
+        history.lost(5, 1, 1);
+        let excused = |history: &History, copy: usize| {
+            let on = [copy == 0, copy == 1];
+            history.may_find(5, ZERO, 20, Level::Surviving { on })
+        };
+        assert!(excused(&history, 1) && !excused(&history, 0));
+        assert!(
+            !history.owes_flush(10) && !history.owes_flush(20),
+            "it may be gone"
+        );
+        // The copy without it is the source: it is gone on both.
+        let mut overwritten = history.clone();
+        overwritten.follows(0, 1);
+        assert!(excused(&overwritten, 0) && excused(&overwritten, 1));
+        // Or the other one is, and brings it back.
+        history.follows(1, 0);
+        assert!(excused(&history, 1), "not before its end");
+        history.has_followed(1, 0);
+        assert!(!excused(&history, 1));
+        assert!(!history.owes_flush(10) && history.owes_flush(20));
     }
 
     #[test]

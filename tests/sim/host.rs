@@ -103,7 +103,14 @@ impl World {
                 }
             }
             Action::DrawTags(_) => self.plan(10_000, Happening::Tags { node, life }),
-            Action::BreakToken => self.nodes[node].token = false,
+            Action::BreakToken => {
+                let at = &mut self.nodes[node];
+                (at.token, at.token_broken) = (false, true);
+            }
+            Action::MakeToken => {
+                let at = &mut self.nodes[node];
+                (at.token, at.token_broken) = (true, false);
+            }
             Action::Report(notice) => self.noticed(node, &notice)?,
         }
         Ok(())
@@ -112,7 +119,8 @@ impl World {
     /// A disk operation sets out.
     pub(super) fn submit(&mut self, node: usize, op_id: u64, op: DiskOp) {
         let mends = self.nodes[node].store.mends(&op);
-        self.nodes[node].store.submit(op_id, op, &mut self.rng);
+        let now = self.now;
+        self.nodes[node].store.submit(op_id, op, now, &mut self.rng);
         let mut delay = self.disk_delay(node);
         if mends {
             // A disk takes its time for a bad block, and does other things meanwhile.
@@ -143,6 +151,9 @@ impl World {
             self.plan_at(until + delay, Happening::Disk { node, op });
             return Ok(());
         }
+        if !at.store.unreadable.is_empty() {
+            self.ghost.unreadable_until[node] = Some(self.now);
+        }
         let touched = &mut self.ghost.touched;
         let is_write = at.store.is_write(op);
         let result = at.store.complete(op, heard, &mut |block| {
@@ -153,6 +164,9 @@ impl World {
         if self.lives(node, life) {
             self.nodes[node].store.told |= is_write && matches!(result, Err(DiskFault::Io(_)));
             return self.feed(node, Event::Disk { id, result });
+        }
+        if is_write && matches!(result, Err(DiskFault::Io(_))) {
+            self.failed_unheard(node);
         }
         self.trace.line(|| {
             format!(

@@ -87,10 +87,9 @@ impl World {
         at.starting = false;
         at.want = None;
         at.store.told |= at.store.failed;
+        at.hangs = false;
         if !at.store.failed {
-            // What a disk that failed has forgotten shows when it is opened anew.
-            let lost = at.store.come_back(&mut self.rng);
-            self.lose(&lost);
+            self.open_store(node);
         }
         let memory = self.open_account(node);
         let at = &mut self.nodes[node];
@@ -151,15 +150,15 @@ impl World {
         at.meta.crash(&mut self.rng);
         at.up = false;
         let name = at.name;
-        self.lose(&lost);
+        self.lose(node, &lost);
         self.trace
             .line(|| format!("{:>10} {name} machine crashes", self.now / 1000));
     }
 
-    /// A crash took these from a copy.
-    pub(super) fn lose(&mut self, lost: &[(u64, Value)]) {
+    /// A crash took these from the node's copy.
+    pub(super) fn lose(&mut self, node: usize, lost: &[(u64, Value)]) {
         for (sector, value) in lost {
-            self.history.lost(*sector, *value);
+            self.history.lost(*sector, *value, node);
         }
     }
 
@@ -183,6 +182,11 @@ impl World {
 
     /// The daemon has stopped by itself, cleanly.
     pub(super) fn stopped(&mut self, node: usize) {
+        // As the shell does: what is on its way yet may fail when nobody hears it any more.
+        let at = &mut self.nodes[node];
+        if !at.is_idle() {
+            (at.token, at.token_broken) = (false, true);
+        }
         self.die(node);
     }
 

@@ -285,6 +285,7 @@ impl World {
                 Err(self.violation("PeerFault", text))
             }
             Notice::Minted { permission, .. } => {
+                self.nodes[node].store.remember();
                 if *permission == "consent" {
                     self.check_consent(node)?;
                 }
@@ -293,6 +294,7 @@ impl World {
                     "consent" => "alone by consent",
                     "always" => "alone by always",
                     "force" => "alone by force",
+                    "fence" => "alone by fence",
                     _ => "alone by another permission",
                 });
                 Ok(())
@@ -321,6 +323,7 @@ impl World {
             }
             Notice::ResyncDone { marked, sent, .. } => {
                 self.stats.mark("resync done");
+                self.history.has_followed(1 - node, node);
                 self.stats.resync_marked += marked;
                 self.stats.resync_sent += sent;
                 Ok(())
@@ -364,6 +367,12 @@ impl World {
             return Ok(()); // one has left this session, may have gone on alone, and nothing comes of the verdict
         }
         self.check_source_is_good(verdict)?;
+        if let Some(source) = verdict.source() {
+            // It was not known then that this copy would have to do.
+            let source = usize::from(self.nodes[0].id != source);
+            self.nodes[source].store.remember();
+            self.history.follows(1 - source, source);
+        }
         match verdict.strategy {
             Strategy::Nothing => self.check_marked_as_they_are(None),
             Strategy::Marks { source } => {
@@ -517,7 +526,7 @@ impl World {
     pub(super) fn check_clean_stop(&self, node: usize) -> Checked {
         let at = &self.nodes[node];
         // A failed disk keeps its marks: its token is broken, and the next start says so.
-        if at.store_suspect || !at.token || at.seen.disk == DiskState::Failed {
+        if at.store_suspect || at.token_broken || at.seen.disk == DiskState::Failed {
             return Ok(());
         }
         let Ok(recovered) = at.meta.recover() else {

@@ -308,7 +308,7 @@ impl World {
             } => {
                 let at = &mut self.nodes[node];
                 if !at.up {
-                    (at.up, at.token) = (true, true);
+                    (at.up, at.token, at.token_broken) = (true, false, false);
                     (at.clock, at.boot) = (clock, boot);
                     self.start_in(node, delay);
                 }

@@ -88,8 +88,12 @@ pub struct Node {
     pub store_suspect: bool,
     /// The metadata store.
     pub meta: Metadata,
-    /// The token that a failed disk breaks and a reboot removes.
+    /// The token that a copy in sync has, which a failed disk breaks and a reboot removes.
     pub token: bool,
+    /// It was broken, and not made anew since.
+    pub token_broken: bool,
+    /// The disk hangs, and is to fail when the daemon is gone.
+    pub hangs: bool,
     /// Disk operations take at least until then.
     pub stalled_until: u64,
     /// The daemon stands still until then.
@@ -188,7 +192,9 @@ impl Node {
             old_arbiter: false,
             grow: false,
             moment: None,
-            token: true,
+            token: false,
+            token_broken: false,
+            hangs: false,
             stalled_until: 0,
             paused_until: 0,
             waiting: VecDeque::new(),
@@ -228,7 +234,7 @@ impl Node {
     pub fn boot(&mut self, now: u64, ppm: i64, rng: &mut Rng) {
         self.up = true;
         self.boot = boot_id(rng);
-        self.token = true;
+        (self.token, self.token_broken) = (false, false);
         self.clock = Clock::new(now, rng.below(1 << 34), ppm);
     }
 }

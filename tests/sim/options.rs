@@ -198,6 +198,10 @@ impl Options {
         if options.kit.replacing {
             options.replace_arbiter_often();
         }
+        // Beside an arbiter nobody fences: its word may name the one that was switched off.
+        if options.settings.solo == Solo::Never && seed.is_multiple_of(2) {
+            options.orders.push((Order::Fence, 3));
+        }
         options.grow_from_here();
         options
     }

@@ -40,6 +40,8 @@ pub enum Order {
     /// A failover manager moves the service away from the node whose disk failed: demoted there, then
     /// promoted where the copy is that carries it.
     MoveAway,
+    /// A failover manager has the other machine switched off, and promotes the Secondary that has lost it by that word.
+    Fence,
     /// Give up the other copy for good; and a while later take that very node in again, with
     /// whatever its copy holds by then.
     Part,
@@ -103,6 +105,7 @@ impl Order {
             Self::Disk => "replace-disk",
             Self::Grow => "resize",
             Self::TakeOver => "take over",
+            Self::Fence => "fence and take over",
             Self::MoveAway => "move away from a failed disk",
         }
     }
@@ -178,6 +181,7 @@ impl World {
                     None => Ok(()),
                 }
             }
+            Order::Fence => self.fence(),
             Order::MoveAway => self.move_away(primary),
             Order::Demote | Order::DemoteForce => {
                 let force = order == Order::DemoteForce;
@@ -269,6 +273,33 @@ impl World {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The fence script of a manager without an arbiter. (It knows whose copy is the older one: the manager asks neither for the
+    /// service there, nor for a fence.)
+    fn fence(&mut self) -> Checked {
+        let lost = |node: &usize| {
+            let at = &self.nodes[*node];
+            let apart = self.connection(*node) != Connection::Connected;
+            at.mirror.is_some() && at.seen.role == Role::Secondary && apart && self.is_as_new(*node)
+        };
+        let Some(node) = (0..2).find(lost) else {
+            return Ok(());
+        };
+        let down = self.fault_rng.around(self.options.order_every_ns);
+        self.power_off(1 - node, down);
+        self.ghost.last_fault = self.ghost.last_fault.max(self.now);
+        self.command(node, Command::PromoteFenced)
+    }
+
+    /// Nothing was answered in a generation that this node's copy does not know.
+    fn is_as_new(&self, node: usize) -> bool {
+        let current = |node: usize| self.nodes[node].meta.record()?.current;
+        let Some(theirs) = current(1 - node) else {
+            return true;
+        };
+        let record = self.nodes[node].meta.record();
+        record.is_some_and(|mine| mine.in_line(theirs.tag))
     }
 
     /// The service leaves the node whose disk failed.

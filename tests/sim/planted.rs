@@ -49,6 +49,8 @@ struct Found {
     defect: Defect,
     /// The seed that caught it, and how.
     caught: Option<(u64, Violation)>,
+    /// A seed that shows a violation without it, too.
+    fails_without: Option<(u64, Violation)>,
     took: Duration,
 }
 
@@ -86,6 +88,9 @@ fn profile(defect: Defect) -> Profile {
         }
         D::GuestOutlivesAPrimary | D::GuestWritesUnmarked => Profile::Guests,
         D::FullCopyDetached => Profile::FullStores,
+        D::BadBlockRefused => Profile::BadBlocks,
+        D::FlushWithoutACopy => Profile::Carried,
+        D::HangKeepsToken | D::DoubtedCopyCompared => Profile::Unheard,
         D::RepairOutlivesTheRole | D::RepairOutlivesTheVerification => Profile::BadBlocks,
         D::AnswerCountsAsRead | D::SpentAccountHoldsUpOthers | D::FirstWaiterAloneIsWoken => {
             Profile::Mirrors
@@ -170,17 +175,44 @@ pub fn run(wanted: &Wanted) -> u8 {
 fn hunt(defect: Defect, seeds: u64) -> Found {
     let began = Instant::now();
     let profile = profile(defect);
-    plant(Some(defect));
-    let caught = (0..seeds).find_map(|seed| {
-        run_profile(profile, seed, Trace::off())
-            .violation
-            .map(|violation| (seed, violation))
+    let hunted = hunt_with(seeds, |defective, seed| {
+        plant(defective.then_some(defect));
+        let violation = run_profile(profile, seed, Trace::off()).violation;
+        plant(None);
+        violation
     });
-    plant(None);
+    let (caught, fails_without) = match hunted {
+        Hunted::Caught(seed, violation) => (Some((seed, violation)), None),
+        Hunted::FailsWithout(seed, violation) => (None, Some((seed, violation))),
+        Hunted::Missed => (None, None),
+    };
     Found {
         defect,
         caught,
+        fails_without,
         took: began.elapsed(),
+    }
+}
+
+/// What a hunt comes to.
+#[derive(Debug, PartialEq, Eq)]
+enum Hunted {
+    /// By this seed, which shows nothing without the defect.
+    Caught(u64, Violation),
+    /// This seed shows a violation, and another one without the defect: it says nothing of it.
+    FailsWithout(u64, Violation),
+    Missed,
+}
+
+/// Runs seeds with the defect until one shows a violation, and that one without it.
+fn hunt_with(seeds: u64, mut run: impl FnMut(bool, u64) -> Option<Violation>) -> Hunted {
+    let caught = (0..seeds).find_map(|seed| Some((seed, run(true, seed)?)));
+    match caught {
+        None => Hunted::Missed,
+        Some((seed, violation)) => match run(false, seed) {
+            None => Hunted::Caught(seed, violation),
+            Some(without) => Hunted::FailsWithout(seed, without),
+        },
     }
 }
 
@@ -202,6 +234,11 @@ fn tell_json(found: &Found, seeds: u64) {
 
 fn tell(found: &Found, seeds: u64) {
     let (defect, runs) = (found.defect, profile(found.defect).name());
+    if let Some((seed, violation)) = &found.fails_without {
+        let name = defect.name();
+        println!("{name:<26} NOT CAUGHT: seed {seed} of {runs} fails without it: {violation}");
+        return;
+    }
     match &found.caught {
         Some((seed, violation)) => {
             let (count, name) = (seed + 1, &violation.invariant);
@@ -236,5 +273,41 @@ fn table(chosen: &[Defect], found: &[Found]) {
             defect.what(),
             profile(*defect).name()
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn violation(what: &str) -> Violation {
+        Violation::new("Test", what)
+    }
+
+    #[test]
+    fn a_seed_that_fails_without_the_defect_catches_nothing() {
+        let always = |_, seed| (seed == 3).then(|| violation("always"));
+        assert_eq!(
+            hunt_with(9, always),
+            Hunted::FailsWithout(3, violation("always"))
+        );
+        let by_it = |defective, seed| (defective && seed == 3).then(|| violation("by it"));
+        assert_eq!(hunt_with(9, by_it), Hunted::Caught(3, violation("by it")));
+        assert_eq!(hunt_with(3, by_it), Hunted::Missed);
+    }
+
+    /// What `./do` runs of each profile is named there.
+    #[test]
+    fn every_profile_has_clean_runs() {
+        let script = include_str!("../../do");
+        let line = script
+            .lines()
+            .find(|line| line.contains("for name in lease-race"));
+        let line = line.expect("the profiles of ./do");
+        for profile in Profile::ALL {
+            let name = profile.name();
+            let is_there = line.split([' ', ';']).any(|word| word == name);
+            assert!(is_there || *profile == Profile::General, "{name}");
+        }
     }
 }

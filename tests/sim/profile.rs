@@ -42,6 +42,8 @@ pub enum Profile {
     BusyEnd,
     /// An operator forces the copy that the arbiter does not name.
     Forced,
+    /// A failover manager without an arbiter has the other machine switched off, which comes back.
+    Fenced,
     /// The service goes home before its copy is in sync, and the source comes and goes meanwhile.
     Guests,
     /// A Primary's disk fails, and whoever carries it comes and goes, or serves itself meanwhile.
@@ -50,6 +52,8 @@ pub enum Profile {
     FullStores,
     /// Blocks can't be read, are slow to write, and the service goes from node to node.
     BadBlocks,
+    /// Disks hang, daemons are killed for it, and flushes fail that nobody hears of.
+    Unheard,
     /// Several mirrors on the same two nodes.
     Mirrors,
 }
@@ -90,10 +94,12 @@ impl Profile {
         Self::OldCopies,
         Self::BusyEnd,
         Self::Forced,
+        Self::Fenced,
         Self::Guests,
         Self::Carried,
         Self::FullStores,
         Self::BadBlocks,
+        Self::Unheard,
         Self::Mirrors,
     ];
 
@@ -111,10 +117,12 @@ impl Profile {
             Self::OldCopies => "old-copies",
             Self::BusyEnd => "busy-end",
             Self::Forced => "forced",
+            Self::Fenced => "fenced",
             Self::Guests => "guests",
             Self::Carried => "carried",
             Self::FullStores => "full-stores",
             Self::BadBlocks => "bad-blocks",
+            Self::Unheard => "unheard",
             Self::Mirrors => "mirrors",
         }
     }
@@ -147,10 +155,12 @@ impl Profile {
             Self::OldCopies => old_copies(o, rng),
             Self::BusyEnd => busy_end(o, rng),
             Self::Forced => forced(o, rng),
+            Self::Fenced => fenced(o, rng),
             Self::Guests => guests(o, rng),
             Self::Carried => carried(o, rng),
             Self::FullStores => full_stores(o, rng),
             Self::BadBlocks => bad_blocks(o, rng),
+            Self::Unheard => unheard(o, rng),
         }
     }
 }
@@ -432,6 +442,38 @@ fn forced(o: &mut Options, rng: &mut Rng) {
     ];
 }
 
+fn fenced(o: &mut Options, rng: &mut Rng) {
+    small(o, rng);
+    timeouts(o, rng.pick(&[60, 200]));
+    o.settings.solo = Solo::Never;
+    o.settings.protocol = rng.pick(&[Protocol::C, Protocol::C, Protocol::A, Protocol::B]);
+    o.settings.flush_after_ms = rng.pick(&[20, 1000]);
+    o.requests = 1000;
+    o.depth = 4;
+    o.think_ns = 2 * MS;
+    o.meta_ns = rng.pick(&[100 * US, 5 * MS]);
+    o.net_ns = rng.pick(&[100 * US, 2 * MS]);
+    o.fault_every_ns = Some(300 * MS);
+    o.faults = vec![
+        (Fault::LinkCut, 4),
+        (Fault::LinkFlaps, 1),
+        (Fault::SessionEnds, 2),
+        (Fault::MachineCrashes, 2),
+        (Fault::BothCrash, 1),
+        (Fault::DaemonDies, 1),
+    ];
+    o.faults_last_ns = Some(rng.pick(&[1, 4]) * o.settings.timeout_ms * MS);
+    o.order_every_ns = 40 * MS;
+    o.orders.extend([
+        (Order::Fence, 8),
+        (Order::Demote, 1),
+        (Order::Invalidate, 1),
+    ]);
+    // A machine that boots at once is met while the promotion is under way.
+    let cut = Cause::Fault(Fault::LinkCut);
+    o.sequels = vec![sequel(cut, Cause::Order(Order::Fence), 100 * MS, 40)];
+}
+
 fn carried(o: &mut Options, rng: &mut Rng) {
     small(o, rng);
     timeouts(o, rng.pick(&[30, 60]));
@@ -591,6 +633,34 @@ fn bad_blocks(o: &mut Options, rng: &mut Rng) {
         // It finds the block, and the peer, which is slow to read it, becomes Primary.
         sequel(bad, Cause::Order(Order::Verify), 10 * MS, 30),
     ];
+}
+
+fn unheard(o: &mut Options, rng: &mut Rng) {
+    small(o, rng);
+    timeouts(o, rng.pick(&[60, 200]));
+    o.settings.ack_timeout_ms = o.settings.timeout_ms * rng.pick(&[1, 2]);
+    // Mostly, whoever has lost nothing is waited for.
+    o.settings.solo = rng.pick(&[Solo::Never, Solo::Never, Solo::Arbiter]);
+    o.settings.protocol = rng.pick(&[Protocol::C, Protocol::C, Protocol::C, Protocol::B]);
+    o.settings.checksum_first = true;
+    o.settings.flush_after_ms = 20;
+    o.requests = 800;
+    o.depth = rng.pick(&[1, 2, 8]);
+    o.think_ns = rng.pick(&[MS, 3 * MS]);
+    o.net_ns = rng.pick(&[100 * US, 2 * MS]);
+    o.fault_every_ns = Some(400 * MS);
+    o.faults = vec![
+        (Fault::FlushFailsUnheard, 8),
+        (Fault::DiskStalls, 2),
+        (Fault::FlushFails, 1),
+        (Fault::SessionEnds, 2),
+        (Fault::MachineCrashes, 2),
+        (Fault::LinkCut, 1),
+    ];
+    // (A stall that lasts tells who waits for it for ever.)
+    o.faults_last_ns = Some(rng.pick(&[2, 20]) * o.settings.timeout_ms * MS);
+    o.order_every_ns = 40 * MS;
+    o.orders.push((Order::Verify, 1));
 }
 
 impl World {

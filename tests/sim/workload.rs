@@ -47,8 +47,6 @@ pub struct Pending {
     pub start: u64,
     /// When, ns.
     pub since: u64,
-    /// The node was Primary at some moment since.
-    pub primary: bool,
 }
 
 impl Op {
@@ -231,14 +229,12 @@ impl World {
             self.history.begin(sector, value, start, node);
         }
         let request = request_in(&op, buffer);
-        let primary = self.nodes[node].seen.role == Role::Primary;
         let since = self.now;
         let pending = Pending {
             node,
             op,
             start,
             since,
-            primary,
         };
         self.pending.insert(id, pending);
         self.feed(

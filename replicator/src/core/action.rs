@@ -101,6 +101,9 @@ pub enum Action {
     /// Remove the token that says that this copy lost no completed write since boot
     /// (docs/protocol.md §1, `unbroken`): its disk failed and the record may not be writable.
     BreakToken,
+    /// Make that token anew: the copies are in sync, the record names this boot durably, and no operation of the disk
+    /// hangs that may yet fail when nobody hears it.
+    MakeToken,
     /// Tell people.
     Report(Notice),
 }

@@ -95,6 +95,11 @@ impl Mirror {
             return;
         }
         let mirrors = self.is_mirroring();
+        if planted(Defect::FlushWithoutACopy) && !mirrors && !self.has_copy() {
+            for job in std::mem::take(&mut self.flush.requests) {
+                self.end_piece(job, None, out);
+            }
+        }
         let resynced = self.resync_acked();
         // (Whether a write has ended is looked for among those in flight.)
         let covers = || resynced || self.is_answerer_unflushed() || self.has_ended_unflushed();

@@ -432,7 +432,7 @@ impl Mirror {
         let disk = self.disk_owes_since();
         let was_told = self.told_disk;
         let disk_due = self.on_store_overdue(disk, "local disk", |m| &mut m.told_disk, out);
-        if self.told_disk && !was_told {
+        if self.told_disk && !was_told && !planted(Defect::HangKeepsToken) {
             // Should this daemon end before the disk answers, nobody hears of a flush that fails then.
             out.push(Action::BreakToken);
         }
@@ -480,9 +480,23 @@ impl Mirror {
         since.is_some_and(|since| self.now >= since.after_ms(self.settings.ack_timeout_ms))
     }
 
-    /// The local disk has ended an operation. That it hangs is over with the last one that is overdue.
-    pub(super) fn on_disk_answers(&mut self) {
-        self.told_disk = self.told_disk && self.is_overdue(self.disk_owes_since());
+    /// The local disk has ended an operation. That it hangs is over with the last one that is overdue, and this daemon has
+    /// heard what came of it all: the token is as it was before.
+    pub(super) fn on_disk_answers(&mut self, out: &mut Actions) {
+        let hung = self.told_disk;
+        let owes_since = self.disk_owes_since();
+        self.told_disk = hung && self.is_overdue(owes_since);
+        if !hung || self.told_disk {
+            return;
+        }
+        let was_whole = self.local.token && self.local.store == super::Store::Usable;
+        if was_whole && self.record().boot == Some(self.boot) {
+            out.push(Action::MakeToken);
+        }
+        if let Some(since) = owes_since {
+            let due = since.after_ms(self.settings.ack_timeout_ms);
+            self.timers.set_by(Timer::AckOverdue, due);
+        }
     }
 
     /// The same of the metadata store.

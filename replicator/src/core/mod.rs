@@ -216,6 +216,9 @@ struct Local {
     token: bool,
     /// The peer lacks writes that protocol A or B answered before it had them.
     ahead: bool,
+    /// A write may have failed since the copies were last in sync, and a cache may answer for it: what is read here is
+    /// not known to be on the disk.
+    doubted: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -307,6 +310,9 @@ impl Mirror {
         );
         let same_boot = record.boot == Some(start.boot) || planted(Defect::BootAtAnyRestart);
         let unbroken = start.token && start.disk_usable && same_boot;
+        // It failed in this boot, or before its daemon could say when. (A lost cache answers for nothing after a reboot.)
+        let failed_before = record.boot.is_none() && record.current.is_some();
+        let doubted = failed_before || same_boot && !start.token;
         let mut mirror = Self {
             now,
             started: now,
@@ -335,6 +341,7 @@ impl Mirror {
                 unbroken,
                 token: start.token,
                 ahead: false,
+                doubted,
             },
             role: Role::Secondary,
             role_cause: "its daemon began",
@@ -440,7 +447,7 @@ impl Mirror {
             "disk operation {id} was not submitted"
         );
         let ended = self.disk.remove(id.0 as usize);
-        self.on_disk_answers();
+        self.on_disk_answers(out);
         match ended.work {
             DiskWork::Write(key) => self.on_write_local(key, result.map(drop), out),
             DiskWork::Edge { write, last } => self.on_edge(write, last, result, false, out),

@@ -154,7 +154,7 @@ impl Mirror {
                 );
                 self.finish_read(key, &data, out);
             }
-            Err(fault) if self.can_read_from_peer() => {
+            Err(fault) if self.can_read_from_peer() && !planted(Defect::BadBlockRefused) => {
                 self.reads[key.0].failed = Some(fault);
                 self.read_there(key, out);
             }

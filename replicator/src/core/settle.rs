@@ -185,6 +185,8 @@ impl Mirror {
 
     pub(super) fn on_adopted_durable(&mut self, session: SessionId, out: &mut Actions) {
         self.local.unbroken = true;
+        // All of it was written anew. (The source may verify before this copy hears that both are in sync.)
+        self.local.doubted = false;
         if self.is_session(session) {
             self.local.up_to_date = true;
             self.send(Message::Adopted, out);
@@ -267,10 +269,15 @@ impl Mirror {
 
     /// In sync from now on.
     pub(super) fn on_in_sync(&mut self, out: &mut Actions) {
-        // The host makes the token anew (docs/protocol.md §1).
-        self.local.token |= self.local.store == super::Store::Usable;
+        let usable = self.local.store == super::Store::Usable;
+        // What hangs yet may fail after the end of this daemon: the next one is not to trust it (docs/protocol.md §1).
+        if usable && !self.told_disk {
+            out.push(Action::MakeToken);
+        }
+        self.local.token |= usable;
+        self.local.doubted &= !usable;
         self.local.ahead = false;
-        self.local.unbroken = self.local.store == super::Store::Usable;
+        self.local.unbroken = usable;
         self.timers.clear(Timer::Resync);
         self.seek_to_rejoin(out);
     }

@@ -195,6 +195,7 @@ impl World {
                 | Action::CommandDone { .. }
                 | Action::SetTimer { .. }
                 | Action::BreakToken
+                | Action::MakeToken
                 | Action::Report(_) => {}
             }
         }

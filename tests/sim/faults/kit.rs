@@ -85,6 +85,9 @@ impl Kit {
         if rng.percent(12) {
             orders.push((Order::PromoteTarget, rng.pick(&[2, 8])));
         }
+        if rng.percent(6) {
+            faults.push((Fault::FlushFailsUnheard, rng.pick(&[1, 4])));
+        }
         kit
     }
 }

@@ -88,6 +88,14 @@ impl Host {
         }
     }
 
+    /// From here on a lost write removes the token.
+    pub(super) fn make_token(&self) {
+        if let Err(error) = self.token.make() {
+            tracing::warn!(mirror = &*self.name, path = %self.token.path().display(), %error,
+                "no token can be made: after a restart of the daemon this copy counts as one that lost writes");
+        }
+    }
+
     /// Takes a command in; its event.
     pub(super) fn command(&mut self, command: crate::core::Command, answerer: Answerer) -> Event {
         let id = CommandId(self.next_command);

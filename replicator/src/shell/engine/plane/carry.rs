@@ -12,7 +12,7 @@ use super::{Loop, random_tags, tagged, untagged};
 use crate::core::action::{Action, Class};
 use crate::core::disk::DiskFault;
 use crate::core::notice::Notice;
-use crate::core::state::{DiskId, MetaId, NodeId, Replication, RequestId, SessionId, Time};
+use crate::core::state::{DiskId, MetaId, NodeId, RequestId, SessionId, Time};
 use crate::core::{self, Event};
 use crate::shell::buffers::Share;
 use crate::shell::quic::{self, CloseReason, LinkEvent, code};
@@ -360,6 +360,7 @@ impl Loop {
                     self.follow_ups.push_back(Event::Tags(random_tags(count)))
                 }
                 Action::BreakToken => host.break_token(),
+                Action::MakeToken => host.make_token(),
                 Action::Report(notice) => self.report(host, notice),
             }
         }
@@ -386,16 +387,6 @@ impl Loop {
     fn report(&self, host: &Host, notice: Notice) {
         // The daemon's own log is made from the events; this is for those who look closer.
         tracing::debug!(mirror = &*host.name, ?notice);
-        // In sync: the record names this boot durably, and from here on a lost write removes the token.
-        if let Notice::Replication {
-            to: Replication::Established,
-            ..
-        } = notice
-            && let Err(error) = host.token.make()
-        {
-            tracing::warn!(mirror = &*host.name, path = %host.token.path().display(), %error,
-                "no token can be made: after a restart of the daemon this copy counts as one that lost writes");
-        }
         // Nobody may be listening.
         let _ = self.events.send(MirrorEvent {
             mirror: Arc::clone(&host.name),
