@@ -184,6 +184,11 @@ impl Tally {
             .saturating_record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
     }
 
+    /// Forgets all operations, and keeps its memory.
+    pub fn clear(&mut self) {
+        self.times.reset();
+    }
+
     /// Microseconds within which a share of the operations was answered.
     pub fn at(&self, share: f64) -> f64 {
         self.times.value_at_quantile(share) as f64 / 1e3

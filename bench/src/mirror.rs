@@ -3,8 +3,10 @@
 //! The daemons, their commands and their counters are used as a person would use them: through the
 //! program, with a configuration file for each node.
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::net::UdpSocket;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -18,6 +20,9 @@ use crate::process::{self, Process};
 
 /// Between two looks at the state of a mirror.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// The same of [`Mirror::follow`], as the program takes it, and how often it is read what it printed.
+const FOLLOW_EVERY: &str = "100ms";
+const READ_AGAIN: Duration = Duration::from_millis(50);
 
 /// The mirror's name, and the export's.
 const EXPORT: &str = "bench";
@@ -116,6 +121,49 @@ impl Counters {
 struct Report {
     time_ms: u64,
     mirrors: Vec<State>,
+}
+
+impl State {
+    /// Of what `kagami status --json` printed.
+    fn read(text: &str) -> Result<Self, BenchError> {
+        let json = |what: String| BenchError::Json {
+            program: "kagami status",
+            what,
+        };
+        let report: Report = serde_json::from_str(text)
+            .map_err(|error| json(format!("what is needed ({error})")))?;
+        let mut state = report
+            .mirrors
+            .into_iter()
+            .find(|state| state.name == EXPORT)
+            .ok_or_else(|| json(format!("mirror {EXPORT}")))?;
+        state.time_ms = report.time_ms;
+        Ok(state)
+    }
+}
+
+/// The lines of a file that grows.
+struct Lines {
+    file: File,
+    /// The beginning of the next line.
+    begun: String,
+}
+
+impl Lines {
+    fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            file: File::open(path)?,
+            begun: String::new(),
+        })
+    }
+
+    /// The whole lines that have come since.
+    fn more(&mut self) -> io::Result<String> {
+        self.file.read_to_string(&mut self.begun)?;
+        let end = self.begun.rfind('\n').map_or(0, |at| at + 1);
+        let rest = self.begun.split_off(end);
+        Ok(std::mem::replace(&mut self.begun, rest))
+    }
 }
 
 impl Node {
@@ -301,20 +349,7 @@ impl Mirror {
     /// # Errors
     /// The daemon does not answer.
     pub fn state(&self) -> Result<State, BenchError> {
-        let text = self.nodes[0].run(&["status", "--json"])?;
-        let json = |what: String| BenchError::Json {
-            program: "kagami status",
-            what,
-        };
-        let report: Report = serde_json::from_str(&text)
-            .map_err(|error| json(format!("what is needed ({error})")))?;
-        let mut state = report
-            .mirrors
-            .into_iter()
-            .find(|state| state.name == EXPORT)
-            .ok_or_else(|| json(format!("mirror {EXPORT}")))?;
-        state.time_ms = report.time_ms;
-        Ok(state)
+        State::read(&self.nodes[0].run(&["status", "--json"])?)
     }
 
     /// Looks at the Primary's state until `enough` says so.
@@ -340,6 +375,43 @@ impl Mirror {
                 });
             }
             std::thread::sleep(LOOK_AGAIN);
+        }
+    }
+
+    /// Looks at the Primary's state ten times a second until `enough` says so. One program does all the looking: to start
+    /// one for each look, as [`Mirror::wait`] does, takes a processor for milliseconds, for which whoever is measured
+    /// meanwhile waits.
+    ///
+    /// # Errors
+    /// As [`Mirror::wait`].
+    pub fn follow(
+        &self,
+        what: &str,
+        patience: Duration,
+        mut enough: impl FnMut(&State) -> bool,
+    ) -> Result<State, BenchError> {
+        let node = &self.nodes[0];
+        let words = ["status", "--json", "--watch", "--every", FOLLOW_EVERY];
+        let mut command = process::within(&node.within, &node.command(&words));
+        let mut follower = Process::start("follow", &mut command, &node.folder)?;
+        let log = node.folder.join("follow.log");
+        let mut lines = Lines::open(&log).map_err(BenchError::io(log.display().to_string()))?;
+        let deadline = Instant::now() + patience;
+        loop {
+            let more = lines.more();
+            let more = more.map_err(BenchError::io(log.display().to_string()))?;
+            for line in more.lines() {
+                let state = State::read(line)?;
+                if enough(&state) {
+                    return Ok(state);
+                }
+            }
+            follower.check()?;
+            if Instant::now() > deadline {
+                let seconds = patience.as_secs();
+                return Err(follower.fault(format!("{what} did not come in {seconds} s")));
+            }
+            std::thread::sleep(READ_AGAIN);
         }
     }
 }
@@ -425,15 +497,32 @@ fn free_port() -> Result<u16, BenchError> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
+
+    #[test]
+    fn a_line_is_read_once_it_is_whole() {
+        let mut file = tempfile::NamedTempFile::new().expect("a file");
+        let mut lines = Lines::open(file.path()).expect("it is there");
+        let mut more = |text: &str| {
+            file.write_all(text.as_bytes()).expect("written");
+            lines.more().expect("read")
+        };
+        assert_eq!(more("one"), "");
+        assert_eq!(more(" and a half\ntwo\nth"), "one and a half\ntwo\n");
+        assert_eq!(more("ree"), "");
+        assert_eq!(more("\n"), "three\n");
+    }
 
     #[test]
     fn the_status_is_read() {
         let text = r#"{"schema": 1, "time_ms": 5, "mirrors": [{"name": "demo", "condition": "in-sync",
             "marked_bytes": 0, "progress": {"done_bytes": 8192, "since_ms": 3, "paused": false}, "new": 1,
             "counters": {"writes": 7, "log_records": 2, "bitmap_pages": 1, "superblocks": 1}}]}"#;
-        let report: Report = serde_json::from_str(text).expect("it is whole");
-        assert_eq!(report.mirrors[0].counters.metadata(), 4);
-        assert!(report.mirrors[0].progress.is_some());
+        let state = State::read(&text.replace("demo", EXPORT)).expect("it is whole");
+        assert_eq!((state.counters.metadata(), state.time_ms), (4, 5));
+        assert!(state.progress.is_some());
+        State::read(text).expect_err("another mirror's");
     }
 }

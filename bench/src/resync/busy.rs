@@ -1,7 +1,6 @@
 //! A resynchronisation beside an application: how much each leaves the other, and how soon.
 
 use std::fmt::Write as _;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -54,7 +53,7 @@ pub struct Look {
 /// What was seen.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Busy {
-    /// The application without a resynchronisation.
+    /// The application without a resynchronisation: medians of its windows.
     pub before: Window,
     /// A resynchronisation without an application.
     pub idle: Vec<Look>,
@@ -70,8 +69,14 @@ pub struct Busy {
 /// The mirror fails.
 pub fn measure(mirror: &Mirror, client: &mut Client, region: u64) -> Result<Busy, BenchError> {
     mirror.wait("both copies to be equal", PATIENCE, in_sync)?;
-    let (tally, time) = load::run(client, &APPLICATION, region, Until::Time(BEFORE), 21)?;
-    let before = window(&tally, time.as_secs_f64(), time);
+    // Looked at as what it is compared with: neither sees the other's observer.
+    let alone = application(mirror, region, 21, |began| {
+        mirror.follow("the application's end", PATIENCE, |_| {
+            began.elapsed() >= BEFORE
+        })?;
+        Ok(())
+    })?;
+    let before = middle(&alone);
 
     outage(mirror, client, region, 22)?;
     let mut idle = Vec::new();
@@ -81,38 +86,8 @@ pub fn measure(mirror: &Mirror, client: &mut Client, region: u64) -> Result<Busy
     mirror.wait("a resynchronisation", PATIENCE, |state| {
         state.progress.is_some()
     })?;
-    let stop = AtomicBool::new(false);
-    let windows = Mutex::new(Vec::new());
     let mut looks = Vec::new();
-    let mut second = mirror.client()?;
-    let began = Instant::now();
-    std::thread::scope(|scope| {
-        let application = scope.spawn(|| {
-            let mut tally = Tally::default();
-            let mut since = began;
-            load::run_watched(
-                &mut second,
-                &APPLICATION,
-                region,
-                Until::Told(&stop),
-                24,
-                |time| {
-                    tally.record(time);
-                    let length = since.elapsed();
-                    if length >= WINDOW {
-                        let piece = window(&tally, began.elapsed().as_secs_f64(), length);
-                        windows.lock().expect("no panic holds it").push(piece);
-                        (tally, since) = (Tally::default(), Instant::now());
-                    }
-                },
-            )
-        });
-        let watched = watch(mirror, began, &mut looks);
-        stop.store(true, Ordering::Relaxed);
-        let ran = application.join().expect("the load does not panic");
-        watched.and(ran.map(drop))
-    })?;
-    let windows = windows.into_inner().expect("no panic holds it");
+    let windows = application(mirror, region, 24, |began| watch(mirror, began, &mut looks))?;
     Ok(Busy {
         before,
         idle,
@@ -121,12 +96,60 @@ pub fn measure(mirror: &Mirror, client: &mut Client, region: u64) -> Result<Busy
     })
 }
 
-fn window(tally: &Tally, at: f64, length: Duration) -> Window {
+/// Runs the application as long as `meanwhile` does, which hears when it began.
+fn application(
+    mirror: &Mirror,
+    region: u64,
+    seed: u64,
+    meanwhile: impl FnOnce(Instant) -> Result<(), BenchError>,
+) -> Result<Vec<Window>, BenchError> {
+    let stop = AtomicBool::new(false);
+    let mut client = mirror.client()?;
+    let mut windows = Vec::new();
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        let application = scope.spawn(|| {
+            let mut tally = Tally::default();
+            let mut since = began;
+            load::run_watched(
+                &mut client,
+                &APPLICATION,
+                region,
+                Until::Told(&stop),
+                seed,
+                |time| {
+                    tally.record(time);
+                    let length = since.elapsed();
+                    if length >= WINDOW {
+                        windows.push(Window {
+                            at: began.elapsed().as_secs_f64(),
+                            rate: tally.operations() as f64 / length.as_secs_f64(),
+                            p50: tally.at(0.5),
+                            p99: tally.at(0.99),
+                        });
+                        // A new one would be made while operations wait for it.
+                        tally.clear();
+                        since = Instant::now();
+                    }
+                },
+            )
+        });
+        let watched = meanwhile(began);
+        stop.store(true, Ordering::Relaxed);
+        let ran = application.join().expect("the load does not panic");
+        watched.and(ran.map(drop))
+    })?;
+    Ok(windows)
+}
+
+/// The medians of all windows, at the end of the last.
+fn middle(windows: &[Window]) -> Window {
+    let median = |of: fn(&Window) -> f64| Spread::of(windows.iter().map(of)).median;
     Window {
-        at,
-        rate: tally.operations() as f64 / length.as_secs_f64(),
-        p50: tally.at(0.5),
-        p99: tally.at(0.99),
+        at: windows.last().map_or(0.0, |window| window.at),
+        rate: median(|window| window.rate),
+        p50: median(|window| window.p50),
+        p99: median(|window| window.p99),
     }
 }
 
@@ -142,7 +165,7 @@ fn outage(mirror: &Mirror, client: &mut Client, region: u64, seed: u64) -> Resul
 /// Looks until both copies are equal.
 fn watch(mirror: &Mirror, began: Instant, looks: &mut Vec<Look>) -> Result<(), BenchError> {
     let mut met = false;
-    mirror.wait("the resynchronisation", PATIENCE, |state: &State| {
+    mirror.follow("the resynchronisation's end", PATIENCE, |state: &State| {
         if let Some(progress) = state.progress {
             met = true;
             looks.push(Look {
