@@ -9,17 +9,33 @@
 //!   anything. Who waits for a ring is woken then ([`wake_when_interrupted`]) and finds the completion
 //!   without a second sleep. A thread may have several: the disks', and those of ublk's devices.
 //! - [`step_back`] lets the tasks go first that are ready now, and asks the kernel for nothing.
+//!
+//! And the link's clock is read once for everything that is done at a time ([`moment`]).
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
 use std::task::{Poll, Waker};
+use std::time::Instant;
 
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 
 thread_local! {
     /// Who looks at a ring when the thread's sleep ends, whatever ended it.
     static INTERRUPTED: RefCell<Vec<Waker>> = const { RefCell::new(Vec::new()) };
+    /// What [`moment`] says.
+    static CLOCK: Cell<Clock> = const { Cell::new(Clock::NotOurs) };
+}
+
+/// What is known of the time.
+#[derive(Clone, Copy, Debug)]
+enum Clock {
+    /// The thread is asleep, or its runtime is not [ours](build), so that nobody says when time passes.
+    NotOurs,
+    /// Nothing since time has passed.
+    Unread,
+    /// It was read, and next to nothing has happened since.
+    Read(Instant),
 }
 
 /// A runtime for this thread.
@@ -30,7 +46,11 @@ thread_local! {
 pub fn build() -> io::Result<LocalRuntime> {
     Builder::new_current_thread()
         .enable_all()
-        .on_thread_unpark(wake_interrupted)
+        .on_thread_park(|| CLOCK.set(Clock::NotOurs))
+        .on_thread_unpark(|| {
+            CLOCK.set(Clock::Unread);
+            wake_interrupted();
+        })
         .build_local(LocalOptions::default())
 }
 
@@ -40,6 +60,7 @@ where
     F: Future + 'static,
     F::Output: 'static,
 {
+    let _leaves = Leaves;
     let task = runtime.spawn_local(future);
     match runtime.block_on(task) {
         Ok(output) => output,
@@ -57,7 +78,44 @@ where
 /// When the system gives no descriptor for the runtime.
 pub fn start<F: Future>(future: F) -> F::Output {
     let runtime = build().unwrap_or_else(|error| panic!("starting a thread's runtime: {error}"));
+    let _leaves = Leaves;
     runtime.block_on(future)
+}
+
+/// The thread leaves its runtime: another one would not say when time passes.
+struct Leaves;
+
+impl Drop for Leaves {
+    fn drop(&mut self) {
+        CLOCK.set(Clock::NotOurs);
+    }
+}
+
+/// The time, read at most once since the thread last slept, or since [`time_passed`]. The link asks for it several
+/// times for each datagram, and reading it is a system call where the kernel does not hand its clock out. On a thread whose
+/// runtime is not [ours](build) it is read each time.
+pub(super) fn moment() -> Instant {
+    match CLOCK.get() {
+        Clock::Read(moment) => moment,
+        Clock::Unread => {
+            let moment = now();
+            CLOCK.set(Clock::Read(moment));
+            moment
+        }
+        Clock::NotOurs => now(),
+    }
+}
+
+/// Something was done that takes a while, or has waited for something: [`moment`] is to be read anew.
+pub(super) fn time_passed() {
+    if let Clock::Read(_) = CLOCK.get() {
+        CLOCK.set(Clock::Unread);
+    }
+}
+
+/// The runtime's own time.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 /// Wakes this task once, when the thread has slept and was woken by anything. Each task that asks is woken, on
@@ -123,6 +181,34 @@ mod tests {
             Poll::Pending
         })
         .await;
+    }
+
+    #[test]
+    fn a_moment_lasts_until_time_passes_or_the_thread_sleeps() {
+        fn later(than: Instant) -> bool {
+            while now() == than {
+                std::hint::spin_loop();
+            }
+            moment() > than
+        }
+        let runtime = build().expect("a runtime");
+        let first = moment();
+        assert!(later(first), "outside");
+        run(&runtime, async {
+            let sleep = || tokio::time::sleep(std::time::Duration::from_millis(1));
+            sleep().await;
+            let first = moment();
+            assert!(!later(first), "of one turn");
+            step_back().await;
+            assert!(!later(first), "of one turn, for all its tasks");
+            time_passed();
+            let second = moment();
+            assert!(second > first && !later(second));
+            sleep().await;
+            assert!(later(second), "it has slept");
+        });
+        let last = moment();
+        assert!(later(last), "left");
     }
 
     #[test]

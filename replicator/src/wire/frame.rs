@@ -559,13 +559,17 @@ impl<B: PayloadBuffer> Decoder<B> {
     }
 }
 
+/// Bytes that the decoder takes from the allocator at once: some dozens of small heads.
+const HEADS: usize = 4096;
+
 /// Moves bytes from `input` until `front` has `want`; tells whether it has.
 fn gather(front: &mut BytesMut, input: &mut Bytes, want: usize) -> bool {
     let n = input.len().min(want - front.len());
     if front.capacity() < want {
         // Small heads share an allocation; a large one is bounded by what actually arrived twice
         // over, so that an announced length alone takes no memory.
-        front.reserve((want - front.len()).min((2 * n).max(ARENA)));
+        let more = (want - front.len()).max(HEADS);
+        front.reserve(more.min((2 * n).max(HEADS)));
     }
     front.extend_from_slice(&input[..n]);
     input.advance(n);

@@ -12,7 +12,7 @@
 mod field;
 mod kind;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use kagami_bitmap::superblock::{Generation, StoredDisk};
 
 use self::field::{HeadReader, HeadWriter};
@@ -115,10 +115,26 @@ pub enum MessageFault {
     },
 }
 
-/// Spells a message. Panics if its lists exceed the bounds above: the core cuts them to pieces.
-#[expect(clippy::too_many_lines, reason = "an arm for each message")]
+/// Spells messages. Their heads share memory: each by itself would cost two allocations.
+#[derive(Debug, Default)]
+pub struct Speller {
+    arena: BytesMut,
+}
+
+impl Speller {
+    /// Spells a message. Panics if its lists exceed the bounds above: the core cuts them to pieces.
+    pub fn encode(&mut self, message: &Message) -> Encoded {
+        spell(message, HeadWriter::new(&mut self.arena))
+    }
+}
+
+/// Spells a message, as [`Speller::encode`], in memory of its own.
 pub fn encode(message: &Message) -> Encoded {
-    let mut w = HeadWriter::new();
+    Speller::default().encode(message)
+}
+
+#[expect(clippy::too_many_lines, reason = "an arm for each message")]
+fn spell(message: &Message, mut w: HeadWriter<'_>) -> Encoded {
     let mut payload = None;
     let kind = Kind::of(message);
     match message {
@@ -395,7 +411,7 @@ fn payload_fits(len: usize) -> bool {
     len != 0 && len.is_multiple_of(BLOCK) && len <= MAX_PAYLOAD
 }
 
-fn put_hello(w: &mut HeadWriter, hello: &Hello) {
+fn put_hello(w: &mut HeadWriter<'_>, hello: &Hello) {
     w.u128(hello.mirror);
     w.u64(hello.node.0);
     w.u64(hello.size);

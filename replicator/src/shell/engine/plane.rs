@@ -38,11 +38,12 @@ use crate::shell::buffers::{Account, Buffer, Pool, Share};
 use crate::shell::etcd;
 use crate::shell::identity::{NodeKey, NodeKeys};
 use crate::shell::quic::{self, BufferSource, Link, LinkEvent, MirrorId, Note, PeerConfig};
-use crate::shell::runtime::step_back;
+use crate::shell::runtime::{step_back, time_passed};
 use crate::shell::storage::{Storage, StorageCompletion};
 use crate::shell::time::{now, until};
 use crate::shell::witness::Remote;
 use crate::wire::frame::{self, PayloadBuffer};
+use crate::wire::message::Speller;
 
 /// What other threads ask of this one.
 pub(super) enum Order {
@@ -191,6 +192,7 @@ pub(super) struct Loop {
     has_sent: bool,
     /// Reused by every turn.
     actions: Actions,
+    speller: Speller,
     follow_ups: VecDeque<Event>,
     answers: Vec<Ready>,
 }
@@ -258,6 +260,7 @@ impl Loop {
             leaving: Vec::new(),
             has_sent: false,
             actions: Vec::new(),
+            speller: Speller::default(),
             follow_ups: VecDeque::new(),
             answers: Vec::new(),
         })
@@ -368,6 +371,8 @@ impl Loop {
         }
         // After the taking: no event happened later than its stamp says.
         let now = now();
+        // A thread that is always busy never sleeps; the link's clock is read anew all the same.
+        time_passed();
         for completion in turn.completions.drain(..) {
             self.on_completion(completion, now);
         }

@@ -5,7 +5,8 @@
 //! (docs/performance.md has the count): its sockets are watched for room to send, so that every
 //! datagram that the receiver takes wakes its sender; and each datagram received arms the timer of its
 //! acknowledgement, which is nearly always sent and forgotten before it is due. Here a socket is watched for
-//! room only while it has none, and a timer stays armed for a near time as long as it moves.
+//! room only while it has none, and a timer stays armed for a near time as long as it moves. The clock that quinn asks
+//! several times for each datagram is read once for all that is done at a time.
 
 #![allow(unsafe_code)] // The runtime's watching of a descriptor for one direction is an unsafe call.
 
@@ -24,6 +25,8 @@ use quinn::{AsyncTimer, AsyncUdpSocket, Runtime, UdpPoller};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Sleep, sleep_until};
+
+use crate::shell::runtime::{moment, time_passed};
 
 /// The runtime of a data-plane thread, as quinn sees it.
 #[derive(Debug)]
@@ -47,7 +50,7 @@ impl Runtime for ThreadRuntime {
     }
 
     fn now(&self) -> Instant {
-        now()
+        moment()
     }
 }
 
@@ -86,7 +89,7 @@ impl fmt::Debug for NearTimer {
 impl AsyncTimer for NearTimer {
     fn reset(mut self: Pin<&mut Self>, at: Instant) {
         self.deadline = at;
-        let near = at.min(now() + NEAR);
+        let near = at.min(moment() + NEAR);
         // A sleep that is over (its time has passed) has to be armed anew in any case.
         if near < self.armed || near > self.armed + STEP || self.sleep.is_elapsed() {
             self.arm(near);
@@ -97,17 +100,13 @@ impl AsyncTimer for NearTimer {
         loop {
             ready!(Future::poll(self.sleep.as_mut(), cx));
             let deadline = self.deadline;
-            if now() >= deadline {
+            time_passed();
+            if moment() >= deadline {
                 return Poll::Ready(());
             }
             self.arm(deadline);
         }
     }
-}
-
-/// The runtime's time.
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }
 
 /// A QUIC endpoint on this socket for little traffic, which no error of the socket ends: for who is listened to, or
@@ -154,7 +153,7 @@ const REST: Duration = Duration::from_millis(100);
 
 impl Rest {
     fn begin(&self) {
-        let sleep = sleep_until((now() + REST).into());
+        let sleep = sleep_until((moment() + REST).into());
         *self.lock() = Some(Box::pin(sleep));
         self.is_on.store(true, Ordering::Relaxed);
     }
@@ -218,6 +217,10 @@ impl AsyncUdpSocket for WatchedSocket {
         let sent = self
             .state
             .send(UdpSockRef::from(self.socket.get_ref()), transmit);
+        if transmit.segment_size.is_some() {
+            // Several datagrams, which takes a while: the next ones are not sent at the same time.
+            time_passed();
+        }
         if let Err(error) = &sent
             && error.kind() == io::ErrorKind::WouldBlock
         {
@@ -239,6 +242,8 @@ impl AsyncUdpSocket for WatchedSocket {
                 self.state
                     .recv(UdpSockRef::from(socket.get_ref()), buffers, meta)
             });
+            // (quinn stops for other tasks by what receiving takes.)
+            time_passed();
             let Ok(received) = received else {
                 continue;
             };

@@ -1,6 +1,6 @@
 //! The fields of a head: how each sort is spelled, and what it must satisfy when it is read.
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 use kagami_bitmap::superblock::Generation;
 use kagami_bitmap::{Block, Run};
 
@@ -15,21 +15,29 @@ use crate::core::state::Seq;
 /// One more than the highest block that any mirror can have.
 const BLOCK_LIMIT: u64 = kagami_bitmap::geometry::MAX_SIZE / kagami_bitmap::geometry::BLOCK;
 
-/// Spells fields one after the other.
-pub(super) struct HeadWriter(Vec<u8>);
+/// Spells fields one after the other, behind what is there of other heads.
+pub(super) struct HeadWriter<'a>(&'a mut BytesMut);
 
-impl HeadWriter {
-    pub fn new() -> Self {
-        Self(Vec::with_capacity(32))
+/// Room for the head of any message that each write needs, and memory for so many bytes of heads at once.
+const USUAL: usize = 32;
+const ARENA: usize = 4096;
+
+impl<'a> HeadWriter<'a> {
+    pub fn new(arena: &'a mut BytesMut) -> Self {
+        assert!(arena.is_empty(), "each head was taken out");
+        if arena.capacity() < USUAL {
+            arena.reserve(ARENA);
+        }
+        Self(arena)
     }
 
     pub fn finish(self) -> Bytes {
         assert!(self.0.len() <= MAX_HEAD, "a head of {} bytes", self.0.len());
-        Bytes::from(self.0)
+        self.0.split().freeze()
     }
 
     pub fn u8(&mut self, value: u8) {
-        self.0.push(value);
+        self.0.put_u8(value);
     }
 
     pub fn u16(&mut self, value: usize) {

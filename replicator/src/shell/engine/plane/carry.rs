@@ -314,7 +314,7 @@ impl Loop {
                     class,
                     message,
                 } => {
-                    let encoded = message::encode(&message);
+                    let encoded = self.speller.encode(&message);
                     let frame = OutFrame {
                         kind: encoded.kind,
                         head: encoded.head,
