@@ -90,7 +90,6 @@ defects! {
     CoolsUnflushed: "an extent leaves the activity log while blocks of it are not flushed",
     CoolsUnwritten: "an extent leaves the activity log before its page is written",
     PageOfTheFuture: "a page counts as current though marks came after its image was cut",
-    PagesOnTheirWayForgotten: "a page that changed while it was on its way is not written again where all pages are",
     NamedWithTheNextPages: "the directory names a page when other pages are written, not once it is there",
     AllMarkedForgottenEarly: "`all_marked` is taken back while the pages are on their way",
     AllMarkedNotWritten: "a full resynchronisation does not record that all is marked",

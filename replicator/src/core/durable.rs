@@ -285,9 +285,7 @@ impl Mirror {
     /// Every page that is stale now is written: one whose older image is on its way is written again after that.
     pub(super) fn want_pages(&mut self) {
         self.pages.all = true;
-        if !planted(Defect::PagesOnTheirWayForgotten) {
-            self.pages.wanted.extend(self.bitmap.outdated_in_flight());
-        }
+        self.pages.wanted.extend(self.bitmap.outdated_in_flight());
     }
 
     /// What the directory does not name yet is named as soon as can be: until then a page that the disk loses passes for
