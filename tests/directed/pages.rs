@@ -5,11 +5,10 @@ use std::collections::BTreeSet;
 use kagami_bitmap::Page;
 use kagami_bitmap::sector::{Kind, field};
 use kagami_bitmap::superblock::Generation;
-use kagami_replicator::core::state::{MetaId, NodeId, Solo, Time};
+use kagami_replicator::core::state::{NodeId, Solo, Time};
 use kagami_replicator::core::{Command, Settings};
 
-use super::pair::{Kept, MS, PROMOTE, Pair, start, write};
-use super::stands::primary;
+use super::pair::{PROMOTE, Pair, start, write};
 
 /// Bytes and blocks of an extent, and extents of a page.
 const EXTENT: u64 = 4 << 20;
@@ -17,12 +16,6 @@ const BLOCKS: u64 = 1024;
 const PER_PAGE: u64 = 24;
 /// Extents that are hot at most.
 const HOT: u64 = 64;
-
-/// The copy lacks nothing on disk: no page of the bitmap or of the directory is to be written.
-fn assert_written(pair: &Pair, node: usize) {
-    let stale: Vec<Page> = pair.sides[node].mirror.dirty().stale_pages().collect();
-    assert_eq!(stale, [], "nobody would write them");
-}
 
 /// A mirror of so many pages, of which there is node 0 only.
 fn single(pages: u64, has_peer: bool) -> Pair {
@@ -136,31 +129,4 @@ fn a_page_that_is_written_for_the_first_time_is_named_in_the_directory_at_once()
     let directory = Page::directory(0);
     assert!(!pair.sides[0].mirror.dirty().is_page_stale(directory));
     assert_eq!(images(&pair, &[Kind::Directory]).len(), 1);
-}
-
-/// A page that is on its way when all are asked for, and has changed since, is written once more: nobody else would. Its marks
-/// are too many, or too few (`verification` has that), and a source would count as all marked for ever.
-#[test]
-fn a_page_that_changes_while_it_is_written_is_written_again_where_all_are_asked_for() {
-    let mut pair = primary();
-    let before = pages(&pair).len();
-    pair.sides[0].hold.reads = true;
-    pair.order(1, Command::Invalidate);
-    let end = pair.now + 10_000 * MS;
-    while pages(&pair).len() == before {
-        if !pair.step() {
-            assert!(pair.now < end, "a source writes its pages now and then");
-            pair.tick(end);
-        }
-    }
-    assert!(pair.sides[0].mirror.dirty().count() > 0);
-    let last = pair.sides[0].stored.len() as u64 - 1;
-    pair.sides[0].kept = Some(Kept::Metadata(MetaId(last)));
-    pair.sides[0].hold.reads = false;
-    pair.elapse(10_000);
-    assert_eq!([pair.stand(0), pair.stand(1)], ["Pi", "Si"]);
-    assert_eq!(pair.sides[0].mirror.dirty().count(), 0);
-    pair.sides[0].kept = None;
-    pair.pump();
-    assert_written(&pair, 0);
 }

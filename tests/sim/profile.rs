@@ -56,6 +56,8 @@ pub enum Profile {
     Unheard,
     /// Several mirrors on the same two nodes.
     Mirrors,
+    /// An operator says whose copy stays while the nodes do not hear each other, and the service goes on.
+    Words,
 }
 
 /// What a cause draws after it, on the same node.
@@ -101,6 +103,7 @@ impl Profile {
         Self::BadBlocks,
         Self::Unheard,
         Self::Mirrors,
+        Self::Words,
     ];
 
     /// What it is called on the command line.
@@ -124,6 +127,7 @@ impl Profile {
             Self::BadBlocks => "bad-blocks",
             Self::Unheard => "unheard",
             Self::Mirrors => "mirrors",
+            Self::Words => "words",
         }
     }
 
@@ -155,6 +159,7 @@ impl Profile {
             Self::OldCopies => old_copies(o, rng),
             Self::BusyEnd => busy_end(o, rng),
             Self::Forced => forced(o, rng),
+            Self::Words => words(o, rng),
             Self::Fenced => fenced(o, rng),
             Self::Guests => guests(o, rng),
             Self::Carried => carried(o, rng),
@@ -439,6 +444,26 @@ fn forced(o: &mut Options, rng: &mut Rng) {
         (Order::Promote, 12),
         (Order::TakeOver, 4),
         (Order::Force, 4),
+    ];
+}
+
+fn words(o: &mut Options, rng: &mut Rng) {
+    forced(o, rng);
+    o.settings.solo = rng.pick(&[Solo::Arbiter, Solo::Always]);
+    o.faults_last_ns = Some(rng.pick(&[400, 1500]) * MS);
+    o.order_every_ns = rng.pick(&[60, 200]) * MS;
+    o.orders.extend([
+        (Order::Resync, 8),
+        (Order::Demote, 4),
+        (Order::Disconnect, 1),
+    ]);
+    // Whose copy has to stay is asked where the nodes can't meet, and not everybody waits for the answer.
+    let cut = Cause::Fault(Fault::LinkCut);
+    let word = Cause::Order(Order::Resync);
+    o.sequels = vec![
+        sequel(cut, word, 300 * MS, 60),
+        sequel(word, Cause::Order(Order::Force), 200 * MS, 30),
+        sequel(word, Cause::Order(Order::Promote), 200 * MS, 20),
     ];
 }
 

@@ -1,5 +1,6 @@
 //! What the kernel shows and lets be set about a device of ours: files below /sys/block/nbdN or ublkbN.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -146,7 +147,20 @@ impl Sysfs {
     /// # Errors
     /// It can't be told whose one of them is.
     pub fn find(&self, identifier: &str) -> io::Result<Option<u32>> {
-        for index in self.devices()? {
+        self.find_beside(identifier, &BTreeSet::new())
+    }
+
+    /// As [`find`](Self::find), beside those that are known: who was disconnected keeps its identifier for as long as
+    /// somebody has it open.
+    ///
+    /// # Errors
+    /// It can't be told whose one of them is.
+    pub fn find_beside(&self, identifier: &str, known: &BTreeSet<u32>) -> io::Result<Option<u32>> {
+        for index in self
+            .devices()?
+            .into_iter()
+            .filter(|index| !known.contains(index))
+        {
             if let Owner::Connected { backend, .. } = self.owner(index)?
                 && backend.as_deref() == Some(identifier)
             {

@@ -3,6 +3,7 @@
 //! Everything here blocks for a moment and is called on a thread that may. Nothing here opens the device
 //! (see [`super::helper`]).
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -10,7 +11,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kagami_nbd_server::kernel::client::is_hung_up;
@@ -25,6 +26,7 @@ use kagami_replicator::shell::engine::DeviceFacts;
 use tracing::{debug, error, warn};
 
 use super::helper::{self, Held, HelperFault, Stuck};
+use super::lock;
 use super::over_ublk::told as told_by_ublk;
 use super::ublk::{ByChild, Mark, UblkControl};
 use crate::control::driver::{DeviceId, Driver, Wanted};
@@ -61,6 +63,9 @@ pub struct Kernel {
     pub dev: PathBuf,
     /// The program that has `kernel-device`.
     pub helper: PathBuf,
+    /// Devices of nbd that this daemon has disconnected, for good: who has one open still gets errors, and nothing that it
+    /// holds is ever written.
+    pub disconnected: Arc<Mutex<BTreeSet<u32>>>,
 }
 
 impl fmt::Debug for Kernel {
@@ -88,6 +93,7 @@ impl Default for Kernel {
             procfs: "/proc".into(),
             dev: "/dev".into(),
             helper,
+            disconnected: Arc::default(),
         }
     }
 }
@@ -207,7 +213,8 @@ impl Kernel {
     /// Whether the mirror has no device of nbd yet, and nobody the wanted one.
     fn check_nbd(&self, wanted: Option<u32>, identifier: &str) -> Result<(), DeviceFault> {
         let sysfs = self.sysfs(Driver::Nbd);
-        if let Some(index) = sysfs.find(identifier).map_err(not_looked_at)? {
+        let found = sysfs.find_beside(identifier, &lock(&self.disconnected));
+        if let Some(index) = found.map_err(not_looked_at)? {
             // A second device of one mirror: what the kernel holds for the first would be written over it later.
             return Err(self.has_it_still(DeviceId::nbd(index)));
         }
@@ -265,7 +272,7 @@ impl Kernel {
             flags |= flag::ROTATIONAL;
         }
         let mut connect = |index| {
-            nbd.connect(&Connect {
+            let connected = nbd.connect(&Connect {
                 index,
                 size: facts.size,
                 block_size: u64::from(facts.logical_block),
@@ -273,7 +280,11 @@ impl Kernel {
                 dead_timeout: DEAD_TIMEOUT,
                 identifier,
                 socket: socket.as_fd(),
-            })
+            });
+            if let Ok(index) = &connected {
+                lock(&self.disconnected).remove(index);
+            }
+            connected
         };
         if let Some(index) = wanted {
             let id = DeviceId::nbd(index);
@@ -525,7 +536,10 @@ impl Kernel {
     pub fn disconnect(&self, index: u32) -> Result<(), DeviceFault> {
         let down = self.nbd().and_then(|mut nbd| nbd.disconnect(index));
         match down {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                lock(&self.disconnected).insert(index);
+                Ok(())
+            }
             Err(KernelFault::NotOurs) => Err(DeviceFault::Gone),
             Err(fault) => {
                 let next = "put that right, and detach it again; it is attached until then";

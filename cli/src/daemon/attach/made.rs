@@ -434,6 +434,7 @@ impl Machine {
             procfs: self.path().join("proc"),
             dev: self.path().join("dev"),
             helper: self.path().join("helper"),
+            disconnected: Arc::default(),
         };
         let text = format!(
             "[node]\nname = \"alpha\"\nid = 7\n[mirror.pg]\nuuid = \"{UUID}\"\nsize = \"1MiB\"\nbacking = \"/d/pg\"\nmetadata = \"/d/pg.meta\"\n"

@@ -23,6 +23,8 @@ pub(super) struct NbdDriver {
     pub(super) reconfigured: usize,
     /// Its sender waits for room in the socket, and has the lock that taking a device down needs.
     pub(super) sender_is_stuck: bool,
+    /// Somebody has it open: it keeps its files when it is taken down.
+    pub(super) is_open: bool,
     /// A device is not taken down, and why.
     pub(super) keeps_up: Option<i32>,
 }
@@ -158,7 +160,7 @@ impl Asking {
             }
             2 => {
                 let errno = driver.take_down(index);
-                if errno == 0 {
+                if errno == 0 && !driver.is_open {
                     self.set_up(index, None);
                 }
                 errno

@@ -107,6 +107,25 @@ async fn a_stale_device_whose_files_can_not_be_read_stays_stale() {
     assert_eq!(shown(&daemon), Some(DeviceState::Stale));
 }
 
+/// docs/symptoms.md, *The device is STALE*: who has the old device open still (a lazy unmount) keeps its name in the kernel, and
+/// the mirror can be used all the same.
+#[tokio::test]
+async fn after_a_forced_detach_of_a_device_that_is_open_the_mirror_is_attached_as_another_one() {
+    let machine = Machine::new();
+    let daemon = machine.daemon().await;
+    daemon.attach("pg", nbd(0), None).await.expect("attached");
+    lock(&machine.driver).is_open = true;
+    daemon.detach("pg", true).await.expect("detached");
+    assert!(machine.path().join("sys/block/nbd0/backend").exists());
+    daemon
+        .attach("pg", nbd(1), None)
+        .await
+        .expect("another one");
+    let taken = daemon.attach("pg", nbd(2), None).await;
+    taken.expect_err("it is attached");
+    assert_eq!(lock(&machine.driver).devices.len(), 1);
+}
+
 /// A mirror that is a device of the kernel already does not become a second one.
 #[tokio::test]
 async fn a_mirror_that_the_kernel_has_still_is_not_attached_as_another_device() {
