@@ -10,7 +10,7 @@ use kagami_replicator::core::decide::{Refused, Verdict};
 use kagami_replicator::core::disk::DiskOp;
 use kagami_replicator::core::event::{Command, IoError};
 use kagami_replicator::core::register::Register;
-use kagami_replicator::core::state::{Protocol, Role};
+use kagami_replicator::core::state::{Attempt, Protocol, Role};
 use kagami_replicator::core::{Connection, DiskState};
 
 use super::content::{self, BlockValue, SECTORS, Value};
@@ -57,6 +57,8 @@ pub struct Ghost {
     pub parents: BTreeMap<u64, Option<u64>>,
     /// The times that a node was Primary.
     pub terms: Vec<Term>,
+    /// Questions to the arbiter whose answer was heard: one that comes twice is waited for no more.
+    pub answered: BTreeSet<Attempt>,
     /// When each node answered a request with success, in order, and when the newest of those that it
     /// has answered by then had begun.
     pub answers: [Vec<(u64, u64)>; 2],

@@ -380,7 +380,8 @@ impl World {
             Happening::Answer(question, answer) => {
                 if self.hears_answer(&question) {
                     let (node, attempt) = (question.node, question.attempt);
-                    let told = self.is_told_to_stop(&question, &answer);
+                    let is_first = self.ghost.answered.insert(attempt);
+                    let told = is_first && self.is_told_to_stop(&question, &answer);
                     self.feed(node, Event::Arbiter { attempt, answer })?;
                     return if told {
                         self.check_stopped(node)
