@@ -180,7 +180,8 @@ impl World {
 
     /// The copies may have forked, and both nodes know that they can't come together by themselves.
     fn may_resolve(&self) -> bool {
-        (self.options.may_fork() || self.ghost.invalidated) && self.ghost.refused_lately()
+        let forked = self.options.may_fork() || self.ghost.invalidated || self.is_cut_promotion();
+        forked && self.ghost.refused_lately()
     }
 
     pub(super) fn is_at_rest(&self) -> bool {

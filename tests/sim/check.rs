@@ -57,6 +57,12 @@ pub struct Ghost {
     pub parents: BTreeMap<u64, Option<u64>>,
     /// The times that a node was Primary.
     pub terms: Vec<Term>,
+    /// The event at which each node closed its session to have resynchronised what a verification found.
+    pub met_anew: [u64; 2],
+    /// When each copy was last not up to date.
+    pub not_good: [u64; 2],
+    /// Generations in which a node was Primary.
+    pub served: BTreeSet<u64>,
     /// Questions to the arbiter whose answer was heard: one that comes twice is waited for no more.
     pub answered: BTreeSet<Attempt>,
     /// When each node answered a request with success, in order, and when the newest of those that it
@@ -216,7 +222,7 @@ impl World {
         Err(self.violation("Liveness", what))
     }
 
-    /// True if the other copy is good, and in a session with this node: what this node's disk does is not its clients' to
+    /// True if the other copy has been good since then, and is in a session with this node: what this node's disk does is not its clients' to
     /// see. (Where blocks of the other copy could not be read since then, an answer on its way may still say so; and with
     /// protocols A and B that copy may lack what was answered.)
     fn has_other_copy(&self, node: usize, since: u64) -> bool {
@@ -232,7 +238,8 @@ impl World {
         let there = &self.nodes[1 - node].store;
         let bad_until = self.ghost.unreadable_until[1 - node];
         let readable = there.unreadable.is_empty() && bad_until.is_none_or(|until| until < since);
-        let sound = !there.failed && readable;
+        let steady = self.ghost.not_good[1 - node] < since;
+        let sound = !there.failed && readable && steady;
         met && good && sound && !self.may_answer_early()
     }
 

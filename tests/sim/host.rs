@@ -6,7 +6,7 @@ use kagami_replicator::core::disk::{DiskFault, DiskOp};
 use kagami_replicator::core::event::Event;
 use kagami_replicator::core::message::Message;
 use kagami_replicator::core::state::{DiskId, MetaId};
-use kagami_replicator::core::{Action, Actions};
+use kagami_replicator::core::{Action, Actions, FOUND_BY_VERIFY};
 
 use super::arbiter::Question;
 use super::world::{Checked, Happening, MS, World};
@@ -56,7 +56,12 @@ impl World {
                 }
                 self.send(node, session, class, &message)?;
             }
-            Action::CloseSession { session, reason: _ } => self.close(session, node),
+            Action::CloseSession { session, reason } => {
+                if reason == FOUND_BY_VERIFY {
+                    self.ghost.met_anew[node] = self.tick;
+                }
+                self.close(session, node)
+            }
             Action::WantSession { from } => {
                 self.nodes[node].want = from;
                 if let Some(from) = from {

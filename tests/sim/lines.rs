@@ -13,6 +13,7 @@ use super::content::SECTORS;
 use super::faults::Fault;
 use super::history::Level;
 use super::node::Seen;
+use super::profile::Profile;
 use super::world::{Checked, World};
 
 /// A time during which a node was Primary.
@@ -57,6 +58,14 @@ impl World {
         };
         let before = self.nodes[node].seen;
         let (role, disk) = (mirror.role(), mirror.disk_state());
+        if disk != DiskState::UpToDate {
+            self.ghost.not_good[node] = self.now;
+        }
+        if role == Role::Primary
+            && let Some(current) = mirror.record().current
+        {
+            self.ghost.served.insert(current.tag);
+        }
         let mut term = before.term;
         if role != before.role {
             if role == Role::Primary {
@@ -384,6 +393,16 @@ impl World {
         }
     }
 
+    /// A fence script let a node go on, which lost power, fenced itself, when its generation was on disk and it was not Primary
+    /// yet: nothing was written in it, and neither copy can know that of the other.
+    pub(super) fn is_cut_promotion(&self) -> bool {
+        let is_unserved = |record: &Option<Record>| {
+            let current = record.as_ref().and_then(|record| record.current);
+            current.is_some_and(|current| !self.ghost.served.contains(&current.tag))
+        };
+        self.options.profile == Profile::Fenced && self.ghost.records.iter().any(is_unserved)
+    }
+
     /// Without a force and with an arbiter (or never alone), no copies fork, go stale or lose the
     /// marks that they need.
     fn check_verdict_can_be(&self, verdict: Verdict) -> Checked {
@@ -401,6 +420,7 @@ impl World {
             Some(Refused::TwoPrimaries) => !self.options.may_fork() && !by_operator,
             // A Primary's disk failed while it was ahead: no copy with its writes is left to serve.
             Some(Refused::NewestLost) => false,
+            Some(Refused::SplitBrain) if self.is_cut_promotion() => false,
             Some(Refused::SplitBrain | Refused::Unrelated) => {
                 !self.options.may_fork() && !by_operator
             }

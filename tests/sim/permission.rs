@@ -24,6 +24,8 @@ impl World {
         };
         if status.connection == Connection::Connected
             || status.alone_since.is_some()
+            // In the session, and the end of a verification closed it at once.
+            || self.ghost.met_anew[node] == self.tick
             || self.options.settings.solo == Solo::Always
             || self.options.forced
         {

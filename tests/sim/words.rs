@@ -14,7 +14,7 @@ use super::world::{Checked, World};
 /// What was said of whose copy stays.
 #[derive(Clone, Debug, Default)]
 pub struct Words {
-    /// The session and the hello that each node sent last.
+    /// The connection and the hello that each node sent last.
     hellos: [Option<(u64, Hello)>; 2],
     /// The event at which each was last told a word.
     told: [u64; 2],
@@ -45,7 +45,7 @@ impl World {
                 self.tell_word(1 - node);
             }
         }
-        self.ghost.words.hellos[node] = Some((session, hello.clone()));
+        self.ghost.words.hellos[node] = Some((connection(session), hello.clone()));
         Ok(())
     }
 
@@ -64,7 +64,7 @@ impl World {
         };
         let Some(source) = verdict
             .source()
-            .filter(|_| [*first, *second] == [session; 2])
+            .filter(|_| [*first, *second] == [connection(session); 2])
         else {
             return Ok(());
         };
@@ -86,4 +86,9 @@ impl World {
         }
         Ok(())
     }
+}
+
+/// Each end has a session of its own (`World::session_at`).
+fn connection(session: u64) -> u64 {
+    session >> 1
 }

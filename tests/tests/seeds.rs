@@ -49,6 +49,16 @@ const ONCE_BROKEN: &[(Profile, u64, &str)] = &[
         150,
         "a resynchronisation never ended: each look at the arbiter met another, by the clock",
     ),
+    (
+        Profile::BadBlocks,
+        258,
+        "a guest refused a block that it could not read, which its source had, when it had adopted",
+    ),
+    (
+        Profile::BadBlocks,
+        300,
+        "a source refused a block that it could not read, and its target had adopted all of it",
+    ),
 ];
 
 #[test]

@@ -91,6 +91,7 @@ pub use read::PEER_READ;
 pub use settings::Settings;
 pub use state::{Connection, DiskState, NodeId, Replication, Role, Time};
 pub use status::Status;
+pub use verify::FOUND_BY_VERIFY;
 
 use state::{CommandId, DiskId, MetaId, RequestId};
 use timers::{Timer, Timers};

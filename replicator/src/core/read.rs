@@ -9,9 +9,11 @@ use kagami_bitmap::planted::{Defect, planted};
 use kagami_bitmap::{Block, Run};
 
 use super::event::{IoError, Request};
+use super::link::Phase;
 use super::message::Message;
 use super::request::{Held, JobKey};
-use super::state::{Replication, RequestId};
+use super::resync::Stage;
+use super::state::RequestId;
 use super::write::WriteKey;
 use super::{Actions, DiskFault, DiskOp, DiskResult, DiskState, DiskWork, Mirror, Notice, Store};
 
@@ -233,10 +235,13 @@ impl Mirror {
 
     /// True if the peer's copy is as good as this one.
     pub(super) fn can_read_from_peer(&self) -> bool {
-        let in_sync = matches!(
-            self.replication(),
-            Replication::Established | Replication::VerifySource | Replication::VerifyTarget
-        );
+        // Between *Adopted* and *Settled* both have all of it, too, and nothing is written.
+        let in_sync = match self.up().map(|up| &up.phase) {
+            Some(Phase::InSync) => true,
+            Some(Phase::Source(source)) => source.stage == Stage::Settling,
+            Some(Phase::Target(target)) => target.adopted && self.local.up_to_date,
+            Some(Phase::Serve(_)) | None => false,
+        };
         self.has_lease()
             && (self.is_carried()
                 || self.is_served()

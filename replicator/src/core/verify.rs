@@ -21,6 +21,8 @@ use super::{Action, Actions, DiskFault, DiskOp, DiskResult, DiskWork, Mirror, No
 
 /// Blocks compared by one message.
 const CHUNK: u64 = 256;
+/// Why a session is closed at the end of a verification that marked blocks.
+pub const FOUND_BY_VERIFY: &str = "what the verification found is resynchronised";
 /// Chunks under way.
 const DEPTH: usize = 4;
 
@@ -418,7 +420,7 @@ impl Mirror {
         self.answer(verify.command, Ok(Reply::Nothing(found)), out);
         if verify.repair && self.bitmap.count() > 0 {
             // The handshake finds the marks, and makes the Primary, or the lower id, their source.
-            self.close_session("what the verification found is resynchronised", out);
+            self.close_session(FOUND_BY_VERIFY, out);
         }
     }
 
