@@ -68,14 +68,19 @@ impl World {
         else {
             return Ok(());
         };
-        if source != chosen {
+        let (winner, loser) = if mine.node == chosen {
+            (mine, theirs)
+        } else {
+            (theirs, mine)
+        };
+        // A copy that is partly overwritten goes on as the target that it was, whatever is said.
+        if source != chosen && winner.disk != StoredDisk::Inconsistent {
             let what = format!(
                 "{chosen}'s copy was chosen, and {source}'s stays ({:?})",
                 verdict.row
             );
             return Err(self.violation("No-silent-fork", what));
         }
-        let loser = if mine.node == chosen { theirs } else { mine };
         let by_word = matches!(
             verdict.row,
             Row::Forked | Row::Unrelated | Row::AheadForcedBad
@@ -88,7 +93,7 @@ impl World {
     }
 }
 
-/// Each end has a session of its own (`World::session_at`).
+/// Each end has a session of its own (`World::node_session`).
 fn connection(session: u64) -> u64 {
     session >> 1
 }
