@@ -281,6 +281,15 @@ episode() { # "WORDS" COMMAND...
     printf '%s\t%s\t%s\t%s\n' "$words" "$gap" "$count" "$synced" >>"$work/figures"
 }
 
+# Those whose words fit FAULTS.
+TRIED=0
+try() { # "WORDS" COMMAND...
+    [[ $1 =~ $FAULTS ]] || return 0
+    TRIED=$((TRIED + 1))
+    episode "$@"
+}
+something_was_tried() { [ "$TRIED" -gt 0 ] || fail "no fault has words that fit $FAULTS"; }
+
 unmounted() { umount "$MOUNTED" 2>/dev/null; }
 
 end_service() {
