@@ -371,9 +371,14 @@ fn refused(mirror: &MirrorReport, refusal: Refusal) -> Vec<String> {
             } else {
                 String::new()
             };
-            vec![format!(
-                "choose whose changes to keep: `kagami resync {name} --from local` ({theirs}) or `--from peer` ({ours}{first})"
-            )]
+            vec![
+                format!(
+                    "choose whose changes to keep: `kagami resync {name} --from local` ({theirs}) or `--from peer` ({ours}{first})"
+                ),
+                format!(
+                    "a Primary's copy is not overwritten: before `--from local`, `kagami demote {name}` on {peer} if it is Primary"
+                ),
+            ]
         }
         Refusal::BothStale => vec![format!(
             "neither copy is known to be good and newest; choose one: `kagami resync {name} --from local` or `--from peer`, or here `kagami promote {name} --force`"

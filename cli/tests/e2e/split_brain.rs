@@ -35,7 +35,9 @@ fn told(pair: &mut Pair) {
         assert_eq!(ok(node.try_run(&["status", "--exit-code"])).code, Some(13));
         let screen = ok(node.run(&["status"]));
         assert!(
-            screen.contains("SPLIT BRAIN") && screen.contains("--from"),
+            screen.contains("SPLIT BRAIN")
+                && screen.contains("--from")
+                && screen.contains("demote"),
             "{screen}"
         );
     }
@@ -48,6 +50,8 @@ fn the_local_changes_win_where_that_is_said() {
     // It destroys something: without a terminal it needs --yes.
     refused(&pair.nodes.alpha, &["resync", MIRROR, "--from", "local"], 2);
     told(&mut pair);
+    // A Primary's copy is not overwritten under its clients there either: the screen says what to do first.
+    ok(pair.nodes.beta.run(&["demote", MIRROR]));
     ok(pair
         .nodes
         .alpha
