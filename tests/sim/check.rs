@@ -185,8 +185,11 @@ impl World {
                     ordered.node == node
                         && matches!(ordered.command, Command::Demote { .. } | Command::Stop)
                 };
+                // What it was asked in an earlier time as Primary nobody answers in this one.
+                let again = |term: &Term| term.node == node && term.began > pending.start;
                 role == Some(Role::Secondary)
                     || self.nodes[node].seen.role == Role::Secondary
+                    || self.ghost.terms.iter().any(again)
                     || self.ordered.values().any(stepping_down)
             }
             IoError::Io => {

@@ -74,7 +74,10 @@ impl World {
             (theirs, mine)
         };
         // A copy that is partly overwritten goes on as the target that it was, whatever is said.
-        if source != chosen && winner.disk != StoredDisk::Inconsistent {
+        if source != chosen {
+            if winner.disk == StoredDisk::Inconsistent {
+                return Ok(());
+            }
             let what = format!(
                 "{chosen}'s copy was chosen, and {source}'s stays ({:?})",
                 verdict.row
