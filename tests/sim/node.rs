@@ -234,7 +234,8 @@ impl Node {
     pub fn boot(&mut self, now: u64, ppm: i64, rng: &mut Rng) {
         self.up = true;
         self.boot = boot_id(rng);
-        (self.token, self.token_broken) = (false, false);
+        // It goes with the boot where its folder is a tmpfs. On the other machines the boot's id alone tells.
+        (self.token, self.token_broken) = (self.token && self.boot.is_multiple_of(4), false);
         self.clock = Clock::new(now, rng.below(1 << 34), ppm);
     }
 }
