@@ -96,8 +96,8 @@ const CAN_BE: &[(&str, &str)] = &[
         "Pn Pm Pi Ps Pf Dv Sn Sm Si Ss Bn Bm Bt Gn",
     ),
     ("disk: read to verify failed", "Pn Pm Pi Dn Dv Sn Si"),
-    ("disk: repair", "Pi Dv"),
-    ("disk: repair failed", "Pi Dv"),
+    ("disk: repair", "Pi Pf Pt Dv"),
+    ("disk: repair failed", "Pi Pf Pt Dv"),
     (
         "disk: write",
         "Pn Pm Pi Ps Pf Pt Pv Dn Dm Dv Sn Sm Si Ss Sf St Sv Bn Bm Bt Gn",

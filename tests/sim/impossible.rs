@@ -56,8 +56,8 @@ const IMPOSSIBLE: &[(&[&str], &str, &str)] = &[
     ),
     (
         &["disk: repair", "disk: repair failed"],
-        "Ps Pf Pt Pv Ss Sf St Sv Bt Bv",
-        "only in sync is written back what could not be read, and a demotion, a grant and the next session's greeting wait until that has ended",
+        "Ps Pv Ss Sf St Sv Bt Bv",
+        "only in sync, or adopted, is written back what could not be read, and a demotion, a grant and the next session's greeting wait until that has ended",
     ),
 ];
 
