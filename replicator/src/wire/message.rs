@@ -15,7 +15,7 @@ mod kind;
 use bytes::{Bytes, BytesMut};
 use kagami_bitmap::superblock::{Generation, StoredDisk};
 
-use self::field::{HeadReader, HeadWriter};
+use self::field::{HeadReader, HeadWriter, USUAL};
 pub use self::kind::Kind;
 use crate::core::disk::DiskFault;
 use crate::core::message::{Doing, Hello, Message};
@@ -130,7 +130,9 @@ impl Speller {
 
 /// Spells a message, as [`Speller::encode`], in memory of its own.
 pub fn encode(message: &Message) -> Encoded {
-    Speller::default().encode(message)
+    // Not an arena's size: whoever keeps many would keep an arena for each.
+    let mut own = BytesMut::with_capacity(USUAL);
+    spell(message, HeadWriter::new(&mut own))
 }
 
 #[expect(clippy::too_many_lines, reason = "an arm for each message")]

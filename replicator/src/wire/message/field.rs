@@ -18,8 +18,10 @@ const BLOCK_LIMIT: u64 = kagami_bitmap::geometry::MAX_SIZE / kagami_bitmap::geom
 /// Spells fields one after the other, behind what is there of other heads.
 pub(super) struct HeadWriter<'a>(&'a mut BytesMut);
 
-/// Room for the head of any message that each write needs, and memory for so many bytes of heads at once.
-const USUAL: usize = 32;
+/// Room for the head of any message that each write needs.
+pub(super) const USUAL: usize = 32;
+
+/// Bytes that are taken from the allocator at once.
 const ARENA: usize = 4096;
 
 impl<'a> HeadWriter<'a> {
