@@ -1,10 +1,10 @@
 //! A witness and its askers over loopback: the arbiter as a mirror uses it.
 
+use std::cell::Cell;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Once;
 use std::time::Duration;
 
 use kagami_replicator::core::register::{ArbiterAnswer, Ask, Register};
@@ -104,8 +104,41 @@ fn loopback() -> SocketAddr {
     ([127, 0, 0, 1], 0).into()
 }
 
+thread_local! {
+    /// What the witness has warned of on this thread.
+    static WARNINGS: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Counts warnings. For the whole process, and before any test: a line of code that has been met without a
+/// subscriber may stay unheard by one that is set while it is met.
+struct Warnings;
+
+impl tracing::Subscriber for Warnings {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() == tracing::Level::WARN && metadata.target().contains("witness::server")
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, _: &tracing::Event<'_>) {
+        WARNINGS.set(WARNINGS.get() + 1);
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
 /// Runs a test on one thread with a deadline.
 fn run(test: impl Future<Output = ()>) {
+    static HEARD: Once = Once::new();
+    HEARD.call_once(|| tracing::subscriber::set_global_default(Warnings).expect("the first"));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -259,35 +292,8 @@ fn strangers_and_impostors_get_nowhere() {
     });
 }
 
-/// Counts what the witness warns of on this thread.
-struct Warnings(Arc<AtomicUsize>);
-
-impl tracing::Subscriber for Warnings {
-    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        *metadata.level() == tracing::Level::WARN && metadata.target().contains("witness::server")
-    }
-
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-
-    fn event(&self, _: &tracing::Event<'_>) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn enter(&self, _: &tracing::span::Id) {}
-
-    fn exit(&self, _: &tracing::span::Id) {}
-}
-
 #[test]
 fn strangers_do_not_fill_the_log() {
-    let warnings = Arc::new(AtomicUsize::new(0));
-    let _heard = tracing::subscriber::set_default(Warnings(Arc::clone(&warnings)));
     run(async {
         let world = World::new();
         let witness = world.start(loopback());
@@ -298,7 +304,7 @@ fn strangers_do_not_fill_the_log() {
         }
         witness.stop().await;
     });
-    let told = warnings.load(Ordering::Relaxed);
+    let told = WARNINGS.get();
     assert!((1..=6).contains(&told), "told {told} times");
 }
 

@@ -225,9 +225,9 @@ impl World {
         Err(self.violation("Liveness", what))
     }
 
-    /// True if the other copy has been good since then, and is in a session with this node: what this node's disk does is not its clients' to
-    /// see. (Where blocks of the other copy could not be read since then, an answer on its way may still say so; and with
-    /// protocols A and B that copy may lack what was answered.)
+    /// True if the other copy has been good since then, and is in a session with this node: what this node's disk does is
+    /// not its clients' to see. (Where blocks of the other copy could not be read since then, an answer on its way may still
+    /// say so; and with protocols A and B that copy may lack what was answered.)
     fn has_other_copy(&self, node: usize, since: u64) -> bool {
         let status = |node: usize| {
             let mirror = self.nodes[node].mirror.as_ref();

@@ -195,7 +195,7 @@ impl Mirror {
     /// True if this node has lost its role since it began the read. It may be Primary again, as a guest even, and its
     /// copy have been overwritten under the read.
     fn is_of_past(&self, key: ReadKey) -> bool {
-        self.reads[key.0].term != self.term
+        self.reads[key.0].term != self.term && !planted(Defect::ReadCheckedTooEarly)
     }
 
     fn end_read_of_past(&mut self, key: ReadKey, out: &mut Actions) {

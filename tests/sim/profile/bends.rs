@@ -409,7 +409,8 @@ pub(super) fn guests(o: &mut Options, rng: &mut Rng) {
         (Fault::FlushFails, rng.below(2)),
         (Fault::DiskFails, rng.below(2)),
     ];
-    o.faults_last_ns = Some(rng.pick(&[2, 6]) * o.settings.timeout_ms * MS);
+    let cut_ns = rng.pick(&[2, 6, 12]) * o.settings.timeout_ms * MS;
+    o.faults_last_ns = Some(cut_ns);
     o.order_every_ns = 15 * MS;
     o.orders = vec![
         (Order::Promote, 6),
@@ -422,7 +423,6 @@ pub(super) fn guests(o: &mut Options, rng: &mut Rng) {
     ];
     let wanted = Cause::Order(Order::PromoteTarget);
     let soon = rng.pick(&[4, 40]) * (o.net_ns + o.meta_ns);
-    let cut_ns = 3 * o.settings.timeout_ms * MS;
     // A source that serves by itself while its guest is away, and lets go before it is back.
     let cut = Cause::Fault(Fault::LinkCut);
     let taken = Cause::Order(Order::TakeOver);
@@ -430,8 +430,9 @@ pub(super) fn guests(o: &mut Options, rng: &mut Rng) {
         sequel(wanted, Cause::Fault(Fault::MachineCrashes), soon, 8),
         sequel(wanted, Cause::Fault(Fault::SessionEnds), soon, 8),
         sequel(Cause::Fault(Fault::SessionEnds), taken, 20 * MS, 30),
-        sequel(cut, taken, cut_ns, 60),
-        sequel(taken, Cause::Order(Order::Demote), cut_ns, 60),
+        sequel(wanted, cut, soon, 20),
+        sequel(cut, taken, cut_ns / 2, 60),
+        sequel(taken, Cause::Order(Order::Demote), cut_ns / 2, 60),
     ];
 }
 
