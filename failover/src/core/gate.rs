@@ -101,6 +101,12 @@ impl Manager {
         });
     }
 
+    /// True if nothing is on its way to the disk, or about to be.
+    #[cfg(test)]
+    pub(crate) fn has_written(&self) -> bool {
+        !self.dirty && self.gate.writing_since.is_none() && self.gate.again.is_none()
+    }
+
     pub(super) fn on_persisted(&mut self, seq: u64, done: bool, out: &mut Actions) {
         // Of those that were handed out meanwhile the newest is being written now.
         self.gate.writing_since = (seq < self.gate.written).then_some(self.now);

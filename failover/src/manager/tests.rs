@@ -524,11 +524,17 @@ async fn a_group_that_a_hanging_disk_keeps_on_its_node_has_that_reset() {
         alpha.handle.look(ready).await == Some(true)
     })
     .await;
-    // Whoever opens a pipe to write waits for a reader.
+    // Whoever opens a pipe to write waits for a reader. (Between two writes of the state, which make a file of that name.)
     let pipe = pair.folder(0).join(STATE).with_extension("new");
-    let _ = std::fs::remove_file(&pipe);
-    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
-    assert!(made.expect("run").success());
+    until("a pipe in the next write's way", || async {
+        let pipe = pipe.clone();
+        let make = move |m: &core::Manager| {
+            let mut mkfifo = std::process::Command::new("mkfifo");
+            m.has_written() && mkfifo.arg(&pipe).status().expect("run").success()
+        };
+        alpha.handle.look(make).await == Some(true)
+    })
+    .await;
     let ordered = tokio::spawn({
         let handle = alpha.handle.clone();
         async move { handle.command(Command::Move { group: 0, to: 1 }).await }
