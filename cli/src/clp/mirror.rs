@@ -118,7 +118,7 @@ pub(super) fn after(failure: Failure, done: &str) -> Failure {
     }
     let said = format!("\n  done before that: {done}\n  next:");
     let words = failure.words.replacen("\n  next:", &said, 1);
-    Failure::refused(words).after_a_change()
+    Failure::system(words)
 }
 
 /// True: something is another than before.

@@ -200,7 +200,7 @@ fn stuck(mirror: &MirrorReport) -> Failure {
         words.push_str(next);
     }
     // The order was given, and the door of a refused handshake opened again.
-    Failure::refused(words).after_a_change()
+    Failure::system(words)
 }
 
 /// What is overwritten, how much and since when.
