@@ -96,21 +96,9 @@ impl Failure {
         Self::new(Status::Usage, words)
     }
 
-    /// The system refused.
+    /// The system refused, or something is another than before: that is no mere refusal.
     pub fn system(words: impl Into<String>) -> Self {
         Self::new(Status::System, words)
-    }
-
-    /// The same where something is another than before: that is no mere refusal.
-    #[must_use]
-    pub fn after_a_change(self) -> Self {
-        Self {
-            status: match self.status {
-                Status::Refused => Status::System,
-                other => other,
-            },
-            ..self
-        }
     }
 
     /// The daemon's refusal.

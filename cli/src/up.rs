@@ -13,7 +13,7 @@ use tracing::warn;
 
 use crate::args::UpArgs;
 use crate::commands::Context;
-use crate::config::{Config, disks};
+use crate::config::{Config, disks, places};
 use crate::control::client::Client;
 use crate::control::message::{Answer, Ask};
 use crate::daemon::mirrors::Mirrors;
@@ -25,8 +25,6 @@ use crate::exit::{DONE, Failure, Outcome, Status};
 
 /// A daemon that runs answers within.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
-/// The configuration that systemd's unit starts the daemon with.
-const UNIT_FILE: &str = "/etc/kagami/kagami.toml";
 /// How often is looked whether one that was started answers, or has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -105,7 +103,7 @@ pub async fn signal() {
 /// Starts a daemon of its own session and waits for its first answer.
 async fn detach(context: &Context, args: &UpArgs) -> Outcome {
     let config = Config::load(&context.file)?;
-    if rustix::process::geteuid().is_root() && context.file == Path::new(UNIT_FILE) {
+    if rustix::process::geteuid().is_root() && context.file == Path::new(places::SYSTEM) {
         not_beside_its_unit(
             Command::new("systemctl")
                 .args(["is-enabled", "--quiet", "kagami.service"])

@@ -201,3 +201,26 @@ fn a_full_resynchronisation_names_the_copy_that_is_overwritten() {
         .set(|status| status.peer_role = Some(Role::Secondary));
     assert!(told(&node, &full).contains("it would be refused: it is not clear"));
 }
+
+/// In sync there is nothing to send, unless blocks are marked.
+#[test]
+fn a_resynchronisation_in_sync_is_told_as_what_it_is() {
+    let node = Node::with_daemon();
+    let words = told(&node, &["resync", "pg"]);
+    assert_eq!(
+        words,
+        "mirror pg: nothing to do: the copies are in sync, nothing is marked\n"
+    );
+    node.engine.set(|status| status.marked_blocks = 16);
+    let words = told(&node, &["resync", "pg"]);
+    assert!(
+        words.contains("what differs is sent from this node"),
+        "{words}"
+    );
+    // The very copy that clients use is not overwritten under them.
+    let words = told(&node, &["resync", "pg", "--from", "peer"]);
+    assert!(
+        words.contains("while this node is Primary it is refused"),
+        "{words}"
+    );
+}

@@ -8,7 +8,7 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::ServerName;
@@ -24,6 +24,7 @@ use crate::config::{Cluster, HeartbeatKind};
 use crate::control::line::{self, Received};
 use crate::control::{Answer, Ask, Unreached};
 use crate::core::Node;
+use crate::lock;
 use crate::resource::files::Image;
 use crate::right::lease::{Question, Word};
 
@@ -143,16 +144,13 @@ impl Keys {
     }
 
     fn known(&self) -> Option<(TlsConnector, TlsAcceptor)> {
-        let known = self.0.known.lock();
-        let known = known.unwrap_or_else(PoisonError::into_inner);
-        known.settings.clone()
+        lock(&self.0.known).settings.clone()
     }
 
     /// They may be others by now: whoever asks next finds those.
     async fn look_anew(&self) {
         {
-            let known = self.0.known.lock();
-            let mut known = known.unwrap_or_else(PoisonError::into_inner);
+            let mut known = lock(&self.0.known);
             if known.looked.elapsed() < ANEW {
                 return;
             }
@@ -164,9 +162,7 @@ impl Keys {
             let Some(found) = (keys.0.look)() else {
                 return;
             };
-            let known = keys.0.known.lock();
-            let mut known = known.unwrap_or_else(PoisonError::into_inner);
-            known.settings = Some(both_ends(found));
+            lock(&keys.0.known).settings = Some(both_ends(found));
         });
         if let Err(error) = looked.await {
             tracing::warn!("the keys of the channel between the managers: {error}");

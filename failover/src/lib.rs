@@ -31,3 +31,10 @@ pub mod resource;
 pub mod right;
 pub mod watch_list;
 pub mod web;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// A lock that a panic elsewhere does not poison: what it guards is whole between any two steps.
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}

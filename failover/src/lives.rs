@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
+use crate::lock;
 use crate::planted::{Defect, planted};
 
 /// By the file.
@@ -23,7 +24,7 @@ pub struct Life {
 
 impl Lives {
     fn now(&self) -> MutexGuard<'_, u64> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Begins the next one. What is being written is waited for.
@@ -42,7 +43,7 @@ impl Life {
     /// Begins the next one of this file's.
     pub fn of(file: &Path) -> Self {
         let lives = {
-            let mut all = LIVES.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut all = lock(&LIVES);
             all.entry(file.to_owned()).or_default().clone()
         };
         lives.begin()

@@ -9,12 +9,13 @@ use std::fs;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::config::resource::{Driver, Kind};
 use crate::config::{Cluster, Group, Ms};
 use crate::core::Node;
+use crate::lock;
 use crate::resource::apart::Apart;
 use crate::resource::files::{Image, Sender};
 
@@ -167,7 +168,7 @@ impl Lasting {
             _ => None,
         });
         let disks: Vec<_> = disks.collect();
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = lock(&self.held);
         held.retain(|device, _| disks.contains(&device));
     }
 }
@@ -328,7 +329,7 @@ impl Tasks {
     /// Begins a task under this key, and ends the one before it.
     pub(crate) fn begin(&self, key: String, task: impl Future<Output = ()> + Send + 'static) {
         let task = tokio::spawn(task);
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(&self.0);
         if let Some(old) = all.insert(key, task) {
             old.abort();
         }
@@ -337,7 +338,7 @@ impl Tasks {
     /// Ends the task under this key: nothing of it is done any more when this returns.
     pub(crate) async fn end(&self, key: &str) {
         let task = {
-            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut all = lock(&self.0);
             all.remove(key)
         };
         if let Some(task) = task {
@@ -351,7 +352,7 @@ impl Tasks {
 impl Tasks {
     /// Ends them all, soon; each that is ended under its key later is waited for.
     fn abort(&self) {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = lock(&self.0);
         for task in all.values() {
             task.abort();
         }
@@ -484,7 +485,7 @@ mod tests {
         let first = place(folder.path(), &lasting, "/dev/lun");
         let file = tempfile::tempfile().expect("a file");
         let holds = |place: &Place| {
-            let held = place.held.lock().unwrap_or_else(PoisonError::into_inner);
+            let held = lock(&place.held);
             held.contains_key(Path::new("/dev/lun"))
         };
         (first.held.lock().expect("whole")).insert("/dev/lun".into(), file);

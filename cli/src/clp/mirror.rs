@@ -11,7 +11,7 @@ use crate::args::{DangerArgs, OrderArgs, PromoteArgs};
 use crate::commands::cluster::file;
 use crate::commands::order::{self, Carried};
 use crate::commands::{Context, print_out};
-use crate::control::message::Order;
+use crate::control::message::{Answer, Order};
 use crate::control::report::{Condition, Connection, Disk, MirrorReport, Role};
 use crate::exit::{DONE, Failure, Outcome, Status};
 
@@ -118,72 +118,21 @@ pub(super) fn after(failure: Failure, done: &str) -> Failure {
     }
     let said = format!("\n  done before that: {done}\n  next:");
     let words = failure.words.replacen("\n  next:", &said, 1);
-    Failure::refused(words).after_a_change()
+    Failure::system(words)
 }
 
 /// True: something is another than before.
 async fn carry_out(context: &Context, mirror: &str, order: Order) -> Result<bool, Failure> {
+    match order {
+        Order::Promote { force: true, .. } => force(context, mirror).await,
+        Order::Attach { .. } => attach(context, mirror, order).await,
+        Order::Resync { .. } => resync(context, mirror, order).await,
+        order => give(context, mirror, order).await,
+    }
+}
+
+async fn give(context: &Context, mirror: &str, order: Order) -> Result<bool, Failure> {
     let connect = order == Order::Connect;
-    let resync = matches!(order, Order::Resync { .. });
-    if let Order::Promote { force: true, .. } = order {
-        // Nobody is asked under these names; what is overridden is said all the same, and only where something is.
-        let args = PromoteArgs {
-            order: OrderArgs {
-                mirror: mirror.to_owned(),
-                timeout: PATIENCE,
-                json: false,
-            },
-            while_resyncing: false,
-            force: true,
-            danger: DangerArgs {
-                yes: true,
-                dry_run: false,
-            },
-        };
-        let carried = order::promote_now(context, &args).await?;
-        return Ok(!matches!(carried, Carried::Nothing(_)));
-    }
-    if let Order::Attach { .. } = order {
-        return match order::ask(context, mirror, order, PATIENCE).await? {
-            crate::control::message::Answer::Attached {
-                device, already, ..
-            } => {
-                print_out(&format!("mirror {mirror}: {device}\n"))?;
-                Ok(!already)
-            }
-            crate::control::message::Answer::Refused(refusal) => {
-                Err(Failure::of_refusal(mirror, &refusal))
-            }
-            other => Err(crate::commands::unexpected(&other)),
-        };
-    }
-    let mut order = order;
-    if resync {
-        let report = context.mirror(mirror).await?;
-        match report.condition {
-            // `-c` held it, at this node.
-            Condition::Paused if report.progress.as_ref().is_some_and(|p| p.paused_here) => {
-                order = Order::ResumeSync;
-            }
-            Condition::Paused => {
-                let next = report.next.join("; ");
-                return Err(Failure::refused(format!(
-                    "mirror {mirror}: {}: it is held at the other node\n  next: {next}",
-                    status(&report)
-                )));
-            }
-            // What was connected just now first finds out who lacks what, and begins by itself.
-            Condition::InSync | Condition::Resynchronising | Condition::Meeting => {
-                print_out(&format!("mirror {mirror}: {}\n", status(&report)))?;
-                return Ok(false);
-            }
-            _ if report.connection != Connection::Connected => {
-                print_out(&format!("mirror {mirror}: {}\n", status(&report)))?;
-                return Ok(false);
-            }
-            _ => {}
-        }
-    }
     let carried = order::give(context, mirror, order, PATIENCE).await?;
     let words = match &carried {
         Carried::Nothing(_) if connect => return Ok(false),
@@ -194,6 +143,62 @@ async fn carry_out(context: &Context, mirror: &str, order: Order) -> Result<bool
     };
     print_out(&format!("mirror {mirror}: {words}\n"))?;
     Ok(!matches!(carried, Carried::Nothing(_)))
+}
+
+/// Nobody is asked under these names; what is overridden is said all the same, and only where something is.
+async fn force(context: &Context, mirror: &str) -> Result<bool, Failure> {
+    let args = PromoteArgs {
+        order: OrderArgs {
+            mirror: mirror.to_owned(),
+            timeout: PATIENCE,
+            json: false,
+        },
+        while_resyncing: false,
+        force: true,
+        danger: DangerArgs {
+            yes: true,
+            dry_run: false,
+        },
+    };
+    let carried = order::promote_now(context, &args).await?;
+    Ok(!matches!(carried, Carried::Nothing(_)))
+}
+
+async fn attach(context: &Context, mirror: &str, order: Order) -> Result<bool, Failure> {
+    match order::ask(context, mirror, order, PATIENCE).await? {
+        Answer::Attached {
+            device, already, ..
+        } => {
+            print_out(&format!("mirror {mirror}: {device}\n"))?;
+            Ok(!already)
+        }
+        Answer::Refused(refusal) => Err(Failure::of_refusal(mirror, &refusal)),
+        other => Err(crate::commands::unexpected(&other)),
+    }
+}
+
+/// What `-r` comes to in the state that the mirror is in.
+async fn resync(context: &Context, mirror: &str, order: Order) -> Result<bool, Failure> {
+    let report = context.mirror(mirror).await?;
+    match report.condition {
+        // `-c` held it, at this node.
+        Condition::Paused if report.progress.as_ref().is_some_and(|p| p.paused_here) => {
+            return give(context, mirror, Order::ResumeSync).await;
+        }
+        Condition::Paused => {
+            let next = report.next.join("; ");
+            return Err(Failure::refused(format!(
+                "mirror {mirror}: {}: it is held at the other node\n  next: {next}",
+                status(&report)
+            )));
+        }
+        // What was connected just now first finds out who lacks what, and begins by itself.
+        Condition::InSync | Condition::Resynchronising | Condition::Meeting => {}
+        _ if report.connection != Connection::Connected => {}
+        _ => return give(context, mirror, order).await,
+    }
+    print_out(&format!("mirror {mirror}: {}\n", status(&report)))?;
+    Ok(false)
 }
 
 /// `--rwait`: until both copies are the same.

@@ -62,7 +62,7 @@ pub async fn run(context: &Context, args: &DownArgs) -> Outcome {
 
 /// It has ended, and its next start has something to put right.
 fn not_cleanly(refusal: &RefusalReport) -> Failure {
-    Failure::of_refusal("", refusal).after_a_change()
+    Failure::system(Failure::of_refusal("", refusal).words)
 }
 
 #[cfg(test)]

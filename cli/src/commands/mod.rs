@@ -20,6 +20,7 @@ pub mod events;
 pub mod init;
 pub mod node;
 pub mod offer;
+pub mod old_copy;
 pub mod order;
 pub mod pair;
 pub mod peer;

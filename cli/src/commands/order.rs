@@ -268,9 +268,8 @@ fn promotion(mirror: &MirrorReport, force: bool, while_resyncing: bool) -> Strin
     }
     let copy = match mirror.disk {
         Disk::Inconsistent => format!(
-            "this copy is Inconsistent: {} of it {} not what {peer} has, so files on it may be broken",
-            size(mirror.marked_bytes),
-            "are"
+            "this copy is Inconsistent: {} of it are not what {peer} has, so files on it may be broken",
+            size(mirror.marked_bytes)
         ),
         Disk::Outdated => {
             format!("this copy is Outdated: {peer} holds newer writes, which are lost")
@@ -390,10 +389,10 @@ fn only_here(mirror: &MirrorReport) -> Option<String> {
     let verdict = mirror.verdict.as_ref();
     let is_met = mirror.connection == Connection::Connected
         && verdict.is_none_or(|verdict| verdict.refused.is_none());
-    if is_met && peer.disk == Disk::UpToDate
-        || !matches!(mirror.disk, Disk::Consistent | Disk::UpToDate)
-        || mirror.alone.is_none() && mirror.marked_bytes == 0
-    {
+    let peer_has_all = is_met && peer.disk == Disk::UpToDate;
+    let is_older = !matches!(mirror.disk, Disk::Consistent | Disk::UpToDate);
+    let nothing_differs = mirror.alone.is_none() && mirror.marked_bytes == 0;
+    if peer_has_all || is_older || nothing_differs {
         return None;
     }
     let since = mirror.alone.as_ref().map_or_else(String::new, |alone| {

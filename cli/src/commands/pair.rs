@@ -4,27 +4,24 @@
 //! the configuration of both sides. Each side writes what it learned only after the other has said yes.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::time::Duration;
 
-use kagami_bitmap::Record;
 use kagami_replicator::core::state::Protocol as CoreProtocol;
-use kagami_replicator::shell::engine::{OfflineCopy, StartError};
 use kagami_replicator::shell::identity::Fingerprint;
 use kagami_replicator::shell::pairing::facts::{Facts, MirrorFacts};
 use kagami_replicator::shell::pairing::{Joining, PairError, Purpose, Token, TokenError};
 use serde_json::json;
 
 use super::offer::{self, Offer, Taken};
+use super::old_copy::{self, GivesUp};
 use super::stores::{Made, Plan, Wanted};
-use super::worth::Worth;
 use super::{
     Context, confirm_meanwhile, init, node, print_dry_run, print_json, print_out, stopped, within,
 };
 use crate::args::PairArgs;
+use crate::config::Config;
 use crate::config::edit::Editor;
 use crate::config::keys::{self, Section};
 use crate::config::value::{check_name, spell_size};
-use crate::config::{Config, Mirror};
 use crate::exit::{DONE, Failure, Outcome, Status};
 
 /// Pairs: the offering side, or the joining one.
@@ -189,7 +186,7 @@ async fn join(context: &Context, args: &PairArgs, token: &str) -> Outcome {
         made,
         lines,
         gives_up,
-    } = match asked(args, prepare_while_they_wait(args, &config, &facts).await).await {
+    } = match prepare_while_they_wait(args, &config, &facts).await {
         Ok(prepared) => prepared,
         Err(failure) => {
             let first = failure.words.lines().next().unwrap_or_default();
@@ -240,15 +237,6 @@ async fn join(context: &Context, args: &PairArgs, token: &str) -> Outcome {
     paired(args.json, &name, &taken, &next)
 }
 
-/// Asks before an old copy is given up; nothing else is destroyed by joining.
-async fn asked(args: &PairArgs, prepared: Result<Prepared, Failure>) -> Result<Prepared, Failure> {
-    let prepared = prepared?;
-    if let Some(gives_up) = &prepared.gives_up {
-        confirm_meanwhile(gives_up.what.clone(), args.yes).await?;
-    }
-    Ok(prepared)
-}
-
 /// Says what joining with this token would do.
 fn dry_run(args: &PairArgs, config: &Config, token: &Token) -> Outcome {
     let left = token.time_left().map_or_else(
@@ -266,8 +254,8 @@ fn dry_run(args: &PairArgs, config: &Config, token: &Token) -> Outcome {
         // The line does not tell of which mirror it is.
         words.push_str("this node's old copy of its mirror would be given up");
         for mirror in &config.mirrors {
-            let old = match old_copy(config, mirror) {
-                Ok((_, worth)) => given_up(mirror, &worth),
+            let old = match old_copy::judge(config, mirror) {
+                Ok((_, worth)) => old_copy::given_up(mirror, &worth),
                 Err(failure) => failure.words,
             };
             words.push_str(&format!("\nif that is {}: {old}", mirror.name));
@@ -318,22 +306,6 @@ struct Prepared {
     gives_up: Option<GivesUp>,
 }
 
-/// An old copy that is to count as never written, kept open until the other side has agreed.
-struct GivesUp {
-    /// What is lost with it.
-    what: String,
-    copy: OfflineCopy,
-    begun_anew: Record,
-}
-
-impl GivesUp {
-    /// Whatever it holds, from now on it is only room for what the other side sends.
-    fn now(mut self) -> Result<(), StartError> {
-        let begun_anew = self.begun_anew;
-        self.copy.change(|record| *record = begun_anew)
-    }
-}
-
 /// Does what may take minutes on a thread of its own. The meeting lives on this one, and ends where it gives no sign for
 /// some seconds.
 async fn beside_the_meeting<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
@@ -341,13 +313,18 @@ async fn beside_the_meeting<T: Send + 'static>(work: impl FnOnce() -> T + Send +
     done.unwrap_or_else(|error| panic!("the stores were not made: {error}"))
 }
 
+/// Also asks before an old copy is given up; nothing else is destroyed by joining.
 async fn prepare_while_they_wait(
     args: &PairArgs,
     config: &Config,
     facts: &Facts,
 ) -> Result<Prepared, Failure> {
-    let (args, config, facts) = (args.clone(), config.clone(), facts.clone());
-    beside_the_meeting(move || prepare(&args, &config, &facts)).await
+    let (of, config, facts) = (args.clone(), config.clone(), facts.clone());
+    let prepared = beside_the_meeting(move || prepare(&of, &config, &facts)).await?;
+    if let Some(gives_up) = &prepared.gives_up {
+        confirm_meanwhile(gives_up.what.clone(), args.yes).await?;
+    }
+    Ok(prepared)
 }
 
 /// Checks what the other side told, and makes the stores. On a large or slow store this takes minutes.
@@ -366,7 +343,7 @@ fn prepare(args: &PairArgs, config: &Config, facts: &Facts) -> Result<Prepared, 
         )));
     }
     if let (Some(old), false) = (old, args.give_up_copy) {
-        return Err(has_old_copy(config, old, &facts.party.name));
+        return Err(old_copy::refused(config, old, &facts.party.name));
     }
     if facts.party.name == config.node.name || facts.party.node.0 == config.node.id {
         return Err(Failure::refused(format!(
@@ -386,7 +363,18 @@ fn prepare(args: &PairArgs, config: &Config, facts: &Facts) -> Result<Prepared, 
         )));
     }
     if let Some(old) = old {
-        return give_up_copy(args, config, old, facts);
+        let gives_up = old_copy::give_up(config, old, facts, args.force)?;
+        return Ok(Prepared {
+            made: Made::kept(mirror.size, &old.backing, &old.metadata),
+            lines: vec![
+                format!(
+                    "backing   {}: the old copy there is given up",
+                    old.backing.display()
+                ),
+                format!("metadata  {}: begun anew", old.metadata.display()),
+            ],
+            gives_up: Some(gives_up),
+        });
     }
     let extents = facts
         .settings
@@ -411,125 +399,6 @@ fn prepare(args: &PairArgs, config: &Config, facts: &Facts) -> Result<Prepared, 
         made: plan.make()?,
         lines,
         gives_up: None,
-    })
-}
-
-/// This node's old copy, which nobody takes up meanwhile, and what it is worth.
-///
-/// Errors: it can't be opened.
-fn old_copy(config: &Config, old: &Mirror) -> Result<(OfflineCopy, Worth), Failure> {
-    let id = u128::from_be_bytes(old.uuid);
-    let copy = OfflineCopy::open(&old.name, id, &old.metadata, Duration::ZERO)
-        .map_err(|error| Failure::refused(format!("mirror {}: not joined: {error}", old.name)))?;
-    let worth = Worth::of(&copy, config.node.id, &old.backing);
-    Ok((copy, worth))
-}
-
-/// What the question says.
-fn given_up(old: &Mirror, worth: &Worth) -> String {
-    let force = worth
-        .needed
-        .as_ref()
-        .map_or_else(String::new, |why| format!(" by force: {why}"));
-    format!(
-        "mirror {}: this node's copy ({}) is given up{force}\n  {}",
-        old.name,
-        old.backing.display(),
-        worth.words
-    )
-}
-
-/// What the copy is comes before how it is given up.
-fn has_old_copy(config: &Config, old: &Mirror, peer: &str) -> Failure {
-    let name = &old.name;
-    let (what, next) = match old_copy(config, old) {
-        Ok((_, worth)) => match worth.needed {
-            Some(why) => (format!("{}\n  {why}", worth.words), keep_or_force(name, peer)),
-            None => (
-                worth.words,
-                format!(
-                    "the same command with --give-up-copy takes it in again, and copies all of it from {peer}"
-                ),
-            ),
-        },
-        Err(failure) => (
-            failure.words,
-            "put that right (`kagami down`, where the daemon has it open), then again: what that copy holds is told then".to_owned(),
-        ),
-    };
-    Failure::refused(format!(
-        "not joined: node {} has an old copy of mirror {name} already ({})\n  {what}\n  next: {next}",
-        config.node.name,
-        old.backing.display()
-    ))
-}
-
-/// What to do with an old copy that may be the only one of what was written here.
-fn keep_or_force(name: &str, peer: &str) -> String {
-    format!(
-        "to keep it, `kagami pair {name} --again` here, and give {peer}'s copy up by that line there; or --give-up-copy --force here, if what only it holds may be lost"
-    )
-}
-
-/// An old copy of this node's that can be given up for what the other side sends. Nothing is changed yet.
-fn give_up_copy(
-    args: &PairArgs,
-    config: &Config,
-    old: &Mirror,
-    facts: &Facts,
-) -> Result<Prepared, Failure> {
-    let name = &old.name;
-    let refused = |why: String| Failure::refused(format!("mirror {name}: not joined: {why}"));
-    let id = facts.mirror.mirror;
-    let (copy, worth) = old_copy(config, old)?;
-    let (node, size, block) = (
-        copy.record().node,
-        copy.record().size,
-        copy.record().logical_block,
-    );
-    if node != config.node.id {
-        return Err(refused(format!(
-            "{} holds the copy of node {node}, and this is node {}\n  next: name other stores",
-            old.metadata.display(),
-            config.node.id
-        )));
-    }
-    if size != facts.mirror.size {
-        return Err(refused(format!(
-            "the old copy has {}, and the mirror {}\n  next: `kagami resize {name} --grow {}` here, if that is more; else remove [mirror.{name}] and its stores here, and join with new ones",
-            spell_size(size),
-            spell_size(facts.mirror.size),
-            spell_size(facts.mirror.size)
-        )));
-    }
-    if let (Some(why), false) = (&worth.needed, args.force) {
-        return Err(Failure::refused(format!(
-            "mirror {name}: not joined: the old copy here ({}) may be the only good one\n  {}\n  {why}\n  next: {}",
-            old.backing.display(),
-            worth.words,
-            keep_or_force(name, &facts.party.name)
-        )));
-    }
-    let begun_anew = Record {
-        logical_block: block,
-        peer: Some(facts.party.node.0),
-        ..Record::new(id, node, size)
-    };
-    let lines = vec![
-        format!(
-            "backing   {}: the old copy there is given up",
-            old.backing.display()
-        ),
-        format!("metadata  {}: begun anew", old.metadata.display()),
-    ];
-    Ok(Prepared {
-        made: Made::kept(size, &old.backing, &old.metadata),
-        lines,
-        gives_up: Some(GivesUp {
-            what: given_up(old, &worth),
-            copy,
-            begun_anew,
-        }),
     })
 }
 

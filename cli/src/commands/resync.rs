@@ -7,6 +7,7 @@ use super::waiting::{Shown, Watch, goes_on, wanted};
 use super::{Context, confirm, print_dry_run, print_json, print_out, within};
 use crate::args::ResyncArgs;
 use crate::control::client::Client;
+use crate::control::condition;
 use crate::control::message::{Answer, Ask, Order, Source};
 use crate::control::report::{Condition, EventReport, MirrorReport, Role};
 use crate::exit::{DONE, Failure, Outcome};
@@ -65,8 +66,7 @@ pub async fn run(context: &Context, args: &ResyncArgs) -> Outcome {
 
 /// Where the peer is not there, the word waits for it.
 fn begun(mirror: &MirrorReport) -> Carried {
-    let waits = mirror.chosen.as_ref().and(mirror.next.first());
-    waits.map_or(Carried::Started, |why| Carried::Waits(why.clone()))
+    condition::chosen(mirror).map_or(Carried::Started, Carried::Waits)
 }
 
 /// What a resynchronisation moved.
@@ -200,7 +200,7 @@ fn stuck(mirror: &MirrorReport) -> Failure {
         words.push_str(next);
     }
     // The order was given, and the door of a refused handshake opened again.
-    Failure::refused(words).after_a_change()
+    Failure::system(words)
 }
 
 /// What is overwritten, how much and since when.
@@ -243,31 +243,32 @@ fn loss(mirror: &MirrorReport, args: &ResyncArgs) -> String {
             since(verdict.and_then(|v| v.there.as_ref()))
         ),
         Some(Source::Peer) => format!(
-            "mirror {name}: {peer}'s copy stays; {what} is overwritten here, and what only this copy holds{} is lost",
+            "mirror {name}: {peer}'s copy stays; {what} is overwritten here, and what only this copy holds{} is lost; while this node is Primary it is refused",
             since(verdict.and_then(|v| v.here.as_ref()))
         ),
-        None => without_from(mirror, peer, &what),
+        None => without_from(mirror, peer, &what, args.full),
     }
 }
 
 /// In sync the Primary's copy stays; else nothing says which, and it is refused.
-fn without_from(mirror: &MirrorReport, peer: &str, what: &str) -> String {
+fn without_from(mirror: &MirrorReport, peer: &str, what: &str, full: bool) -> String {
     let name = &mirror.name;
     let there = mirror.peer.as_ref().and_then(|peer| peer.role);
-    let is_in_sync = matches!(
-        mirror.condition,
-        Condition::InSync | Condition::Verifying | Condition::OneCopy
-    );
-    let (from, to) = match (mirror.role, there) {
-        _ if matches!(
-            mirror.condition,
-            Condition::Resynchronising | Condition::Paused
-        ) =>
-        {
+    let is_in_sync = match mirror.condition {
+        Condition::Resynchronising | Condition::Paused => {
             return format!(
                 "mirror {name}: it would be refused: a resynchronisation runs already\n  next: `kagami status {name}` shows how far it is"
             );
         }
+        Condition::InSync if !full && mirror.marked_bytes == 0 => {
+            return format!(
+                "mirror {name}: nothing to do: the copies are in sync, nothing is marked"
+            );
+        }
+        Condition::InSync | Condition::Verifying | Condition::OneCopy => true,
+        _ => false,
+    };
+    let (from, to) = match (mirror.role, there) {
         (Role::Primary, _) if is_in_sync => ("this node", peer),
         (Role::Secondary, Some(Role::Primary)) if is_in_sync => (peer, "this node"),
         _ => {

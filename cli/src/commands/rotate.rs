@@ -159,7 +159,7 @@ fn groups_at<'a>(config: &'a Config, arbiter: &Arbiter) -> Vec<(String, u128, &'
     let Some(other) = other.filter(|_| found.arbiter.name.as_ref() == Some(&arbiter.name)) else {
         return Vec::new();
     };
-    let without = found.groups.iter().filter(|g| g.mirrors().next().is_none());
+    let without = found.groups.iter().filter(|g| !g.is_mirrored());
     without
         .map(|group| (group.name.clone(), register::id(&found, &group.name), other))
         .collect()

@@ -3,6 +3,9 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
+/// The system's configuration file: systemd's unit names none, so it starts the daemon with this one.
+pub const SYSTEM: &str = "/etc/kagami/kagami.toml";
+
 /// Folders that depend on who runs the program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Places {
@@ -53,7 +56,6 @@ impl Places {
     /// The configuration file: what was named, else the system's where there is one, else the
     /// user's own.
     pub fn config_file(&self, named: Option<&Path>) -> PathBuf {
-        const SYSTEM: &str = "/etc/kagami/kagami.toml";
         if let Some(named) = named {
             // Commands write it through a temporary file beside it: that needs the folder's name.
             return std::path::absolute(named).unwrap_or_else(|_| named.to_owned());

@@ -130,7 +130,7 @@ pub fn next(mirror: &MirrorReport) -> Vec<String> {
 }
 
 /// An operator's word that waits for the peer.
-fn chosen(mirror: &MirrorReport) -> Option<String> {
+pub fn chosen(mirror: &MirrorReport) -> Option<String> {
     let chosen = mirror.chosen.as_ref()?;
     let (name, node) = (&mirror.name, &chosen.node);
     let peer = mirror.peer.as_ref().map_or("the peer", |p| p.name.as_str());

@@ -1,9 +1,9 @@
 //! What the service manager hears of the daemon (systemd's `Type=notify` and `WatchdogSec=`).
 //!
 //! A datagram on the socket that `NOTIFY_SOCKET` names: READY when every mirror is open or its failure
-//! is stated, or when the others have waited long enough for it, a line of state, RELOADING, STOPPING, and a sign of life for as long as the loops of the
-//! data-plane threads turn. Without that variable nothing is sent. What can't be sent is no
-//! fault of the daemon's: a line of state comes again, and for READY it waits.
+//! is stated, or when the others have waited long enough for it, a line of state, RELOADING, STOPPING, and a
+//! sign of life for as long as the loops of the data-plane threads turn. Without that variable nothing is
+//! sent. What can't be sent is no fault of the daemon's: a line of state comes again, and for READY it waits.
 //!
 //! Whether a loop turns is the engine's word ([`Engine::beat`]); here is only when it is asked.
 

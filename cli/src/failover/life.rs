@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use kagami_failover::channel::{self, Channel, PeerAnswer, PeerAsk};
 use kagami_failover::clock;
-use kagami_failover::config::{ArbiterKind, Cluster, Ms, Severity};
+use kagami_failover::config::{Cluster, Ms, Severity};
 use kagami_failover::control::server::{Socket, serve};
 use kagami_failover::core::durable::EndKind;
 use kagami_failover::core::environment::Host;
@@ -483,7 +483,7 @@ fn place(
 
 /// Tells of what can be run, and is not as it was meant.
 fn warn_of_configuration(config: &Config, cluster: &Cluster, handle: &Handle) {
-    if cluster.arbiter.kind != ArbiterKind::None
+    if cluster.has_arbiter()
         && let Some(name) = &cluster.arbiter.name
         && config.arbiter(name).is_none()
     {

@@ -80,6 +80,11 @@ impl Group {
         })
     }
 
+    /// True if it has a mirror.
+    pub fn is_mirrored(&self) -> bool {
+        self.mirrors().next().is_some()
+    }
+
     /// The place of a resource in [`Group::resources`].
     pub fn position(&self, resource: &str) -> Option<usize> {
         self.resources.iter().position(|r| r.name == resource)

@@ -99,12 +99,15 @@ impl Cluster {
         self.groups.iter().find(|group| group.name == name)
     }
 
+    /// True if an arbiter decides between nodes that do not hear each other.
+    pub fn has_arbiter(&self) -> bool {
+        self.arbiter.kind != ArbiterKind::None
+    }
+
     /// True if something decides between nodes that do not hear each other, or the risk that
     /// nothing does was accepted.
     pub fn may_fail_over(&self) -> bool {
-        self.arbiter.kind != ArbiterKind::None
-            || self.fence.is_some()
-            || self.arbiter.accepted_risk.is_some()
+        self.has_arbiter() || self.fence.is_some() || self.arbiter.accepted_risk.is_some()
     }
 
     /// Every program that the file names: the table, the key, the path.

@@ -20,9 +20,9 @@ fn parse(text: &str) -> Result<Cluster, Refused> {
     })
 }
 
-fn would_drop(not: String, changes: Vec<String>) -> Refused {
+fn would_drop(subject: &str, changes: Vec<String>) -> Refused {
     let mut refused = Refused::new(
-        format!("{not}: it would drop what runs"),
+        format!("{subject}: it would drop what runs"),
         "stop those groups first, or add --force",
     );
     refused.facts = changes;
@@ -59,10 +59,8 @@ pub(super) async fn adopt<D: Desk>(
         .retain(|group| group.on.get(node) != Some(&RunState::Offline));
     let changes = push::dropped(&old, &new, &report);
     if !changes.is_empty() && !force {
-        return Err(would_drop(
-            format!("node {node}: revision {} is not taken over", new.revision),
-            changes,
-        ));
+        let subject = format!("node {node}: revision {} is not taken over", new.revision);
+        return Err(would_drop(&subject, changes));
     }
     if dry_run || new.revision == old.revision {
         return Ok(());
@@ -83,12 +81,11 @@ pub(super) async fn push<D: Desk>(
     push::may_follow(&old, &new)?;
     let (mine, theirs) = tokio::join!(desk.view(), their_view(desk));
     let other = other(desk);
-    let not = |what: String| {
-        format!(
-            "cluster {}: revision {} is not pushed: {what}",
-            old.name, new.revision
-        )
-    };
+    let subject = format!(
+        "cluster {}: revision {} is not pushed",
+        old.name, new.revision
+    );
+    let not = |what: String| format!("{subject}: {what}");
     if let Ok(theirs) = &theirs
         && theirs.revision > new.revision
     {
@@ -103,11 +100,7 @@ pub(super) async fn push<D: Desk>(
     let report = merge(&old, desk.me(), &mine, theirs.as_ref().ok(), desk.time_ms());
     let changes = push::dropped(&old, &new, &report);
     if !changes.is_empty() && !force {
-        let not = format!(
-            "cluster {}: revision {} is not pushed",
-            old.name, new.revision
-        );
-        return Err(would_drop(not, changes));
+        return Err(would_drop(&subject, changes));
     }
     let missing = theirs.as_ref().err().cloned();
     if let Some(why) = missing.as_ref().filter(|_| !force) {

@@ -24,6 +24,7 @@ const CONNECTIONS_MAX: usize = 64;
 const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
 /// A client that does not take an answer within is given up.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
+
 /// A control socket; its file goes away with it.
 #[derive(Debug)]
 pub struct Socket {

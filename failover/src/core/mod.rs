@@ -498,7 +498,7 @@ impl Group {
             refused: None,
             intent: None,
             // Without a mirror nothing has to be ready.
-            ready: config.mirrors().next().is_none(),
+            ready: !config.is_mirrored(),
             diskless: false,
             untrusted: false,
             unsure: true,

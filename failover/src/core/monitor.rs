@@ -15,14 +15,22 @@ use super::state::{MonitorStatus, ResourceState, Time};
 /// The shell gives a probe up at its time-out; if it does not say so, the core does, this much later, in milliseconds.
 const GRACE: u64 = 1000;
 
+/// A probe that is under way.
+#[derive(Clone, Copy, Debug)]
+struct Look {
+    probe: u64,
+    /// When it is given up.
+    until: Time,
+    /// That time had come before, and it may have been this process that stood still: now the answer is among what has come
+    /// until then, or there is none.
+    is_last: bool,
+}
+
 /// A monitor, what need not outlive the manager.
 #[derive(Clone, Debug)]
 pub(super) struct Watch {
     pub status: MonitorStatus,
-    /// The probe that is under way, and when it is given up.
-    probe: Option<(u64, Time)>,
-    /// That time has come, and its answer is among what has come until then, or it is given up.
-    last_look: bool,
+    look: Option<Look>,
     /// When it looks next.
     next: Time,
     /// Failures in a row that do not count yet.
@@ -39,8 +47,7 @@ impl Watch {
     pub fn new(now: Time) -> Self {
         Self {
             status: MonitorStatus::Unused,
-            probe: None,
-            last_look: false,
+            look: None,
             next: now,
             failures: 0,
             last_failure: now,
@@ -81,7 +88,7 @@ impl Manager {
             let suspended = self.durable.monitors[at].suspended;
             let watch = &mut self.watches[at];
             if !watching {
-                watch.probe = None;
+                watch.look = None;
                 watch.failures = 0;
                 watch.warned = false;
                 watch.status = if suspended {
@@ -98,13 +105,13 @@ impl Manager {
                 watch.status = MonitorStatus::Unknown;
                 watch.next = self.now.after(config.common.start_delay.0);
             }
-            match watch.probe {
-                // It may be this process that stood still.
-                Some((probe, until)) if until <= self.now && !watch.last_look => {
-                    watch.last_look = true;
-                    watch.probe = Some((probe, self.now.after(LOOK_AGAIN)));
+            match &mut watch.look {
+                Some(look) if look.until <= self.now && !look.is_last => {
+                    look.is_last = true;
+                    look.until = self.now.after(LOOK_AGAIN);
                 }
-                Some((probe, until)) if until <= self.now => {
+                Some(Look { probe, until, .. }) if *until <= self.now => {
+                    let probe = *probe;
                     self.on_probed(probe, OpResult::TimedOut, out);
                 }
                 None if watch.next <= self.now => {
@@ -115,8 +122,11 @@ impl Manager {
                         0 => Time(u64::MAX),
                         timeout => self.now.after(timeout + GRACE),
                     };
-                    self.watches[at].probe = Some((probe, until));
-                    self.watches[at].last_look = false;
+                    watch.look = Some(Look {
+                        probe,
+                        until,
+                        is_last: false,
+                    });
                     out.push(Action::Probe {
                         probe,
                         monitor: at,
@@ -129,7 +139,8 @@ impl Manager {
     }
 
     pub(super) fn on_probed(&mut self, probe: u64, result: OpResult, out: &mut Actions) {
-        let found = (self.watches.iter()).position(|w| w.probe.is_some_and(|(id, _)| id == probe));
+        let of = |watch: &Watch| watch.look.is_some_and(|look| look.probe == probe);
+        let found = self.watches.iter().position(of);
         let Some(at) = found else {
             return;
         };
@@ -141,7 +152,7 @@ impl Manager {
             result
         };
         let watch = &mut self.watches[at];
-        watch.probe = None;
+        watch.look = None;
         watch.next = self.now.after(config.interval().0);
         let object = Object::Monitor(config.name.clone());
         let warned = std::mem::replace(&mut watch.warned, matches!(result, OpResult::Warned(_)));
@@ -183,9 +194,9 @@ impl Manager {
 
     pub(super) fn monitor_deadlines(&self, by: &mut impl FnMut(Time)) {
         for (at, watch) in self.watches.iter().enumerate() {
-            match (watch.status, watch.probe) {
+            match (watch.status, watch.look) {
                 (MonitorStatus::Unused | MonitorStatus::Suspended, _) => {}
-                (_, Some((_, until))) => by(until),
+                (_, Some(look)) => by(look.until),
                 (_, None) => by(watch.next),
             }
             if self.has_counts(at) {

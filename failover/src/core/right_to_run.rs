@@ -1,7 +1,7 @@
 //! Whether this node may run a group: the right is asked for before anything is activated, and
 //! given up when nothing is active any more.
 
-use crate::config::{ArbiterKind, Severity};
+use crate::config::Severity;
 use crate::planted::{Defect, planted};
 
 use super::action::{Action, Actions, Work};
@@ -133,18 +133,17 @@ impl Manager {
     /// neither does, the fence script does, or an operator, or the risk is accepted.
     fn other_does_not_run(&mut self, group: GroupId, out: &mut Actions) -> bool {
         let cluster = self.cluster.clone();
-        let judged = cluster.arbiter.kind != ArbiterKind::None;
-        let mirrored = cluster.groups[group].mirrors().next().is_some();
         if let Some(brief) = self.peer_brief(group) {
             // Its word counts from when it knows this order: an earlier one may have just let it start the group.
-            if judged || mirrored || brief.order == self.durable.groups[group].order {
+            let knows = brief.order == self.durable.groups[group].order;
+            if knows || !self.is_judged_by_word(group) {
                 self.groups[group].not_taken_over = None;
                 return true;
             }
             self.wait_for_its_word(group, out);
             return false;
         }
-        if judged || self.groups[group].by_hand {
+        if cluster.has_arbiter() || self.groups[group].by_hand {
             return true;
         }
         if self.beats.up.is_none() {
@@ -232,9 +231,8 @@ impl Manager {
     /// Nothing but an operator can say that the other node does not run the group: no arbiter, no word of that node, no fence
     /// script that works, and nobody has accepted the risk.
     pub(super) fn is_only_known_by_hand(&self, group: GroupId) -> bool {
-        let arbiter = &self.cluster.arbiter;
-        let judged = arbiter.kind != ArbiterKind::None;
-        if judged || self.peer_brief(group).is_some() || self.beats.up.is_none() {
+        if self.cluster.has_arbiter() || self.peer_brief(group).is_some() || self.beats.up.is_none()
+        {
             return false;
         }
         let silent = !self.peer_up();
@@ -253,9 +251,9 @@ impl Manager {
     /// The mirrors judge, or somebody has accepted the risk that the other node, which is silent, runs the group. That it
     /// may, and not that it has said so: a mirror that may always go on alone would let both of them.
     fn may_be_asked(&self, group: GroupId) -> bool {
-        let mirrored = self.cluster.groups[group].mirrors().next().is_some();
+        let is_mirrored = self.cluster.groups[group].is_mirrored();
         let is_accepted = self.cluster.arbiter.accepted_risk.is_some() && !self.peer_up();
-        (mirrored || is_accepted) && !self.durable.groups[group].left_active
+        (is_mirrored || is_accepted) && !self.durable.groups[group].left_active
     }
 
     /// The other manager has said good-bye, and had nothing of the group any more.
@@ -440,8 +438,7 @@ impl Manager {
 
     /// Neither an arbiter nor mirrors say that the other node does not run it.
     fn is_judged_by_word(&self, group: GroupId) -> bool {
-        let mirrored = self.cluster.groups[group].mirrors().next().is_some();
-        self.cluster.arbiter.kind == ArbiterKind::None && !mirrored
+        !self.cluster.has_arbiter() && !self.cluster.groups[group].is_mirrored()
     }
 
     /// Activations that were decided on and have not begun are not begun without the right.

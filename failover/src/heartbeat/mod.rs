@@ -17,7 +17,7 @@ pub mod serial;
 mod tests;
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -26,6 +26,7 @@ use tokio::task::JoinSet;
 use crate::clock;
 use crate::config::{Cluster, HeartbeatKind, Severity};
 use crate::core::{Alert, Node, Object, Snapshot};
+use crate::lock;
 
 use frame::{Gate, Refused, Seal};
 use key::Key;
@@ -73,7 +74,7 @@ impl Ear {
     /// Bytes have come. `again`: they are looked at again and again (a disk's): what was heard
     /// before is no fault.
     fn hear(&self, bytes: &[u8], again: bool) {
-        let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut gate = lock(&self.gate);
         let opened = self.seal.open(bytes).and_then(|snapshot| {
             gate.admit(&snapshot)?;
             Ok(snapshot)

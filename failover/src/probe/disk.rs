@@ -8,11 +8,12 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::thread::Builder;
 
 use rustix::fs::OFlags;
 
+use crate::lock;
 use crate::process::{Failure, Step};
 
 /// What is read and written, in bytes: a block of every disk.
@@ -36,7 +37,7 @@ pub async fn look(path: &Path, write: bool) -> Step {
 async fn look_in(thread: Builder, path: &Path, write: bool) -> Step {
     let owned = path.to_owned();
     {
-        let mut asked = ASKED.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut asked = lock(&ASKED);
         if !asked.insert(owned.clone()) {
             return Err(Failure::Failed(format!(
                 "{}: the disk has not answered the last look yet",
@@ -46,7 +47,7 @@ async fn look_in(thread: Builder, path: &Path, write: bool) -> Step {
     }
     let (done, answer) = tokio::sync::oneshot::channel();
     let no_more = |path: &Path| {
-        let mut asked = ASKED.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut asked = lock(&ASKED);
         asked.remove(path);
     };
     // Not one of the runtime's threads: at its end the program would wait for it.

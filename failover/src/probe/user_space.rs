@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
 
 use crate::config::Ms;
+use crate::lock;
 use crate::place::{Pending, Watchdog};
 
 /// `WDIOC_SETTIMEOUT` of linux/watchdog.h: seconds in, what the device made of them out.
@@ -23,7 +24,7 @@ pub struct Devices(Mutex<HashMap<PathBuf, File>>);
 
 impl Devices {
     fn pet(&self, device: &Path, timeout: Ms) -> Result<(), String> {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = lock(&self.0);
         let shown = device.display();
         if !held.contains_key(device) {
             let file = OpenOptions::new().write(true).open(device);
@@ -58,7 +59,7 @@ impl Watchdog for Devices {
     }
 
     fn rest(&self) {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = lock(&self.0);
         for (_, mut file) in held.drain() {
             // Where the kernel does not allow it the node is reset, as it was set up to be.
             let _ = file.write_all(b"V");

@@ -17,8 +17,8 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal};
 use tokio::time::{Instant, sleep};
 
-pub(crate) use table::all;
-use table::{in_control_group, stat, unless_gone};
+pub(crate) use table::{all, unless_gone};
+use table::{in_control_group, stat};
 
 use crate::config::Ms;
 use crate::core::OpResult;

@@ -61,7 +61,7 @@ fn parse(text: &str) -> Option<Stat> {
 }
 
 /// What was read; `None`: what it is of has gone.
-pub(super) fn unless_gone<T>(read: io::Result<T>) -> io::Result<Option<T>> {
+pub(crate) fn unless_gone<T>(read: io::Result<T>) -> io::Result<Option<T>> {
     match read {
         Ok(found) => Ok(Some(found)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),

@@ -5,12 +5,13 @@
 //! others can see that it is not over yet, although nobody waits for it any more.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
+use crate::lock;
 use crate::process::{Deadline, Failure, Step};
 
 const POLL: Duration = Duration::from_millis(10);
@@ -45,17 +46,13 @@ struct UnderWay {
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.all.lock().remove(&self.name);
+        lock(&self.all.0).remove(&self.name);
     }
 }
 
 impl Apart {
-    fn lock(&self) -> MutexGuard<'_, BTreeSet<String>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn take(&self, name: &str) -> Option<UnderWay> {
-        self.lock().insert(name.to_owned()).then(|| UnderWay {
+        lock(&self.0).insert(name.to_owned()).then(|| UnderWay {
             all: self.clone(),
             name: name.to_owned(),
         })
@@ -90,7 +87,7 @@ impl Apart {
     /// # Errors
     /// There is one when the deadline passes.
     pub(crate) async fn returned(&self, name: &str, deadline: Deadline) -> Step {
-        while self.lock().contains(name) {
+        while lock(&self.0).contains(name) {
             if deadline.passed() {
                 return Err(Failure::Failed(format!(
                     "{name}: it was begun before and has not returned: the kernel may still do it"

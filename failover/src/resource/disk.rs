@@ -6,8 +6,8 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
@@ -20,6 +20,7 @@ use super::reservation::{self, Held};
 use super::{Subject, apart, mount};
 use crate::config::Ms;
 use crate::config::resource::{Disk, Reserve};
+use crate::lock;
 use crate::process::{Deadline, Failure, Step};
 
 /// How long a lock of another program is waited for.
@@ -82,11 +83,7 @@ async fn open(device: &Path, deadline: Deadline) -> Step<std::io::Result<fs::Fil
 /// Nothing else on this node that asks holds it.
 async fn hold(subject: Subject<'_>, device: &Path, deadline: Deadline) -> Step {
     let held = &subject.place.held;
-    if held
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .contains_key(device)
-    {
+    if lock(held).contains_key(device) {
         return Ok(());
     }
     let shown = device.display();
@@ -105,28 +102,18 @@ async fn hold(subject: Subject<'_>, device: &Path, deadline: Deadline) -> Step {
     if let Some(known) = Known::of(&file) {
         taken(subject).write(&known.words())?;
     }
-    held.lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .insert(device.to_owned(), file);
+    lock(held).insert(device.to_owned(), file);
     Ok(())
 }
 
 fn let_go(subject: Subject<'_>, device: &Path) {
-    let mut held = subject
-        .place
-        .held
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
+    let mut held = lock(&subject.place.held);
     held.remove(device);
 }
 
 /// The device, open as it is held.
 fn handle(subject: Subject<'_>, device: &Path) -> Step<fs::File> {
-    let held = subject
-        .place
-        .held
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
+    let held = lock(&subject.place.held);
     let Some(file) = held.get(device) else {
         return Err(Failure::Failed(format!("{} is not held", device.display())));
     };

@@ -9,7 +9,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::OFlags;
@@ -22,6 +22,7 @@ use super::apart::Apart;
 use crate::config::Resource;
 use crate::config::resource::{File, Files};
 use crate::config::{Group, Ms};
+use crate::lock;
 use crate::place::{FileChannel, NotSent, Place};
 use crate::process::{Deadline, Failure, Step};
 
@@ -372,10 +373,6 @@ pub(super) async fn start(subject: Subject<'_>, own: &Files, deadline: Deadline)
     Ok(())
 }
 
-fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
-    of.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Sends what changes from now on.
 pub(super) fn keep_sending(place: &Place, group: &Group, resource: &Resource, own: &Files) {
     let key = Place::key(group, &resource.name);
@@ -423,6 +420,8 @@ pub(super) async fn stop(subject: Subject<'_>) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
     use crate::channel::{LINE_MAX, PeerAsk};
     use crate::place::Pending;

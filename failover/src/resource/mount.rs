@@ -307,18 +307,13 @@ fn alone(named: &Path, known: Option<&Known>) -> Alone {
     }
 }
 
-/// The same, for as long as a device may take to say it.
+/// The same, for as long as a device may take to say it: whatever is left of an operation's time, that says who has it.
 async fn ask(subject: Subject<'_>, device: &Path, known: Option<&Known>) -> Alone {
     let name = format!("opening {}", device.display());
     let (owned, of) = (device.to_owned(), known.cloned());
-    let asked = subject
-        .place
-        .apart
-        .run(&name, Deadline::after(LOOK), move || {
-            alone(&owned, of.as_ref())
-        });
-    // Once in any case, when the deadline has passed, too: it says who has it.
-    let asked = asked.await;
+    let apart = &subject.place.apart;
+    let asking = move || alone(&owned, of.as_ref());
+    let asked = apart.run(&name, Deadline::after(LOOK), asking).await;
     asked.unwrap_or_else(|_| Alone::Unknown("it does not answer".to_owned()))
 }
 

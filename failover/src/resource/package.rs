@@ -5,14 +5,15 @@
 //! package starts is written down in `run`, so that it is stopped as it was started.
 
 use std::fs;
-use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Subject;
 use crate::config::resource::Package;
 use crate::process::script::Script;
-use crate::process::{Deadline, Failure, Family, GRACE, Step, remove_control_group, tool};
+use crate::process::{
+    Deadline, Failure, Family, GRACE, Step, remove_control_group, tool, unless_gone,
+};
 
 const RUNNER: &str = include_str!("package.sh");
 
@@ -68,12 +69,9 @@ fn noted(subject: Subject<'_>) -> PathBuf {
 /// The services as the package was started with them; `None`: it was not.
 fn started(subject: Subject<'_>) -> Step<Option<String>> {
     let path = noted(subject);
-    match fs::read_to_string(&path) {
-        Ok(list) => Ok(Some(list)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        // What can't be read may tell of services that run.
-        Err(error) => Err(Failure::Failed(format!("{}: {error}", path.display()))),
-    }
+    // What can't be read may tell of services that run.
+    let unread = |error| format!("{}: {error}", path.display());
+    Ok(unless_gone(fs::read_to_string(&path)).map_err(unread)?)
 }
 
 pub(super) async fn start(subject: Subject<'_>, own: &Package, deadline: Deadline) -> Step {

@@ -17,7 +17,7 @@ use tokio::time::sleep;
 
 use crate::clock;
 use crate::config::resource::Kind;
-use crate::config::{ArbiterKind, Cluster, Severity};
+use crate::config::{Cluster, Severity};
 use crate::core::{Alert, Event, GroupId, Object, Right, Time};
 use crate::guard_process::client::Guards;
 use crate::guard_process::message::Watched;
@@ -302,7 +302,7 @@ impl<M: Mirrors> Task<M> {
             return match self.leased(group) {
                 // Where there is an arbiter no fence script is asked.
                 Some(tenancy) => tenancy.say(group, lease::Event::Ask),
-                None if self.cluster.arbiter.kind == ArbiterKind::None => {
+                None if !self.cluster.has_arbiter() => {
                     self.say(group, Right::Granted);
                 }
                 None => {

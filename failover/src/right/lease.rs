@@ -21,7 +21,8 @@
 //! - *Agreed-register*: it does either only in the register that both nodes have agreed on ([`agreed`]).
 //! - *Marked-first*: that this node holds the right is on its disk before anything is told of it, and
 //!   that it may have promised is there before the first promise; so is how long the longest of these leases
-//!   is, and which register both nodes have agreed on. So a manager that starts again, maybe with shorter leases, knows whether it must wait, and how long.
+//!   is, and which register both nodes have agreed on. So a manager that starts again, maybe with shorter
+//!   leases, knows whether it must wait, and how long.
 //!
 //! Left to others: the wire, the files and the guard ([`super::tenancy`]).
 

@@ -7,7 +7,8 @@
 //!
 //! `held`: the node holds the right and has promised nothing since; `free`: it may have promised. Then the boot of
 //! the machine that it was written in, and the longest lease that was counted here or promised for, in
-//! milliseconds, and the instance of the register that both nodes have agreed on (`-`: none yet). No file: nothing of either was ever done. Written whole: a new file, sync, rename, sync of the folder.
+//! milliseconds, and the instance of the register that both nodes have agreed on (`-`: none yet). No file: nothing of
+//! either was ever done. Written whole: a new file, sync, rename, sync of the folder.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};

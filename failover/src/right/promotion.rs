@@ -22,8 +22,8 @@ pub(super) const SEEN_WITHIN: u64 = 5000;
 /// Why a promotion that was done is refused all the same.
 pub(super) const NOT_SERVED: &str = "the mirror's daemon has promoted it, and does not serve it";
 
-/// A promotion that is asked for again and again is told of once it was refused for so long, in milliseconds: a daemon that was only
-/// started again is back by then.
+/// A promotion that is asked for again and again is told of once it was refused for so long, in milliseconds: a daemon
+/// that was only started again is back by then.
 const TELL_AFTER: u64 = 5000;
 /// Reasons may have numbers in them that differ each time.
 const REASONS: usize = 8;

@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::channel::{Channel, LeaseAsk, PeerAnswer, PeerAsk};
 use crate::clock;
-use crate::config::{ArbiterKind, Cluster, Severity};
+use crate::config::{Cluster, Severity};
 use crate::core::{self, Alert, GroupId, Node, Object, Time};
 use crate::guard_process::client::{Armed, Guards};
 use crate::guard_process::message::Watched;
@@ -152,7 +152,7 @@ impl Tenancy {
         control_group: ControlGroupOf,
         handle: Handle,
     ) -> Option<Self> {
-        if cluster.arbiter.kind == ArbiterKind::None {
+        if !cluster.has_arbiter() {
             return None;
         }
         let terms = Terms::of(cluster);
@@ -160,7 +160,7 @@ impl Tenancy {
         let mut found = Vec::new();
         let mut places = Vec::new();
         for (group, config) in cluster.groups.iter().enumerate() {
-            if config.mirrors().next().is_some() {
+            if config.is_mirrored() {
                 places.push(None);
                 continue;
             }

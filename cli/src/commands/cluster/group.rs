@@ -232,10 +232,9 @@ async fn reach(
                     Way::Reached(words) => return Ok(words),
                     Way::Going => {}
                     Way::Lost(why) => {
-                        return Err(Failure::refused(format!(
+                        return Err(Failure::system(format!(
                             "group {group}: {why}\n  next: `kagami alerts {group}` tells what happened"
-                        ))
-                        .after_a_change());
+                        )));
                     }
                 }
             }

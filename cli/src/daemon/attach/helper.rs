@@ -5,13 +5,12 @@
 //! fenced: no next daemon could ever answer. A child has none of the daemon's files; killed or not, it
 //! keeps nobody from going on.
 
-use std::collections::BTreeMap;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kagami_nbd_server::kernel::Sysfs;
@@ -19,6 +18,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use tracing::{error, info};
 
+use super::lock;
 use crate::control::driver::DeviceId;
 
 /// What the child says when it is done.
@@ -83,69 +83,60 @@ impl Held {
 }
 
 /// Waits for a child elsewhere: it may be stuck in the kernel.
-fn reap(child: Child) {
-    reap_and(child, || {});
-}
-
-/// The same; `then`, when it has ended.
-fn reap_and(mut child: Child, then: impl FnOnce() + Send + 'static) {
+fn reap(mut child: Child) {
     drop(child.stdin.take());
     // Without a thread it stays a zombie until the daemon ends: nothing else is lost.
     let _ = std::thread::Builder::new()
         .name("kagami-reap".to_owned())
-        .spawn(move || {
-            drop(child.wait());
-            then();
-        });
+        .spawn(move || drop(child.wait()));
 }
 
-/// Children that were given up and have not ended: who can't be interrupted in the kernel stays there, for ever
-/// perhaps, and whoever asks the same again would wait behind it. Clones are the same list.
+/// Children that were given up and have not ended, with what they are for: who can't be interrupted in the kernel stays
+/// there, for ever perhaps, and whoever asks the same again would wait behind it. Clones are the same list.
 #[derive(Clone, Debug, Default)]
-pub struct Stuck(Arc<Mutex<BTreeMap<u32, String>>>);
+pub struct Stuck(Arc<Mutex<Vec<(Child, String)>>>);
 
 /// Stuck children at a time; as long as there are as many, no other is begun.
 const STUCK_MAX: usize = 16;
 
 impl Stuck {
-    fn list(&self) -> MutexGuard<'_, BTreeMap<u32, String>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Whether a child for `what` may be begun.
     ///
     /// # Errors
     /// [`HelperFault::Stuck`]: one for the same is stuck, or too many are.
     fn admit(&self, what: &str) -> Result<(), HelperFault> {
-        let list = self.list();
+        let mut list = lock(&self.0);
+        list.retain_mut(|(child, what)| {
+            let is_there = matches!(child.try_wait(), Ok(None));
+            if !is_there {
+                let process = child.id();
+                info!(
+                    process,
+                    "`kagami kernel-device {what}`, which was given up, has ended"
+                );
+            }
+            is_there
+        });
         let same = list.iter().find(|(_, stuck)| *stuck == what);
-        let one = same.or_else(|| list.iter().next().filter(|_| list.len() >= STUCK_MAX));
+        let one = same.or_else(|| list.first().filter(|_| list.len() >= STUCK_MAX));
         match one {
             None => Ok(()),
-            Some((process, what)) => Err(HelperFault::Stuck {
-                process: *process,
+            Some((child, what)) => Err(HelperFault::Stuck {
+                process: child.id(),
                 what: what.clone(),
             }),
         }
     }
 
     /// `child`, which was begun for `what`, is given up.
-    fn add(&self, child: Child, what: String) {
+    fn add(&self, mut child: Child, what: String) {
+        drop(child.stdin.take());
         let process = child.id();
         error!(
             process,
             "`kagami kernel-device {what}` was given up and does not end: the kernel holds it (`cat /proc/{process}/stack`); it is not begun again before it has ended"
         );
-        self.list().insert(process, what);
-        let this = self.clone();
-        reap_and(child, move || {
-            if let Some(what) = this.list().remove(&process) {
-                info!(
-                    process,
-                    "`kagami kernel-device {what}`, which was given up, has ended"
-                );
-            }
-        });
+        lock(&self.0).push((child, what));
     }
 }
 

@@ -12,7 +12,7 @@
 //! comes to be served, [`super::take_down`] how that ends.
 
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kagami_nbd_server::kernel::client::is_hung_up;
@@ -24,6 +24,7 @@ use tracing::{error, info, warn};
 use super::bring_up::{Session, Wait};
 use super::device::{Kernel, Owner};
 use super::host::{Go, Host, Link};
+use super::lock;
 use super::moved::{Moved, Moves, by_status, is_current};
 use super::record::{Record, Records};
 use crate::control::driver::Driver;
@@ -91,10 +92,8 @@ pub struct Keeper<H> {
     /// Of ublk, a session that serves nothing now and has the queues: nobody else can have them before this
     /// process ends.
     pub(super) idle: Option<Link>,
-    /// When it was last begun to be served.
+    /// When it was last begun to be served. `None`: it was not, or the kernel holds that connection for dead.
     served_at: Option<Instant>,
-    /// The kernel held the connection for dead that was served last.
-    has_died: bool,
     /// The term as Primary in which it was served last, or is.
     served_in: Option<u64>,
     /// It was served by this daemon.
@@ -146,7 +145,6 @@ impl<H: Host> Keeper<H> {
             socket: None,
             idle: None,
             served_at: None,
-            has_died: false,
             served_in: None,
             was_served: false,
             began: Instant::now(),
@@ -189,7 +187,7 @@ impl<H: Host> Keeper<H> {
     }
 
     fn show(&self, shown: Shown) {
-        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = shown;
+        *lock(&self.shown) = shown;
     }
 
     pub(super) fn device(&self) -> String {
@@ -201,7 +199,6 @@ impl<H: Host> Keeper<H> {
         self.socket = session.socket;
         self.was_served = true;
         self.served_at = Some(Instant::now());
-        self.has_died = false;
         self.served_in = Some(session.link.term());
         self.pause = LOOK_EVERY;
         self.show(Shown::Attached);
@@ -245,7 +242,7 @@ impl<H: Host> Keeper<H> {
                     let is_dead = self.socket.as_ref().map(is_hung_up);
                     if matches!(is_dead, Some(Ok(true))) {
                         // What is unread in the socket is sent again: it is not carried out twice.
-                        self.has_died = true;
+                        self.served_at = None;
                         session.set(Go::Cut);
                     }
                 }
@@ -345,12 +342,12 @@ impl<H: Host> Keeper<H> {
     /// A session that parks, or ends by itself, as soon as it goes on rests before the next attempt: a mirror that is
     /// being demoted is Primary still, and refuses what the kernel sends again at once.
     fn has_just_begun(&self) -> bool {
-        !self.has_died && self.served_at.is_some_and(|at| at.elapsed() < LOOK_EVERY)
+        self.served_at.is_some_and(|at| at.elapsed() < LOOK_EVERY)
     }
 
     fn waits(&self, why: String) {
         let news = Shown::Waiting(why.clone());
-        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shown = lock(&self.shown);
         if *shown != news {
             *shown = news;
             warn!(

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::Check;
-use crate::config::cluster::ArbiterKind;
 use crate::config::fault::choose;
 use crate::config::group::Group;
 use crate::config::monitor::{self, Monitor, Target};
@@ -105,8 +104,8 @@ impl Check<'_> {
         let cluster = self.cluster;
         // Else the other node is surely down before anybody takes the group, a person says so, or the risk is accepted
         // for all; but a group with mirrors has the arbiters of its mirrors.
-        let by_lease = cluster.arbiter.kind != ArbiterKind::None
-            || group.mirrors().next().is_some()
+        let by_lease = cluster.has_arbiter()
+            || group.is_mirrored()
                 && cluster.fence.is_none()
                 && cluster.arbiter.accepted_risk.is_none();
         match &disk.accepted_risk {

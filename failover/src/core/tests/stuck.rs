@@ -385,30 +385,3 @@ fn a_right_that_was_not_asked_for_yet_keeps_the_other_node_from_nothing() {
     host.disk_answers();
     assert_eq!(host.asked.len(), asked);
 }
-
-#[test]
-fn a_manager_that_stood_still_takes_in_a_probes_answer_before_it_gives_the_probe_up() {
-    let begin = || {
-        let mut host = TestHost::alone_and_online(CLUSTER);
-        host.probe_hangs = true;
-        while host.probing.is_none() {
-            host.until(host.now + 1000);
-        }
-        host
-    };
-    let mut host = begin();
-    host.now += 600_000;
-    host.handle(Event::Timer);
-    let probe = host
-        .probing
-        .take()
-        .unwrap_or_else(|| panic!("one is under way"));
-    let result = OpResult::Done;
-    host.handle(Event::Probed { probe, result });
-    assert_eq!(host.told("it took too long"), 0, "{:?}", host.alerts);
-
-    // One that never answers is given up.
-    let mut host = begin();
-    host.until(host.now + 600_000);
-    assert!(host.told("it took too long") > 0, "{:?}", host.alerts);
-}

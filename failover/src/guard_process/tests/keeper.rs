@@ -91,20 +91,26 @@ async fn what_was_true_before_a_promotion_does_not_refuse_it() {
     assert_eq!(kept.hears().await, (0, Right::Granted));
 }
 
-#[tokio::test]
-async fn a_mirror_that_the_other_node_has_just_given_up_is_waited_for() {
-    let scene = Scene::new();
-    // Its manager has said so; its daemon's word is on its way.
+/// One that has asked while the other node, which is connected, counts as Primary: nothing is said yet.
+async fn waits_for_the_other_node(scene: &Scene) -> Kept {
     scene.mirrors.change(|says| {
         says.connected = true;
         says.peer_is_primary = true;
     });
     scene.mirrors.of().refuses = Some("the peer is Primary".to_owned());
-    let mut kept = Kept::new(&scene);
+    let mut kept = Kept::new(scene);
     kept.keeper.ask(0, false, false);
     let early = timeout(Duration::from_millis(200), kept.hears()).await;
     assert!(early.is_err(), "{early:?}");
     scene.mirrors.of().refuses = None;
+    kept
+}
+
+#[tokio::test]
+async fn a_mirror_that_the_other_node_has_just_given_up_is_waited_for() {
+    let scene = Scene::new();
+    // Its manager has said so; its daemon's word is on its way.
+    let mut kept = waits_for_the_other_node(&scene).await;
     scene.mirrors.of().promoted_to = Some(session(LONG));
     scene.mirrors.change(|says| says.peer_is_primary = false);
     assert_eq!(kept.hears().await, (0, Right::Granted));
@@ -113,16 +119,7 @@ async fn a_mirror_that_the_other_node_has_just_given_up_is_waited_for() {
 #[tokio::test]
 async fn a_node_that_the_daemon_has_not_lost_yet_is_waited_for() {
     let scene = Scene::new();
-    scene.mirrors.change(|says| {
-        says.connected = true;
-        says.peer_is_primary = true;
-    });
-    scene.mirrors.of().refuses = Some("the peer is Primary".to_owned());
-    let mut kept = Kept::new(&scene);
-    kept.keeper.ask(0, false, false);
-    let early = timeout(Duration::from_millis(200), kept.hears()).await;
-    assert!(early.is_err(), "{early:?}");
-    scene.mirrors.of().refuses = None;
+    let mut kept = waits_for_the_other_node(&scene).await;
     scene.mirrors.of().promoted_to = Some(Standing::Alone);
     scene.mirrors.change(|says| says.connected = false);
     assert_eq!(kept.hears().await, (0, Right::Granted));

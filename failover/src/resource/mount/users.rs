@@ -7,11 +7,12 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use super::table::{Mounted, mounts, mounts_of};
+use crate::lock;
 use crate::process::{Deadline, Process, all, describe};
 use crate::resource::apart;
 
@@ -31,10 +32,6 @@ impl Drop for Turn {
     fn drop(&mut self) {
         lock(&LOOKED_AT).remove(&self.0);
     }
-}
-
-fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
-    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Those that were found.
