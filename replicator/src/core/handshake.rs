@@ -465,7 +465,7 @@ impl Mirror {
         };
         if keep == Some(self.me) && refused.waits_for_any_word() {
             // The kept copy mints; the next handshake finds it ahead.
-            self.take_word(self.me, mine.full || theirs.full);
+            self.renew_word(mine.full || theirs.full);
             self.door.refused = 0;
             self.close_session(&reason, out);
             self.force(None, false, out);
