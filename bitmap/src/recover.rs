@@ -29,9 +29,6 @@ use crate::slots::{ReadSlots, Repair, SlotFault, SuperblockFault, read_slots};
 use crate::store::OtherStore;
 use crate::superblock::Superblock;
 
-/// Fill with this what the disk refuses to read: it passes for nothing.
-pub const UNREADABLE: u8 = 0xff;
-
 /// Something worth a line in the log, found at start-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finding {

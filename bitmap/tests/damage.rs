@@ -4,6 +4,7 @@ mod common;
 
 use common::{MIRROR, SECTOR, Store, full_record};
 use kagami_bitmap::recover::Recovery;
+use kagami_bitmap::sector::UNREADABLE;
 use kagami_bitmap::superblock::{Generation, HISTORY_MAX, Record, Superblock};
 use kagami_bitmap::{
     ActivityLog, Block, EXTENT, Extent, Fill, Finding, Page, Placement, Run, SuperblockFault,
@@ -299,6 +300,16 @@ fn each_wrong_store_has_its_error() {
         read(&both.bytes, None),
         SuperblockFault::BothDamaged { .. }
     ));
+    // What can't be read is nobody else's.
+    for slots in [0..8192, 0..512, 4096..8192] {
+        let mut unread = vec![0xe5; total];
+        unread[slots].fill(UNREADABLE);
+        let error = read(&unread, None);
+        assert!(matches!(error, SuperblockFault::BothDamaged { .. }));
+        let text = error.to_string();
+        assert!(text.contains("the disk refuses to read it"), "{text}");
+        assert!(text.contains("what is wrong with the disk"), "{text}");
+    }
     let mut newer = store.clone();
     for sector in newer.bytes[..8192].chunks_exact_mut(SECTOR) {
         sector[8] = 2;

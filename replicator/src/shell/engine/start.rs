@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use kagami_bitmap::layout::{LayoutError, SLOTS_BYTES};
-use kagami_bitmap::recover::UNREADABLE;
+use kagami_bitmap::sector::UNREADABLE;
 use kagami_bitmap::{
     BLOCK, FoundStore, Placement, Recovered, Recovery, SuperblockFault, read_slots,
 };
