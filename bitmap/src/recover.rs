@@ -147,6 +147,29 @@ pub struct Recovered {
     /// from the start of the metadata, and bytes; each step is on stable storage before the
     /// next begins. (The superblock, where a slot was not whole or is older, or the log was
     /// damaged; then a new ring in place of a damaged one.)
+impl Recovered {
+    /// What recovery finds where [`crate::Format`] has just made a store for `superblock`, its pages
+    /// [`Blank`](crate::Fill::Blank).
+    pub fn of_new(superblock: Superblock) -> Self {
+        let blocks = superblock.geometry().blocks();
+        let mut bitmap = DirtyBitmap::new(blocks).with_tag(superblock.tag());
+        let mut findings = Vec::new();
+        if superblock.record.all_marked {
+            bitmap.mark_all();
+            findings.push(Finding::AllMarked);
+        }
+        Self {
+            bitmap,
+            hot: Vec::new(),
+            log: LogState::fresh(superblock.layout.log_capacity),
+            superblock,
+            repair: Vec::new(),
+            next_page_seq: 2, // the directory's pages have 1
+            findings,
+        }
+    }
+}
+
     pub repair: Vec<Vec<(u64, Bytes)>>,
     /// Higher than any page's sequence number.
     pub next_page_seq: u64,

@@ -118,7 +118,7 @@ impl Recovered {
 mod tests {
     use super::*;
     use crate::superblock::{Backing, Record, Superblock};
-    use crate::{DirtyBitmap, Layout, LogState, Placement};
+    use crate::{DirtyBitmap, Layout, Placement};
 
     const SIZE: u64 = 16 << 20;
 
@@ -150,15 +150,7 @@ mod tests {
         };
         let mut superblock = Superblock::new(layout, backing, 0, record);
         name.clone_into(&mut superblock.store_name);
-        Recovered {
-            bitmap: DirtyBitmap::new(SIZE / 4096),
-            superblock,
-            hot: Vec::new(),
-            log: LogState::fresh(64),
-            repair: Vec::new(),
-            next_page_seq: 1,
-            findings: Vec::new(),
-        }
+        Recovered::of_new(superblock)
     }
 
     fn meet(copy: &mut Recovered, now: &[&str], size: u64) -> Option<OtherStore> {

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{MIRROR, SECTOR, Store, full_record};
-use kagami_bitmap::recover::Recovery;
+use kagami_bitmap::recover::{Recovered, Recovery};
 use kagami_bitmap::sector::UNREADABLE;
 use kagami_bitmap::superblock::{Generation, HISTORY_MAX, Record, Superblock};
 use kagami_bitmap::{
@@ -419,6 +419,17 @@ fn pages_behind_the_present_size_are_not_looked_at() {
     recovery.pages(area(layout.pages_offset, layout.pages));
     let found = recovery.finish();
     assert_eq!((found.findings.len(), found.bitmap.count()), (0, 0));
+}
+
+#[test]
+fn what_a_new_store_holds_is_known_without_reading_it() {
+    for all_marked in [false, true] {
+        let mut superblock = common::superblock(30 * EXTENT, 64, Placement::Own);
+        superblock.record.all_marked = all_marked;
+        let found = Store::format(&superblock, Fill::Blank).look();
+        let known = Recovered::of_new(superblock);
+        assert_eq!(format!("{found:?}"), format!("{known:?}"));
+    }
 }
 
 #[test]
