@@ -26,7 +26,6 @@ use crate::sector::{
     sector_index,
 };
 use crate::slots::{ReadSlots, Repair, SlotFault, SuperblockFault, read_slots};
-use crate::store::OtherStore;
 use crate::superblock::Superblock;
 
 /// Something worth a line in the log, found at start-up.
@@ -67,8 +66,6 @@ pub enum Finding {
     },
     /// The record says that every block is marked.
     AllMarked,
-    /// The backing store is not, or may not be, the one that the metadata speak of.
-    OtherStore(OtherStore),
 }
 
 impl Finding {
@@ -78,7 +75,7 @@ impl Finding {
             Finding::Slot { repair, .. } => {
                 !matches!(repair, Repair::Older | Repair::Fault(SlotFault::Torn))
             }
-            Finding::TornRecord { .. } | Finding::AllMarked | Finding::OtherStore(_) => false,
+            Finding::TornRecord { .. } | Finding::AllMarked => false,
             Finding::Log(_) | Finding::Pages { .. } | Finding::Directory { .. } => true,
         }
     }
@@ -122,10 +119,6 @@ impl fmt::Display for Finding {
                 "page directory damaged (sector {sector}: {fault}): blank pages under it count as damaged"
             ),
             Finding::AllMarked => write!(f, "every block is marked: a full resync has not ended"),
-            Finding::OtherStore(why) => write!(
-                f,
-                "the backing store is {why}: what it holds counts for nothing, and every block will be compared with the peer's"
-            ),
         }
     }
 }
@@ -147,6 +140,13 @@ pub struct Recovered {
     /// from the start of the metadata, and bytes; each step is on stable storage before the
     /// next begins. (The superblock, where a slot was not whole or is older, or the log was
     /// damaged; then a new ring in place of a damaged one.)
+    pub repair: Vec<Vec<(u64, Bytes)>>,
+    /// Higher than any page's sequence number.
+    pub next_page_seq: u64,
+    /// What was found, in the order in which it was found.
+    pub findings: Vec<Finding>,
+}
+
 impl Recovered {
     /// What recovery finds where [`crate::Format`] has just made a store for `superblock`, its pages
     /// [`Blank`](crate::Fill::Blank).
@@ -168,13 +168,6 @@ impl Recovered {
             findings,
         }
     }
-}
-
-    pub repair: Vec<Vec<(u64, Bytes)>>,
-    /// Higher than any page's sequence number.
-    pub next_page_seq: u64,
-    /// What was found, in the order in which it was found.
-    pub findings: Vec<Finding>,
 }
 
 /// A recovery under way: feed it the log, the directory and every page, then finish it.
