@@ -60,7 +60,7 @@ pub enum Kind {
 
 impl Kind {
     /// The 8 bytes that open a sector of this kind.
-    pub fn magic(self) -> &'static [u8; 8] {
+    pub const fn magic(self) -> &'static [u8; 8] {
         match self {
             Kind::Superblock => b"kagamiSB",
             Kind::Log => b"kagamiAL",
