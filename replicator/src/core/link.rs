@@ -483,10 +483,13 @@ impl Mirror {
     /// The local disk has ended an operation. That it hangs is over with the last one that is overdue, and this daemon has
     /// heard what came of it all: the token is as it was before.
     pub(super) fn on_disk_answers(&mut self, out: &mut Actions) {
-        let hung = self.told_disk;
+        // (What is under way is gone through only where something hung.)
+        if !self.told_disk {
+            return;
+        }
         let owes_since = self.disk_owes_since();
-        self.told_disk = hung && self.is_overdue(owes_since);
-        if !hung || self.told_disk {
+        self.told_disk = self.is_overdue(owes_since);
+        if self.told_disk {
             return;
         }
         let was_whole = self.local.token && self.local.store == super::Store::Usable;
