@@ -4,7 +4,7 @@
 //! read. Requests are carried out one after the other on a blocking thread; the order in which two
 //! askers' swaps get there is the race's result.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -127,8 +127,7 @@ impl Server {
             .listen
             .iter()
             .map(|&address| {
-                UdpSocket::bind(address)
-                    .and_then(|socket| lasting_endpoint(socket, Some(server.clone())))
+                lasting_endpoint(address, Some(server.clone()))
                     .map_err(|error| ServerError::Listen { address, error })
             })
             .collect::<Result<_, _>>()?;
