@@ -4,7 +4,7 @@
 //! program, with a configuration file for each node.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufRead as _, BufReader};
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -144,7 +144,7 @@ impl State {
 
 /// The lines of a file that grows.
 struct Lines {
-    file: File,
+    file: BufReader<File>,
     /// The beginning of the next line.
     begun: String,
 }
@@ -152,17 +152,16 @@ struct Lines {
 impl Lines {
     fn open(path: &Path) -> io::Result<Self> {
         Ok(Self {
-            file: File::open(path)?,
+            file: BufReader::new(File::open(path)?),
             begun: String::new(),
         })
     }
 
-    /// The whole lines that have come since.
-    fn more(&mut self) -> io::Result<String> {
-        self.file.read_to_string(&mut self.begun)?;
-        let end = self.begun.rfind('\n').map_or(0, |at| at + 1);
-        let rest = self.begun.split_off(end);
-        Ok(std::mem::replace(&mut self.begun, rest))
+    /// The next line, once all of it is there.
+    fn next_line(&mut self) -> io::Result<Option<String>> {
+        self.file.read_line(&mut self.begun)?;
+        let is_whole = self.begun.ends_with('\n');
+        Ok(is_whole.then(|| std::mem::take(&mut self.begun)))
     }
 }
 
@@ -398,10 +397,11 @@ impl Mirror {
         let mut lines = Lines::open(&log).map_err(BenchError::io(log.display().to_string()))?;
         let deadline = Instant::now() + patience;
         loop {
-            let more = lines.more();
-            let more = more.map_err(BenchError::io(log.display().to_string()))?;
-            for line in more.lines() {
-                let state = State::read(line)?;
+            while let Some(line) = lines
+                .next_line()
+                .map_err(BenchError::io(log.display().to_string()))?
+            {
+                let state = State::read(&line)?;
                 if enough(&state) {
                     return Ok(state);
                 }
@@ -507,12 +507,16 @@ mod tests {
         let mut lines = Lines::open(file.path()).expect("it is there");
         let mut more = |text: &str| {
             file.write_all(text.as_bytes()).expect("written");
-            lines.more().expect("read")
+            lines.next_line().expect("read")
         };
-        assert_eq!(more("one"), "");
-        assert_eq!(more(" and a half\ntwo\nth"), "one and a half\ntwo\n");
-        assert_eq!(more("ree"), "");
-        assert_eq!(more("\n"), "three\n");
+        assert_eq!(more("one"), None);
+        assert_eq!(
+            more(" and a half\ntwo\nth").as_deref(),
+            Some("one and a half\n")
+        );
+        assert_eq!(more("ree").as_deref(), Some("two\n"));
+        assert_eq!(more(""), None);
+        assert_eq!(more("\n").as_deref(), Some("three\n"));
     }
 
     #[test]

@@ -15,7 +15,6 @@
 //! | [`layout`], [`format`] | where they are; creating them |
 //! | [`recover`], [`replay`] | from the bytes read back to marks, hot set and record |
 //! | [`store`] | is the backing store the one that the metadata speak of |
-//! | [`foreign`] | does a store look used by something else |
 //! | `bits`, `summary` | a set of numbers as words, and which of them are not zero |
 //! | [`planted`] | the defects that tests plant |
 
@@ -24,7 +23,6 @@ const _: () = assert!(usize::BITS >= 64, "kagami needs a 64-bit machine");
 pub mod activity_log;
 mod bits;
 pub mod dirty;
-pub mod foreign;
 pub mod format;
 pub mod geometry;
 pub mod layout;

@@ -26,11 +26,7 @@ use crate::sector::{
     sector_index,
 };
 use crate::slots::{ReadSlots, Repair, SlotFault, SuperblockFault, read_slots};
-use crate::store::OtherStore;
 use crate::superblock::Superblock;
-
-/// Fill with this what the disk refuses to read: it passes for nothing.
-pub const UNREADABLE: u8 = 0xff;
 
 /// Something worth a line in the log, found at start-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,8 +66,6 @@ pub enum Finding {
     },
     /// The record says that every block is marked.
     AllMarked,
-    /// The backing store is not, or may not be, the one that the metadata speak of.
-    OtherStore(OtherStore),
 }
 
 impl Finding {
@@ -81,7 +75,7 @@ impl Finding {
             Finding::Slot { repair, .. } => {
                 !matches!(repair, Repair::Older | Repair::Fault(SlotFault::Torn))
             }
-            Finding::TornRecord { .. } | Finding::AllMarked | Finding::OtherStore(_) => false,
+            Finding::TornRecord { .. } | Finding::AllMarked => false,
             Finding::Log(_) | Finding::Pages { .. } | Finding::Directory { .. } => true,
         }
     }
@@ -125,10 +119,6 @@ impl fmt::Display for Finding {
                 "page directory damaged (sector {sector}: {fault}): blank pages under it count as damaged"
             ),
             Finding::AllMarked => write!(f, "every block is marked: a full resync has not ended"),
-            Finding::OtherStore(why) => write!(
-                f,
-                "the backing store is {why}: what it holds counts for nothing, and every block will be compared with the peer's"
-            ),
         }
     }
 }
@@ -155,6 +145,29 @@ pub struct Recovered {
     pub next_page_seq: u64,
     /// What was found, in the order in which it was found.
     pub findings: Vec<Finding>,
+}
+
+impl Recovered {
+    /// What recovery finds where [`crate::Format`] has just made a store for `superblock`, its pages
+    /// [`Blank`](crate::Fill::Blank).
+    pub fn of_new(superblock: Superblock) -> Self {
+        let blocks = superblock.geometry().blocks();
+        let mut bitmap = DirtyBitmap::new(blocks).with_tag(superblock.tag());
+        let mut findings = Vec::new();
+        if superblock.record.all_marked {
+            bitmap.mark_all();
+            findings.push(Finding::AllMarked);
+        }
+        Self {
+            bitmap,
+            hot: Vec::new(),
+            log: LogState::fresh(superblock.layout.log_capacity),
+            superblock,
+            repair: Vec::new(),
+            next_page_seq: 2, // the directory's pages have 1
+            findings,
+        }
+    }
 }
 
 /// A recovery under way: feed it the log, the directory and every page, then finish it.

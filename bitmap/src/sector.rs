@@ -17,6 +17,9 @@ pub const SECTORS_PER_UNIT: usize = UNIT_BYTES / SECTOR_BYTES;
 /// The version of the on-disk format that this code writes, and the newest that it reads.
 pub const FORMAT_VERSION: u16 = 1;
 
+/// Fill with this what the disk refuses to read: it passes for nothing.
+pub const UNREADABLE: u8 = 0xff;
+
 /// Offsets of the header's fields within a sector, bytes. All numbers are little-endian.
 pub mod field {
     /// `kagami` and two letters for the kind, 8 bytes.
@@ -57,7 +60,7 @@ pub enum Kind {
 
 impl Kind {
     /// The 8 bytes that open a sector of this kind.
-    pub fn magic(self) -> &'static [u8; 8] {
+    pub const fn magic(self) -> &'static [u8; 8] {
         match self {
             Kind::Superblock => b"kagamiSB",
             Kind::Log => b"kagamiAL",
@@ -79,6 +82,9 @@ pub enum SectorFault {
     /// All zeroes: never written, or wiped.
     #[error("all zeroes")]
     Blank,
+    /// Filled with [`UNREADABLE`].
+    #[error("the disk refuses to read it, or it is all ones")]
+    Unreadable,
     /// Not a sector of kagami's, or its first bytes are damaged.
     #[error("not written by kagami, or its first bytes are damaged")]
     Foreign,
@@ -138,6 +144,9 @@ pub fn decode(bytes: &[u8], place: Place) -> Result<Sector<'_>, SectorFault> {
     assert_eq!(bytes.len(), SECTOR_BYTES, "a sector is read whole");
     if is_blank(bytes) {
         return Err(SectorFault::Blank);
+    }
+    if bytes.iter().all(|byte| *byte == UNREADABLE) {
+        return Err(SectorFault::Unreadable);
     }
     let Some(kind) = Kind::from_magic(&bytes[field::MAGIC..field::VERSION]) else {
         return Err(SectorFault::Foreign);

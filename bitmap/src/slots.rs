@@ -78,7 +78,7 @@ pub enum SuperblockFault {
     },
     /// Neither slot can be used.
     #[error(
-        "both copies of the superblock are unusable\n  first: {first}\n  second: {second}\n  next: create this copy anew with `kagami init` and let it resync from the peer"
+        "both copies of the superblock are unusable\n  first: {first}\n  second: {second}\n  next: {}", next_step([*first, *second])
     )]
     BothDamaged {
         /// What is wrong with the first.
@@ -96,6 +96,17 @@ pub enum SuperblockFault {
         /// The sequence number of the second.
         second: u64,
     },
+}
+
+/// What to do where neither slot can be used.
+fn next_step(slots: [SlotFault; 2]) -> &'static str {
+    let is_unread = |slot: &SlotFault| matches!(slot, SlotFault::Sector { fault, .. } if *fault == SectorFault::Unreadable);
+    if slots.iter().any(is_unread) {
+        // What is on it may be whole, and the only copy.
+        "look in the system's log for what is wrong with the disk, and try again once it is put right; if it can't be, create this copy anew on another one with `kagami init` and let it resync from the peer"
+    } else {
+        "create this copy anew with `kagami init` and let it resync from the peer"
+    }
 }
 
 /// The superblock read from its two slots.
@@ -119,7 +130,7 @@ pub enum Repair {
 
 /// Reads the superblock from the 8 KiB of its two slots
 /// ([`crate::layout::Placement::slots_at`]); what the disk refused to read is filled with
-/// [`crate::recover::UNREADABLE`].
+/// [`sector::UNREADABLE`].
 ///
 /// `store_len`: bytes of the store, to see that all metadata are there; `expected`: the uuid
 /// of the mirror, if it is known.

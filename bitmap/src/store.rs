@@ -10,7 +10,7 @@
 use std::fmt;
 
 use crate::planted::{Defect, planted};
-use crate::recover::{Finding, Recovered};
+use crate::recover::Recovered;
 use crate::superblock::StoredDisk;
 
 /// The longest name that is kept, bytes.
@@ -57,15 +57,16 @@ fn kind(name: &str) -> &str {
 impl Recovered {
     /// Holds the backing store that was found against the one that the metadata speak of; `None`:
     /// there is none that can be used. To be called before anything is served, where the metadata
-    /// have a store of their own; what is to be written for it joins `repair`.
-    pub fn meet_store(&mut self, found: Option<FoundStore<'_>>) {
+    /// have a store of their own; what is to be written for it joins `repair`. Why it is another one, if it is:
+    /// what it holds counts for nothing then.
+    pub fn meet_store(&mut self, found: Option<FoundStore<'_>>) -> Option<OtherStore> {
         let before = self.superblock.clone();
+        let why = found.and_then(|found| self.other_store(found));
         match found {
             None => self.superblock.record.store_lost = true,
             Some(found) => {
-                let why = self.other_store(found);
-                if let Some(why) = why.filter(|_| !planted(Defect::OtherStoreTrusted)) {
-                    self.distrust(why);
+                if why.is_some() && !planted(Defect::OtherStoreTrusted) {
+                    self.distrust();
                 }
                 let superblock = &mut self.superblock;
                 superblock.record.store_lost = false;
@@ -82,6 +83,7 @@ impl Recovered {
             self.superblock.seq = self.superblock.seq.saturating_add(1);
             self.repair.extend(self.superblock.steps());
         }
+        why
     }
 
     fn other_store(&self, found: FoundStore<'_>) -> Option<OtherStore> {
@@ -100,8 +102,7 @@ impl Recovered {
     }
 
     /// Nothing is known of what the store holds.
-    fn distrust(&mut self, why: OtherStore) {
-        self.findings.push(Finding::OtherStore(why));
+    fn distrust(&mut self) {
         let record = &mut self.superblock.record;
         record.zeroed = false;
         record.boot = None;
@@ -118,7 +119,7 @@ impl Recovered {
 mod tests {
     use super::*;
     use crate::superblock::{Backing, Record, Superblock};
-    use crate::{DirtyBitmap, Layout, LogState, Placement};
+    use crate::{DirtyBitmap, Layout, Placement};
 
     const SIZE: u64 = 16 << 20;
 
@@ -150,29 +151,17 @@ mod tests {
         };
         let mut superblock = Superblock::new(layout, backing, 0, record);
         name.clone_into(&mut superblock.store_name);
-        Recovered {
-            bitmap: DirtyBitmap::new(SIZE / 4096),
-            superblock,
-            hot: Vec::new(),
-            log: LogState::fresh(64),
-            repair: Vec::new(),
-            next_page_seq: 1,
-            findings: Vec::new(),
-        }
+        Recovered::of_new(superblock)
     }
 
     fn meet(copy: &mut Recovered, now: &[&str], size: u64) -> Option<OtherStore> {
-        copy.meet_store(Some(FoundStore {
+        let found = copy.meet_store(Some(FoundStore {
             names: &names(now),
             size,
         }));
         let marked = copy.bitmap.count();
         let record = &copy.superblock.record;
         assert!(!record.store_lost);
-        let found = copy.findings.iter().find_map(|finding| match finding {
-            Finding::OtherStore(why) => Some(*why),
-            _ => None,
-        });
         let bad = record.disk == StoredDisk::Inconsistent;
         assert_eq!(bad, found.is_some());
         assert_eq!(record.all_marked, bad);
@@ -209,18 +198,15 @@ mod tests {
             assert_eq!(meet(&mut copy, now, size), why, "row {nth}");
             // What was found is what is known from now on.
             copy.repair.clear();
-            copy.findings.clear();
             copy.bitmap = DirtyBitmap::new(SIZE / 4096);
             let settled = copy.superblock.clone();
-            copy.meet_store(Some(FoundStore {
+            let why = copy.meet_store(Some(FoundStore {
                 names: &names(now),
                 size,
             }));
+            assert_eq!(why, None, "row {nth}");
             assert_eq!(copy.superblock, settled, "row {nth}");
-            assert!(
-                copy.repair.is_empty() && copy.findings.is_empty(),
-                "row {nth}"
-            );
+            assert!(copy.repair.is_empty(), "row {nth}");
         }
     }
 
@@ -241,12 +227,12 @@ mod tests {
     fn where_nobody_else_has_a_copy_there_is_nothing_to_compare_with() {
         let mut copy = copy("wwid a", false);
         copy.superblock.record.peer = None;
-        copy.meet_store(Some(FoundStore {
+        let why = copy.meet_store(Some(FoundStore {
             names: &names(&["wwid b"]),
             size: SIZE,
         }));
+        assert_eq!(why, Some(OtherStore::Named));
         assert_eq!(copy.superblock.record.disk, StoredDisk::Consistent);
         assert_eq!(copy.superblock.store_name, "wwid b");
-        assert_eq!(copy.findings, [Finding::OtherStore(OtherStore::Named)]);
     }
 }

@@ -3,7 +3,8 @@
 mod common;
 
 use common::{MIRROR, SECTOR, Store, full_record};
-use kagami_bitmap::recover::Recovery;
+use kagami_bitmap::recover::{Recovered, Recovery};
+use kagami_bitmap::sector::UNREADABLE;
 use kagami_bitmap::superblock::{Generation, HISTORY_MAX, Record, Superblock};
 use kagami_bitmap::{
     ActivityLog, Block, EXTENT, Extent, Fill, Finding, Page, Placement, Run, SuperblockFault,
@@ -299,6 +300,16 @@ fn each_wrong_store_has_its_error() {
         read(&both.bytes, None),
         SuperblockFault::BothDamaged { .. }
     ));
+    // What can't be read is nobody else's.
+    for slots in [0..8192, 0..512, 4096..8192] {
+        let mut unread = vec![0xe5; total];
+        unread[slots].fill(UNREADABLE);
+        let error = read(&unread, None);
+        assert!(matches!(error, SuperblockFault::BothDamaged { .. }));
+        let text = error.to_string();
+        assert!(text.contains("the disk refuses to read it"), "{text}");
+        assert!(text.contains("what is wrong with the disk"), "{text}");
+    }
     let mut newer = store.clone();
     for sector in newer.bytes[..8192].chunks_exact_mut(SECTOR) {
         sector[8] = 2;
@@ -408,6 +419,17 @@ fn pages_behind_the_present_size_are_not_looked_at() {
     recovery.pages(area(layout.pages_offset, layout.pages));
     let found = recovery.finish();
     assert_eq!((found.findings.len(), found.bitmap.count()), (0, 0));
+}
+
+#[test]
+fn what_a_new_store_holds_is_known_without_reading_it() {
+    for all_marked in [false, true] {
+        let mut superblock = common::superblock(30 * EXTENT, 64, Placement::Own);
+        superblock.record.all_marked = all_marked;
+        let found = Store::format(&superblock, Fill::Blank).look();
+        let known = Recovered::of_new(superblock);
+        assert_eq!(format!("{found:?}"), format!("{known:?}"));
+    }
 }
 
 #[test]

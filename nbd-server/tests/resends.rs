@@ -156,13 +156,19 @@ fn a_session_that_leaves_gives_up_its_place_in_the_queue_for_memory() {
     assert_eq!(written(&server), [0, 8192]);
 }
 
-/// Its memory may never come, and nobody waits for it.
-#[test]
-fn a_client_that_goes_while_it_waits_for_memory_is_missed() {
+/// No write gets the memory that it asks for before the test gives some.
+fn without_memory() -> TestServer {
     let server = with_log(false);
     server.run(|bench| {
         *bench.device("disk").buffers.borrow_mut() = Arc::new(Semaphore::new(0));
     });
+    server
+}
+
+/// Its memory may never come, and nobody waits for it.
+#[test]
+fn a_client_that_goes_while_it_waits_for_memory_is_missed() {
+    let server = without_memory();
     let mut client = attach(&server);
     client.send(&write_bytes(0, 1, 0, &[1; 512]));
     server.wait_for("its place", |bench| bench.device("disk").asked.get() == 1);
@@ -174,10 +180,7 @@ fn a_client_that_goes_while_it_waits_for_memory_is_missed() {
 /// Also where memory comes at the moment at which it goes.
 #[test]
 fn memory_that_comes_for_a_client_that_is_gone_carries_nothing_out() {
-    let server = with_log(false);
-    server.run(|bench| {
-        *bench.device("disk").buffers.borrow_mut() = Arc::new(Semaphore::new(0));
-    });
+    let server = without_memory();
     let mut client = attach(&server);
     client.send(&write_bytes(0, 1, 0, &[1; 512]));
     server.wait_for("its place", |bench| bench.device("disk").asked.get() == 1);
@@ -190,10 +193,7 @@ fn memory_that_comes_for_a_client_that_is_gone_carries_nothing_out() {
 /// The end of what a client sends is not its own end: it may wait for answers.
 #[test]
 fn a_client_that_only_says_no_more_is_served() {
-    let server = with_log(false);
-    server.run(|bench| {
-        *bench.device("disk").buffers.borrow_mut() = Arc::new(Semaphore::new(0));
-    });
+    let server = without_memory();
     let (ours, theirs) = UnixStream::pair().expect("a pair");
     let mut client = attach_pair(&server, ours.try_clone().expect("a second handle"), theirs);
     client.send(&write_bytes(0, 1, 0, &[1; 512]));

@@ -100,7 +100,7 @@ fn a_device_is_read_written_zeroed_and_flushed() {
 #[test]
 fn a_device_has_one_opener_and_a_mounted_one_none() {
     let device = Loop::new(16 * MIB, &[]);
-    let first = claim_unused(&device.device, &[]).expect("nothing on it");
+    let first = claim_unused(&device.device).expect("nothing on it");
     let Err(FenceError::Held { holder, .. }) = open(&device.device) else {
         panic!("it has an opener");
     };
@@ -108,7 +108,7 @@ fn a_device_has_one_opener_and_a_mounted_one_none() {
     drop(first);
 
     run("mkfs.ext4", &["-q".as_ref(), &device.device]);
-    let refusal = claim_unused(&device.device, &[]).expect_err("used");
+    let refusal = claim_unused(&device.device).expect_err("used");
     assert!(matches!(refusal, StoreError::LooksUsed { .. }));
     assert!(refusal.to_string().contains("ext4"), "{refusal}");
 
@@ -133,8 +133,8 @@ fn a_read_only_device_is_refused() {
 fn a_metadata_device_is_zeroed_whole_and_refused_when_too_small() {
     let device = Loop::new(8 * MIB, &[]);
     let log = 0..MIB;
-    let store = create_metadata_store(&device.device, 6 * MIB, &[log], &[]);
+    let store = create_metadata_store(&device.device, 6 * MIB, &[log]);
     drop(store.expect("an unused device"));
-    let refusal = create_metadata_store(&device.device, 9 * MIB, &[], &[]).expect_err("too small");
+    let refusal = create_metadata_store(&device.device, 9 * MIB, &[]).expect_err("too small");
     assert!(matches!(refusal, StoreError::TooSmall { .. }), "{refusal}");
 }

@@ -13,7 +13,6 @@ use kagami_replicator::core::disk::{DiskFault, DiskOp};
 use kagami_replicator::shell::buffers::{Pool, PoolConfig};
 use kagami_replicator::shell::fence::{FenceError, Holder, StoreFile};
 use kagami_replicator::shell::probe::{ProbeError, StoreKind};
-use kagami_replicator::shell::signature::{Place, Signature};
 use kagami_replicator::shell::storage::Area;
 use kagami_replicator::shell::store::{
     StoreError, check_unused, claim_unused, create_backing_file, create_metadata_store,
@@ -171,13 +170,13 @@ fn a_metadata_store_is_allocated_whole_and_reads_as_zeroes() {
     let folder = folder();
     let path = folder.path().join("meta");
     let written = [0..8192, MIB..2 * MIB];
-    let store = create_metadata_store(&path, 5 * MIB, &written, &[]).expect("room");
+    let store = create_metadata_store(&path, 5 * MIB, &written).expect("room");
     assert!(std::fs::metadata(&path).expect("it").blocks() * 512 >= 5 * MIB);
     let pool = Pool::new(&PoolConfig::with_bytes(2 << 20)).expect("memory");
     let bytes = store.read(&pool, 0, 5 << 20).expect("a good disk");
     assert!(bytes.len() == 5 << 20 && bytes.iter().all(|&byte| byte == 0));
     drop(store);
-    assert!(create_metadata_store(&path, MIB, &[], &[]).is_err());
+    assert!(create_metadata_store(&path, MIB, &[]).is_err());
 
     // In the tail of a backing store: what was there is gone, what is before it stays.
     let path = store_file(&folder, "tail", 4 * MIB);
@@ -202,20 +201,15 @@ fn a_metadata_store_is_allocated_whole_and_reads_as_zeroes() {
 fn what_looks_used_is_named_and_left_alone() {
     let folder = folder();
     let path = store_file(&folder, "store", 8 * MIB);
-    let own = [Signature {
-        name: "a kagami store",
-        place: Place::Start(4096),
-        magic: b"KAGAMI",
-    }];
     let pool = Pool::new(&PoolConfig::with_bytes(2 << 20)).expect("memory");
-    let store = claim_unused(&path, &own).expect("nothing on it");
+    let store = claim_unused(&path).expect("nothing on it");
     let with = |offset: u64, magic: &[u8]| {
         let mut block = vec![0; 4096];
         let within = (offset % 4096) as usize;
         block[within..within + magic.len()].copy_from_slice(magic);
         let at = offset - within as u64;
         store.write_durably(&pool, at, &block).expect("a good disk");
-        let seen = check_unused(&store, &own);
+        let seen = check_unused(&store);
         store
             .write_durably(&pool, at, &[0; 4096])
             .expect("a good disk");
@@ -224,11 +218,12 @@ fn what_looks_used_is_named_and_left_alone() {
     let text = with(1024 + 56, b"\x53\xef");
     assert!(text.contains("an ext2, ext3 or ext4 file system (its mark stands at byte 1080)"));
     assert!(text.contains("nothing was changed"), "{text}");
-    assert!(with(4096, b"KAGAMI").contains("a kagami store"));
+    assert!(with(0, b"kagamiSB").contains("a kagami metadata store"));
+    assert!(with(8 * MIB - 8192, b"kagamiSB").contains("metadata of a kagami mirror"));
     assert!(with(8 * MIB - 4036, b"\x83\x74\x02\x6d").contains("DRBD metadata"));
     assert!(with(8 * MIB - 512, b"EFI PART").contains("GPT"));
     assert!(with(8 * MIB - 1, &[1]).contains("unknown kind"));
-    check_unused(&store, &own).expect("clean again");
+    check_unused(&store).expect("clean again");
 }
 
 #[test]

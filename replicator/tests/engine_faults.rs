@@ -247,7 +247,10 @@ fn stores_that_are_not_this_mirrors_are_refused_untouched() {
         let error = a.add(config).await.expect_err("no metadata there");
         assert!(error.to_string().contains("no metadata"), "{error}");
 
-        // Truncated data, then truncated metadata.
+        // Truncated data, with a damaged slot that a start puts right; then truncated metadata.
+        let mut damaged = fs::read(a.path("pg.meta")).expect("read");
+        damaged[700] ^= 1;
+        fs::write(a.path("pg.meta"), &damaged).expect("damaged");
         OpenOptions::new()
             .write(true)
             .open(a.path("pg.img"))
@@ -258,6 +261,8 @@ fn stores_that_are_not_this_mirrors_are_refused_untouched() {
             a.add(mine()).await,
             Err(StartError::BackingTooShort { needs: SIZE, .. })
         ));
+        let refused = fs::read(a.path("pg.meta")).expect("read");
+        assert!(refused == damaged, "a store that is refused is not changed");
         OpenOptions::new()
             .write(true)
             .open(a.path("pg.img"))

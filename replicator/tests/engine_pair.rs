@@ -60,15 +60,27 @@ fn what_is_written_is_on_both_copies() {
     });
 }
 
+async fn write_durably(node: &Node, offset: u64, byte: u8, len: usize) {
+    node.with_device(move |disk| async move {
+        disk.write(offset, byte, len).await.expect("write");
+        disk.flush().await.expect("flush");
+    })
+    .await;
+}
+
+/// Starts `node` again, whose peer runs.
+async fn come_back(peer: &Node, node: &mut Node) {
+    node.start();
+    introduce(peer, node);
+    let mirror = node.mirror("pg", PG, 1, Solo::Always);
+    node.add(mirror).await.expect("its mirror again");
+}
+
 #[test]
 fn a_peer_that_died_is_resynchronised_from_the_marks() {
     run(async {
         let (mut a, mut b) = pair(Solo::Always).await;
-        a.with_device(|disk| async move {
-            disk.write(0, 1, 1 << 20).await.expect("write");
-            disk.flush().await.expect("flush");
-        })
-        .await;
+        write_durably(&a, 0, 1, 1 << 20).await;
         b.crash().await;
         a.with_device(|disk| async move {
             for block in 0..32 {
@@ -81,11 +93,7 @@ fn a_peer_that_died_is_resynchronised_from_the_marks() {
             .until("alone", |status| status.core.alone_since.is_some())
             .await;
         assert!(status.core.marked_blocks >= 32, "{status:#?}");
-        b.start();
-        introduce(&a, &b);
-        b.add(b.mirror("pg", PG, 1, Solo::Always))
-            .await
-            .expect("b again");
+        come_back(&a, &mut b).await;
         let status = a.in_sync().await;
         b.in_sync().await;
         let sent = status.core.counters.resync_bytes;
@@ -104,31 +112,17 @@ fn a_new_file_under_the_old_name_is_copied_whole() {
     run(async {
         for missing_first in [false, true] {
             let (mut a, mut b) = pair(Solo::Always).await;
-            a.with_device(|disk| async move {
-                disk.write(0, 1, 1 << 20).await.expect("write");
-                disk.flush().await.expect("flush");
-            })
-            .await;
+            write_durably(&a, 0, 1, 1 << 20).await;
             b.stop().await;
-            a.with_device(|disk| async move {
-                disk.write(2 << 20, 7, 4096).await.expect("alone");
-                disk.flush().await.expect("flush");
-            })
-            .await;
+            write_durably(&a, 2 << 20, 7, 4096).await;
             std::fs::remove_file(b.path("pg.img")).expect("remove");
             if missing_first {
-                b.start();
-                introduce(&a, &b);
-                let mirror = b.mirror("pg", PG, 1, Solo::Always);
-                b.add(mirror).await.expect("b without its disk");
+                come_back(&a, &mut b).await;
                 b.stop().await;
             }
             let file = std::fs::File::create(b.path("pg.img")).expect("create");
             file.set_len(SIZE).expect("a sparse file");
-            b.start();
-            introduce(&a, &b);
-            let mirror = b.mirror("pg", PG, 1, Solo::Always);
-            b.add(mirror).await.expect("b again");
+            come_back(&a, &mut b).await;
             a.in_sync().await;
             b.in_sync().await;
             a.stop().await;
@@ -144,11 +138,7 @@ fn a_new_file_under_the_old_name_is_copied_whole() {
 fn the_same_file_that_comes_back_is_not_copied_whole() {
     run(async {
         let (mut a, mut b) = pair(Solo::Always).await;
-        a.with_device(|disk| async move {
-            disk.write(0, 1, 1 << 20).await.expect("write");
-            disk.flush().await.expect("flush");
-        })
-        .await;
+        write_durably(&a, 0, 1, 1 << 20).await;
         b.stop().await;
         std::fs::rename(b.path("pg.img"), b.path("elsewhere")).expect("rename");
         b.start();
@@ -156,15 +146,8 @@ fn the_same_file_that_comes_back_is_not_copied_whole() {
         b.add(mirror).await.expect("b without its disk");
         b.stop().await;
         std::fs::rename(b.path("elsewhere"), b.path("pg.img")).expect("rename");
-        a.with_device(|disk| async move {
-            disk.write(2 << 20, 7, 4096).await.expect("alone");
-            disk.flush().await.expect("flush");
-        })
-        .await;
-        b.start();
-        introduce(&a, &b);
-        let mirror = b.mirror("pg", PG, 1, Solo::Always);
-        b.add(mirror).await.expect("b again");
+        write_durably(&a, 2 << 20, 7, 4096).await;
+        come_back(&a, &mut b).await;
         let status = a.in_sync().await;
         b.in_sync().await;
         let sent = status.core.counters.resync_bytes;

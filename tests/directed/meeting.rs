@@ -515,7 +515,16 @@ fn a_policy_may_choose_between_two_stale_copies() {
         }),
     );
     let kept = pair.content(1, 0, 1 << 20);
-    link(&mut pair);
+    pair.linked = true;
+    let end = pair.now + LONG * MS;
+    while pair.now < end {
+        if !pair.step() {
+            pair.tick(end);
+        }
+        for node in [0, 1] {
+            assert_eq!(status(&pair, node).chosen, None, "no person has said so");
+        }
+    }
     for node in [0, 1] {
         assert_eq!(pair.stand(node), "Si");
         assert_eq!(pair.content(node, 0, 1 << 20), kept);

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use kagami_bitmap::superblock::{Backing, Record, Superblock};
-use kagami_bitmap::{DirtyBitmap, Layout, LogState, Placement, Recovered};
+use kagami_bitmap::{Layout, Placement, Recovered};
 use kagami_replicator::core::event::{Reply, Request};
 use kagami_replicator::core::message::Message;
 use kagami_replicator::core::register::{ArbiterAnswer, Ask};
@@ -132,15 +132,7 @@ pub fn start(node: usize, settings: &Settings, size: u64) -> Start {
     Start {
         node: NodeId(node as u64 + 1),
         peer: NodeId(2 - node as u64),
-        recovered: Recovered {
-            bitmap: DirtyBitmap::new(size / 4096).with_tag(superblock.tag()),
-            superblock,
-            hot: Vec::new(),
-            log: LogState::fresh(64),
-            repair: Vec::new(),
-            next_page_seq: 1,
-            findings: Vec::new(),
-        },
+        recovered: Recovered::of_new(superblock),
         settings: settings.clone(),
         boot: node as u128 + 1,
         token: true,

@@ -7,7 +7,7 @@ use kagami_replicator::core::state::{NodeId, Time};
 use kagami_replicator::core::{Command, Connection, Role};
 
 use super::pair::{FORCE, Pair};
-use super::stands::{alone, primary};
+use super::stands::{alone, build, primary};
 
 const LONG: u64 = 30_000;
 const DEMOTE_FORCE: Command = Command::Demote { force: true };
@@ -138,6 +138,39 @@ fn a_word_against_the_newer_copy_is_refused_and_not_turned_round() {
         pair.elapse(LONG);
         assert_eq!([pair.stand(0), pair.stand(1)], ["Si", "Si"]);
         assert!(!holds(&pair, 0, 5) && pair.is_equal(), "word at {at}");
+    }
+}
+
+fn is_refused(pair: &mut Pair, node: usize, from: From) -> bool {
+    let (id, _) = pair.order(node, resync(from));
+    pair.pump();
+    matches!(pair.answer(node, id), Some(Err(_)))
+}
+
+/// It was accepted, and went on as the target that it was: nobody heard that the word was for nothing.
+#[test]
+fn a_copy_that_is_partly_overwritten_is_not_chosen() {
+    let (mut pair, target) = build("Bn");
+    assert!(is_refused(&mut pair, target, From::Local));
+    let status = pair.sides[target].mirror.status(Time(pair.now));
+    assert_eq!(status.chosen, None);
+    heal(&mut pair);
+    assert_eq!([pair.stand(0), pair.stand(1)], ["Pi", "Si"]);
+    assert!(pair.is_equal());
+    let (mut pair, target) = build("Bn");
+    pair.done(target, resync(From::Peer));
+}
+
+/// The session was closed for a word, and the next one had nothing to do with it.
+#[test]
+fn where_one_node_has_no_disk_there_is_nothing_to_choose() {
+    for stand in ["Sv", "Pv", "Bv"] {
+        for from in [From::Local, From::Peer] {
+            let (mut pair, node) = build(stand);
+            let session = pair.sides[node].session;
+            assert!(is_refused(&mut pair, node, from), "{stand}, {from:?}");
+            assert_eq!(pair.sides[node].session, session, "{stand}, {from:?}");
+        }
     }
 }
 

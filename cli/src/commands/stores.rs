@@ -7,11 +7,9 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kagami_bitmap::sector::Kind;
 use kagami_bitmap::{Backing, Fill, Format, Geometry, Layout, Placement, Record, Superblock};
 use kagami_replicator::shell::buffers::{Pool, PoolConfig};
 use kagami_replicator::shell::fence::StoreFile;
-use kagami_replicator::shell::signature::{Place, Signature};
 use kagami_replicator::shell::store::{self, StoreError};
 use kagami_replicator::shell::store_name;
 
@@ -20,15 +18,6 @@ use crate::config::value::spell_size;
 use crate::daemon::report::wall_ms;
 use crate::exit::Failure;
 use crate::render::units::size as words;
-
-/// What kagami leaves on its own metadata stores.
-fn own() -> [Signature; 1] {
-    [Signature {
-        name: "a kagami metadata store",
-        place: Place::Start(0),
-        magic: Kind::Superblock.magic(),
-    }]
-}
 
 /// What is wanted.
 #[derive(Clone, Debug)]
@@ -253,7 +242,6 @@ impl Plan {
             &self.metadata,
             self.layout.total_len,
             std::slice::from_ref(&hot),
-            &own(),
         )
         .map_err(|error| refused(&error))?;
         if is_file {
@@ -324,7 +312,7 @@ fn look(wanted: &Wanted<'_>, backing: &Path) -> Result<(u64, Option<StoreFile>),
         StoreFile::open(backing, Duration::ZERO)
             .map_err(|error| refused(&StoreError::Fence(error)))?
     } else {
-        store::claim_unused(backing, &own()).map_err(|error| refused(&error))?
+        store::claim_unused(backing).map_err(|error| refused(&error))?
     };
     let there = file.capabilities().size;
     let size = match wanted.size {
@@ -386,7 +374,7 @@ fn metadata_place(path: &Path, layout: &Layout) -> Result<(), Failure> {
         }));
     }
     if facts.file_type().is_block_device() {
-        let store = store::claim_unused(path, &own()).map_err(|error| refused(&error))?;
+        let store = store::claim_unused(path).map_err(|error| refused(&error))?;
         let have = store.capabilities().usable_from(0);
         if have < layout.total_len {
             return Err(refused(&StoreError::TooSmall {

@@ -3,6 +3,7 @@
 use kagami_bitmap::planted::{Defect, planted};
 use kagami_bitmap::superblock::StoredDisk;
 
+use super::decide::Strategy;
 use super::durable::After;
 use super::event::{Command, From, Refusal, Reply};
 use super::flush::FlushOf;
@@ -146,6 +147,9 @@ impl Mirror {
             );
             return self.answer(id, Err(why), out);
         }
+        if let Some(why) = self.can_not_stay(keep) {
+            return self.answer(id, Err(why), out);
+        }
         if self.is_in_sync() {
             if keep == self.peer
                 && let Some(why) = self.gives_up_the_peer()
@@ -180,6 +184,32 @@ impl Mirror {
             self.open_door(out);
         }
         self.answer(id, Ok(Reply::Started), out);
+    }
+
+    /// Why a word for this copy would be let go unheard when the nodes meet, as far as is known here. (A word
+    /// between two bad copies is heard: docs/protocol.md §6.)
+    fn can_not_stay(&self, keep: NodeId) -> Option<Refusal> {
+        if let Some(up) = self.up()
+            && matches!(up.phase, Phase::Serve(_))
+        {
+            return Some(refusal(
+                "refused: the other node has no disk, there is nothing to choose from",
+                vec![format!("node {}'s disk is {}", self.peer, up.peer.disk)],
+                "replace the disk there first: it is copied to by itself then",
+            ));
+        }
+        let between_bad_ones = matches!(
+            self.last_verdict.map(|verdict| verdict.strategy),
+            Some(Strategy::Refuse(why)) if why.waits_for_any_word()
+        );
+        let cut = self.record().disk == StoredDisk::Inconsistent;
+        (keep == self.me && cut && !between_bad_ones).then(|| {
+            refusal(
+                "refused: this copy is Inconsistent, it can't be the one that stays",
+                vec!["it is partly overwritten, or was invalidated".to_owned()],
+                "`kagami resync --from peer`; if that copy is gone for good, `kagami promote --force` here",
+            )
+        })
     }
 
     /// The operator at the other end chose.

@@ -114,6 +114,13 @@ pub enum Refused {
     },
 }
 
+impl Refused {
+    /// True if no copy is known to be good: the one that is chosen mints, whatever it is.
+    pub fn waits_for_any_word(self) -> bool {
+        matches!(self, Self::BothStale | Self::NameSource)
+    }
+}
+
 /// A row and what follows from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Verdict {

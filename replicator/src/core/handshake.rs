@@ -463,9 +463,9 @@ impl Mirror {
         } else {
             format!("refused: {refused:?}")
         };
-        if keep == Some(self.me) && matches!(refused, Refused::BothStale | Refused::NameSource) {
+        if keep == Some(self.me) && refused.waits_for_any_word() {
             // The kept copy mints; the next handshake finds it ahead.
-            self.take_word(self.me, mine.full || theirs.full);
+            self.renew_word(mine.full || theirs.full);
             self.door.refused = 0;
             self.close_session(&reason, out);
             self.force(None, false, out);

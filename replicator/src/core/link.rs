@@ -13,11 +13,11 @@ use super::applied::{Applied, Asked};
 use super::diskless::Serve;
 use super::handshake::Meeting;
 use super::message::Message;
+use super::overdue::Awaited;
 use super::read::PeerRead;
 use super::resync::{Source, Target};
 use super::state::{Connection, DiskState, Replication, Role, Seq, SessionId, Time};
 use super::timers::Timer;
-use super::verify::Verify;
 use super::write::WriteKey;
 use super::{Action, Actions, Mirror, Notice};
 
@@ -27,7 +27,7 @@ pub(super) struct Link {
     pub id: SessionId,
     /// The protocol's version.
     pub version: u16,
-    opened: Time,
+    pub opened: Time,
     /// When the newest ping that the peer echoed was sent.
     echoed: Option<Time>,
     pub round_trip_ns: Option<u64>,
@@ -104,18 +104,6 @@ pub(super) enum Owed {
     Chunk(u64),
 }
 
-/// A step of the protocol that the peer is to answer, beside writes, flushes, reads and comparisons. Each may have to
-/// wait for the peer's disks, and meanwhile holds something back here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Awaited {
-    /// *Offer*: requests are held until it has adopted.
-    Adoption,
-    /// *Adopted*: a guest's requests are held until its source has settled.
-    Settlement,
-    /// *`PromoteAsk`*: a promotion waits.
-    Grant,
-}
-
 impl Up {
     pub fn new(peer: Peer, phase: Phase) -> Self {
         Self {
@@ -147,20 +135,6 @@ impl Up {
 
     pub fn last_seq(&self) -> Seq {
         self.seq
-    }
-
-    /// Since when the peer owes its oldest answer.
-    fn owes_since(&self) -> Option<Time> {
-        let write = self.owed.first_key_value().map(|(_, (_, at))| *at);
-        let flush = self.owed_flushes.first_key_value().map(|(_, (_, at))| *at);
-        let read = self.reads.first_key_value().map(|(_, (_, _, at))| *at);
-        let step = self.awaited.iter().map(|(_, at)| *at).min();
-        let compared = match &self.phase {
-            Phase::Source(source) => source.compares_since(),
-            _ => None,
-        };
-        let owed = [write, flush, read, step, compared];
-        owed.into_iter().flatten().min()
     }
 }
 
@@ -253,20 +227,10 @@ impl Mirror {
     pub(super) fn end_session(&mut self, reason: &str, out: &mut Actions) {
         let Some(link) = self.link.take() else { return };
         self.door.cause = reason.to_owned();
-        for timer in [
-            Timer::PeerSilent,
-            Timer::Ping,
-            Timer::AckOverdue,
-            Timer::Resync,
-        ] {
+        for timer in [Timer::PeerSilent, Timer::Ping, Timer::Resync] {
             self.timers.clear(timer);
         }
-        // What a store owes is overdue when it would have been.
-        let owed = [self.disk_owes_since(), self.metadata_owes_since()];
-        if let Some(since) = owed.into_iter().flatten().min() {
-            let due = since.after_ms(self.settings.ack_timeout_ms);
-            self.timers.set(Timer::AckOverdue, due);
-        }
+        self.peer_owes_nothing();
         if let LinkStage::Up(up) = link.stage {
             self.cancel_cycle();
             // *Marked-before-different*: what was not flushed on both differs from now on. Its
@@ -402,124 +366,6 @@ impl Mirror {
         // A daemon that was stopped for longer finds the echoes after the timer: the lease has
         // ended all the same, and the session with it.
         self.close_session("the peer is silent", out);
-    }
-
-    pub(super) fn watch_acks(&mut self) {
-        self.timers.set_once(
-            Timer::AckOverdue,
-            self.now.after_ms(self.settings.ack_timeout_ms),
-        );
-    }
-
-    /// From now on the peer owes the answer to that step.
-    pub(super) fn await_answer(&mut self, step: Awaited) {
-        let now = self.now;
-        if let Some(up) = self.up_mut() {
-            up.awaited.push((step, now));
-            self.watch_acks();
-        }
-    }
-
-    pub(super) fn on_answered(&mut self, step: Awaited) {
-        if let Some(up) = self.up_mut() {
-            up.awaited.retain(|(awaited, _)| *awaited != step);
-        }
-    }
-
-    /// Something may be owed for as long as `ack-timeout` (docs/protocol.md §5).
-    pub(super) fn on_overdue(&mut self, out: &mut Actions) {
-        let peer_due = self.on_ack_overdue(out);
-        let disk = self.disk_owes_since();
-        let was_told = self.told_disk;
-        let disk_due = self.on_store_overdue(disk, "local disk", |m| &mut m.told_disk, out);
-        if self.told_disk && !was_told && !planted(Defect::HangKeepsToken) {
-            // Should this daemon end before the disk answers, nobody hears of a flush that fails then.
-            out.push(Action::BreakToken);
-        }
-        let metadata = self.metadata_owes_since();
-        let metadata_due =
-            self.on_store_overdue(metadata, "metadata store", |m| &mut m.told_metadata, out);
-        let due = [peer_due, disk_due, metadata_due];
-        if let Some(at) = due.into_iter().flatten().min() {
-            self.timers.set(Timer::AckOverdue, at);
-        }
-    }
-
-    /// A peer that answers pings and nothing else is lost. When the oldest answer that it owes will be overdue.
-    fn on_ack_overdue(&mut self, out: &mut Actions) -> Option<Time> {
-        let link = self.link.as_ref()?;
-        let since = match &link.stage {
-            LinkStage::Meeting(_) => Some(link.opened),
-            LinkStage::Up(up) => {
-                let verified = self.verify.as_ref().and_then(Verify::asks_since);
-                [up.owes_since(), verified].into_iter().flatten().min()
-            }
-        };
-        let due = since?.after_ms(self.settings.ack_timeout_ms);
-        if self.now < due {
-            return Some(due);
-        }
-        out.push(Action::Report(Notice::Stalled { who: "peer" }));
-        self.solo.ask_before_hello = true;
-        self.door.refused += 1;
-        self.close_session("the peer does not answer", out);
-        None
-    }
-
-    /// When the oldest operation began that the local disk has under way.
-    fn disk_owes_since(&self) -> Option<Time> {
-        self.disk.iter().map(|(_, op)| op.since).min()
-    }
-
-    /// When the oldest metadata write began that is under way.
-    fn metadata_owes_since(&self) -> Option<Time> {
-        self.metadata.values().map(|write| write.since).min()
-    }
-
-    fn is_overdue(&self, since: Option<Time>) -> bool {
-        since.is_some_and(|since| self.now >= since.after_ms(self.settings.ack_timeout_ms))
-    }
-
-    /// The local disk has ended an operation. That it hangs is over with the last one that is overdue, and this daemon has
-    /// heard what came of it all: the token is as it was before.
-    pub(super) fn on_disk_answers(&mut self, out: &mut Actions) {
-        let hung = self.told_disk;
-        let owes_since = self.disk_owes_since();
-        self.told_disk = hung && self.is_overdue(owes_since);
-        if !hung || self.told_disk {
-            return;
-        }
-        let was_whole = self.local.token && self.local.store == super::Store::Usable;
-        if was_whole && self.record().boot == Some(self.boot) {
-            out.push(Action::MakeToken);
-        }
-        if let Some(since) = owes_since {
-            let due = since.after_ms(self.settings.ack_timeout_ms);
-            self.timers.set_by(Timer::AckOverdue, due);
-        }
-    }
-
-    /// The same of the metadata store.
-    pub(super) fn on_metadata_answers(&mut self) {
-        self.told_metadata = self.told_metadata && self.is_overdue(self.metadata_owes_since());
-    }
-
-    /// A store of this node that leaves something unanswered is told, once until it has answered that. (Nothing can be done
-    /// about it: what it was given may still be carried out.) `since`: when its oldest operation began. When that will be overdue.
-    fn on_store_overdue(
-        &mut self,
-        since: Option<Time>,
-        who: &'static str,
-        told: fn(&mut Self) -> &mut bool,
-        out: &mut Actions,
-    ) -> Option<Time> {
-        if !self.is_overdue(since) {
-            return Some(since?.after_ms(self.settings.ack_timeout_ms));
-        }
-        if !std::mem::replace(told(self), true) {
-            out.push(Action::Report(Notice::Stalled { who }));
-        }
-        Some(self.now.after_ms(self.settings.ack_timeout_ms))
     }
 
     /// The peer broke a rule: the session ends, the daemon does not.

@@ -20,6 +20,7 @@
 //! | `write`, `edges`, `read`, `memory`, `full` | its life; writes of parts of blocks, and where they are put together; a store without room |
 //! | `spans`, `hot`, `unflushed`, `flush` | locks on blocks; the activity log; what a power cut would lose; the disks' caches |
 //! | `link`, `handshake`, [`decide`] | the session with the peer, how the two meet, the table of verdicts |
+//! | `overdue` | what the peer or a disk owes for too long |
 //! | `promote`, `demote`, `solo`, `attempt`, `diskless` | who may go on, and by which permission; the arbiter asked; a Primary without a disk |
 //! | `peer`, `served` | another node takes the peer's place; who answers for a target that is Primary |
 //! | `secondary`, `applied` | what the peer sends is applied |
@@ -51,6 +52,7 @@ mod link;
 mod memory;
 pub mod message;
 pub mod notice;
+mod overdue;
 mod pace;
 mod peer;
 mod promote;

@@ -8,8 +8,9 @@ use kagami_bitmap::planted::{Defect, planted};
 
 use super::durable::After;
 use super::event::{Refusal, Reply};
-use super::link::{Awaited, Phase};
+use super::link::Phase;
 use super::message::Message;
+use super::overdue::Awaited;
 use super::request::Gate;
 use super::solo::FENCE;
 use super::state::{CommandId, DiskState, Role, SessionId, Solo};

@@ -16,8 +16,9 @@ use kagami_bitmap::superblock::StoredDisk;
 
 use super::durable::After;
 use super::event::{IoError, Refusal};
-use super::link::{Awaited, Link, LinkStage, Owed, Phase};
+use super::link::{Link, LinkStage, Owed, Phase};
 use super::message::{Hello, Message};
+use super::overdue::Awaited;
 use super::promote::Promotion;
 use super::resync::Stage;
 use super::secondary::NOT_NOW;

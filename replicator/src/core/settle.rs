@@ -8,8 +8,9 @@ use kagami_bitmap::planted::{Defect, planted};
 use kagami_bitmap::superblock::{Generation, StoredDisk};
 
 use super::durable::After;
-use super::link::{Awaited, Phase};
+use super::link::Phase;
 use super::message::Message;
+use super::overdue::Awaited;
 use super::request::Gate;
 use super::resync::{RETRY_MS, Stage, Target, Wait};
 use super::state::{DiskState, SessionId};

@@ -21,8 +21,8 @@ pub(super) struct Word {
     keep: NodeId,
     full: bool,
     since: Time,
-    /// The configuration says so, not a person (`both-stale`).
-    by_policy: bool,
+    /// A person said so, here; else the configuration (`both-stale`), or the other node.
+    by_person: bool,
 }
 
 impl Mirror {
@@ -32,7 +32,7 @@ impl Mirror {
             keep,
             full,
             since: self.now,
-            by_policy: false,
+            by_person: true,
         });
     }
 
@@ -42,7 +42,17 @@ impl Mirror {
             keep,
             full: false,
             since: self.now,
-            by_policy: true,
+            by_person: false,
+        });
+    }
+
+    /// This copy was chosen, here or there, and mints: the next meeting is to know it, too.
+    pub(super) fn renew_word(&mut self, full: bool) {
+        self.solo.word = Some(Word {
+            keep: self.me,
+            full,
+            since: self.now,
+            by_person: self.solo.word.is_some_and(|word| word.by_person),
         });
     }
 
@@ -67,7 +77,7 @@ impl Mirror {
         let word = self
             .solo
             .word
-            .filter(|word| !word.by_policy && now < word.ends())?;
+            .filter(|word| word.by_person && now < word.ends())?;
         Some(Chosen {
             keep: word.keep,
             until: word.ends(),
@@ -93,7 +103,7 @@ impl Mirror {
             return;
         }
         self.forget_word();
-        if behind && !word.by_policy {
+        if behind && word.by_person {
             self.door.cause = "the copy that was chosen is behind the other one".to_owned();
             self.door.shut = true;
             self.open_door(out);

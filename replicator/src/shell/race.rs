@@ -4,7 +4,7 @@
 //! itself (`quic`).
 
 use std::cell::RefCell;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use quinn::{ClientConfig, ConnectError, Connection, ConnectionError, Endpoint};
@@ -41,8 +41,7 @@ impl Sockets {
                 SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
                 SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
             };
-            let made = UdpSocket::bind(any).and_then(|socket| lasting_endpoint(socket, None));
-            place.insert(made.map_err(|error| error.to_string())?)
+            place.insert(lasting_endpoint(any, None).map_err(|error| error.to_string())?)
         };
         endpoint
             .connect_with(config, address, SERVER_NAME)

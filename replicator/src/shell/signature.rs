@@ -5,20 +5,21 @@
 
 use std::fmt;
 
+use kagami_bitmap::layout::SLOTS_BYTES;
+use kagami_bitmap::sector::{Kind, UNIT_BYTES};
+
 /// A mark that says whose a disk is.
-#[derive(Clone, Copy, Debug)]
-pub struct Signature {
+struct Signature {
     /// What it is the mark of, as a person knows it.
-    pub name: &'static str,
-    /// Where it stands.
-    pub place: Place,
+    name: &'static str,
+    place: Place,
     /// The bytes there.
-    pub magic: &'static [u8],
+    magic: &'static [u8],
 }
 
 /// Where a mark stands in a store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+#[derive(Clone, Copy)]
+enum Place {
     /// Bytes from the start.
     Start(u64),
     /// Bytes before the end.
@@ -87,10 +88,16 @@ const BCACHEFS_MAGIC: &[u8] = &[
     0xc6, 0x85, 0x73, 0xf6, 0x66, 0xce, 0x90, 0xa9, 0xd9, 0x6a, 0x60, 0xcf, 0x80, 0x3d, 0xf7, 0xef,
 ];
 
-/// The known marks, as util-linux's libblkid and the kernel's headers give them. The first that fits
-/// names the disk, so the more telling ones stand first: a partition table's boot mark is shared by
-/// several file systems.
+/// The known marks: kagami's own, then others' as util-linux's libblkid and the kernel's headers give them. The
+/// first that fits names the disk, so the more telling ones stand first: a partition table's boot mark is shared
+/// by several file systems.
 const KNOWN: &[Signature] = &[
+    at("a kagami metadata store", 0, Kind::Superblock.magic()),
+    Signature {
+        name: "a disk that ends in the metadata of a kagami mirror",
+        place: Place::EndAligned(SLOTS_BYTES, UNIT_BYTES as u64),
+        magic: Kind::Superblock.magic(),
+    },
     at("a LUKS encrypted volume", 0, b"LUKS\xba\xbe"),
     at("an LVM physical volume", 512, b"LABELONE"),
     at("an LVM physical volume", 0, b"LABELONE"),
@@ -135,6 +142,7 @@ const KNOWN: &[Signature] = &[
         4096,
         b"EFI PART",
     ),
+    at("a qcow2 image", 0, b"QFI\xfb"),
     at("an MBR partition table or boot sector", 510, b"\x55\xaa"),
 ];
 
@@ -143,11 +151,11 @@ const ZFS_RING: std::ops::Range<u64> = 128 << 10..256 << 10;
 const ZFS_SLOT: usize = 1 << 10;
 const ZFS_MAGIC: [u8; 8] = 0x00ba_b10c_u64.to_le_bytes();
 
-/// Looks at `pieces` (offset in the store, bytes) of a store of `size` bytes, for `own` marks first,
-/// then for known ones, then for any byte that is not zero.
-pub(super) fn look(pieces: &[(u64, &[u8])], size: u64, own: &[Signature]) -> Option<Found> {
-    own.iter()
-        .chain(KNOWN)
+/// Looks at `pieces` (offset in the store, bytes) of a store of `size` bytes, for known marks, then for any
+/// byte that is not zero.
+pub fn look(pieces: &[(u64, &[u8])], size: u64) -> Option<Found> {
+    KNOWN
+        .iter()
         .find_map(|signature| {
             let offset = signature.place.resolve(size)?;
             (bytes_at(pieces, offset, signature.magic.len())? == signature.magic).then_some(Found {
@@ -188,13 +196,13 @@ fn find_data(pieces: &[(u64, &[u8])]) -> Option<Found> {
 
 #[cfg(test)]
 mod tests {
-    use super::{KNOWN, Place, Signature, ZFS_MAGIC, look};
+    use super::{KNOWN, ZFS_MAGIC, look};
 
     const SIZE: u64 = 64 << 20;
     const LOOK: usize = 1 << 20;
 
     /// What is found on a disk that holds `magic` at `offset` and nothing else.
-    fn found(offset: u64, magic: &[u8], own: &[Signature]) -> Option<(Option<&'static str>, u64)> {
+    fn found(offset: u64, magic: &[u8]) -> Option<(Option<&'static str>, u64)> {
         let tail_start = SIZE - LOOK as u64;
         let (mut head, mut tail) = (vec![0; LOOK], vec![0; LOOK]);
         let (piece, from) = if offset < LOOK as u64 {
@@ -203,7 +211,7 @@ mod tests {
             (&mut tail, (offset - tail_start) as usize)
         };
         piece[from..from + magic.len()].copy_from_slice(magic);
-        look(&[(0, &head), (tail_start, &tail)], SIZE, own).map(|found| (found.name, found.offset))
+        look(&[(0, &head), (tail_start, &tail)], SIZE).map(|found| (found.name, found.offset))
     }
 
     #[test]
@@ -211,33 +219,20 @@ mod tests {
         for signature in KNOWN {
             let offset = signature.place.resolve(SIZE).expect("fits");
             assert_eq!(
-                found(offset, signature.magic, &[]),
+                found(offset, signature.magic),
                 Some((Some(signature.name), offset))
             );
         }
         assert_eq!(
-            found(200 << 10, &ZFS_MAGIC, &[]),
+            found(200 << 10, &ZFS_MAGIC),
             Some((Some("a member of a ZFS pool"), 200 << 10))
         );
     }
 
     #[test]
     fn unknown_bytes_count_and_zeroes_do_not() {
-        assert_eq!(found(777, &[1], &[]), Some((None, 777)));
-        assert_eq!(found(SIZE - 1, &[1], &[]), Some((None, SIZE - 1)));
-        assert_eq!(found(0, &[0], &[]), None);
-    }
-
-    #[test]
-    fn marks_of_our_own_come_first() {
-        let own = [Signature {
-            name: "a kagami store",
-            place: Place::End(4096),
-            magic: b"KAGAMI",
-        }];
-        assert_eq!(
-            found(SIZE - 4096, b"KAGAMI", &own),
-            Some((Some("a kagami store"), SIZE - 4096))
-        );
+        assert_eq!(found(777, &[1]), Some((None, 777)));
+        assert_eq!(found(SIZE - 1, &[1]), Some((None, SIZE - 1)));
+        assert_eq!(found(0, &[0]), None);
     }
 }

@@ -26,7 +26,7 @@ use rustix::io::Errno;
 use super::buffers::{Pool, PoolConfig};
 use super::fence::{FenceError, StoreFile};
 use super::probe::StoreKind;
-use super::signature::{self, Found, Signature};
+use super::signature::{self, Found};
 use super::storage::Area;
 
 /// Bytes looked at from either end of a device.
@@ -141,14 +141,14 @@ pub fn create_backing_file(path: &Path, size: u64, sparse: bool) -> Result<NewSt
 
 /// Opens and locks a device (or file) that is to become a store, after a look at what is on it. A
 /// device that is mounted or held by another is refused, as is one with anything in its first or last
-/// mebibyte. `own` are kagami's own signatures. Nothing is changed.
+/// mebibyte. Nothing is changed.
 ///
 /// # Errors
 ///
 /// [`StoreError`], which names what was found.
-pub fn claim_unused(path: &Path, own: &[Signature]) -> Result<StoreFile, StoreError> {
+pub fn claim_unused(path: &Path) -> Result<StoreFile, StoreError> {
     let file = StoreFile::open(path, Duration::ZERO)?;
-    check_unused(&file, own)?;
+    check_unused(&file)?;
     Ok(file)
 }
 
@@ -157,7 +157,7 @@ pub fn claim_unused(path: &Path, own: &[Signature]) -> Result<StoreFile, StoreEr
 /// # Errors
 ///
 /// [`StoreError::LooksUsed`], or a disk's error.
-pub fn check_unused(store: &StoreFile, own: &[Signature]) -> Result<(), StoreError> {
+pub fn check_unused(store: &StoreFile) -> Result<(), StoreError> {
     let failed = |error| StoreError::Io {
         path: store.path().to_owned(),
         doing: "looking at what is on it",
@@ -174,7 +174,7 @@ pub fn check_unused(store: &StoreFile, own: &[Signature]) -> Result<(), StoreErr
         .read(&pool, tail_start, (usable - tail_start) as usize)
         .map_err(failed)?;
     let pieces = [(0, &head[..]), (tail_start, &tail[..])];
-    match signature::look(&pieces, size, own) {
+    match signature::look(&pieces, size) {
         None => Ok(()),
         Some(found) => Err(StoreError::LooksUsed {
             path: store.path().to_owned(),
@@ -194,14 +194,13 @@ pub fn create_metadata_store(
     path: &Path,
     size: u64,
     written: &[Range<u64>],
-    own: &[Signature],
 ) -> Result<StoreFile, StoreError> {
     let is_device = std::fs::metadata(path).is_ok_and(|metadata| {
         std::os::unix::fs::FileTypeExt::is_block_device(&metadata.file_type())
     });
     let is_ours = !is_device && !path.exists();
     let file = if is_device {
-        claim_unused(path, own)?
+        claim_unused(path)?
     } else {
         create_file(path, size, false)?
     };

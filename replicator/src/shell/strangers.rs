@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
 /// Told of one address in [`WINDOW`] at most.
-pub(super) const OF_ONE: u32 = 6;
+const OF_ONE: u32 = 6;
 /// Told of all addresses in [`WINDOW`] at most.
-pub(super) const OF_ALL: u32 = 60;
+const OF_ALL: u32 = 60;
 /// How long it is counted.
 const WINDOW: Duration = Duration::from_secs(60);
 

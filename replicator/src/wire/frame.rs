@@ -568,8 +568,7 @@ fn gather(front: &mut BytesMut, input: &mut Bytes, want: usize) -> bool {
     if front.capacity() < want {
         // Small heads share an allocation; a large one is bounded by what actually arrived twice
         // over, so that an announced length alone takes no memory.
-        let more = (want - front.len()).max(HEADS);
-        front.reserve(more.min((2 * n).max(HEADS)));
+        front.reserve((want - front.len()).min(2 * n).max(HEADS));
     }
     front.extend_from_slice(&input[..n]);
     input.advance(n);

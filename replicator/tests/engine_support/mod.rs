@@ -270,7 +270,7 @@ pub fn make_copy(folder: &Path, name: &str, mirror: u128, node: u64, zeroed: boo
         record,
     );
     let path = folder.join(format!("{name}.meta"));
-    let store = create_metadata_store(&path, layout().total_len, &[], &[]).expect("metadata");
+    let store = create_metadata_store(&path, layout().total_len, &[]).expect("metadata");
     let pool = Pool::new(&PoolConfig {
         bytes: 4 << 20,
         reserve: 0,

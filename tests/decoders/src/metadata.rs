@@ -6,7 +6,6 @@
 
 use std::sync::OnceLock;
 
-use kagami_bitmap::foreign::{HEAD_BYTES, TAIL_BYTES, looks_used};
 use kagami_bitmap::recover::Recovered;
 use kagami_bitmap::sector::SECTOR_BYTES;
 use kagami_bitmap::superblock::{Backing, Record, Superblock};
@@ -14,6 +13,7 @@ use kagami_bitmap::{
     ActivityLog, Block, EXTENT, Extent, Fill, Format, Layout, Placement, Run, mirror_tag,
     read_slots, recover,
 };
+use kagami_replicator::shell::signature::look;
 
 use crate::input::Input;
 
@@ -255,6 +255,10 @@ pub fn image(bytes: &[u8]) {
     }
 }
 
+/// What is seen of a store's start (ZFS signs up to there) and of its end, bytes.
+const HEAD_BYTES: usize = 256 << 10;
+const TAIL_BYTES: usize = 64 << 10;
+
 /// What another may have left on a store.
 pub fn foreign(bytes: &[u8]) {
     let mut input = Input::new(bytes);
@@ -263,7 +267,9 @@ pub fn foreign(bytes: &[u8]) {
     let mut tail = vec![0; lens[1] % (TAIL_BYTES + 1)];
     input.patch(&mut head);
     input.patch(&mut tail);
-    let used = looks_used(&head, &tail);
+    let tail_start = (head.len() as u64).next_multiple_of(4096);
+    let size = tail_start + tail.len() as u64;
+    let used = look(&[(0, &head), (tail_start, &tail)], size);
     let blank = head.iter().chain(&tail).all(|byte| *byte == 0);
     assert_eq!(used.is_none(), blank, "{used:?}");
     if let Some(used) = used {

@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use kagami_bitmap::recover::Recovered;
 use kagami_bitmap::superblock::{Backing, Record, Superblock};
-use kagami_bitmap::{DirtyBitmap, EXTENT, Layout, LogState, Placement};
+use kagami_bitmap::{EXTENT, Layout, Placement};
 use kagami_replicator::core::event::From as Source;
 use kagami_replicator::core::message::Hello;
 use kagami_replicator::core::register::{ArbiterAnswer, Register};
@@ -95,19 +95,8 @@ impl World {
         };
         let mut superblock = Superblock::new(layout, backing, 0, record);
         superblock.seq = 2;
-        // As recovery would find it; reading a store is the business of other targets.
-        let mut recovered = Recovered {
-            bitmap: DirtyBitmap::new(BLOCKS).with_tag(superblock.tag()),
-            superblock,
-            hot: Vec::new(),
-            log: LogState::fresh(64),
-            repair: Vec::new(),
-            next_page_seq: 1,
-            findings: Vec::new(),
-        };
-        if recovered.superblock.record.all_marked {
-            recovered.bitmap.mark_all();
-        }
+        // Reading a store is the business of other targets.
+        let mut recovered = Recovered::of_new(superblock);
         for _ in 0..input.below(3) {
             if let Some(run) = run(input).intersect(recovered.bitmap.all()) {
                 recovered.bitmap.mark(run);

@@ -243,7 +243,7 @@ pub(in crate::sim) fn covers(layout: &Layout, finding: &Finding, offset: u64) ->
             (layout.directory_offset..layout.pages_offset).contains(&offset)
                 || (first..first + u64::from(*sectors) * SECTOR as u64).contains(&offset)
         }
-        Finding::TornRecord { .. } | Finding::AllMarked | Finding::OtherStore(_) => false,
+        Finding::TornRecord { .. } | Finding::AllMarked => false,
     }
 }
 

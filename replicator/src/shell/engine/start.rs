@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use kagami_bitmap::layout::{LayoutError, SLOTS_BYTES};
-use kagami_bitmap::recover::UNREADABLE;
+use kagami_bitmap::sector::UNREADABLE;
 use kagami_bitmap::{
     BLOCK, FoundStore, Placement, Recovered, Recovery, SuperblockFault, read_slots,
 };
@@ -207,26 +207,17 @@ pub(super) fn open(config: MirrorConfig, node: NodeId) -> Result<Opened, StartEr
     let reader = Reader::new(store, &config.name)?;
     let (mut recovered, metadata_area) = reader.recover(placement, config.mirror)?;
     check(&config, node, store.path(), &recovered)?;
-    reader.repair(metadata_area, &mut recovered)?;
     let mut findings = report(&config.name, &recovered);
-    let data = match (backing, lost) {
-        (Some(file), _) => {
-            let area = data_area(
-                &config,
-                &file,
-                &recovered,
-                separate.is_none().then_some(metadata_area),
-            )?;
-            Ok((file, area))
-        }
-        (None, lost) => Err(lost.unwrap_or_default()),
-    };
-    if let Some(store) = &separate {
-        let reader = Reader::new(store, &config.name)?;
-        let found = data.as_ref().ok().map(|(file, _)| file);
-        findings.extend(meet_store(&config, found, &mut recovered));
-        reader.repair(metadata_area, &mut recovered)?;
+    let tail = separate.is_none().then_some(metadata_area);
+    let area = backing
+        .as_ref()
+        .map(|file| data_area(&config, file, &recovered, tail))
+        .transpose()?;
+    if separate.is_some() {
+        findings.extend(meet_store(&config, backing.as_ref(), &mut recovered));
     }
+    reader.repair(metadata_area, &mut recovered)?;
+    let data = backing.zip(area).ok_or_else(|| lost.unwrap_or_default());
     let data_start = recovered.superblock.backing.data_offset;
     let file = data.as_ref().ok().map(|(file, _)| file);
     let file = file.filter(|file| file.capabilities().kind == StoreKind::File);
@@ -426,12 +417,10 @@ fn meet_store(
     let known = recovered.superblock.store_name.clone();
     let capabilities = file.capabilities();
     let names = store_name::names(file.file(), capabilities.kind);
-    let before = recovered.findings.len();
-    recovered.meet_store(Some(FoundStore {
+    let why = recovered.meet_store(Some(FoundStore {
         names: &names,
         size: capabilities.size,
-    }));
-    let finding = recovered.findings.get(before)?;
+    }))?;
     let or_none = |name: &str| {
         if name.is_empty() {
             "no name".to_owned()
@@ -440,7 +429,10 @@ fn meet_store(
         }
     };
     let now = or_none(names.first().map_or("", String::as_str));
-    let text = format!("{finding} ({now}; the copy was on: {})", or_none(&known));
+    let text = format!(
+        "the backing store is {why}: what it holds counts for nothing, and every block will be compared with the peer's ({now}; the copy was on: {})",
+        or_none(&known)
+    );
     tracing::warn!(mirror = config.name, path = %config.backing.display(), "{text}");
     Some(text)
 }

@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -184,8 +184,7 @@ impl Offering {
             .listen
             .iter()
             .map(|&address| {
-                UdpSocket::bind(address)
-                    .and_then(|socket| lasting_endpoint(socket, Some(server.clone())))
+                lasting_endpoint(address, Some(server.clone()))
                     .map_err(|error| PairError::Listen { address, error })
             })
             .collect::<Result<Vec<_>, _>>()?;

@@ -109,21 +109,21 @@ impl AsyncTimer for NearTimer {
     }
 }
 
-/// A QUIC endpoint on this socket for little traffic, which no error of the socket ends: for who is listened to, or
+/// A QUIC endpoint at this address for little traffic, which no error of its socket ends: for who is listened to, or
 /// dials, for as long as the process runs.
 ///
 /// # Errors
 ///
-/// The socket can't be set up.
+/// There is no socket at this address, or it can't be set up.
 ///
 /// # Panics
 ///
 /// Outside a tokio runtime.
 pub(in crate::shell) fn lasting_endpoint(
-    socket: UdpSocket,
+    address: SocketAddr,
     server: Option<quinn::ServerConfig>,
 ) -> io::Result<quinn::Endpoint> {
-    let socket = Arc::new(WatchedSocket::new(socket, 1)?);
+    let socket = Arc::new(WatchedSocket::new(UdpSocket::bind(address)?, 1)?);
     let config = quinn::EndpointConfig::default();
     quinn::Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(ThreadRuntime))
 }

@@ -18,24 +18,23 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use super::store::{StoreError, at};
 use crate::shell::identity::Fingerprint;
 
-/// Who may use a witness, looked up in its folder each time. Clones are of the same witness.
+/// Who may use a witness, looked up in its folder each time.
 #[derive(Clone, Debug)]
 pub(super) struct Clients {
-    state: Arc<Path>,
+    state: PathBuf,
     /// Keys that the configuration names.
-    configured: Arc<BTreeSet<Fingerprint>>,
+    configured: BTreeSet<Fingerprint>,
 }
 
 impl Clients {
     pub(super) fn of(state: &Path, configured: impl IntoIterator<Item = Fingerprint>) -> Self {
         Self {
-            state: state.into(),
-            configured: Arc::new(configured.into_iter().collect()),
+            state: state.to_owned(),
+            configured: configured.into_iter().collect(),
         }
     }
 

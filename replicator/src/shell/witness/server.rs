@@ -4,7 +4,7 @@
 //! read. Requests are carried out one after the other on a blocking thread; the order in which two
 //! askers' swaps get there is the race's result.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -82,7 +82,17 @@ pub enum ServerError {
 #[derive(Debug)]
 pub struct Server {
     endpoints: Vec<Endpoint>,
-    store: Arc<Mutex<Store>>,
+    shared: Arc<Shared>,
+}
+
+/// What all connections share.
+#[derive(Debug)]
+struct Shared {
+    store: Mutex<Store>,
+    clients: Clients,
+    /// For connections.
+    places: Arc<Semaphore>,
+    strangers: Strangers,
 }
 
 impl Server {
@@ -117,14 +127,19 @@ impl Server {
             .listen
             .iter()
             .map(|&address| {
-                UdpSocket::bind(address)
-                    .and_then(|socket| lasting_endpoint(socket, Some(server.clone())))
+                lasting_endpoint(address, Some(server.clone()))
                     .map_err(|error| ServerError::Listen { address, error })
             })
             .collect::<Result<_, _>>()?;
+        let shared = Shared {
+            clients: store.clients(),
+            store: Mutex::new(store),
+            places: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            strangers: Strangers::default(),
+        };
         Ok(Self {
             endpoints,
-            store: Arc::new(Mutex::new(store)),
+            shared: Arc::new(shared),
         })
     }
 
@@ -142,18 +157,9 @@ impl Server {
     ///
     /// Nobody can be listened to any more.
     pub async fn serve(self, stop: impl Future<Output = ()>) {
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let strangers = Strangers::default();
-        let clients = lock(&self.store).clients();
         let mut listeners = JoinSet::new();
         for endpoint in &self.endpoints {
-            listeners.spawn(listen(
-                endpoint.clone(),
-                Arc::clone(&self.store),
-                clients.clone(),
-                Arc::clone(&places),
-                strangers.clone(),
-            ));
+            listeners.spawn(listen(endpoint.clone(), Arc::clone(&self.shared)));
         }
         tokio::select! {
             () = stop => {}
@@ -172,13 +178,8 @@ impl Server {
     }
 }
 
-async fn listen(
-    endpoint: Endpoint,
-    store: Arc<Mutex<Store>>,
-    clients: Clients,
-    places: Arc<Semaphore>,
-    strangers: Strangers,
-) {
+async fn listen(endpoint: Endpoint, shared: Arc<Shared>) {
+    let places = &shared.places;
     let mut connections = JoinSet::new();
     while let Some(incoming) = endpoint.accept().await {
         while connections.try_join_next().is_some() {}
@@ -187,29 +188,24 @@ async fn listen(
             let _ = incoming.retry();
             continue;
         }
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+        let Ok(place) = Arc::clone(places).try_acquire_owned() else {
             let from = incoming.remote_address();
-            if strangers.may_tell(from.ip()) {
+            if shared.strangers.may_tell(from.ip()) {
                 tracing::warn!(%from, "connection refused: {MAX_CONNECTIONS} are open");
             }
             incoming.refuse();
             continue;
         };
-        let (store, clients, strangers) = (Arc::clone(&store), clients.clone(), strangers.clone());
+        let shared = Arc::clone(&shared);
         connections.spawn(async move {
-            converse(incoming, store, clients, &strangers).await;
+            converse(incoming, shared).await;
             drop(place);
         });
     }
 }
 
 /// One connection, from its handshake to its end.
-async fn converse(
-    incoming: Incoming,
-    store: Arc<Mutex<Store>>,
-    clients: Clients,
-    strangers: &Strangers,
-) {
+async fn converse(incoming: Incoming, shared: Arc<Shared>) {
     let from = incoming.remote_address();
     let connection = match tokio::time::timeout(PATIENCE, async { incoming.await }).await {
         Ok(Ok(connection)) => connection,
@@ -220,17 +216,20 @@ async fn converse(
         return connection.close(VarInt::from_u32(code::STRANGER), b"no certificate");
     };
     // Not by the store, nor on this thread: a disk that stands still keeps a request, and nobody who only knocks.
+    let looks = Arc::clone(&shared);
     let known = tokio::task::spawn_blocking(move || {
-        clients.is_enrolled(&asker) || clients.is_forgotten(&asker)
+        looks.clients.is_enrolled(&asker) || looks.clients.is_forgotten(&asker)
     });
     let Ok(Ok(is_known)) = tokio::time::timeout(PATIENCE, known).await else {
-        tracing::warn!(%from, key = %asker, "nobody is let in: the folder of the enrolled keys does not answer");
+        if shared.strangers.may_tell(from.ip()) {
+            tracing::warn!(%from, key = %asker, "nobody is let in: the folder of the enrolled keys does not answer");
+        }
         let text = b"the witness's disk does not answer";
         return connection.close(VarInt::from_u32(code::STORAGE), text);
     };
     // Who was taken out is answered, and by nothing else than that.
     if !is_known {
-        if strangers.may_tell(from.ip()) {
+        if shared.strangers.may_tell(from.ip()) {
             tracing::warn!(%from, key = %asker, "stranger refused: its key is not enrolled");
         }
         let text = format!(
@@ -246,7 +245,7 @@ async fn converse(
         requests.spawn(answer(
             connection.clone(),
             asker,
-            Arc::clone(&store),
+            Arc::clone(&shared),
             send,
             receive,
         ));
@@ -258,7 +257,7 @@ async fn converse(
 async fn answer(
     connection: Connection,
     asker: Fingerprint,
-    store: Arc<Mutex<Store>>,
+    shared: Arc<Shared>,
     mut send: SendStream,
     mut receive: RecvStream,
 ) {
@@ -278,7 +277,7 @@ async fn answer(
         }
     };
     let work = tokio::task::spawn_blocking(move || {
-        let outcome = lock(&store).answer(&asker, &request);
+        let outcome = lock(&shared.store).answer(&asker, &request);
         (request, outcome)
     });
     // Only a panic ends the work without a result: then the asker gets no answer, and assumes none.
@@ -347,13 +346,13 @@ mod tests {
         };
         let server = Server::start(&witness, config).expect("witness");
         let addresses = server.addresses();
-        let store = Arc::clone(&server.store);
+        let shared = Arc::clone(&server.shared);
         let serving = tokio::spawn(server.serve(std::future::pending()));
         tokio::task::yield_now().await;
         let (locked, is_locked) = mpsc::channel();
         let (release, released) = mpsc::channel();
         let holder = std::thread::spawn(move || {
-            let _store = lock(&store);
+            let _store = lock(&shared.store);
             locked.send(()).expect("the test waits");
             // Where the thread of the test stands still, that is for a time only.
             let _ = released.recv_timeout(Duration::from_secs(20));
