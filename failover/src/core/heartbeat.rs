@@ -281,6 +281,8 @@ impl Manager {
                 for group in &mut self.groups {
                     group.by_hand = false;
                     group.blocked_told.clear();
+                    // Nobody takes over what he does not hear: the time to do so begins now.
+                    group.not_taken_over = None;
                 }
                 self.alert(out, Severity::Info, other, "heard", "");
                 if was == Some(false) {

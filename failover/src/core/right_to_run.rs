@@ -335,6 +335,10 @@ impl Manager {
         if self.fence == Fence::Down {
             self.fence = Fence::Idle;
         }
+        for group in &mut self.groups {
+            // What it did not take over while nobody listened is not known.
+            group.not_taken_over = None;
+        }
     }
 
     fn is_behind(&self) -> bool {
