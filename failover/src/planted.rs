@@ -49,6 +49,7 @@ defects! {
     CountsForgotten: "counters are lost with the manager",
     FinalActionAgain: "the final action of a monitor is carried out again and again",
     NoTakeover: "a lost node's groups are left where they were",
+    WordsForEver: "an operator's word about the other node is believed, however long ago it was given",
     HomeWithoutADiskKeeps: "a group whose home has no disk is not given to the other node",
     RefusedOnce: "who was refused the right does not ask again",
     TakeoverTold: "a takeover is told to the other node before the right is granted",

@@ -73,7 +73,26 @@ impl World {
                 }
             }
         }
+        self.start_by_hand()?;
         self.later(10_000, Item::MoveAway);
+        Ok(())
+    }
+
+    /// Where nothing else decides what becomes of a lost node's groups, he starts them on the other one.
+    fn start_by_hand(&mut self) -> Result<(), Violation> {
+        let Some(node) = self.gone.map(|gone| 1 - gone) else {
+            return Ok(());
+        };
+        for group in 0..self.mirrors.len() {
+            let manager = self.nodes[node].manager.as_ref();
+            let waits = manager.is_some_and(|m| {
+                m.order_of(group).wanted && m.group_status(group) != GroupStatus::Online
+            });
+            if self.options.by_hand && waits {
+                let (on, sure) = (Some(node), true);
+                self.command(node, Command::Start { group, on, sure })?;
+            }
+        }
         Ok(())
     }
 

@@ -400,7 +400,8 @@ impl World {
         if alert.what.starts_with("final action: the group stops") {
             self.seen.stopped[group] = true;
         }
-        if alert.what != "not started" {
+        // Not one that nothing lets start: that waits for no other one.
+        if alert.what != "not started" || !alert.cause.contains(" is not online after ") {
             return Ok(());
         }
         self.seen.in_vain[group] = true;

@@ -5,7 +5,10 @@ use kagami_failover::core::{Command, Event};
 
 use super::check::Violation;
 use super::mirror::name;
-use super::world::{Blow, Heal, Item, World};
+use super::world::{Blow, Heal, Item, Live, World};
+
+/// An operator's word counts no longer than the heartbeats' time-out, and who looks takes as long.
+const WORD_COUNTS: u64 = 2000;
 
 impl World {
     pub(super) fn on_fault(&mut self) {
@@ -172,7 +175,10 @@ impl World {
             .unwrap_or_default()
         {
             0 => {
-                let sure = self.has_looked(node);
+                let sure = self.has_looked(node, group);
+                if sure && self.options.by_hand && self.rng.one_in(3) {
+                    self.hold_up(node, group);
+                }
                 Command::Start { group, on, sure }
             }
             1 => Command::Stop { group },
@@ -190,9 +196,43 @@ impl World {
     }
 
     /// Where nothing else decides, an operator's start is the word that the other node does not run the group. Who
-    /// says so has looked, and whoever starts it without looking is refused.
-    fn has_looked(&mut self, node: usize) -> bool {
-        !self.nodes[1 - node].up && self.rng.coin()
+    /// says so has looked, and whoever starts it without looking is refused. He finds the machine down; or its manager
+    /// hangs, with nothing of the group there, and he has given no such word to that one while it may count.
+    fn has_looked(&mut self, node: usize, group: usize) -> bool {
+        let other = &self.nodes[1 - node];
+        let hangs = |since: u64| self.now - since >= WORD_COUNTS;
+        let is_off = other.live[group].iter().all(|live| *live == Live::Off);
+        let runs_nothing = self.options.by_hand
+            && other.paused.is_some_and(hangs)
+            && is_off
+            && self.now.saturating_sub(self.sure_at[1 - node]) >= WORD_COUNTS;
+        let sure = (!other.up || runs_nothing) && self.rng.coin();
+        if sure {
+            self.sure_at[node] = self.now;
+        }
+        sure
+    }
+
+    /// The manager that hears this stands still before it has done it, unheard until after that, and the operator
+    /// turns to the other node.
+    fn hold_up(&mut self, node: usize, group: usize) {
+        let lasts = self.rng.between(10_000, 120_000);
+        let then = self.rng.between(lasts / 2, lasts);
+        let other = 1 - node;
+        self.later(then, Item::TurnTo { node: other, group });
+        self.nodes[node].at_next_write = Some(Blow::StandStill(lasts));
+        self.beats_up.fill([false; 2]);
+        let heal = self.rng.between(lasts, 2 * lasts);
+        self.later(heal, Item::Heal(Heal::Network));
+    }
+
+    pub(super) fn turn_to(&mut self, node: usize, group: usize) -> Result<(), Violation> {
+        if self.calm {
+            return Ok(());
+        }
+        let sure = self.has_looked(node, group);
+        let on = Some(node);
+        self.command(node, Command::Start { group, on, sure })
     }
 
     pub(super) fn command(&mut self, node: usize, command: Command) -> Result<(), Violation> {

@@ -14,6 +14,8 @@ pub struct Options {
     pub cluster: Arc<Cluster>,
     /// Nothing but a fence script decides who goes on, and no group has a mirror.
     pub fenced: bool,
+    /// Nor is there a fence script: an operator's word decides.
+    pub by_hand: bool,
     /// The mirror link's time-out, in milliseconds.
     pub link_timeout: u64,
     /// How long a guard waits for permission after a lease's end.
@@ -44,11 +46,13 @@ impl Options {
             }
         };
         let fenced = rng.one_in(6);
-        let cluster = Arc::new(cluster(rng, fenced));
+        let by_hand = fenced && rng.one_in(3);
+        let cluster = Arc::new(cluster(rng, fenced, by_hand));
         let margin = rng.between(200, 1000);
         Self {
             cluster,
             fenced,
+            by_hand,
             link_timeout: rng.between(500, 3000),
             margin,
             fault_every: if rng.percent(90) {
@@ -56,7 +60,9 @@ impl Options {
             } else {
                 0
             },
-            command_every: if rng.percent(60) {
+            command_every: if by_hand {
+                rng.between(1000, 20_000)
+            } else if rng.percent(60) {
                 rng.between(3000, 60_000)
             } else {
                 0
@@ -71,11 +77,13 @@ impl Options {
 }
 
 /// The cluster's file, as an operator could have written it.
-fn cluster(rng: &mut Rng, fenced: bool) -> Cluster {
+fn cluster(rng: &mut Rng, fenced: bool, by_hand: bool) -> Cluster {
     let mut text = String::new();
     let wait = rng.between(5, 60);
     let stop_bound = rng.between(10, 60);
-    let arbiter = if fenced {
+    let arbiter = if by_hand {
+        "kind = \"none\""
+    } else if fenced {
         "kind = \"none\"\n[fence]\nscript = \"/f\"\ntimeout = \"5s\""
     } else {
         "kind = \"witness\"\nname = \"w\""
@@ -105,7 +113,10 @@ fn cluster(rng: &mut Rng, fenced: bool) -> Cluster {
             text,
             "[group.g{group}]\nnodes = [{nodes}]\nfailback = \"{failback}\"\nstartup = \"{startup}\"\n"
         );
-        if group == 1 && rng.one_in(3) {
+        if by_hand {
+            text += "failover = \"manual\"\n";
+        }
+        if group == 1 && rng.one_in(if by_hand { 1 } else { 3 }) {
             text += "wait-for = [\"g0\"]\n";
             if rng.coin() {
                 let _ = writeln!(text, "wait-timeout = \"{}s\"", rng.between(5, 90));

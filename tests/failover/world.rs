@@ -114,6 +114,11 @@ pub enum Item {
     Fault,
     Heal(Heal),
     Command,
+    /// An operator whose word was not carried out elsewhere starts the group on this node.
+    TurnTo {
+        node: usize,
+        group: usize,
+    },
     Resume,
     /// In the calm: an operator moves what runs beside a disk that has failed.
     MoveAway,
@@ -232,6 +237,8 @@ pub struct World {
     pub gone: Option<usize>,
     pub commands: u64,
     pub asked: BTreeMap<u64, Command>,
+    /// When an operator last told a node that the other one does not run a group.
+    pub sure_at: [u64; 2],
     pub seen: Seen,
     pub stats: Stats,
     pub trace: Option<Vec<String>>,
@@ -290,6 +297,7 @@ impl World {
             gone: None,
             commands: 0,
             asked: BTreeMap::new(),
+            sure_at: [0; 2],
             seen: Seen::new(&cluster),
             stats: Stats::default(),
             trace: trace.then(Vec::new),
@@ -477,6 +485,7 @@ impl World {
                 self.command(1, Command::Resume)?;
             }
             Item::Command => self.on_command()?,
+            Item::TurnTo { node, group } => self.turn_to(node, group)?,
             Item::MoveAway => self.move_away()?,
             Item::Calm => self.on_calm()?,
             Item::End => {}

@@ -37,6 +37,23 @@ fn the_first_seeds_of_the_failover_manager_hold() {
     assert!(found.is_none());
 }
 
+/// Seeds that once showed a defect of the failover manager.
+const MANAGER_ONCE_BROKEN: &[(u64, &str)] = &[(
+    35_374,
+    "a node took a group back from one that it had just begun to hear again, which was about to run it",
+)];
+
+#[test]
+fn what_was_broken_once_in_the_failover_manager_holds() {
+    for (seed, what) in MANAGER_ONCE_BROKEN {
+        let violation = kagami_tests::failover::run_seed(*seed, false).violation;
+        if let Some(violation) = &violation {
+            println!("{seed} ({what}): {violation}");
+        }
+        assert!(violation.is_none());
+    }
+}
+
 /// Seeds that once showed a defect of the daemon.
 const ONCE_BROKEN: &[(Profile, u64, &str)] = &[
     (

@@ -202,6 +202,12 @@ impl Manager {
                 node: self.name(self.other()),
             });
         }
+        if by_hand && self.is_behind() {
+            return Err(Refusal::Late {
+                group: name,
+                node: self.name(self.other()),
+            });
+        }
         self.clear_group(group);
         self.release_stuck(group);
         self.set_order(group, |order| {
@@ -211,10 +217,7 @@ impl Manager {
             order.from = None;
             order.cause = Cause::Stop;
         });
-        self.groups[group].by_hand = by_hand;
-        if by_hand {
-            self.group_record(group).left_active = false;
-        }
+        self.groups[group].by_hand = by_hand.then_some(self.now);
         let what = format!("is to start on node {}", self.name(to));
         self.tell_ordered(out, group, what);
         Ok(())

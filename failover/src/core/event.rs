@@ -246,6 +246,17 @@ pub enum Refusal {
         /// Where.
         node: String,
     },
+    /// This manager stood still just now: when an operator said so is not known.
+    #[error(
+        "group {group}: this manager stood still until just now, and node {node} may have started it since you made sure that it does not \
+         run it\n  next: make sure again, then `kagami group start {group} --not-elsewhere`"
+    )]
+    Late {
+        /// Which.
+        group: String,
+        /// Where.
+        node: String,
+    },
     /// The other node runs it, or did, and is not heard.
     #[error(
         "group {group}: it ran on node {node} last, which is not heard: it can't be told\n  next: bring node {node} back, or start the group here"

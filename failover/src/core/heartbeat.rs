@@ -184,7 +184,7 @@ impl Manager {
             }
             let order = &self.durable.groups[group].order;
             // An operator's word about the other node is over where that speaks itself.
-            self.groups[group].by_hand = false;
+            self.groups[group].by_hand = None;
             let mine = self.is_begun(group);
             let unsure = self.groups[group].unsure;
             let counts = if unsure && brief.active && !mine {
@@ -279,8 +279,10 @@ impl Manager {
                 self.fence = Fence::Idle;
                 self.fence_failed = false;
                 for group in &mut self.groups {
-                    group.by_hand = false;
+                    group.by_hand = None;
                     group.blocked_told.clear();
+                    // Nobody takes over what he does not hear: the time to do so begins now.
+                    group.not_taken_over = None;
                 }
                 self.alert(out, Severity::Info, other, "heard", "");
                 if was == Some(false) {

@@ -152,8 +152,8 @@ struct Group {
     untrusted: bool,
     /// Its order is what this node remembers: the other one may know better.
     unsure: bool,
-    /// An operator has started it while the other node was not heard: that node does not run it.
-    by_hand: bool,
+    /// An operator has started it while the other node was not heard: that node did not run it then.
+    by_hand: Option<Time>,
     /// What was told since the other node was heard last of why it is not started.
     blocked_told: BTreeSet<String>,
     /// Other groups are waited for since then.
@@ -323,6 +323,7 @@ impl Manager {
             self.leave_waiting(out);
             self.meet_late(out);
             self.place(out);
+            self.end_words(false, out);
             for group in 0..self.groups.len() {
                 self.run_group(group, out);
             }
@@ -444,6 +445,9 @@ impl Manager {
             if let Some(refused) = group.refused {
                 by(refused.after(right_to_run::REFUSED_FOR));
             }
+            if let Some(given) = group.by_hand {
+                by(given.after(self.word_lasts()));
+            }
             if let Some(since) = group.waiting_since {
                 by(since.after(config.attributes.wait_timeout.0));
             }
@@ -502,7 +506,7 @@ impl Group {
             diskless: false,
             untrusted: false,
             unsure: true,
-            by_hand: false,
+            by_hand: None,
             not_taken_over: None,
             blocked_told: BTreeSet::new(),
             waiting_since: None,

@@ -143,7 +143,7 @@ impl Manager {
             self.wait_for_its_word(group, out);
             return false;
         }
-        if cluster.has_arbiter() || self.groups[group].by_hand {
+        if cluster.has_arbiter() || self.groups[group].by_hand.is_some() {
             return true;
         }
         if self.beats.up.is_none() {
@@ -333,9 +333,92 @@ impl Manager {
         if self.fence == Fence::Down {
             self.fence = Fence::Idle;
         }
+        self.end_words(true, out);
+        for group in &mut self.groups {
+            // What it did not take over while nobody listened is not known.
+            group.not_taken_over = None;
+        }
     }
 
-    fn is_behind(&self) -> bool {
+    /// An operator's word that the other node does not run a group counts for so long: after that time the other one, of
+    /// which nothing was heard, may have been started in its turn.
+    pub(super) fn word_lasts(&self) -> u64 {
+        let timeouts = self.cluster.heartbeats.iter().map(|h| h.timeout.0);
+        timeouts.max().unwrap_or_default()
+    }
+
+    /// An operator's word about the other node is of the time when it was given. It has done its work once something of
+    /// the group was begun by it. A group that was not begun by it in time waits, with nothing of the right: for another
+    /// group, or the disk, it may have waited for minutes, while the other node was brought back, unheard.
+    /// `all`: this manager stood still, and however short that was, it did not listen.
+    pub(super) fn end_words(&mut self, all: bool, out: &mut Actions) {
+        for group in 0..self.groups.len() {
+            let Some(given) = self.groups[group].by_hand else {
+                continue;
+            };
+            if self.is_really_begun(group) {
+                self.groups[group].by_hand = None;
+                if self.durable.groups[group].left_active {
+                    self.group_record(group).left_active = false;
+                }
+                continue;
+            }
+            let lasts = self.word_lasts();
+            let is_over = all || self.now.since(given) >= lasts;
+            if !is_over || planted(Defect::WordsForEver) {
+                continue;
+            }
+            self.groups[group].by_hand = None;
+            self.recall_first_starts(group);
+            self.take_down(group, out);
+            let other = self.name(self.other());
+            let why = if all {
+                "this manager stood still since".to_owned()
+            } else {
+                format!("{lasts} ms have passed since")
+            };
+            let what = format!("not started: node {other} may run it by now");
+            let cause = format!(
+                "an operator has said that it does not, and {why}; make sure again: kagami group start {} --not-elsewhere",
+                self.cluster.groups[group].name
+            );
+            let object = self.group_object(group);
+            self.alert(out, Severity::Error, object, what, cause);
+        }
+    }
+
+    /// Something of the group is active here, or was begun, and does not merely wait for the disk to be.
+    fn is_really_begun(&self, group: GroupId) -> bool {
+        let gated = self.gated_starts(group);
+        let resources = self.durable.groups[group].resources.iter();
+        resources
+            .filter(|r| r.state != ResourceState::Offline)
+            .any(|r| r.op.is_none_or(|op| !gated.contains(&op)))
+    }
+
+    /// Nothing of the group is begun: nor is what waits for the disk to be.
+    fn recall_first_starts(&mut self, group: GroupId) {
+        let gated = self.gated_starts(group);
+        if gated.is_empty() {
+            return;
+        }
+        (self.gate).retain(|action| start_of(action, group).is_none());
+        for resource in &mut self.group_record(group).resources {
+            if resource.op.is_some_and(|op| gated.contains(&op)) {
+                (resource.op, resource.state) = (None, ResourceState::Offline);
+            }
+        }
+    }
+
+    /// Activations of the group that were decided on and wait for the disk.
+    fn gated_starts(&self, group: GroupId) -> Vec<OpId> {
+        let actions = self.gate.actions();
+        actions
+            .filter_map(|action| start_of(action, group))
+            .collect()
+    }
+
+    pub(super) fn is_behind(&self) -> bool {
         self.now < self.behind_until
     }
 
@@ -443,16 +526,8 @@ impl Manager {
 
     /// Activations that were decided on and have not begun are not begun without the right.
     fn recall_starts(&mut self, group: GroupId) {
-        let is_start = |action: &Action| match action {
-            Action::Run {
-                op,
-                work: Work::Start { group: of, .. },
-                ..
-            } if *of == group => Some(*op),
-            _ => None,
-        };
-        let recalled: Vec<OpId> = self.gate.actions().filter_map(is_start).collect();
-        self.gate.retain(|action| is_start(action).is_none());
+        let recalled = self.gated_starts(group);
+        (self.gate).retain(|action| start_of(action, group).is_none());
         for op in recalled {
             self.on_op_never(op);
         }
@@ -581,6 +656,18 @@ impl Manager {
             && !self.gate.is_stuck()
             && !self.groups[group].diskless
             && nodes.contains(&self.cluster.nodes[self.me])
+    }
+}
+
+/// The activation of one of the group's resources.
+fn start_of(action: &Action, group: GroupId) -> Option<OpId> {
+    match action {
+        Action::Run {
+            op,
+            work: Work::Start { group: of, .. },
+            ..
+        } if *of == group => Some(*op),
+        _ => None,
     }
 }
 

@@ -363,6 +363,32 @@ fn a_group_that_the_other_node_cant_begin_comes_back() {
 }
 
 #[test]
+fn a_node_that_was_not_heard_has_its_time_to_take_an_order_over() {
+    // It is lost in the meantime, or this manager stands still.
+    for stands_still in [false, true] {
+        let mut host = online(CLUSTER);
+        let before = host.agreed().groups[0].order.clone();
+        assert_eq!(host.command(AWAY), Ok(()));
+        let hear = |host: &mut TestHost| {
+            let mut message = host.snapshot(1);
+            let brief = &mut message.groups[0];
+            (brief.order, brief.able, brief.unsure) = (before.clone(), false, false);
+            host.beat(0, message);
+        };
+        hear(&mut host);
+        if stands_still {
+            host.now += 60_000;
+        } else {
+            host.until(host.now + 60_000);
+            assert!(host.manager.peer_lost());
+        }
+        hear(&mut host);
+        assert!(host.manager.peer_up());
+        assert_eq!(host.manager.order_of(0).owner, 1, "{:?}", host.alerts);
+    }
+}
+
+#[test]
 fn a_right_that_was_not_asked_for_yet_keeps_the_other_node_from_nothing() {
     let mut host = online(CLUSTER);
     assert_eq!(host.command(AWAY), Ok(()));

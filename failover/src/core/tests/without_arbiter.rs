@@ -487,3 +487,117 @@ fn what_the_fence_script_said_before_this_manager_stood_still_counts_no_more() {
     host.right(0, Right::Granted);
     assert_eq!(host.manager.group_status(0), GroupStatus::Online);
 }
+
+/// Told once why an operator's word is over, and what to do; and a new one counts.
+fn word_is_over(host: &mut TestHost, why: &str) {
+    let told = format!(
+        "not started: node beta may run it by now: an operator has said that it does not, and {why}"
+    );
+    assert_eq!(host.told(&told), 1, "{:?}", host.alerts);
+    assert_eq!(host.told("kagami group start web --not-elsewhere"), 2);
+    let asked = host.asked.len();
+    host.until(host.now + 2_000);
+    assert_eq!(host.asked.len(), asked, "{:?}", host.alerts);
+    start_by_hand(host);
+    assert_eq!(host.asked.len(), asked + 1, "{:?}", host.alerts);
+    host.right(0, Right::Granted);
+    assert_eq!(host.manager.group_status(0), GroupStatus::Online);
+}
+
+#[test]
+fn an_operators_word_is_over_once_this_manager_stood_still() {
+    let why = "this manager stood still since";
+    let word = || {
+        let mut host = booted(&manual());
+        host.until(400_000);
+        host
+    };
+    // The right was asked for, and is granted by a word of that time.
+    let mut host = word();
+    start_by_hand(&mut host);
+    host.now += 10_000;
+    host.right(0, Right::Granted);
+    assert_eq!(host.runs.len(), 0, "{:?}", host.alerts);
+    word_is_over(&mut host, why);
+
+    // The order waited for the disk.
+    let mut host = word();
+    host.persist_fails = true;
+    host.handle(Event::Command {
+        id: 1,
+        command: SURE,
+    });
+    host.persist_fails = false;
+    host.now += 10_000;
+    host.handle(Event::Timer);
+    assert_eq!(host.asked, [], "{:?}", host.alerts);
+    word_is_over(&mut host, why);
+
+    // What it was to activate waited for the disk.
+    let mut host = word();
+    start_by_hand(&mut host);
+    host.persist_fails = true;
+    host.right(0, Right::Granted);
+    host.persist_fails = false;
+    host.now += 10_000;
+    host.handle(Event::Timer);
+    assert_eq!(host.runs.len(), 0, "{:?}", host.alerts);
+    word_is_over(&mut host, why);
+}
+
+#[test]
+fn an_operators_word_that_comes_to_a_manager_that_stood_still_is_refused() {
+    let mut host = booted(&manual());
+    host.until(400_000);
+    host.now += 10_000;
+    let refusal = host
+        .command(SURE)
+        .expect_err("when it was given is not known");
+    assert!(matches!(refusal, Refusal::Late { .. }), "{refusal}");
+    assert!(refusal.to_string().contains("--not-elsewhere"), "{refusal}");
+    host.until(host.now + 2_000);
+    assert_eq!(host.asked, []);
+    start_by_hand(&mut host);
+    assert_eq!(host.asked, [(0, false)]);
+}
+
+#[test]
+fn an_operators_word_lasts_as_long_as_the_heartbeats_time_out() {
+    let mut host = booted(&manual());
+    host.until(400_000);
+    start_by_hand(&mut host);
+    host.until(host.now + 29_000);
+    assert_eq!(host.told("may run it by now"), 0, "{:?}", host.alerts);
+    host.until(host.now + 1_000);
+    word_is_over(&mut host, "30000 ms have passed since");
+
+    // What was begun by it in time goes on.
+    let mut host = booted(&manual());
+    host.until(400_000);
+    start_by_hand(&mut host);
+    host.right(0, Right::Granted);
+    host.until(host.now + 60_000);
+    host.now += 10_000;
+    host.handle(Event::Timer);
+    assert_eq!(host.manager.group_status(0), GroupStatus::Online);
+    assert_eq!(host.told("may run it by now"), 0, "{:?}", host.alerts);
+}
+
+#[test]
+fn what_the_other_manager_left_active_is_believed_until_something_was_begun_by_an_operators_word() {
+    let risk = crate::config::cluster::ACCEPTED_RISK;
+    let mut host = booted(&web(&format!("accepted-risk = \"{risk}\""), "", ""));
+    let mut message = host.agreed();
+    message.phase = Phase::Gone;
+    (message.groups[0].busy, message.groups[0].active) = (true, true);
+    host.beat(0, message);
+    host.until(400_000);
+    start_by_hand(&mut host);
+    host.now += 10_000;
+    host.right(0, Right::Granted);
+    host.until(host.now + 60_000);
+    assert_eq!(host.asked, [(0, false)], "{:?}", host.alerts);
+    start_by_hand(&mut host);
+    host.right(0, Right::Granted);
+    assert_eq!(host.manager.group_status(0), GroupStatus::Online);
+}
