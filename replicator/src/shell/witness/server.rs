@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use kagami_strangers::Strangers;
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, TransportConfig, VarInt};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -19,7 +20,6 @@ use super::store::{Store, StoreError};
 use super::wire::{Answer, MAX_REQUEST, Op, Outcome, Request};
 use crate::shell::identity::{Fingerprint, NodeKey};
 use crate::shell::quic::lasting_endpoint;
-use crate::shell::strangers::Strangers;
 use crate::shell::tls::{self, Admit, TlsError};
 
 /// Connections that a witness holds at most.
