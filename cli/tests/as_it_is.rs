@@ -147,7 +147,7 @@ fn a_mirror_that_the_daemon_does_not_know_is_told_from_one_that_nobody_has() {
         let ended = node.run(command);
         assert_eq!(ended.code, 1, "{ended:?}");
         let expected = format!(
-            "mirror third: {} has it, and the daemon that runs does not know it: a new mirror is taken up when the daemon starts\n  next: `kagami down && kagami up` (or `systemctl restart kagami`) when it suits\n",
+            "mirror third: {} has it, and the daemon that runs does not know it: a new mirror is taken up when the daemon starts\n  next: `kagami down && kagami up` when it suits\n",
             node.file().display()
         );
         assert_eq!(ended.err, expected, "{command:?}");
