@@ -228,6 +228,14 @@ impl Mirror {
             );
             return self.answer(id, Err(why), out);
         }
+        if !self.has_peer() {
+            let why = refusal(
+                "refused: no other node has a copy, this is the only one",
+                vec![],
+                "`kagami pair` brings a second node; it can be fetched from there when both are in sync",
+            );
+            return self.answer(id, Err(why), out);
+        }
         if let Some(why) = self.gives_up_the_peer() {
             return self.answer(id, Err(why), out);
         }
