@@ -281,7 +281,7 @@ pub enum ConfigVerb {
     /// Read the configuration as the daemon would
     #[command(after_help = "Example:\n  kagami config check --config /etc/kagami/kagami.toml")]
     Check {
-        /// Look at the file alone, not at the disks that it names
+        /// Look at the file alone, not at the disks, certificates and keys that it names
         #[arg(long)]
         file_only: bool,
         /// Print the faults and the warnings as JSON

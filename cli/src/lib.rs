@@ -5,7 +5,7 @@
 //! | [`args`], [`commands`] | the command line, and what it does |
 //! | [`config`] | the configuration file |
 //! | [`control`] | how commands reach the daemon, and the state as JSON |
-//! | [`up`], [`daemon`] | how the daemon is started; the daemon |
+//! | [`up`], [`unit`], [`daemon`] | how the daemon is started; by whom, systemd or a person; the daemon |
 //! | [`failover`] | the failover manager as a process |
 //! | [`clp`] | the binary under the names of another product's commands |
 //! | [`render`], [`exit`] | text for people; how a command ends |
@@ -27,6 +27,7 @@ pub mod exit;
 pub mod failover;
 mod panics;
 pub mod render;
+pub mod unit;
 pub mod up;
 
 use std::ffi::OsStr;

@@ -13,7 +13,7 @@ use tracing::warn;
 
 use crate::args::UpArgs;
 use crate::commands::Context;
-use crate::config::{Config, disks, places};
+use crate::config::{Config, disks};
 use crate::control::client::Client;
 use crate::control::message::{Answer, Ask};
 use crate::daemon::mirrors::Mirrors;
@@ -22,6 +22,7 @@ use crate::daemon::service::Service;
 use crate::daemon::socket::ControlSocket;
 use crate::daemon::{self, log};
 use crate::exit::{DONE, Failure, Outcome, Status};
+use crate::unit::Starter;
 
 /// A daemon that runs answers within.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
@@ -103,16 +104,7 @@ pub async fn signal() {
 /// Starts a daemon of its own session and waits for its first answer.
 async fn detach(context: &Context, args: &UpArgs) -> Outcome {
     let config = Config::load(&context.file)?;
-    if rustix::process::geteuid().is_root() && context.file == Path::new(places::SYSTEM) {
-        not_beside_its_unit(
-            Command::new("systemctl")
-                .args(["is-enabled", "--quiet", "kagami.service"])
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .status(),
-        )?;
-    }
+    not_beside_its_unit(Starter::of_file(&context.file))?;
     if let Some(pid) = answers(&config).await {
         return Err(runs_already(&config, pid));
     }
@@ -190,11 +182,9 @@ async fn detach(context: &Context, args: &UpArgs) -> Outcome {
 /// The machine's daemon belongs to its unit, where that is enabled: beside it, nobody would start it again when it dies,
 /// and at a shutdown nothing would be unmounted before it ends.
 ///
-/// `asked`: how `systemctl is-enabled` ended.
-///
 /// Errors: the unit is enabled.
-fn not_beside_its_unit(asked: io::Result<ExitStatus>) -> Result<(), Failure> {
-    if asked.is_ok_and(|status| status.success()) {
+fn not_beside_its_unit(starter: Starter) -> Result<(), Failure> {
+    if starter == Starter::Unit {
         return Err(Failure::refused(
             "not started: kagami.service is enabled, and systemd would neither restart this daemon nor stop it after what is mounted\n  next: `systemctl start kagami`; or `systemctl disable kagami` first, where it is to run without systemd",
         ));
@@ -238,23 +228,16 @@ fn tail(file: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::process::ExitStatusExt as _;
-
     use super::*;
 
     #[test]
     fn no_daemon_is_started_beside_a_unit_that_is_enabled() {
-        let refused = not_beside_its_unit(Ok(ExitStatus::from_raw(0))).expect_err("it is enabled");
+        let refused = not_beside_its_unit(Starter::Unit).expect_err("it is enabled");
         assert_eq!(refused.status, Status::Refused);
         assert!(
             refused.words.contains("systemctl start kagami"),
             "{refused:?}"
         );
-        // Disabled or not installed; no systemd.
-        let disabled = Ok(ExitStatus::from_raw(1 << 8));
-        let without = Err(io::ErrorKind::NotFound.into());
-        for asked in [disabled, without] {
-            assert_eq!(not_beside_its_unit(asked), Ok(()));
-        }
+        assert_eq!(not_beside_its_unit(Starter::Hand), Ok(()));
     }
 }

@@ -147,7 +147,7 @@ fn a_mirror_that_the_daemon_does_not_know_is_told_from_one_that_nobody_has() {
         let ended = node.run(command);
         assert_eq!(ended.code, 1, "{ended:?}");
         let expected = format!(
-            "mirror third: {} has it, and the daemon that runs does not know it: a new mirror is taken up when the daemon starts\n  next: `kagami down && kagami up` (or `systemctl restart kagami`) when it suits\n",
+            "mirror third: {} has it, and the daemon that runs does not know it: a new mirror is taken up when the daemon starts\n  next: `kagami down && kagami up` when it suits\n",
             node.file().display()
         );
         assert_eq!(ended.err, expected, "{command:?}");
@@ -242,5 +242,83 @@ fn a_reload_leaves_a_leader_that_does_not_run_to_the_restart() {
             .contains("needs a restart: [mirror.pg] follows = \"first\""),
         "{}",
         ended.out
+    );
+}
+
+/// What `kagami config check` says of [nbd], in a file with these three.
+fn nbd_fault(node: &Node, plain: &str, [certificate, key, ca]: [&std::path::Path; 3]) -> String {
+    let files = format!(
+        "{plain}\n[nbd]\nlisten = [\"127.0.0.1:10809\"]\ncertificate = \"{}\"\nkey = \"{}\"\nclient-ca = \"{}\"\n",
+        certificate.display(),
+        key.display(),
+        ca.display()
+    );
+    std::fs::write(node.file(), files).unwrap();
+    let of_file = node.run(&["config", "check", "--file-only"]);
+    assert_eq!(of_file.code, 0, "{of_file:?}");
+    // Its stores are not there either.
+    let ended = node.run(&["config", "check"]);
+    assert_eq!(ended.code, 2, "{ended:?}");
+    let mut lines = ended.err.lines().skip_while(|line| !line.contains("[nbd]"));
+    let lines = (lines.next().unwrap_or(""), lines.next().unwrap_or(""));
+    format!("{}\n{}", lines.0, lines.1)
+}
+
+/// They kept TCP out when the daemon started, and nothing said so before.
+#[test]
+fn certificates_and_keys_are_tried_by_config_check() {
+    let node = Node::without_daemon();
+    let plain = std::fs::read_to_string(node.file()).unwrap();
+    let folder = node.file().parent().unwrap().to_owned();
+    let [certificate, key, ca, other, text, none] = [
+        "crt.pem",
+        "key.pem",
+        "ca.pem",
+        "other.pem",
+        "text.pem",
+        "none.pem",
+    ]
+    .map(|n| folder.join(n));
+    let names = || vec!["localhost".to_owned()];
+    let own = rcgen::generate_simple_self_signed(names()).unwrap();
+    let another = rcgen::generate_simple_self_signed(names()).unwrap();
+    std::fs::write(&certificate, own.cert.pem()).unwrap();
+    std::fs::write(&key, own.signing_key.serialize_pem()).unwrap();
+    std::fs::write(&ca, another.cert.pem()).unwrap();
+    std::fs::write(&other, another.signing_key.serialize_pem()).unwrap();
+    std::fs::write(&text, "no certificate\n").unwrap();
+    let said = |files| nbd_fault(&node, &plain, files);
+    assert_eq!(
+        said([&certificate, &key, &ca].map(std::path::PathBuf::as_path)),
+        "\n"
+    );
+    for (files, begins, path) in [
+        ([&none, &key, &ca], "[nbd] certificate: ", &none),
+        ([&certificate, &none, &ca], "[nbd] key: ", &none),
+        ([&certificate, &key, &none], "[nbd] client-ca: ", &none),
+        ([&text, &key, &ca], "[nbd] certificate: ", &text),
+        ([&certificate, &text, &ca], "[nbd] key: ", &text),
+        ([&certificate, &key, &text], "[nbd] client-ca: ", &text),
+        ([&certificate, &other, &ca], "[nbd] key: ", &other),
+    ] {
+        let said = said(files.map(std::path::PathBuf::as_path));
+        assert!(
+            said.contains(begins)
+                && said.contains(path.to_str().unwrap())
+                && said.contains("next: "),
+            "{files:?}: {said}"
+        );
+    }
+    let etcd = format!(
+        "{plain}\n[arbiter.e1]\nkind = \"etcd\"\nendpoints = [\"https://127.0.0.1:2379\"]\nca = \"{}\"\n",
+        none.display()
+    );
+    std::fs::write(node.file(), etcd).unwrap();
+    let ended = node.run(&["config", "check"]);
+    assert!(
+        ended
+            .err
+            .contains(&format!("[arbiter.e1] ca: {}: ", none.display())),
+        "{ended:?}"
     );
 }

@@ -606,7 +606,7 @@ fn reload_takes_over_what_it_can() {
         "in force: [mirror.pg] protocol = \"B\" (was \"C\")\n\
          in force: [peer.beta] timeout = \"5s\" (was \"2s\")\n\
          needs a restart: [mirror.pg] activity-log-extents = 512 (was 1024)\n\
-         next: `kagami down && kagami up` (or `systemctl restart kagami`) when it suits\n"
+         next: `kagami down && kagami up` when it suits\n"
     );
     let order = node.engine.orders.lock().unwrap().pop();
     let Some(Command::Set(settings)) = order else {

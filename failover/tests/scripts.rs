@@ -16,6 +16,7 @@ use kagami_failover::core::OpResult;
 use kagami_failover::core::durable::Why;
 use kagami_failover::core::environment::fence_check;
 use kagami_failover::probe;
+use kagami_failover::process::log;
 use kagami_failover::watch_list::{Load, Restart, Seen, WatchError, WatchList};
 
 const COMMANDS: &[&str] = &[
@@ -318,6 +319,45 @@ async fn a_loaded_program_is_watched_restarted_and_missed() {
     assert!(!runs(&third));
     assert_eq!(list.poll(9000, |_| None).unwrap(), []);
     assert_eq!(list.entries().unwrap(), []);
+}
+
+/// Its log is on a disk that hangs. The list's lock, which every script that loads or ends a program waits for, is held
+/// meanwhile.
+#[tokio::test]
+async fn a_program_is_begun_again_although_its_log_hangs() {
+    let node = exec("start-armload.sh", "stop-armload.sh", "");
+    let at = node.folder.path().display().to_string();
+    node.script(
+        "app/app",
+        &format!("echo $$ >>{at}/pids; while :; do sleep 0.02; done"),
+    );
+    assert_eq!(node.start("app").await, OpResult::Done);
+    until("it runs", || node.read("pids").lines().count() == 1).await;
+    let first = node.read("pids").trim().to_owned();
+    // Nobody reads it: who opens it to write waits for ever.
+    let log = node.place.log("g@app");
+    fs::remove_file(&log).unwrap();
+    assert!(Command::new("mkfifo").arg(&log).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args(["-9", &first])
+            .status()
+            .unwrap()
+            .success()
+    );
+    until("it has ended", || !runs(&first)).await;
+    let list = WatchList::new(&node.place.run);
+    let place = std::sync::Arc::clone(&node.place);
+    let looked = tokio::task::spawn_blocking(move || {
+        list.poll(1000, |_| {
+            log::begin_again(&place, "g@app", "app again").ok()
+        })
+    });
+    let seen = tokio::time::timeout(Duration::from_secs(15), looked).await;
+    let seen = seen.expect("the list's lock is free again").unwrap();
+    assert!(matches!(&seen.unwrap()[..], [Seen::Restarted(entry)] if entry.id == "app-watch"));
+    until("it runs again", || node.read("pids").lines().count() == 2).await;
+    assert_eq!(node.stop("app").await, OpResult::Done);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
@@ -27,6 +28,8 @@ pub struct Control {
     pub id: u64,
     /// Who the client is.
     pub peer: String,
+    /// Where it connects from, if from anywhere: a file's permissions let the others in.
+    pub address: Option<IpAddr>,
     mode: Cell<Mode>,
     waker: RefCell<Option<Waker>>,
     export: RefCell<Option<String>>,
@@ -38,10 +41,11 @@ pub struct Control {
 
 impl Control {
     /// A running connection.
-    pub fn new(id: u64, peer: String) -> Self {
+    pub fn new(id: u64, peer: String, address: Option<IpAddr>) -> Self {
         Self {
             id,
             peer,
+            address,
             mode: Cell::new(Mode::Running),
             waker: RefCell::default(),
             export: RefCell::default(),
@@ -98,6 +102,11 @@ impl Control {
     /// The export, once chosen.
     pub fn export(&self) -> Option<String> {
         self.export.borrow().clone()
+    }
+
+    /// Where it connects from, as long as it has chosen no export: anybody may be there.
+    pub fn stranger(&self) -> Option<IpAddr> {
+        self.address.filter(|_| self.export.borrow().is_none())
     }
 
     /// Where the server keeps the connection.

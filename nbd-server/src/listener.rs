@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -143,18 +143,18 @@ impl Listener {
         }
     }
 
-    /// The next client, and who it is.
-    pub(crate) async fn accept(&self) -> io::Result<(Socket, String)> {
+    /// The next client, who it is, and its address on the network.
+    pub(crate) async fn accept(&self) -> io::Result<(Socket, String, Option<IpAddr>)> {
         match &self.kind {
             Kind::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
                 tune(&stream)?;
-                Ok((Socket::Tcp(stream), address.to_string()))
+                Ok((Socket::Tcp(stream), address.to_string(), Some(address.ip())))
             }
             Kind::Unix(listener, file) => {
                 let (stream, _) = listener.accept().await?;
                 let peer = unix_peer(&stream, &file.path);
-                Ok((Socket::Unix(stream), peer))
+                Ok((Socket::Unix(stream), peer, None))
             }
         }
     }

@@ -6,9 +6,11 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use kagami_strangers::Strangers;
 use slab::Slab;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
@@ -43,6 +45,7 @@ struct Inner<D> {
     closing: Cell<bool>,
     /// A connection ended.
     ended: Notify,
+    strangers: Strangers,
 }
 
 /// An accepting socket of a server; dropping the handle changes nothing.
@@ -101,6 +104,7 @@ impl<D: BlockDevice> Server<D> {
                 next_id: Cell::new(1),
                 closing: Cell::new(false),
                 ended: Notify::new(),
+                strangers: Strangers::default(),
             }),
         }
     }
@@ -160,7 +164,7 @@ impl<D: BlockDevice> Server<D> {
         };
         let opening = entry.device.open(entry.access())?;
         let control = inner
-            .register("attached".to_owned())
+            .register("attached".to_owned(), None)
             .map_err(AdoptFault::TooManyConnections)?;
         control.set_export(&entry.name, false);
         let accepted = Accepted {
@@ -226,7 +230,7 @@ impl<D: BlockDevice> Server<D> {
     async fn accept_all(&self, listener: Listener, tls: &Rc<TlsPolicy>) {
         loop {
             match listener.accept().await {
-                Ok((socket, peer)) => self.welcome(socket, &peer, tls),
+                Ok((socket, peer, address)) => self.welcome(socket, &peer, address, tls),
                 // The client was gone before it was accepted.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
@@ -238,12 +242,14 @@ impl<D: BlockDevice> Server<D> {
         }
     }
 
-    fn welcome(&self, socket: Socket, peer: &str, tls: &Rc<TlsPolicy>) {
-        let control = match self.inner.register(peer.to_owned()) {
+    fn welcome(&self, socket: Socket, peer: &str, address: Option<IpAddr>, tls: &Rc<TlsPolicy>) {
+        let control = match self.inner.register(peer.to_owned(), address) {
             Ok(control) => control,
             Err(limit) => {
                 let end = SessionEnd::TooManyConnections(limit);
-                tracing::warn!(peer, "NBD client turned away: {end}");
+                if self.inner.may_tell(address) {
+                    tracing::warn!(peer, "NBD client turned away: {end}");
+                }
                 return;
             }
         };
@@ -271,19 +277,24 @@ impl<D> Inner<D> {
     ///
     /// # Errors
     /// The bound that is reached.
-    fn register(&self, peer: String) -> Result<Rc<Control>, usize> {
+    fn register(&self, peer: String, address: Option<IpAddr>) -> Result<Rc<Control>, usize> {
         let mut connections = self.connections.borrow_mut();
         if connections.len() >= self.limits.max_connections {
             return Err(self.limits.max_connections);
         }
         let id = self.next_id.get();
         self.next_id.set(id + 1);
-        let control = Rc::new(Control::new(id, peer));
+        let control = Rc::new(Control::new(id, peer, address));
         if self.closing.get() {
             control.set_mode(Mode::Draining);
         }
         control.set_slot(connections.insert(Rc::clone(&control)));
         Ok(control)
+    }
+
+    /// Whether a failure is told: of one who is a stranger at `stranger` still, if not too much was told of them.
+    fn may_tell(&self, stranger: Option<IpAddr>) -> bool {
+        stranger.is_none_or(|address| self.strangers.may_tell(address))
     }
 
     /// Counts a connection out, and says how it ended.
@@ -293,7 +304,11 @@ impl<D> Inner<D> {
             SessionEnd::Goodbye | SessionEnd::Closed | SessionEnd::Shutdown => {
                 tracing::debug!(id, peer, "NBD connection ended: {end}");
             }
-            _ => tracing::warn!(id, peer, "NBD connection ended: {end}"),
+            _ if self.may_tell(control.stranger()) => {
+                tracing::warn!(id, peer, "NBD connection ended: {end}");
+            }
+            // Counted, and told afterwards.
+            _ => {}
         }
         self.connections.borrow_mut().remove(control.slot());
         control.set_ended();

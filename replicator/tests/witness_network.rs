@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::Once;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use kagami_replicator::core::register::{ArbiterAnswer, Ask, Register};
@@ -12,9 +12,10 @@ use kagami_replicator::core::state::{Attempt, NodeId};
 use kagami_replicator::shell::arbiter::{Arbiter, MirrorRegister, NoArbiter};
 use kagami_replicator::shell::identity::{Fingerprint, NodeKey};
 use kagami_replicator::shell::pairing::{Purpose, Token};
+use kagami_replicator::shell::tls::{Admit, Pins, quic_client};
 use kagami_replicator::shell::witness::enrol::{self, EnrolOffer};
 use kagami_replicator::shell::witness::{
-    Client, ClientConfig, RegisterId, Remote, Server, ServerConfig,
+    Client, ClientConfig, PROTOCOLS, RegisterId, Remote, Server, ServerConfig,
 };
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, LocalSet};
@@ -306,6 +307,36 @@ fn strangers_do_not_fill_the_log() {
     });
     let told = WARNINGS.get();
     assert!((1..=6).contains(&told), "told {told} times");
+}
+
+/// One that is enrolled takes as many connections as it gets, and keeps them.
+#[test]
+fn one_key_does_not_take_all_places() {
+    run(async {
+        let world = World::new();
+        let witness = world.start(loopback());
+        let pins = Pins::new([world.witness.fingerprint()]);
+        let protocols = PROTOCOLS.iter().map(|name| name.to_vec()).collect();
+        let mut quic = quic_client(&world.alpha, Admit::Pinned(pins), protocols).expect("a client");
+        let mut transport = quinn::TransportConfig::default();
+        transport.keep_alive_interval(Some(Duration::from_secs(5)));
+        quic.transport_config(Arc::new(transport));
+        let endpoint = quinn::Endpoint::client(loopback()).expect("an endpoint");
+        let mut held = Vec::new();
+        for _ in 0..512 {
+            let connecting = endpoint.connect_with(quic.clone(), witness.address, "kagami");
+            held.push(connecting.expect("an address").await.expect("a place"));
+        }
+        let other = world.asker(&world.beta, witness.address);
+        assert_eq!(read(&other).await, ArbiterAnswer::Register(None));
+        // Its newest ones stay.
+        let is_open = |one: &&quinn::Connection| one.close_reason().is_none();
+        assert!(is_open(&&held[511]));
+        let open = held.iter().filter(is_open).count();
+        assert!((1..=128).contains(&open), "{open}");
+        drop(held);
+        witness.stop().await;
+    });
 }
 
 #[test]

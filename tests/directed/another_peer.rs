@@ -327,3 +327,16 @@ fn it_is_refused_for_a_copy_that_is_being_invalidated() {
     let refused = "refused: this copy is not good, the peer's is";
     assert_eq!(says(&mut pair, set(THIRD)), refused);
 }
+
+/// Nobody has what it would be fetched from.
+#[test]
+fn the_only_copy_is_not_given_up() {
+    let mut pair = single(Solo::Always, |start| {
+        no_peer(start);
+        written(start);
+    });
+    let refused = "refused: no other node has a copy, this is the only one";
+    assert_eq!(says(&mut pair, Command::Invalidate), refused);
+    pair.done(0, PROMOTE);
+    pair.write(0, 3);
+}

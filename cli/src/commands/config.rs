@@ -5,7 +5,7 @@ use serde_json::json;
 use super::{Context, print_json, print_out};
 use crate::args::ConfigVerb;
 use crate::config::fault::Fault;
-use crate::config::{Config, ConfigError, check, disks, show};
+use crate::config::{Config, ConfigError, check, disks, show, tls};
 use crate::exit::{DONE, Failure, Outcome, Status};
 
 /// Checks or shows the configuration.
@@ -31,13 +31,15 @@ pub fn run(context: &Context, verb: &ConfigVerb) -> Outcome {
     }
 }
 
-/// The configuration as the daemon would take it: the file, and the disks it names.
+/// The configuration as the daemon would take it: the file, and the disks, certificates and keys that it names.
 ///
 /// # Errors
 /// Everything that is wrong.
 pub fn checked(context: &Context) -> Result<Config, ConfigError> {
     let config = Config::load(&context.file)?;
-    let faults = disks::check(&config);
+    let mut faults = disks::check(&config);
+    faults.extend(tls::check(&config));
+    faults.sort_by_key(|fault| fault.line);
     if faults.is_empty() {
         Ok(config)
     } else {

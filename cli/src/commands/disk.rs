@@ -17,6 +17,7 @@ use crate::config::edit::Editor;
 use crate::config::keys::Section;
 use crate::config::{Config, Mirror};
 use crate::exit::{DONE, Failure, Outcome};
+use crate::unit::Starter;
 
 /// The copy that goes, as its metadata have it.
 struct Old {
@@ -52,7 +53,8 @@ pub async fn run(context: &Context, args: &ReplaceDiskArgs) -> Outcome {
     if let (Some(why), false) = (&worth.needed, args.force) {
         let next = match &mirror.peer {
             Some(peer) => format!(
-                "start the daemon here, make {peer} Primary (`kagami promote {name}` there, when they are in sync), `kagami down` here, then again; or --force, if the copy here is worth nothing"
+                "start the daemon here, make {peer} Primary (`kagami promote {name}` there, when they are in sync), `{}` here, then again; or --force, if the copy here is worth nothing",
+                Starter::of_file(&context.file).down()
             ),
             None => format!(
                 "bring a second node with `kagami pair {name}`, make it Primary when they are in sync, then again; or --force, if the copy here is worth nothing"
@@ -101,11 +103,12 @@ pub async fn run(context: &Context, args: &ReplaceDiskArgs) -> Outcome {
     }
     let peer = mirror.peer.as_deref().unwrap_or("the other node");
     print_out(&format!(
-        "mirror {name}: a new, empty copy on node {}\n  {}\n  the old stores are as they were ({}, {}): remove them when the copies are in sync\nnext: `kagami up`: everything is copied from {peer}; `kagami status {name}` shows how far it is\n",
+        "mirror {name}: a new, empty copy on node {}\n  {}\n  the old stores are as they were ({}, {}): remove them when the copies are in sync\nnext: `{}`: everything is copied from {peer}; `kagami status {name}` shows how far it is\n",
         config.node.name,
         lines.join("\n  "),
         mirror.backing.display(),
-        mirror.metadata.display()
+        mirror.metadata.display(),
+        Starter::of_file(&context.file).up()
     ))?;
     DONE
 }

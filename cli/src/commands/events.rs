@@ -5,6 +5,7 @@ use crate::args::EventsArgs;
 use crate::control::message::{Answer, Ask};
 use crate::exit::{DONE, Failure, Outcome, Status};
 use crate::render::{self, Look};
+use crate::unit::Starter;
 
 /// Prints events until the daemon stops or somebody interrupts.
 ///
@@ -44,7 +45,10 @@ pub async fn run(context: &Context, args: &EventsArgs) -> Outcome {
             None => {
                 return Err(Failure::new(
                     Status::NoDaemon,
-                    "the daemon stopped\n  next: `kagami up` starts it",
+                    format!(
+                        "the daemon stopped\n  next: `{}` starts it",
+                        Starter::of_file(&context.file).up()
+                    ),
                 ));
             }
         }

@@ -44,6 +44,7 @@ use crate::control::client::{Client, ClientError};
 use crate::control::message::{Answer, Ask};
 use crate::control::report::{MirrorReport, StatusReport};
 use crate::exit::{DONE, Failure, Outcome, Status};
+use crate::unit::Starter;
 
 /// Where this command finds things.
 #[derive(Clone, Debug)]
@@ -172,7 +173,8 @@ fn find<'a>(
         .find(|mirror| mirror.name == name)
         .ok_or_else(|| {
             let known: Vec<&str> = report.mirrors.iter().map(|m| m.name.as_str()).collect();
-            let (what, next) = missing::mirror(name, &known, file);
+            let (what, next) =
+                missing::mirror(name, &known, file, Starter::of_process(report.node.pid));
             Failure::refused(format!("mirror {name}: {what}\n  next: {next}"))
         })
 }
@@ -308,23 +310,14 @@ async fn stopped(config: &Config, subject: &str, command: &str) -> Result<(), Fa
         return Ok(());
     };
     let pid = report.node.pid;
-    // One that systemd runs would come back beside its unit, which then neither restarts it nor stops it in order.
-    let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    let (down, up) = if is_of_unit(&cgroups) {
-        ("systemctl stop kagami", "systemctl start kagami")
-    } else {
-        ("kagami down", "kagami up --detach")
+    let starter = Starter::of_process(pid);
+    let (down, up) = match starter {
+        Starter::Unit => (starter.down(), starter.up()),
+        Starter::Hand => (starter.down(), "kagami up --detach"),
     };
     Err(Failure::refused(format!(
         "{subject}: the daemon (process {pid}) has the stores open\n  next: `{down}`, then `{command}`, then `{up}` (a device that is attached waits meanwhile, and is taken back)"
     )))
-}
-
-/// Whether these are the control groups of a process of systemd's unit, as /proc has them.
-fn is_of_unit(cgroups: &str) -> bool {
-    cgroups
-        .lines()
-        .any(|line| line.ends_with("/kagami.service"))
 }
 
 /// Hands a changed configuration to the daemon, if one runs; what it could not take over.
@@ -341,25 +334,5 @@ async fn hand_over(config: &Config) -> Result<Option<Vec<String>>, Failure> {
         Answer::Reloaded { restart, .. } => Ok(Some(restart)),
         Answer::Refused(refusal) => Err(Failure::of_refusal("", &refusal)),
         other => Err(unexpected(&other)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_daemon_of_systemd_is_told_from_one_of_a_shell() {
-        assert!(is_of_unit("0::/system.slice/kagami.service\n"));
-        assert!(is_of_unit(
-            "12:pids:/\n1:name=systemd:/system.slice/kagami.service\n"
-        ));
-        for other in [
-            "",
-            "0::/user.slice/user-0.slice/session-4.scope\n",
-            "0::/system.slice/kagami-failover.service\n",
-        ] {
-            assert!(!is_of_unit(other), "{other}");
-        }
     }
 }

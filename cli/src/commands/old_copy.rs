@@ -11,6 +11,7 @@ use super::worth::Worth;
 use crate::config::value::spell_size;
 use crate::config::{Config, Mirror};
 use crate::exit::Failure;
+use crate::unit::Starter;
 
 /// An old copy that is to count as never written, kept open until the other side has agreed.
 pub struct GivesUp {
@@ -62,7 +63,10 @@ pub fn refused(config: &Config, old: &Mirror, peer: &str) -> Failure {
     let name = &old.name;
     let (what, next) = match judge(config, old) {
         Ok((_, worth)) => match worth.needed {
-            Some(why) => (format!("{}\n  {why}", worth.words), keep_or_force(name, peer)),
+            Some(why) => (
+                format!("{}\n  {why}", worth.words),
+                keep_or_force(name, peer),
+            ),
             None => (
                 worth.words,
                 format!(
@@ -72,7 +76,10 @@ pub fn refused(config: &Config, old: &Mirror, peer: &str) -> Failure {
         },
         Err(failure) => (
             failure.words,
-            "put that right (`kagami down`, where the daemon has it open), then again: what that copy holds is told then".to_owned(),
+            format!(
+                "put that right (`{}`, where the daemon has it open), then again: what that copy holds is told then",
+                Starter::of_file(&config.file).down()
+            ),
         ),
     };
     Failure::refused(format!(

@@ -23,6 +23,7 @@ use crate::config::edit::Editor;
 use crate::config::keys::{self, Section};
 use crate::config::value::{check_name, spell_size};
 use crate::exit::{DONE, Failure, Outcome, Status};
+use crate::unit::Starter;
 
 /// Pairs: the offering side, or the joining one.
 ///
@@ -99,15 +100,13 @@ async fn offer(context: &Context, args: &PairArgs, name: &str) -> Outcome {
         return Err(came.refuse(failure).await);
     }
     let taken = offer::take(context, &config, mirror, came).await?;
+    let starter = Starter::of_file(&context.file);
     let next = if taken.live {
-        format!(
-            "`kagami up` on {} (`kagami down` first if its daemon runs); the daemon here knows",
-            taken.peer
-        )
+        let there = starter.anew(&format!("on {}", taken.peer), "if its daemon runs");
+        format!("{there}; the daemon here knows")
     } else {
-        format!(
-            "`kagami up` on both nodes (`kagami down` first where the daemon runs), then `kagami promote {name}` on one"
-        )
+        let both = starter.anew("on both nodes", "where the daemon runs");
+        format!("{both}, then `kagami promote {name}` on one")
     };
     paired(args.json, name, &taken, &next)
 }
@@ -231,7 +230,8 @@ async fn join(context: &Context, args: &PairArgs, token: &str) -> Outcome {
     };
     // The other may be Primary, and know already.
     let next = format!(
-        "`kagami up` here (`kagami down` first if the daemon runs); what {} has to do, if anything, is told there",
+        "{}; what {} has to do, if anything, is told there",
+        Starter::of_file(&context.file).anew("here", "if the daemon runs"),
         taken.peer
     );
     paired(args.json, &name, &taken, &next)

@@ -2,10 +2,11 @@
 
 use serde_json::json;
 
-use super::{Context, print_json, print_out, unexpected};
+use super::{Context, print_json, print_out, running, unexpected};
 use crate::args::ReloadArgs;
 use crate::control::message::{Answer, Ask};
 use crate::exit::{DONE, Failure, Outcome};
+use crate::unit::Starter;
 
 /// Hands the configuration to the daemon.
 ///
@@ -29,7 +30,9 @@ pub async fn run(context: &Context, args: &ReloadArgs) -> Outcome {
                 text.push_str("nothing changed\n");
             }
             if !restart.is_empty() {
-                text.push_str("next: `kagami down && kagami up` (or `systemctl restart kagami`) when it suits\n");
+                let report = running(&context.config()?).await?;
+                let starter = report.map_or(Starter::Hand, |r| Starter::of_process(r.node.pid));
+                text.push_str(&format!("next: `{}` when it suits\n", starter.restart()));
             }
             print_out(&text)?;
             DONE

@@ -18,6 +18,7 @@ use crate::control::message::Order;
 use crate::control::report::{Connection, Disk, MirrorReport, Role};
 use crate::exit::{DONE, Failure, Outcome};
 use crate::render::units::size;
+use crate::unit::Starter;
 
 /// How long the daemon may take to write its record.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -148,11 +149,12 @@ pub async fn replace(context: &Context, args: &ReplacePeerArgs) -> Outcome {
         return DONE;
     }
     print_out(&format!(
-        "mirror {name}: {} has taken the place of {} (key {})\n  the copy there is empty: everything is sent to it\n  {} is refused from now on\nnext: `kagami up` on {}\n{}",
+        "mirror {name}: {} has taken the place of {} (key {})\n  the copy there is empty: everything is sent to it\n  {} is refused from now on\nnext: `{}` on {}\n{}",
         taken.peer,
         peer.name,
         taken.fingerprint,
         peer.name,
+        Starter::of_file(&context.file).up(),
         taken.peer,
         at_the_arbiter(&config, mirror, &peer.name)
     ))?;

@@ -22,6 +22,7 @@ use crate::config::edit::Editor;
 use crate::config::keys::Section;
 use crate::config::value::spell_size;
 use crate::exit::{DONE, Failure, Outcome};
+use crate::unit::Starter;
 
 /// Makes the copy larger and writes its size into the configuration.
 ///
@@ -106,11 +107,12 @@ pub async fn run(context: &Context, args: &ResizeArgs) -> Outcome {
         }))?;
         return DONE;
     }
+    let up = Starter::of_file(&context.file).up();
     let then = match &mirror.peer {
         Some(peer) => format!(
-            "next: `kagami up` here, then the same on {peer}, unless it is done there: until then the two refuse each other, and the Primary goes on alone"
+            "next: `{up}` here, then the same on {peer}, unless it is done there: until then the two refuse each other, and the Primary goes on alone"
         ),
-        None => "next: `kagami up`".to_owned(),
+        None => format!("next: `{up}`"),
     };
     print_out(&format!(
         "mirror {name}: this node's copy has {} now (it had {})\n  what is new {}\n{then}\n  a device that is attached shows its new size after `kagami detach` and `kagami attach`\n",

@@ -9,6 +9,7 @@ use crate::control::message::{Answer, Ask};
 use crate::control::report::StatusReport;
 use crate::exit::{DONE, Failure, Outcome, Status};
 use crate::render::{self, Look};
+use crate::unit::Starter;
 
 /// Shows the state, once or again and again.
 ///
@@ -62,7 +63,10 @@ async fn watch(context: &Context, args: &StatusArgs) -> Outcome {
             None => {
                 return Err(Failure::new(
                     Status::NoDaemon,
-                    "the daemon stopped\n  next: `kagami up` starts it",
+                    format!(
+                        "the daemon stopped\n  next: `{}` starts it",
+                        Starter::of_file(&context.file).up()
+                    ),
                 ));
             }
         };

@@ -161,6 +161,12 @@ pub fn failure(error: EnrolError) -> Failure {
         EnrolError::Store(error) => Failure::system(format!(
             "not enrolled: {error}\n  next: run the command as the user whose witness it is, with room on its disk"
         )),
+        EnrolError::Unheard { ref name, .. } => Failure::new(
+            Status::Refused,
+            format!(
+                "{error}\n  next: where `kagami arbiter join` on {name} did not say that it knows this witness: `kagami witness enrol` here again, and join with the new line; or `kagami witness forget {name}`"
+            ),
+        ),
         EnrolError::Fields(error) => Failure::new(
             Status::Refused,
             format!("not enrolled: {error}\n  next: use the same build of kagami on both machines"),

@@ -23,6 +23,7 @@ pub mod own_keys;
 pub mod places;
 pub mod read;
 pub mod show;
+pub mod tls;
 pub mod value;
 
 pub use arbiter::{Arbiter, Etcd};

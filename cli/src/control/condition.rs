@@ -1,10 +1,12 @@
 //! The state of a mirror in a word, and what a person is to do about it.
 //!
-//! A pure function of the report's other fields, so that the daemon, scripts and the screen agree.
+//! A function of the report's other fields, and of who starts the daemon that makes it, so that the daemon, scripts and the
+//! screen agree.
 
 use super::report::{
     Condition, Connection, Disk, MirrorReport, Refusal, Replication, Role, StatusReport,
 };
+use crate::unit::Starter;
 
 /// Exit status of `kagami status --exit-code`, the worst of all mirrors.
 pub fn exit_code(report: &StatusReport) -> u8 {
@@ -141,11 +143,18 @@ pub fn chosen(mirror: &MirrorReport) -> Option<String> {
     ))
 }
 
+/// Who starts and stops the daemon here, and likely at the peer.
+fn starter() -> Starter {
+    Starter::of_this_process()
+}
+
 /// Another disk, and the very same one.
 fn new_disk(mirror: &MirrorReport) -> String {
     format!(
-        "for a new disk `kagami down`, `kagami replace-disk {}`, `kagami up` on that node",
-        mirror.name
+        "for a new disk `{}`, `kagami replace-disk {}`, `{}` on that node",
+        starter().down(),
+        mirror.name,
+        starter().up()
     )
 }
 
@@ -195,9 +204,7 @@ fn by_condition(mirror: &MirrorReport) -> Vec<String> {
         }
         Condition::Alone => match mirror.verdict.as_ref().and_then(|v| v.refused) {
             Some(refusal) => refused(mirror, refusal),
-            None if left_by_itself(mirror) => line(format!(
-                "{peer} left: `kagami up` there, or `kagami connect {name}` there if its daemon runs; it resynchronises by itself then"
-            )),
+            None if left_by_itself(mirror) => line(left(name, peer)),
             None => line(format!(
                 "when {peer} is back it resynchronises by itself; nothing to do"
             )),
@@ -230,7 +237,8 @@ fn by_condition(mirror: &MirrorReport) -> Vec<String> {
         // The peer is there, and may not go on: this node has its permission, and not its disk.
         Condition::Held if has_lost_disk(mirror) && mirror.connection == Connection::Connected => {
             line(format!(
-                "this node's disk failed when it was to go on alone, so {peer} may not: put this very disk right and start kagami here again; if it can't be, `kagami down` here and `kagami promote {name} --force` on {peer}"
+                "this node's disk failed when it was to go on alone, so {peer} may not: put this very disk right and start kagami here again; if it can't be, `{}` here and `kagami promote {name} --force` on {peer}",
+                starter().down()
             ))
         }
         Condition::Held | Condition::Unusable if is_guest(mirror) => line(format!(
@@ -309,6 +317,14 @@ fn repair(mirror: &MirrorReport, peer: &str) -> String {
 pub fn left_by_itself(mirror: &MirrorReport) -> bool {
     let by = mirror.alone.as_ref().and_then(|alone| alone.by.as_deref());
     by == Some("consent")
+}
+
+/// What brings it back.
+fn left(name: &str, peer: &str) -> String {
+    let up = starter().up();
+    format!(
+        "{peer} left: `{up}` there, or `kagami connect {name}` there if its daemon runs; it resynchronises by itself then"
+    )
 }
 
 fn has_lost_disk(mirror: &MirrorReport) -> bool {
@@ -392,7 +408,9 @@ fn refused(mirror: &MirrorReport, refusal: Refusal) -> Vec<String> {
         Refusal::OtherSize => {
             let outcome = mirror.verdict.as_ref().map_or("", |v| v.outcome.as_str());
             vec![format!(
-                "{outcome}: there `kagami down`, `kagami resize {name} --grow SIZE`, `kagami up`"
+                "{outcome}: there `{}`, `kagami resize {name} --grow SIZE`, `{}`",
+                starter().down(),
+                starter().up()
             )]
         }
         Refusal::Unrelated => vec![format!(
@@ -408,14 +426,14 @@ fn refused(mirror: &MirrorReport, refusal: Refusal) -> Vec<String> {
         Refusal::ChosenIsBehind => vec![
             format!("to take the newer copy after all: `kagami connect {name}` where the other one was chosen"),
             format!(
-                "to give the newer one up, with all that only it holds: on its node `kagami invalidate {name}`, then there `kagami resync {name} --from peer`"
+                "to give the newer one up, with all that only it holds: on its node `kagami invalidate {name} --force`, then there `kagami resync {name} --from peer`"
             ),
         ],
         Refusal::Impossible => vec![
             "one of the copies was cloned or restored from a backup; nothing was changed"
                 .to_owned(),
             format!(
-                "on the node with the restored copy: `kagami invalidate {name}`, then `kagami connect {name}`"
+                "on the node with the restored copy: `kagami invalidate {name} --force` (what only it holds is lost), then `kagami connect {name}`"
             ),
         ],
     }

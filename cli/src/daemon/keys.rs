@@ -23,6 +23,7 @@ use crate::config::edit::Editor;
 use crate::config::keys::Section;
 use crate::config::places::Places;
 use crate::control::message::{Answer, RefusalReport};
+use crate::unit::Starter;
 
 /// The peers may take so long to write a key down.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -216,7 +217,10 @@ pub async fn rotate<E: Engine>(shared: &Shared<E>) -> Answer {
         return refused(
             "the new key is in place, and the running daemon could not take it",
             vec![why],
-            "`kagami down && kagami up`: the peers know both",
+            &format!(
+                "`{}`: the peers know both",
+                Starter::of_this_process().restart()
+            ),
         );
     }
     shared.fingerprint.send_replace(Some(shown.to_string()));

@@ -28,6 +28,7 @@ use crate::control::driver::Wanted;
 use crate::control::frame::{self, FrameError, REQUEST_MAX};
 use crate::control::message::{Answer, Ask, Order, PROTOCOL, RefusalReport, Request, Source};
 use crate::control::report::RightReport;
+use crate::unit::Starter;
 
 /// Clients at a time that have asked nothing yet, or wait for an answer; more wait.
 const CONNECTIONS_MAX: usize = 64;
@@ -230,7 +231,10 @@ fn stop_answer(unclean: Vec<String>) -> Answer {
     Answer::Refused(RefusalReport {
         what: "the daemon has stopped, and not every mirror cleanly".to_owned(),
         facts: unclean,
-        next: "`kagami up` before its disk is replaced, resized or taken away: the next start puts it right".to_owned(),
+        next: format!(
+            "`{}` before its disk is replaced, resized or taken away: the next start puts it right",
+            Starter::of_this_process().up()
+        ),
     })
 }
 
@@ -365,7 +369,8 @@ async fn order_mirror<E: Engine>(
     let unknown = {
         let config = shared.config.lock().await;
         let known: Vec<&str> = config.mirrors.iter().map(|m| m.name.as_str()).collect();
-        (!known.contains(&mirror)).then(|| missing::mirror(mirror, &known, &config.file))
+        (!known.contains(&mirror))
+            .then(|| missing::mirror(mirror, &known, &config.file, Starter::of_this_process()))
     };
     if let Some((what, next)) = unknown {
         return Answer::Refused(RefusalReport {

@@ -9,6 +9,7 @@ use kagami_failover::config::Severity;
 use kagami_failover::core::{Alert, Command, GroupStatus, Object};
 use kagami_failover::manager::Handle;
 use kagami_failover::place::Place;
+use kagami_failover::process::log;
 use kagami_failover::watch_list::{Entry, Seen, WatchError, WatchList};
 use tracing::warn;
 
@@ -60,9 +61,9 @@ pub async fn watch(place: Arc<Place>, handle: Handle) {
 /// What has ended since the last look, and what has failed and not been followed to its end.
 fn look(list: &WatchList, place: &Place) -> Result<(Vec<Seen>, Vec<Entry>), WatchError> {
     let seen = list.poll(clock::wall_ms() / 1000, |entry| {
-        let log = place.log(&format!("{}@{}", entry.group, entry.resource));
-        let log = std::fs::File::options().append(true).create(true).open(log);
-        log.ok()
+        let name = format!("{}@{}", entry.group, entry.resource);
+        // Scripts wait for the list's lock: no disk that hangs may keep it.
+        log::begin_again(place, &name, &format!("{} again", entry.id)).ok()
     })?;
     Ok((seen, list.failed()?))
 }

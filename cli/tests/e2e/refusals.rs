@@ -100,6 +100,16 @@ fn a_stranger_with_the_peers_address_is_not_let_in() {
     ));
     let state = ok(pair.nodes.alpha.mirror(MIRROR));
     assert_eq!(state.condition, Condition::Connecting, "{state:?}");
+    // By one place: the link, which knows the peer's name.
+    for log in [log, other] {
+        let words = fs::read_to_string(&log).unwrap_or_default();
+        let of_links = words.lines().filter(|line| line.contains("pinned"));
+        let mut told: Vec<_> = of_links
+            .map(|line| line.contains("not connected"))
+            .collect();
+        told.dedup();
+        assert!(told.is_empty() || told == [true], "told twice:\n{words}");
+    }
 }
 
 /// Both stores of a node: data and metadata.

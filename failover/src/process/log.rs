@@ -110,6 +110,20 @@ pub(super) async fn begin(
     }
 }
 
+/// Opens the log `name` for a program that is begun again without its script, as [`begin`] does. For a thread that may
+/// wait.
+///
+/// # Errors
+/// As [`open`].
+///
+/// # Panics
+/// Outside a tokio runtime, or on a thread of it that must not wait.
+pub fn begin_again(place: &Place, name: &str, what: &str) -> io::Result<File> {
+    let path = place.log(name);
+    let begun = begin(&place.apart, &path, what.to_owned());
+    Ok(tokio::runtime::Handle::current().block_on(begun)?.0)
+}
+
 async fn apart_from_all<T: Send + 'static>(
     apart: &Apart,
     path: &Path,

@@ -23,6 +23,10 @@ fn refusal(what: &str, facts: Vec<String>, next: &str) -> Refusal {
 
 /// Why there is nobody to connect.
 const NO_PEER: &str = "no other node has a copy";
+/// What helps a copy without a usable disk.
+const NO_DISK_HERE: &str = "put this very disk right and start kagami here again; `kagami replace-disk` makes a copy on a new one";
+/// The same, of the peer.
+const NO_DISK_THERE: &str = "put that very disk right and start kagami there again; `kagami replace-disk` there makes a copy on a new one";
 
 impl Mirror {
     pub(super) fn on_command(&mut self, id: CommandId, command: Command, out: &mut Actions) {
@@ -103,7 +107,7 @@ impl Mirror {
             let why = refusal(
                 "refused: this copy has no usable disk",
                 vec![],
-                "replace the disk first",
+                NO_DISK_HERE,
             );
             return self.answer(id, Err(why), out);
         }
@@ -250,7 +254,15 @@ impl Mirror {
             let why = refusal(
                 "refused: this copy has no usable disk",
                 vec![],
-                "replace the disk",
+                NO_DISK_HERE,
+            );
+            return self.answer(id, Err(why), out);
+        }
+        if !self.has_peer() {
+            let why = refusal(
+                "refused: no other node has a copy, this is the only one",
+                vec![],
+                "`kagami pair` brings a second node; it can be fetched from there when both are in sync",
             );
             return self.answer(id, Err(why), out);
         }
@@ -284,7 +296,7 @@ impl Mirror {
             return Some(refusal(
                 "refused: the other node has no disk, this is the only copy",
                 vec![format!("node {}'s disk is {}", self.peer, up.peer.disk)],
-                "replace the disk there first",
+                NO_DISK_THERE,
             ));
         }
         self.up().filter(|up| up.resolved)?;
@@ -426,7 +438,7 @@ impl Mirror {
         let why = refusal(
             "not disconnected: the Primary's disk failed, and this is the only copy now",
             vec![format!("node {} goes on with this node's disk", self.peer)],
-            "replace the disk there first",
+            NO_DISK_THERE,
         );
         self.answer(id, Err(why), out);
         self.seek_to_carry(out);

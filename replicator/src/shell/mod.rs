@@ -11,7 +11,6 @@
 //! | [`quic`], `race` | the link; reaching somebody who has several addresses |
 //! | [`identity`], [`tls`], [`pairing`] | a node's key; who is let in by it; how two nodes come to know each other |
 //! | [`arbiter`], [`witness`], [`etcd`] | who decides which copy may go on alone, and the two kinds of arbiter |
-//! | `strangers` | what anybody can have written into the log |
 //! | `fields` | small records of fixed fields, read with every length checked |
 
 pub mod arbiter;
@@ -33,7 +32,6 @@ pub mod signature;
 pub mod storage;
 pub mod store;
 pub mod store_name;
-mod strangers;
 pub mod time;
 pub mod tls;
 pub mod uring;

@@ -7,7 +7,9 @@ use std::cell::RefCell;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use quinn::{ClientConfig, ConnectError, Connection, ConnectionError, Endpoint};
+use quinn::{
+    ClientConfig, ConnectError, Connection, ConnectionError, Endpoint, TransportErrorCode,
+};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -138,6 +140,13 @@ pub(super) fn describe(error: &ConnectionError) -> String {
             crate::shell::fields::shown(&close.reason, 1024)
         }
         ConnectionError::TimedOut => "no answer".to_owned(),
+        // A witness, a node or a meeting that has as many as it takes; each has a bound.
+        ConnectionError::ConnectionClosed(close)
+            if close.error_code == TransportErrorCode::CONNECTION_REFUSED =>
+        {
+            "it takes no more connections now, too many are open; it may in half a minute"
+                .to_owned()
+        }
         other => {
             let text = other.to_string();
             // The verifier's own words, out of what TLS wraps around them.

@@ -9,10 +9,7 @@ use std::rc::Rc;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use kagami_nbd_server::tls::Clients;
-use kagami_nbd_server::{
-    Export, Exports, Limits, Listener, Server, TlsFiles, TlsPolicy, TlsServer,
-};
+use kagami_nbd_server::{Export, Exports, Limits, Listener, Server, TlsPolicy, TlsServer};
 use kagami_replicator::shell::engine::{Engine as Shell, Plane};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
@@ -137,15 +134,7 @@ impl Tcp {
         let Some(files) = &nbd.tls else {
             return tcp;
         };
-        let files = TlsFiles {
-            certificate: files.certificate.clone(),
-            key: files.key.clone(),
-            clients: files
-                .client_ca
-                .clone()
-                .map_or(Clients::Anybody, Clients::SignedBy),
-        };
-        match TlsServer::load(&files) {
+        match TlsServer::load(&files.files()) {
             Ok(server) => tcp.tls = Some(server),
             Err(why) => {
                 error!(

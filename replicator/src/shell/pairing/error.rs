@@ -50,10 +50,12 @@ pub enum PairError {
     )]
     WrongToken,
     /// Somebody has used the token.
-    #[error("this token has been used already, and works once: make a new one")]
+    #[error(
+        "this token has been used already, and works once: make a new one there, by the same command"
+    )]
     Used,
     /// The token's time is over.
-    #[error("this token has expired: make a new one")]
+    #[error("this token has expired: make a new one there, by the same command")]
     Expired,
     /// The other side has seen too many wrong tokens.
     #[error(
@@ -62,7 +64,7 @@ pub enum PairError {
     TooManyTries,
     /// The other side could not prove that it made the token.
     #[error(
-        "the other side does not know the token's secret, though it has the right key: its `kagami pair` was started anew; use the newest token"
+        "the other side does not know the token's secret, though it has the right key: use the newest line that was printed there"
     )]
     Impostor,
     /// The other side doesn't want to.

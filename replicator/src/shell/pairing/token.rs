@@ -88,12 +88,12 @@ impl fmt::Debug for Token {
 pub enum TokenError {
     /// It doesn't begin like one.
     #[error(
-        "this is no token: it must begin with kgm1- (paste the whole line that `kagami pair` printed)"
+        "this is no token: it must begin with kgm1- (paste the whole line that `kagami pair` or `kagami witness enrol` printed)"
     )]
     NotAToken,
     /// A token of another version.
     #[error(
-        "this token has version {0}, this build reads version 1: both nodes need the same version of kagami to pair"
+        "this token has version {0}, this build reads version 1: both machines need the same version of kagami"
     )]
     OtherVersion(u32),
     /// Characters are missing, or others than were printed.

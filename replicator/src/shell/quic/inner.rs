@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kagami_strangers::Strangers;
 use tokio::task::AbortHandle;
 
 use super::config::{DEFAULT_TIMEOUT, LinkConfig, MirrorId, NodeId};
@@ -17,7 +18,6 @@ use super::peer::Peer;
 use super::session::Session;
 use super::streams::RecvHalf;
 use crate::shell::identity::{Fingerprint, NodeKey};
-use crate::shell::strangers::Strangers;
 use crate::shell::tls::Pins;
 use crate::wire::frame::Class;
 

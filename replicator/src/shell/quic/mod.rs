@@ -36,6 +36,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use kagami_strangers::Strangers;
 use tokio::task::{JoinSet, spawn_local};
 use tokio::time::timeout;
 
@@ -50,7 +51,6 @@ pub(in crate::shell) use runtime::lasting_endpoint;
 pub use streams::BufferSource;
 
 use crate::shell::identity::{Fingerprint, NodeKey};
-use crate::shell::strangers::Strangers;
 use crate::shell::tls::{self, Admit, Pins, TlsError};
 use crate::wire::frame::{Class, KIND_CLOSE, OutFrame};
 use event::EventQueue;

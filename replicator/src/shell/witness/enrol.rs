@@ -28,6 +28,16 @@ pub enum EnrolError {
     /// The witness's folder can't be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The node's key is enrolled, and the node may not know.
+    #[error("node {name} may use this witness (key {key}), and may not have heard so: {error}")]
+    Unheard {
+        /// The node.
+        name: String,
+        /// Its key.
+        key: Fingerprint,
+        /// What became of the last word.
+        error: PairError,
+    },
     /// The other side told something else than it must.
     #[error("the other side's description makes no sense: {0}")]
     Fields(#[from] FieldFault),
@@ -101,12 +111,15 @@ impl EnrolOffer {
         };
         let key = met.fingerprint;
         if let Err(error) = store::enrol(&self.state, &key, &name) {
-            met.refuse("the witness could not record the key").await;
+            met.refuse("the witness could not record the key; see to its disk, then `kagami witness enrol` there makes a new token").await;
             return Err(error.into());
         }
-        met.confirm().await?;
+        let heard = met.confirm().await;
         self.offering.close().await;
-        Ok((key, name))
+        match heard {
+            Ok(()) => Ok((key, name)),
+            Err(error) => Err(EnrolError::Unheard { name, key, error }),
+        }
     }
 }
 

@@ -4,11 +4,13 @@
 //! read. Requests are carried out one after the other on a blocking thread; the order in which two
 //! askers' swaps get there is the race's result.
 
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use kagami_strangers::Strangers;
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, TransportConfig, VarInt};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -19,11 +21,13 @@ use super::store::{Store, StoreError};
 use super::wire::{Answer, MAX_REQUEST, Op, Outcome, Request};
 use crate::shell::identity::{Fingerprint, NodeKey};
 use crate::shell::quic::lasting_endpoint;
-use crate::shell::strangers::Strangers;
 use crate::shell::tls::{self, Admit, TlsError};
 
 /// Connections that a witness holds at most.
 const MAX_CONNECTIONS: usize = 512;
+/// Of these, how many one key has: a pair has half of them at most, and locks nobody out. A node has one for each of its
+/// threads, and few for its commands.
+const MAX_OF_KEY: usize = MAX_CONNECTIONS / 4;
 /// Requests of one connection that are carried out at a time.
 const MAX_REQUESTS: u32 = 16;
 /// A handshake or a request that takes longer is given up.
@@ -41,6 +45,8 @@ pub(super) mod code {
     pub(crate) const PROTOCOL: u32 = 3;
     /// Who is enrolled can't be looked up now.
     pub(crate) const STORAGE: u32 = 4;
+    /// A newer connection of the same key took its place.
+    pub(crate) const REPLACED: u32 = 5;
 }
 
 /// What a witness is told.
@@ -78,6 +84,52 @@ pub enum ServerError {
     NoAddress,
 }
 
+/// The connections of each key, the oldest first. Clones are the same.
+#[derive(Clone, Debug, Default)]
+struct OfKeys(Arc<Mutex<HashMap<Fingerprint, VecDeque<Connection>>>>);
+
+/// A connection among those of its key, until it is dropped.
+struct OfKey {
+    all: OfKeys,
+    key: Fingerprint,
+    id: usize,
+}
+
+impl OfKeys {
+    /// Takes a connection in. Where its key has [`MAX_OF_KEY`] the oldest of them goes, which is likelier than the newest
+    /// to be one that nobody is at the other end of; it is told.
+    fn enter(&self, key: Fingerprint, connection: &Connection) -> (OfKey, Option<Connection>) {
+        let mut all = self.lock();
+        let own = all.entry(key).or_default();
+        let oldest = (own.len() >= MAX_OF_KEY).then(|| own.pop_front()).flatten();
+        own.push_back(connection.clone());
+        drop(all);
+        let entered = OfKey {
+            all: self.clone(),
+            key,
+            id: connection.stable_id(),
+        };
+        (entered, oldest)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Fingerprint, VecDeque<Connection>>> {
+        // Whole between any two statements.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for OfKey {
+    fn drop(&mut self) {
+        let mut all = self.all.lock();
+        if let Some(own) = all.get_mut(&self.key) {
+            own.retain(|connection| connection.stable_id() != self.id);
+            if own.is_empty() {
+                all.remove(&self.key);
+            }
+        }
+    }
+}
+
 /// A witness that listens. Dropping it closes its connections.
 #[derive(Debug)]
 pub struct Server {
@@ -93,6 +145,7 @@ struct Shared {
     /// For connections.
     places: Arc<Semaphore>,
     strangers: Strangers,
+    of_keys: OfKeys,
 }
 
 impl Server {
@@ -136,6 +189,7 @@ impl Server {
             store: Mutex::new(store),
             places: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             strangers: Strangers::default(),
+            of_keys: OfKeys::default(),
         };
         Ok(Self {
             endpoints,
@@ -238,6 +292,15 @@ async fn converse(incoming: Incoming, shared: Arc<Shared>) {
         return connection.close(VarInt::from_u32(code::STRANGER), text.as_bytes());
     }
     tracing::debug!(%from, key = %asker, "connected");
+    let (_entered, oldest) = shared.of_keys.enter(asker, &connection);
+    if let Some(oldest) = oldest {
+        // Known or not: it can do so as often as it likes.
+        if shared.strangers.may_tell(from.ip()) {
+            tracing::warn!(%from, key = %asker, "its oldest connection is closed: one key has {MAX_OF_KEY}");
+        }
+        let text = format!("a newer connection of this key took its place: it has {MAX_OF_KEY}");
+        oldest.close(VarInt::from_u32(code::REPLACED), text.as_bytes());
+    }
     let mut requests = JoinSet::new();
     // The transport bounds the streams, and so the tasks.
     while let Ok((send, receive)) = connection.accept_bi().await {

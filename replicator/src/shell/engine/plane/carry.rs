@@ -141,12 +141,12 @@ impl Loop {
                 peer,
                 address,
                 error,
-                repeated,
+                repeated: _,
             } => {
+                // The link has told of it, with the peer's name.
                 let address = address
                     .map(|address| format!("{address}: "))
                     .unwrap_or_default();
-                tracing::warn!(repeated, "no connection: {address}{error}");
                 let hosts = self.plane.shared.hosts.borrow();
                 for (_, host) in hosts.iter() {
                     let mut host = host.borrow_mut();

@@ -3,7 +3,9 @@
 //! Anybody may begin a handshake, with another key each time and, where addresses are cheap, from another
 //! address each time: no two refusals are equal, and telling of each would fill the disk that the log is on. So
 //! no more is told in a minute of one address, and of all together, than a person can read; what is left out
-//! is counted, and told afterwards. Peers are not counted here: their keys are known.
+//! is counted, and told afterwards. Who is known is not counted here: a peer, whose key is, or a client that was let in.
+//!
+//! The link, the witness and the NBD server each have a [`Strangers`] of their own.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -21,7 +23,7 @@ const WINDOW: Duration = Duration::from_secs(60);
 
 /// What is counted of strangers; clones count together.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Strangers(Arc<Mutex<Counts>>);
+pub struct Strangers(Arc<Mutex<Counts>>);
 
 #[derive(Debug, Default)]
 struct Counts {
@@ -57,7 +59,7 @@ impl Strangers {
     /// # Panics
     ///
     /// Outside a tokio runtime.
-    pub(super) fn may_tell(&self, from: IpAddr) -> bool {
+    pub fn may_tell(&self, from: IpAddr) -> bool {
         let mut counts = self.lock();
         let may = counts.admit(from, Instant::now());
         if !may && counts.left_out == 1 {
