@@ -39,6 +39,7 @@ pub mod permission;
 pub mod planted;
 pub mod profile;
 mod questions;
+mod refusals;
 pub mod replay;
 mod restore;
 pub mod rng;
