@@ -1,5 +1,5 @@
 //! What must hold, checked from outside the cores: one function for each name of
-//! docs/design.md §4 that answers show, but for *Liveness* (`refusals`) and
+//! docs/design.md §4 that answers show, but for *Liveness* (`refusals`, `in_time`) and
 //! *Converges* (`calm`). `marked` and `lines` hold those that stores and records show; a core's
 //! own assertions are those that one node alone can check.
 
@@ -94,8 +94,14 @@ pub struct Ghost {
     pub unreadable_until: [Option<u64>; 2],
     /// When the last fault was injected, ns.
     pub last_fault: u64,
+    /// When an operator gave the last order, ns.
+    pub last_order: u64,
     /// What began while a disk or the link was slow ends by then, ns.
     pub drags_until: u64,
+    /// A question to the arbiter whose answer does not come in time is asked again by then, ns.
+    pub unanswered_until: u64,
+    /// What stood in the way of each node's answers.
+    pub hindered: [super::in_time::Hindered; 2],
     /// A source has had nothing left to copy since then, ns, in this session.
     pub nothing_left: [Option<(u64, u64)>; 2],
     /// Whose copy is to stay.

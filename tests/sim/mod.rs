@@ -23,6 +23,7 @@ mod guests;
 pub mod history;
 mod host;
 pub mod impossible;
+mod in_time;
 #[cfg(test)]
 mod kept;
 mod life;

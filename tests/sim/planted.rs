@@ -87,6 +87,7 @@ fn profile(defect: Defect) -> Profile {
         D::WordForEver | D::WordTurnedRound | D::WordOverAPrimary => Profile::Words,
         D::GuestOutlivesAPrimary | D::GuestWritesUnmarked => Profile::Guests,
         D::FullCopyDetached => Profile::FullStores,
+        D::AckOverdueIgnored => Profile::Hanging,
         D::HangKeepsToken | D::DoubtedCopyCompared => Profile::Unheard,
         D::BadBlockRefused | D::RepairOutlivesTheRole | D::RepairOutlivesTheVerification => {
             Profile::BadBlocks
