@@ -71,6 +71,7 @@ defects! {
     FlushOfOneDisk: "a flush is answered when the local disk has flushed",
     FuaLostOnTheWay: "the peer's write is not FUA",
     FailedFlushTrusted: "a copy whose flush failed goes on",
+    AckOverdueIgnored: "what the peer owes for longer than `ack-timeout` does not end the session",
     HangKeepsToken: "a disk that hangs keeps its token, and a flush that fails after the daemon's end is heard by nobody",
     DoubtedCopyCompared: "a copy that may have lost writes to its disk is compared by what it reads",
     FullCopyDetached: "a copy whose store is full is detached, though it is the last one",

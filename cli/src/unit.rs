@@ -7,8 +7,7 @@ use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 
-/// The configuration that the unit's daemon runs by.
-pub const CONFIGURATION: &str = "/etc/kagami/kagami.toml";
+use crate::config::places;
 
 /// Who does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,9 +45,9 @@ impl Starter {
         }
     }
 
-    /// Of the daemon that is to run by `file`, where none runs: the unit, where it is enabled.
+    /// Of the daemon that is to run by `file` (the unit's runs by the system's), where none runs: the unit, where it is enabled.
     pub fn of_file(file: &Path) -> Self {
-        if !rustix::process::geteuid().is_root() || file != Path::new(CONFIGURATION) {
+        if !rustix::process::geteuid().is_root() || file != Path::new(places::SYSTEM) {
             return Self::Hand;
         }
         let mut asks = Command::new("systemctl");

@@ -9,6 +9,8 @@ use kagami_replicator::core::event::{Command, From};
 use kagami_replicator::core::state::{NodeId, Role, Solo};
 use kagami_replicator::core::{Connection, DiskState, Mirror, Replication};
 
+use super::check::{Violation, brief};
+use super::content::{self, BlockValue};
 use super::workload::Op;
 use super::world::{Checked, Happening, MS, Phase, World};
 
@@ -91,6 +93,85 @@ impl World {
             return Err(self.stuck());
         }
         Ok(())
+    }
+
+    /// *Converges*: at rest, both copies hold the same bytes, on stable storage, in one generation.
+    fn check_converged(&self) -> Checked {
+        let [a, b] = &self.nodes;
+        if let Some(block) = a.store.first_difference(&b.store) {
+            let (x, y): (BlockValue, BlockValue) = (a.store.block(block), b.store.block(block));
+            let writers = |values: BlockValue| values.map(content::writer);
+            let what = format!(
+                "in sync, and block {block} is {:?} on a, {:?} on b",
+                writers(x),
+                writers(y)
+            );
+            return Err(self.violation("Converges", what));
+        }
+        let records = (a.meta.record(), b.meta.record());
+        let (Some(x), Some(y)) = records else {
+            return Err(self.violation("No-torn-metadata", "a record can't be read at rest"));
+        };
+        if x.current != y.current || x.base.is_some() || y.base.is_some() || x.alone || y.alone {
+            return Err(self.violation(
+                "Converges",
+                format!("in sync with records that differ: {x:?} / {y:?}"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The pair did not come to rest: what each node says of it.
+    fn stuck(&self) -> Violation {
+        let mut what = String::from("not at rest in time");
+        for node in 0..2 {
+            let at = &self.nodes[node];
+            let Some(mirror) = &at.mirror else {
+                what += &format!("; {} is dead (idle {})", at.name, at.is_idle());
+                continue;
+            };
+            let s = mirror.status(self.local(node));
+            what += &format!(
+                "; {} {} {}/{} {} {} marks {} held {:?} verdict {:?} all durable {}",
+                at.name,
+                s.role,
+                s.disk,
+                s.peer_disk,
+                s.connection,
+                s.replication,
+                s.marked_blocks,
+                s.held,
+                s.verdict.map(|verdict| verdict.row),
+                at.store.is_all_durable(),
+            );
+        }
+        for pending in self.pending.values().take(3) {
+            what += &format!(
+                "; waits: {} at {}",
+                brief(&pending.op),
+                self.nodes[pending.node].name
+            );
+        }
+        for ordered in self.ordered.values().take(3) {
+            what += &format!(
+                "; waits: {:?} at {}",
+                ordered.command, self.nodes[ordered.node].name
+            );
+        }
+        what += &self.room_words();
+        let current = |node: usize| {
+            self.nodes[node]
+                .meta
+                .record()
+                .and_then(|record| record.current)
+        };
+        what += &format!(
+            "; generations {:x?} / {:x?}, register {:x?}",
+            current(0),
+            current(1),
+            self.arbiter.register()
+        );
+        self.violation("Converges", what)
     }
 
     /// What operators do in calm: everything on, somebody Primary, forks resolved.

@@ -1,6 +1,7 @@
 //! What must hold, checked from outside the cores: one function for each name of
-//! docs/design.md §4 that answers show. `marked` and `lines` hold those that stores and records
-//! show; a core's own assertions are those that one node alone can check.
+//! docs/design.md §4 that answers show, but for *Liveness* (`refusals`, `in_time`) and
+//! *Converges* (`calm`). `marked` and `lines` hold those that stores and records show; a core's
+//! own assertions are those that one node alone can check.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -8,16 +9,13 @@ use std::fmt;
 use kagami_bitmap::superblock::Record;
 use kagami_replicator::core::decide::{Refused, Verdict};
 use kagami_replicator::core::disk::DiskOp;
-use kagami_replicator::core::event::{Command, IoError};
 use kagami_replicator::core::register::Register;
 use kagami_replicator::core::state::{Attempt, Protocol, Role};
 use kagami_replicator::core::{Connection, DiskState};
 
-use super::content::{self, BlockValue, SECTORS, Value};
-use super::faults::Fault;
+use super::content::{self, SECTORS, Value};
 use super::history::Level;
 use super::lines::Term;
-use super::orders::Ordered;
 use super::workload::{Op, Pending};
 use super::world::{Checked, World};
 
@@ -96,8 +94,14 @@ pub struct Ghost {
     pub unreadable_until: [Option<u64>; 2],
     /// When the last fault was injected, ns.
     pub last_fault: u64,
+    /// When an operator gave the last order, ns.
+    pub last_order: u64,
     /// What began while a disk or the link was slow ends by then, ns.
     pub drags_until: u64,
+    /// A question to the arbiter whose answer does not come in time is asked again by then, ns.
+    pub unanswered_until: u64,
+    /// What stood in the way of each node's answers.
+    pub hindered: [super::in_time::Hindered; 2],
     /// A source has had nothing left to copy since then, ns, in this session.
     pub nothing_left: [Option<(u64, u64)>; 2],
     /// Whose copy is to stay.
@@ -174,76 +178,6 @@ impl World {
             self.ghost.touched.extend(changed);
         }
         Ok(())
-    }
-
-    /// A request is refused only for a reason that is there.
-    pub(super) fn check_refusal(&self, node: usize, pending: &Pending, error: IoError) -> Checked {
-        let role = self.nodes[node].mirror.as_ref().map(|mirror| mirror.role());
-        let there = match error {
-            IoError::NotPrimary => {
-                let stepping_down = |ordered: &Ordered| {
-                    ordered.node == node
-                        && matches!(ordered.command, Command::Demote { .. } | Command::Stop)
-                };
-                // What it was asked in an earlier time as Primary nobody answers in this one.
-                let again = |term: &Term| term.node == node && term.began > pending.start;
-                role == Some(Role::Secondary)
-                    || self.nodes[node].seen.role == Role::Secondary
-                    || self.ghost.terms.iter().any(again)
-                    || self.ordered.values().any(stepping_down)
-            }
-            IoError::Io => {
-                // a full store in sync is a failed one, for this copy
-                let faults = [
-                    Fault::ReadFails,
-                    Fault::DiskFails,
-                    Fault::FlushFails,
-                    Fault::StoreFull,
-                    Fault::MetadataFails,
-                ];
-                let broken = faults.iter().any(|fault| self.stats.count(*fault) > 0);
-                // (and one that the other copy has no room for fails)
-                let full = self.stats.count(Fault::StoreFull) > 0
-                    && !matches!(pending.op, Op::Read { .. });
-                let served = self.has_other_copy(node, pending.since) && !full;
-                role == Some(Role::Secondary) || broken && !served
-            }
-            IoError::NoSpace => {
-                let writes = pending.op.is_write() || matches!(pending.op, Op::Discard { .. });
-                writes && self.stats.count(Fault::StoreFull) > 0
-            }
-            IoError::OutOfRange | IoError::Unaligned => false,
-        };
-        if there {
-            return Ok(());
-        }
-        let what = format!(
-            "{} refuses {} with {error:?}",
-            self.nodes[node].name,
-            brief(&pending.op)
-        );
-        Err(self.violation("Liveness", what))
-    }
-
-    /// True if the other copy has been good since then, and is in a session with this node: what this node's disk does is
-    /// not its clients' to see. (Where blocks of the other copy could not be read since then, an answer on its way may still
-    /// say so; and with protocols A and B that copy may lack what was answered.)
-    fn has_other_copy(&self, node: usize, since: u64) -> bool {
-        let status = |node: usize| {
-            let mirror = self.nodes[node].mirror.as_ref();
-            mirror.map(|mirror| mirror.status(self.local(node)))
-        };
-        let (Some(here), Some(there)) = (status(node), status(1 - node)) else {
-            return false;
-        };
-        let met = [here.connection, there.connection] == [Connection::Connected; 2];
-        let good = [here.peer_disk, there.disk] == [DiskState::UpToDate; 2];
-        let there = &self.nodes[1 - node].store;
-        let bad_until = self.ghost.unreadable_until[1 - node];
-        let readable = there.unreadable.is_empty() && bad_until.is_none_or(|until| until < since);
-        let steady = self.ghost.not_good[1 - node] < since;
-        let sound = !there.failed && readable && steady;
-        met && good && sound && !self.may_answer_early()
     }
 
     /// Only a Primary answers.
@@ -549,92 +483,13 @@ impl World {
         Ok(())
     }
 
-    fn may_answer_early(&self) -> bool {
+    pub(super) fn may_answer_early(&self) -> bool {
         self.options.settings.protocol != Protocol::C || self.options.kit.protocols
     }
 
     /// Protocols A and B, in sync: an unflushed write is answered before the peer has it on disk.
     fn answers_early(&self, node: usize) -> bool {
         self.may_answer_early() && self.counted(node).contains(&(1 - node))
-    }
-
-    /// *Converges*: at rest, both copies hold the same bytes, on stable storage, in one generation.
-    pub(super) fn check_converged(&self) -> Checked {
-        let [a, b] = &self.nodes;
-        if let Some(block) = a.store.first_difference(&b.store) {
-            let (x, y): (BlockValue, BlockValue) = (a.store.block(block), b.store.block(block));
-            let writers = |values: BlockValue| values.map(content::writer);
-            let what = format!(
-                "in sync, and block {block} is {:?} on a, {:?} on b",
-                writers(x),
-                writers(y)
-            );
-            return Err(self.violation("Converges", what));
-        }
-        let records = (a.meta.record(), b.meta.record());
-        let (Some(x), Some(y)) = records else {
-            return Err(self.violation("No-torn-metadata", "a record can't be read at rest"));
-        };
-        if x.current != y.current || x.base.is_some() || y.base.is_some() || x.alone || y.alone {
-            return Err(self.violation(
-                "Converges",
-                format!("in sync with records that differ: {x:?} / {y:?}"),
-            ));
-        }
-        Ok(())
-    }
-
-    /// The pair did not come to rest: what each node says of it.
-    pub(super) fn stuck(&self) -> Violation {
-        let mut what = String::from("not at rest in time");
-        for node in 0..2 {
-            let at = &self.nodes[node];
-            let Some(mirror) = &at.mirror else {
-                what += &format!("; {} is dead (idle {})", at.name, at.is_idle());
-                continue;
-            };
-            let s = mirror.status(self.local(node));
-            what += &format!(
-                "; {} {} {}/{} {} {} marks {} held {:?} verdict {:?} all durable {}",
-                at.name,
-                s.role,
-                s.disk,
-                s.peer_disk,
-                s.connection,
-                s.replication,
-                s.marked_blocks,
-                s.held,
-                s.verdict.map(|verdict| verdict.row),
-                at.store.is_all_durable(),
-            );
-        }
-        for pending in self.pending.values().take(3) {
-            what += &format!(
-                "; waits: {} at {}",
-                brief(&pending.op),
-                self.nodes[pending.node].name
-            );
-        }
-        for ordered in self.ordered.values().take(3) {
-            what += &format!(
-                "; waits: {:?} at {}",
-                ordered.command, self.nodes[ordered.node].name
-            );
-        }
-        what += &self.room_words();
-        let current = |node: usize| {
-            self.nodes[node]
-                .meta
-                .record()
-                .and_then(|record| record.current)
-        };
-        what += &format!(
-            "; generations {:x?} / {:x?}, register {:x?}",
-            current(0),
-            current(1),
-            self.arbiter.register()
-        );
-        self.violation("Converges", what)
     }
 }
 

@@ -244,7 +244,8 @@ impl World {
                 true
             }
             Fault::DiskStalls => {
-                self.nodes[node].stalled_until = self.now + lasts;
+                let stalled = &mut self.nodes[node].stalled_until;
+                *stalled = (*stalled).max(self.now + lasts);
                 true
             }
             Fault::ReadFails => {

@@ -23,6 +23,7 @@ mod guests;
 pub mod history;
 mod host;
 pub mod impossible;
+mod in_time;
 #[cfg(test)]
 mod kept;
 mod life;
@@ -39,6 +40,7 @@ pub mod permission;
 pub mod planted;
 pub mod profile;
 mod questions;
+mod refusals;
 pub mod replay;
 mod restore;
 pub mod rng;

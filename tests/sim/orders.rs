@@ -360,6 +360,7 @@ impl World {
             return Ok(());
         }
         self.sent += 1;
+        self.ghost.last_order = self.now;
         self.stats.order(&command);
         if matches!(command, Command::Resync { from: Some(_), .. }) {
             self.tell_word(node);

@@ -87,14 +87,16 @@ fn profile(defect: Defect) -> Profile {
         D::WordForEver | D::WordTurnedRound | D::WordOverAPrimary => Profile::Words,
         D::GuestOutlivesAPrimary | D::GuestWritesUnmarked => Profile::Guests,
         D::FullCopyDetached => Profile::FullStores,
-        D::BadBlockRefused => Profile::BadBlocks,
-        D::FlushWithoutACopy => Profile::Carried,
+        D::AckOverdueIgnored => Profile::Hanging,
         D::HangKeepsToken | D::DoubtedCopyCompared => Profile::Unheard,
-        D::RepairOutlivesTheRole | D::RepairOutlivesTheVerification => Profile::BadBlocks,
+        D::BadBlockRefused | D::RepairOutlivesTheRole | D::RepairOutlivesTheVerification => {
+            Profile::BadBlocks
+        }
         D::AnswerCountsAsRead | D::SpentAccountHoldsUpOthers | D::FirstWaiterAloneIsWoken => {
             Profile::Mirrors
         }
-        D::CarriedOutlivesAPrimary
+        D::FlushWithoutACopy
+        | D::CarriedOutlivesAPrimary
         | D::CarrierPromotedBesideThePrimary
         | D::ReadDiesWithTheDisk => Profile::Carried,
         _ => Profile::General,

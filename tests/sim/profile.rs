@@ -51,6 +51,8 @@ pub enum Profile {
     BadBlocks,
     /// Disks hang, daemons are killed for it, and flushes fail that nobody hears of.
     Unheard,
+    /// A disk hangs behind a daemon that answers pings.
+    Hanging,
     /// Several mirrors on the same two nodes.
     Mirrors,
     /// An operator says whose copy stays while the nodes do not hear each other, and the service goes on.
@@ -99,6 +101,7 @@ impl Profile {
         Self::FullStores,
         Self::BadBlocks,
         Self::Unheard,
+        Self::Hanging,
         Self::Mirrors,
         Self::Words,
     ];
@@ -123,6 +126,7 @@ impl Profile {
             Self::FullStores => "full-stores",
             Self::BadBlocks => "bad-blocks",
             Self::Unheard => "unheard",
+            Self::Hanging => "hanging",
             Self::Mirrors => "mirrors",
             Self::Words => "words",
         }
@@ -163,6 +167,7 @@ impl Profile {
             Self::FullStores => bends::full_stores(o, rng),
             Self::BadBlocks => bends::bad_blocks(o, rng),
             Self::Unheard => bends::unheard(o, rng),
+            Self::Hanging => bends::hanging(o, rng),
         }
     }
 }

@@ -31,10 +31,11 @@ impl World {
             }
         }
         match self.rng.below(100) {
-            0..4 => {} // lost
+            0..4 => self.goes_unanswered(0),
             4..7 => {
                 // late: its asker may have given it up, or be dead
                 let delay = self.options.settings.arbiter_timeout_ms * MS * self.rng.between(1, 5);
+                self.goes_unanswered(delay);
                 self.plan(delay, Happening::Ask(Box::new(question)));
             }
             7..9 => {
@@ -71,11 +72,13 @@ impl World {
         });
         self.check_register(&question, &answer)?;
         if self.rng.percent(4) {
+            self.goes_unanswered(0);
             return Ok(()); // the answer is lost
         }
         let mut delay = self.rng.around(self.options.arbiter_ns);
         if self.rng.percent(4) {
             delay += self.options.settings.arbiter_timeout_ms * MS * self.rng.between(1, 4);
+            self.goes_unanswered(delay);
         }
         if self.options.kit.late_answers && self.fault_rng.percent(30) {
             let most = self.fault_rng.pick(&[2, 10, 100]);
@@ -92,5 +95,11 @@ impl World {
         }
         self.plan(delay, Happening::Answer(question, answer));
         Ok(())
+    }
+
+    /// An answer does not come, or so much too late: it is waited for, and asked for again.
+    fn goes_unanswered(&mut self, late: u64) {
+        let again = self.now + late.max(2 * self.options.settings.arbiter_timeout_ms * MS);
+        self.ghost.unanswered_until = self.ghost.unanswered_until.max(again);
     }
 }

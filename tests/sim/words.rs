@@ -9,6 +9,7 @@ use kagami_replicator::core::message::Hello;
 use kagami_replicator::core::settings::BothStalePolicy;
 use kagami_replicator::core::state::Role;
 
+use super::lines::Term;
 use super::world::{Checked, World};
 
 /// What was said of whose copy stays.
@@ -31,7 +32,7 @@ impl World {
         let name = self.nodes[node].name;
         if let Some(keep) = hello.keep {
             let told = self.ghost.words.told[node];
-            let since = |term: &&super::lines::Term| term.node == node && term.began > told;
+            let since = |term: &&Term| term.node == node && term.began > told;
             let by_person = self.options.settings.both_stale == BothStalePolicy::Wait;
             if by_person && let Some(term) = self.ghost.terms.iter().find(since) {
                 let what = format!(

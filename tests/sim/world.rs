@@ -318,7 +318,8 @@ impl World {
     pub fn step(&mut self) -> Checked {
         let next = self.heap.pop().expect("something is always planned");
         self.now = next.at;
-        self.happen(next.what)
+        self.happen(next.what)?;
+        self.check_in_time()
     }
 
     /// When that is, if anything is planned.

@@ -107,6 +107,9 @@ impl Mirror {
         if self.now < due {
             return Some(due);
         }
+        if planted(Defect::AckOverdueIgnored) {
+            return Some(self.now.after_ms(self.settings.ack_timeout_ms));
+        }
         out.push(Action::Report(Notice::Stalled { who: "peer" }));
         self.solo.ask_before_hello = true;
         self.door.refused += 1;

@@ -530,3 +530,26 @@ pub(super) fn unheard(o: &mut Options, rng: &mut Rng) {
     o.order_every_ns = 40 * MS;
     o.orders.push((Order::Verify, 1));
 }
+
+pub(super) fn hanging(o: &mut Options, rng: &mut Rng) {
+    small(o, rng);
+    timeouts(o, rng.pick(&[60, 200]));
+    let timeout = o.settings.timeout_ms;
+    o.settings.ack_timeout_ms = timeout * rng.pick(&[1, 2, 5]);
+    o.settings.solo = rng.pick(&[Solo::Arbiter, Solo::Arbiter, Solo::Always]);
+    o.requests = 600;
+    o.depth = rng.pick(&[1, 4, 16]);
+    o.think_ns = rng.pick(&[MS, 10 * MS]);
+    // Often long enough that nothing else breaks until whoever waits for that disk has to have gone on.
+    o.fault_every_ns = Some(20 * timeout * MS);
+    o.faults = vec![
+        (Fault::DiskStalls, 8),
+        (Fault::MetadataStalls, 2),
+        (Fault::SessionEnds, 1),
+        (Fault::LinkCut, 1),
+        (Fault::DaemonDies, 1),
+    ];
+    o.faults_last_ns = Some(20 * timeout * MS);
+    o.order_every_ns = 4 * timeout * MS;
+    o.orders = vec![(Order::Promote, 20), (Order::Verify, 2), (Order::Demote, 1)];
+}
