@@ -36,7 +36,7 @@ pub enum EnrolError {
         /// Its key.
         key: Fingerprint,
         /// What became of the last word.
-        error: PairError,
+        error: Box<PairError>,
     },
     /// The other side told something else than it must.
     #[error("the other side's description makes no sense: {0}")]
@@ -118,7 +118,11 @@ impl EnrolOffer {
         self.offering.close().await;
         match heard {
             Ok(()) => Ok((key, name)),
-            Err(error) => Err(EnrolError::Unheard { name, key, error }),
+            Err(error) => Err(EnrolError::Unheard {
+                name,
+                key,
+                error: Box::new(error),
+            }),
         }
     }
 }
