@@ -38,10 +38,16 @@ fn the_first_seeds_of_the_failover_manager_hold() {
 }
 
 /// Seeds that once showed a defect of the failover manager.
-const MANAGER_ONCE_BROKEN: &[(u64, &str)] = &[(
-    35_374,
-    "a node took a group back from one that it had just begun to hear again, which was about to run it",
-)];
+const MANAGER_ONCE_BROKEN: &[(u64, &str)] = &[
+    (
+        35_374,
+        "a node took a group back from one that it had just begun to hear again, which was about to run it",
+    ),
+    (
+        25_145,
+        "a manager ended before it had recorded what follows from a meeting, and nobody started a group",
+    ),
+];
 
 #[test]
 fn what_was_broken_once_in_the_failover_manager_holds() {

@@ -445,6 +445,10 @@ impl Manager {
         let what = "not heard in time: this node starts alone";
         self.alert(out, Severity::Warning, other, what, "");
         self.beats.up = Some(false);
+        if self.beats.meeting {
+            // Heard, and lost before it had recorded what follows: perhaps it knows nothing of this node any more.
+            self.beats.met = 0;
+        }
         for group in 0..self.groups.len() {
             let order = self.order(group);
             if !self.is_automatic(group) {

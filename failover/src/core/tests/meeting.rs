@@ -137,6 +137,22 @@ fn who_has_not_recorded_what_follows_from_the_meeting_is_waited_for() {
 }
 
 #[test]
+fn who_went_before_it_recorded_what_follows_is_met_anew() {
+    let mut host = TestHost::new(CLUSTER);
+    come(&mut host, Phase::Running, 0);
+    assert_eq!(host.manager.phase(), Phase::Waiting);
+    // It never comes back in time, and this node starts alone and is refused.
+    host.until(300_000);
+    assert_eq!(host.manager.phase(), Phase::Running);
+    host.right(0, Right::Refused("nobody answers".to_owned()));
+    assert!(!host.manager.order_of(0).wanted);
+    let mut message = host.snapshot(1);
+    (message.incarnation, message.phase, message.met) = (8, Phase::Waiting, 0);
+    host.beat(0, message);
+    assert!(host.manager.order_of(0).wanted, "{:?}", host.alerts);
+}
+
+#[test]
 fn that_they_have_met_is_told_with_what_follows_from_it() {
     let met = |host: &TestHost| host.said.as_ref().map(|said| said.met);
     let mut host = refused(CLUSTER);
