@@ -7,6 +7,8 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kagami_nbd_server::{Limits, TlsPolicy};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use support::TestServer;
 use support::client::{Client, tcp_stream, unix_stream};
@@ -16,32 +18,19 @@ static WARNINGS: AtomicUsize = AtomicUsize::new(0);
 /// Counts the server's warnings.
 struct Warnings;
 
-impl tracing::Subscriber for Warnings {
-    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        *metadata.level() == tracing::Level::WARN && metadata.target().contains("nbd_server")
+impl<S: tracing::Subscriber> Layer<S> for Warnings {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        let of = event.metadata();
+        if *of.level() == tracing::Level::WARN && of.target().contains("nbd_server") {
+            WARNINGS.fetch_add(1, Ordering::SeqCst);
+        }
     }
-
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-
-    fn event(&self, _: &tracing::Event<'_>) {
-        WARNINGS.fetch_add(1, Ordering::SeqCst);
-    }
-
-    fn enter(&self, _: &tracing::span::Id) {}
-
-    fn exit(&self, _: &tracing::span::Id) {}
 }
 
 /// How many warnings there are of what `job` does to a server that takes `max` connections.
 fn warnings_of(max: usize, job: impl FnOnce(&TestServer)) -> usize {
     static HEARD: Once = Once::new();
-    HEARD.call_once(|| tracing::subscriber::set_global_default(Warnings).expect("the first"));
+    HEARD.call_once(|| tracing_subscriber::registry().with(Warnings).init());
     let limits = Limits {
         max_connections: max,
         ..Limits::default()

@@ -19,6 +19,8 @@ use kagami_replicator::shell::witness::{
 };
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, LocalSet};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 const PG: RegisterId = RegisterId(0x7067);
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -114,32 +116,19 @@ thread_local! {
 /// subscriber may stay unheard by one that is set while it is met.
 struct Warnings;
 
-impl tracing::Subscriber for Warnings {
-    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        *metadata.level() == tracing::Level::WARN && metadata.target().contains("witness::server")
+impl<S: tracing::Subscriber> Layer<S> for Warnings {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        let of = event.metadata();
+        if *of.level() == tracing::Level::WARN && of.target().contains("witness::server") {
+            WARNINGS.set(WARNINGS.get() + 1);
+        }
     }
-
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-
-    fn event(&self, _: &tracing::Event<'_>) {
-        WARNINGS.set(WARNINGS.get() + 1);
-    }
-
-    fn enter(&self, _: &tracing::span::Id) {}
-
-    fn exit(&self, _: &tracing::span::Id) {}
 }
 
 /// Runs a test on one thread with a deadline.
 fn run(test: impl Future<Output = ()>) {
     static HEARD: Once = Once::new();
-    HEARD.call_once(|| tracing::subscriber::set_global_default(Warnings).expect("the first"));
+    HEARD.call_once(|| tracing_subscriber::registry().with(Warnings).init());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -26,13 +26,9 @@ impl NbdTls {
     }
 }
 
-/// Everything about these files that would keep mirrors from being served over TCP, or an etcd from being asked; sorted
-/// by line.
+/// Everything about these files that would keep mirrors from being served over TCP, or an etcd from being asked.
 pub fn check(config: &Config) -> Vec<Fault> {
-    let mut faults: Vec<Fault> = of_nbd(config).into_iter().collect();
-    faults.extend(of_etcd(config));
-    faults.sort_by_key(|fault| fault.line);
-    faults
+    of_nbd(config).into_iter().chain(of_etcd(config)).collect()
 }
 
 fn of_nbd(config: &Config) -> Option<Fault> {

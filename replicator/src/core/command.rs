@@ -199,7 +199,7 @@ impl Mirror {
             return Some(refusal(
                 "refused: the other node has no disk, there is nothing to choose from",
                 vec![format!("node {}'s disk is {}", self.peer, up.peer.disk)],
-                "replace the disk there first: it is copied to by itself then",
+                NO_DISK_THERE,
             ));
         }
         let between_bad_ones = matches!(

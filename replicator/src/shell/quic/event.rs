@@ -78,8 +78,6 @@ pub enum LinkEvent {
         address: Option<SocketAddr>,
         /// What is wrong, with the next step.
         error: LinkFault,
-        /// Equal failures since the last one told.
-        repeated: u64,
     },
 }
 

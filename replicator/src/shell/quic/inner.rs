@@ -270,7 +270,6 @@ impl Inner {
             peer,
             address,
             error,
-            repeated,
         });
     }
 }

@@ -84,43 +84,38 @@ pub enum ServerError {
     NoAddress,
 }
 
-/// The connections of each key, the oldest first. Clones are the same.
-#[derive(Clone, Debug, Default)]
-struct OfKeys(Arc<Mutex<HashMap<Fingerprint, VecDeque<Connection>>>>);
-
 /// A connection among those of its key, until it is dropped.
 struct OfKey {
-    all: OfKeys,
+    shared: Arc<Shared>,
     key: Fingerprint,
     id: usize,
 }
 
-impl OfKeys {
+impl OfKey {
     /// Takes a connection in. Where its key has [`MAX_OF_KEY`] the oldest of them goes, which is likelier than the newest
     /// to be one that nobody is at the other end of; it is told.
-    fn enter(&self, key: Fingerprint, connection: &Connection) -> (OfKey, Option<Connection>) {
-        let mut all = self.lock();
+    fn enter(
+        shared: &Arc<Shared>,
+        key: Fingerprint,
+        connection: &Connection,
+    ) -> (Self, Option<Connection>) {
+        let mut all = lock(&shared.of_keys);
         let own = all.entry(key).or_default();
         let oldest = (own.len() >= MAX_OF_KEY).then(|| own.pop_front()).flatten();
         own.push_back(connection.clone());
         drop(all);
-        let entered = OfKey {
-            all: self.clone(),
+        let entered = Self {
+            shared: Arc::clone(shared),
             key,
             id: connection.stable_id(),
         };
         (entered, oldest)
     }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Fingerprint, VecDeque<Connection>>> {
-        // Whole between any two statements.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Drop for OfKey {
     fn drop(&mut self) {
-        let mut all = self.all.lock();
+        let mut all = lock(&self.shared.of_keys);
         if let Some(own) = all.get_mut(&self.key) {
             own.retain(|connection| connection.stable_id() != self.id);
             if own.is_empty() {
@@ -145,7 +140,8 @@ struct Shared {
     /// For connections.
     places: Arc<Semaphore>,
     strangers: Strangers,
-    of_keys: OfKeys,
+    /// The connections of each key, the oldest first.
+    of_keys: Mutex<HashMap<Fingerprint, VecDeque<Connection>>>,
 }
 
 impl Server {
@@ -189,7 +185,7 @@ impl Server {
             store: Mutex::new(store),
             places: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             strangers: Strangers::default(),
-            of_keys: OfKeys::default(),
+            of_keys: Mutex::default(),
         };
         Ok(Self {
             endpoints,
@@ -292,7 +288,7 @@ async fn converse(incoming: Incoming, shared: Arc<Shared>) {
         return connection.close(VarInt::from_u32(code::STRANGER), text.as_bytes());
     }
     tracing::debug!(%from, key = %asker, "connected");
-    let (_entered, oldest) = shared.of_keys.enter(asker, &connection);
+    let (_entered, oldest) = OfKey::enter(&shared, asker, &connection);
     if let Some(oldest) = oldest {
         // Known or not: it can do so as often as it likes.
         if shared.strangers.may_tell(from.ip()) {
@@ -383,9 +379,10 @@ fn log(asker: &Fingerprint, request: &Request, outcome: &Outcome) {
     }
 }
 
-fn lock(store: &Mutex<Store>) -> std::sync::MutexGuard<'_, Store> {
-    // A panic leaves nothing half done here: the files are the state.
-    store.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(of: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // A panic leaves nothing half done here: of the store the files are the state, and the connections are whole
+    // between any two statements.
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

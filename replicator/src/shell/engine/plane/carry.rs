@@ -141,7 +141,6 @@ impl Loop {
                 peer,
                 address,
                 error,
-                repeated: _,
             } => {
                 // The link has told of it, with the peer's name.
                 let address = address
