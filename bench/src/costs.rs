@@ -250,6 +250,8 @@ fn counted(
     let logs = ["primary", "secondary"].map(|role| room.dir.join(format!("{name}-{role}.strace")));
     let ends = logs.clone().map(|log| End {
         daemon: strace(&log),
+        // The calls of a thread that looks before it sleeps depend on how long it looks.
+        settings: "busy-poll-us = 0\n".to_owned(),
         ..End::default()
     });
     let mirror = Mirror::start_at(room, name, REGION >> 20, bound.peer, &ends)?;

@@ -47,6 +47,8 @@ pub struct End {
     pub daemon: Vec<String>,
     /// Its address and port for the peer; empty for any free port of 127.0.0.1.
     pub listen: String,
+    /// Lines of its `[node]` besides.
+    pub settings: String,
 }
 
 /// A mirror that is up; its daemons end with this.
@@ -178,7 +180,8 @@ impl Node {
         let at = folder.display();
         let text = format!(
             "[node]\nname = \"node{number}\"\nid = {number}\nlisten = [\"{listen}\"]\n\
-             state-dir = \"{at}\"\nrun-dir = \"{at}\"\n"
+             state-dir = \"{at}\"\nrun-dir = \"{at}\"\n{}",
+            end.settings
         );
         std::fs::write(folder.join("kagami.toml"), text).map_err(fault())?;
         Ok(Self {

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use kagami_replicator::core::disk::DiskOp;
 use kagami_replicator::shell::buffers::{Pool, PoolConfig, Share};
 use kagami_replicator::shell::fence::StoreFile;
+use kagami_replicator::shell::patience::Awaits;
+use kagami_replicator::shell::runtime::has_worked;
 use kagami_replicator::shell::storage::{Area, DiskId, Storage, StorageCompletion};
 
 use crate::candidate::{Candidate, Room};
@@ -56,7 +58,7 @@ impl BareDisk {
 
     fn measure(&self, job: &Job, until: Until, seed: u64) -> Result<Sample, BenchError> {
         let (path, region, job): (&Path, _, _) = (&self.path, self.region, *job);
-        kagami_replicator::shell::runtime::start(async move {
+        super::run_part(async move {
             let fault = BenchError::part::<std::io::Error>;
             let pool = Pool::new(&PoolConfig::default()).map_err(fault("the pool"))?;
             let file = StoreFile::open(path, Duration::from_secs(5))
@@ -129,6 +131,7 @@ impl Run {
             ready
                 .and_then(|()| self.storage.drain(&mut completions))
                 .map_err(BenchError::io("the ring"))?;
+            has_worked(Awaits::Answers);
             for completion in completions.drain(..) {
                 let StorageCompletion::Disk(done) = completion else {
                     unreachable!("there is no metadata here");

@@ -4,7 +4,13 @@ use std::path::Path;
 use std::process::Command;
 use std::rc::Rc;
 
-use kagami_nbd_server::{Export, Exports, Limits, Listener, NullDevice, Server, TlsPolicy};
+use bytes::BytesMut;
+use kagami_nbd_server::{
+    Access, BlockDevice, Completion, DeviceInfo, Export, Exports, Limits, Listener, NullDevice,
+    Refusal, Request, Server, TlsPolicy,
+};
+use kagami_replicator::shell::patience::Awaits;
+use kagami_replicator::shell::runtime::has_worked;
 
 use crate::candidate::{Room, Served};
 use crate::error::BenchError;
@@ -13,15 +19,40 @@ use crate::process::Process;
 /// The export's name.
 const EXPORT: &str = "null";
 
+/// A null device whose thread looks for the next request before it sleeps.
+struct Looking(NullDevice);
+
+impl BlockDevice for Looking {
+    type Buffer = BytesMut;
+    type Opening = ();
+
+    fn info(&self, access: Access) -> Result<DeviceInfo, Refusal> {
+        self.0.info(access)
+    }
+
+    fn open(&self, access: Access) -> Result<(), Refusal> {
+        self.0.open(access)
+    }
+
+    async fn buffer(&self, len: usize) -> BytesMut {
+        self.0.buffer(len).await
+    }
+
+    fn submit(&self, opening: &(), request: Request, completion: Completion) {
+        has_worked(Awaits::Requests);
+        self.0.submit(opening, request, completion);
+    }
+}
+
 /// Serves the null device at `socket` until SIGTERM.
 ///
 /// # Errors
 /// The socket can't be had.
 pub fn serve(socket: &Path, size: u64) -> Result<(), BenchError> {
-    kagami_replicator::shell::runtime::start(async {
+    super::run_part(async {
         let exports = Rc::new(Exports::new());
         exports
-            .add(Export::new(EXPORT, Rc::new(NullDevice::new(size))))
+            .add(Export::new(EXPORT, Rc::new(Looking(NullDevice::new(size)))))
             .map_err(BenchError::part("the front end"))?;
         let server = Server::new(exports, Limits::default());
         let listener = Listener::unix(socket, 0o600).map_err(BenchError::part("the front end"))?;

@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use kagami_replicator::shell::buffers::{Pool, PoolConfig};
 use kagami_replicator::shell::identity::NodeKey;
+use kagami_replicator::shell::patience::Awaits;
 use kagami_replicator::shell::quic::{
     Link, LinkConfig, LinkEvent, MirrorId, NodeId, PeerConfig, SessionId,
 };
+use kagami_replicator::shell::runtime::has_worked;
 use kagami_replicator::wire::frame::{Class, OutFrame};
 
 use crate::candidate::Candidate;
@@ -55,7 +57,7 @@ impl Candidate for BareLink {
             // A server that failed to start has dropped its end.
             let measured = address.recv().ok().map(|address| {
                 of_b.addresses.push(address);
-                kagami_replicator::shell::runtime::start(async {
+                super::run_part(async {
                     let config = config(NodeId(1), of_b);
                     let link = Link::new(config, key_a, memory()?)
                         .map_err(BenchError::part("the link"))?;
@@ -127,7 +129,7 @@ fn serve(
     peer: PeerConfig,
     address: &mpsc::Sender<SocketAddr>,
 ) -> Result<(), BenchError> {
-    kagami_replicator::shell::runtime::start(async {
+    super::run_part(async {
         let with = peer.node;
         let link = Link::new(config(NodeId(2), peer), key, memory()?)
             .map_err(BenchError::part("the link"))?;
@@ -138,6 +140,7 @@ fn serve(
         loop {
             link.ready().await;
             link.drain(&mut events);
+            has_worked(Awaits::Requests);
             for event in events.drain(..) {
                 match event {
                     LinkEvent::Frame { frame, .. } => {
@@ -190,6 +193,7 @@ async fn operations(
     while in_flight > 0 {
         link.ready().await;
         link.drain(&mut events);
+        has_worked(Awaits::Answers);
         for event in events.drain(..) {
             let LinkEvent::Frame { frame, .. } = event else {
                 return Err(BenchError::part("the link")(format!("{event:?}")));

@@ -10,4 +10,18 @@ pub mod front_end;
 pub mod link;
 mod parts;
 
+use std::future::Future;
+
+use kagami_replicator::shell::patience::DEFAULT_BUSY_POLL;
+use kagami_replicator::shell::runtime;
+
 pub use parts::{DISK, FRONT_END, LINK, Parts, processor};
+
+/// Runs a part as a daemon's thread runs: one that looks before it sleeps, and is told what it
+/// [waits for](runtime::has_worked).
+fn run_part<F: Future>(part: F) -> F::Output {
+    runtime::start(async {
+        runtime::look_before_sleeping(DEFAULT_BUSY_POLL);
+        part.await
+    })
+}

@@ -266,8 +266,8 @@ fn candidates(room: &Room, world: &World) -> Result<Vec<Box<dyn Candidate>>, Ben
     let quorum = quorum_at(room, Between::X509, &ends)?;
     let end = |at: usize| End {
         within: world.entry(at),
-        daemon: Vec::new(),
         listen: format!("{}:7789", ADDRESSES[at]),
+        ..End::default()
     };
     let mebibytes = room.region >> 20;
     let pair = Mirror::start_at(room, "pair", mebibytes, Peer::There, &[end(0), end(1)])?;

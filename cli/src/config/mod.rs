@@ -68,6 +68,8 @@ pub struct Node {
     pub threads: usize,
     /// Bytes of buffers for each thread.
     pub buffers: u64,
+    /// How long a thread looks before it sleeps.
+    pub busy_poll: Duration,
     /// Key, and stores made without being told where.
     pub state_dir: PathBuf,
     /// Sockets.
@@ -428,6 +430,7 @@ impl Node {
             listen: fields.sockets("listen"),
             threads: fields.number("threads") as usize,
             buffers: fields.number("buffers"),
+            busy_poll: Duration::from_micros(fields.number("busy-poll-us")),
             state_dir: fields
                 .path("state-dir")
                 .unwrap_or_else(|| places.state.clone()),

@@ -2,7 +2,7 @@
 //!
 //! | module | |
 //! |---|---|
-//! | [`engine`], [`runtime`] | mirrors on data-plane threads; a thread's runtime |
+//! | [`engine`], [`runtime`], [`patience`] | mirrors on data-plane threads; a thread's runtime, and when it sleeps |
 //! | [`uring`], [`buffers`] | the ring, and the memory that payloads live in |
 //! | [`storage`], [`disk`], [`metadata`] | a thread's stores: a mirror's data, and its metadata |
 //! | [`store`], [`signature`], [`probe`], [`fence`] | making a store, and not of what is used; what it can do; one opener for each |
@@ -24,6 +24,7 @@ mod fields;
 pub mod identity;
 pub mod metadata;
 pub mod pairing;
+pub mod patience;
 pub mod probe;
 pub mod quic;
 mod race;

@@ -1,7 +1,7 @@
 //! The runtime of a data-plane thread: tokio's for one thread, arranged so that an operation costs few system
 //! calls.
 //!
-//! Three things differ from `LocalSet` in a plain runtime (docs/decisions/0010-runtime.md has the counts):
+//! Four things differ from `LocalSet` in a plain runtime (docs/decisions/0010-runtime.md has the counts):
 //!
 //! - Everything is a task of the one run queue, the root too ([`run`]). A future given to `block_on` is polled
 //!   only after the sockets were looked at, which is a system call each time that another task wakes it.
@@ -10,21 +10,35 @@
 //!   without a second sleep. A thread may have several: the disks', and those of ublk's devices.
 //! - [`step_back`] lets the tasks go first that are ready now, and asks the kernel for nothing.
 //!
+//! - A thread that may expect something soon looks a while before it sleeps ([`Awaits`]).
+//!
 //! And the link's clock is read once for everything that is done at a time ([`moment`]).
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
 use std::task::{Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
+
+use super::patience::{Awaits, Patience};
+use super::time;
 
 thread_local! {
     /// Who looks at a ring when the thread's sleep ends, whatever ended it.
     static INTERRUPTED: RefCell<Vec<Waker>> = const { RefCell::new(Vec::new()) };
     /// What [`moment`] says.
     static CLOCK: Cell<Clock> = const { Cell::new(Clock::NotOurs) };
+    /// Of a thread that looks before it sleeps.
+    static LOOKER: RefCell<Option<Looker>> = const { RefCell::new(None) };
+}
+
+/// What keeps a thread from sleeping.
+struct Looker {
+    patience: Patience,
+    /// Of a task that does nothing: tokio asks the kernel without waiting while any task is ready.
+    task: Waker,
 }
 
 /// What is known of the time.
@@ -46,7 +60,11 @@ enum Clock {
 pub fn build() -> io::Result<LocalRuntime> {
     Builder::new_current_thread()
         .enable_all()
-        .on_thread_park(|| CLOCK.set(Clock::NotOurs))
+        .on_thread_park(|| {
+            if !looks_again() {
+                CLOCK.set(Clock::NotOurs);
+            }
+        })
         .on_thread_unpark(|| {
             CLOCK.set(Clock::Unread);
             wake_interrupted();
@@ -82,13 +100,64 @@ pub fn start<F: Future>(future: F) -> F::Output {
     runtime.block_on(future)
 }
 
-/// The thread leaves its runtime: another one would not say when time passes.
+/// The thread leaves its runtime: another one would not say when time passes, nor has it this one's tasks.
 struct Leaves;
 
 impl Drop for Leaves {
     fn drop(&mut self) {
         CLOCK.set(Clock::NotOurs);
+        LOOKER.take();
     }
+}
+
+/// From now on this thread, whose runtime is [ours](build), looks for up to `longest` before it sleeps, where
+/// that is worth it; [`has_worked`] is to be told. Zero, or a machine of one processor: it sleeps.
+pub fn look_before_sleeping(longest: Duration) {
+    if longest.is_zero() || std::thread::available_parallelism().is_ok_and(|cores| cores.get() == 1)
+    {
+        return;
+    }
+    tokio::task::spawn_local(poll_fn(move |cx| {
+        LOOKER.with_borrow_mut(|looker| match looker {
+            Some(looker) => looker.task.clone_from(cx.waker()),
+            None => {
+                *looker = Some(Looker {
+                    patience: Patience::new(longest),
+                    task: cx.waker().clone(),
+                });
+            }
+        });
+        Poll::<()>::Pending
+    }));
+}
+
+/// The thread had something to do, and waits for `awaits` next.
+pub fn has_worked(awaits: Awaits) {
+    LOOKER.with_borrow_mut(|looker| {
+        if let Some(Looker { patience, .. }) = looker {
+            if patience.is_waiting() {
+                patience.found(time::now());
+            }
+            patience.awaits(awaits);
+        }
+    });
+}
+
+/// Nothing is ready: whether to look again instead of sleeping. The processor was offered to others then.
+fn looks_again() -> bool {
+    LOOKER.with_borrow_mut(|looker| {
+        let Some(Looker { patience, task }) = looker else {
+            return false;
+        };
+        let now = time::now();
+        if !patience.looks(now) {
+            return false;
+        }
+        std::thread::yield_now();
+        patience.was_away(now, time::now());
+        task.wake_by_ref();
+        true
+    })
 }
 
 /// The time, read at most once since the thread last slept, or since [`time_passed`]. The link asks for it several
@@ -195,7 +264,7 @@ mod tests {
         let first = moment();
         assert!(later(first), "outside");
         run(&runtime, async {
-            let sleep = || tokio::time::sleep(std::time::Duration::from_millis(1));
+            let sleep = || tokio::time::sleep(Duration::from_millis(1));
             sleep().await;
             let first = moment();
             assert!(!later(first), "of one turn");
@@ -209,6 +278,32 @@ mod tests {
         });
         let last = moment();
         assert!(later(last), "left");
+    }
+
+    #[test]
+    fn a_thread_that_looks_does_not_sleep_and_one_without_hope_does() {
+        // Long enough for any wait here to be a short one.
+        let (longest, cores) = (Duration::from_secs(600), thread::available_parallelism());
+        let runtime = build().expect("a runtime");
+        let sleeps = runtime.metrics();
+        run(&runtime, async move {
+            look_before_sleeping(longest);
+            let slept = || sleeps.worker_park_count(0);
+            let pause = || tokio::time::sleep(Duration::from_millis(1));
+            pause().await;
+            let before = slept();
+            pause().await;
+            assert!(slept() > before, "nobody has told of work");
+            has_worked(Awaits::Requests);
+            let before = slept();
+            pause().await;
+            let looks = cores.is_ok_and(|cores| cores.get() > 1);
+            assert_eq!(slept() == before, looks);
+            has_worked(Awaits::Answers);
+            pause().await;
+            assert!(slept() > before, "none of its kind was seen yet");
+        });
+        assert!(LOOKER.with_borrow(Option::is_none), "left");
     }
 
     #[test]

@@ -229,6 +229,11 @@ impl Storage {
         self.io.ring.queued()
     }
 
+    /// How many operations the kernel has not completed, or has not got yet.
+    pub fn in_flight(&self) -> usize {
+        self.io.ring.in_flight()
+    }
+
     /// Hands everything queued to the kernel. Call it once at the end of a turn of the loop.
     ///
     /// # Errors

@@ -21,6 +21,7 @@ use kagami_replicator::shell::engine::{
     Requester, StartError,
 };
 use kagami_replicator::shell::identity::{Fingerprint, NodeKeys};
+use kagami_replicator::shell::patience::DEFAULT_BUSY_POLL;
 use kagami_replicator::shell::quic::{self, PeerConfig};
 use kagami_replicator::shell::store::{create_backing_file, create_metadata_store};
 use tokio::sync::oneshot;
@@ -47,6 +48,7 @@ pub struct Node {
     pub id: u64,
     pub folder: tempfile::TempDir,
     pub boot: u128,
+    pub busy_poll: Duration,
     pub engine: Option<Engine>,
 }
 
@@ -58,6 +60,7 @@ impl Node {
             id,
             folder,
             boot: 1,
+            busy_poll: DEFAULT_BUSY_POLL,
             engine: None,
         }
     }
@@ -85,6 +88,7 @@ impl Node {
         config.listen = vec![([127, 0, 0, 1], 0).into()];
         config.buffers = 8 << 20;
         config.lock_buffers = false;
+        config.busy_poll = self.busy_poll;
         self.engine = Some(Engine::start(&config).expect("engine"));
     }
 
@@ -292,8 +296,14 @@ pub fn introduce(a: &Node, b: &Node) {
 
 /// Two nodes with fresh copies of pg, connected and in sync; the first is Primary.
 pub async fn pair(solo: Solo) -> (Node, Node) {
+    pair_that_looks(solo, DEFAULT_BUSY_POLL).await
+}
+
+/// The same, whose threads look so long before they sleep.
+pub async fn pair_that_looks(solo: Solo, busy_poll: Duration) -> (Node, Node) {
     let (mut a, mut b) = (Node::new(1), Node::new(2));
     for node in [&mut a, &mut b] {
+        node.busy_poll = busy_poll;
         node.make_copy("pg", PG, true);
         node.start();
     }

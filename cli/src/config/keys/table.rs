@@ -80,6 +80,14 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         Node,
+        "busy-poll-us",
+        Kind::Number { min: 0, max: 1000 },
+        Value("100"),
+        Restart,
+        "Microseconds that a data-plane thread with something to expect looks for it before it sleeps; 0: it sleeps at once (docs/performance.md).",
+    ),
+    key(
+        Node,
         "state-dir",
         Kind::Path,
         Derived("/var/lib/kagami for root, else the user's state folder"),

@@ -104,6 +104,7 @@ impl Mirrors {
         told.listen.clone_from(&config.node.listen);
         told.threads = u16::try_from(config.node.threads).unwrap_or(u16::MAX);
         told.buffers = usize::try_from(config.node.buffers).unwrap_or(usize::MAX);
+        told.busy_poll = config.node.busy_poll;
         told.newest_version = config.node.link_version;
         told.peers = addresses::peers(config, &found);
         let shell = Shell::start(&told).map_err(|error| failed("the engine", &error))?;

@@ -8,6 +8,7 @@ use crate::core::settings::Settings;
 use crate::core::state::NodeId;
 use crate::shell::boot::Boot;
 use crate::shell::etcd::EtcdConfig;
+use crate::shell::patience::DEFAULT_BUSY_POLL;
 use crate::shell::quic::{self, PeerConfig, Tuning};
 use crate::shell::witness::ClientConfig;
 
@@ -34,6 +35,8 @@ pub struct EngineConfig {
     pub buffers: usize,
     /// Lock that memory (where it is permitted).
     pub lock_buffers: bool,
+    /// How long a thread looks at most before it sleeps; zero: not at all ([`patience`](crate::shell::patience)).
+    pub busy_poll: Duration,
     /// This boot, and where its tokens lie.
     pub boot: Boot,
     /// How the network is treated.
@@ -53,6 +56,7 @@ impl EngineConfig {
             threads: 1,
             buffers: DEFAULT_BUFFERS,
             lock_buffers: true,
+            busy_poll: DEFAULT_BUSY_POLL,
             boot,
             tuning: Tuning::default(),
             newest_version: quic::SUPPORTED[0],

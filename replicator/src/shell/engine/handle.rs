@@ -512,6 +512,7 @@ fn start_thread(config: &EngineConfig, index: u16, told: Told) -> Result<Thread,
             }
         };
         runtime::run(&runtime, async move {
+            runtime::look_before_sleeping(config.busy_poll);
             match prepare(&config, index, link, received, told) {
                 Ok(this) => {
                     let told = up.send(Ok(this.addresses()));

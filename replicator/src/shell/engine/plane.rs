@@ -38,7 +38,8 @@ use crate::shell::buffers::{Account, Buffer, Pool, Share};
 use crate::shell::etcd;
 use crate::shell::identity::{NodeKey, NodeKeys};
 use crate::shell::quic::{self, BufferSource, Link, LinkEvent, MirrorId, Note, PeerConfig};
-use crate::shell::runtime::{step_back, time_passed};
+use crate::shell::patience::Awaits;
+use crate::shell::runtime::{has_worked, step_back, time_passed};
 use crate::shell::storage::{Storage, StorageCompletion};
 use crate::shell::time::{now, until};
 use crate::shell::witness::Remote;
@@ -195,6 +196,8 @@ pub(super) struct Loop {
     speller: Speller,
     follow_ups: VecDeque<Event>,
     answers: Vec<Ready>,
+    /// Requests of front ends that were taken and have no answer yet.
+    unanswered: usize,
 }
 
 /// How the loop ended.
@@ -263,6 +266,7 @@ impl Loop {
             speller: Speller::default(),
             follow_ups: VecDeque::new(),
             answers: Vec::new(),
+            unanswered: 0,
         })
     }
 
@@ -294,12 +298,22 @@ impl Loop {
             if let Some(end) = end {
                 break end;
             }
+            has_worked(self.awaits());
         };
         if end == End::Orderly {
             // What was said last still goes out.
             self.link.shutdown().await;
         }
         // The storage's ring waits for whatever the kernel has begun.
+    }
+
+    /// What there is to wait for after this turn.
+    fn awaits(&self) -> Awaits {
+        if self.unanswered > 0 || self.storage.in_flight() > 0 {
+            Awaits::Answers
+        } else {
+            Awaits::Requests
+        }
     }
 
     /// Waits until there is something to do. When there was at once, the thread's other tasks (the
@@ -388,6 +402,7 @@ impl Loop {
         }
         self.on_deadlines(now);
         self.release();
+        self.unanswered -= self.answers.len();
         for ready in self.answers.drain(..) {
             ready.requester.complete(ready.ticket, ready.result);
         }

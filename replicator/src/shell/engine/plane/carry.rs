@@ -177,6 +177,7 @@ impl Loop {
                 requester,
                 ticket,
             } => {
+                self.unanswered += 1;
                 let refused = {
                     let host = host.borrow();
                     if host.is_leaving {
