@@ -10,9 +10,9 @@
 //!   than the longest look. So a thread without work sleeps, and one whose client is slow looks while
 //!   disks and peer owe it answers, and sleeps between two requests. (KVM's halt polling and QEMU's
 //!   I/O threads adapt in the same way.)
-//! - Before each look it offers the processor to whoever is waiting for it. Where that takes long, there
-//!   is somebody who computes, and looking would cost this thread its turn: it sleeps for
-//!   a thousand times as long as it was away ([`REST`]), so that not more than a thousandth is lost to such offers.
+//! - Before each look it offers the processor to whoever is waiting for it. Where that takes long ([`AWAY`]), there
+//!   is somebody who computes, and looking costs this thread its turn: it does without looking for
+//!   [`REST`] times as long as it was away, so that not more than a two-hundredth is lost to such offers.
 //! - Not at all on a machine of one processor, where nobody gets on while it looks.
 
 use std::time::Duration;
@@ -20,11 +20,15 @@ use std::time::Duration;
 use crate::core::state::Time;
 
 /// The longest look unless the configuration says otherwise: the round trip of a local network and a write of
-/// a fast disk are shorter.
-pub const DEFAULT_BUSY_POLL: Duration = Duration::from_micros(100);
+/// a fast disk are shorter. Linux's own halt polling in guests has the same.
+pub const DEFAULT_BUSY_POLL: Duration = Duration::from_micros(200);
+
+/// So many nanoseconds without the processor are another program's time slice. A shorter absence is an interrupt, the
+/// host, or one of those that this thread works with.
+const AWAY: u64 = 500_000;
 
 /// So many times as long as an offer took the processor away, the thread does without looking.
-const REST: u64 = 1000;
+const REST: u64 = 200;
 
 /// What a thread waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +76,7 @@ impl Patience {
     /// The processor was offered to others at `from`, and was back at `now`.
     pub(super) fn was_away(&mut self, from: Time, now: Time) {
         let away = now.since(from);
-        if away > self.longest {
+        if away > AWAY {
             self.rests_until = Time(now.0.saturating_add(away.saturating_mul(REST)));
         }
     }
@@ -144,13 +148,14 @@ mod tests {
     }
 
     #[test]
-    fn where_others_compute_it_rests_a_thousand_times_as_long() {
+    fn where_others_compute_it_rests_for_longer() {
         let mut patience = patience();
         wait(&mut patience, 0, 30);
-        patience.was_away(Time(0), Time(100 * US));
-        assert_eq!(wait(&mut patience, 100 * US, 2), Some(1), "a client's turn");
-        patience.was_away(Time(1_000 * US), Time(1_101 * US));
-        let until = (1_101 + 101_000) * US;
+        patience.was_away(Time(0), Time(AWAY));
+        assert_eq!(wait(&mut patience, AWAY, 2), Some(1), "a client's turn");
+        let from = 1_000_000_000;
+        patience.was_away(Time(from), Time(from + AWAY + US));
+        let until = from + (AWAY + US) * (1 + REST);
         assert_eq!(wait(&mut patience, until - US, 1), None);
         assert_eq!(wait(&mut patience, until, 1), Some(0));
     }

@@ -82,7 +82,7 @@ pub const KEYS: &[Key] = &[
         Node,
         "busy-poll-us",
         Kind::Number { min: 0, max: 1000 },
-        Value("100"),
+        Value("200"),
         Restart,
         "Microseconds that a data-plane thread with something to expect looks for it before it sleeps; 0: it sleeps at once (docs/performance.md).",
     ),
