@@ -2,7 +2,8 @@
 //!
 //! A node counts as lost only when every heartbeat is silent for its time-out, or when its manager
 //! has said good-bye. A heartbeat of an earlier life of the manager, one that was heard before, and
-//! one of a manager that does not say that it hears this one, which could be old, count for nothing.
+//! one of a manager that does not say that it hears this one, which could be old, count for nothing. Nor does one
+//! that was on its way when its node was fenced.
 
 use crate::config::{Cluster, Severity, Start as Automatic};
 use crate::planted::{Defect, planted};
@@ -25,6 +26,8 @@ pub(super) struct Beats {
     pub peer: Option<Snapshot>,
     /// The highest life of the other manager that was heard.
     life: u64,
+    /// Until then what is heard may have been on its way when its node was fenced.
+    late_until: Time,
     /// It has said that it hears this life of this manager.
     acquainted: bool,
     /// As [`Snapshot::met`] says it, before what follows from that is durable.
@@ -67,6 +70,7 @@ impl Beats {
             said: None,
             peer: None,
             life: 0,
+            late_until: Time(0),
             acquainted: false,
             met: if met { u64::MAX } else { 0 },
             meeting: false,
@@ -84,6 +88,19 @@ impl Beats {
     /// What is to be told of that.
     pub fn met(&self) -> u64 {
         if self.meeting { 0 } else { self.met }
+    }
+
+    /// The fence script has just said that the other node is down. What is heard of it for the longest time-out was on
+    /// its way (no node boots so soon); what it says later, it says in spite of the script.
+    pub fn fenced(&mut self, now: Time) {
+        let longest = self.lines.iter().map(|line| line.timeout).max();
+        self.late_until = now.after(longest.unwrap_or_default());
+    }
+
+    /// Until when it may be.
+    #[cfg(test)]
+    pub fn late_until(&self) -> Time {
+        self.late_until
     }
 
     /// `speaks`: this node sends heartbeats.
@@ -110,7 +127,7 @@ impl Manager {
     pub(super) fn on_beat(&mut self, heartbeat: usize, mut message: Snapshot, out: &mut Actions) {
         let beats = &mut self.beats;
         let known = beats.peer.as_ref().map(|peer| peer.incarnation);
-        if message.incarnation < beats.life {
+        if message.incarnation < beats.life || self.now < beats.late_until {
             return;
         }
         if message.incarnation > beats.life {

@@ -431,6 +431,7 @@ impl Manager {
             self.alert(out, Severity::Warning, object, what, "");
         } else if *result == OpResult::Done {
             self.fence = Fence::Down;
+            self.beats.fenced(self.now);
             self.alert(
                 out,
                 Severity::Warning,

@@ -2,6 +2,16 @@
 
 use super::*;
 
+/// The other node has been told to run the group, and does.
+fn active_there(host: &mut TestHost) -> Snapshot {
+    let mut message = host.snapshot(1);
+    let brief = &mut message.groups[0];
+    brief.order.version = 5;
+    (brief.order.value.wanted, brief.order.value.owner) = (true, 1);
+    (brief.busy, brief.active) = (true, true);
+    message
+}
+
 #[test]
 fn without_an_arbiter_a_lost_nodes_group_is_taken_over_only_as_permitted() {
     let none = |more: &str| {
@@ -16,12 +26,7 @@ fn without_an_arbiter_a_lost_nodes_group_is_taken_over_only_as_permitted() {
             group: 0,
             ready: true,
         });
-        let mut message = host.snapshot(1);
-        message.groups[0].order.version = 5;
-        message.groups[0].order.value.wanted = true;
-        message.groups[0].order.value.owner = 1;
-        message.groups[0].busy = true;
-        message.groups[0].active = true;
+        let message = active_there(&mut host);
         host.beat(0, message);
         assert_eq!(host.manager.order_of(0).owner, 1);
         host.until(host.now + 60_000);
@@ -55,6 +60,34 @@ fn without_an_arbiter_a_lost_nodes_group_is_taken_over_only_as_permitted() {
     ));
     assert!(host.asked.is_empty());
     assert_eq!(host.told("reaches none of the `ping` addresses"), 1);
+}
+
+#[test]
+fn what_was_on_its_way_when_its_node_was_fenced_is_not_heard() {
+    let text = replaced("kind = \"witness\"\nname = \"gamma\"", "kind = \"none\"")
+        + "[fence]\nscript = \"/fence\"\n";
+    let mut host = TestHost::new(&text);
+    host.handle(Event::Ready {
+        group: 0,
+        ready: true,
+    });
+    let message = active_there(&mut host);
+    host.beat(0, message);
+    while host.asked.is_empty() {
+        assert!(host.now < 600_000, "{:?}", host.alerts);
+        host.until(host.now + 50);
+    }
+    assert_eq!(host.asked, [(0, true)]);
+    assert_eq!(host.manager.beats.up, Some(false));
+    let until = host.manager.beats.late_until().0;
+    host.hear();
+    assert_eq!(host.manager.beats.up, Some(false), "an old word");
+    host.until(until - 1);
+    host.hear();
+    assert_eq!(host.manager.beats.up, Some(false), "an old word");
+    host.until(until);
+    host.hear();
+    assert_eq!(host.manager.beats.up, Some(true), "in spite of the script");
 }
 
 #[test]
