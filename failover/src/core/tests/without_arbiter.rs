@@ -358,7 +358,7 @@ fn what_waits_for_the_disk_by_the_word_of_a_fence_script_is_not_asked_once_the_o
     for (id, command) in [(1, Command::Suspend), (2, Command::Resume)] {
         host.handle(Event::Command { id, command });
     }
-    host.until(host.now + 2_000);
+    host.until(host.manager.beats.late_until().0);
     let mut message = host.agreed();
     message.groups[0].able = false;
     host.beat(0, message);
