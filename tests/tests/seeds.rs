@@ -47,6 +47,10 @@ const MANAGER_ONCE_BROKEN: &[(u64, &str)] = &[
         25_145,
         "a manager ended before it had recorded what follows from a meeting, and nobody started a group",
     ),
+    (
+        56_015,
+        "a heartbeat that was on its way when its node was fenced was believed, and what was started was stopped",
+    ),
 ];
 
 #[test]

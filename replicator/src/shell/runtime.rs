@@ -9,7 +9,6 @@
 //!   anything. Who waits for a ring is woken then ([`wake_when_interrupted`]) and finds the completion
 //!   without a second sleep. A thread may have several: the disks', and those of ublk's devices.
 //! - [`step_back`] lets the tasks go first that are ready now, and asks the kernel for nothing.
-//!
 //! - A thread that may expect something soon looks a while before it sleeps ([`Awaits`]).
 //!
 //! And the link's clock is read once for everything that is done at a time ([`moment`]).
@@ -118,14 +117,11 @@ pub fn look_before_sleeping(longest: Duration) {
         return;
     }
     tokio::task::spawn_local(poll_fn(move |cx| {
-        LOOKER.with_borrow_mut(|looker| match looker {
-            Some(looker) => looker.task.clone_from(cx.waker()),
-            None => {
-                *looker = Some(Looker {
-                    patience: Patience::new(longest),
-                    task: cx.waker().clone(),
-                });
-            }
+        LOOKER.with_borrow_mut(|looker| {
+            looker.get_or_insert_with(|| Looker {
+                patience: Patience::new(longest),
+                task: cx.waker().clone(),
+            });
         });
         Poll::<()>::Pending
     }));
