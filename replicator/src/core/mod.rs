@@ -24,7 +24,7 @@
 //! | `promote`, `demote`, `solo`, `attempt`, `diskless` | who may go on, and by which permission; the arbiter asked; a Primary without a disk |
 //! | `peer`, `served` | another node takes the peer's place; who answers for a target that is Primary |
 //! | `secondary`, `applied` | what the peer sends is applied |
-//! | `resync`, `compare`, `pace`, `settle` | one copy is brought up to date: the blocks, checksums first, how fast, and its end |
+//! | `resync`, `compare`, `pace`, `latencies`, `settle` | one copy is brought up to date: the blocks, checksums first, how fast and beside which of the application's latencies, and its end |
 //! | `word` | an operator's word on whose copy stays |
 //! | `verify` | the copies are compared |
 //! | `durable` | the record and the bitmap's pages are written |
@@ -48,6 +48,7 @@ mod full;
 mod handshake;
 mod hot;
 mod invariant;
+mod latencies;
 mod link;
 mod memory;
 pub mod message;

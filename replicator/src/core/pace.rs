@@ -10,10 +10,13 @@
 //!
 //! What latency was an hour ago says nothing: the application did something else then. And a small
 //! window alone would not do: on a fast disk the smallest one is empty again within the time of one
-//! write of the application, and is filled again.
+//! write of the application, and is filled again. It is small all the same while an application writes, and so
+//! are its chunks: what a thread has at hand, a request waits for that lies in its socket, and no measure taken
+//! here sees that wait.
 
 use std::mem;
 
+use super::latencies::Latencies;
 use super::settings::{LatencyTarget, Settings};
 use super::state::Time;
 
@@ -35,8 +38,17 @@ const ONE_IN: u64 = 100;
 const LISTEN_AGAIN: u32 = 20;
 /// The window never shrinks below this: a resynchronisation always makes progress.
 const SMALLEST: u64 = 64 << 10;
-/// A bounded rate is kept over this many milliseconds: so much may go at once, and no more is in flight.
+/// A bounded rate is kept over this many milliseconds: what was not sent meanwhile may be made up for.
 const BURST_MS: u64 = 1;
+/// Beside an application no chunk is longer than the share of the rate in this many nanoseconds, and no more is
+/// in flight: what a thread has at hand at once, a request waits for in its socket.
+const AT_HAND_NS: u64 = 250_000;
+/// But so much always is.
+const AT_HAND_LEAST: u64 = 16 << 10;
+/// A chunk that takes so long to be answered for is on its way for most of that, and not at hand: as much as
+/// fills the way is in flight. Shorter trips are mostly of what the nodes' threads have at hand, and would grow
+/// with it.
+const LONG_WAY_NS: u64 = 1_000_000;
 /// Growth of a bounded rate in a tick is its eighth and this, bytes per second.
 const STEP: u64 = 1 << 20;
 /// Of its rate without an application a resynchronisation keeps at least one part in so many.
@@ -73,6 +85,10 @@ pub(super) struct Pace {
     alone: Latencies,
     /// The bound on the rate, bytes per second: the lower of `left` and the operator's.
     bound: Option<u64>,
+    /// The shortest time that a chunk took to be answered for since it was listened last, nanoseconds.
+    trip: Option<u64>,
+    /// The same of the time before.
+    trip_before: u64,
     /// Bytes that the bound allows now. Not above zero: what a chunk took beyond is still being paid for.
     allowance: i64,
     allowed: Time,
@@ -84,45 +100,6 @@ pub(super) struct Pace {
     rate: u64,
     /// The same of what was sent or found equal: for people, nothing is decided by it.
     pub done_rate: u64,
-}
-
-/// Latencies, in quarters of an octave.
-#[derive(Clone, Debug)]
-struct Latencies {
-    counts: [u32; 256],
-    count: u64,
-}
-
-impl Default for Latencies {
-    fn default() -> Self {
-        Self {
-            counts: [0; 256],
-            count: 0,
-        }
-    }
-}
-
-impl Latencies {
-    fn add(&mut self, ns: u64) {
-        let octave = ns.max(4).ilog2();
-        let quarter = (ns.max(4) >> (octave - 2)) & 3;
-        self.counts[(u64::from(octave) * 4 + quarter) as usize] += 1;
-        self.count += 1;
-    }
-
-    /// What one in so many exceeds: the end of its quarter, nanoseconds. `one_in` is at most the count.
-    fn slow(&self, one_in: u64) -> u64 {
-        let mut above = self.count / one_in.max(1);
-        for (place, count) in self.counts.iter().enumerate().rev() {
-            if above <= u64::from(*count) {
-                let (octave, quarter) = (place / 4, place as u64 % 4);
-                let end = u128::from(5 + quarter) << octave.saturating_sub(2);
-                return u64::try_from(end).unwrap_or(u64::MAX);
-            }
-            above -= u64::from(*count);
-        }
-        0
-    }
 }
 
 /// How far a resynchronisation is.
@@ -153,6 +130,11 @@ impl Pace {
         self.writes.add(ns);
     }
 
+    /// The peer has answered for a chunk, so many nanoseconds after it was sent.
+    pub fn arrived(&mut self, ns: u64) {
+        self.trip = Some(self.trip.map_or(ns, |trip| trip.min(ns)));
+    }
+
     /// A resynchronisation begins.
     pub fn begin(&mut self, now: Time, flow: Flow, settings: &Settings) {
         self.writes = Latencies::default();
@@ -160,6 +142,7 @@ impl Pace {
         self.breath = Breath::New;
         self.left = None;
         self.best = 0;
+        (self.trip, self.trip_before) = (None, 0);
         self.ticked = now;
         self.due = now.after_ms(FIRST_MS);
         (self.sent_before, self.done_before) = (flow.sent, flow.done);
@@ -195,6 +178,11 @@ impl Pace {
             }
             Breath::Listening(_) => {
                 let heard = mem::take(&mut self.writes);
+                let trip = self.trip.take();
+                // Without an application so much is in flight that a trip says nothing of the way.
+                if self.left.is_some() {
+                    self.trip_before = trip.unwrap_or(self.trip_before);
+                }
                 if heard.count > 0 {
                     self.alone = heard;
                     // Carefully at first.
@@ -278,11 +266,16 @@ impl Pace {
             (left, most) => left.or(most),
         };
         let most = settings.resync_window.max(SMALLEST);
-        self.window = self.left.map_or(most, |left| {
-            u64::try_from(share(left, BURST_MS * 1_000_000))
-                .unwrap_or(u64::MAX)
-                .clamp(SMALLEST, most)
-        });
+        let way = match self.trip_before {
+            LONG_WAY_NS.. => self.trip_before,
+            _ => AT_HAND_NS,
+        };
+        self.window = self.left.map_or(most, |left| at_hand(left, way).min(most));
+    }
+
+    /// The longest chunk that may be sent, in bytes; not below a block.
+    pub fn longest_chunk(&self) -> u64 {
+        self.left.map_or(u64::MAX, |left| at_hand(left, AT_HAND_NS))
     }
 
     /// Whether another chunk of `bytes` may be sent while `in_flight` bytes are. If so, it is counted.
@@ -324,6 +317,12 @@ fn of_late(before: u64, newest: u64) -> u64 {
 fn share(rate: u64, ns: u64) -> i64 {
     let bytes = u128::from(rate) * u128::from(ns) / 1_000_000_000;
     i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// The same, and what a thread has at hand in any case.
+fn at_hand(rate: u64, ns: u64) -> u64 {
+    let bytes = share(rate, ns);
+    bytes.unsigned_abs().max(AT_HAND_LEAST)
 }
 
 #[cfg(test)]
@@ -442,17 +441,38 @@ mod tests {
     }
 
     #[test]
-    fn one_write_in_a_hundred_is_slower() {
-        let mut latencies = Latencies::default();
-        (0..990).for_each(|_| latencies.add(100_000));
-        (0..10).for_each(|_| latencies.add(3_000_000));
-        // A quarter of an octave is a fifth.
-        assert!((3_000_000..3_700_000).contains(&latencies.slow(100)));
-        assert!((100_000..125_000).contains(&latencies.slow(50)));
-        assert!((3_000_000..3_700_000).contains(&latencies.slow(1000)));
-        latencies.add(u64::MAX);
-        assert!(latencies.slow(1001) > 1 << 62);
-        latencies.add(0);
+    fn beside_an_application_little_is_at_hand_but_a_long_way_is_filled() {
+        let disk = 400_000_000;
+        let writes = |_| Some(400_000);
+        let mut run = Run::new(Settings::default());
+        // Everything that may be in flight was in the way of these.
+        run.pace.arrived(40 * MS);
+        run.go(1000, 8 << 10, disk, |_| None);
+        assert!(run.pace.longest_chunk() > 1 << 30, "nobody waits for one");
+        let listened = |run: &mut Run, trip: u64| {
+            run.pace.arrived(trip);
+            run.pace.arrived(trip + 2 * MS);
+            run.go(2500, 8 << 10, disk, writes);
+            run.pace.left.expect("an application writes")
+        };
+        run.go(1000, 8 << 10, disk, writes);
+        let left = run.pace.left.expect("an application writes");
+        assert_eq!(run.pace.window, left / 4000);
+        assert_eq!(run.pace.longest_chunk(), left / 4000);
+        let left = listened(&mut run, MS - 1);
+        assert_eq!(run.pace.window, left / 4000, "mostly at hand");
+        let left = listened(&mut run, 10 * MS);
+        assert_eq!(run.pace.window, left / 100, "fills the way");
+        assert_eq!(run.pace.longest_chunk(), left / 4000);
+        // Nothing has arrived since: what was known stands.
+        run.go(2500, 8 << 10, disk, writes);
+        assert_eq!(run.pace.window, run.pace.left.expect("writes") / 100);
+        listened(&mut run, MS - 1);
+        listened(&mut run, 1000 * MS);
+        assert_eq!(run.pace.window, run.settings.resync_window, "the bound");
+        // It writes little, and slowly does not make it less than the least.
+        run.pace.left = Some(1);
+        assert_eq!(run.pace.longest_chunk(), AT_HAND_LEAST);
     }
 
     #[test]
@@ -627,12 +647,14 @@ mod tests {
         assert_eq!(pace.admits(Time(0), half - 1, 1), Admission::Now);
         assert_eq!(pace.admits(Time(0), half, 1), Admission::WhenLess);
         assert_eq!(pace.admits(Time(0), 9 * half, 0), Admission::Now);
-        // A millisecond of what is left is in flight at most.
+        // A quarter of a millisecond of what is left is in flight at most.
         pace.left = Some(1_000_000_000);
         pace.set_bound(&settings);
         let now = Time(1_000 * MS);
-        assert_eq!(pace.admits(now, 1_000_000, 1), Admission::WhenLess);
-        assert_eq!(pace.admits(now, 999_999, 1), Admission::Now);
+        assert_eq!(pace.admits(now, 250_000, 1), Admission::WhenLess);
+        assert_eq!(pace.admits(now, 249_999, 1), Admission::Now);
+        // And a millisecond of it goes at once.
+        assert_eq!(pace.admits(now, 750_000, 0), Admission::Now);
         assert_eq!(pace.admits(now, 1, 0), Admission::Now);
         assert_eq!(pace.admits(now, 1, 0), Admission::At(now.after_ms(1)));
         // A millisecond of the bound goes at once; what is owed is waited for.

@@ -276,7 +276,11 @@ impl Mirror {
                 return;
             }
             let (cursor, in_flight) = (source.cursor, source.in_flight);
-            let most = if source.singly { 1 } else { CHUNK };
+            let most = if source.singly {
+                1
+            } else {
+                CHUNK.min(self.pace.longest_chunk() / BLOCK)
+            };
             let Some(run) = self.next_chunk(cursor, most) else {
                 // The pass has come to its end.
                 let end = Block(self.geometry.blocks());

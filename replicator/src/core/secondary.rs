@@ -257,7 +257,7 @@ impl Mirror {
         result: Result<(), DiskFault>,
         out: &mut Actions,
     ) -> Result<(), String> {
-        let Some((owed, _)) = self.up_mut().and_then(|up| up.owed.remove(&seq)) else {
+        let Some((owed, sent)) = self.up_mut().and_then(|up| up.owed.remove(&seq)) else {
             return Err(format!("it answers write {seq}, which it does not owe"));
         };
         if let (Err(fault), Owed::Write(key)) = (result, owed)
@@ -275,7 +275,10 @@ impl Mirror {
         }
         match owed {
             Owed::Write(key) => self.on_peer_wrote(key, out),
-            Owed::Chunk(chunk) => self.on_chunk_done(chunk, out),
+            Owed::Chunk(chunk) => {
+                self.pace.arrived(self.now.since(sent));
+                self.on_chunk_done(chunk, out);
+            }
         }
         Ok(())
     }
