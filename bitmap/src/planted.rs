@@ -74,6 +74,7 @@ defects! {
     AckOverdueIgnored: "what the peer owes for longer than `ack-timeout` does not end the session",
     HangKeepsToken: "a disk that hangs keeps its token, and a flush that fails after the daemon's end is heard by nobody",
     DoubtedCopyCompared: "a copy that may have lost writes to its disk is compared by what it reads",
+    BootNamedInSyncAlone: "a copy that is written to after a reboot is known as one of that boot only when it is in sync",
     FullCopyDetached: "a copy whose store is full is detached, though it is the last one",
     FailedWriteAnswered: "a write that the local disk refused is answered",
     EarlyWritesForgotten: "what protocol A or B answered early is not sent again to the copy that carries",

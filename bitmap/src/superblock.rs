@@ -162,7 +162,8 @@ pub struct Record {
     pub disk: StoredDisk,
     /// `current` came from forcing an Inconsistent or Outdated copy.
     pub forced_bad: bool,
-    /// The machine's boot id when the copies were last in sync.
+    /// The machine's boot id when the copies were last in sync, or when this one was written to alone or
+    /// as a target after that. None after the disk failed.
     pub boot: Option<u128>,
     /// Some marks come from a verify that found differences.
     pub verify_found: bool,
@@ -200,6 +201,15 @@ impl Record {
             verify_found: false,
             all_marked: false,
             store_lost: false,
+        }
+    }
+
+    /// The copy is to be written to in this `boot` without being in sync: from its next daemon on, whoever
+    /// finds no token knows that such writes may be lost. Nothing changes after a disk that failed. Not yet
+    /// durable.
+    pub fn may_lose_writes_of(&mut self, boot: u128) {
+        if !crate::planted::planted(crate::planted::Defect::BootNamedInSyncAlone) {
+            self.boot = self.boot.map(|_| boot);
         }
     }
 

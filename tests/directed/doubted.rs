@@ -44,3 +44,43 @@ fn a_copy_whose_disk_failed_is_not_compared() {
         |pair: &mut Pair| pair.begin(1, |start| start.recovered.superblock.record.boot = None);
     assert_eq!(sent_to(failed), SIZE);
 }
+
+const FORCE: Command = Command::Promote {
+    force: true,
+    while_resyncing: false,
+};
+
+/// Another boot of node 1's machine, and what it does with its copy; then another daemon of that boot, without a token.
+fn respawned_after(used: impl FnOnce(&mut Pair)) -> impl FnOnce(&mut Pair) {
+    |pair: &mut Pair| {
+        let before = pair.sides[1].mirror.record().boot;
+        pair.restart(1);
+        used(pair);
+        let boot = pair.sides[1].mirror.record().boot;
+        assert_ne!(boot, before, "named with the first write");
+        pair.begin(1, |start| {
+            start.boot = boot.expect("a boot");
+            start.token = false;
+        });
+    }
+}
+
+/// The record names this boot from the first write on that may be lost, and not when both are in sync again.
+#[test]
+fn a_copy_that_goes_on_alone_after_the_reboot_names_it() {
+    let mut pair = in_sync();
+    pair.cut();
+    respawned_after(|pair| pair.done(1, FORCE))(&mut pair);
+}
+
+/// So does one that has begun to be a target, and another daemon of that boot knows of it.
+#[test]
+fn a_copy_that_was_a_target_after_the_reboot_is_not_compared() {
+    let target = |pair: &mut Pair| {
+        pair.done(0, FORCE);
+        pair.linked = true;
+        pair.until(1, "Bt");
+        pair.cut();
+    };
+    assert_eq!(sent_to(respawned_after(target)), SIZE);
+}

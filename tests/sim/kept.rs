@@ -79,6 +79,11 @@ fn whoever_stood_still_is_restarted_for_a_copy_that_failed_meanwhile() {
 }
 
 #[test]
+fn what_a_disk_forgot_in_this_boot_is_known_before_the_copies_are_in_sync() {
+    assert_clean(&run_profile(Profile::Unheard, 313, Trace::off()));
+}
+
+#[test]
 fn who_was_called_too_late_is_called_again() {
     // a disk and a peer that hang together; a write that neither store has room for
     for seed in [12710, 15125] {

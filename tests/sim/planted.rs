@@ -88,7 +88,7 @@ fn profile(defect: Defect) -> Profile {
         D::GuestOutlivesAPrimary | D::GuestWritesUnmarked => Profile::Guests,
         D::FullCopyDetached => Profile::FullStores,
         D::AckOverdueIgnored => Profile::Hanging,
-        D::HangKeepsToken | D::DoubtedCopyCompared => Profile::Unheard,
+        D::HangKeepsToken | D::DoubtedCopyCompared | D::BootNamedInSyncAlone => Profile::Unheard,
         D::BadBlockRefused | D::RepairOutlivesTheRole | D::RepairOutlivesTheVerification => {
             Profile::BadBlocks
         }

@@ -319,11 +319,13 @@ impl Mirror {
         // What it asked as the copy that goes on alone is nothing to one that is overwritten.
         self.end_attempt();
         self.local.up_to_date = false;
+        let boot = self.boot;
         self.change_record(After::Met { session }, |r| {
             if !planted(Defect::TargetNotInconsistent) {
                 r.disk = StoredDisk::Inconsistent;
             }
             r.zeroed = false;
+            r.may_lose_writes_of(boot);
             r.all_marked |= full && !planted(Defect::AllMarkedNotWritten);
         });
     }

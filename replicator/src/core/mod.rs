@@ -81,6 +81,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use kagami_bitmap::planted::{Defect, planted};
 use kagami_bitmap::recover::Recovered;
+use kagami_bitmap::superblock::Record;
 use kagami_bitmap::{ActivityLog, DirtyBitmap, Geometry, Run};
 use slab::Slab;
 
@@ -225,6 +226,28 @@ struct Local {
     doubted: bool,
 }
 
+impl Local {
+    fn at_start(record: &Record, boot: u128, token: bool, usable: bool) -> Self {
+        let same_boot = record.boot == Some(boot) || planted(Defect::BootAtAnyRestart);
+        // A token of another boot says nothing of what this one loses.
+        let token = token && (same_boot || record.boot.is_none());
+        // It failed in this boot, or before its daemon could say when. (A lost cache answers for nothing after a reboot.)
+        let failed_before = record.boot.is_none() && record.current.is_some();
+        Self {
+            store: if usable {
+                Store::Usable
+            } else {
+                Store::Diskless
+            },
+            up_to_date: false,
+            unbroken: token && usable && same_boot,
+            token,
+            ahead: false,
+            doubted: failed_before || same_boot && !token,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Store {
     Usable,
@@ -312,11 +335,7 @@ impl Mirror {
             record.node, start.node.0,
             "the record of another node's copy"
         );
-        let same_boot = record.boot == Some(start.boot) || planted(Defect::BootAtAnyRestart);
-        let unbroken = start.token && start.disk_usable && same_boot;
-        // It failed in this boot, or before its daemon could say when. (A lost cache answers for nothing after a reboot.)
-        let failed_before = record.boot.is_none() && record.current.is_some();
-        let doubted = failed_before || same_boot && !start.token;
+        let local = Local::at_start(record, start.boot, start.token, start.disk_usable);
         let mut mirror = Self {
             now,
             started: now,
@@ -335,18 +354,7 @@ impl Mirror {
             told_metadata: false,
             next_meta: 1,
             pages: durable::Pages::new(next_page_seq),
-            local: Local {
-                store: if start.disk_usable {
-                    Store::Usable
-                } else {
-                    Store::Diskless
-                },
-                up_to_date: false,
-                unbroken,
-                token: start.token,
-                ahead: false,
-                doubted,
-            },
+            local,
             role: Role::Secondary,
             role_cause: "its daemon began",
             term: 0,
@@ -385,7 +393,7 @@ impl Mirror {
             last_verdict: None,
             last_told: Told::default(),
         };
-        if !start.disk_usable {
+        if !start.disk_usable || start.token && !mirror.local.token {
             out.push(Action::BreakToken);
         }
         mirror.record_first_peer();
@@ -520,7 +528,7 @@ impl Mirror {
     }
 
     /// The durable record, as of now.
-    pub fn record(&self) -> &kagami_bitmap::superblock::Record {
+    pub fn record(&self) -> &Record {
         self.durable.record()
     }
 

@@ -139,11 +139,13 @@ impl Mirror {
     pub(super) fn mint_as(&mut self, tag: u64, after: After) {
         let primary = self.is_primary() || self.is_promoting_alone();
         let carries = matches!(after, After::MintedToCarry { .. });
+        let boot = self.boot;
         self.change_record(after, |r| {
             if !r.alone {
                 r.mint(tag);
             }
             r.zeroed = false;
+            r.may_lose_writes_of(boot);
             // Whoever carries the peer's Primary remembers only what it will have been itself.
             r.was_primary = primary || r.was_primary && !carries;
         });
@@ -317,6 +319,7 @@ impl Mirror {
             promote,
             held: self.is_primary(),
         };
+        let boot = self.boot;
         self.change_record(after, |r| {
             let bad = r.is_bad();
             r.mint(tag);
@@ -325,6 +328,7 @@ impl Mirror {
             r.disk = kagami_bitmap::superblock::StoredDisk::Consistent;
             r.was_primary |= promote;
             r.zeroed = false;
+            r.may_lose_writes_of(boot);
         });
     }
 
