@@ -93,6 +93,12 @@ impl Patience {
         }
     }
 
+    /// Others have computed at some time, so that it did without looking.
+    #[cfg(test)]
+    pub(super) fn rested(&self) -> bool {
+        self.rests_until > Time(0)
+    }
+
     /// What the next wait is for.
     pub(super) fn awaits(&mut self, awaits: Awaits) {
         self.awaits = awaits;

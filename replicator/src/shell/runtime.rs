@@ -293,8 +293,13 @@ mod tests {
             has_worked(Awaits::Requests);
             let before = slept();
             pause().await;
-            let looks = cores.is_ok_and(|cores| cores.get() > 1);
-            assert_eq!(slept() == before, looks);
+            if cores.is_ok_and(|cores| cores.get() > 1) {
+                // A program that computes beside the test takes the processor away, and the thread rests then.
+                let rested = LOOKER.with_borrow(|it| it.as_ref().map(|it| it.patience.rested()));
+                assert!(slept() == before || rested == Some(true));
+            } else {
+                assert!(slept() > before, "nobody else would get on");
+            }
             has_worked(Awaits::Answers);
             pause().await;
             assert!(slept() > before, "none of its kind was seen yet");
