@@ -224,6 +224,21 @@ mod tests {
     }
 
     #[test]
+    fn a_name_outlasts_a_start_that_finds_none_but_not_its_store() {
+        let mut same = copy("wwid a", false);
+        assert_eq!(meet(&mut same, &[], SIZE), None);
+        assert_eq!(same.superblock.store_name, "wwid a");
+        // So another store is still told from it.
+        let another = meet(&mut same, &["wwid b"], SIZE);
+        assert_eq!(another, Some(OtherStore::Named));
+
+        let mut after_loss = copy("wwid a", true);
+        let why = meet(&mut after_loss, &[], SIZE);
+        assert_eq!(why, Some(OtherStore::AfterLoss));
+        assert_eq!(after_loss.superblock.store_name, "");
+    }
+
+    #[test]
     fn where_nobody_else_has_a_copy_there_is_nothing_to_compare_with() {
         let mut copy = copy("wwid a", false);
         copy.superblock.record.peer = None;

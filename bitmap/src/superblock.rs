@@ -694,6 +694,20 @@ mod tests {
     }
 
     #[test]
+    fn a_boot_whose_writes_may_be_lost_is_named_but_for_a_disk_that_failed() {
+        for (had, named) in [(Some(4), Some(5)), (Some(5), Some(5)), (None, None)] {
+            let mut record = Record::new(1, 1, SIZE);
+            record.boot = had;
+            let expected = Record {
+                boot: named,
+                ..record.clone()
+            };
+            record.may_lose_writes_of(5);
+            assert_eq!(record, expected);
+        }
+    }
+
+    #[test]
     fn a_copy_is_bad_or_never_written() {
         let mut record = Record::new(1, 1, SIZE);
         assert!(record.is_never_written() && !record.is_bad());
