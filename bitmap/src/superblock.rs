@@ -82,7 +82,7 @@ pub mod field {
 /// Bits of the flags field.
 pub mod flag {
     /// The store is known to read as zeroes.
-    pub const ZEROED: u32 = 1 << 0;
+    pub const ZEROED: u32 = 1;
     /// `current` was minted for this copy and never offered.
     pub const ALONE: u32 = 1 << 1;
     /// Primary, and not cleanly demoted since.
